@@ -1,0 +1,41 @@
+# Everything a newcomer needs: `make compare` and `make test`. Each makes .venv first, if it is missing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?= results/phantom
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup compare test lint unit wheel-test bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medloss needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned packages into $(VENV) (some 1.5 GB, a few minutes)"
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+compare: setup
+	$(BIN)/medloss compare phantom --losses all --folds 0 --seeds 0 --out $(OUT)
+
+test: lint unit wheel-test
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
+
+# The same tests against the built wheel, in an environment of its own, from outside the checkout.
+wheel-test: setup
+	PYTHON=$(PYTHON) .ci/wheel-test
+
+bench: setup
+	$(BIN)/python -m benchmarks.engine_overhead
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

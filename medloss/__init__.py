@@ -1,0 +1,12 @@
+"""Losses for medical image segmentation: 2D and 3D, on anisotropic voxels, beside MONAI's."""
+
+from medloss.base import SegmentationLoss as SegmentationLoss
+from medloss.compound.combined import CombinedLoss as CombinedLoss
+from medloss.create import call_loss as call_loss
+from medloss.create import create_loss as create_loss
+from medloss.entry import LossEntry as LossEntry
+from medloss.entry import Recipe as Recipe
+from medloss.errors import InputError as InputError
+from medloss.registry import *  # noqa: F403  the losses' classes: the registry is the one list of them
+from medloss.registry import LOSSES as LOSSES
+from medloss.training import create_training_loss as create_training_loss

@@ -1,0 +1,231 @@
+"""`SegmentationLoss`: checks, targets, mask, spacing and type, once for every loss."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from medloss.checks import check_probabilities, check_shapes, check_values
+from medloss.errors import InputError
+from medloss.inputs import LossInputs, Mode
+from medloss.spacing import Spacing, resolve_spacing
+
+
+class CommonArguments(TypedDict, total=False):
+    """The keyword arguments that every loss takes; `SegmentationLoss` says what they mean."""
+
+    include_background: bool
+    to_onehot_y: bool
+    sigmoid: bool
+    softmax: bool
+    other_act: Callable[[Tensor], Tensor] | None
+    reduction: str
+    batch: bool
+    weight: Sequence[float] | float | Tensor | None
+    ignore_index: int | None
+    validate: bool
+
+
+class SegmentationLoss(_Loss):
+    """What all losses share; a loss is a subclass with a formula in `compute`.
+
+    Args:
+        include_background: whether class 0 belongs to the sums. With one channel it always does.
+        to_onehot_y: accepted for MONAI's sake: an index target `[B, 1, *spatial]` is known by its shape.
+        sigmoid: logits, each channel its own yes/no.
+        softmax: logits, one class out of C >= 2.
+        other_act: a callable that makes probabilities of the network's output; each channel its own yes/no.
+            None of the three: probabilities are passed.
+        reduction: `mean`, `sum` or `none`. Voxelwise losses average over all counted voxels, the others over
+            items and classes; `none` gives `[B, 1 or C', *spatial]` (voxelwise) or `[B, C', 1, 1(, 1)]`.
+        batch: sum regions over the batch first; losses without regions ignore it.
+        weight: one number, or one a class that is left (C'); multiplies the class's term.
+        ignore_index: a label whose voxels are masked; for index targets.
+        validate: check the target's values (a GPU has to wait for that). Shapes are always checked.
+
+    Raises:
+        InputError: arguments that exclude each other, an unknown reduction, negative weights.
+    """
+
+    #: Whether targets between 0 and 1 have a meaning.
+    soft_targets: ClassVar[bool] = True
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: str = "mean",
+        batch: bool = False,
+        weight: Sequence[float] | float | Tensor | None = None,
+        ignore_index: int | None = None,
+        validate: bool = True,
+    ) -> None:
+        # MONAI's LossReduction is an enumeration whose values are these words.
+        reduction = str(getattr(reduction, "value", reduction))
+        if reduction not in ("mean", "sum", "none"):
+            raise InputError(f"reduction: got '{reduction}'; expected 'mean', 'sum' or 'none'")
+        if other_act is not None and not callable(other_act):
+            raise InputError(f"other_act: got {type(other_act).__name__}; expected a callable or None")
+        if sigmoid + softmax + (other_act is not None) > 1:
+            raise InputError("sigmoid, softmax, other_act: more than one was given; expected one of them")
+        super().__init__(reduction=reduction)
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.batch = batch
+        self.ignore_index = ignore_index
+        self.validate = validate
+        self.register_buffer("class_weight", None if weight is None else _class_weight(weight))
+
+    @abstractmethod
+    def compute(self, inputs: LossInputs) -> Tensor:
+        """The loss's formula, reduced as `self.reduction` says."""
+
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        mask: Tensor | None = None,
+        spacing: Spacing | None = None,
+        distance_map: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            logits: the network's output, `[B, C, *spatial]`, 2D or 3D.
+            target: an index map `[B, 1, *spatial]` of any integer type (or whole numbers in a float tensor),
+                or one map a class `[B, C, *spatial]`.
+            mask: `[B, 1, *spatial]`, nonzero where a voxel counts.
+            spacing: mm, in the order of the array's axes; one for all or one an item. None: the target's own
+                when it is a `MetaTensor`, else 1. Losses without distances ignore it.
+            distance_map: `[B, C, *spatial]`, the target's signed distance map in mm, from the whole volume.
+                Losses that have no use for it ignore it.
+
+        Returns:
+            float32 (float64 for float64 logits): a scalar, or what `reduction="none"` says.
+
+        Raises:
+            InputError: shapes or values that do not fit; the message names the argument.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.compute(self._prepare(logits, target, mask, spacing, distance_map))
+
+    def _prepare(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        spacing: Spacing | None,
+        distance_map: Tensor | None,
+    ) -> LossInputs:
+        check_shapes(logits, target, mask)
+        item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
+        logits, target = _plain(logits), _plain(target).detach()
+        channels = logits.shape[1]
+        self._check_channels(channels, target.shape[1])
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            target = target.long()  # torch has few operations for these
+        mask = None if mask is None else _plain(mask) != 0
+        if self.ignore_index is not None:
+            kept = target != self.ignore_index
+            mask = kept if mask is None else mask & kept
+        mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
+        if self.validate and not torch.compiler.is_compiling():
+            check_values(target, mask, channels, self.soft_targets)
+            if mode is Mode.PROBABILITIES and self.other_act is None:
+                check_probabilities(_plain(logits), mask)
+        logits = logits.to(dtype)
+        if mask is not None:
+            logits = torch.where(mask, logits, logits.new_zeros(()))
+        maps = self._target_maps(target, channels, dtype, mask)
+        if distance_map is not None:
+            distance_map = _check_distance_map(_plain(distance_map).detach().to(logits), logits)
+        return LossInputs(
+            logits=logits,
+            target=maps,
+            mask=mask,
+            mode=mode,
+            activation=self.other_act,
+            include_background=self.include_background or channels == 1,
+            class_weight=self.class_weight,
+            spacing=item_spacing,
+            distance_map=distance_map,
+        )
+
+    def _check_channels(self, channels: int, target_channels: int) -> None:
+        if channels == 1:
+            if self.softmax:
+                raise InputError("softmax: logits have one channel; expected two or more, or sigmoid=True")
+            if not self.include_background:
+                warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
+        if self.ignore_index is not None and target_channels != 1:
+            raise InputError(
+                f"ignore_index: the target has {target_channels} channels, one map a class; expected an index map "
+                "[B, 1, *spatial], or a mask instead"
+            )
+        left = channels if self.include_background or channels == 1 else channels - 1
+        if self.class_weight is not None and self.class_weight.numel() not in (1, left):
+            raise InputError(
+                f"weight: got {self.class_weight.numel()} numbers; expected 1 or {left}, one a class that is left"
+            )
+
+    def _target_maps(self, target: Tensor, channels: int, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+        """One map a class `[B, C, *spatial]`; a voxel with the ignored label belongs to no class."""
+        if target.shape[1] == channels:
+            maps = target.to(dtype)
+            if self.ignore_index is not None:
+                maps = torch.where(target == self.ignore_index, maps.new_zeros(()), maps)
+        else:
+            classes = torch.arange(channels, device=target.device)
+            maps = (target == classes.view(1, -1, *(1,) * (target.ndim - 2))).to(dtype)
+            if self.ignore_index is not None and 0 <= self.ignore_index < channels:
+                maps = torch.where(target == self.ignore_index, maps.new_zeros(()), maps)
+        if mask is not None and target.is_floating_point():
+            maps = torch.where(mask, maps, torch.nan_to_num(maps))
+        return maps
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, for `print(loss)`."""
+        shown: dict[str, Any] = {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name not in ("training", "validate", "to_onehot_y")
+        }
+        return ", ".join(f"{name}={value}" for name, value in shown.items() if value not in (None, False))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _class_weight(weight: Sequence[float] | float | Tensor) -> Tensor:
+    values = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).clone()
+    if not bool((values >= 0).all()):
+        raise InputError(f"weight: got {values.tolist()}; expected numbers >= 0")
+    return values
+
+
+def _check_distance_map(distance_map: Tensor, logits: Tensor) -> Tensor:
+    batch, channels, *spatial = logits.shape
+    allowed = {(batch, channels, *spatial), (batch, max(channels - 1, 1), *spatial)}
+    if tuple(distance_map.shape) not in allowed:
+        raise InputError(
+            f"distance_map: got shape {tuple(distance_map.shape)}; expected {tuple(logits.shape)}, "
+            "or the same without class 0"
+        )
+    return distance_map

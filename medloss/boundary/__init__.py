@@ -1,0 +1,1 @@
+"""Boundary-based losses: they read how far a wrong voxel lies from the border."""

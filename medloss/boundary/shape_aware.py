@@ -1,0 +1,86 @@
+"""Shape-aware loss: cross entropy that weighs wrong voxels by how far the contours lie apart."""
+
+import torch
+from torch import Tensor
+
+from medloss.cross_entropy import weighted_cross_entropy
+from medloss.distance.maps import outside_distance_map
+from medloss.entry import register
+from medloss.inputs import LossInputs
+from medloss.voxelwise import VoxelwiseLoss
+
+
+@register(
+    "shape_aware",
+    family="boundary",
+    paper="Al Arif et al. 2017, doi 10.1007/978-3-319-74113-0_2",
+    summary="cross entropy, wrong voxels weighted by how far the contours lie apart",
+)
+class ShapeAwareLoss(VoxelwiseLoss):
+    r"""Cross entropy, times one plus the contours' distance where the hard prediction is wrong.
+
+    $$\mathrm{mean}\big[\mathrm{CE}\,(1 + E\, 1[q \ne y])\big]$$
+
+    CE: cross entropy a voxel, as in `BinaryCrossEntropyLoss`; q: hard prediction; y: target; E: the mean distance in mm
+    from the predicted contour's voxels to the reference contour, one number an item (and channel, where each is its
+    own yes/no), without gradient. Categorical: E is the mean over classes 1..C-1, whatever `include_background`, and
+    wrong means that the argmax differs from the label.
+
+    A contour: the voxels of a mask with a face neighbour inside the image and outside the mask. With an empty contour
+    E = 0. `distance_map` is of no use here: inside, the distance to the contour is another one. With softmax and
+    `include_background=False` a false positive on background costs nothing. The survey's signs are wrong.
+
+    Takes the arguments of `SegmentationLoss`, and no others; `batch` is ignored. Targets must be hard.
+
+    Raises:
+        InputError: as `SegmentationLoss`; a soft target.
+
+    References:
+        Al Arif, Knapp and Slabaugh (2017), Shape-aware deep convolutional neural network for vertebrae segmentation,
+        doi 10.1007/978-3-319-74113-0_2.
+
+    Example:
+        >>> import torch, medloss
+        >>> label = torch.zeros(1, 1, 8, 8)
+        >>> label[..., 2:4, 2:4] = 1
+        >>> loss = medloss.ShapeAwareLoss(sigmoid=True)
+        >>> near, far = 8 * label.roll(1, 3) - 4, 8 * label.roll(4, 3) - 4
+        >>> (loss(far, label) > loss(near, label)).item()
+        True
+    """
+
+    soft_targets = False
+
+    def voxels(self, inputs: LossInputs) -> Tensor:
+        """CE (1 + E 1[q != y])."""
+        q, y = inputs.hard_prediction(), inputs.target > 0.5
+        if inputs.categorical:
+            distance = _contour_distance(q[:, 1:], y[:, 1:], inputs).mean(1, keepdim=True)
+            wrong = (q != y).any(1, keepdim=True)
+        else:
+            q, y = inputs.included(q), inputs.included(y)
+            distance = _contour_distance(q, y, inputs)
+            wrong = q != y
+        return weighted_cross_entropy(inputs) * (1 + distance * wrong)
+
+
+def _contour_distance(prediction: Tensor, reference: Tensor, inputs: LossInputs) -> Tensor:
+    """Mean distance in mm from the predicted contour's counted voxels to the reference contour, `[B, C, 1, ...]`."""
+    axes = inputs.spatial_axes
+    to_reference = outside_distance_map(_contour(reference), inputs.spacing).to(inputs.logits)
+    contour = _contour(prediction)
+    if inputs.mask is not None:
+        contour = contour & inputs.mask
+    count = contour.sum(axes, keepdim=True)
+    return torch.where(contour, to_reference, 0.0).sum(axes, keepdim=True) / count.clamp(min=1)
+
+
+def _contour(masks: Tensor) -> Tensor:
+    """Voxels of a mask with a face neighbour inside the image and outside the mask."""
+    contour = torch.zeros_like(masks)
+    for axis in range(2, masks.ndim):
+        size = masks.shape[axis]
+        low, high = masks.narrow(axis, 0, size - 1), masks.narrow(axis, 1, size - 1)
+        contour.narrow(axis, 0, size - 1).logical_or_(low & ~high)
+        contour.narrow(axis, 1, size - 1).logical_or_(high & ~low)
+    return contour

@@ -1,0 +1,69 @@
+"""Refusals of bad loss inputs, each in one line: the argument, what came, what was expected.
+
+`check_shapes` costs nothing. `check_values` reads the target once, and makes a GPU wait: `validate=False`
+turns it off, and it is left out while torch compiles.
+"""
+
+import torch
+from torch import Tensor
+
+from medloss.errors import InputError
+
+
+def check_shapes(logits: Tensor, target: Tensor, mask: Tensor | None) -> None:
+    """Refuse logits, targets and masks whose shapes or types do not fit together."""
+    if not logits.is_floating_point():
+        raise InputError(f"logits: got {logits.dtype}; expected floating point numbers")
+    if logits.ndim not in (4, 5):
+        raise InputError(f"logits: got shape {tuple(logits.shape)}; expected [B, C, H, W] (2D) or [B, C, D, H, W] (3D)")
+    batch, channels, *spatial = logits.shape
+    if target.ndim != logits.ndim or [target.shape[0], *target.shape[2:]] != [batch, *spatial]:
+        raise InputError(
+            f"target: got shape {tuple(target.shape)} for logits {tuple(logits.shape)}; "
+            f"expected an index map {(batch, 1, *spatial)} or one map a class {tuple(logits.shape)}"
+        )
+    if target.shape[1] not in (1, channels):
+        raise InputError(
+            f"target: got {target.shape[1]} channels for logits of {channels}; "
+            f"expected 1 (an index map) or {channels} (one map a class)"
+        )
+    if mask is not None and list(mask.shape) != [batch, 1, *spatial]:
+        raise InputError(f"mask: got shape {tuple(mask.shape)}; expected {(batch, 1, *spatial)}")
+
+
+def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_targets: bool) -> None:
+    """Refuse labels that are no class, and maps that leave [0, 1]; only voxels that count are looked at."""
+    if target.dtype == torch.bool or target.numel() == 0:
+        return
+    if mask is not None:
+        target = torch.where(mask, target, target.new_zeros(()))
+    is_index = target.shape[1] == 1
+    low, high = (float(bound) for bound in torch.aminmax(target.detach()))
+    if low != low or high != high:
+        raise InputError("target: it holds NaN; expected labels, or maps with values in [0, 1]")
+    if is_index and channels > 1:
+        if low < 0 or high > channels - 1:
+            raise InputError(
+                f"target: got labels from {low:g} to {high:g} for logits of {channels} channels; "
+                f"expected labels 0 to {channels - 1} (a label to leave out: ignore_index)"
+            )
+        if target.is_floating_point() and bool((target != target.round()).any()):
+            raise InputError("target: an index map must hold whole numbers, and this one does not")
+        return
+    if low < 0 or high > 1:
+        hint = "; labels above 1 need logits of one channel a class" if is_index and high > 1 else ""
+        raise InputError(f"target: got values from {low:g} to {high:g}; expected values in [0, 1]{hint}")
+    if not soft_targets and target.is_floating_point() and bool(((target != 0) & (target != 1)).any()):
+        raise InputError("target: this loss needs a target of 0 and 1 alone, and got values between")
+
+
+def check_probabilities(probabilities: Tensor, mask: Tensor | None) -> None:
+    """Refuse logits passed where no activation was asked for."""
+    if mask is not None:
+        probabilities = torch.where(mask, probabilities, probabilities.new_zeros(()))
+    low, high = (float(bound) for bound in torch.aminmax(probabilities.detach()))
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise InputError(
+            f"logits: got values from {low:g} to {high:g} where probabilities in [0, 1] were expected; "
+            "for logits pass softmax=True (classes exclude each other) or sigmoid=True"
+        )

@@ -1,0 +1,1 @@
+"""Compound losses: sums of a distribution-based and a region-based loss, and sums of any losses."""

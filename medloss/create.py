@@ -1,0 +1,92 @@
+"""Losses by name: from the registry, or from elsewhere by dotted path; and how any of them is called."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from medloss.base import CommonArguments, SegmentationLoss
+from medloss.errors import InputError
+from medloss.registry import LOSSES
+from medloss.spacing import Spacing
+
+
+def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
+    """Make a loss.
+
+    Args:
+        name: a registered name, a dotted path such as `monai.losses.GeneralizedDiceLoss`, or a mapping with
+            `_target_` (either of them) and arguments.
+        **arguments: the loss's arguments.
+
+    Raises:
+        InputError: an unknown name (says the nearest one) or argument.
+
+    Example:
+        >>> import medloss
+        >>> medloss.create_loss("focal_tversky", softmax=True, include_background=False).gamma
+        1.3333333333333333
+    """
+    if isinstance(name, Mapping):
+        if "_target_" not in name:
+            raise InputError("loss: got a mapping without '_target_'; expected the loss's name or dotted path there")
+        arguments = {key: value for key, value in name.items() if key != "_target_"} | arguments
+        name = str(name["_target_"])
+    cls = loss_class(name)
+    accepted = accepted_arguments(cls)
+    if accepted is not None and (unknown := sorted(set(arguments) - accepted)):
+        near = difflib.get_close_matches(unknown[0], accepted, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(sorted(accepted))}"
+        raise InputError(f"{name}: unknown argument '{unknown[0]}'; {hint}")
+    loss: nn.Module = cls(**arguments)
+    return loss
+
+
+def loss_class(name: str) -> type[nn.Module]:
+    """The class behind a registered name or a dotted path.
+
+    Raises:
+        InputError: there is none; says the nearest registered name.
+    """
+    if name in LOSSES:
+        return LOSSES[name].cls
+    module, _, attribute = name.rpartition(".")
+    if module:
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"loss: cannot import '{name}': {error}") from None
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise InputError(f"loss: '{name}' is no torch.nn.Module class; expected one")
+        return found
+    near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else f"the losses are {', '.join(LOSSES)}"
+    raise InputError(f"loss: no loss '{name}'; {hint}")
+
+
+def accepted_arguments(cls: type[nn.Module]) -> set[str] | None:
+    """The names that a loss's constructor takes; None where it takes any."""
+    parameters = inspect.signature(cls).parameters.values()
+    names = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    if issubclass(cls, SegmentationLoss):
+        return names | set(CommonArguments.__annotations__)
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else names
+
+
+def call_loss(
+    loss: nn.Module,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    spacing: Spacing | None = None,
+    distance_map: Tensor | None = None,
+) -> Tensor:
+    """Call a loss, ours or not, with those of the keywords that its `forward` has."""
+    given = {"mask": mask, "spacing": spacing, "distance_map": distance_map}
+    keywords = inspect.signature(loss.forward).parameters
+    value: Tensor = loss(logits, target, **{name: given[name] for name in given if name in keywords})
+    return value

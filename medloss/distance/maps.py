@@ -1,0 +1,115 @@
+"""Distance maps of masks `[B, C, *spatial]`, in mm, without gradient."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from medloss.distance import _simpleitk
+from medloss.errors import InputError
+from medloss.spacing import Spacing, resolve_spacing
+
+_Transform = Callable[[_simpleitk.Mask, tuple[float, ...]], _simpleitk.Distances]
+
+
+def distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
+    """Euclidean distance transform: from each voxel of a mask to the nearest voxel outside it.
+
+    Voxel centre to voxel centre, exact: what `scipy.ndimage.distance_transform_edt(mask, sampling=spacing)` gives.
+
+    Args:
+        mask: `[B, C, *spatial]`, 2D or 3D; above 0.5 is inside.
+        spacing: mm, in the order of the array's axes; one for all or one an item. None: the mask's own when
+            it is a `MetaTensor`, else 1.
+
+    Returns:
+        float32, mm, the mask's shape and device; 0 outside, and everywhere for a mask that is empty or full.
+
+    Raises:
+        InputError: a shape that is not `[B, C, *spatial]`, a bad spacing.
+
+    Example:
+        >>> import torch
+        >>> from medloss.distance import distance_map
+        >>> distance_map(torch.tensor([[[[0, 1, 1, 1, 0]]]]), spacing=(1.0, 0.5)).flatten().tolist()
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    return _transform_each(mask, spacing, _simpleitk.inside_distances)
+
+
+def signed_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
+    """Distance to the other side's nearest voxel: positive outside, negative inside.
+
+    `edt(not m) - edt(m)`, with `edt` as in `distance_map`, whose arguments and errors it shares; there is no 0
+    save for a mask that is empty or full.
+
+    Example:
+        >>> import torch
+        >>> from medloss.distance import signed_distance_map
+        >>> signed_distance_map(torch.tensor([[[[0, 1, 1, 1, 0]]]]), spacing=(1.0, 0.5)).flatten().tolist()
+        [0.5, -0.5, -1.0, -0.5, 0.5]
+    """
+    return _transform_each(mask, spacing, _simpleitk.signed_distances)
+
+
+def boundary_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
+    """Distance to the other side's nearest voxel, on both sides positive: `edt(m) + edt(not m)`.
+
+    Arguments and errors as `distance_map`.
+
+    Example:
+        >>> import torch
+        >>> from medloss.distance import boundary_distance_map
+        >>> boundary_distance_map(torch.tensor([[[[0, 1, 1, 1, 0]]]]), spacing=(1.0, 0.5)).flatten().tolist()
+        [0.5, 0.5, 1.0, 0.5, 0.5]
+    """
+    return signed_distance_map(mask, spacing).abs_()
+
+
+def outside_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
+    """Distance from each voxel outside a mask to its nearest voxel: `edt(not m)`; as `distance_map`."""
+    return _transform_each(mask, spacing, _simpleitk.outside_distances)
+
+
+def penalty_map(mask: Tensor, spacing: Spacing | None = None, *, signed_map: Tensor | None = None) -> Tensor:
+    """How near the border a voxel lies, each side of the border apart: `F = (max d - d) / max d`.
+
+    d: distance to the other side; max d: over the whole side. F lies in [0, 1), and is 0 for a mask that is
+    empty or full.
+
+    Args:
+        mask: `[B, C, *spatial]`; above 0.5 is inside.
+        spacing: mm, as in `distance_map`.
+        signed_map: `signed_distance_map(mask, spacing)`, if it is at hand.
+
+    Raises:
+        InputError: as `distance_map`.
+
+    Example:
+        >>> import torch
+        >>> from medloss.distance import penalty_map
+        >>> penalty_map(torch.tensor([[[[0, 0, 1, 1, 1]]]])).flatten().tolist()
+        [0.0, 0.5, 0.6666666865348816, 0.3333333432674408, 0.0]
+    """
+    signed = signed_distance_map(mask, spacing) if signed_map is None else signed_map
+    axes = tuple(range(2, signed.ndim))
+    penalty = torch.zeros_like(signed)
+    for side in (signed.clamp(min=0), (-signed).clamp(min=0)):
+        largest = side.amax(axes, keepdim=True)
+        penalty += torch.where(side > 0, (largest - side) / largest, 0.0)
+    return penalty
+
+
+def _transform_each(mask: Tensor, spacing: Spacing | None, transform: _Transform) -> Tensor:
+    if mask.ndim not in (4, 5):
+        raise InputError(f"mask: got shape {tuple(mask.shape)}; expected [B, C, H, W] (2D) or [B, C, D, H, W] (3D)")
+    spacings = resolve_spacing(spacing, mask, mask.shape[0], mask.ndim - 2)
+    plain = mask.as_tensor() if isinstance(mask, MetaTensor) else mask
+    masks = (plain.detach() > 0.5).cpu().numpy()
+    maps = np.empty(masks.shape, np.float32)
+    for item, item_spacing in enumerate(spacings):
+        for channel in range(masks.shape[1]):
+            maps[item, channel] = transform(np.ascontiguousarray(masks[item, channel]), item_spacing)
+    return torch.from_numpy(maps).to(plain.device)

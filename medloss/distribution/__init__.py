@@ -1,0 +1,1 @@
+"""Distribution-based losses: cross entropy a voxel, times a weight map."""

@@ -1,0 +1,57 @@
+"""Cross entropy weighted by how rare a class is in the image at hand."""
+
+from torch import Tensor
+
+from medloss.cross_entropy import weighted_cross_entropy
+from medloss.entry import register
+from medloss.inputs import LossInputs
+from medloss.voxelwise import VoxelwiseLoss
+
+
+@register(
+    "balanced_cross_entropy",
+    family="distribution",
+    paper="Xie and Tu 2015, arXiv 1504.06375",
+    summary="cross entropy, each class weighted by its rarity in the image",
+)
+class BalancedCrossEntropyLoss(VoxelwiseLoss):
+    r"""Cross entropy whose weights balance each channel's foreground and background.
+
+    Each channel its own yes/no:
+
+    $$-[b\, y \ln p + (1 - b)(1 - y) \ln(1 - p)], \quad b = 1 - \mathrm{mean}(y)$$
+
+    Categorical: $-\sum_c (1 - \mathrm{mean}(y_c))\, y_c \ln p_c$.
+
+    y: target; p: probability; b: the share of voxels that are not foreground, an item and channel, or over the
+    batch (`batch=True`), of the voxels that count.
+
+    A trap: on an empty channel b is 1, on a full one 0, so one of the two sides weighs nothing: a wrong
+    prediction costs nothing there. With softmax and `include_background=False` neither does a false positive
+    on background.
+
+    Takes the arguments of `SegmentationLoss`, and no others. Soft targets are allowed.
+
+    Raises:
+        InputError: as `SegmentationLoss`.
+
+    References:
+        Xie and Tu (2015), Holistically-Nested Edge Detection, arXiv 1504.06375.
+
+    Example:
+        >>> import torch, medloss
+        >>> loss = medloss.BalancedCrossEntropyLoss(sigmoid=True)
+        >>> label = torch.zeros(1, 1, 4, 4)
+        >>> label[..., :1] = 1  # a quarter: b = 0.75
+        >>> round(loss(torch.zeros(1, 1, 4, 4), label).item(), 4)  # (0.25 * 0.75 + 0.75 * 0.25) ln 2
+        0.2599
+    """
+
+    def voxels(self, inputs: LossInputs) -> Tensor:
+        """Cross entropy, each side weighted by the other's share."""
+        counts, sums = inputs.counts(), inputs.counted(inputs.target).sum(inputs.spatial_axes)
+        if self.batch:
+            counts, sums = counts.sum(0, keepdim=True), sums.sum(0, keepdim=True)
+        share = sums / counts.clamp(min=1)
+        share = inputs.included(share.view(*share.shape, *(1,) * len(inputs.spatial_axes)))
+        return weighted_cross_entropy(inputs, positive=1 - share, negative=share)

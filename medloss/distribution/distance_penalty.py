@@ -1,0 +1,63 @@
+"""Cross entropy that weighs voxels by their distance to the reference's border."""
+
+import torch
+from torch import Tensor
+
+from medloss.cross_entropy import weighted_cross_entropy
+from medloss.distance.maps import penalty_map
+from medloss.entry import register
+from medloss.inputs import LossInputs
+from medloss.voxelwise import VoxelwiseLoss
+
+
+@register(
+    "distance_penalty",
+    family="distribution",
+    paper="Caliva et al. 2019, arXiv 1908.03679",
+    summary="cross entropy, heavier near the reference's border",
+)
+class DistancePenaltyLoss(VoxelwiseLoss):
+    r"""Cross entropy times one plus a map that is highest at the reference's border.
+
+    $$(1 + F)\, \mathrm{CE}, \quad F = (\max d - d) / \max d$$
+
+    CE: cross entropy a voxel, as in `BinaryCrossEntropyLoss`; d: distance in mm to the nearest voxel of the
+    other side, each side of a structure's border apart; max d: over that whole side, masked voxels too. F lies
+    in [0, 1). It is 0 for an empty or full structure, and inside one that is a voxel thick.
+
+    Each channel its own yes/no: one map a channel. Categorical: the maximum of F over classes 1..C-1, whatever
+    `include_background`; background voxels far from every border then weigh least. With softmax and
+    `include_background=False` a false positive on background costs nothing.
+
+    Takes the arguments of `SegmentationLoss`, and no others. Targets must be hard. `spacing` (mm) matters;
+    `distance_map` spares the transform. The division by max d is ours; the paper inverts the map.
+
+    Raises:
+        InputError: as `SegmentationLoss`; a soft target.
+
+    References:
+        Caliva, Iriondo, Martinez, Majumdar and Pedoia (2019), Distance Map Loss Penalty Term for Semantic
+        Segmentation, arXiv 1908.03679.
+
+    Example:
+        >>> import torch, medloss
+        >>> label = torch.zeros(1, 1, 1, 5)
+        >>> label[..., :2] = 1  # distances to the border: 2 1 | 1 2 3
+        >>> loss = medloss.DistancePenaltyLoss(sigmoid=True, reduction="none")
+        >>> (loss(torch.zeros(1, 1, 1, 5), label) / torch.tensor(2.0).log() - 1).flatten().tolist()
+        [0.0, 0.5, 0.6666666269302368, 0.3333333730697632, 0.0]
+    """
+
+    soft_targets = False
+
+    def voxels(self, inputs: LossInputs) -> Tensor:
+        """Cross entropy times one plus the penalty map."""
+        return (1 + self._penalty(inputs)) * weighted_cross_entropy(inputs)
+
+    def _penalty(self, inputs: LossInputs) -> Tensor:
+        structures = inputs.target[:, 1:] if inputs.categorical else inputs.included(inputs.target)
+        signed = inputs.distance_map
+        if signed is not None:
+            signed = signed[:, -structures.shape[1] :]
+        penalty = penalty_map(structures > 0.5, inputs.spacing, signed_map=signed).to(inputs.logits)
+        return torch.amax(penalty, 1, keepdim=True) if inputs.categorical else penalty

@@ -1,0 +1,118 @@
+"""Focal loss: cross entropy that lets well classified voxels go."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from medloss.base import CommonArguments
+from medloss.cross_entropy import negative_log, negative_log_complement, weighted_cross_entropy
+from medloss.entry import register
+from medloss.errors import InputError
+from medloss.inputs import LossInputs
+from medloss.voxelwise import VoxelwiseLoss
+
+
+@register(
+    "focal",
+    family="distribution",
+    paper="Lin et al. 2017, arXiv 1708.02002",
+    summary="cross entropy that lets well classified voxels go",
+)
+class FocalLoss(VoxelwiseLoss):
+    r"""Cross entropy times a power of how wrong a voxel is.
+
+    Each channel its own yes/no:
+
+    $$-a_t (1 - p_t)^g \ln p_t, \quad a_t = a\, y + (1 - a)(1 - y)$$
+
+    Categorical: $-\sum_c a_c y_c (1 - p_c)^g \ln p_c$.
+
+    y: target; p: probability; p_t: the probability given to what is there (p where y = 1, else 1 - p);
+    g: `gamma`; a: `alpha`.
+
+    Where it differs from MONAI's `FocalLoss`: with softmax MONAI divides by C besides (unless `ignore_index` is
+    set), and with `include_background=False` drops the channel before the softmax; ours after it. MONAI's `sum`
+    averages over space first; ours is the sum. With softmax and `include_background=False` a false positive on
+    background costs nothing.
+
+    Args:
+        gamma: g >= 0; 0 (and no `alpha`) is cross entropy exactly. Default 2, from the paper.
+        alpha: a in [0, 1], the weight of the foreground. `"default"` is 0.25 (the paper's) where each channel is its
+            own yes/no, and None (no weights) with softmax. There a number is 1 - a for background and a for the
+            rest, and a sequence one number a class that is left.
+        **common: the arguments of `SegmentationLoss`.
+
+    Raises:
+        InputError: `gamma` < 0, `alpha` outside [0, 1] or of the wrong length.
+
+    References:
+        Lin, Goyal, Girshick, He and Dollar (2017), Focal Loss for Dense Object Detection, arXiv 1708.02002.
+
+    Example:
+        >>> import torch, medloss
+        >>> loss = medloss.FocalLoss(softmax=True)
+        >>> logits, label = torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4, dtype=torch.uint8)
+        >>> round(loss(logits, label).item(), 4)  # 0.5^2 ln 2
+        0.1733
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 2.0,
+        alpha: float | Sequence[float] | str | None = "default",
+        **common: Unpack[CommonArguments],
+    ) -> None:
+        super().__init__(**common)
+        if not gamma >= 0:
+            raise InputError(f"gamma: got {gamma}; expected a number >= 0")
+        if isinstance(alpha, str):
+            if alpha != "default":
+                raise InputError(f"alpha: got '{alpha}'; expected a number in [0, 1], one a class, or None")
+            alpha = None if self.softmax else 0.25
+        self.gamma = float(gamma)
+        self.alpha: float | tuple[float, ...] | None
+        if alpha is None or isinstance(alpha, int | float):
+            self.alpha = alpha
+        else:
+            self.alpha = tuple(float(a) for a in alpha)
+        numbers = () if self.alpha is None else self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+        if not all(0 <= a <= 1 for a in numbers):
+            raise InputError(f"alpha: got {alpha}; expected numbers in [0, 1]")
+
+    def voxels(self, inputs: LossInputs) -> Tensor:
+        """Cross entropy, each side times (1 - p_t)^gamma."""
+        positive, negative = self._alphas(inputs)
+        wrong_yes, wrong_no = _miss_powers(inputs, self.gamma)
+        return weighted_cross_entropy(
+            inputs, positive * inputs.included(wrong_yes), negative * inputs.included(wrong_no)
+        )
+
+    def _alphas(self, inputs: LossInputs) -> tuple[Tensor | float, Tensor | float]:
+        if self.alpha is None:
+            return 1.0, 1.0
+        left = inputs.included(inputs.logits).shape[1]
+        if isinstance(self.alpha, tuple):
+            if len(self.alpha) != left:
+                raise InputError(f"alpha: got {len(self.alpha)} numbers; expected {left}, one a class that is left")
+            alpha = inputs.logits.new_tensor(self.alpha).view(1, -1, *(1,) * len(inputs.spatial_axes))
+        else:
+            alpha = inputs.logits.new_full((1, left, *(1,) * len(inputs.spatial_axes)), self.alpha)
+            if inputs.categorical and inputs.include_background:
+                alpha[:, 0] = 1 - self.alpha
+        return alpha, 1 - alpha
+
+
+def _miss_powers(inputs: LossInputs, gamma: float) -> tuple[Tensor, Tensor]:
+    """(1 - p)^g and p^g of all channels, as exact near p = 1 as near p = 0."""
+    if inputs.categorical:
+        miss = -torch.expm1(-negative_log(inputs))
+        if 0 < gamma < 1:
+            miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)  # an infinite slope at p = 1, times 0, is NaN
+        return miss**gamma, miss
+    return (
+        torch.exp(-gamma * negative_log_complement(inputs)),
+        torch.exp(-gamma * negative_log(inputs)),
+    )

@@ -1,0 +1,116 @@
+"""Cross entropy on the voxels whose neighbourhood looks least like the reference's."""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from medloss.base import CommonArguments, SegmentationLoss
+from medloss.cross_entropy import weighted_cross_entropy
+from medloss.entry import Recipe, register
+from medloss.errors import InputError
+from medloss.inputs import LossInputs
+from medloss.local_statistics import gaussian_window, local_contrast
+
+
+@register(
+    "structural_similarity",
+    family="distribution",
+    paper="Zhao et al. 2019, arXiv 1910.08711",
+    summary="cross entropy where the local structure is wrong",
+    recipe=Recipe(
+        "0.5*binary_cross_entropy+0.5*structural_similarity",
+        note="Zhao 2019: together with cross entropy; the equal shares are our choice",
+    ),
+)
+class StructuralSimilarityLoss(SegmentationLoss):
+    r"""Correlation-maximised structural similarity loss: cross entropy where the structure is wrong.
+
+    $$\frac{\sum e f\, \mathrm{CE}}{\sum f}, \quad
+    e = \left|\frac{y - m_y + C}{s_y + C} - \frac{p - m_p + C}{s_p + C}\right|, \quad f = 1[e > b\, e_{max}]$$
+
+    y: target; p: probability; m, s: mean and standard deviation under a Gaussian window around the voxel
+    (replicate padding); e_max: the largest e of an item, over its channels and counted voxels; CE: cross
+    entropy a voxel. Categorical: e is the mean over the classes that count. The sums run over batch and
+    channels. No voxel selected: 0, with zero gradient. `reduction="none"` is e f CE a voxel.
+
+    A trap: two constants look alike, whatever their values: a constant prediction on a constant target gives 0,
+    right or wrong. So it is trained together with cross entropy.
+
+    Args:
+        constant: C > 0, keeps the quotients finite. Default 0.01, from the paper.
+        threshold: b in [0, 1). Default 0.1, from the paper.
+        window: window size in voxels a side, odd. Default 3 (ours).
+        sigma: standard deviation of the Gaussian in voxels. Default 1.5 (ours).
+        detach_weights: whether e and f are weights without gradient (ours; True by default).
+        **common: the arguments of `SegmentationLoss`. Soft targets are allowed; `batch` is ignored.
+
+    Raises:
+        InputError: an argument outside its range.
+
+    References:
+        Zhao, Wu, Chen, Cai and He (2019), Correlation Maximized Structural Similarity Loss for Semantic
+        Segmentation, arXiv 1910.08711.
+
+    Example:
+        >>> import torch, medloss
+        >>> label = torch.zeros(1, 1, 8, 8)
+        >>> label[..., 2:6, 2:6] = 1
+        >>> loss = medloss.StructuralSimilarityLoss(sigmoid=True)
+        >>> (loss(40 * label - 20, label) < 1e-3).item(), (loss(20 - 40 * label, label) > 1).item()
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        *,
+        constant: float = 0.01,
+        threshold: float = 0.1,
+        window: int = 3,
+        sigma: float = 1.5,
+        detach_weights: bool = True,
+        **common: Unpack[CommonArguments],
+    ) -> None:
+        super().__init__(**common)
+        if not constant > 0:
+            raise InputError(f"constant: got {constant}; expected a positive number")
+        if not 0 <= threshold < 1:
+            raise InputError(f"threshold: got {threshold}; expected a number in [0, 1)")
+        if window < 1 or window % 2 == 0:
+            raise InputError(f"window: got {window}; expected an odd number of voxels")
+        if not sigma > 0:
+            raise InputError(f"sigma: got {sigma}; expected a positive number of voxels")
+        self.constant = float(constant)
+        self.threshold = float(threshold)
+        self.window = int(window)
+        self.sigma = float(sigma)
+        self.detach_weights = detach_weights
+
+    def compute(self, inputs: LossInputs) -> Tensor:
+        """Mean of e CE over the selected voxels."""
+        error = self._structural_error(inputs)
+        if self.detach_weights:
+            error = error.detach()
+        error = inputs.counted(error)
+        largest = error.detach().amax((1, *inputs.spatial_axes), keepdim=True)
+        # "Not at most" keeps NaN selected: NaN in the logits must come out.
+        selected = inputs.counted((~(error.detach() <= self.threshold * largest)).to(error))
+        values = error * selected * weighted_cross_entropy(inputs)
+        if self.reduction == "none":
+            return values
+        if self.reduction == "sum":
+            return values.sum()
+        return values.sum() / selected.sum().clamp(min=1)
+
+    def _structural_error(self, inputs: LossInputs) -> Tensor:
+        window = gaussian_window(self.window, self.sigma, inputs.logits)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weights):
+            error = (
+                self._structure(inputs.included(inputs.target), window)
+                - self._structure(inputs.included(inputs.probabilities()), window)
+            ).abs()
+        return error.mean(1, keepdim=True) if inputs.categorical else error
+
+    def _structure(self, maps: Tensor, window: Tensor) -> Tensor:
+        contrast, deviation = local_contrast(maps, window)
+        return (contrast + self.constant) / (deviation + self.constant)

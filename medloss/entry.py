@@ -1,0 +1,75 @@
+"""What the registry knows of a loss; each loss's file says it of itself, by `@register`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from medloss.base import SegmentationLoss
+
+#: The families of the survey, in its order.
+FAMILIES = ("distribution", "region", "boundary", "compound")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a loss is trained where it was published.
+
+    Attributes:
+        expression: the loss alone, or a sum such as `hausdorff_dt+dice`; empty for the loss alone.
+        schedule: how the weights of a sum change: `constant`, `linear`, or `balanced` (each epoch anew, so that
+            the terms weigh the same).
+        arguments: keyword arguments of every term.
+        note: where it comes from.
+    """
+
+    expression: str = ""
+    schedule: str = "constant"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    note: str = "alone"
+
+
+#: For losses that are trained alone, on the foreground classes.
+FOREGROUND_ALONE = Recipe(arguments={"include_background": False}, note="alone, on the foreground classes")
+
+
+@dataclass(frozen=True)
+class LossEntry:
+    """A registered loss.
+
+    Attributes:
+        name: as commands and configs call it.
+        cls: its class.
+        family: one of `FAMILIES`.
+        paper: authors, year, arXiv or DOI.
+        summary: one line.
+        recipe: how it is trained where it was published.
+    """
+
+    name: str
+    cls: type[SegmentationLoss]
+    family: str
+    paper: str
+    summary: str
+    recipe: Recipe
+
+
+#: All registered losses, by name, in the order of registration.
+REGISTERED: dict[str, LossEntry] = {}
+
+_Loss = TypeVar("_Loss", bound=type[SegmentationLoss])
+
+
+def register(
+    name: str, *, family: str, paper: str, summary: str, recipe: Recipe | None = None
+) -> Callable[[_Loss], _Loss]:
+    """Class decorator that registers a loss; the arguments are the attributes of `LossEntry`."""
+    if family not in FAMILIES:
+        raise ValueError(f"family: got '{family}'; expected one of {', '.join(FAMILIES)}")
+
+    def add(cls: _Loss) -> _Loss:
+        if name in REGISTERED:
+            raise ValueError(f"a loss '{name}' is registered already: {REGISTERED[name].cls.__name__}")
+        REGISTERED[name] = LossEntry(name, cls, family, paper, summary, recipe or Recipe())
+        return cls
+
+    return add

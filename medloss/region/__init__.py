@@ -1,0 +1,1 @@
+"""Region-based losses: functions of a few sums an item and class."""

@@ -1,0 +1,1 @@
+"""Training, comparison and reports for segmentation losses, on NIfTI data sets."""

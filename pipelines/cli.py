@@ -1,0 +1,62 @@
+"""The command `medloss`: finds the subcommand, and turns errors for people into one line and exit code 2."""
+
+import importlib
+import sys
+
+import click
+
+from pipelines.errors import UserError
+
+# Subcommands are imported when they are called, so that `medloss --help` does not wait for torch.
+COMMANDS = {
+    "losses": ("pipelines.commands.losses:losses", "List the losses, or show one."),
+    "manifest": ("pipelines.commands.data:manifest", "Write a manifest for a folder of images and labels."),
+    "check": ("pipelines.commands.data:check", "Read a whole data set, and name every bad file."),
+    "train": ("pipelines.commands.training:train", "Train one network with one loss."),
+    "compare": ("pipelines.commands.comparison:compare", "Train every loss on a data set, and compare them."),
+    "worker": ("pipelines.commands.comparison:worker", "Work on the waiting runs of a comparison's folder."),
+    "status": ("pipelines.commands.comparison:status", "Show how far a comparison is."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="medloss")
+def medloss() -> None:
+    """Losses for medical image segmentation: train them on your data, and learn which is best."""
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and exit code 2, never in a traceback."""
+    try:
+        medloss.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_request:
+        sys.exit(exit_request.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (UserError, ValueError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""`medloss losses`: what there is to choose from."""
+
+import click
+
+
+@click.command()
+@click.argument("name", required=False)
+def losses(name: str | None) -> None:
+    """List the losses, or show the documentation of one NAME."""
+    import inspect
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from medloss.create import loss_class
+    from medloss.registry import LOSSES
+
+    if name is not None:
+        click.echo(inspect.getdoc(loss_class(name)))
+        return
+    table = Table("loss", "family", "what it is", "trained as", "paper", box=None, pad_edge=False)
+    for entry in LOSSES.values():
+        table.add_row(entry.name, entry.family, entry.summary, entry.recipe.expression or "alone", entry.paper)
+    console = Console()
+    # In a pipe nothing is cut off.
+    Console(width=None if console.is_terminal else 200).print(table)
