@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from medloss.checks import check_probabilities, check_shapes, check_values
+from medloss.checks import check_distance_map, check_probabilities, check_shapes, check_values
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
 from medloss.spacing import Spacing, resolve_spacing
@@ -154,7 +154,8 @@ class SegmentationLoss(_Loss):
             logits = torch.where(mask, logits, logits.new_zeros(()))
         maps = self._target_maps(target, channels, dtype, mask)
         if distance_map is not None:
-            distance_map = _check_distance_map(_plain(distance_map).detach().to(logits), logits)
+            distance_map = _plain(distance_map).detach().to(logits)
+            check_distance_map(distance_map, logits, self.include_background)
         return LossInputs(
             logits=logits,
             target=maps,
@@ -218,14 +219,3 @@ def _class_weight(weight: Sequence[float] | float | Tensor) -> Tensor:
     if not bool((values >= 0).all()):
         raise InputError(f"weight: got {values.tolist()}; expected numbers >= 0")
     return values
-
-
-def _check_distance_map(distance_map: Tensor, logits: Tensor) -> Tensor:
-    batch, channels, *spatial = logits.shape
-    allowed = {(batch, channels, *spatial), (batch, max(channels - 1, 1), *spatial)}
-    if tuple(distance_map.shape) not in allowed:
-        raise InputError(
-            f"distance_map: got shape {tuple(distance_map.shape)}; expected {tuple(logits.shape)}, "
-            "or the same without class 0"
-        )
-    return distance_map

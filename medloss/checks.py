@@ -31,6 +31,17 @@ def check_shapes(logits: Tensor, target: Tensor, mask: Tensor | None) -> None:
         raise InputError(f"mask: got shape {tuple(mask.shape)}; expected {(batch, 1, *spatial)}")
 
 
+def check_distance_map(distance_map: Tensor, logits: Tensor, include_background: bool) -> None:
+    """Refuse a distance map that is not one map a class that counts."""
+    batch, channels, *spatial = logits.shape
+    shapes = [(batch, channels, *spatial)]
+    if not include_background:
+        shapes.append((batch, channels - 1, *spatial))
+    if tuple(distance_map.shape) not in shapes:
+        expected = " or ".join(str(shape) for shape in shapes)
+        raise InputError(f"distance_map: got shape {tuple(distance_map.shape)}; expected {expected}, one map a class")
+
+
 def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_targets: bool) -> None:
     """Refuse labels that are no class, and maps that leave [0, 1]; only voxels that count are looked at."""
     if target.dtype == torch.bool or target.numel() == 0:

@@ -62,7 +62,8 @@ def _as_rows(spacing: Spacing, spatial_dims: int) -> list[list[float]]:
     except (TypeError, ValueError):
         values = None
     if values is None or values.ndim > 2:
-        raise InputError(f"spacing: got {spacing!r}; expected one number (mm) an axis, or one such row an item")
+        shown = " ".join(repr(spacing).split())
+        raise InputError(f"spacing: got {shown}; expected one number (mm) an axis, or one such row an item")
     if values.ndim == 0:
         return [[float(values)] * spatial_dims]
     rows: list[list[float]] = np.atleast_2d(values).tolist()

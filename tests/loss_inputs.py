@@ -29,7 +29,9 @@ class Sample:
     spacing: tuple[float, ...]
 
 
-def sample(mode: str, dims: int, *, structured: bool = True, seed: int = 0, channels: int = 3, batch: int = 2) -> Sample:
+def sample(
+    mode: str, dims: int, *, structured: bool = True, seed: int = 0, channels: int = 3, batch: int = 2
+) -> Sample:
     """Noise, or boxes with an inside and logits that are wrong on some thick parts of them."""
     generator = torch.Generator().manual_seed(seed)
     spatial = SHAPE[dims]

@@ -27,7 +27,8 @@ class HausdorffDTLoss(BoundaryLoss):
     p: probability; y: target; q: hard prediction (p > 0.5, or the argmax of a softmax); d: distance in mm to the
     border, `boundary_distance_map`, without gradient; a: `alpha`. The mean is over the voxels of an item and class.
 
-    Takes the place of MONAI's `HausdorffDTLoss`, which knows no spacing, thresholds at 0.5 with softmax, too, and
+    Takes the place of MONAI's `HausdorffDTLoss`, which drops class 0 by default, knows no spacing, thresholds at 0.5
+    with softmax, too, and
     truncates its distances for integer targets. `spacing` (mm) matters; `distance_map` spares the reference's
     transform.
 

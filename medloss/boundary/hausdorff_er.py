@@ -87,7 +87,8 @@ class HausdorffERLoss(BoundaryLoss):
         return torch.cat([self._eroded_sum(*item) for item in items])
 
     def _eroded_sum(self, error: Tensor, spacing: tuple[float, ...], mask: Tensor | None) -> Tensor:
-        strides = [math.floor(s / min(spacing) + 0.5) for s in spacing]
+        # Half is rounded up, and what rounding left a hair below half is half.
+        strides = [math.floor(s / min(spacing) + 0.5 + 1e-6) for s in spacing]
         total = torch.zeros_like(error)
         for step in range(1, self.erosions + 1):
             axes = [2 + axis for axis, stride in enumerate(strides) if step % stride == 0]

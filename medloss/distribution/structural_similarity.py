@@ -103,7 +103,7 @@ class StructuralSimilarityLoss(SegmentationLoss):
         return values.sum() / selected.sum().clamp(min=1)
 
     def _structural_error(self, inputs: LossInputs) -> Tensor:
-        window = gaussian_window(self.window, self.sigma, inputs.logits)
+        window = gaussian_window(self.window, self.sigma)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weights):
             error = (
                 self._structure(inputs.included(inputs.target), window)
@@ -111,6 +111,6 @@ class StructuralSimilarityLoss(SegmentationLoss):
             ).abs()
         return error.mean(1, keepdim=True) if inputs.categorical else error
 
-    def _structure(self, maps: Tensor, window: Tensor) -> Tensor:
+    def _structure(self, maps: Tensor, window: list[float]) -> Tensor:
         contrast, deviation = local_contrast(maps, window)
         return (contrast + self.constant) / (deviation + self.constant)

@@ -1,0 +1,100 @@
+"""Losses that add a Dice part and a cross entropy part."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .common import Problem, one_number_per_class, reduce_regions, reference
+from .complexstep import Array, clamp_min, log, power
+from .region import FLOOR, overlap
+
+
+def mean_over(items: list[int], value: Callable[[int], Any]) -> Any:
+    """The cross entropy part does not know of ``batch``: it stays the mean of the items' means."""
+    return sum(value(item) for item in items) / len(items)
+
+
+@reference
+def combo(
+    problem: Problem,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+) -> Any:
+    def class_weight(c: int) -> float:
+        if problem.weight_given:
+            return problem.weight[c]
+        return 1 - beta if c == 0 else beta
+
+    def entropy(items: list[int], c: int) -> Any:
+        """mBCE of a region: of a channel (Bernoulli) or of all classes together (categorical)."""
+        if problem.log_not_p is None:
+            return sum(
+                class_weight(k)
+                * np.mean(-problem.voxels(problem.y, items, k) * problem.voxels(problem.log_p, items, k))
+                for k in problem.classes
+            )
+        y = problem.voxels(problem.y, items, c)
+        yes = beta * y * problem.voxels(problem.log_p, items, c)
+        no = (1 - beta) * (1 - y) * problem.voxels(problem.log_not_p, items, c)
+        return problem.weight[c] * -np.mean(yes + no)
+
+    def value(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        dice_part = problem.weight[c] * (1 - overlap(y, p, smooth_nr, smooth_dr))
+        return alpha * mean_over(items, lambda item: entropy([item], c)) + (1 - alpha) * dice_part
+
+    return reduce_regions(problem, value, weighted=True)
+
+
+@reference
+def exponential_logarithmic(
+    problem: Problem,
+    *,
+    dice_weight: float = 0.8,
+    cross_entropy_weight: float = 0.2,
+    gamma: float = 0.3,
+    frequencies: Sequence[float] | None = None,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+) -> Any:
+    """``frequencies``: of every class (class 0 too); in Bernoulli mode the share of yes in every channel."""
+    num_classes = problem.y.shape[1]
+    if frequencies is None:
+        everything = [problem.voxels(problem.y, list(problem.items), c) for c in range(num_classes)]
+        share = {c: float(y.mean()) if y.size else 0.0 for c, y in enumerate(everything)}
+    elif len(frequencies) == num_classes:
+        share = dict(enumerate(frequencies))
+    else:
+        share = one_number_per_class(frequencies, num_classes, problem.classes)
+
+    def label_weight(frequency: float, total: float) -> float:
+        return (total / frequency) ** 0.5 if frequency > 0 else 0.0
+
+    def surprise(log_p: Array) -> Array:
+        return power(clamp_min(-log_p, FLOOR), gamma)
+
+    def entropy(items: list[int], c: int) -> Any:
+        """The second part of a region: of a channel (Bernoulli) or of all classes together (categorical)."""
+        if problem.log_not_p is None:
+            total = sum(share.values())
+            return sum(
+                problem.weight[k]
+                * label_weight(share[k], total)
+                * np.mean(problem.voxels(problem.y, items, k) * surprise(problem.voxels(problem.log_p, items, k)))
+                for k in problem.classes
+            )
+        y = problem.voxels(problem.y, items, c)
+        yes = label_weight(share[c], 1.0) * y * surprise(problem.voxels(problem.log_p, items, c))
+        no = label_weight(1 - share[c], 1.0) * (1 - y) * surprise(problem.voxels(problem.log_not_p, items, c))
+        return problem.weight[c] * np.mean(yes + no)
+
+    def value(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        dice_part = problem.weight[c] * surprise(log(overlap(y, p, smooth_nr, smooth_dr)))
+        return dice_weight * dice_part + cross_entropy_weight * mean_over(items, lambda item: entropy([item], c))
+
+    return reduce_regions(problem, value, weighted=True)

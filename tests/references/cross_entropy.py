@@ -1,0 +1,89 @@
+"""Voxelwise losses: cross entropies under a weight."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from .common import Problem, one_number_per_class, reduce_voxels, reference
+from .complexstep import Array, power
+
+Factor = Callable[[int, int], Any]
+
+
+def weighted_entropy(problem: Problem, yes: Factor, no: Factor) -> Array:
+    """Per voxel, with factors by item b and class c and the class's weight w.
+
+    Categorical ``-sum_c w yes(b, c) y ln p`` [B, 1, *spatial], Bernoulli
+    ``-w [yes(b, c) y ln p + no(b, c) (1 - y) ln(1 - p)]`` [B, C', *spatial]. Masked voxels hold no meaning.
+    """
+    items = []
+    for b in problem.items:
+        terms = []
+        for c in problem.classes:
+            term = yes(b, c) * problem.y[b, c] * problem.log_p[b, c]
+            if problem.log_not_p is not None:
+                term = term + no(b, c) * (1 - problem.y[b, c]) * problem.log_not_p[b, c]
+            terms.append(-problem.weight[c] * term)
+        items.append(sum(terms)[None] if problem.categorical else np.stack(terms))
+    return np.stack(items)
+
+
+def cross_entropy(problem: Problem) -> Array:
+    return weighted_entropy(problem, lambda b, c: 1.0, lambda b, c: 1.0)
+
+
+@reference
+def binary_cross_entropy(problem: Problem) -> Any:
+    return reduce_voxels(problem, cross_entropy(problem))
+
+
+@reference
+def weighted_cross_entropy(problem: Problem, *, pos_weight: float | Sequence[float] = 2.0) -> Any:
+    positive = one_number_per_class(pos_weight, problem.y.shape[1], problem.classes)
+
+    def yes(b: int, c: int) -> float:
+        if problem.categorical and problem.weight_given:
+            return 1.0
+        return 1.0 if problem.categorical and c == 0 else positive[c]
+
+    return reduce_voxels(problem, weighted_entropy(problem, yes, lambda b, c: 1.0))
+
+
+@reference
+def balanced_cross_entropy(problem: Problem) -> Any:
+    def prevalence(b: int, c: int) -> float:
+        items = list(problem.items) if problem.batch else [b]
+        voxels = problem.voxels(problem.y, items, c)
+        return float(voxels.mean()) if voxels.size else 0.0
+
+    values = weighted_entropy(problem, lambda b, c: 1 - prevalence(b, c), prevalence)
+    return reduce_voxels(problem, values)
+
+
+@reference
+def focal(
+    problem: Problem,
+    *,
+    gamma: float = 2.0,
+    alpha: float | Sequence[float] | Literal["default"] | None = "default",
+) -> Any:
+    """``alpha="default"``: 0.25 in Bernoulli mode, None in categorical mode."""
+    if alpha == "default":
+        alpha = None if problem.categorical else 0.25
+
+    def balance(c: int) -> tuple[float, float]:
+        if alpha is None:
+            return 1.0, 1.0
+        a = one_number_per_class(alpha, problem.y.shape[1], problem.classes)[c]
+        if problem.categorical and np.isscalar(alpha) and c == 0:
+            a = 1 - a
+        return a, 1 - a
+
+    def yes(b: int, c: int) -> Array:
+        return balance(c)[0] * power(problem.not_p[b, c], gamma)
+
+    def no(b: int, c: int) -> Array:
+        return balance(c)[1] * power(problem.p[b, c], gamma)
+
+    return reduce_voxels(problem, weighted_entropy(problem, yes, no))

@@ -1,0 +1,114 @@
+"""Losses of a few sums over the counted voxels of an item (or of the batch) and a class."""
+
+from typing import Any
+
+from .common import Problem, reduce_regions, reference
+from .complexstep import Array, clamp_min, log_cosh, power
+
+FLOOR = 1e-7
+
+
+def overlap(
+    y: Array,
+    p: Array,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+) -> Any:
+    """D of a region from its voxels."""
+    true_positive = (y * p).sum()
+    both = (y**2).sum() + (p**2).sum() if squared_pred else y.sum() + p.sum()
+    if jaccard:
+        both = 2 * (both - true_positive)
+    return (2 * true_positive + smooth_nr) / (both + smooth_dr)
+
+
+def tversky_index(y: Array, p: Array, alpha: float, beta: float, smooth_nr: float, smooth_dr: float) -> Any:
+    true_positive = (y * p).sum()
+    false_positive = ((1 - y) * p).sum()
+    false_negative = (y * (1 - p)).sum()
+    weighted = true_positive + alpha * false_positive + beta * false_negative
+    return (true_positive + smooth_nr) / (weighted + smooth_dr)
+
+
+@reference
+def dice(problem: Problem, **options: Any) -> Any:
+    """Options as `overlap`."""
+
+    def value(items: list[int], c: int) -> Any:
+        return 1 - overlap(problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c), **options)
+
+    return reduce_regions(problem, value)
+
+
+@reference
+def log_cosh_dice(problem: Problem, **options: Any) -> Any:
+    """Options as `overlap`."""
+
+    def value(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        return log_cosh(1 - overlap(y, p, **options))
+
+    return reduce_regions(problem, value)
+
+
+@reference
+def tversky(
+    problem: Problem,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+) -> Any:
+    def value(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        return 1 - tversky_index(y, p, alpha, beta, smooth_nr, smooth_dr)
+
+    return reduce_regions(problem, value)
+
+
+@reference
+def focal_tversky(
+    problem: Problem,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    gamma: float = 4 / 3,
+    inverse_gamma: bool = True,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+) -> Any:
+    exponent = 1 / gamma if inverse_gamma else gamma
+
+    def value(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        index = tversky_index(y, p, alpha, beta, smooth_nr, smooth_dr)
+        return power(clamp_min(1 - index, FLOOR), exponent)
+
+    return reduce_regions(problem, value)
+
+
+@reference
+def sensitivity_specificity(
+    problem: Problem,
+    *,
+    r: float = 0.05,
+    squared: bool = True,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+) -> Any:
+    """``smooth_nr`` has a place in the form ``squared=False`` alone."""
+
+    def value(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        yes, no = y.sum() + smooth_dr, (1 - y).sum() + smooth_dr
+        if squared:
+            error = (y - p) ** 2
+            return r * (error * y).sum() / yes + (1 - r) * (error * (1 - y)).sum() / no
+        sensitivity = ((y * p).sum() + smooth_nr) / yes
+        specificity = (((1 - y) * (1 - p)).sum() + smooth_nr) / no
+        return 1 - (r * sensitivity + (1 - r) * specificity)
+
+    return reduce_regions(problem, value)

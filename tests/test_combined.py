@@ -1,0 +1,133 @@
+"""Sums of losses, their schedules, and losses from elsewhere."""
+
+import copy
+
+import pytest
+import torch
+
+import medloss
+from medloss.expression import Term, parse_expression
+
+LABEL = torch.zeros(2, 1, 12, 12, 12, dtype=torch.long)
+LABEL[..., 3:9, 3:9, 3:9] = 1
+LABEL[..., 4:6, 4:6, 4:6] = 2
+LOGITS = torch.randn(2, 3, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def test_expressions() -> None:
+    assert parse_expression("dice") == [Term(1.0, "dice")]
+    assert parse_expression(" 0.2*focal + 8e-1*dice ") == [Term(0.2, "focal"), Term(0.8, "dice")]
+    assert parse_expression("monai.losses.DiceLoss+2*dice")[0].name == "monai.losses.DiceLoss"
+    for bad in ("", "dice+", "0*dice", "-1*dice", "dice-focal", "2dice", "1.2.3*dice"):
+        with pytest.raises(medloss.InputError, match="expected a sum such as"):
+            parse_expression(bad)
+
+
+def test_a_sum_is_the_weighted_sum_of_its_terms() -> None:
+    for reduction in ("mean", "sum"):
+        loss = medloss.CombinedLoss("0.2*focal+0.8*dice", softmax=True, reduction=reduction)
+        focal, dice = (medloss.create_loss(n, softmax=True, reduction=reduction) for n in ("focal", "dice"))
+        assert torch.isclose(loss(LOGITS, LABEL), 0.2 * focal(LOGITS, LABEL) + 0.8 * dice(LOGITS, LABEL))
+
+
+def test_a_linear_schedule_goes_from_the_given_to_the_final_weights() -> None:
+    loss = medloss.CombinedLoss(
+        ["dice", "focal"], weights=[1.0, 0.0], final_weights=[0.0, 2.0], schedule="linear", epochs=5, softmax=True
+    )
+    seen = []
+    for epoch in range(7):
+        loss.start_epoch(epoch)
+        seen.append(loss.weights.tolist())
+    assert seen == [[1.0, 0.0], [0.75, 0.5], [0.5, 1.0], [0.25, 1.5], [0.0, 2.0], [0.0, 2.0], [0.0, 2.0]]
+
+
+def test_a_balanced_schedule_makes_both_terms_weigh_the_same() -> None:
+    loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
+    assert isinstance(loss, medloss.CombinedLoss)
+    hausdorff, dice = (part(LOGITS, LABEL) for part in loss.losses)
+    # In the first epoch by what has been seen so far, ...
+    assert torch.isclose(loss(LOGITS, LABEL), 2 * hausdorff)
+    loss(3 * LOGITS, LABEL)
+    loss.start_epoch(1)
+    # ... later by the means of the epoch before, and by nothing else.
+    parts = torch.stack([torch.stack([part(z, LABEL) for z in (LOGITS, 3 * LOGITS)]).mean() for part in loss.losses])
+    assert torch.isclose(loss.weights[1].float(), parts[0] / parts[1])
+    value = loss(LOGITS, LABEL)
+    assert torch.isclose(value, hausdorff + parts[0] / parts[1] * dice)
+    loss.eval()
+    before = copy.deepcopy(loss.state_dict())
+    loss(5 * LOGITS, LABEL)
+    assert all(torch.equal(before[key], value) for key, value in loss.state_dict().items())
+
+
+def test_a_schedules_state_is_saved_and_restored() -> None:
+    loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
+    loss(LOGITS, LABEL)
+    loss.start_epoch(1)
+    loss(2 * LOGITS, LABEL)
+    other = medloss.create_training_loss("hausdorff_dt", num_classes=3)
+    other.load_state_dict(loss.state_dict())
+    for each in (loss, other):
+        each.start_epoch(2)
+    assert torch.equal(loss(LOGITS, LABEL), other(LOGITS, LABEL))
+
+
+def test_terms_that_are_zero_keep_their_weight() -> None:
+    loss = medloss.CombinedLoss(["hausdorff_er", "dice"], schedule="balanced", softmax=True)
+    value = loss(0.01 * LOGITS, LABEL)  # no error survives the first erosion
+    loss.start_epoch(1)
+    assert torch.isfinite(value)
+    assert loss.weights.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"losses": "dice+focal", "schedule": "cosine"}, "schedule: got 'cosine'"),
+        ({"losses": "dice+focal", "weights": [1.0]}, "weights: got .* expected 2 numbers"),
+        ({"losses": "dice+focal", "schedule": "linear"}, "'linear' needs final_weights"),
+        ({"losses": "dice+fokal"}, "no loss 'fokal'; did you mean 'focal'"),
+    ],
+)
+def test_bad_sums_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(medloss.InputError, match=message):
+        medloss.CombinedLoss(**arguments)
+
+
+def test_losses_from_elsewhere_take_part() -> None:
+    for spec in ("monai.losses.GeneralizedDiceLoss", "monai.losses.FocalLoss", "0.5*monai.losses.DiceLoss+focal"):
+        loss = medloss.create_training_loss(spec, num_classes=3)
+        value = medloss.call_loss(loss, LOGITS, LABEL, spacing=(3.0, 1.0, 1.0))
+        assert torch.isfinite(value)
+    ours = medloss.create_training_loss(
+        {"_target_": "medloss.TverskyLoss", "softmax": True, "alpha": 0.1}, num_classes=3
+    )
+    assert isinstance(ours, medloss.TverskyLoss)
+    assert ours.alpha == 0.1
+
+
+def test_recipes_and_arguments() -> None:
+    dice = medloss.create_training_loss("dice", num_classes=3, arguments={"smooth_nr": 0.5})
+    assert isinstance(dice, medloss.DiceLoss)
+    assert (dice.smooth_nr, dice.include_background, dice.softmax) == (0.5, False, True)
+    karimi = medloss.create_training_loss("hausdorff_dt", num_classes=3, arguments={"alpha": 1.0})
+    assert isinstance(karimi, medloss.CombinedLoss)
+    assert karimi.losses[0].alpha == 1.0
+    binary = medloss.create_training_loss("focal", num_classes=1)
+    assert binary.sigmoid
+    with pytest.raises(medloss.InputError, match=r"arguments .* were given for the sum"):
+        medloss.create_training_loss("dice+focal", num_classes=3, arguments={"gamma": 1.0})
+
+
+def test_losses_work_as_monai_config_targets() -> None:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(
+        {
+            "loss": {"_target_": "medloss.FocalTverskyLoss", "softmax": True, "to_onehot_y": True, "alpha": 0.4},
+            "sum": {"_target_": "medloss.CombinedLoss", "losses": "dice+focal", "softmax": True},
+        }
+    )
+    loss, total = parser.get_parsed_content("loss"), parser.get_parsed_content("sum")
+    assert isinstance(loss, medloss.FocalTverskyLoss)
+    assert torch.isfinite(loss(LOGITS, LABEL) + total(LOGITS, LABEL))

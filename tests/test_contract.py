@@ -1,0 +1,483 @@
+"""What every registered loss satisfies: the nine points of the contract, loss by loss from the registry."""
+
+import copy
+import itertools
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loss_inputs import MODES, SMALL, SPACING, assert_close, make, mask_like, sample, to_numpy
+from references import REFERENCES, directional_derivative
+from torch import Tensor
+
+import medloss
+
+LOSSES = list(medloss.LOSSES)
+VOXELWISE = [
+    name for name in LOSSES if medloss.LOSSES[name].family == "distribution" and name != "structural_similarity"
+] + ["shape_aware"]
+NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware"]
+LOOKS_AROUND = [*NEEDS_MAPS, "structural_similarity", "hausdorff_er", "hausdorff_cv"]
+HARD_TARGETS_ONLY = [name for name in LOSSES if not medloss.LOSSES[name].cls.soft_targets]
+
+every_loss = pytest.mark.parametrize("name", LOSSES)
+every_mode = pytest.mark.parametrize("mode", MODES)
+both_dims = pytest.mark.parametrize("dims", [2, 3])
+
+
+def expected(name: str, mode: str, logits: Tensor, target: Tensor, **arguments: Any) -> Any:
+    arguments = {key: to_numpy(value) for key, value in arguments.items()}
+    return REFERENCES[name](to_numpy(logits), to_numpy(target), mode=mode, **(SMALL.get(name, {}) | arguments))
+
+
+def value_and_gradient(loss: Any, logits: Tensor, target: Tensor, **keywords: Any) -> tuple[Tensor, Tensor]:
+    logits = logits.clone().requires_grad_()
+    value = loss(logits, target, **keywords)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    return value.detach(), gradient
+
+
+# --- 1: value and gradient equal the reference's -----------------------------------------------------------------
+
+
+@every_loss
+@every_mode
+@both_dims
+@pytest.mark.parametrize("structured", [True, False], ids=["structures", "noise"])
+def test_equals_its_reference(name: str, mode: str, dims: int, structured: bool) -> None:
+    drawn = sample(mode, dims, structured=structured)
+    direction = np.random.default_rng(0).standard_normal(drawn.logits.shape)
+    for background, reduction, masked, weighted, batch in itertools.product(
+        (True, False), ("mean", "sum", "none"), (False, True), (False, True), (False, True)
+    ):
+        if reduction != "mean" and masked + weighted + batch > 1:
+            continue
+        options: dict[str, Any] = {"include_background": background, "reduction": reduction, "batch": batch}
+        options["weight"] = [0.5, 2.0, 1.5][: 3 if background else 2] if weighted else None
+        mask = mask_like(drawn.index) if masked else None
+        loss = make(name, mode, **options)
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, mask=mask, spacing=drawn.spacing)
+        keywords = {"mask": to_numpy(mask), "spacing": drawn.spacing, **options}
+        assert_close(value, expected(name, mode, drawn.logits, drawn.index, **keywords))
+        if reduction == "mean":
+            slope = directional_derivative(
+                name,
+                drawn.logits.numpy(),
+                direction,
+                drawn.index.numpy(),
+                mode=mode,
+                **(SMALL.get(name, {}) | keywords),
+            )
+            # Positive and negative parts cancel: what counts is the error beside their size.
+            size = np.abs(gradient.numpy() * direction).sum()
+            assert abs((gradient.numpy() * direction).sum() - slope) <= 1e-6 * size + 1e-12
+
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("weighted_cross_entropy", {"pos_weight": 0.4}),
+    ("focal", {"gamma": 0.0, "alpha": None}),
+    ("focal", {"gamma": 0.5, "alpha": 0.7}),
+    ("focal", {"gamma": 3.0, "alpha": (0.1, 0.5, 0.9)}),
+    ("structural_similarity", {"constant": 0.1, "threshold": 0.4, "window": 5, "sigma": 0.8}),
+    ("structural_similarity", {"detach_weights": False}),
+    ("dice", {"smooth_nr": 0.0, "smooth_dr": 1e-5, "squared_pred": True}),
+    ("dice", {"jaccard": True}),
+    ("dice", {"jaccard": True, "squared_pred": True}),
+    ("tversky", {"alpha": 0.6, "beta": 0.1, "smooth_nr": 0.5, "smooth_dr": 2.0}),
+    ("focal_tversky", {"gamma": 2.5, "alpha": 0.5, "beta": 0.5}),
+    ("focal_tversky", {"inverse_gamma": False}),
+    ("sensitivity_specificity", {"r": 0.6, "smooth_dr": 0.1}),
+    ("sensitivity_specificity", {"squared": False, "r": 0.3, "smooth_nr": 0.2, "smooth_dr": 0.2}),
+    ("log_cosh_dice", {"squared_pred": True, "smooth_nr": 2.0}),
+    ("hausdorff_dt", {"alpha": 1.3}),
+    ("hausdorff_dt", {"one_sided": True}),
+    ("hausdorff_er", {"alpha": 1.0, "erosions": 2}),
+    ("hausdorff_er", {"renormalize": True}),
+    ("hausdorff_cv", {"alpha": 1.0, "radii": (0.9, 1.3)}),
+    ("combo", {"alpha": 0.2, "beta": 0.8, "smooth_nr": 0.1}),
+    ("exponential_logarithmic", {"gamma": 1.5, "dice_weight": 0.3, "cross_entropy_weight": 0.9}),
+    ("exponential_logarithmic", {"frequencies": (0.7, 0.2, 0.1)}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=[f"{n}-{'-'.join(o)}" for n, o in OPTIONS])
+@every_mode
+def test_hyper_parameters_equal_the_reference(name: str, options: dict[str, Any], mode: str) -> None:
+    drawn = sample(mode, 3, seed=3)
+    direction = np.random.default_rng(1).standard_normal(drawn.logits.shape)
+    for masked in (False, True):
+        mask = mask_like(drawn.index) if masked else None
+        value, gradient = value_and_gradient(
+            make(name, mode, **options), drawn.logits, drawn.index, mask=mask, spacing=drawn.spacing
+        )
+        keywords = SMALL.get(name, {}) | {"mask": to_numpy(mask), "spacing": drawn.spacing, **options}
+        assert_close(value, expected(name, mode, drawn.logits, drawn.index, **keywords))
+        slope = directional_derivative(
+            name, drawn.logits.numpy(), direction, drawn.index.numpy(), mode=mode, **keywords
+        )
+        size = np.abs(gradient.numpy() * direction).sum()
+        assert abs((gradient.numpy() * direction).sum() - slope) <= 1e-6 * size + 1e-12
+
+
+@every_loss
+def test_one_channel_equals_the_reference(name: str) -> None:
+    for mode in ("sigmoid", "probabilities"):
+        drawn = sample(mode, 3, channels=1)
+        loss = make(name, mode)
+        value = loss(drawn.logits, drawn.index, spacing=drawn.spacing)
+        assert_close(value, expected(name, mode, drawn.logits, drawn.index, spacing=drawn.spacing))
+
+
+@every_loss
+def test_ignored_labels_equal_the_reference(name: str) -> None:
+    for ignored in (2, 255):
+        drawn = sample("softmax", 3)
+        index = torch.where(mask_like(drawn.index, seed=5, share=0.2), torch.tensor(ignored), drawn.index)
+        value = make(name, "softmax", ignore_index=ignored)(drawn.logits, index, spacing=drawn.spacing)
+        reference = expected(name, "softmax", drawn.logits, index, ignore_index=ignored, spacing=drawn.spacing)
+        assert_close(value, reference)
+
+
+@every_loss
+@every_mode
+def test_an_item_of_which_nothing_counts_has_the_value_zero(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    mask = mask_like(drawn.index)
+    mask[0] = False
+    value = make(name, mode)(drawn.logits, drawn.index, mask=mask, spacing=drawn.spacing)
+    keywords = {"mask": mask, "spacing": drawn.spacing}
+    assert_close(value, expected(name, mode, drawn.logits, drawn.index, **keywords))
+    value, gradient = value_and_gradient(make(name, mode), drawn.logits, drawn.index, mask=torch.zeros_like(mask))
+    assert value == 0
+    assert (gradient == 0).all()
+
+
+# --- 2: gradcheck --------------------------------------------------------------------------------------------------
+
+
+@every_loss
+@every_mode
+def test_gradcheck(name: str, mode: str) -> None:
+    drawn = sample(mode, 2, seed=7)
+    options = [{}, {"detach_weights": False}] if name == "structural_similarity" else [{}]
+    for more in options:
+        loss = make(name, mode, **more)
+        logits = drawn.logits.clone()
+        if mode == "probabilities":
+            logits = logits.clamp(0.02, 0.98)
+        if name == "hausdorff_er" and mode != "probabilities":
+            logits = 3 * logits
+        logits.requires_grad_()
+        if name == "structural_similarity" and not more:
+            # e and f are weights without gradient: hold them fixed, as the definition does.
+            _check_fixed_weights(loss, logits, drawn.index)
+            continue
+        assert torch.autograd.gradcheck(
+            lambda z, loss=loss: loss(z, drawn.index, spacing=drawn.spacing), (logits,), eps=1e-7, atol=1e-5, rtol=1e-4
+        )
+
+
+def _check_fixed_weights(loss: Any, logits: Tensor, index: Tensor) -> None:
+    direction = torch.randn(logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mode = "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "probabilities"
+    _, gradient = value_and_gradient(loss, logits.detach(), index)
+    steps = [
+        REFERENCES["structural_similarity"](
+            to_numpy(logits + step * direction), to_numpy(index), mode=mode, frozen=to_numpy(logits)
+        )
+        for step in (1e-6, -1e-6)
+    ]
+    assert_close((gradient * direction).sum(), (steps[0] - steps[1]) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+# --- 3: index, one-hot and soft targets ----------------------------------------------------------------------------
+
+
+@every_loss
+@every_mode
+def test_index_and_one_hot_targets_agree_to_the_bit(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    loss = make(name, mode)
+    value, gradient = value_and_gradient(loss, drawn.logits.float(), drawn.index, spacing=drawn.spacing)
+    others = [drawn.index.to(kind) for kind in (torch.uint8, torch.int16, torch.int32, torch.uint16, torch.float32)]
+    for target in [*others, drawn.maps, drawn.maps.bool(), drawn.maps.to(torch.uint8)]:
+        other_value, other_gradient = value_and_gradient(loss, drawn.logits.float(), target, spacing=drawn.spacing)
+        assert torch.equal(value, other_value)
+        assert torch.equal(gradient, other_gradient)
+
+
+@every_loss
+@every_mode
+def test_soft_targets(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    generator = torch.Generator().manual_seed(2)
+    soft = torch.rand(drawn.maps.shape, generator=generator, dtype=torch.float64)
+    if mode == "softmax":
+        soft = soft / soft.sum(1, keepdim=True)
+    loss = make(name, mode)
+    if name in HARD_TARGETS_ONLY:
+        with pytest.raises(medloss.InputError, match="target of 0 and 1 alone"):
+            loss(drawn.logits, soft)
+        return
+    for background, masked in itertools.product((True, False), (True, False)):
+        mask = mask_like(drawn.index) if masked else None
+        value = make(name, mode, include_background=background)(drawn.logits, soft, mask=mask)
+        reference = expected(name, mode, drawn.logits, soft, include_background=background, mask=mask)
+        assert_close(value, reference)
+
+
+# --- 4: masks ------------------------------------------------------------------------------------------------------
+
+
+@every_loss
+@every_mode
+def test_what_stands_under_a_mask_changes_nothing(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    mask = mask_like(drawn.index)
+    loss = make(name, mode)
+    value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, mask=mask, spacing=drawn.spacing)
+    assert (gradient[~mask.expand_as(gradient)] == 0).all()
+    for rubbish in (float("nan"), 1e4, float("inf")):
+        dirty = torch.where(mask, drawn.logits, torch.tensor(rubbish, dtype=torch.float64))
+        other, other_gradient = value_and_gradient(loss, dirty, drawn.index, mask=mask, spacing=drawn.spacing)
+        assert torch.equal(value, other)
+        assert torch.equal(gradient, other_gradient)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in LOOKS_AROUND])
+@every_mode
+def test_a_mask_leaves_the_remaining_voxels_alone(name: str, mode: str) -> None:
+    drawn = sample(mode, 3, batch=1)
+    mask = mask_like(drawn.index)
+    value, gradient = value_and_gradient(make(name, mode), drawn.logits, drawn.index, mask=mask)
+    kept = mask.flatten()
+    left = drawn.logits.flatten(2)[:, :, kept][:, :, None]
+    left_index = drawn.index.flatten(2)[:, :, kept][:, :, None]
+    other, other_gradient = value_and_gradient(make(name, mode), left, left_index)
+    assert_close(value, other, rtol=1e-10)
+    assert_close(gradient.flatten(2)[:, :, kept], other_gradient[:, :, 0], rtol=1e-10)
+
+
+# --- 5: symmetries -------------------------------------------------------------------------------------------------
+
+
+@every_loss
+@every_mode
+def test_permuting_foreground_classes_changes_nothing(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    loss = make(name, mode)
+    swapped_index = torch.tensor([0, 2, 1])[drawn.index]
+    value = loss(drawn.logits, drawn.index, spacing=drawn.spacing)
+    assert_close(value, loss(drawn.logits[:, [0, 2, 1]], swapped_index, spacing=drawn.spacing), rtol=1e-10)
+
+
+@every_loss
+@every_mode
+def test_flips_and_transpositions_change_nothing_but_the_order(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    loss = make(name, mode)
+    value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, spacing=drawn.spacing)
+    flip = lambda tensor: tensor.flip(2, 4)  # noqa: E731
+    turn = lambda tensor: tensor.permute(0, 1, 4, 2, 3)  # noqa: E731
+    spacing = drawn.spacing
+    for move, moved_spacing in ((flip, spacing), (turn, (spacing[2], spacing[0], spacing[1]))):
+        other, other_gradient = value_and_gradient(loss, move(drawn.logits), move(drawn.index), spacing=moved_spacing)
+        assert_close(value, other, rtol=2e-6)
+        assert_close(move(gradient), other_gradient, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("structural_similarity", "exponential_logarithmic")])
+@every_mode
+def test_items_do_not_know_of_each_other(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    loss = make(name, mode)
+    spacings = [(3.0, 1.0, 0.6), (2.0, 0.5, 1.1)]
+    whole = loss(drawn.logits, drawn.index, spacing=spacings)
+    parts = [loss(drawn.logits[[i]], drawn.index[[i]], spacing=spacings[i]) for i in range(2)]
+    assert_close(whole, torch.stack(parts).mean(), rtol=1e-10)
+
+
+# --- 6: right predictions are best ---------------------------------------------------------------------------------
+
+
+@every_loss
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+def test_a_perfect_prediction_is_zero_and_a_wrong_region_is_more(name: str, mode: str) -> None:
+    index = torch.zeros(1, 1, 20, 20, 20, dtype=torch.long)
+    index[..., 3:17, 3:17, 3:17] = 1
+    maps = torch.cat([index == 0, index == 1], 1).float()
+    loss = medloss.LOSSES[name].cls(**{mode: True})
+    perfect = loss(40 * maps - 20, index)
+    assert perfect <= (2e-2 if name == "exponential_logarithmic" else 1e-3)
+    missed = index.clone()
+    missed[..., 3:17, 3:17, 3:12] = 0
+    wrong = torch.cat([missed == 0, missed == 1], 1).float()
+    assert loss(40 * wrong - 20, index) > perfect + 1e-3
+
+
+# --- 7: extremes ---------------------------------------------------------------------------------------------------
+
+
+def _extreme_targets(size: int) -> dict[str, Tensor]:
+    empty = torch.zeros(1, 1, size, size, size, dtype=torch.uint8)
+    one = empty.clone()
+    one[0, 0, size // 2, 1, size - 1] = 1
+    half = empty.clone()
+    half[:, :, : size // 2] = 1
+    return {"empty": empty, "full": torch.ones_like(empty), "one voxel": one, "half": half}
+
+
+@every_loss
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_extreme_logits_give_finite_values_and_gradients(name: str, mode: str, dtype: torch.dtype) -> None:
+    loss = make(name, mode)
+    generator = torch.Generator().manual_seed(0)
+    for kind, target in _extreme_targets(24).items():
+        signs = torch.randint(0, 2, (1, 2, 24, 24, 24), generator=generator) * 2.0 - 1
+        for logits in (1e4 * signs, torch.full_like(signs, 1e4), torch.full_like(signs, -1e4)):
+            value, gradient = value_and_gradient(loss, logits.to(dtype), target)
+            assert value.dtype == torch.float32, kind
+            assert torch.isfinite(value), kind
+            assert gradient.dtype == dtype
+            assert torch.isfinite(gradient).all(), kind
+
+
+@every_loss
+@pytest.mark.slow
+def test_large_volumes_stay_finite_in_half_precision_and_under_autocast(name: str) -> None:
+    loss = medloss.LOSSES[name].cls(softmax=True)
+    target = _extreme_targets(128)["half"]
+    signs = torch.where(target.expand(1, 2, -1, -1, -1) > 0, 1e4, -1e4).roll(5, 2)
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            value, gradient = value_and_gradient(loss, signs.to(dtype), target, spacing=(3.0, 1.0, 0.8))
+        assert value.dtype == torch.float32
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+
+
+@every_loss
+@every_mode
+def test_nan_comes_out_as_nan(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    drawn.logits[1, 2, 3, 3, 2] = float("nan")
+    assert torch.isnan(make(name, mode)(drawn.logits, drawn.index))
+
+
+@every_loss
+def test_a_constant_value_is_still_attached_to_the_graph(name: str) -> None:
+    logits = torch.full((1, 2, 6, 6, 6), 30.0).requires_grad_()
+    make(name, "sigmoid")(logits, torch.ones(1, 2, 6, 6, 6)).backward()
+    assert logits.grad is not None
+
+
+# --- 8: spacing ----------------------------------------------------------------------------------------------------
+
+#: The exponent with which a loss grows with the spacing, where it is a pure power.
+GROWTH = {"hausdorff_dt": 2.0}
+
+
+@every_loss
+@every_mode
+def test_spacing_scales_as_the_definition_says(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    double = tuple(2 * s for s in drawn.spacing)
+    value = make(name, mode)(drawn.logits, drawn.index, spacing=drawn.spacing)
+    scaled = {"radii": (2.0, 3.8)} if name == "hausdorff_cv" else {}
+    larger = make(name, mode, **scaled)(drawn.logits, drawn.index, spacing=double)
+    if name == "shape_aware":
+        entropy = make("binary_cross_entropy", mode)(drawn.logits, drawn.index)
+        assert_close(larger - entropy, 2 * (value - entropy), rtol=1e-6)
+    elif name == "hausdorff_cv":
+        assert_close(larger, 4 * value, rtol=1e-6)
+    else:
+        assert_close(larger, 2 ** GROWTH.get(name, 0.0) * value, rtol=1e-6)
+
+
+@every_loss
+@every_mode
+def test_unit_spacing_equals_none(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    loss = make(name, mode)
+    assert torch.equal(loss(drawn.logits, drawn.index), loss(drawn.logits, drawn.index, spacing=(1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize("name", [*NEEDS_MAPS, "hausdorff_er", "hausdorff_cv"])
+def test_a_wrong_axis_order_changes_the_value(name: str) -> None:
+    drawn = sample("softmax", 3, seed=4)
+    drawn.logits = 40 * drawn.maps.roll((2, 1), (2, 3)) - 20
+    loss = make(name, "softmax", **({"radii": (2.1,)} if name == "hausdorff_cv" else {}))
+    spacing = (3.0, 2.0, 1.0)
+    values = {
+        round(loss(drawn.logits, drawn.index, spacing=order).item(), 8) for order in itertools.permutations(spacing)
+    }
+    assert len(values) > 1
+    right = expected(
+        name,
+        "softmax",
+        drawn.logits,
+        drawn.index,
+        spacing=spacing,
+        **({"radii": (2.1,)} if name == "hausdorff_cv" else {}),
+    )
+    assert_close(loss(drawn.logits, drawn.index, spacing=spacing), right)
+    assert abs(loss(drawn.logits, drawn.index, spacing=spacing[::-1]).item() - right) > 1e-6
+
+
+@every_loss
+def test_every_loss_takes_every_keyword(name: str) -> None:
+    drawn = sample("softmax", 3)
+    maps = medloss.distance.signed_distance_map(drawn.maps, SPACING[3])
+    loss = make(name, "softmax")
+    plain = loss(drawn.logits, drawn.index, spacing=SPACING[3])
+    assert_close(
+        loss(drawn.logits, drawn.index, mask=torch.ones_like(drawn.index), spacing=SPACING[3], distance_map=maps), plain
+    )
+
+
+# --- 9: the module -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in NEEDS_MAPS])
+@pytest.mark.slow
+def test_compiles_as_one_graph(name: str) -> None:
+    torch.compiler.reset()
+    drawn = sample("softmax", 3)
+    loss = make(name, "softmax")
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    logits = drawn.logits.float()
+    value, gradient = value_and_gradient(loss, logits, drawn.index)
+    other, other_gradient = value_and_gradient(compiled, logits, drawn.index)
+    assert_close(value, other, rtol=1e-5)
+    assert_close(gradient, other_gradient, rtol=1e-4, atol=1e-7)
+
+
+@every_loss
+def test_copies_and_pickles(name: str) -> None:
+    drawn = sample("softmax", 3)
+    loss = make(name, "softmax", weight=[0.5, 1.0, 2.0])
+    value = loss(drawn.logits, drawn.index)
+    restored = make(name, "softmax", weight=[1.0, 1.0, 1.0])
+    restored.load_state_dict(loss.state_dict())
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), restored):
+        assert torch.equal(value, other(drawn.logits, drawn.index))
+
+
+# --- the registry --------------------------------------------------------------------------------------------------
+
+
+@every_loss
+def test_is_documented_and_has_a_recipe(name: str) -> None:
+    entry = medloss.LOSSES[name]
+    text = entry.cls.__doc__ or ""
+    for part in ("$$", "References:", "Example:", ">>>", "Raises:"):
+        assert part in text, f"{entry.cls.__name__}'s docstring lacks {part}"
+    assert name in REFERENCES
+    assert "arXiv" in entry.paper or "doi" in entry.paper
+    assert entry.summary
+    assert entry.recipe.note
+    assert getattr(medloss, entry.cls.__name__) is entry.cls
+    assert isinstance(medloss.create_training_loss(name, num_classes=3), torch.nn.Module)
