@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it as `error: ...` and exits with code 2.
     """
+
+
+class TrainingError(Exception):
+    """A run that went wrong while it trained; the message says in one line what happened, and to which cases."""

@@ -1,0 +1,77 @@
+"""A MONAI dictionary transform that computes the reference's distance maps before cropping."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from medloss.distance.maps import signed_distance_map
+from medloss.errors import InputError
+
+
+class DistanceMapd(MapTransform):
+    """Add the signed distance map of each class of a label, in mm, from the whole volume.
+
+    Put it after loading and orienting, before cropping, so that a crop's loss knows of borders outside the crop, and
+    before the random transforms of a caching data set, so that it is computed once. Crops, pads, flips and rotations by
+    90 degrees treat the map as they treat an image; pad with `mode="edge"` or in a region that the mask leaves out.
+    Zooms, affine and elastic transforms change distances: recompute the maps after them.
+
+    Args:
+        keys: the labels: index maps `[1, *spatial]`, or one map a class `[C, *spatial]`.
+        num_classes: C, background included, for index maps.
+        postfix: the map of `label` is stored as `label` + `postfix`; default `_distance`.
+        allow_missing_keys: don't raise when a key is missing.
+
+    The spacing is the label's own (`MetaTensor.pixdim`), else 1. The map is a float32 `MetaTensor` `[C, *spatial]`
+    with the label's affine: pass it to a loss as `distance_map`.
+
+    Raises:
+        InputError: an index map without `num_classes`, a label outside 0..C-1.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from medloss.distance import DistanceMapd
+        >>> label = MetaTensor(torch.tensor([[[0, 1, 1, 0]]]), affine=torch.diag(torch.tensor([2.0, 0.5, 1.0, 1.0])))
+        >>> DistanceMapd("label", num_classes=2)({"label": label})["label_distance"][1].tolist()
+        [[0.5, -0.5, -0.5, 0.5]]
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: int | None = None,
+        postfix: str = "_distance",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+        self.postfix = postfix
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the maps to a copy of `data`."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[f"{key}{self.postfix}"] = self._map(out[key], key)
+        return out
+
+    def _map(self, label: torch.Tensor, key: Hashable) -> torch.Tensor:
+        spatial_dims = label.ndim - 1
+        plain = label.as_tensor() if isinstance(label, MetaTensor) else torch.as_tensor(label)
+        spacing = label.pixdim.tolist()[:spatial_dims] if isinstance(label, MetaTensor) else None
+        if plain.shape[0] == 1:
+            plain = self._one_hot(plain, key)
+        signed = signed_distance_map(plain[None], spacing)[0]
+        return MetaTensor(signed, affine=label.affine) if isinstance(label, MetaTensor) else signed
+
+    def _one_hot(self, index: torch.Tensor, key: Hashable) -> torch.Tensor:
+        if self.num_classes is None:
+            raise InputError(f"num_classes: '{key}' is an index map; expected the number of classes")
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= self.num_classes:
+            raise InputError(f"'{key}': got labels from {low} to {high}; expected 0 to {self.num_classes - 1}")
+        return index == torch.arange(self.num_classes).view(-1, *(1,) * (index.ndim - 1))

@@ -1,0 +1,120 @@
+"""The whole of a comparison: data, workers, MLflow, table."""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from pipelines.comparison.display import Display
+from pipelines.comparison.execute import execute
+from pipelines.comparison.locks import held_lock
+from pipelines.comparison.plan import Plan, adopt_plan, run_folder
+from pipelines.comparison.state import RunState, run_states
+from pipelines.comparison.table import Table, comparison_table, formatted_rows, write_table
+from pipelines.data import decode_cases
+from pipelines.data_root import resolve_data
+from pipelines.errors import UserError
+from pipelines.manifest import load_manifest
+from pipelines.tracking import Mirror, local_uri
+
+#: Seconds between two looks at what MLflow lacks.
+_MIRROR_S = 2.0
+
+
+def compare_losses(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None, *, retry_failed: bool = False) -> int:
+    """Carry out a plan in a folder, or what is left of it, and print the table.
+
+    Returns:
+        The exit code: 0, 1 when a run failed, 130 when it was interrupted.
+
+    Raises:
+        UserError: another comparison is in the folder, or at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with held_lock(folder / "compare.lock") as mine:
+        if not mine:
+            raise UserError(f"--out: a comparison is at work in {folder}; see `medloss status {folder}`")
+        plan = adopt_plan(folder, plan)
+        if retry_failed:
+            _forget_failures(folder, plan)
+        return _carry_out(folder, plan, jobs, tracking_uri)
+
+
+def _carry_out(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None) -> int:
+    mirror = Mirror(folder, plan, tracking_uri, lambda line: click.echo(f"warning: {line}", err=True))
+    interrupted = False
+    if any(not state.finished for state in run_states(folder, plan)):
+        _decode(folder, plan)
+        # A cold SQLite store breaks when several processes open it: this one makes it, before the others start.
+        mirror.sync(run_states(folder, plan))
+        mirrored = time.monotonic()
+        with Display(jobs) as display:
+
+            def watch() -> None:
+                nonlocal mirrored
+                states = run_states(folder, plan)
+                display.update(states)
+                if time.monotonic() - mirrored > _MIRROR_S:
+                    mirror.sync(states)
+                    mirrored = time.monotonic()
+
+            try:
+                execute(folder, plan, jobs, watch)
+            except KeyboardInterrupt:
+                interrupted = True
+    states = run_states(folder, plan)
+    table = comparison_table(folder, plan)
+    written = write_table(folder, table)
+    mirrored_all = mirror.finish(states, written, _headline(table))
+    _print(folder, plan, states, table, mirror, mirrored_all)
+    if interrupted:
+        click.echo("interrupted: the same command goes on where it stopped", err=True)
+        return 130
+    return 1 if any(state.state == "failed" for state in states) else 0
+
+
+def _decode(folder: Path, plan: Plan) -> None:
+    """Read every case once, for all workers; so bad files are found before anything is trained, too."""
+    config = plan.runs[0].config
+    manifest = load_manifest(config.manifest)
+    root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
+    decode_cases(manifest, manifest.cases, root, folder / "cache")
+
+
+def _forget_failures(folder: Path, plan: Plan) -> None:
+    for run in plan.runs:
+        own = run_folder(folder, run)
+        if own.result is not None and own.result["state"] == "failed":
+            (own.path / "result.json").unlink()
+
+
+def _headline(table: Table) -> dict[str, float]:
+    finished = table.rows.dropna(subset=["dice"])
+    return {"best/dice": float(finished["dice"].iloc[0])} if len(finished) else {}
+
+
+def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, mirror: Mirror, mirrored: bool) -> None:
+    head, *body = formatted_rows(table)
+    shown = RichTable(title=f"{plan.manifest_name}: {len(plan.losses)} losses", box=None, pad_edge=False)
+    for index, heading in enumerate(head):
+        shown.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+    for row in body:
+        shown.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(shown)
+    click.echo(table.caveat)
+    for state in states:
+        if state.state == "failed":
+            click.echo(f"failed: {state.title}: {state.error}")
+    click.echo(f"\nruns      {folder / 'runs'}")
+    click.echo(f"table     {folder / 'table.csv'}, {folder / 'table.md'}")
+    if not mirrored:
+        click.echo(f"MLflow    not up to date at {mirror.uri}: run the same command again to catch up")
+    elif mirror.uri == local_uri(folder):
+        command = Path(sys.executable).with_name("mlflow")
+        click.echo(f"MLflow    {command} ui --backend-store-uri {mirror.uri}")
+    else:
+        click.echo(f"MLflow    {mirror.uri}")

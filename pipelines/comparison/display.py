@@ -1,0 +1,97 @@
+"""How far a comparison is: a live display on a terminal, a line an epoch elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pipelines.comparison.state import RunState, seconds_left
+
+_COLOURS = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
+
+
+class Display:
+    """Shows the states of the runs while they change; used as a context manager around the work."""
+
+    def __init__(self, jobs: int, console: Console | None = None) -> None:
+        self.jobs = jobs
+        self.console = console or Console(stderr=True)
+        self.started = time.monotonic()
+        self.done_before: int | None = None
+        self.shown: dict[str, tuple[str, int]] = {}
+        self.live = Live(console=self.console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self, states: list[RunState]) -> None:
+        """Show the runs as they are now."""
+        if self.done_before is None:
+            self.done_before = sum(state.epoch for state in states)
+        left = seconds_left(states, self.jobs, time.monotonic() - self.started, self.done_before)
+        if self.console.is_terminal:
+            finished = sum(state.finished for state in states)
+            title = f"{finished} of {len(states)} runs{'' if left is None else f', about {duration(left)} left'}"
+            # Of many runs, those that are under way or have just ended are the ones to see.
+            room = max(5, self.console.height - 6)
+            self.live.update(states_table(_most_interesting(states, room), title))
+            return
+        self._lines(states, left)
+
+    def _lines(self, states: list[RunState], left: float | None) -> None:
+        for number, state in enumerate(states, start=1):
+            now = (state.state, state.epoch)
+            before = self.shown.get(state.run.id)
+            self.shown[state.run.id] = now
+            if before == now or state.state in ("waiting", "interrupted"):
+                continue
+            if before is None and state.finished:
+                continue  # finished before this process began
+            what = f"epoch {state.epoch}/{state.epochs}" if state.state == "running" else state.state
+            dice = "" if state.dice is None else f", dice {state.dice:.3f}"
+            why = "" if state.error is None else f": {state.error}"
+            rest = "" if left is None else f" ({duration(left)} left in all)"
+            click.echo(f"[{number}/{len(states)}] {state.title}: {what}{dice}{why}{rest}", err=True)
+
+
+def states_table(states: list[RunState], title: str) -> Table:
+    """The runs as a table for people."""
+    table = Table("loss", "fold", "seed", "state", "epoch", "Dice", "left", title=title, box=None, pad_edge=False)
+    for state in states:
+        config = state.run.config
+        word = f"[{_COLOURS[state.state]}]{state.state}[/]"
+        left = "" if state.seconds_left is None else duration(state.seconds_left)
+        dice = "" if state.dice is None else f"{state.dice:.3f}"
+        epoch = f"{state.epoch}/{state.epochs}"
+        table.add_row(config.loss, str(config.fold), str(config.seed), word, epoch, dice, state.error or left)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _most_interesting(states: list[RunState], room: int) -> list[RunState]:
+    if len(states) <= room:
+        return states
+    rank = {"running": 0, "failed": 1, "done": 2, "interrupted": 3, "waiting": 4}
+    kept = sorted(range(len(states)), key=lambda i: (rank[states[i].state], -i if states[i].state == "done" else i))
+    return [states[i] for i in sorted(kept[:room])]

@@ -1,0 +1,144 @@
+"""The plan of a comparison: its runs, loss by loss, fold by fold, seed by seed; written before any of them starts."""
+
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.errors import UserError
+from pipelines.files import read_json, write_json
+from pipelines.run_config import RunConfig
+from pipelines.run_folder import RunFolder
+
+_NAME = "plan.json"
+#: What a plan may differ in and still be the same comparison.
+_INCIDENTAL = {"threads", "workers", "cache_dir", "data_root"}
+
+
+class PlannedRun(BaseModel):
+    """One training of a comparison; its folder is `runs/<id>`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    config: RunConfig
+
+
+class Plan(BaseModel):
+    """A comparison: every loss on every fold with every seed.
+
+    Attributes:
+        id: of the comparison, as MLflow's tag `medloss.comparison` has it.
+        created: unix time, seconds.
+        manifest_name: the data set's name.
+        manifest_sha256: the manifest's content.
+        runs: in the order in which they are trained.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    created: float
+    manifest_name: str
+    manifest_sha256: str
+    runs: list[PlannedRun]
+
+    @property
+    def losses(self) -> list[str]:
+        """The losses, in the order of the plan."""
+        return list(dict.fromkeys(run.config.loss for run in self.runs))
+
+
+def make_plan(
+    configs: list[RunConfig], folds: list[int], seeds: list[int], manifest_name: str, manifest_sha256: str
+) -> Plan:
+    """Plan each config (one a loss) on each fold with each seed; a fold is finished before the next begins.
+
+    Raises:
+        UserError: a loss, fold or seed stands twice.
+    """
+    for what, values in (("losses", [c.loss for c in configs]), ("folds", folds), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise UserError(f"--{what}: one of them stands twice in {', '.join(str(v) for v in values)}")
+    runs = []
+    for fold in folds:
+        for seed in seeds:
+            for config in configs:
+                own = config.model_copy(update={"fold": fold, "seed": seed})
+                runs.append(PlannedRun(id=f"{file_name(config.loss)}-fold{fold}-seed{seed}", config=own))
+    return Plan(
+        id=uuid.uuid4().hex[:12],
+        created=time.time(),
+        manifest_name=manifest_name,
+        manifest_sha256=manifest_sha256,
+        runs=runs,
+    )
+
+
+def file_name(loss: str) -> str:
+    """A loss's name, or expression, as a folder's name: `0.2*focal+dice` becomes `0.2xfocal_plus_dice`."""
+    return re.sub(r"[^\w.]+", "_", loss.replace("*", "x").replace("+", "_plus_")).strip("_.") or "loss"
+
+
+def adopt_plan(folder: Path, plan: Plan) -> Plan:
+    """Write a plan to an empty folder, or take up the folder's own, if it is the same.
+
+    Raises:
+        UserError: the folder holds another comparison; says in what it differs.
+    """
+    existing = read_plan(folder)
+    if existing is None:
+        if folder.is_dir() and any(path.name != "compare.lock" for path in folder.iterdir()):
+            raise UserError(f"--out: {folder} is not empty and holds no comparison; name another folder")
+        write_json(folder / _NAME, plan.model_dump(mode="json"))
+        return plan
+    difference = _difference(existing, plan)
+    if difference:
+        raise UserError(f"--out: {folder} holds another comparison: {difference}; name another folder")
+    return existing
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The folder's plan; None where there is none."""
+    content = read_json(folder / _NAME)
+    return None if content is None else Plan.model_validate(content)
+
+
+def require_plan(folder: Path) -> Plan:
+    """The folder's plan.
+
+    Raises:
+        UserError: there is none.
+    """
+    plan = read_plan(folder)
+    if plan is None:
+        raise UserError(
+            f"{folder} holds no comparison (no {_NAME}); name the folder that `medloss compare --out` named"
+        )
+    return plan
+
+
+def run_folder(folder: Path, run: PlannedRun) -> RunFolder:
+    """The folder of one run of a comparison."""
+    return RunFolder(folder / "runs" / run.id)
+
+
+def _difference(old: Plan, new: Plan) -> str:
+    if old.manifest_sha256 != new.manifest_sha256:
+        return f"its data set is '{old.manifest_name}' as it was then, and the manifest has changed since"
+    runs = [{run.id: run.config.model_dump(exclude=_INCIDENTAL) for run in plan.runs} for plan in (old, new)]
+    for name, theirs, ours in (("has", runs[0], runs[1]), ("lacks", runs[1], runs[0])):
+        if missing := [run for run in theirs if run not in ours]:
+            return f"it {name} the run {missing[0]}"
+    for run, config in runs[0].items():
+        for field, value in config.items():
+            if runs[1][run][field] != value:
+                return f"its {field} is {_shown(value)}, and {_shown(runs[1][run][field])} was asked for"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    return "the default" if value is None else str(value)

@@ -1,0 +1,107 @@
+"""The table at the end of a comparison: one row a loss."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pipelines.comparison.plan import Plan, run_folder
+from pipelines.files import write_text
+from pipelines.metrics import METRICS
+
+_HEADINGS = {
+    "loss": "loss", "dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity",
+    "hd95_mm": "HD95 (mm)", "epoch_s": "s/epoch", "runs": "runs",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """The comparison's table.
+
+    Attributes:
+        rows: a row a loss, best Dice first; a loss without a finished run has NaN.
+        cases: how many cases the finished runs validated.
+        seeds: how many seeds.
+    """
+
+    rows: pd.DataFrame
+    cases: int
+    seeds: int
+
+    @property
+    def caveat(self) -> str:
+        """What so few cases and seeds can say."""
+        seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return f"means over {self.cases} cases and {seeds}: small differences may be chance"
+
+
+def case_table(folder: Path, plan: Plan) -> pd.DataFrame:
+    """Every finished run's validation cases: loss, fold, seed, case, patient, class and the measures."""
+    frames = []
+    for run in plan.runs:
+        own = run_folder(folder, run)
+        if own.result is not None and own.result["state"] == "done":
+            frame = pd.DataFrame(own.cases)
+            frame[list(METRICS)] = frame[list(METRICS)].apply(pd.to_numeric)
+            config = run.config
+            frames.append(frame.assign(loss=config.loss, fold=config.fold, seed=config.seed))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def comparison_table(folder: Path, plan: Plan) -> Table:
+    """Average what the runs left: seeds within a case and class, then a case's classes, then cases."""
+    cases = case_table(folder, plan)
+    metrics = list(METRICS)
+    rows = []
+    for loss in plan.losses:
+        runs = [run for run in plan.runs if run.config.loss == loss]
+        results = [run_folder(folder, run).result for run in runs]
+        done = [result for result in results if result is not None and result["state"] == "done"]
+        row: dict[str, object] = {"loss": loss, "runs": f"{len(done)}/{len(runs)}"}
+        if done:
+            own = cases[cases["loss"] == loss]
+            by_class = own.groupby(["case", "class"])[metrics].mean()
+            means = by_class.groupby("case").mean().mean()
+            row |= {metric: float(means[metric]) for metric in metrics}
+            row["epoch_s"] = statistics.median(result["epoch_s"] for result in done)
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=list(_HEADINGS)).sort_values("dice", ascending=False, na_position="last")
+    seeds = len({run.config.seed for run in plan.runs})
+    return Table(frame.reset_index(drop=True), cases["case"].nunique() if len(cases) else 0, seeds)
+
+
+def formatted_rows(table: Table) -> list[list[str]]:
+    """The table as text, its headings first."""
+    formats = {
+        "dice": "{:.4f}",
+        "sensitivity": "{:.4f}",
+        "specificity": "{:.4f}",
+        "hd95_mm": "{:.2f}",
+        "epoch_s": "{:.1f}",
+    }
+    rows = [list(_HEADINGS.values())]
+    for _, row in table.rows.iterrows():
+        failed = pd.isna(row["dice"]) and row["runs"].startswith("0/")
+        cells = []
+        for name in _HEADINGS:
+            value = row[name]
+            if name in formats:
+                value = (
+                    ("failed" if failed and name == "dice" else "-") if pd.isna(value) else formats[name].format(value)
+                )
+            cells.append(str(value))
+        rows.append(cells)
+    return rows
+
+
+def write_table(folder: Path, table: Table) -> list[Path]:
+    """Write `table.csv` and `table.md`."""
+    csv, markdown = folder / "table.csv", folder / "table.md"
+    write_text(csv, table.rows.to_csv(index=False))
+    head, *body = formatted_rows(table)
+    rule = ["---", *(["---:"] * (len(head) - 1))]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
+    write_text(markdown, "\n".join([*lines, "", table.caveat, ""]))
+    return [csv, markdown]
