@@ -2,6 +2,7 @@
 
 from medloss.base import SegmentationLoss as SegmentationLoss
 from medloss.compound.combined import CombinedLoss as CombinedLoss
+from medloss.compound.deep_supervision import DeepSupervision as DeepSupervision
 from medloss.create import call_loss as call_loss
 from medloss.create import create_loss as create_loss
 from medloss.entry import LossEntry as LossEntry

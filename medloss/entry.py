@@ -25,11 +25,7 @@ class Recipe:
     expression: str = ""
     schedule: str = "constant"
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    note: str = "alone"
-
-
-#: For losses that are trained alone, on the foreground classes.
-FOREGROUND_ALONE = Recipe(arguments={"include_background": False}, note="alone, on the foreground classes")
+    note: str = "alone, over all classes"
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def test_losses_from_elsewhere_take_part() -> None:
 def test_recipes_and_arguments() -> None:
     dice = medloss.create_training_loss("dice", num_classes=3, arguments={"smooth_nr": 0.5})
     assert isinstance(dice, medloss.DiceLoss)
-    assert (dice.smooth_nr, dice.include_background, dice.softmax) == (0.5, False, True)
+    assert (dice.smooth_nr, dice.include_background, dice.softmax) == (0.5, True, True)
     karimi = medloss.create_training_loss("hausdorff_dt", num_classes=3, arguments={"alpha": 1.0})
     assert isinstance(karimi, medloss.CombinedLoss)
     assert karimi.losses[0].alpha == 1.0

@@ -30,6 +30,5 @@ def karimi_recipe(name: str) -> Recipe:
     return Recipe(
         f"{name}+dice",
         schedule="balanced",
-        arguments={"include_background": False},
         note="Karimi 2019: together with Dice, its weight set anew each epoch so that both terms weigh the same",
     )

@@ -1,9 +1,9 @@
 """Hausdorff distance loss by convolution with balls."""
 
-import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Unpack
 
 import torch
@@ -125,27 +125,40 @@ class _BallFilter:
         self.pad = _half(largest, spacing)
         padding = [h for half in reversed(self.pad) for h in (half, half)]
         padded = F.pad(maps, padding, mode="replicate")
-        self.size = padded.shape[2:]
+        # What wraps round a border stays within the padding, so zeros up to a size of small factors do no harm.
+        self.size = tuple(_fast_length(n) for n in padded.shape[2:])
         self.axes = tuple(range(2, maps.ndim))
-        self.spectrum = torch.fft.rfftn(padded, dim=self.axes)
-        self.like = maps.detach()
+        self.spectrum = torch.fft.rfftn(padded, s=self.size, dim=self.axes)
 
     def __call__(self, radius: float) -> Tensor:
-        kernel = torch.fft.rfftn(self._kernel(radius), dim=tuple(range(len(self.size))))
+        # torch's compiler cannot look into a cache, and folds the constant itself.
+        make = _ball_spectrum.__wrapped__ if torch.compiler.is_compiling() else _ball_spectrum
+        kernel = make(radius, self.spacing, self.size, self.spectrum.real.dtype).to(self.spectrum.device)
         means = torch.fft.irfftn(self.spectrum * kernel, s=self.size, dim=self.axes)
         for axis, (half, n) in enumerate(zip(self.pad, self.shape[2:], strict=True), start=2):
             means = means.narrow(axis, half, n)
         return means
 
-    def _kernel(self, radius: float) -> Tensor:
-        """The normalised ball around the origin, wrapped round the borders; even, so its spectrum is real."""
-        kernel = self.like.new_zeros(self.size)
-        half = _half(radius, self.spacing)
-        inside = [
-            offset
-            for offset in itertools.product(*(range(-h, h + 1) for h in half))
-            if math.hypot(*(o * s for o, s in zip(offset, self.spacing, strict=True))) <= radius * _SLACK
-        ]
-        index = torch.tensor(inside, device=kernel.device).remainder(torch.tensor(self.size, device=kernel.device))
-        kernel[tuple(index.unbind(1))] = 1 / len(inside)
-        return kernel
+
+@lru_cache(maxsize=64)
+def _ball_spectrum(radius: float, spacing: tuple[float, ...], size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Fourier transform of the normalised ball around the origin, wrapped round the borders; it is real."""
+    squares = torch.zeros(size, dtype=torch.float64)
+    for axis, (n, s) in enumerate(zip(size, spacing, strict=True)):
+        offsets = torch.arange(n, dtype=torch.float64)
+        offsets = torch.minimum(offsets, n - offsets) * s
+        squares = squares + (offsets**2).view(-1, *(1,) * (len(size) - 1 - axis))
+    ball = (squares.sqrt() <= radius * _SLACK).to(torch.float64)
+    return torch.fft.rfftn(ball / ball.sum()).real.to(dtype)
+
+
+def _fast_length(n: int) -> int:
+    """The next number without a prime factor above 5: of such lengths Fourier transforms are fast."""
+    while True:
+        left = n
+        for factor in (2, 3, 5):
+            while left % factor == 0:
+                left //= factor
+        if left == 1:
+            return n
+        n += 1

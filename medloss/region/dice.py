@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.entry import FOREGROUND_ALONE, register
+from medloss.entry import register
 from medloss.errors import InputError
 from medloss.overlap import OverlapStatistics
 from medloss.region.base import RegionLoss
@@ -21,7 +21,6 @@ def dice_coefficient(sums: OverlapStatistics, smooth_nr: float, smooth_dr: float
     family="region",
     paper="Milletari et al. 2016, arXiv 1606.04797",
     summary="soft overlap",
-    recipe=FOREGROUND_ALONE,
 )
 class DiceLoss(RegionLoss):
     r"""One minus the soft Dice coefficient of each item and class.

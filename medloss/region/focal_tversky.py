@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.entry import FOREGROUND_ALONE, register
+from medloss.entry import register
 from medloss.errors import InputError
 from medloss.overlap import OverlapStatistics
 from medloss.region.tversky import TverskyLoss
@@ -16,7 +16,6 @@ from medloss.region.tversky import TverskyLoss
     family="region",
     paper="Abraham and Khan 2018, arXiv 1810.07842",
     summary="a power of the Tversky loss: classes that go badly weigh more",
-    recipe=FOREGROUND_ALONE,
 )
 class FocalTverskyLoss(TverskyLoss):
     r"""A power of one minus the soft Tversky index of each item and class.

@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from medloss.entry import FOREGROUND_ALONE, register
+from medloss.entry import register
 from medloss.overlap import OverlapStatistics
 from medloss.region.dice import DiceLoss
 
@@ -15,7 +15,6 @@ from medloss.region.dice import DiceLoss
     family="region",
     paper="Jadon 2020, arXiv 2006.14822",
     summary="a smoother Dice loss",
-    recipe=FOREGROUND_ALONE,
 )
 class LogCoshDiceLoss(DiceLoss):
     r"""The logarithm of the hyperbolic cosine of the soft Dice loss.

@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.entry import FOREGROUND_ALONE, register
+from medloss.entry import register
 from medloss.errors import InputError
 from medloss.overlap import OverlapStatistics
 from medloss.region.base import RegionLoss
@@ -17,7 +17,6 @@ from medloss.region.dice import checked_smoothing
     family="region",
     paper="Brosch et al. 2015, doi 10.1007/978-3-319-24574-4_1",
     summary="squared errors on each side, divided by its size",
-    recipe=FOREGROUND_ALONE,
 )
 class SensitivitySpecificityLoss(RegionLoss):
     r"""Squared error on the foreground and on the background, each side divided by its own size.

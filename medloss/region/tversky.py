@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.entry import FOREGROUND_ALONE, register
+from medloss.entry import register
 from medloss.errors import InputError
 from medloss.overlap import OverlapStatistics
 from medloss.region.base import RegionLoss
@@ -17,7 +17,6 @@ from medloss.region.dice import checked_smoothing
     family="region",
     paper="Salehi et al. 2017, arXiv 1706.05721",
     summary="soft overlap, a missed voxel costs more than a false one",
-    recipe=FOREGROUND_ALONE,
 )
 class TverskyLoss(RegionLoss):
     r"""One minus the soft Tversky index of each item and class.

@@ -1,0 +1,101 @@
+"""One loss on the outputs of several scales."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medloss.create import call_loss
+from medloss.errors import InputError
+from medloss.spacing import Spacing, resolve_spacing
+
+
+class DeepSupervision(nn.Module):
+    r"""The weighted sum of a loss over a network's outputs, finest first: $\sum_i w_i L(z_i, y_i)$.
+
+    Target and mask are brought to each output's grid by nearest neighbours, as MONAI's `DeepSupervisionLoss` does.
+    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; masks and distance maps go along.
+
+    Args:
+        loss: the loss, ours or not.
+        weights: one a scale, finest first; None: 1, 1/2, 1/4, ... divided by their sum, as nnU-Net has them. Scales
+            beyond the last weight are left out.
+
+    Raises:
+        InputError: negative weights; more weights than outputs.
+
+    References:
+        Isensee et al. (2021), nnU-Net, doi 10.1038/s41592-020-01008-z, for the weights.
+
+    Example:
+        >>> import torch, medloss
+        >>> loss = medloss.DeepSupervision(medloss.DiceLoss(softmax=True))
+        >>> label = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
+        >>> outputs = [torch.zeros(1, 2, 8, 8, 8), torch.zeros(1, 2, 4, 4, 4)]
+        >>> parts = [loss.loss(outputs[0], label), loss.loss(outputs[1], label[..., 1::2, 1::2, 1::2])]
+        >>> bool(loss(outputs, label).isclose(2 / 3 * parts[0] + 1 / 3 * parts[1]))
+        True
+    """
+
+    def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if weights is not None and (len(weights) == 0 or not all(w >= 0 for w in weights)):
+            raise InputError(f"weights: got {list(weights)}; expected numbers >= 0, one a scale")
+        self.loss = loss
+        self.weights = None if weights is None else tuple(float(w) for w in weights)
+
+    def forward(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        target: Tensor,
+        *,
+        mask: Tensor | None = None,
+        spacing: Spacing | None = None,
+        distance_map: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted sum.
+
+        Args:
+            logits: `[B, C, *spatial]` a scale, finest first; one tensor is one scale.
+            target: on the finest grid; see `SegmentationLoss.forward`, also for the other arguments.
+            mask: on the finest grid.
+            spacing: mm, of the finest grid.
+            distance_map: on the finest grid.
+        """
+        outputs = [logits] if isinstance(logits, Tensor) else list(logits)
+        weights = self._weights(len(outputs))
+        size = target.shape[2:]
+        spacings = resolve_spacing(spacing, target, target.shape[0], len(size))
+        total = outputs[0].new_zeros((), dtype=torch.float32)
+        for output, weight in zip(outputs, weights, strict=False):
+            if weight == 0:
+                continue
+            grid = output.shape[2:]
+            scaled = [tuple(s * n / m for s, n, m in zip(row, size, grid, strict=True)) for row in spacings]
+            value = call_loss(
+                self.loss,
+                output,
+                _resized(target, grid),
+                mask=None if mask is None else _resized(mask, grid),
+                spacing=scaled,
+                distance_map=None if distance_map is None else _resized(distance_map, grid),
+            )
+            total = total + weight * value
+        return total
+
+    def _weights(self, scales: int) -> tuple[float, ...]:
+        if self.weights is None:
+            halves = [0.5**i for i in range(scales)]
+            return tuple(h / sum(halves) for h in halves)
+        if len(self.weights) > scales:
+            raise InputError(f"weights: got {len(self.weights)} for {scales} outputs; expected at most one an output")
+        return self.weights
+
+
+def _resized(maps: Tensor, grid: torch.Size) -> Tensor:
+    if maps.shape[2:] == grid:
+        return maps
+    # Nearest neighbours take integers of any type along as float32, exactly up to 2^24.
+    values = maps if maps.is_floating_point() else maps.float()
+    return F.interpolate(values, size=tuple(grid), mode="nearest-exact").to(maps.dtype)

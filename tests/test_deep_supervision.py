@@ -1,0 +1,68 @@
+"""A loss on several scales: weights, spacing, masks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import medloss
+
+SPACING = (3.0, 1.0, 0.6)
+LABEL = torch.randint(0, 3, (2, 1, 8, 12, 16), generator=torch.Generator().manual_seed(0))
+
+
+def _outputs() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 3, *size, generator=generator) for size in ((8, 12, 16), (8, 6, 8), (4, 3, 4))]
+
+
+class _Probe(nn.Module):
+    """Remembers what it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(self, logits: Tensor, target: Tensor, *, spacing: Any, mask: Any, distance_map: Any) -> Tensor:
+        self.calls.append({"target": target, "spacing": spacing, "mask": mask, "distance_map": distance_map})
+        return logits.mean()
+
+
+def test_each_scale_gets_its_own_spacing_mask_and_target() -> None:
+    probe = _Probe()
+    mask = torch.rand(LABEL.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    maps = torch.rand(2, 3, *LABEL.shape[2:])
+    medloss.DeepSupervision(probe)(_outputs(), LABEL, mask=mask, spacing=SPACING, distance_map=maps)
+    assert [call["spacing"][0] for call in probe.calls] == [
+        pytest.approx((3.0, 1.0, 0.6)),
+        pytest.approx((3.0, 2.0, 1.2)),
+        pytest.approx((6.0, 4.0, 2.4)),
+    ]
+    for call, size in zip(probe.calls, ((8, 12, 16), (8, 6, 8), (4, 3, 4)), strict=True):
+        assert call["target"].shape == (2, 1, *size)
+        assert call["target"].dtype == LABEL.dtype
+        assert call["mask"].dtype == torch.bool
+        assert call["mask"].shape == (2, 1, *size)
+        assert call["distance_map"].shape == (2, 3, *size)
+    assert torch.equal(probe.calls[1]["target"], LABEL[..., 1::2, 1::2])
+
+
+def test_weights_are_nnunets_unless_given() -> None:
+    outputs = _outputs()
+    dice = medloss.DiceLoss(softmax=True)
+    parts = [
+        dice(o, t) for o, t in zip(outputs, (LABEL, LABEL[..., 1::2, 1::2], LABEL[..., 1::2, 2::4, 2::4]), strict=True)
+    ]
+    value = medloss.DeepSupervision(dice)(outputs, LABEL)
+    assert torch.isclose(value, (4 * parts[0] + 2 * parts[1] + parts[2]) / 7)
+    assert torch.isclose(medloss.DeepSupervision(dice, [1.0, 0.0])(outputs, LABEL), parts[0])
+    assert torch.isclose(medloss.DeepSupervision(dice)(outputs[0], LABEL), parts[0])
+
+
+def test_bad_weights_are_refused() -> None:
+    for weights in ([], [-1.0]):
+        with pytest.raises(medloss.InputError, match="weights: got"):
+            medloss.DeepSupervision(medloss.DiceLoss(), weights)
+    with pytest.raises(medloss.InputError, match="weights: got 4 for 3 outputs"):
+        medloss.DeepSupervision(medloss.DiceLoss(softmax=True), [1.0] * 4)(_outputs(), LABEL)
