@@ -12,9 +12,9 @@ from pipelines.manifest import Manifest
 def resolve_data(manifest: Manifest, data_root: Path | None = None) -> Path:
     """The folder to which the manifest's paths are relative.
 
-    `data_root`, else `MEDLOSS_DATA`; in it the manifest's own folder, if it is there. A made data set lies in
-    `data_root`, else in `MEDLOSS_CACHE`, else in `~/.cache/medloss`, in a folder named by its parameters, and is made
-    there on first use.
+    `data_root`, else `MEDLOSS_DATA`; in it the manifest's own folder, if it is there. A made data set lies in a folder
+    named by its parameters: in `data_root`, else in `MEDLOSS_DATA` if it was made there, else in `MEDLOSS_CACHE` or
+    `~/.cache/medloss`, where it is made on first use (data folders are often shared, and read-only).
 
     Raises:
         UserError: there is no such folder, or it cannot be made; says where the data can be had.
@@ -36,13 +36,18 @@ def resolve_data(manifest: Manifest, data_root: Path | None = None) -> Path:
 
 
 def _made(manifest: Manifest, data_root: Path | None) -> Path:
-    from pipelines.phantom import make_phantom
+    from pipelines.phantom import is_made, make_phantom
+    from pipelines.phantom_shapes import VERSION
 
     assert manifest.generator is not None
-    parameters = json.dumps([manifest.generator.model_dump(), manifest.spacing, list(manifest.classes)], sort_keys=True)
-    digest = hashlib.sha256(parameters.encode()).hexdigest()[:8]
+    parameters = [VERSION, manifest.generator.model_dump(), manifest.spacing, manifest.label_values]
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{manifest.name}-{digest}"
+    shared = os.environ.get("MEDLOSS_DATA")
+    if data_root is None and shared and is_made(Path(shared) / name):
+        return Path(shared) / name
     default = Path(os.environ.get("MEDLOSS_CACHE") or Path.home() / ".cache" / "medloss")
-    folder = (data_root or default) / f"{manifest.name}-{digest}"
+    folder = (data_root or default) / name
     try:
         make_phantom(manifest, folder)
     except OSError as error:

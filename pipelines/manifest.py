@@ -1,19 +1,47 @@
 """The manifest of a data set: what it is, which files it has, and which patients train and validate together."""
 
+import difflib
 import hashlib
 import json
-from collections import Counter
-from pathlib import Path, PurePosixPath
+import math
+import reprlib
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import UserError
+from pipelines.manifest_rules import manifest_problems, path_problem
 from pipelines.resources import manifest_path
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r} has characters that cannot be printed")
+    return text
+
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LabelValue = Annotated[int, Field(ge=0, strict=True)]
+#: Names that are parts of file names and of tables, too.
+Name = Annotated[str, Field(pattern=r"^\w[\w.\-]*$")]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+
+#: Shows what came; of long or nested values only the beginning, since a small YAML can unfold into a huge one.
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring = 2, 3, 3, 80
+
+
+class ManifestError(UserError):
+    """A manifest that breaks rules; `offences` has one line each, the message all of them."""
+
+    def __init__(self, path: Path, offences: list[str]) -> None:
+        self.path = path
+        self.offences = offences
+        count = "1 offence" if len(offences) == 1 else f"{len(offences)} offences"
+        super().__init__(f"{path}: {count}\n" + "\n".join(f"  {line}" for line in offences))
 
 
 class _Strict(BaseModel):
@@ -23,9 +51,9 @@ class _Strict(BaseModel):
 class Case(_Strict):
     """One image with its label; paths are relative to the data root."""
 
-    id: str = Field(pattern=r"^[\w.\-]+$")
-    patient: str = Field(min_length=1)
-    fold: int = Field(ge=0)
+    id: Name
+    patient: Text
+    fold: int = Field(ge=0, strict=True)
     image: str
     label: str
     image_sha256: Sha256 | None = None
@@ -33,20 +61,20 @@ class Case(_Strict):
 
     @field_validator("image", "label")
     @classmethod
-    def _stays_in_the_root(cls, path: str) -> str:
-        parts = PurePosixPath(path).parts
-        if not parts or PurePosixPath(path).is_absolute() or ".." in parts or "\\" in path:
-            raise ValueError(f"'{path}' is no path inside the data root")
-        if not path.endswith((".nii", ".nii.gz")):
-            raise ValueError(f"'{path}' is no NIfTI file (.nii or .nii.gz)")
+    def _is_nifti_inside_the_root(cls, path: str) -> str:
+        problem = path_problem(path)
+        if problem is None and not path.endswith((".nii", ".nii.gz")):
+            problem = f"'{path}' is no NIfTI file (.nii or .nii.gz)"
+        if problem is not None:
+            raise ValueError(problem)
         return path
 
 
 class Excluded(_Strict):
-    """A file of the folder that is left out on purpose."""
+    """A file of the folder, or several by a pattern such as `*_flair.nii.gz`, left out on purpose."""
 
-    file: str
-    reason: str = Field(min_length=1)
+    file: Text
+    reason: Text
 
 
 class Generator(_Strict):
@@ -64,6 +92,8 @@ class Generator(_Strict):
             raise ValueError(f"{self.folds} folds of {self.cases} cases")
         if len(self.shape) not in (2, 3) or min(self.shape) < 12:
             raise ValueError(f"shape {self.shape}; expected 2 or 3 axes of 12 voxels or more")
+        if math.prod(self.shape) * self.cases > 2_000_000_000:
+            raise ValueError(f"{self.cases} cases of shape {self.shape}; expected at most 2e9 voxels in all")
         return self
 
     def made_cases(self) -> list[Case]:
@@ -101,7 +131,7 @@ class Manifest(_Strict):
         excluded: files of the folder that are left out on purpose, with the reason.
     """
 
-    name: str = Field(pattern=r"^[\w.\-]+$")
+    name: Name
     description: str
     task: str
     license: str
@@ -110,12 +140,20 @@ class Manifest(_Strict):
     modality: str
     dimensions: Literal[2, 3]
     spacing: tuple[Millimetres, ...]
-    spacing_tolerance: float = Field(default=0.05, ge=0)
-    classes: dict[int, str]
+    spacing_tolerance: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+    classes: dict[LabelValue, Text]
     folder: str | None = None
     generator: Generator | None = None
     cases: list[Case] = Field(default_factory=list)
     excluded: list[Excluded] = Field(default_factory=list)
+
+    @field_validator("folder")
+    @classmethod
+    def _is_inside_the_root(cls, folder: str | None) -> str | None:
+        problem = None if folder is None else path_problem(folder)
+        if problem is not None:
+            raise ValueError(problem)
+        return folder
 
     @model_validator(mode="before")
     @classmethod
@@ -130,42 +168,12 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = list(self._problems())
+        problems = list(manifest_problems(self.model_dump()))
+        if self.generator is not None and self.cases != self.generator.made_cases():
+            problems.append("cases: the generator makes its own; expected none to be listed")
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-    def _problems(self) -> Any:
-        if len(self.spacing) != self.dimensions:
-            yield f"spacing: {len(self.spacing)} numbers for {self.dimensions} dimensions"
-        if self.generator is not None and len(self.generator.shape) != self.dimensions:
-            yield f"generator.shape: {len(self.generator.shape)} axes for {self.dimensions} dimensions"
-        if self.classes.get(0) is None:
-            yield "classes: there is no class 0; expected 0: background"
-        if min(self.classes, default=0) < 0:
-            yield f"classes: label {min(self.classes)} is negative"
-        if len(self.classes) < 2:
-            yield "classes: there is no foreground class"
-        if len(set(self.classes.values())) < len(self.classes):
-            yield f"classes: a name stands twice in {list(self.classes.values())}"
-        if not self.cases:
-            yield "cases: there are none"
-        yield from _doubled("cases: id", [case.id for case in self.cases])
-        yield from _doubled("cases: file", [path for case in self.cases for path in (case.image, case.label)])
-        listed = {path for case in self.cases for path in (case.image, case.label)}
-        for entry in self.excluded:
-            if entry.file in listed:
-                yield f"excluded: '{entry.file}' is a case's file, too"
-        folds_of: dict[str, set[int]] = {}
-        for case in self.cases:
-            folds_of.setdefault(case.patient, set()).add(case.fold)
-            if self.generator is None and (case.image_sha256 is None or case.label_sha256 is None):
-                yield f"cases: '{case.id}' has no image_sha256 or label_sha256"
-        for patient, folds in folds_of.items():
-            if len(folds) > 1:
-                yield f"cases: patient '{patient}' is in folds {sorted(folds)}: in training and in validation"
-        if len(self.cases) > 1 and len({case.fold for case in self.cases}) == 1:
-            yield "cases: all are in one fold, so none would be left to train with"
 
     @property
     def foreground(self) -> list[str]:
@@ -208,27 +216,60 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     """Read a manifest, by path or by the name of a shipped one.
 
     Raises:
-        UserError: there is none, it is no YAML, or it breaks rules: all offences are listed.
+        UserError: there is none, or it is no YAML; `ManifestError`, which lists all offences, where it breaks rules.
     """
     path = manifest_path(name_or_path)
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: no manifest: expected a mapping with name, classes, cases and so on")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        offences = [line for offence in error.errors() for line in _offence_lines(offence)]
-        raise UserError(f"{path}: {len(offences)} offences\n" + "\n".join(f"  {line}" for line in offences)) from None
+        raise ManifestError(path, _offences(error, content)) from None
 
 
-def _offence_lines(offence: Any) -> list[str]:
-    where = ".".join(str(part) for part in offence["loc"])
-    lines = offence["msg"].removeprefix("Value error, ").split("\n")
-    return [f"{where}: {line}" if where else line for line in lines]
+def _offences(error: ValidationError, content: dict[str, Any]) -> list[str]:
+    fields = [_field_line(offence, content) for offence in error.errors() if offence["loc"]]
+    if fields:
+        # Pydantic looks between the fields only when each is right by itself: so that is done here.
+        return [*fields, *manifest_problems(content)]
+    return [line for offence in error.errors() for line in str(offence["ctx"]["error"]).splitlines()]
 
 
-def _doubled(what: str, values: list[str]) -> list[str]:
-    return [f"{what} '{value}' stands {count} times" for value, count in Counter(values).items() if count > 1]
+def _field_line(offence: Any, content: dict[str, Any]) -> str:
+    """`cases[3] (case_07).fold: should be an integer; got 1.5`."""
+    where = ""
+    at: Any = content
+    for part in offence["loc"]:
+        # Pydantic adds parts of its own, such as `[key]`, which the content has not.
+        known = isinstance(at, dict) or (isinstance(at, list) and isinstance(part, int))
+        at = (at.get(part) if isinstance(at, dict) else at[part]) if known else None
+        where += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if where else _key(part)
+        if isinstance(part, int) and isinstance(at, dict) and isinstance(at.get("id"), str):
+            where += f" ({_key(at['id'])})"
+    if offence["type"] == "missing":
+        return f"{where}: missing"
+    if offence["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(offence["loc"][-1]), _fields(offence["loc"]), n=1)
+        return f"{where}: unknown field" + (f"; did you mean '{near[0]}'?" if near else "")
+    if offence["type"] == "value_error":
+        return f"{where}: {offence['ctx']['error']}"
+    message = offence["msg"]
+    for kind in ("Input", "String", "List", "Tuple", "Value", "Dictionary"):
+        message = message.removeprefix(f"{kind} ")
+    return f"{where}: {message}; got {_short.repr(offence['input'])}"
+
+
+def _key(part: Any) -> str:
+    text = str(part)
+    return text if text.isprintable() and len(text) <= 60 else _short.repr(part)
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    models: dict[Any, type[BaseModel]] = {"cases": Case, "excluded": Excluded, "generator": Generator}
+    return list((models.get(location[0], Manifest) if len(location) > 1 else Manifest).model_fields)

@@ -1,0 +1,149 @@
+"""`medloss check` and `medloss manifest`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("manifest")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA].")
+def check(manifest: str, data_root: Path | None) -> None:
+    """Read all of MANIFEST's data (a path, a shipped name, or a folder without a manifest), and name every bad file.
+
+    Exit code 1 where there are any.
+    """
+    from pipelines.check import check_data
+    from pipelines.data_root import resolve_data
+    from pipelines.errors import UserError
+    from pipelines.manifest import load_manifest
+    from pipelines.resources import shipped_manifests
+    from pipelines.survey import check_folder
+
+    # A folder of a shipped manifest's name is meant only when it is written as a path: ./phantom.
+    is_folder = Path(manifest).is_dir() and manifest not in shipped_manifests()
+    if is_folder and data_root is not None:
+        raise UserError(f"--data-root: '{manifest}' is the folder of the data already; pass one of the two")
+    with _progress() as progress:
+        if is_folder:
+            report = check_folder(Path(manifest), progress)
+        else:
+            loaded = load_manifest(manifest)
+            report = check_data(loaded, resolve_data(loaded, data_root), progress)
+    for file, reason in report.offences:
+        click.echo(_line(file, reason))
+    _print_tables(report)
+    files = len({offence.file for offence in report.offences})
+    bad = "no bad files" if report.ok else "1 bad file" if files == 1 else f"{files} bad files"
+    click.echo(f"{'1 case' if report.cases == 1 else f'{report.cases} cases'}: {bad}")
+    sys.exit(0 if report.ok else 1)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; default: the name with .yaml, here.")
+@click.option("--name", help="The manifest's name; default: by dataset.json, else the folder's.")
+@click.option("--modality", help="MR, CT and so on; default: by dataset.json, else MR.")
+@click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Parts of the patients.")
+@click.option("--seed", default=0, show_default=True, help="Decides which patients come together.")
+@click.option("--patient", help="Regular expression for the patient at the start of a case's name, as 'p[0-9]+'.")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def manifest(
+    folder: Path,
+    out: Path | None,
+    name: str | None,
+    modality: str | None,
+    folds: int,
+    seed: int,
+    patient: str | None,
+    force: bool,
+) -> None:
+    """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side."""
+    from pipelines.errors import UserError
+    from pipelines.files import write_text
+    from pipelines.manifest_writer import make_manifest, manifest_text
+
+    _refuse_existing(out, force)
+    with _progress() as progress:
+        made = make_manifest(
+            folder, name=name, modality=modality, folds=folds, seed=seed, patient=patient, progress=progress
+        )
+    path = out or Path(f"{made.name}.yaml")
+    _refuse_existing(path, force)
+    try:
+        write_text(path, manifest_text(made))
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None
+    for entry in made.excluded:
+        click.echo(f"left out: {_line(entry.file, entry.reason)}")
+    if made.spacing_tolerance > 0.05:
+        click.echo(f"spacings differ: spacing_tolerance is {made.spacing_tolerance:.4g}, so that all cases pass")
+    click.echo(f"{len(made.cases)} cases in {len(made.folds())} folds: written to {path}")
+
+
+def _refuse_existing(out: Path | None, force: bool) -> None:
+    from pipelines.errors import UserError
+
+    if out is None:
+        return
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a folder; expected a file to write")
+    if out.exists() and not force:
+        raise UserError(f"--out: {out} is there already; pass --force to overwrite it, or name another file")
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="case", leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _line(file: str, reason: str) -> str:
+    # A stranger's file name can hold line breaks, and what steers a terminal.
+    return f"{file if file.isprintable() else ascii(file)}: {reason}"
+
+
+def _print_tables(report: Any) -> None:
+    import numpy as np
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not report.shapes:
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # in a pipe nothing is cut off
+    axes = len(report.shapes[0])
+    unit = "ml" if axes == 3 else "mm2"
+    volumes = Table("class", "cases", "voxels: min", "median", "max", f"{unit}: min", "median", "max", box=None)
+    for value, name in report.classes.items():
+        voxels, size = np.array(report.voxels[name]), np.array(report.volumes[name])
+        cells = [f"{x:.0f}" for x in (voxels.min(), np.median(voxels), voxels.max())]
+        cells += [f"{x:.4g}" for x in (size.min(), np.median(size), size.max())]
+        volumes.add_row(escape(f"{value} {name}"), str(int((voxels > 0).sum())), *cells)
+    geometry = Table("", "min", "median", "max", box=None)
+    for title, rows in (("spacing, mm", report.spacings), ("shape, voxels", report.shapes)):
+        lengths = np.array([row for row in rows if len(row) == axes])
+        for axis, column in enumerate(lengths.T):
+            extremes = (column.min(), np.median(column), column.max())
+            geometry.add_row(f"{title}, axis {axis}", *(f"{x:.6g}" for x in extremes))
+    for shown in (volumes, geometry):
+        for heading in shown.columns[1:]:
+            heading.justify = "right"
+        console.print(shown)

@@ -1,0 +1,149 @@
+"""One NIfTI file, read to its last byte: what readers let pass in silence is found here."""
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK = 1 << 20
+#: How far directions may be off a right angle (its cosine), and spacings off each other (a share): more than float32
+#: headers round, less than anybody would see.
+_ANGLE = 1e-3
+SPACING_ROUNDING = 1e-3
+
+
+class BadFileError(Exception):
+    """A file that cannot be used, and why."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file's content: the array, the affine (4 x 4, mm), the spacing (mm an axis) and the bytes' SHA-256."""
+
+    data: NDArray[Any]
+    affine: NDArray[np.float64]
+    spacing: tuple[float, ...]
+    sha256: str
+
+
+def read_volume(root: Path, file: str, dimensions: Iterable[int] = (2, 3)) -> Volume:
+    """Read a NIfTI file to its last byte.
+
+    Args:
+        root: the data root, which the file may not leave.
+        file: its path below that.
+        dimensions: numbers of axes that it may have.
+
+    Raises:
+        BadFileError: it is missing, damaged, incomplete, or not of the wanted kind.
+    """
+    try:
+        raw = _bytes(root, file)
+        kind, content = _content(raw, file)
+        image = kind.from_bytes(content)
+        axes = len(image.shape)
+        if axes not in dimensions:
+            expected = " or ".join(str(number) for number in sorted(dimensions))
+            raise BadFileError(f"{axes} axes ({by(image.shape)} voxels); expected {expected}, one volume a file")
+        spacing = _spacing(image, axes)
+        data = np.asanyarray(image.dataobj)
+    except BadFileError:
+        raise
+    except OSError as error:
+        raise BadFileError(f"cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise BadFileError("does not fit into memory") from None
+    except Exception as error:  # nibabel raises whatever a damaged header leads to
+        raise BadFileError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+    return Volume(data, np.asarray(image.affine, np.float64), spacing, hashlib.sha256(raw).hexdigest())
+
+
+def by(numbers: Iterable[float]) -> str:
+    """Numbers an axis, as `3 x 1 x 0.5`."""
+    return " x ".join(f"{number:.6g}" for number in numbers)
+
+
+def _bytes(root: Path, file: str) -> bytes:
+    path = root / file
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(root)):
+        raise BadFileError("leaves the data root through a symbolic link")
+    if not real.exists():
+        raise BadFileError("a symbolic link to nothing" if path.is_symlink() else "missing")
+    if not real.is_file():
+        raise BadFileError("is no regular file")
+    raw = real.read_bytes()
+    if not raw:
+        raise BadFileError("0 bytes")
+    return raw
+
+
+def _content(raw: bytes, file: str) -> tuple[Any, bytes]:
+    """The image class and the unpacked bytes, which are as many as the header says."""
+    packed = file.endswith(".gz")
+    if packed and raw[:2] != b"\x1f\x8b":
+        raise BadFileError("no gzip file, though its name ends in .gz")
+    stream: Any = gzip.GzipFile(fileobj=BytesIO(raw)) if packed else BytesIO(raw)
+    try:
+        content = bytearray(stream.read(nib.Nifti2Header.sizeof_hdr))
+        kind, size = _kind_and_size(bytes(content))
+        # Read to the end, where gzip's checksum is; but no further than a chunk past what the header says.
+        while len(content) <= size and (chunk := stream.read(_CHUNK)):
+            content += chunk
+    except EOFError:
+        raise BadFileError("truncated: its gzip stream ends before its end mark") from None
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise BadFileError(f"damaged: {error}") from None
+    if len(content) < size:
+        raise BadFileError(f"truncated: {len(content)} bytes; its header says {size}")
+    if len(content) > size:
+        raise BadFileError(f"more bytes than the {size} that its header says")
+    return kind, bytes(content)
+
+
+def _kind_and_size(head: bytes) -> tuple[Any, int]:
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        if kind.header_class.may_contain_header(head):
+            header = kind.header_class.from_fileobj(BytesIO(head), check=False)
+            shape = [int(length) for length in header.get_data_shape()]
+            if not shape or min(shape) < 1:
+                raise BadFileError(f"damaged: its header says {by(shape) or 'no'} voxels")
+            if header.get_data_dtype().kind not in "iuf":
+                raise BadFileError(f"holds {header.get_data_dtype()}; expected one whole or real number a voxel")
+            return kind, int(header.get_data_offset()) + math.prod(shape) * header.get_data_dtype().itemsize
+    raise BadFileError("no NIfTI file: its header is not one")
+
+
+def _spacing(image: Any, axes: int) -> tuple[float, ...]:
+    """The spacing by the affine, as training has it, once that is one to measure distances with."""
+    columns = np.asarray(image.affine, np.float64)[:3, :axes][:, :3]
+    if not np.isfinite(image.affine).all():
+        raise BadFileError("its affine holds NaN or Inf")
+    spacing = np.linalg.norm(columns, axis=0)
+    if not (spacing > 0).all():
+        raise BadFileError("its direction matrix is singular: an axis has no direction")
+    directions = columns / spacing
+    cosines = directions.T @ directions
+    if np.linalg.det(cosines) < 1e-6:
+        raise BadFileError("its direction matrix is singular: its axes lie in one plane")
+    for one in range(len(spacing)):
+        for other in range(one):
+            if abs(cosines[one, other]) > _ANGLE:
+                angle = math.degrees(math.acos(cosines[one, other]))
+                raise BadFileError(
+                    f"its direction matrix is sheared: {angle:.4g} degrees between axes {other} and {one}; expected 90"
+                )
+    zooms = np.array(image.header.get_zooms()[: len(spacing)], np.float64)
+    if not np.allclose(zooms, spacing, rtol=SPACING_ROUNDING, atol=0):
+        raise BadFileError(f"its header says {by(zooms)} mm a voxel, and its affine {by(spacing)} mm")
+    return tuple(round(float(length), 6) for length in spacing)

@@ -1,0 +1,42 @@
+"""A tiny made data set, for tests that train."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def tiny_manifest(folder: Path, dims: int = 3, cases: int = 6, **changes: Any) -> Path:
+    """Write a manifest whose data are made on first use; returns its path.
+
+    Args:
+        folder: where the manifest is written; it is made if need be.
+        dims: 2 or 3.
+        cases: number of cases, in 3 folds.
+        changes: fields of the manifest to set; None drops one. `generator` is merged into the tiny one.
+    """
+    content: dict[str, Any] = {
+        "name": f"tiny_{dims}d",
+        "description": "A made data set of small volumes.",
+        "task": "organ, shell and lesions",
+        "license": "CC0-1.0",
+        "citation": "none",
+        "source": "made by the project",
+        "modality": "MR",
+        "dimensions": dims,
+        "spacing": [3.0, 1.0, 2.0] if dims == 3 else [1.5, 0.8],
+        "classes": {0: "background", 1: "organ", 2: "shell", 3: "lesion"},
+    }
+    generator = {
+        "name": "phantom",
+        "cases": cases,
+        "folds": 3,
+        "shape": [12, 24, 24] if dims == 3 else [32, 32],
+        "seed": 0,
+    }
+    content["generator"] = {**generator, **(changes.pop("generator", None) or {})}
+    content = {name: value for name, value in {**content, **changes}.items() if value is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{content['name']}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
