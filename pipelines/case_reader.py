@@ -63,7 +63,7 @@ def read_cases(
     allowed = frozenset(dimensions)
     facts = []
     # nibabel logs each oddity of a header that it mends by itself; what matters is checked here.
-    with LoggingOutputSuppressor(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for done, fact in enumerate(pool.map(lambda case: read_case(case, root, allowed), cases), start=1):
             facts.append(fact)
             if progress is not None:
@@ -97,6 +97,16 @@ def count_values(label: NDArray[Any]) -> dict[int, int]:
     values, counts = np.unique(label, return_counts=True)
     whole = np.isfinite(values) & (values == np.rint(values))
     return {int(v): int(c) for v, c in zip(values[whole], counts[whole], strict=True)}
+
+
+def doubled_images(facts: Iterable[CaseFacts]) -> Iterator[tuple[CaseFacts, Offence]]:
+    """Cases whose image another case has, too, to the byte: training would know what validation asks."""
+    first: dict[str, str] = {}
+    for fact in facts:
+        file = fact.case.image
+        earlier = first.setdefault(fact.checksums[file], file) if file in fact.checksums else file
+        if earlier != file:
+            yield fact, Offence(file, f"doubled: its bytes are those of {earlier}")
 
 
 def _image_problems(image: Volume) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Reads a whole data set before any training, and tells every offender by file and reason."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipelines.case_reader import CaseFacts, Offence, read_cases
+from pipelines.case_reader import CaseFacts, Offence, doubled_images, read_cases
+from pipelines.errors import UserError
 from pipelines.manifest import Case, Excluded, Manifest
 from pipelines.nifti import by
 from pipelines.pairing import is_label_name, nifti_files, pair_by_name
@@ -52,7 +54,12 @@ def check_data(manifest: Manifest, root: Path, progress: Progress | None = None)
         manifest: what should be there.
         root: to which its paths are relative, as `resolve_data` gives it.
         progress: is told how many cases are done, of how many.
+
+    Raises:
+        UserError: the root holds none of the files: it is another data set's.
     """
+    if not any(os.path.lexists(root / file) for case in manifest.cases for file in (case.image, case.label)):
+        raise UserError(f"{root} holds no file of '{manifest.name}', which can be had at {manifest.source}")
     facts = read_cases(manifest.cases, root, {manifest.dimensions}, progress)
     checksums, offences = _expected_checksums(manifest, root)
     for fact in facts:
@@ -60,6 +67,7 @@ def check_data(manifest: Manifest, root: Path, progress: Progress | None = None)
         offences.extend(checksum_offences(fact, checksums))
         offences.extend(label_offences(fact, manifest.classes))
         offences.extend(spacing_offences(fact, manifest.spacing, manifest.spacing_tolerance))
+    offences.extend(offence for _, offence in doubled_images(facts))
     offences.extend(unlisted(manifest.cases, manifest.excluded, root))
     return summarise(facts, offences, manifest.classes)
 

@@ -1,5 +1,6 @@
 """Checkpoints: written whole, verified by SHA-256, loaded without running code."""
 
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pipelines.errors import UserError
 from pipelines.files import sha256, write_atomically, write_text
 
 NAME = "checkpoint.pt"
+PREVIOUS = "checkpoint.previous.pt"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -19,13 +21,21 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         folder: the run's folder.
         state: tensors, numbers, strings, and lists and dictionaries of them.
     """
-    path = folder / NAME
-    if path.is_file() and _checksum(path).is_file():
-        previous = folder / "checkpoint.previous.pt"
+    path, previous, new = folder / NAME, folder / PREVIOUS, folder / "checkpoint.new.pt"
+    # Whole on the disk before the older ones move: a full disk, or a kill while it is written, costs nothing.
+    write_atomically(new, lambda file: torch.save(state, file))
+    digest = sha256(new)
+    if _checksum(path).is_file():
+        if path.is_file():
+            path.replace(previous)
         _checksum(path).replace(_checksum(previous))
-        path.replace(previous)
-    write_atomically(path, lambda file: torch.save(state, file))
-    write_text(_checksum(path), f"{sha256(path)}  {path.name}\n")
+    new.replace(path)
+    write_text(_checksum(path), f"{digest}  {path.name}\n")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something to resume from, whole or not."""
+    return (folder / NAME).is_file() or (folder / PREVIOUS).is_file()
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -34,22 +44,33 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     A damaged one is passed over, with a warning, for the one before it.
 
     Raises:
-        UserError: there are checkpoints, and none of them is whole.
+        UserError: there are checkpoints, and none of them is whole; or one holds more than plain data.
     """
-    found = False
-    for name in (NAME, "checkpoint.previous.pt"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        found = True
-        checksum = _checksum(path)
-        if checksum.is_file() and checksum.read_text().split()[0] == sha256(path):
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
-        warnings.warn(f"{path} is damaged or was never finished; going back to the checkpoint before it", stacklevel=2)
-    if found:
-        raise UserError(f"{folder}: no checkpoint in it is whole; remove the folder and start the run anew")
-    return None
+    for unfinished in folder.glob(".checkpoint.*.partial"):
+        unfinished.unlink(missing_ok=True)  # of a run that was killed while it saved
+    if not has_checkpoint(folder):
+        return None
+    paths = [folder / NAME, folder / PREVIOUS]
+    # Either checksum will do: a kill between two renames leaves a file whose checksum has the other's name.
+    digests = {word for path in paths for word in _words(_checksum(path))}
+    for path in paths:
+        if path.is_file() and sha256(path) in digests:
+            return _load(path)
+        if path.is_file():
+            warnings.warn(f"{path} is damaged or was never finished; it is passed over", stacklevel=2)
+    raise UserError(f"{folder}: no checkpoint in it is whole; remove the folder and start the run anew")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: refused: it holds more than tensors, numbers and text, perhaps code") from None
+    return state
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text(errors="replace").split() if path.is_file() else []
 
 
 def _checksum(path: Path) -> Path:

@@ -1,13 +1,13 @@
-"""Cases as a network reads them: decoded and normalised once, cropped and flipped anew each epoch."""
+"""Cases as a network reads them: decoded and normalised once, whole; kept in a cache that processes share."""
 
 import hashlib
+import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import PersistentDataset
 from monai.data.utils import affine_to_spacing
 from monai.transforms import (
     Compose,
@@ -15,45 +15,19 @@ from monai.transforms import (
     EnsureTyped,
     LoadImaged,
     NormalizeIntensityd,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
     ScaleIntensityRangePercentilesd,
-    SpatialPadd,
-    Transform,
 )
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipelines.files import sha256
+from pipelines.errors import UserError
+from pipelines.files import sha256, write_atomically
 from pipelines.manifest import Case, Manifest
 
 #: Changes when the transforms below do: cached volumes of another version are not read.
-_CACHE_VERSION = "1"
+_CACHE_VERSION = "2"
+_CHECK = "`medloss check` names every bad file"
 
 
-class _LabelsToClasses(Transform):
-    """Label values to 0..C-1, and tensors to plain ones with their spacing (mm) beside them."""
-
-    def __init__(self, label_values: Sequence[int], dimensions: int) -> None:
-        self.label_values = list(label_values)
-        self.dimensions = dimensions
-
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        spacing = affine_to_spacing(data["label"].affine)[: self.dimensions]
-        label = data["label"].as_tensor()
-        classes = torch.zeros(label.shape, dtype=torch.uint8)
-        for index, value in enumerate(self.label_values):
-            classes[label == value] = index
-        return {
-            "case": data["case"],
-            "image": data["image"].as_tensor().contiguous(),
-            "label": classes,
-            "spacing": torch.as_tensor(spacing, dtype=torch.float64),
-        }
-
-
-def _deterministic(manifest: Manifest) -> Compose:
+def _reader(manifest: Manifest) -> Compose:
     both = ["image", "label"]
     intensity: list[Any] = [NormalizeIntensityd("image")]
     if manifest.modality.upper() == "CT":
@@ -63,26 +37,11 @@ def _deterministic(manifest: Manifest) -> Compose:
         [
             LoadImaged(both, reader="NibabelReader", ensure_channel_first=False),
             EnsureChannelFirstd(both, channel_dim="no_channel"),
-            EnsureTyped(both, dtype=(torch.float32, torch.int32)),
+            # Labels, too: whole numbers would hide a 1.7.
+            EnsureTyped(both, dtype=torch.float32),
             *intensity,
-            _LabelsToClasses(manifest.label_values, manifest.dimensions),
         ]
     )
-
-
-class _DecodedCache(PersistentDataset):
-    """MONAI's cache on disk, in which a damaged entry is decoded anew, whatever the damage."""
-
-    def _cachecheck(self, item_transformed: Any) -> Any:
-        try:
-            return super()._cachecheck(item_transformed)
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            entry = Path(self.cache_dir) / f"{self.hash_func(item_transformed).decode()}{self.transform_hash}.pt"
-            if not entry.is_file():
-                raise
-            warnings.warn(f"damaged cache entry {entry.name} is decoded anew ({type(error).__name__})", stacklevel=2)
-            entry.unlink()
-            return super()._cachecheck(item_transformed)
 
 
 def decode_cases(
@@ -95,111 +54,92 @@ def decode_cases(
         cases: which to read.
         root: the data root.
         cache_dir: where decoded cases are kept, by the files' content, for other runs and processes.
+
+    Raises:
+        UserError: a case that cannot be read or trained with.
     """
-    transform = _deterministic(manifest)
-    items = [{"case": case.id, "image": str(root / case.image), "label": str(root / case.label)} for case in cases]
+    reader = _reader(manifest)
     if cache_dir is None:
-        return [transform(item) for item in items]
+        return [_decode(manifest, case, root, reader) for case in cases]
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache: cannot make {cache_dir}: {error.strerror}") from None
     recipe = [_CACHE_VERSION, str(manifest.label_values), manifest.modality, str(manifest.dimensions)]
-
-    def key(item: dict[str, Any]) -> bytes:
-        parts = [*recipe, item["case"], sha256(Path(item["image"])), sha256(Path(item["label"]))]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest().encode()
-
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    cache = _DecodedCache(items, transform, cache_dir, hash_func=key, weights_only=True)
-    return [cache[index] for index in range(len(cache))]
-
-
-class PatchDataset(Dataset):
-    """Random patches of decoded cases.
-
-    What is random about a patch depends on the seed, the epoch and the case alone: not on the worker that makes it,
-    nor on what came before. So a resumed run, and one with another number of workers, sees the same patches.
-    """
-
-    def __init__(
-        self, decoded: list[dict[str, Any]], patch: Sequence[int], seed: int, flip_axes: Sequence[int] = ()
-    ) -> None:
-        self.decoded = decoded
-        self.seed = seed
-        self.epoch = 0
-        both = ["image", "label"]
-        self.transform = Compose(
-            [
-                SpatialPadd(both, patch),
-                # Two patches of three are centred on foreground, as nnU-Net's oversampling is, upside down: small
-                # volumes are nearly all foreground's surroundings.
-                RandCropByPosNegLabeld(both, "label", patch, pos=2, neg=1),
-                *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in flip_axes),
-                RandScaleIntensityd("image", 0.1, prob=0.5),
-                RandShiftIntensityd("image", 0.1, prob=0.5),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.decoded)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        self.transform.set_random_state(seed=_stable_seed(self.seed, self.epoch, index))
-        item = self.decoded[index]
-        (patch,) = self.transform({"image": item["image"], "label": item["label"]})
-        return {
-            "case": item["case"],
-            "image": patch["image"].as_tensor(),
-            "label": patch["label"].as_tensor(),
-            "spacing": item["spacing"],
-        }
+    decoded = []
+    for case in cases:
+        parts = [*recipe, case.id, *(_content(case, root / path) for path in (case.image, case.label))]
+        entry = cache_dir / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.pt"
+        item = _read_entry(entry)
+        if item is None:
+            item = _decode(manifest, case, root, reader)
+            _write_entry(entry, item)
+        decoded.append(item)
+    return decoded
 
 
-class EpochSampler(Sampler):
-    """The cases' order, another one each epoch, by the seed and the epoch alone."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(_stable_seed(self.seed, self.epoch, -1))
-        return iter(torch.randperm(self.size, generator=generator).tolist())
-
-
-def training_loader(dataset: PatchDataset, batch_size: int, workers: int) -> DataLoader:
-    """Batches of patches; `start_epoch` on the result's parts makes them those of an epoch."""
-    return DataLoader(
-        dataset,
-        batch_size=min(batch_size, len(dataset)),
-        sampler=EpochSampler(len(dataset), dataset.seed),
-        num_workers=workers,
-        drop_last=len(dataset) >= batch_size,
-        collate_fn=_collate,
-    )
-
-
-def start_epoch(loader: DataLoader, epoch: int) -> None:
-    """Make a training loader's next pass that of `epoch`."""
-    loader.dataset.epoch = epoch  # type: ignore[attr-defined]
-    loader.sampler.epoch = epoch  # type: ignore[attr-defined]
-
-
-def validation_loader(decoded: list[dict[str, Any]]) -> DataLoader:
-    """Whole cases, one at a time."""
-    return DataLoader(decoded, batch_size=1, collate_fn=_collate)  # type: ignore[arg-type]
-
-
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+def _decode(manifest: Manifest, case: Case, root: Path, reader: Compose) -> dict[str, Any]:
+    for path in (case.image, case.label):
+        if not (root / path).is_file() or not (root / path).stat().st_size:
+            raise UserError(f"case '{case.id}': {root / path} is missing or empty; {_CHECK}")
+    try:
+        data = reader({"image": str(root / case.image), "label": str(root / case.label)})
+    except RuntimeError as error:
+        # MONAI's own message names its transform; what it met is the cause.
+        cause = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {_CHECK}") from None
+    image, label = data["image"].as_tensor().contiguous(), data["label"].as_tensor()
+    if image.shape != label.shape or label.ndim != manifest.dimensions + 1:
+        shapes = f"an image of shape {tuple(image.shape[1:])} and a label of {tuple(label.shape[1:])}"
+        raise UserError(f"case '{case.id}': {shapes}; expected the same {manifest.dimensions} axes; {_CHECK}")
+    if not image.isfinite().all():
+        raise UserError(f"case '{case.id}': {case.image} holds NaN or infinite values; {_CHECK}")
+    classes = torch.full(label.shape, 255, dtype=torch.uint8)
+    for index, value in enumerate(manifest.label_values):
+        classes[label == value] = index
+    if (classes == 255).any():
+        value = label[classes == 255][0].item()
+        named = ", ".join(map(str, manifest.label_values))
+        raise UserError(f"case '{case.id}': {case.label} holds {value:g}; the manifest names {named}; {_CHECK}")
+    spacing = affine_to_spacing(data["label"].affine)[: manifest.dimensions]
     return {
-        "case": [item["case"] for item in items],
-        "image": torch.stack([item["image"] for item in items]),
-        "label": torch.stack([item["label"] for item in items]),
-        "spacing": torch.stack([item["spacing"] for item in items]),
+        "case": case.id,
+        "image": image,
+        "label": classes,
+        "spacing": torch.as_tensor(spacing, dtype=torch.float64),
     }
 
 
-def _stable_seed(*numbers: int) -> int:
-    digest = hashlib.sha256(repr(numbers).encode()).digest()
-    return int.from_bytes(digest[:4], "little")
+def _content(case: Case, path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise UserError(f"case '{case.id}': {path} cannot be read: {error.strerror}; {_CHECK}") from None
+
+
+def _read_entry(entry: Path) -> dict[str, Any] | None:
+    """A decoded case from the cache; None where there is none, or a damaged one.
+
+    Each entry begins with its own SHA-256: torch reads one with flipped bits without an error.
+    """
+    try:
+        content = entry.read_bytes()
+    except FileNotFoundError:
+        return None
+    body = content[32:]
+    if hashlib.sha256(body).digest() != content[:32]:
+        warnings.warn(f"damaged cache entry {entry} is decoded anew", stacklevel=3)
+        return None
+    item: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
+    return item
+
+
+def _write_entry(entry: Path, item: dict[str, Any]) -> None:
+    body = io.BytesIO()
+    torch.save(item, body)
+    content = hashlib.sha256(body.getvalue()).digest() + body.getvalue()
+    try:
+        write_atomically(entry, lambda file: file.write(content))
+    except OSError as error:
+        # A full disk costs time, not the run.
+        warnings.warn(f"cache entry {entry} cannot be written: {error.strerror}", stacklevel=3)

@@ -51,11 +51,12 @@ def create_trainer(
 ) -> SupervisedTrainer:
     """A trainer that takes one step a batch of `training_loader`.
 
-    The loss gets float32 logits, the labels and each item's spacing in mm. A loss that is not finite stops the run
-    before the optimizer's step.
+    The loss gets float32 logits, the labels and each item's spacing in mm. A loss, or a gradient, that is not finite
+    stops the run before the optimizer's step.
 
     Raises:
-        TrainingError: from `run`, when a loss is not finite; names the batch's cases.
+        TrainingError: from `run`, when a loss or a gradient is not finite; names the batch's cases, or those of them
+            whose logits are to blame.
     """
     trainer = SupervisedTrainer(
         device=device,
@@ -77,11 +78,14 @@ def create_trainer(
     def _stop_at_nan(engine: SupervisedTrainer) -> None:
         value = engine.state.output[CommonKeys.LOSS].item()
         if not math.isfinite(value):
-            cases = ", ".join(engine.state.batch["case"])
-            raise TrainingError(
-                f"the loss is {value} in epoch {engine.state.epoch}, on the cases {cases}; "
-                "nothing was learned from them: lower the learning rate, or look at these cases"
-            )
+            raise _not_finite(engine, "loss", value)
+
+    @trainer.on(IterationEvents.BACKWARD_COMPLETED)
+    def _stop_at_nan_gradients(engine: SupervisedTrainer) -> None:
+        # A finite loss can have such a gradient, as a root's at 0; its step would ruin every weight in silence.
+        norm = float(nn.utils.get_total_norm(p.grad for p in network.parameters() if p.grad is not None))
+        if not math.isfinite(norm):
+            raise _not_finite(engine, "gradient", norm)
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def _step_the_schedule() -> None:
@@ -138,6 +142,17 @@ def create_evaluator(
             on_case({"case": case, "metrics": case_metrics(labels[index], reference[index], num_classes, spacing)})
 
     return evaluator
+
+
+def _not_finite(engine: SupervisedTrainer, what: str, value: float) -> TrainingError:
+    cases: list[str] = engine.state.batch["case"]
+    finite = engine.state.output[CommonKeys.PRED].isfinite().flatten(1).all(1).tolist()
+    guilty = [case for case, fine in zip(cases, finite, strict=True) if not fine] or cases
+    named = f"the case {guilty[0]}" if len(guilty) == 1 else f"the cases {', '.join(guilty)}"
+    return TrainingError(
+        f"the {what} is {value} in epoch {engine.state.epoch}, on {named}; "
+        "nothing was learned from that: lower the learning rate, or look at what is named"
+    )
 
 
 def _prepare_batch(

@@ -1,6 +1,7 @@
 """What a segmentation is worth, case by case and class by class: Dice, sensitivity, specificity, HD95 in mm."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +64,10 @@ def _hd95(prediction: Tensor, reference: Tensor, spacing: tuple[float, ...]) -> 
     if not prediction.any() or not reference.any():
         return math.hypot(*(n * s for n, s in zip(reference.shape, spacing, strict=True)))
     maps = [mask[None, None].float() for mask in (prediction, reference)]
-    distance = compute_hausdorff_distance(*maps, include_background=True, percentile=95, spacing=list(spacing))
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument that it passes to itself.
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+        distance = compute_hausdorff_distance(*maps, include_background=True, percentile=95, spacing=list(spacing))
     return float(distance)
 
 

@@ -20,6 +20,8 @@ _CHUNK = 1 << 20
 #: headers round, less than anybody would see.
 _ANGLE = 1e-3
 SPACING_ROUNDING = 1e-3
+#: NIfTI's codes of lengths that are not mm; files without a code are meant to be in mm.
+_OTHER_UNITS = {1: "metres", 3: "micrometres"}
 
 
 class BadFileError(Exception):
@@ -126,6 +128,9 @@ def _kind_and_size(head: bytes) -> tuple[Any, int]:
 
 def _spacing(image: Any, axes: int) -> tuple[float, ...]:
     """The spacing by the affine, as training has it, once that is one to measure distances with."""
+    unit = _OTHER_UNITS.get(int(image.header["xyzt_units"]) & 7)
+    if unit is not None:
+        raise BadFileError(f"its header gives lengths in {unit}; expected mm")
     columns = np.asarray(image.affine, np.float64)[:3, :axes][:, :3]
     if not np.isfinite(image.affine).all():
         raise BadFileError("its affine holds NaN or Inf")

@@ -1,7 +1,6 @@
 """One run: train a network with a loss, validate it, and leave a folder that says all about it."""
 
 import math
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -9,36 +8,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.utils import CommonKeys
 
 import medloss
-from pipelines.checkpoint import load_checkpoint, save_checkpoint
-from pipelines.data import PatchDataset, decode_cases, start_epoch, training_loader, validation_loader
+from pipelines.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from pipelines.data import decode_cases
 from pipelines.data_root import resolve_data
 from pipelines.engines import channels_last, create_evaluator, create_trainer
 from pipelines.errors import TrainingError, UserError
 from pipelines.machine import peak_memory_mb, reset_peak_memory, versions
-from pipelines.manifest import Manifest, load_manifest
+from pipelines.manifest import load_manifest
 from pipelines.metrics import METRICS, mean_metrics, nanmean
-from pipelines.networks import create_network, planned_patch
+from pipelines.networks import create_network
+from pipelines.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.precision import autocast_dtype
+from pipelines.progress import Progress
+from pipelines.recipe import checked_patch, chosen_device, create_schedule, seed_everything
 from pipelines.run_config import RunConfig
 from pipelines.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is after an epoch, for whoever watches."""
-
-    epoch: int
-    epochs: int
-    train_loss: float
-    val_dice: float | None
-    epoch_s: float
-    seconds_left: float
 
 
 @dataclass
@@ -55,6 +45,7 @@ def train_run(
     *,
     resume: bool = False,
     report: Callable[[Progress], None] | None = None,
+    attach: Callable[[SupervisedTrainer, SupervisedEvaluator], None] | None = None,
 ) -> dict[str, Any]:
     """Train one run in its folder.
 
@@ -64,21 +55,26 @@ def train_run(
         resume: go on from the folder's checkpoint, if it has one; a run so resumed ends, on a CPU, in the very
             weights of one that was never interrupted.
         report: called after each epoch.
+        attach: called with the engines before they run, to add handlers of its own.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        UserError: the config does not fit the data, or every checkpoint is damaged.
-        TrainingError: the loss was not finite; `result.json` says so, too.
+        UserError: the config does not fit the data, every checkpoint is damaged, or the folder holds another run.
+        TrainingError: the loss or a gradient was not finite; `result.json` says so, too.
     """
     folder = RunFolder(run_dir)
-    folder.write_config(config)
+    if not resume and has_checkpoint(run_dir):
+        raise UserError(f"{run_dir} holds another run; name another folder, or resume it")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     reset_peak_memory()
     try:
-        return _Training(config, folder, report).run(resume)
+        training = _Training(config, folder, report)
+        if attach is not None:
+            attach(training.trainer, training.evaluator)
+        return training.run(resume)
     except TrainingError as error:
         folder.write_result({"state": "failed", "error": str(error)})
         raise
@@ -90,7 +86,6 @@ class _Training:
         self.folder = folder
         self.report = report
         self.history = _History()
-        self.started = time.monotonic()
         manifest = load_manifest(config.manifest)
         self.manifest = manifest
         training, validation = manifest.split(config.fold)
@@ -99,12 +94,12 @@ class _Training:
         cache = None if config.cache_dir is None else Path(config.cache_dir)
         decoded = decode_cases(manifest, training, root, cache)
         self.patch = checked_patch(config, manifest, [tuple(item["label"].shape[1:]) for item in decoded])
-        self.device = _device(config.device)
+        self.device = chosen_device(config.device)
         self.dtype = autocast_dtype(config.precision, self.device)
         self.loader = training_loader(
             PatchDataset(decoded, self.patch, config.seed, config.flip_axes), config.batch_size, config.workers
         )
-        _seed_everything(config.seed, 0)
+        seed_everything(config.seed, 0)
         network = create_network(config.network, manifest.dimensions, manifest.num_classes)
         self.network = network.to(self.device).to(memory_format=channels_last(manifest.dimensions))  # type: ignore[call-overload]
         self.loss = medloss.create_training_loss(
@@ -113,7 +108,7 @@ class _Training:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
-        self.scheduler = _schedule(self.optimizer, config, len(self.loader))
+        self.scheduler = create_schedule(self.optimizer, config, len(self.loader))
         common: dict[str, Any] = {
             "device": self.device, "dtype": self.dtype, "spatial_dims": manifest.dimensions,
         }  # fmt: skip
@@ -128,10 +123,13 @@ class _Training:
             patch=self.patch,
             **common,
         )
-        self._attach()
 
     def run(self, resume: bool) -> dict[str, Any]:
         done = self._restore() if resume else 0
+        # Not before: a config that is refused leaves the folder as it was.
+        self.folder.begin(self.config)
+        self.folder.write_progress(done, self.config.epochs, None, None)
+        self._attach()
         if done < self.config.epochs:
             self.trainer.state.epoch = done
             self.trainer.state.iteration = done * len(self.loader)
@@ -145,11 +143,11 @@ class _Training:
         @self.trainer.on(Events.EPOCH_STARTED)
         def _start() -> None:
             epoch = self.trainer.state.epoch
-            # Everything random hangs on the seed and the epoch: so a resumed run needs no generators' states.
-            _seed_everything(self.config.seed, epoch)
+            seed_everything(self.config.seed, epoch)
             start_epoch(self.loader, epoch)
-            if isinstance(self.loss, medloss.CombinedLoss):
-                self.loss.start_epoch(epoch - 1)
+            schedule = getattr(self.loss, "start_epoch", None)
+            if callable(schedule):
+                schedule(epoch - 1)
             losses.clear()
             clock["epoch"] = time.perf_counter()
 
@@ -197,6 +195,7 @@ class _Training:
             {
                 "epoch": epoch,
                 "config": self.config.model_dump(mode="json"),
+                "manifest_sha256": self.manifest.sha256,
                 "patch": list(self.patch),
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -218,6 +217,8 @@ class _Training:
         )
         if differing:
             raise UserError(f"{self.folder.path}: its checkpoint was made with another {', '.join(differing)}")
+        if state["manifest_sha256"] != self.manifest.sha256 or tuple(state["patch"]) != self.patch:
+            raise UserError(f"{self.folder.path}: its checkpoint was made with other data: the manifest has changed")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -247,56 +248,3 @@ class _Training:
         }
         self.folder.write_result(result)
         return result
-
-
-def checked_patch(config: RunConfig, manifest: Manifest, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The patch asked for, or a planned one.
-
-    Raises:
-        UserError: it does not fit the data's dimensions, or the network does not divide it.
-    """
-    from pipelines.networks import DIVISOR
-
-    divisor = DIVISOR[config.network]
-    if any(axis not in range(manifest.dimensions) for axis in config.flip_axes):
-        raise UserError(f"flip axes: got {config.flip_axes}; '{manifest.name}' has axes 0 to {manifest.dimensions - 1}")
-    if config.patch_size is None:
-        return planned_patch(shapes, config.network)
-    if len(config.patch_size) != manifest.dimensions or any(n % divisor for n in config.patch_size):
-        raise UserError(
-            f"patch size: got {config.patch_size}; '{config.network}' on '{manifest.name}' needs "
-            f"{manifest.dimensions} numbers divisible by {divisor}"
-        )
-    return config.patch_size
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, config: RunConfig, steps_an_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    steps = config.epochs * steps_an_epoch
-    warmup = max(1, round(config.warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def _seed_everything(seed: int, epoch: int) -> None:
-    torch.manual_seed(1_000_003 * seed + epoch)
-    random.seed(seed)
-    np.random.seed((1_000_003 * seed + epoch) % 2**32)  # noqa: NPY002  for libraries that use it
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device: got '{name}'; expected cpu, cuda or auto") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: got 'cuda', and there is no CUDA device; expected cpu or auto")
-    return device

@@ -44,7 +44,7 @@ class RunConfig(BaseModel):
     network: Literal["unet", "vnet"] = "unet"
     fold: int = Field(default=0, ge=0)
     epochs: Positive = 8
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     learning_rate: float = Field(default=3e-3, gt=0, lt=10)
     warmup: float = Field(default=0.03, ge=0, le=1)
     weight_decay: float = Field(default=1e-2, ge=0)

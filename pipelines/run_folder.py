@@ -32,6 +32,11 @@ class RunFolder:
         content = read_json(self.path / "config.json")
         return None if content is None else RunConfig.model_validate(content)
 
+    def begin(self, config: RunConfig) -> None:
+        """Write what is asked for, and remove how an earlier attempt ended."""
+        (self.path / "result.json").unlink(missing_ok=True)
+        self.write_config(config)
+
     def write_config(self, config: RunConfig) -> None:
         """Write what is asked for."""
         write_json(self.path / "config.json", config.model_dump(mode="json"))

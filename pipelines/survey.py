@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.case_reader import CaseFacts, Offence, read_cases
+from pipelines.case_reader import CaseFacts, Offence, doubled_images, read_cases
 from pipelines.check import CheckReport, Progress, label_offences, summarise
 from pipelines.dataset_card import DatasetCard, read_card
 from pipelines.manifest import Case
@@ -64,6 +64,8 @@ def survey_folder(folder: Path, progress: Progress | None = None) -> Survey:
     offences = {
         fact.case.id: [*fact.offences, *_odd_axes(fact, axes), *label_offences(fact, classes)] for fact in facts
     }
+    for fact, offence in doubled_images(facts):
+        offences[fact.case.id].append(offence)
     spacings = [fact.spacing for fact in facts if fact.spacing and not offences[fact.case.id]]
     spacing = tuple(round(float(s), 6) for s in np.median(spacings, axis=0)) if spacings else None
     return Survey(

@@ -18,7 +18,10 @@ _METRICS = {
     "val_specificity": "val/specificity", "val_hd95_mm": "val/hd95_mm", "epoch_s": "time/epoch_s",
     "peak_mb": "mem/peak_mb",
 }  # fmt: skip
+_STATUS = {"running": "RUNNING", "interrupted": "KILLED", "done": "FINISHED", "failed": "FAILED"}
 _ARTIFACTS = ("config.json", "result.json", "epochs.csv", "cases.csv")
+#: As many as MLflow takes at once.
+_MOST_METRICS = 1000
 #: Seconds until a server that did not answer is asked again.
 _RETRY_S = 20.0
 
@@ -60,6 +63,8 @@ class Mirror:
             return False
         try:
             self._connect()
+            if not all(state.finished for state in states):
+                self._set_parent("RUNNING")
             for state in states:
                 self._sync_run(state)
         except Exception as error:
@@ -76,23 +81,17 @@ class Mirror:
         """Bring everything up to date, and close the parent: with the table, once all runs are finished."""
         if not self.sync(states, final=True):
             return False
-        parent = self.state["parent"]
         try:
             if all(state.finished for state in states):
-                for path in table:
-                    self._client.log_artifact(parent, str(path))
-                for name, value in metrics.items():
-                    self._client.log_metric(parent, name, value)
+                self._log_table(table, metrics)
                 failed = any(state.state == "failed" for state in states)
-                self._client.set_terminated(parent, "FAILED" if failed else "FINISHED")
+                self._set_parent("FAILED" if failed else "FINISHED")
             else:
                 for state in states:
                     entry = self.state["runs"].get(state.run.id)
                     if not state.finished and entry is not None:
-                        self._client.set_terminated(entry["id"], "KILLED")
-                        entry["status"] = "KILLED"
-                self._client.set_terminated(parent, "KILLED")
-                self._save()
+                        self._set_status(entry, "KILLED")
+                self._set_parent("KILLED")
         except Exception as error:
             self.warn(f"MLflow at {self.uri} cannot be reached: {' '.join(str(error).split())[:200]}")
             return False
@@ -103,7 +102,6 @@ class Mirror:
             return
         quiet_mlflow()
         import mlflow
-        from mlflow.entities import ViewType
 
         client = mlflow.MlflowClient(tracking_uri=self.uri)
         experiment = client.get_experiment_by_name(self.plan.manifest_name)
@@ -114,30 +112,45 @@ class Mirror:
             self.state["experiment"] = client.create_experiment(self.plan.manifest_name, artifact_location=location)
         else:
             self.state["experiment"] = experiment.experiment_id
-        self._active_only = ViewType.ACTIVE_ONLY
-        self._client = client
-        if "parent" not in self.state:
+        if "parent" in self.state and not _exists(client, self.state["parent"]["id"]):
+            # Someone removed the store, or put another in its place: all of it is written anew.
+            self.state.update(parent=None, runs={})
+        if not self.state.get("parent"):
             tags = {"medloss.comparison": self.plan.id, "medloss.manifest_sha256": self.plan.manifest_sha256}
             name = f"comparison of {len(self.plan.losses)} losses"
-            self.state["parent"] = self._found("parent") or self._create(name, tags | {"medloss.run": "parent"})
+            parent = self._found(client, "parent") or self._create(client, name, tags | {"medloss.run": "parent"})
+            self.state["parent"] = {"id": parent, "status": None}
             self._save()
+        self._client = client
+
+    def _set_parent(self, status: str) -> None:
+        self._set_status(self.state["parent"], status)
+
+    def _set_status(self, entry: dict[str, Any], status: str) -> None:
+        if entry["status"] == status:
+            return
+        if status == "RUNNING":
+            self._client.update_run(entry["id"], status=status)
         else:
-            client.update_run(self.state["parent"], status="RUNNING")
+            self._client.set_terminated(entry["id"], status)
+        entry["status"] = status
+        self._save()
 
     def _sync_run(self, state: RunState) -> None:
         entry = self.state["runs"].get(state.run.id)
-        if state.state == "waiting" or (entry is not None and entry["status"] == _status(state)):
+        if state.state == "waiting":
+            return
+        status = _STATUS[state.state]
+        if state.finished and entry is not None and entry["status"] == status:
             return
         if entry is None:
-            entry = {"id": self._child(state.run), "epoch": 0, "status": "RUNNING"}
+            entry = {"id": self._child(state.run), "epoch": 0, "status": None}
             self.state["runs"][state.run.id] = entry
             self._save()
-        elif entry["status"] != "RUNNING":
-            self._client.update_run(entry["id"], status="RUNNING")
-            entry["status"] = "RUNNING"
         self._log_epochs(state.run, entry)
         if state.finished:
-            self._close(state, entry)
+            self._log_end(state, entry)
+        self._set_status(entry, status)
 
     def _log_epochs(self, run: PlannedRun, entry: dict[str, Any]) -> None:
         from mlflow.entities import Metric
@@ -152,11 +165,12 @@ class Mirror:
             for column, name in _METRICS.items()
             if not math.isnan(row[column])
         ]
-        self._client.log_batch(entry["id"], metrics=metrics)
+        for start in range(0, len(metrics), _MOST_METRICS):
+            self._client.log_batch(entry["id"], metrics=metrics[start : start + _MOST_METRICS])
         entry["epoch"] = int(new[-1]["epoch"])
         self._save()
 
-    def _close(self, state: RunState, entry: dict[str, Any]) -> None:
+    def _log_end(self, state: RunState, entry: dict[str, Any]) -> None:
         own = run_folder(self.folder, state.run)
         for name in _ARTIFACTS:
             if (own.path / name).is_file():
@@ -164,21 +178,30 @@ class Mirror:
         self._client.set_tag(entry["id"], "medloss.attempt", str(attempts(self.folder, state.run)))
         if state.error is not None:
             self._client.set_tag(entry["id"], "medloss.error", state.error)
-        self._client.set_terminated(entry["id"], _status(state))
-        entry["status"] = _status(state)
-        self._save()
+        elif "medloss.error" in self._client.get_run(entry["id"]).data.tags:
+            self._client.delete_tag(entry["id"], "medloss.error")  # it failed once, and was tried again
+
+    def _log_table(self, table: list[Path], metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        parent = self.state["parent"]["id"]
+        for path in table:
+            self._client.log_artifact(parent, str(path))
+        results = (run_folder(self.folder, run).result for run in self.plan.runs)
+        ended = max(result["finished"] for result in results if result is not None)
+        # The time is the last run's end: sent again, they are the same.
+        values = [Metric(name, value, int(1000 * ended), 0) for name, value in metrics.items()]
+        self._client.log_batch(parent, metrics=values)
 
     def _child(self, run: PlannedRun) -> str:
         from mlflow.entities import Param
 
-        found = self._found(run.id)
-        if found is not None:
-            return found
         config = run.config
-        child = self._create(
+        child = self._found(self._client, run.id) or self._create(
+            self._client,
             f"{config.loss} · fold {config.fold} · seed {config.seed}",
             {
-                "mlflow.parentRunId": self.state["parent"],
+                "mlflow.parentRunId": self.state["parent"]["id"],
                 "medloss.run": run.id,
                 "medloss.comparison": self.plan.id,
                 "medloss.loss": config.loss,
@@ -192,14 +215,14 @@ class Mirror:
         self._client.log_batch(child, params=params)
         return child
 
-    def _create(self, name: str, tags: dict[str, str]) -> str:
-        run_id: str = self._client.create_run(self.state["experiment"], tags=tags, run_name=name).info.run_id
+    def _create(self, client: Any, name: str, tags: dict[str, str]) -> str:
+        run_id: str = client.create_run(self.state["experiment"], tags=tags, run_name=name).info.run_id
         return run_id
 
-    def _found(self, name: str) -> str | None:
+    def _found(self, client: Any, name: str) -> str | None:
         """A run that was made just before this process was killed, and never noted."""
         query = f"tags.`medloss.comparison` = '{self.plan.id}' and tags.`medloss.run` = '{name}'"
-        found = self._client.search_runs([self.state["experiment"]], query, self._active_only, max_results=1)
+        found = client.search_runs([self.state["experiment"]], query, max_results=1)
         return found[0].info.run_id if found else None
 
     def _save(self) -> None:
@@ -221,5 +244,13 @@ def quiet_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _status(state: RunState) -> str:
-    return {"done": "FINISHED", "failed": "FAILED"}.get(state.state, "RUNNING_OR_KILLED")
+def _exists(client: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True

@@ -192,6 +192,9 @@ FAULTS = [
     Fault("singular image", on(IMAGE, singular), IMAGE, "^its direction matrix is singular"),
     Fault("affine of zeros", on(IMAGE, with_header, {"srow_x": 0, "srow_y": 0, "srow_z": 0}), IMAGE, "is singular"),
     Fault("NaN in the affine", on(IMAGE, with_header, {"srow_x": np.nan}), IMAGE, "^its affine holds NaN or Inf"),
+    Fault(
+        "lengths in micrometres", on(IMAGE, with_header, {"xyzt_units": 3}), IMAGE, "^its header gives lengths in micr"
+    ),
     Fault("zooms against the affine", on(IMAGE, with_zooms, (3.0, 1.0, 1.0)), IMAGE, "^its header says 3 x 1 x 1 mm"),
     Fault(
         "4D image",

@@ -351,6 +351,10 @@ def test_when_every_file_is_bad_the_command_still_names_them(root: Path, written
         (["check", "{tmp}/empty.yaml"], "empty.yaml: no manifest"),
         (["check", "{tmp}/small.yaml"], "needs its data: pass --data-root or set MEDLOSS_DATA"),
         (["check", "{tmp}/small.yaml", "--data-root", "{tmp}/none"], "none is no folder"),
+        (
+            ["check", "{tmp}/small.yaml", "--data-root", "{tmp}/folder"],
+            "folder holds no file of 'data', which can be had at",
+        ),
         (["check", "{tmp}/folder"], "folder: no pairs of image and label found"),
         (["check", "{tmp}/folder", "--data-root", "{tmp}"], "is the folder of the data already"),
     ],
@@ -368,13 +372,25 @@ def test_what_cannot_be_checked_ends_with_2_and_one_line(
     assert err.count("\n") == 1
 
 
-def test_a_manifest_that_breaks_rules_ends_with_2_and_all_of_them(written: Path) -> None:
+def test_a_manifest_that_breaks_rules_ends_with_1_and_all_of_them(written: Path) -> None:
     content = yaml.safe_load(written.read_text())
-    content["classes"] = {1: "organ"}
-    content["cases"][0]["fold"] = -1
+    content["classes"] = {1: "organ", 2: "shell"}
+    content["cases"][1]["patient"] = content["cases"][0]["patient"]
+    content["cases"][1]["fold"] = 1 - content["cases"][0]["fold"]
+    content["cases"][2]["image"] = "../c.nii.gz"
     written.write_text(yaml.safe_dump(content))
-    code, _, err = call_medloss("check", written)
-    assert code == 2
-    assert "cases[0] (a).fold" in err
-    assert "classes: there is no class 0" in err
-    assert "Traceback" not in err
+    code, out, err = call_medloss("check", written)
+    assert (code, err) == (1, "")
+    assert out.splitlines() == [
+        f"{written}: cases[2] (c).image: '../c.nii.gz' leaves the data root",
+        f"{written}: classes: there is no class 0; expected 0: background",
+        f"{written}: cases: patient 'a' is in folds [0, 1]: in training and in validation",
+        "the manifest breaks rules, so no file was read",
+    ]
+
+
+def test_the_same_image_in_two_cases_is_told(root: Path, manifest: Manifest) -> None:
+    shutil.copy(root / "images/a.nii.gz", root / "images/c.nii.gz")
+    reason = "doubled: its bytes are those of images/a.nii.gz"
+    assert ("images/c.nii.gz", reason) in check_data(manifest, root).offences
+    assert check_folder(root).offences == [("images/c.nii.gz", reason)]

@@ -38,7 +38,7 @@ def compare(
     from pipelines.comparison.plan import make_plan
     from pipelines.manifest import load_manifest
 
-    names = list(LOSSES) if losses == "all" else [name.strip() for name in losses.split(",") if name.strip()]
+    names = list(LOSSES) if losses == "all" else [name for name in "".join(losses.split()).split(",") if name]
     if not names:
         raise UserError("--losses: got none; expected names by commas, or all")
     if options.pop("threads", None) is not None:

@@ -15,12 +15,11 @@ import click
 def check(manifest: str, data_root: Path | None) -> None:
     """Read all of MANIFEST's data (a path, a shipped name, or a folder without a manifest), and name every bad file.
 
-    Exit code 1 where there are any.
+    Exit code 1 where there are any, or where the manifest itself breaks rules.
     """
     from pipelines.check import check_data
     from pipelines.data_root import resolve_data
     from pipelines.errors import UserError
-    from pipelines.manifest import load_manifest
     from pipelines.resources import shipped_manifests
     from pipelines.survey import check_folder
 
@@ -32,7 +31,7 @@ def check(manifest: str, data_root: Path | None) -> None:
         if is_folder:
             report = check_folder(Path(manifest), progress)
         else:
-            loaded = load_manifest(manifest)
+            loaded = _load_or_tell(manifest)
             report = check_data(loaded, resolve_data(loaded, data_root), progress)
     for file, reason in report.offences:
         click.echo(_line(file, reason))
@@ -63,6 +62,7 @@ def manifest(
     force: bool,
 ) -> None:
     """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side."""
+    from pipelines.dataset_card import read_card
     from pipelines.errors import UserError
     from pipelines.files import write_text
     from pipelines.manifest_writer import make_manifest, manifest_text
@@ -80,9 +80,24 @@ def manifest(
         raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None
     for entry in made.excluded:
         click.echo(f"left out: {_line(entry.file, entry.reason)}")
+    if modality is None and not read_card(folder).modality:
+        click.echo(f"modality: {made.modality} is assumed; pass --modality if it is another")
     if made.spacing_tolerance > 0.05:
         click.echo(f"spacings differ: spacing_tolerance is {made.spacing_tolerance:.4g}, so that all cases pass")
     click.echo(f"{len(made.cases)} cases in {len(made.folds())} folds: written to {path}")
+
+
+def _load_or_tell(manifest: str) -> Any:
+    """The manifest; where it breaks rules, they are told as bad files are."""
+    from pipelines.manifest import ManifestError, load_manifest
+
+    try:
+        return load_manifest(manifest)
+    except ManifestError as error:
+        for offence in error.offences:
+            click.echo(_line(str(error.path), offence))
+        click.echo("the manifest breaks rules, so no file was read")
+        sys.exit(1)
 
 
 def _refuse_existing(out: Path | None, force: bool) -> None:

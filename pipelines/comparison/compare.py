@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from pipelines.comparison.display import Display
 from pipelines.comparison.execute import execute
 from pipelines.comparison.locks import held_lock
-from pipelines.comparison.plan import Plan, adopt_plan, run_folder
+from pipelines.comparison.plan import Plan, adopt_plan, refuse_foreign, run_folder
 from pipelines.comparison.state import RunState, run_states
 from pipelines.comparison.table import Table, comparison_table, formatted_rows, write_table
 from pipelines.data import decode_cases
@@ -33,7 +33,11 @@ def compare_losses(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None
     Raises:
         UserError: another comparison is in the folder, or at work there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: cannot make {folder}: {error.strerror}; name another folder") from None
     with held_lock(folder / "compare.lock") as mine:
         if not mine:
             raise UserError(f"--out: a comparison is at work in {folder}; see `medloss status {folder}`")
@@ -65,6 +69,9 @@ def _carry_out(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None) ->
                 execute(folder, plan, jobs, watch)
             except KeyboardInterrupt:
                 interrupted = True
+            except UserError:
+                mirror.finish(run_states(folder, plan), [], {})
+                raise
     states = run_states(folder, plan)
     table = comparison_table(folder, plan)
     written = write_table(folder, table)

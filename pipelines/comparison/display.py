@@ -7,9 +7,10 @@ from typing import Self
 import click
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
-from pipelines.comparison.state import RunState, seconds_left
+from pipelines.comparison.state import RunState, epochs_over, seconds_left
 
 _COLOURS = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
 
@@ -39,7 +40,7 @@ class Display:
     def update(self, states: list[RunState]) -> None:
         """Show the runs as they are now."""
         if self.done_before is None:
-            self.done_before = sum(state.epoch for state in states)
+            self.done_before = epochs_over(states)
         left = seconds_left(states, self.jobs, time.monotonic() - self.started, self.done_before)
         if self.console.is_terminal:
             finished = sum(state.finished for state in states)
@@ -55,11 +56,15 @@ class Display:
             now = (state.state, state.epoch)
             before = self.shown.get(state.run.id)
             self.shown[state.run.id] = now
-            if before == now or state.state in ("waiting", "interrupted"):
+            if before == now or state.state == "waiting":
                 continue
+            if state.state == "interrupted" and (before is None or before[0] != "running"):
+                continue  # by an earlier process
             if before is None and state.finished:
                 continue  # finished before this process began
             what = f"epoch {state.epoch}/{state.epochs}" if state.state == "running" else state.state
+            if now == ("running", 0):
+                what = "started"
             dice = "" if state.dice is None else f", dice {state.dice:.3f}"
             why = "" if state.error is None else f": {state.error}"
             rest = "" if left is None else f" ({duration(left)} left in all)"
@@ -75,7 +80,7 @@ def states_table(states: list[RunState], title: str) -> Table:
         left = "" if state.seconds_left is None else duration(state.seconds_left)
         dice = "" if state.dice is None else f"{state.dice:.3f}"
         epoch = f"{state.epoch}/{state.epochs}"
-        table.add_row(config.loss, str(config.fold), str(config.seed), word, epoch, dice, state.error or left)
+        table.add_row(config.loss, str(config.fold), str(config.seed), word, epoch, dice, escape(state.error or left))
     return table
 
 

@@ -1,6 +1,7 @@
 """Workers on this machine: started, watched, and started again when they die."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.comparison.locks import holder
+from pipelines.comparison.locks import holder, is_held
 from pipelines.comparison.plan import Plan, run_folder
+from pipelines.errors import UserError
 
 #: A run whose process died so often is failed: it would only die again.
 _MOST_DEATHS = 2
@@ -24,32 +26,41 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None]) -> N
         plan: its plan.
         jobs: worker processes; the processor's cores are divided among them.
         watch: called a few times a second.
+
+    Raises:
+        UserError: no worker gets as far as a run.
     """
     threads = max(1, available_cores() // jobs)
-    waiting = sum(run_folder(folder, run).result is None for run in plan.runs)
-    workers = [_start(folder, number, threads) for number in range(min(jobs, waiting))]
+    workers: dict[int, subprocess.Popen[bytes]] = {}
     deaths: Counter[str] = Counter()
     try:
-        while workers:
+        while True:
+            left = [run for run in plan.runs if run_folder(folder, run).result is None]
+            # Who leaves without an error found every run taken: only one that somebody else drops is to be had again.
+            wanted = min(jobs, sum(not is_held(run_folder(folder, run).path / "lock") for run in left))
+            if not workers:
+                workers = {number: _start(folder, number, threads) for number in range(wanted)}
             watch()
+            if not left and not workers:
+                break
             time.sleep(_POLL_S)
-            for number, worker in enumerate(list(workers)):
+            for number, worker in list(workers.items()):
                 if worker.poll() is None:
                     continue
-                workers.remove(worker)
+                del workers[number]
                 if worker.returncode != 0:
-                    _bury(folder, plan, worker, deaths)
+                    _bury(folder, plan, worker, number, deaths)
                     if any(run_folder(folder, run).result is None for run in plan.runs):
-                        workers.append(_start(folder, number, threads))
+                        workers[number] = _start(folder, number, threads)
     finally:
-        for worker in workers:
+        for worker in workers.values():
             worker.terminate()
-        for worker in workers:
+        for worker in workers.values():
             try:
                 worker.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 worker.kill()
-    watch()
+                worker.wait()
 
 
 def available_cores() -> int:
@@ -58,8 +69,8 @@ def available_cores() -> int:
 
 
 def _start(folder: Path, number: int, threads: int) -> subprocess.Popen[bytes]:
-    logs = folder / "logs"
-    logs.mkdir(exist_ok=True)
+    log_file = _log(folder, number)
+    log_file.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pipelines.cli", "worker", str(folder)]
     command += ["--threads", str(threads), "--parent", str(os.getpid())]
     environment = os.environ | {
@@ -67,28 +78,36 @@ def _start(folder: Path, number: int, threads: int) -> subprocess.Popen[bytes]:
         "MKL_NUM_THREADS": str(threads),
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
     }
-    with (logs / f"worker-{number}.log").open("ab") as log:
+    with log_file.open("ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
-def _bury(folder: Path, plan: Plan, worker: subprocess.Popen[bytes], deaths: Counter[str]) -> None:
+def _log(folder: Path, number: int) -> Path:
+    return folder / "logs" / f"worker-{number}.log"
+
+
+def _bury(folder: Path, plan: Plan, worker: subprocess.Popen[bytes], number: int, deaths: Counter[str]) -> None:
     """Note which run a dead worker had; one that kills every process is failed."""
     had = None
-    for run in plan.runs:
-        own = run_folder(folder, run)
-        if own.result is None and holder(own.path / "lock") == worker.pid:
+    left = [run for run in plan.runs if run_folder(folder, run).result is None]
+    if not left:
+        return
+    for run in left:
+        if holder(run_folder(folder, run).path / "lock") == worker.pid:
             had = run
-    key = "" if had is None else had.id
+    # Deaths between runs count together only while nothing else is finished.
+    key = f"with {len(left)} left" if had is None else had.id
     deaths[key] += 1
     if deaths[key] < _MOST_DEATHS:
         return
     cause = f"signal {-worker.returncode}" if worker.returncode < 0 else f"exit code {worker.returncode}"
     if had is None:
-        raise RuntimeError(f"a worker ends before it trains anything ({cause}); see {folder / 'logs'}")
-    run_folder(folder, had).write_result(
-        {
-            "state": "failed",
-            "error": f"its process died {_MOST_DEATHS} times ({cause}; -9 is often a lack of memory): "
-            "lower --batch-size or --patch, or run fewer jobs",
-        }
-    )
+        log = _log(folder, number)
+        told = log.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(told) if line.strip()), "it said nothing")
+        raise UserError(f"workers die before they train anything ({cause}): {last[:300]}; see {log}")
+    advice = f"see {_log(folder, number)}"
+    if worker.returncode == -signal.SIGKILL:
+        advice = "often a lack of memory: lower --batch-size or --patch, or run fewer jobs"
+    error = f"its process died {_MOST_DEATHS} times ({cause}); {advice}"
+    run_folder(folder, had).write_result({"state": "failed", "error": error})

@@ -1,5 +1,6 @@
 """The plan of a comparison: its runs, loss by loss, fold by fold, seed by seed; written before any of them starts."""
 
+import hashlib
 import re
 import time
 import uuid
@@ -63,6 +64,8 @@ def make_plan(
     for what, values in (("losses", [c.loss for c in configs]), ("folds", folds), ("seeds", seeds)):
         if len(set(values)) < len(values):
             raise UserError(f"--{what}: one of them stands twice in {', '.join(str(v) for v in values)}")
+    if min(seeds) < 0:
+        raise UserError(f"--seeds: got {min(seeds)}; expected 0 or more")
     runs = []
     for fold in folds:
         for seed in seeds:
@@ -80,7 +83,9 @@ def make_plan(
 
 def file_name(loss: str) -> str:
     """A loss's name, or expression, as a folder's name: `0.2*focal+dice` becomes `0.2xfocal_plus_dice`."""
-    return re.sub(r"[^\w.]+", "_", loss.replace("*", "x").replace("+", "_plus_")).strip("_.") or "loss"
+    name = re.sub(r"[^\w.]+", "_", loss.replace("*", "x").replace("+", "_plus_")).strip("_.") or "loss"
+    # File systems take 255 bytes.
+    return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(loss.encode()).hexdigest()[:8]}"
 
 
 def adopt_plan(folder: Path, plan: Plan) -> Plan:
@@ -89,10 +94,9 @@ def adopt_plan(folder: Path, plan: Plan) -> Plan:
     Raises:
         UserError: the folder holds another comparison; says in what it differs.
     """
+    refuse_foreign(folder)
     existing = read_plan(folder)
     if existing is None:
-        if folder.is_dir() and any(path.name != "compare.lock" for path in folder.iterdir()):
-            raise UserError(f"--out: {folder} is not empty and holds no comparison; name another folder")
         write_json(folder / _NAME, plan.model_dump(mode="json"))
         return plan
     difference = _difference(existing, plan)
@@ -101,10 +105,30 @@ def adopt_plan(folder: Path, plan: Plan) -> Plan:
     return existing
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Leave alone what is no comparison's folder.
+
+    Raises:
+        UserError: it is no folder, or holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: {folder} is no folder; name another one")
+    content = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if _NAME not in content and content - {"compare.lock"}:
+        raise UserError(f"--out: {folder} is not empty and holds no comparison; name another folder")
+
+
 def read_plan(folder: Path) -> Plan | None:
-    """The folder's plan; None where there is none."""
-    content = read_json(folder / _NAME)
-    return None if content is None else Plan.model_validate(content)
+    """The folder's plan; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        content = read_json(folder / _NAME)
+        return None if content is None else Plan.model_validate(content)
+    except ValueError:
+        raise UserError(f"{folder / _NAME} is damaged, or of another version; name another folder") from None
 
 
 def require_plan(folder: Path) -> Plan:
@@ -127,6 +151,8 @@ def run_folder(folder: Path, run: PlannedRun) -> RunFolder:
 
 
 def _difference(old: Plan, new: Plan) -> str:
+    if old.manifest_name != new.manifest_name:
+        return f"its data set is '{old.manifest_name}', and '{new.manifest_name}' was asked for"
     if old.manifest_sha256 != new.manifest_sha256:
         return f"its data set is '{old.manifest_name}' as it was then, and the manifest has changed since"
     runs = [{run.id: run.config.model_dump(exclude=_INCIDENTAL) for run in plan.runs} for plan in (old, new)]

@@ -61,6 +61,11 @@ def _state(folder: Path, run: PlannedRun) -> RunState:
     return RunState(run, "interrupted" if own.config is not None else "waiting", epoch, epochs)
 
 
+def epochs_over(states: list[RunState]) -> int:
+    """Epochs that need not be trained any more; a failed run needs none."""
+    return sum(state.epochs if state.finished else state.epoch for state in states)
+
+
 def seconds_left(states: list[RunState], jobs: int, elapsed: float, done_before: int) -> float | None:
     """Expected seconds until all runs are finished; None before the first epoch is over.
 
@@ -70,7 +75,7 @@ def seconds_left(states: list[RunState], jobs: int, elapsed: float, done_before:
         elapsed: seconds since the start of this process.
         done_before: epochs that were over then.
     """
-    done = sum(state.epochs if state.finished else state.epoch for state in states) - done_before
+    done = epochs_over(states) - done_before
     left = sum(state.epochs - state.epoch for state in states if not state.finished)
     if left == 0:
         return 0.0

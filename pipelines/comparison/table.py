@@ -22,11 +22,13 @@ class Table:
 
     Attributes:
         rows: a row a loss, best Dice first; a loss without a finished run has NaN.
+        failed: losses of which nothing came, and nothing will.
         cases: how many cases the finished runs validated.
         seeds: how many seeds.
     """
 
     rows: pd.DataFrame
+    failed: frozenset[str]
     cases: int
     seeds: int
 
@@ -34,7 +36,8 @@ class Table:
     def caveat(self) -> str:
         """What so few cases and seeds can say."""
         seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        return f"means over {self.cases} cases and {seeds}: small differences may be chance"
+        cases = "one case" if self.cases == 1 else f"{self.cases} cases"
+        return f"means over {cases} and {seeds}: small differences may be chance"
 
 
 def case_table(folder: Path, plan: Plan) -> pd.DataFrame:
@@ -55,6 +58,7 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
     cases = case_table(folder, plan)
     metrics = list(METRICS)
     rows = []
+    failed = set()
     for loss in plan.losses:
         runs = [run for run in plan.runs if run.config.loss == loss]
         results = [run_folder(folder, run).result for run in runs]
@@ -66,10 +70,12 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
             means = by_class.groupby("case").mean().mean()
             row |= {metric: float(means[metric]) for metric in metrics}
             row["epoch_s"] = statistics.median(result["epoch_s"] for result in done)
+        elif None not in results:
+            failed.add(loss)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(_HEADINGS)).sort_values("dice", ascending=False, na_position="last")
     seeds = len({run.config.seed for run in plan.runs})
-    return Table(frame.reset_index(drop=True), cases["case"].nunique() if len(cases) else 0, seeds)
+    return Table(frame.reset_index(drop=True), frozenset(failed), cases["case"].nunique() if len(cases) else 0, seeds)
 
 
 def formatted_rows(table: Table) -> list[list[str]]:
@@ -83,7 +89,7 @@ def formatted_rows(table: Table) -> list[list[str]]:
     }
     rows = [list(_HEADINGS.values())]
     for _, row in table.rows.iterrows():
-        failed = pd.isna(row["dice"]) and row["runs"].startswith("0/")
+        failed = row["loss"] in table.failed
         cells = []
         for name in _HEADINGS:
             value = row[name]

@@ -66,8 +66,9 @@ def _train(folder: Path, run: PlannedRun, threads: int | None) -> None:
             import traceback
 
             traceback.print_exc()
-            own.write_result({"state": "failed", "error": f"{type(error).__name__}: {_one_line(error)}"})
+            own.write_result({"state": "failed", "error": _one_line(error)})
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+    line = " ".join(str(error).split())[:500]
+    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

@@ -1,0 +1,169 @@
+"""Where a loss pushes the prediction of a user's own case: read, check, compute, draw."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import nn
+
+from medloss import CombinedLoss, create_loss
+from medloss.expression import parse_expression
+from pipelines.errors import UserError
+from pipelines.gallery.gradient_map import Slice, densest_slice, gradient_figure
+from pipelines.gallery.measure import push
+from pipelines.gallery.scenes import logit, soft_logits
+from pipelines.gallery.style import write_png
+from pipelines.gallery.user_case import UserFile, check_same_grid, read_user_file
+
+#: The probability that a voxel of a predicted label map is taken to have.
+_LABEL_PROBABILITY = 0.9
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The picture's path, and what its maker should know, line by line."""
+
+    path: Path
+    told: tuple[str, ...]
+
+
+def explain_case(
+    loss: str,
+    image: Path,
+    label: Path,
+    *,
+    prediction: Path | None = None,
+    label_class: int = 1,
+    axis: int | None = None,
+    out: Path | None = None,
+) -> Explained:
+    """Draw the push -dL/dz on one slice of a case; the loss sees the whole volume, one structure against the rest.
+
+    Args:
+        loss: a name (the loss alone, without its recipe), a sum, or a dotted path.
+        image: NIfTI, 2D or 3D.
+        label: NIfTI on the same grid, whole numbers.
+        prediction: NIfTI on the same grid: probabilities of the structure, or labels. None: a stand-in made from
+            the label, shifted and blurred.
+        label_class: the structure's value.
+        axis: array axis to cut a volume across. None: that of the largest spacing (the last of equals).
+        out: the picture, `.png`.
+
+    Raises:
+        UserError: a file that cannot be used, or an argument out of its range; one line.
+    """
+    path = out or Path(f"explain-{_file_name(loss)}.png")
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--out: got {path}; expected a file name that ends in .png")
+    made = _make_loss(loss)
+    shown, target = read_user_file(image, "--image"), read_user_file(label, "--label")
+    check_same_grid(shown, target)
+    reference = _structure(target, label_class)
+    spacing = shown.spacing
+    if prediction is None:
+        logits, told = _stand_in(reference, spacing)
+    else:
+        predicted = read_user_file(prediction, "--prediction")
+        check_same_grid(shown, predicted)
+        logits, told = _predicted_logits(predicted, label_class)
+    hard = logits > 0
+    pushes = push(made, logits, reference, spacing)
+    across = _axis(axis, spacing)
+    index = 0 if across is None else densest_slice(reference, hard, across)
+    shown_axes = [a for a in range(reference.ndim) if a != across]
+    cut: tuple[int | slice, ...] = tuple(index if a == across else slice(None) for a in range(reference.ndim))
+    if across is not None:
+        told = f"slice {index} of axis {across}; {told}"
+    down, right = shown_axes
+    piece = Slice(
+        reference[cut],
+        hard[cut],
+        (spacing[down], spacing[right]),
+        shown.data[cut],
+        (_axis_label(shown, down), _axis_label(shown, right)),
+    )
+    figure = gradient_figure(piece, pushes[cut], loss, note=told)
+    try:
+        write_png(figure, path)
+    except OSError as error:
+        raise UserError(f"--out: cannot write {path}: {error.strerror}; name another file") from None
+    return Explained(path, (told,))
+
+
+def _make_loss(loss: str) -> nn.Module:
+    terms = parse_expression(loss)
+    if len(terms) == 1 and terms[0].weight == 1:
+        return create_loss(terms[0].name, sigmoid=True)
+    return CombinedLoss(loss, sigmoid=True)
+
+
+def _structure(label: UserFile, label_class: int) -> NDArray[np.bool_]:
+    values = np.unique(label.data)
+    if not np.array_equal(values, np.rint(values)):
+        raise UserError(f"--label: {label.path} holds values that are no whole numbers; expected one label a voxel")
+    if label_class not in values:
+        present = ", ".join(f"{value:g}" for value in values[:20])
+        raise UserError(f"--label-class: {label.path} has no voxel of class {label_class}; it has {present}")
+    return np.asarray(label.data == label_class)
+
+
+def _stand_in(reference: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], str]:
+    """The label, moved along the axis of the finest spacing by a third of its radius, its border softened."""
+    axis = int(np.argmin(spacing))
+    size = np.count_nonzero(reference) * math.prod(spacing)
+    radius = math.sqrt(size / math.pi) if reference.ndim == 2 else math.cbrt(size * 3 / (4 * math.pi))
+    voxels = max(round(radius / 3 / spacing[axis]), 1)
+    moved = ndimage.shift(reference.astype(np.uint8), [voxels * (a == axis) for a in range(reference.ndim)], order=0)
+    width = max(radius / 8, spacing[axis])
+    told = (
+        f"no prediction given: a stand-in, the label moved {voxels * spacing[axis]:.2g} mm along axis {axis}, "
+        f"its border softened over {width:.2g} mm"
+    )
+    return soft_logits(moved > 0, spacing, width), told
+
+
+def _predicted_logits(prediction: UserFile, label_class: int) -> tuple[NDArray[np.float64], str]:
+    data = prediction.data
+    if not np.isfinite(data).all():
+        raise UserError(f"--prediction: {prediction.path} holds NaN or infinity; expected probabilities or labels")
+    if np.array_equal(data, np.rint(data)):
+        inside = data == label_class
+        sure = logit(_LABEL_PROBABILITY)
+        found = "" if inside.any() else f"; no voxel of class {label_class} in it"
+        told = (
+            f"prediction: labels, taken as p = {_LABEL_PROBABILITY:g} inside and {1 - _LABEL_PROBABILITY:.1g} outside"
+        )
+        return np.where(inside, sure, -sure), told + found
+    if data.min() < 0 or data.max() > 1:
+        raise UserError(
+            f"--prediction: {prediction.path} has values from {data.min():.4g} to {data.max():.4g}; expected "
+            "probabilities in [0, 1] or whole numbers"
+        )
+    clamped = np.clip(data.astype(np.float64), 1e-6, 1 - 1e-6)
+    return np.log(clamped) - np.log1p(-clamped), "prediction: probabilities"
+
+
+def _axis(axis: int | None, spacing: tuple[float, ...]) -> int | None:
+    """The axis to cut across; None for an image of two axes."""
+    axes = len(spacing)
+    if axes == 2:
+        if axis is not None:
+            raise UserError(f"--axis: got {axis} for a 2D image; leave it out")
+        return None
+    if axis is None:
+        # Of equals the last: most files have their slices there.
+        return max(range(axes), key=lambda a: (round(spacing[a], 3), a))
+    if not 0 <= axis < axes:
+        raise UserError(f"--axis: got {axis}; expected 0, 1 or 2")
+    return axis
+
+
+def _axis_label(volume: UserFile, axis: int) -> str:
+    return f"axis {axis} in mm, towards {volume.directions[axis]} (voxels of {volume.spacing[axis]:.3g} mm)"
+
+
+def _file_name(loss: str) -> str:
+    return "".join(c if c.isalnum() or c in "_.-" else "_" for c in loss)

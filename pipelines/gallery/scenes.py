@@ -1,0 +1,102 @@
+"""What the losses are shown on: a region with one probability, structures of any size, and a phantom case."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+#: Logits of the voxels that are right beyond doubt.
+SURE = 15.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A case with one structure and a prediction of it.
+
+    Attributes:
+        reference: the structure, an array of bool.
+        logits: the prediction, float64, the reference's shape.
+        spacing: mm, an axis.
+        region: the voxels that are asked about.
+        image: intensities, where there are any.
+    """
+
+    reference: NDArray[np.bool_]
+    logits: NDArray[np.float64]
+    spacing: tuple[float, ...]
+    region: NDArray[np.bool_]
+    image: NDArray | None = None
+
+
+def region_scene(foreground: bool) -> Scene:
+    """A ball of 9 mm radius in 42 x 40 x 40 mm, on voxels of 3 x 2 x 2 mm; all is right save for the region.
+
+    Args:
+        foreground: whether the region is the ball, or an equal ball of background beside it.
+    """
+    shape, spacing = (14, 20, 20), (3.0, 2.0, 2.0)
+    grid = _millimetres(shape, spacing)
+    ball, other = (np.linalg.norm(grid - (19.5, 19.0, x), axis=-1) <= 9.0 for x in (9.0, 29.0))
+    return Scene(ball, np.where(ball, SURE, -SURE), spacing, ball if foreground else other)
+
+
+def imbalance_scene(share: float) -> Scene:
+    """A disc in 256 x 256 mm, on pixels of 1 mm, one half of which is missed; the background is right.
+
+    Args:
+        share: of the pixels, in (0, 0.7); the disc has that many, to an even number.
+    """
+    shape = (256, 256)
+    grid = _millimetres(shape, (1.0, 1.0))
+    order = np.argsort(np.linalg.norm(grid - (127.5, 127.5), axis=-1).ravel(), kind="stable")
+    disc = np.zeros(shape, bool)
+    half = max(round(share * disc.size / 2), 1)
+    disc.ravel()[order[: 2 * half]] = True
+    logits = np.where(disc, logit(0.9), -SURE)
+    # Exactly half of the pixels, so that small discs do not waver: those that lie furthest along the last axis.
+    inside = np.argwhere(disc)
+    missed = inside[np.argsort(inside[:, 1], kind="stable")[half:]]
+    logits[tuple(missed.T)] = logit(0.1)
+    return Scene(disc, logits, (1.0, 1.0), disc)
+
+
+def phantom_scene() -> Scene:
+    """A case of the embedded data set's 3D phantom, its organ, and a wrong prediction of it.
+
+    The prediction lies 5 mm aside, lacks the organ's end, and has an island in the background.
+    """
+    from pipelines.phantom_shapes import phantom_case
+
+    shape, spacing = (20, 56, 56), (3.0, 1.0, 1.0)
+    image, label = phantom_case(shape, spacing, seed=0, index=3)
+    organ = label == 1
+    grid = _millimetres(shape, spacing)
+    across = int(np.argmax(organ.sum((0, 1))))
+    predicted = ndimage.shift(organ.astype(float), (0, 5, 0), order=0) > 0.5
+    ends = np.flatnonzero(organ.any((1, 2)))
+    predicted[: ends[0] + len(ends) // 3] = False
+    # Where there is most room on the slice that is shown, beside the organ and the image's edge.
+    room = ndimage.distance_transform_edt(np.pad(~(organ | predicted)[..., across], 1), sampling=spacing[:2])
+    centre = np.array(np.unravel_index(np.argmax(room), room.shape)) - 1
+    island = np.linalg.norm(grid - (*(centre * spacing[:2]), across * spacing[2]), axis=-1) <= 7.0
+    return Scene(organ, soft_logits(predicted | island, spacing, 1.5), spacing, organ, image)
+
+
+def soft_logits(mask: NDArray[np.bool_], spacing: tuple[float, ...], width: float) -> NDArray[np.float64]:
+    """Logits whose probability rises over `width` mm across a mask's border; within 0.02 and 0.98."""
+    if not mask.any() or mask.all():
+        return np.where(mask, logit(0.98), logit(0.02))
+    inside = ndimage.distance_transform_edt(mask, sampling=spacing)
+    outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    return np.asarray(np.clip((inside - outside) / width, logit(0.02), logit(0.98)), np.float64)
+
+
+def logit(p: float) -> float:
+    """The logit of a probability."""
+    return float(np.log(p) - np.log1p(-p))
+
+
+def _millimetres(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[np.float64]:
+    axes = [np.arange(n) * s for n, s in zip(shape, spacing, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1)

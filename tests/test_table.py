@@ -1,0 +1,132 @@
+"""The comparison's table, against one computed by hand."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipelines.comparison.plan import Plan, make_plan, run_folder
+from pipelines.comparison.table import case_table, comparison_table, formatted_rows, write_table
+from pipelines.run_config import RunConfig
+
+_NAN = math.nan
+
+
+def _plan(losses: list[str], folds: list[int], seeds: list[int]) -> Plan:
+    configs = [RunConfig(manifest="phantom", loss=loss) for loss in losses]
+    return make_plan(configs, folds, seeds, "phantom", "0" * 64)
+
+
+def _finish(folder: Path, plan: Plan, run_id: str, dice: dict[tuple[str, str], float], epoch_s: float) -> None:
+    """A done run with a Dice for each case and class; the other measures follow from it."""
+    own = run_folder(folder, next(run for run in plan.runs if run.id == run_id))
+    own.write_cases(
+        [
+            {
+                "case": case, "patient": f"p-{case}", "class": name, "dice": value,
+                "sensitivity": value / 2, "specificity": 1.0, "hd95_mm": 10 * value,
+            }
+            for (case, name), value in dice.items()
+        ]
+    )  # fmt: skip
+    own.write_result({"state": "done", "error": None, "metrics": {"dice": 0.0}, "epoch_s": epoch_s})
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> tuple[Path, Plan]:
+    plan = _plan(["focal", "dice", "tversky", "combo"], [0, 1], [0, 1])
+    # Fold 0 holds the cases a and b, fold 1 case c. Class `lesion` is empty in a with seed 1, in b always.
+    _finish(tmp_path, plan, "dice-fold0-seed0", {
+        ("a", "organ"): 0.8, ("a", "lesion"): 0.4, ("b", "organ"): 0.6, ("b", "lesion"): _NAN,
+    }, epoch_s=1.0)  # fmt: skip
+    _finish(tmp_path, plan, "dice-fold0-seed1", {
+        ("a", "organ"): 0.6, ("a", "lesion"): _NAN, ("b", "organ"): 0.8, ("b", "lesion"): _NAN,
+    }, epoch_s=3.0)  # fmt: skip
+    _finish(tmp_path, plan, "dice-fold1-seed0", {("c", "organ"): 1.0, ("c", "lesion"): 0.0}, epoch_s=2.0)
+    _finish(tmp_path, plan, "dice-fold1-seed1", {("c", "organ"): 1.0, ("c", "lesion"): 0.2}, epoch_s=8.0)
+    # Of focal one run is done, one failed, two have not begun.
+    _finish(tmp_path, plan, "focal-fold0-seed0", {
+        ("a", "organ"): 0.9, ("a", "lesion"): 0.9, ("b", "organ"): 0.7, ("b", "lesion"): _NAN,
+    }, epoch_s=0.5)  # fmt: skip
+    for run in plan.runs:
+        if run.config.loss == "tversky" or run.id == "focal-fold1-seed0":
+            run_folder(tmp_path, run).write_result({"state": "failed", "error": "the loss is nan"})
+    return tmp_path, plan
+
+
+def test_seeds_then_classes_then_cases_are_averaged(compared: tuple[Path, Plan]) -> None:
+    table = comparison_table(*compared)
+    rows = table.rows.set_index("loss")
+    # dice: a = ((0.8 + 0.6) / 2 + 0.4) / 2 = 0.55; b = 0.7; c = (1 + 0.1) / 2 = 0.55.
+    assert rows.loc["dice", "dice"] == pytest.approx((0.55 + 0.7 + 0.55) / 3)
+    assert rows.loc["dice", "sensitivity"] == pytest.approx((0.55 + 0.7 + 0.55) / 6)
+    assert rows.loc["dice", "specificity"] == 1.0
+    assert rows.loc["dice", "hd95_mm"] == pytest.approx(10 * (0.55 + 0.7 + 0.55) / 3)
+    assert rows.loc["dice", "epoch_s"] == 2.5
+    assert rows.loc["focal", "dice"] == pytest.approx((0.9 + 0.7) / 2)
+    assert rows["runs"].to_dict() == {"focal": "1/4", "dice": "4/4", "tversky": "0/4", "combo": "0/4"}
+    assert list(table.rows["loss"]) == ["focal", "dice", "tversky", "combo"]  # best first, then those without
+    assert rows.loc[["tversky", "combo"], "dice"].isna().all()
+    assert table.failed == {"tversky"}
+    assert (table.cases, table.seeds) == (3, 2)
+    assert table.caveat == "means over 3 cases and 2 seeds: small differences may be chance"
+
+
+def test_failed_and_not_begun_are_told_apart(compared: tuple[Path, Plan]) -> None:
+    rows = formatted_rows(comparison_table(*compared))
+    assert rows == [
+        ["loss", "Dice", "sensitivity", "specificity", "HD95 (mm)", "s/epoch", "runs"],
+        ["focal", "0.8000", "0.4000", "1.0000", "8.00", "0.5", "1/4"],
+        ["dice", "0.6000", "0.3000", "1.0000", "6.00", "2.5", "4/4"],
+        ["tversky", "failed", "-", "-", "-", "-", "0/4"],
+        ["combo", "-", "-", "-", "-", "-", "0/4"],
+    ]
+
+
+def test_files(compared: tuple[Path, Plan]) -> None:
+    folder, plan = compared
+    csv, markdown = write_table(folder, comparison_table(folder, plan))
+    assert [csv, markdown] == [folder / "table.csv", folder / "table.md"]
+    read = pd.read_csv(csv)
+    assert list(read.columns) == ["loss", "dice", "sensitivity", "specificity", "hd95_mm", "epoch_s", "runs"]
+    assert read["dice"].tolist()[:2] == pytest.approx([0.8, 0.6])
+    assert read["dice"].isna().tolist() == [False, False, True, True]
+    assert markdown.read_text().splitlines() == [
+        "| loss | Dice | sensitivity | specificity | HD95 (mm) | s/epoch | runs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| focal | 0.8000 | 0.4000 | 1.0000 | 8.00 | 0.5 | 1/4 |",
+        "| dice | 0.6000 | 0.3000 | 1.0000 | 6.00 | 2.5 | 4/4 |",
+        "| tversky | failed | - | - | - | - | 0/4 |",
+        "| combo | - | - | - | - | - | 0/4 |",
+        "",
+        "means over 3 cases and 2 seeds: small differences may be chance",
+    ]
+
+
+def test_case_table_holds_every_finished_runs_cases(compared: tuple[Path, Plan]) -> None:
+    cases = case_table(*compared)
+    assert len(cases) == 4 + 4 + 2 + 2 + 4
+    assert list(cases.columns) == [
+        "case", "patient", "class", "dice", "sensitivity", "specificity", "hd95_mm", "loss", "fold", "seed",
+    ]  # fmt: skip
+    row = cases.query("loss == 'dice' and seed == 1 and case == 'c' and `class` == 'lesion'")
+    assert row[["fold", "patient", "dice", "hd95_mm"]].to_numpy().tolist() == [[1, "p-c", 0.2, 2.0]]
+    assert cases["dice"].isna().sum() == 4
+
+
+def test_a_measure_that_no_case_has(tmp_path: Path) -> None:
+    plan = _plan(["dice", "focal"], [0], [0])
+    _finish(tmp_path, plan, "dice-fold0-seed0", {("a", "organ"): _NAN}, epoch_s=1.0)
+    table = comparison_table(tmp_path, plan)
+    assert table.failed == frozenset()
+    assert formatted_rows(table)[1] == ["dice", "-", "-", "1.0000", "-", "1.0", "1/1"]
+    assert table.caveat == "means over one case and one seed: small differences may be chance"
+
+
+def test_nothing_finished_yet(tmp_path: Path) -> None:
+    plan = _plan(["dice", "focal"], [0], [0])
+    table = comparison_table(tmp_path, plan)
+    assert case_table(tmp_path, plan).empty
+    assert (table.cases, table.failed) == (0, frozenset())
+    assert [row[1] for row in formatted_rows(table)] == ["Dice", "-", "-"]
