@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 compare: setup
-	$(BIN)/medloss compare phantom --losses all --folds 0 --seeds 0 --out $(OUT)
+	$(BIN)/medloss compare phantom --losses all,dice+binary_cross_entropy --epochs 20 --batch-size 2 --val-interval 5 --out $(OUT)
 
 test: lint unit wheel-test
 

@@ -49,7 +49,7 @@ def bare_loop(config: RunConfig) -> Callable[[int], tuple[float, float]]:
     decoded = decode_cases(manifest, training, root, None if config.cache_dir is None else Path(config.cache_dir))
     patch = checked_patch(config, manifest, [tuple(item["label"].shape[1:]) for item in decoded])
     loader = training_loader(PatchDataset(decoded, patch, config.seed), config.batch_size, config.workers)
-    dtype = autocast_dtype(config.precision, torch.device("cpu"))
+    dtype = autocast_dtype(config.precision, torch.device("cpu"), network=config.network, patch=patch)
     layout: Any = channels_last(manifest.dimensions)
     seed_everything(config.seed, 0)
     network = create_network(config.network, manifest.dimensions, manifest.num_classes)
@@ -92,12 +92,12 @@ class _Lap:
         return clock, cpu
 
 
-def measure(config: RunConfig, folder: Path) -> list[dict[str, float]]:
+def measure(config: RunConfig, folder: Path) -> tuple[list[dict[str, float]], str]:
     """Alternate the epochs of a run and of the bare loop.
 
     Returns:
         A row an epoch, the first and the last one apart: seconds of `engine` and `bare`, the processor's seconds of
-        each, `engine_cpu` and `bare_cpu`, and what `bare` waited for batches.
+        each, `engine_cpu` and `bare_cpu`, and what `bare` waited for batches. And the precision.
     """
     train_bare = bare_loop(config)
     rows: list[dict[str, float]] = []
@@ -114,9 +114,9 @@ def measure(config: RunConfig, folder: Path) -> list[dict[str, float]]:
         click.echo(f"epoch {progress.epoch}: engine {engine:.2f} s, bare {bare:.2f} s, ratio {engine / bare:.3f}")
         lap()
 
-    train_run(config, folder, report=after_epoch)
+    result = train_run(config, folder, report=after_epoch)
     # The first epoch warms up, and reads the data; the last one validates.
-    return rows[1:-1]
+    return rows[1:-1], result["precision"]
 
 
 def machine() -> str:
@@ -132,12 +132,10 @@ def machine() -> str:
     )
 
 
-def report(config: RunConfig, rows: list[dict[str, float]]) -> str:
+def report(config: RunConfig, rows: list[dict[str, float]], precision: str) -> str:
     """The measurement as Markdown."""
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     pairs = sorted(row["engine"] / row["bare"] for row in rows)
-    dtype = autocast_dtype(config.precision, torch.device("cpu"))
-    precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     table = [
         "| medians | engine | bare loop | ratio |",
         "| --- | ---: | ---: | ---: |",
@@ -169,7 +167,7 @@ def main(data_root: Path | None, epochs: int, write: bool, **options: Any) -> No
             data_root=None if data_root is None else str(data_root), epochs=epochs, val_interval=epochs,
             cache_dir=str(Path(folder) / "cache"), device="cpu", **options,
         )  # fmt: skip
-        text = report(config, measure(config, Path(folder) / "run"))
+        text = report(config, *measure(config, Path(folder) / "run"))
     click.echo("\n" + text)
     if write:
         command = f"python -m benchmarks.engine_overhead --manifest {config.manifest} --epochs {epochs}"

@@ -162,7 +162,7 @@ def _axis(axis: int | None, spacing: tuple[float, ...]) -> int | None:
 
 
 def _axis_label(volume: UserFile, axis: int) -> str:
-    return f"axis {axis} in mm, towards {volume.directions[axis]} (voxels of {volume.spacing[axis]:.3g} mm)"
+    return f"axis {axis} in mm, towards {volume.directions[axis]}\n(voxels of {volume.spacing[axis]:.3g} mm)"
 
 
 def _file_name(loss: str) -> str:

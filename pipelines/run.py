@@ -95,7 +95,7 @@ class _Training:
         decoded = decode_cases(manifest, training, root, cache)
         self.patch = checked_patch(config, manifest, [tuple(item["label"].shape[1:]) for item in decoded])
         self.device = chosen_device(config.device)
-        self.dtype = autocast_dtype(config.precision, self.device)
+        self.dtype = autocast_dtype(config.precision, self.device, network=config.network, patch=self.patch)
         self.loader = training_loader(
             PatchDataset(decoded, self.patch, config.seed, config.flip_axes), config.batch_size, config.workers
         )

@@ -15,7 +15,7 @@ from medloss.region.tversky import TverskyLoss
     "focal_tversky",
     family="region",
     paper="Abraham and Khan 2018, arXiv 1810.07842",
-    summary="a power of the Tversky loss: classes that go badly weigh more",
+    summary="a power of the Tversky loss: steepest where the overlap is nearly perfect",
 )
 class FocalTverskyLoss(TverskyLoss):
     r"""A power of one minus the soft Tversky index of each item and class.
@@ -26,7 +26,8 @@ class FocalTverskyLoss(TverskyLoss):
     above 1e-7, with no gradient below: a perfect prediction has the value 1e-7^(1/g), 6e-6 by default.
 
     Args:
-        gamma: g > 0. Default 4/3 (the paper's): classes that go badly weigh more.
+        gamma: g > 0. Default 4/3 (the paper's). Above 1 the slope rises with the overlap, so that nearly right classes
+            are still pushed; below 1 bad ones weigh more.
         inverse_gamma: the exponent 1/g of the paper; False gives g, which the survey prints.
         alpha: the price of a false positive. Default 0.3.
         beta: the price of a false negative. Default 0.7.

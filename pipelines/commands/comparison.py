@@ -38,7 +38,8 @@ def compare(
     from pipelines.comparison.plan import make_plan
     from pipelines.manifest import load_manifest
 
-    names = list(LOSSES) if losses == "all" else [name for name in "".join(losses.split()).split(",") if name]
+    items = [item for item in "".join(losses.split()).split(",") if item]
+    names = [name for item in items for name in (LOSSES if item == "all" else [item])]
     if not names:
         raise UserError("--losses: got none; expected names by commas, or all")
     if options.pop("threads", None) is not None:

@@ -23,6 +23,7 @@ class Display:
         self.console = console or Console(stderr=True)
         self.started = time.monotonic()
         self.done_before: int | None = None
+        self.under_way = False
         self.shown: dict[str, tuple[str, int]] = {}
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
 
@@ -39,8 +40,11 @@ class Display:
 
     def update(self, states: list[RunState]) -> None:
         """Show the runs as they are now."""
-        if self.done_before is None:
-            self.done_before = epochs_over(states)
+        done = epochs_over(states)
+        if self.done_before is None or (not self.under_way and done > self.done_before):
+            # The clock starts with the first epoch that is over: what comes before is the workers' start.
+            self.under_way = self.done_before is not None
+            self.done_before, self.started = done, time.monotonic()
         left = seconds_left(states, self.jobs, time.monotonic() - self.started, self.done_before)
         if self.console.is_terminal:
             finished = sum(state.finished for state in states)

@@ -1,5 +1,6 @@
 """The picture of where a loss pushes: one slice, the push a voxel as colours, contours of reference and prediction."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +62,11 @@ def gradient_figure(shown: Slice, push: NDArray[np.float64], title: str, note: s
     """
     height, width = (n * s for n, s in zip(shown.reference.shape, shown.spacing, strict=True))
     with styled():
-        # Two panels of at most 3 x 3.4 inches, and room for labels, legend and colour bar.
+        # Two panels of at most 3 x 3.4 inches, wide enough for their titles and labels, and room for the rest.
         scale = min(3.0 / width, 3.4 / height)
-        picture = figure(2 * max(scale * width, 1.6) + 2.3, scale * height + (1.45 if note else 1.2))
+        inches = 2 * max(scale * width, 2.5) + 2.3
+        told = textwrap.fill(note, int(13 * inches))
+        picture = figure(inches, max(scale * height, 2.0) + 1.35 + 0.15 * len(told.splitlines()))
         left, right = picture.subplots(1, 2, sharex=True, sharey=True)
         _draw_image(left, shown)
         left.set(title="image, reference and prediction", ylabel=shown.axis_labels[0])
@@ -75,8 +78,8 @@ def gradient_figure(shown: Slice, push: NDArray[np.float64], title: str, note: s
         bar = picture.colorbar(_scale(), ax=right, shrink=0.95, ticks=[-1, -0.5, 0, 0.5, 1])
         bar.set_label(_SCALE_LABEL, fontsize=8)
         picture.legend(handles=_legend(), loc="outside upper center", ncols=2)
-        if note:
-            picture.supxlabel(note, fontsize=8)
+        if told:
+            picture.supxlabel(told, fontsize=8)
     return picture
 
 

@@ -84,12 +84,12 @@ def phantom_scene() -> Scene:
 
 
 def soft_logits(mask: NDArray[np.bool_], spacing: tuple[float, ...], width: float) -> NDArray[np.float64]:
-    """Logits whose probability rises over `width` mm across a mask's border; within 0.02 and 0.98."""
+    """Logits whose probability rises over `width` mm across a mask's border; within 0.001 and 0.999."""
     if not mask.any() or mask.all():
-        return np.where(mask, logit(0.98), logit(0.02))
+        return np.where(mask, logit(0.999), logit(0.001))
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
-    return np.asarray(np.clip((inside - outside) / width, logit(0.02), logit(0.98)), np.float64)
+    return np.asarray(np.clip((inside - outside) / width, logit(0.001), logit(0.999)), np.float64)
 
 
 def logit(p: float) -> float:
