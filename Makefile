@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= results/phantom
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup compare test lint unit wheel-test bench clean
+.PHONY: setup compare test lint unit bench clean
 
 setup: $(VENV)/.installed
 
@@ -20,22 +20,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 compare: setup
 	$(BIN)/medloss compare phantom --losses all,dice+binary_cross_entropy --epochs 20 --batch-size 2 --val-interval 5 --out $(OUT)
 
-test: lint unit wheel-test
+# The tests run against the built wheel, in an environment of its own, from outside the checkout.
+test: lint
+	PYTHON=$(PYTHON) .ci/wheel-test
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The same tests in the checkout, for those who work on it.
 unit: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
-
-# The same tests against the built wheel, in an environment of its own, from outside the checkout.
-wheel-test: setup
-	PYTHON=$(PYTHON) .ci/wheel-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -q
 
 bench: setup
 	$(BIN)/python -m benchmarks.engine_overhead
+	$(BIN)/python -m benchmarks.distance_maps
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-wheel build dist .pytest_cache .mypy_cache .ruff_cache

@@ -172,8 +172,9 @@ class _Training:
         row["time"] = round(time.time(), 3)
         row["peak_mb"] = round(peak_memory_mb(self.device), 1)
         self.history.rows.append(row)
-        self.folder.write_epochs(self.history.rows)
+        # The checkpoint first: an epoch that a killed run must train again was then never told to anyone.
         self._save(epoch)
+        self.folder.write_epochs(self.history.rows)
         left = self._seconds_left(epoch)
         dice = row.get("val_dice")
         self.folder.write_progress(epoch, self.config.epochs, left, None if dice is None or math.isnan(dice) else dice)

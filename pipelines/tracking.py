@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.comparison.plan import Plan, PlannedRun, run_folder
 from pipelines.comparison.state import RunState
 from pipelines.comparison.worker import attempts
+from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
 
 _METRICS = {
@@ -18,6 +19,7 @@ _METRICS = {
     "val_specificity": "val/specificity", "val_hd95_mm": "val/hd95_mm", "epoch_s": "time/epoch_s",
     "peak_mb": "mem/peak_mb",
 }  # fmt: skip
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _STATUS = {"running": "RUNNING", "interrupted": "KILLED", "done": "FINISHED", "failed": "FAILED"}
 _ARTIFACTS = ("config.json", "result.json", "epochs.csv", "cases.csv")
 #: As many as MLflow takes at once.
@@ -112,14 +114,19 @@ class Mirror:
             self.state["experiment"] = client.create_experiment(self.plan.manifest_name, artifact_location=location)
         else:
             self.state["experiment"] = experiment.experiment_id
-        if "parent" in self.state and not _exists(client, self.state["parent"]["id"]):
-            # Someone removed the store, or put another in its place: all of it is written anew.
-            self.state.update(parent=None, runs={})
+        # What someone removed, be it a run or the whole store, is written anew.
+        if self.state.get("parent") and not _is_active(client, self.state["parent"]["id"]):
+            self.state["parent"] = None
+        self.state["runs"] = {
+            name: entry for name, entry in self.state["runs"].items() if _is_active(client, entry["id"])
+        }
         if not self.state.get("parent"):
             tags = {"medloss.comparison": self.plan.id, "medloss.manifest_sha256": self.plan.manifest_sha256}
             name = f"comparison of {len(self.plan.losses)} losses"
             parent = self._found(client, "parent") or self._create(client, name, tags | {"medloss.run": "parent"})
             self.state["parent"] = {"id": parent, "status": None}
+            for entry in self.state["runs"].values():
+                client.set_tag(entry["id"], "mlflow.parentRunId", parent)
             self._save()
         self._client = client
 
@@ -210,6 +217,7 @@ class Mirror:
                 "medloss.attempt": str(max(1, attempts(self.folder, run))),
             },
         )
+        self._client.set_tag(child, "mlflow.parentRunId", self.state["parent"]["id"])  # found, it may have another
         content = config.model_dump(mode="json", exclude={"threads", "cache_dir"})
         params = [Param(name, str(value)[:6000]) for name, value in content.items() if value is not None]
         self._client.log_batch(child, params=params)
@@ -234,23 +242,46 @@ def local_uri(folder: Path) -> str:
     return f"sqlite:///{(folder / 'mlflow.db').resolve()}"
 
 
+def checked_tracking_uri(named: str | None, folder: Path) -> str | None:
+    """The tracking URI that was given, or that `MLFLOW_TRACKING_URI` holds; None for the folder's own store.
+
+    Raises:
+        UserError: MLflow can use no such URI, or no such folder.
+    """
+    flag, uri = ("--tracking-uri", named) if named else ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
+    if not uri:
+        # In a database's URI one begins the options, the other an escape.
+        if any(mark in str(folder.resolve()) for mark in "?%"):
+            raise UserError(
+                f"--out: {folder.resolve()} has a ? or % in it, which MLflow's store cannot; name another folder"
+            )
+        return None
+    known = uri.partition(":")[0].partition("+")[0] in _SCHEMES
+    if not known or ("://" not in uri and uri != "databricks"):
+        raise UserError(
+            f"{flag}: got '{uri}'; expected a server, as http://localhost:5000, "
+            "or a database, as sqlite:////path/mlflow.db"
+        )
+    return uri
+
+
 def quiet_mlflow() -> None:
     """Keep MLflow's own talk off the terminal, its telemetry off, and its patience short."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported, later than here or before
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _exists(client: Any, run_id: str) -> bool:
+def _is_active(client: Any, run_id: str) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(run_id)
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return False
-    return True

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ class _Compare:
 
     def __init__(self, folder: Path, losses: str, *options: str) -> None:
         self.folder = folder
-        self.out = folder / "out"
+        self.out = folder / "out put"
         self.gate = folder / "gate"
         (folder / "odd.py").write_text(_ODD_LOSSES)
         manifest = tiny_manifest(folder, dims=2)
@@ -253,7 +254,8 @@ def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monke
     for path in (compare.out / "runs", compare.out / "table.csv", compare.out / "table.md"):
         assert str(path) in ended.stdout
         assert path.exists()
-    assert f"mlflow ui --backend-store-uri {local_uri(compare.out)}" in ended.stdout
+    command = ended.stdout.splitlines()[-1].partition("MLflow")[2]
+    assert shlex.split(command)[1:] == ["ui", "--backend-store-uri", local_uri(compare.out)]
     assert re.search(r"^\| odd\.Gated \| 0\.\d{4} ", (compare.out / "table.md").read_text(), re.MULTILINE)
     assert "3 runs: 3 done" in medloss("status", str(compare.out))[1]
 
@@ -312,6 +314,20 @@ def test_killed_alone_then_interrupted_then_done(comparison: Any) -> None:
     assert [row["epoch"] for row in compare.own("odd.Gated").epochs] == [1, 2, 3]
     assert compare.steps(runs["odd.Gated"], "train/loss") == [1, 2, 3]
     assert runs["odd.Gated"].data.tags["medloss.attempt"] == "3"
+
+
+@pytest.mark.slow
+def test_ended_by_a_scheduler(comparison: Any) -> None:
+    compare = comparison("odd.Gated", "--jobs", "1")
+    process = compare.start()
+    _wait(lambda: compare.under_way("odd.Gated"), 120, process)
+    worker = holder(compare.own("odd.Gated").path / "lock")
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert worker is not None and not _alive(worker)
+    assert {run.info.status for run in compare.stored().values()} == {"KILLED"}
 
 
 @pytest.mark.slow

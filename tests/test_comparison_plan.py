@@ -62,8 +62,14 @@ def test_the_same_plan_is_taken_up_again(tmp_path: Path) -> None:
     first = adopt_plan(tmp_path, _plan(patch_size=(16, 16, 16)))
     again = adopt_plan(tmp_path, _plan(patch_size=(16, 16, 16)))
     assert again == first == read_plan(tmp_path) == require_plan(tmp_path)
-    # How fast it goes, and where the data lie, makes no other comparison.
-    assert adopt_plan(tmp_path, _plan(patch_size=(16, 16, 16), workers=3, data_root="/elsewhere", threads=5)) == first
+
+
+def test_data_that_were_moved_are_found_where_they_are_now(tmp_path: Path) -> None:
+    first = adopt_plan(tmp_path, _plan(data_root="/before"))
+    moved = adopt_plan(tmp_path, _plan(data_root="/now", workers=3))
+    assert moved.id == first.id
+    assert {run.config.data_root for run in moved.runs} == {"/now"}
+    assert require_plan(tmp_path) == moved  # which the workers read
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,22 @@ def test_one_channel_equals_the_reference(name: str) -> None:
 
 
 @every_loss
+@every_mode
+def test_structures_of_one_voxel_equal_the_reference(name: str, mode: str) -> None:
+    drawn = sample(mode, 3, batch=1)
+    index = torch.zeros_like(drawn.index)
+    index[0, 0, 2, 3, 1], index[0, 0, 4, 1, 3] = 1, 2
+    logits = 0.1 * drawn.logits - 2 if mode != "probabilities" else 0.1 * drawn.logits
+    right = 6.0 if mode != "probabilities" else 0.9
+    logits[0, 1, 1, 5, 2] = logits[0, 2, 4, 2, 3] = logits[0, 1, 2, 3, 1] = right
+    if mode == "softmax":
+        logits[0, 0] += 2
+    for target in (index, torch.zeros_like(index)):
+        value = make(name, mode)(logits, target, spacing=drawn.spacing)
+        assert_close(value, expected(name, mode, logits, target, spacing=drawn.spacing))
+
+
+@every_loss
 def test_ignored_labels_equal_the_reference(name: str) -> None:
     for ignored in (2, 255):
         drawn = sample("softmax", 3)
@@ -357,6 +373,17 @@ def test_large_volumes_stay_finite_in_half_precision_and_under_autocast(name: st
         assert value.dtype == torch.float32
         assert torch.isfinite(value)
         assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_losses_stay_finite_for_any_exponent(gamma: float) -> None:
+    target = _extreme_targets(8)["half"]
+    logits = torch.where(torch.cat([target == 0, target == 1], 1), 1e4, -1e4)
+    for mode in ("softmax", "sigmoid"):
+        for signs in (logits, -logits):
+            value, gradient = value_and_gradient(make("focal", mode, gamma=gamma), signs, target)
+            assert torch.isfinite(value)
+            assert torch.isfinite(gradient).all()
 
 
 @every_loss

@@ -70,7 +70,11 @@ def test_seeds_then_classes_then_cases_are_averaged(compared: tuple[Path, Plan])
     assert rows.loc[["tversky", "combo"], "dice"].isna().all()
     assert table.failed == {"tversky"}
     assert (table.cases, table.seeds) == (3, 2)
-    assert table.caveat == "means over 3 cases and 2 seeds: small differences may be chance"
+    assert table.partial == ("focal",)
+    assert table.caveat == (
+        "means over 3 cases and 2 seeds: small differences may be chance; focal: not all runs are finished, "
+        "so on fewer cases or seeds than the others"
+    )
 
 
 def test_failed_and_not_begun_are_told_apart(compared: tuple[Path, Plan]) -> None:
@@ -100,7 +104,7 @@ def test_files(compared: tuple[Path, Plan]) -> None:
         "| tversky | failed | - | - | - | - | 0/4 |",
         "| combo | - | - | - | - | - | 0/4 |",
         "",
-        "means over 3 cases and 2 seeds: small differences may be chance",
+        comparison_table(folder, plan).caveat,
     ]
 
 

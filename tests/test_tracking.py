@@ -18,9 +18,10 @@ import pytest
 from pipelines.comparison.locks import held_lock
 from pipelines.comparison.plan import Plan, make_plan, run_folder
 from pipelines.comparison.state import run_states
+from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
 from pipelines.run_config import RunConfig
-from pipelines.tracking import Mirror, local_uri, quiet_mlflow
+from pipelines.tracking import Mirror, checked_tracking_uri, local_uri, quiet_mlflow
 
 pytestmark = pytest.mark.usefixtures("_no_server_named")
 
@@ -354,6 +355,49 @@ def test_a_store_that_was_removed_is_written_anew(folder: Path, _empty_store: Pa
     runs = _stored(local_uri(elsewhere))
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert len(_history(local_uri(elsewhere), runs["dice-fold1-seed5"])["train/loss"]) == 3
+
+
+@pytest.mark.parametrize("removed", ["parent", "dice-fold1-seed5"])
+def test_a_run_that_was_removed_by_hand_is_written_anew(folder: Path, removed: str) -> None:
+    plan = _plan(("dice", "focal"))
+    uri = local_uri(folder)
+    _train(folder, plan, 0, epochs=3, end="done")
+    _train(folder, plan, 1, epochs=2)
+    _sync(folder, plan)
+    _client(uri).delete_run(_stored(uri)[removed].info.run_id)
+    _train(folder, plan, 1, epochs=3, end="done")
+    _finish(folder, plan)
+    runs = _stored(uri)
+    parent = runs.pop("parent")
+    assert {run.info.status for run in (parent, *runs.values())} == {"FINISHED"}
+    assert set(runs) == {"dice-fold1-seed5", "focal-fold1-seed5"}
+    for run in runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert [step for step, _ in _history(uri, run)["train/loss"]] == [1, 2, 3]
+
+
+def test_odd_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "a b#c"
+    plan = _plan(("dice",))
+    _train(folder, plan, 0, epochs=3, end="done")
+    _finish(folder, plan)
+    assert "result.json" in _artifacts(local_uri(folder), _stored(local_uri(folder))["dice-fold1-seed5"])
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    for name in ("a?b", "a%20b"):
+        with pytest.raises(UserError, match=r"has a \? or % in it"):
+            checked_tracking_uri(None, tmp_path / name)
+        assert checked_tracking_uri("http://server", tmp_path / name) == "http://server"
+
+
+@pytest.mark.parametrize("uri", ["localhost:5000", "./mlruns", "file:///tmp/mlruns", "htp://server", "sqlite"])
+def test_tracking_uris_that_cannot_work_are_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=f"--tracking-uri: got '{uri}'; expected a server"):
+        checked_tracking_uri(uri, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=f"MLFLOW_TRACKING_URI: got '{uri}'"):
+        checked_tracking_uri(None, tmp_path)
+    for good in ("http://localhost:5000", "https://x", "postgresql+psycopg2://u@h/db", "sqlite:////a.db", "databricks"):
+        assert checked_tracking_uri(good, tmp_path) == good
 
 
 def test_which_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

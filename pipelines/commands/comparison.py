@@ -1,5 +1,6 @@
 """`medloss compare`, `worker` and `status`."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipelines.errors import UserError
 @click.option("--losses", default="all", show_default=True, help="Names, sums or dotted paths, by commas; or all.")
 @click.option("--folds", default="0", show_default=True, help="Folds that validate, by commas.")
 @click.option("--seeds", default="0", show_default=True, help="Seeds, by commas.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: one a core.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: one a core; one on a GPU.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The comparison's folder.")
 @click.option("--tracking-uri", help="An MLflow server; default: SQLite in the folder.")
 @click.option("--retry-failed", is_flag=True, help="Train failed runs again.")
@@ -34,7 +35,6 @@ def compare(
     """Train every loss on MANIFEST, and compare them. Called again, it goes on where it stopped."""
     from medloss import LOSSES
     from pipelines.comparison.compare import compare_losses
-    from pipelines.comparison.execute import available_cores
     from pipelines.comparison.plan import make_plan
     from pipelines.manifest import load_manifest
 
@@ -50,7 +50,17 @@ def compare(
     for fold in chosen:
         loaded.split(fold)
     plan = make_plan(configs, chosen, list(whole_numbers(seeds, "--seeds")), loaded.name, loaded.sha256)
-    sys.exit(compare_losses(out, plan, jobs or available_cores(), tracking_uri, retry_failed=retry_failed))
+    # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(compare_losses(out, plan, jobs or _default_jobs(), tracking_uri, retry_failed=retry_failed))
+
+
+def _default_jobs() -> int:
+    import torch
+
+    from pipelines.comparison.execute import available_cores
+
+    return 1 if torch.cuda.is_available() else available_cores()
 
 
 @click.command()

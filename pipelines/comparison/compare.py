@@ -1,5 +1,6 @@
 """The whole of a comparison: data, workers, MLflow, table."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipelines.data import decode_cases
 from pipelines.data_root import resolve_data
 from pipelines.errors import UserError
 from pipelines.manifest import load_manifest
-from pipelines.tracking import Mirror, local_uri
+from pipelines.tracking import Mirror, checked_tracking_uri, local_uri
 
 #: Seconds between two looks at what MLflow lacks.
 _MIRROR_S = 2.0
@@ -34,6 +35,7 @@ def compare_losses(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None
         UserError: another comparison is in the folder, or at work there.
     """
     refuse_foreign(folder)
+    tracking_uri = checked_tracking_uri(tracking_uri, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -122,6 +124,6 @@ def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, mirro
         click.echo(f"MLflow    not up to date at {mirror.uri}: run the same command again to catch up")
     elif mirror.uri == local_uri(folder):
         command = Path(sys.executable).with_name("mlflow")
-        click.echo(f"MLflow    {command} ui --backend-store-uri {mirror.uri}")
+        click.echo(f"MLflow    {shlex.join([str(command), 'ui', '--backend-store-uri', mirror.uri])}")
     else:
         click.echo(f"MLflow    {mirror.uri}")

@@ -91,6 +91,8 @@ def file_name(loss: str) -> str:
 def adopt_plan(folder: Path, plan: Plan) -> Plan:
     """Write a plan to an empty folder, or take up the folder's own, if it is the same.
 
+    What does not make it another comparison, such as where the data lie, is from now on as the new plan has it.
+
     Raises:
         UserError: the folder holds another comparison; says in what it differs.
     """
@@ -102,6 +104,11 @@ def adopt_plan(folder: Path, plan: Plan) -> Plan:
     difference = _difference(existing, plan)
     if difference:
         raise UserError(f"--out: {folder} holds another comparison: {difference}; name another folder")
+    configs = {run.id: run.config.model_dump(include=_INCIDENTAL) for run in plan.runs}
+    runs = [run.model_copy(update={"config": run.config.model_copy(update=configs[run.id])}) for run in existing.runs]
+    if runs != existing.runs:
+        existing = existing.model_copy(update={"runs": runs})
+        write_json(folder / _NAME, existing.model_dump(mode="json"))
     return existing
 
 

@@ -25,19 +25,26 @@ class Table:
         failed: losses of which nothing came, and nothing will.
         cases: how many cases the finished runs validated.
         seeds: how many seeds.
+        partial: losses of which some runs are finished, and some are not or failed: their means are over other cases.
     """
 
     rows: pd.DataFrame
     failed: frozenset[str]
     cases: int
     seeds: int
+    partial: tuple[str, ...] = ()
 
     @property
     def caveat(self) -> str:
         """What so few cases and seeds can say."""
         seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
         cases = "one case" if self.cases == 1 else f"{self.cases} cases"
-        return f"means over {cases} and {seeds}: small differences may be chance"
+        told = f"means over {cases} and {seeds}: small differences may be chance"
+        if self.partial:
+            told += (
+                f"; {', '.join(self.partial)}: not all runs are finished, so on fewer cases or seeds than the others"
+            )
+        return told
 
 
 def case_table(folder: Path, plan: Plan) -> pd.DataFrame:
@@ -59,11 +66,14 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
     metrics = list(METRICS)
     rows = []
     failed = set()
+    partial = []
     for loss in plan.losses:
         runs = [run for run in plan.runs if run.config.loss == loss]
         results = [run_folder(folder, run).result for run in runs]
         done = [result for result in results if result is not None and result["state"] == "done"]
         row: dict[str, object] = {"loss": loss, "runs": f"{len(done)}/{len(runs)}"}
+        if 0 < len(done) < len(runs):
+            partial.append(loss)
         if done:
             own = cases[cases["loss"] == loss]
             by_class = own.groupby(["case", "class"])[metrics].mean()
@@ -75,7 +85,8 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(_HEADINGS)).sort_values("dice", ascending=False, na_position="last")
     seeds = len({run.config.seed for run in plan.runs})
-    return Table(frame.reset_index(drop=True), frozenset(failed), cases["case"].nunique() if len(cases) else 0, seeds)
+    count = cases["case"].nunique() if len(cases) else 0
+    return Table(frame.reset_index(drop=True), frozenset(failed), count, seeds, tuple(partial))
 
 
 def formatted_rows(table: Table) -> list[list[str]]:
