@@ -121,6 +121,21 @@ def test_hyper_parameters_equal_the_reference(name: str, options: dict[str, Any]
         assert abs((gradient.numpy() * direction).sum() - slope) <= 1e-6 * size + 1e-12
 
 
+@every_mode
+def test_erosion_equals_the_reference_on_thick_errors_and_half_ratios(mode: str) -> None:
+    drawn = sample(mode, 3, structured=False)
+    # Wrong nearly everywhere, so that errors survive many steps and a stretched map does not start at 0.
+    wrong = drawn.maps.roll(1, 1)
+    logits = 16 * wrong - 8 + drawn.logits if mode != "probabilities" else 0.98 * wrong + 0.01
+    for spacing in ((1.2, 0.8, 2.0), [(3.0, 1.0, 1.5), (1.0, 1.0, 1.0)]):
+        for renormalize, erosions, masked in itertools.product((False, True), (1, 3, 6), (False, True)):
+            mask = mask_like(drawn.index) if masked else None
+            options = {"erosions": erosions, "renormalize": renormalize}
+            value = make("hausdorff_er", mode, **options)(logits, drawn.index, spacing=spacing, mask=mask)
+            keywords = {"spacing": spacing, "mask": mask, **options}
+            assert_close(value, expected("hausdorff_er", mode, logits, drawn.index, **keywords))
+
+
 @every_loss
 def test_one_channel_equals_the_reference(name: str) -> None:
     for mode in ("sigmoid", "probabilities"):
