@@ -1,5 +1,6 @@
 """MONAI's Ignite engines, with what they lack: spacing for loss and metrics, precision on the CPU, a stop at NaN."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ from torch.utils.data import DataLoader
 import medloss
 from pipelines.errors import TrainingError
 from pipelines.metrics import argmax_labels, case_metrics
+
+# Ignite logs each exception that it lets through, twice; whoever catches it tells it, once.
+logging.getLogger("ignite.engine").addHandler(logging.NullHandler())
 
 
 class _AutocastInferer(Inferer):

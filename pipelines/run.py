@@ -30,6 +30,9 @@ from pipelines.recipe import checked_patch, chosen_device, create_schedule, seed
 from pipelines.run_config import RunConfig
 from pipelines.run_folder import RunFolder
 
+#: What a run may go on with changed: it decides nothing of the result. (Of the precision, what it comes to counts.)
+_INCIDENTAL = {"threads", "workers", "cache_dir", "data_root", "precision"}
+
 
 @dataclass
 class _History:
@@ -96,6 +99,7 @@ class _Training:
         self.patch = checked_patch(config, manifest, [tuple(item["label"].shape[1:]) for item in decoded])
         self.device = chosen_device(config.device)
         self.dtype = autocast_dtype(config.precision, self.device, network=config.network, patch=self.patch)
+        self.precision = "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
         self.loader = training_loader(
             PatchDataset(decoded, self.patch, config.seed, config.flip_axes), config.batch_size, config.workers
         )
@@ -198,6 +202,7 @@ class _Training:
                 "config": self.config.model_dump(mode="json"),
                 "manifest_sha256": self.manifest.sha256,
                 "patch": list(self.patch),
+                "precision": self.precision,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
@@ -214,12 +219,17 @@ class _Training:
         differing = sorted(
             name
             for name, value in self.config.model_dump(mode="json").items()
-            if state["config"].get(name) != value and name not in ("threads", "workers", "cache_dir", "data_root")
+            if state["config"].get(name) != value and name not in _INCIDENTAL
         )
         if differing:
             raise UserError(f"{self.folder.path}: its checkpoint was made with another {', '.join(differing)}")
         if state["manifest_sha256"] != self.manifest.sha256 or tuple(state["patch"]) != self.patch:
             raise UserError(f"{self.folder.path}: its checkpoint was made with other data: the manifest has changed")
+        if state["precision"] != self.precision:
+            raise UserError(
+                f"{self.folder.path}: its checkpoint was made in {state['precision']}, and this machine would go on in "
+                f"{self.precision}; pass --precision {state['precision']}"
+            )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -243,7 +253,7 @@ class _Training:
             "epoch_s": statistics.median(row["epoch_s"] for row in self.history.rows),
             "peak_mb": max(row["peak_mb"] for row in self.history.rows),
             "patch_size": list(self.patch),
-            "precision": "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "precision": self.precision,
             "manifest_sha256": self.manifest.sha256,
             "versions": versions(),
         }

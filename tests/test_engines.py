@@ -1,5 +1,6 @@
 """The engines: what a step does, precision, sliding windows, and the stop at what is not finite."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(value: float) -> None:
     with pytest.raises(TrainingError, match=f"the loss is {value} in epoch 1, on the cases {', '.join(first)};"):
         trainer.run()
     assert network.get_parameter("weight").tolist() == [0.25, -0.5]
+
+
+def test_the_stop_is_told_once(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    # Ignite logs exceptions, too; without any handler, as on the command line, that goes to stderr.
+    trainer, _ = _trainer(lambda z, y, s: z.mean() * torch.nan, _items())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with pytest.raises(TrainingError):
+        trainer.run()
+    assert capfd.readouterr().err == ""
 
 
 def test_the_case_with_nan_is_named_and_not_its_neighbour() -> None:

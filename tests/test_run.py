@@ -243,6 +243,32 @@ def test_resume_with_another_config_is_refused(sets: dict[int, _Set], tmp_path: 
     assert train_run(elsewhere, tmp_path, resume=True)["state"] == "done"  # what does not change the weights may change
 
 
+def test_resume_in_another_precision_is_refused(sets: dict[int, _Set], tmp_path: Path) -> None:
+    config = sets[2].config(epochs=1, precision="bfloat16")
+    train_run(config, tmp_path)
+    changed = config.model_copy(update={"precision": "float32"})
+    with pytest.raises(UserError, match=r"made in bfloat16, .* go on in float32; pass --precision bfloat16"):
+        train_run(changed, tmp_path, resume=True)
+    assert train_run(config, tmp_path, resume=True)["precision"] == "bfloat16"
+
+
+def test_a_folder_with_a_run_is_not_trained_over(sets: dict[int, _Set], tmp_path: Path) -> None:
+    train_run(sets[2].config(epochs=1), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="holds another run"):
+        train_run(sets[2].config(epochs=1, seed=1), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_earlier_failure_is_not_left_standing(sets: dict[int, _Set], tmp_path: Path) -> None:
+    seen = []
+    config = sets[2].config(epochs=2)
+    RunFolder(tmp_path).write_result({"state": "failed", "error": "of before"})
+    result = train_run(config, tmp_path, report=lambda _: seen.append((tmp_path / "result.json").exists()))
+    assert seen == [False, False]
+    assert RunFolder(tmp_path).result == result | {"finished": RunFolder(tmp_path).result["finished"]}  # type: ignore[index]
+
+
 def test_resume_with_another_manifest_is_refused(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path, 2, cases=3)
     config = RunConfig(manifest=str(manifest), data_root=str(tmp_path), epochs=1, threads=1)
