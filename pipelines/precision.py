@@ -14,7 +14,7 @@ def autocast_dtype(precision: str, device: torch.device, *, network: str, patch:
     """The type under autocast, or None for float32.
 
     `auto`: bfloat16 on a processor that has instructions for it (AMX or AVX512-BF16; a training step of the small 3D
-    U-Net then takes 0.65 to 0.75 of float32's time) and for feature maps that are large enough, or on a GPU that has
+    U-Net then takes 0.7 to 0.8 of float32's time) and for feature maps that are large enough, or on a GPU that has
     them; else float32.
 
     Args:

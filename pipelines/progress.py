@@ -8,6 +8,8 @@ import click
 from ignite.engine import Engine
 from ignite.handlers import ProgressBar
 
+from pipelines.duration import duration
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -37,16 +39,6 @@ def print_epoch(progress: Progress) -> None:
         f"epoch {progress.epoch}/{progress.epochs}: train loss {progress.train_loss:.4f}{dice}, "
         f"{progress.epoch_s:.1f} s, about {duration(progress.seconds_left)} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def attach_bars(trainer: Engine, evaluator: Engine) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from pipelines.progress import Progress, attach_bars, duration, print_epoch
+from pipelines.duration import duration
+from pipelines.progress import Progress, attach_bars, print_epoch
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.comparison.state import RunState, epochs_over, seconds_left
+from pipelines.duration import duration
 
 _COLOURS = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
 
@@ -86,16 +87,6 @@ def states_table(states: list[RunState], title: str) -> Table:
         epoch = f"{state.epoch}/{state.epochs}"
         table.add_row(config.loss, str(config.fold), str(config.seed), word, epoch, dice, escape(state.error or left))
     return table
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _most_interesting(states: list[RunState], room: int) -> list[RunState]:
