@@ -21,11 +21,11 @@ SPACING = (3.0, 1.0, 0.8)
 
 
 def organ(size: int) -> NDArray[np.bool_]:
-    """A ball of a third of the volume's side, with noise on its surface, as a segmentation has it."""
+    """A ball whose radius is a fifth of the volume's side, with a rough surface, as a segmentation has it."""
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*(np.arange(size),) * 3, indexing="ij")) - size / 2
     rough = ndimage.gaussian_filter(rng.normal(size=(size,) * 3), 3)
-    mask: NDArray[np.bool_] = np.sqrt((grid**2).sum(0)) + 20 * rough < size / 3
+    mask: NDArray[np.bool_] = np.sqrt((grid**2).sum(0)) + 20 * rough < size / 5
     return mask
 
 

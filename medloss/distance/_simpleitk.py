@@ -14,35 +14,37 @@ Mask = NDArray[np.bool_]
 Distances = NDArray[np.float32]
 
 
-def signed_distances(mask: Mask, spacing: tuple[float, ...]) -> Distances:
-    """Distance in mm from each voxel to the other side's nearest voxel, negative inside; 0 if a side is empty."""
+def signed_distances(mask: Mask, spacing: tuple[float, ...], out: Distances) -> None:
+    """Write each voxel's distance in mm to the other side's nearest voxel, negative inside; 0 if a side is empty."""
     if not mask.any() or mask.all():
-        return np.zeros(mask.shape, np.float32)
-    signed = _outside(mask, spacing)
+        out.fill(0)
+        return
     box = _bounding_box(mask)
-    inside = _outside(~mask[box], spacing)
-    # Both are 0 on the other's side.
-    signed[box] -= inside
-    return signed
+    _copy(_maurer(mask, spacing), out)
+    # Inside, the first call measured to the mask's own border: those voxels are written again.
+    inside = _maurer(~mask[box], spacing)
+    np.negative(sitk.GetArrayViewFromImage(inside), out=out[box], where=mask[box])
 
 
-def inside_distances(mask: Mask, spacing: tuple[float, ...]) -> Distances:
-    """Distance in mm from each voxel of the mask to the nearest voxel outside; 0 outside, and if a side is empty."""
-    distances = np.zeros(mask.shape, np.float32)
+def inside_distances(mask: Mask, spacing: tuple[float, ...], out: Distances) -> None:
+    """Write each voxel's distance in mm to the nearest voxel outside the mask; 0 outside, and if a side is empty."""
+    out.fill(0)
     if mask.any() and not mask.all():
         box = _bounding_box(mask)
-        distances[box] = _outside(~mask[box], spacing)
-    return distances
+        inside = _maurer(~mask[box], spacing)
+        np.copyto(out[box], sitk.GetArrayViewFromImage(inside), where=mask[box])
 
 
-def outside_distances(mask: Mask, spacing: tuple[float, ...]) -> Distances:
-    """Distance in mm from each voxel outside the mask to its nearest voxel; 0 inside, and if a side is empty."""
+def outside_distances(mask: Mask, spacing: tuple[float, ...], out: Distances) -> None:
+    """Write each voxel's distance in mm to the mask's nearest voxel; 0 inside, and if a side is empty."""
     if not mask.any() or mask.all():
-        return np.zeros(mask.shape, np.float32)
-    return _outside(mask, spacing)
+        out.fill(0)
+        return
+    _copy(_maurer(mask, spacing), out)
+    out[mask] = 0
 
 
-def _outside(mask: Mask, spacing: tuple[float, ...]) -> Distances:
+def _maurer(mask: Mask, spacing: tuple[float, ...]) -> sitk.Image:
     image = sitk.GetImageFromArray(mask.view(np.uint8))
     image.SetSpacing([float(s) for s in reversed(spacing)])
     transform = sitk.SignedMaurerDistanceMapImageFilter()
@@ -50,9 +52,12 @@ def _outside(mask: Mask, spacing: tuple[float, ...]) -> Distances:
     transform.SetSquaredDistance(False)
     transform.SetInsideIsPositive(False)
     transform.SetNumberOfThreads(torch.get_num_threads())
-    distances: Distances = sitk.GetArrayFromImage(transform.Execute(image))
-    distances[mask] = 0
-    return distances
+    return transform.Execute(image)
+
+
+def _copy(image: sitk.Image, out: Distances) -> None:
+    # `image` is a name here, and so outlives the view: of a temporary image the view would read freed memory.
+    np.copyto(out, sitk.GetArrayViewFromImage(image))
 
 
 def _bounding_box(mask: Mask) -> tuple[slice, ...]:

@@ -11,7 +11,7 @@ from medloss.distance import _simpleitk
 from medloss.errors import InputError
 from medloss.spacing import Spacing, resolve_spacing
 
-_Transform = Callable[[_simpleitk.Mask, tuple[float, ...]], _simpleitk.Distances]
+_Transform = Callable[[_simpleitk.Mask, tuple[float, ...], _simpleitk.Distances], None]
 
 
 def distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
@@ -106,10 +106,10 @@ def _transform_each(mask: Tensor, spacing: Spacing | None, transform: _Transform
     if mask.ndim not in (4, 5):
         raise InputError(f"mask: got shape {tuple(mask.shape)}; expected [B, C, H, W] (2D) or [B, C, D, H, W] (3D)")
     spacings = resolve_spacing(spacing, mask, mask.shape[0], mask.ndim - 2)
-    plain = mask.as_tensor() if isinstance(mask, MetaTensor) else mask
-    masks = (plain.detach() > 0.5).cpu().numpy()
+    plain = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask).detach()
+    masks = (plain if plain.dtype == torch.bool else plain > 0.5).contiguous().cpu().numpy()
     maps = np.empty(masks.shape, np.float32)
     for item, item_spacing in enumerate(spacings):
         for channel in range(masks.shape[1]):
-            maps[item, channel] = transform(np.ascontiguousarray(masks[item, channel]), item_spacing)
+            transform(masks[item, channel], item_spacing, maps[item, channel])
     return torch.from_numpy(maps).to(plain.device)
