@@ -136,6 +136,17 @@ def test_erosion_equals_the_reference_on_thick_errors_and_half_ratios(mode: str)
             assert_close(value, expected("hausdorff_er", mode, logits, drawn.index, **keywords))
 
 
+def test_erosion_stretches_from_the_smallest_error_that_is_left() -> None:
+    drawn = sample("sigmoid", 3, channels=1)
+    everywhere = 6 + drawn.logits  # wrong in every voxel: even the corners keep an error at the first step
+    for masked in (False, True):
+        mask = mask_like(drawn.index) if masked else None
+        options = {"erosions": 2, "renormalize": True, "mask": mask}
+        loss = make("hausdorff_er", "sigmoid", erosions=2, renormalize=True)
+        value = loss(everywhere, torch.zeros_like(drawn.index), mask=mask)
+        assert_close(value, expected("hausdorff_er", "sigmoid", everywhere, torch.zeros_like(drawn.index), **options))
+
+
 @every_loss
 def test_one_channel_equals_the_reference(name: str) -> None:
     for mode in ("sigmoid", "probabilities"):
