@@ -60,6 +60,4 @@ def _term_loss(term: Term, num_classes: int, arguments: Mapping[str, Any]) -> nn
     wanted: dict[str, Any] = {activation: True, f"use_{activation}": True, "to_onehot_y": num_classes > 1}
     accepted = accepted_arguments(cls) or set()
     chosen = {name: value for name, value in wanted.items() if name in accepted}
-    if term.name in LOSSES:
-        chosen |= LOSSES[term.name].recipe.arguments
     return create_loss(term.name, **(chosen | dict(arguments)))

@@ -36,6 +36,9 @@ class HausdorffCVLoss(BoundaryLoss):
     y: target; B_r: normalised ball of radius r in mm (an ellipsoid in voxels), replicate padding; a: `alpha`; N:
     voxels that count, an item and class. Gradient flows through every p.
 
+    The equation is Karimi's as we know it: the paper could not be checked. With radii in mm the value grows with the
+    spacing to the power alpha.
+
     A radius counts when its ball fits into the image on every axis. If none does the value is 0, with a warning. Alone
     and from scratch the loss collapses to background: its paper trains it together with Dice.
 

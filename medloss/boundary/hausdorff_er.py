@@ -30,6 +30,8 @@ class HausdorffERLoss(BoundaryLoss):
     p: probability; y: target; K: `erosions`; a: `alpha`; N: voxels that count, an item and class; cross: the mean of a
     voxel and its face neighbours (5 in 2D, 7 in 3D), zero padding.
 
+    The soft threshold at 0.5, rescaled to [0, 1], is our reading: the paper's could not be checked.
+
     Spacing: a step is one smallest spacing. Axis i is eroded at every n-th step, n = round(s_i / min s), and a step's
     cross has only the axes eroded in it.
 

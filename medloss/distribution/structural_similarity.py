@@ -38,8 +38,8 @@ class StructuralSimilarityLoss(SegmentationLoss):
     right or wrong. So it is trained together with cross entropy.
 
     Args:
-        constant: C > 0, keeps the quotients finite. Default 0.01, from the paper.
-        threshold: b in [0, 1). Default 0.1, from the paper.
+        constant: C > 0, keeps the quotients finite. Default 0.01 (ours: the paper's could not be read).
+        threshold: b in [0, 1). Default 0.1 (ours, likewise).
         window: window size in voxels a side, odd. Default 3 (ours).
         sigma: standard deviation of the Gaussian in voxels. Default 1.5 (ours).
         detach_weights: whether e and f are weights without gradient (ours; True by default).
