@@ -1,5 +1,6 @@
 """Losses for medical image segmentation: 2D and 3D, on anisotropic voxels, beside MONAI's."""
 
+from medloss import kernels as kernels
 from medloss.base import SegmentationLoss as SegmentationLoss
 from medloss.compound.combined import CombinedLoss as CombinedLoss
 from medloss.compound.deep_supervision import DeepSupervision as DeepSupervision

@@ -10,9 +10,10 @@ from monai.data import MetaTensor
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from medloss.checks import check_distance_map, check_probabilities, check_shapes, check_values
+from medloss.checks import as_signed, check_distance_map, check_probabilities, check_shapes, check_values
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
+from medloss.kernels.terms import sum_type
 from medloss.spacing import Spacing, resolve_spacing
 
 
@@ -122,50 +123,49 @@ class SegmentationLoss(_Loss):
             InputError: shapes or values that do not fit; the message names the argument.
         """
         with torch.autocast(logits.device.type, enabled=False):
-            return self.compute(self._prepare(logits, target, mask, spacing, distance_map))
+            return self.compute(self.prepare(logits, target, mask, spacing, distance_map))
 
-    def _prepare(
+    def prepare(
         self,
         logits: Tensor,
         target: Tensor,
-        mask: Tensor | None,
-        spacing: Spacing | None,
-        distance_map: Tensor | None,
+        mask: Tensor | None = None,
+        spacing: Spacing | None = None,
+        distance_map: Tensor | None = None,
     ) -> LossInputs:
+        """Check what `forward` was given, and bring it to the form that `compute` reads."""
         check_shapes(logits, target, mask)
         item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
         logits, target = _plain(logits), _plain(target).detach()
         channels = logits.shape[1]
         self._check_channels(channels, target.shape[1])
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            target = target.long()  # torch has few operations for these
         mask = None if mask is None else _plain(mask) != 0
+        signed, ignored = as_signed(target), None
         if self.ignore_index is not None:
-            kept = target != self.ignore_index
+            ignored = _wrapped(self.ignore_index, target.dtype)
+            kept = signed != ignored
             mask = kept if mask is None else mask & kept
         mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
         if self.validate and not torch.compiler.is_compiling():
-            check_values(target, mask, channels, self.soft_targets)
+            check_values(signed, mask, channels, self.soft_targets)
             if mode is Mode.PROBABILITIES and self.other_act is None:
-                check_probabilities(_plain(logits), mask)
-        logits = logits.to(dtype)
-        if mask is not None:
-            logits = torch.where(mask, logits, logits.new_zeros(()))
-        maps = self._target_maps(target, channels, dtype, mask)
+                check_probabilities(logits, mask)
+        if self.other_act is not None:
+            # NaN under a mask would come back through the activation's gradient.
+            logits = self.other_act(logits if mask is None else torch.where(mask, logits, 0.0))
         if distance_map is not None:
-            distance_map = _plain(distance_map).detach().to(logits)
+            distance_map = _plain(distance_map).detach().to(logits.device, sum_type(logits))
             check_distance_map(distance_map, logits, self.include_background)
         return LossInputs(
             logits=logits,
-            target=maps,
+            target=signed,
             mask=mask,
             mode=mode,
-            activation=self.other_act,
             include_background=self.include_background or channels == 1,
             class_weight=self.class_weight,
             spacing=item_spacing,
             distance_map=distance_map,
+            ignore_index=ignored,
         )
 
     def _check_channels(self, channels: int, target_channels: int) -> None:
@@ -185,21 +185,6 @@ class SegmentationLoss(_Loss):
                 f"weight: got {self.class_weight.numel()} numbers; expected 1 or {left}, one a class that is left"
             )
 
-    def _target_maps(self, target: Tensor, channels: int, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
-        """One map a class `[B, C, *spatial]`; a voxel with the ignored label belongs to no class."""
-        if target.shape[1] == channels:
-            maps = target.to(dtype)
-            if self.ignore_index is not None:
-                maps = torch.where(target == self.ignore_index, maps.new_zeros(()), maps)
-        else:
-            classes = torch.arange(channels, device=target.device)
-            maps = (target == classes.view(1, -1, *(1,) * (target.ndim - 2))).to(dtype)
-            if self.ignore_index is not None and 0 <= self.ignore_index < channels:
-                maps = torch.where(target == self.ignore_index, maps.new_zeros(()), maps)
-        if mask is not None and target.is_floating_point():
-            maps = torch.where(mask, maps, torch.nan_to_num(maps))
-        return maps
-
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, for `print(loss)`."""
         shown: dict[str, Any] = {
@@ -212,6 +197,14 @@ class SegmentationLoss(_Loss):
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _wrapped(label: int, dtype: torch.dtype) -> int:
+    """The label as `as_signed` shows it."""
+    if dtype not in (torch.uint16, torch.uint32, torch.uint64):
+        return label
+    bits = torch.iinfo(dtype).bits
+    return label - 2**bits if label >= 2 ** (bits - 1) else label
 
 
 def _class_weight(weight: Sequence[float] | float | Tensor) -> Tensor:

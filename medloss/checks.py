@@ -78,3 +78,12 @@ def check_probabilities(probabilities: Tensor, mask: Tensor | None) -> None:
             f"logits: got values from {low:g} to {high:g} where probabilities in [0, 1] were expected; "
             "for logits pass softmax=True (classes exclude each other) or sigmoid=True"
         )
+
+
+def as_signed(target: Tensor) -> Tensor:
+    """The same memory with signed numbers: torch has few operations for unsigned ones of more than a byte.
+
+    Labels that are classes stay what they are; numbers too large to be one become negative.
+    """
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+    return target.view(signed[target.dtype]) if target.dtype in signed else target

@@ -1,11 +1,15 @@
-"""What every loss reads: logits, one target map a class, mask, spacing; brought to one form, once."""
+"""What every loss reads: logits, target, mask, spacing; checked, once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
+
+from medloss.kernels.terms import sum_type
+
+# Voxels; torch works on so many with one thread.
+_BLOCK = 1 << 15
 
 
 class Mode(Enum):
@@ -18,29 +22,35 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Checked inputs of a loss, in the accumulation type (float32, or float64 for float64 logits).
+    """Checked inputs of a loss, as they came: nothing of their size is made unless a method is called.
 
     Attributes:
-        logits: `[B, C, *spatial]`; 0 at masked voxels, so that nothing there (NaN included) goes on.
-        target: `[B, C, *spatial]`, one map a class, in the type of `logits`.
-        mask: `[B, 1, *spatial]` bool, True where a voxel counts; None when all do.
+        logits: `[B, C, *spatial]`, in any floating type; probabilities in `Mode.PROBABILITIES`.
+        target: an index map `[B, 1, *spatial]`, or one map a class `[B, C, *spatial]`, in any type.
+        mask: `[B, 1, *spatial]` bool, True where a voxel counts; None when all do. Elsewhere logits and target may
+            be anything, NaN included.
         mode: how `logits` become probabilities.
-        activation: the callable behind `other_act`, for `Mode.PROBABILITIES`.
         include_background: whether class 0 belongs to the sums.
         class_weight: `[1]` or `[C']`; None for 1.
         spacing: mm, one tuple an item.
         distance_map: `[B, C or C', *spatial]`, the target's signed distance in mm; None to compute it.
+        ignore_index: the label, in the target's numbers, whose voxels the mask leaves out.
     """
 
     logits: Tensor
     target: Tensor
     mask: Tensor | None
     mode: Mode
-    activation: Callable[[Tensor], Tensor] | None
     include_background: bool
     class_weight: Tensor | None
     spacing: list[tuple[float, ...]]
     distance_map: Tensor | None = None
+    ignore_index: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which sums and maps are kept: float32, or float64 for float64 logits."""
+        return sum_type(self.logits)
 
     @property
     def spatial_axes(self) -> tuple[int, ...]:
@@ -53,27 +63,51 @@ class LossInputs:
         return self.mode is Mode.CATEGORICAL
 
     def probabilities(self) -> Tensor:
-        """p of all C classes; at masked voxels the target, without gradient."""
+        """p of all C classes, `[B, C, *spatial]`; at masked voxels the target, without gradient."""
+        logits = self.logits.to(self.dtype)
+        if self.mask is not None:
+            logits = torch.where(self.mask, logits, 0.0)
         if self.mode is Mode.CATEGORICAL:
-            p = torch.softmax(self.logits, 1)
-        elif self.mode is Mode.BERNOULLI:
-            p = torch.sigmoid(self.logits)
+            p = torch.softmax(logits, 1)
         else:
-            p = self.logits if self.activation is None else self.activation(self.logits)
-        return p if self.mask is None else torch.where(self.mask, p, self.target)
+            p = torch.sigmoid(logits) if self.mode is Mode.BERNOULLI else logits
+        return p if self.mask is None else torch.where(self.mask, p, self.target_maps())
+
+    def target_maps(self) -> Tensor:
+        """y of all C classes, `[B, C, *spatial]`, 0 where the label is none of them or ignored; masked voxels, too."""
+        target = self.target
+        if target.shape[1] != self.logits.shape[1]:
+            return self.target_masks().to(self.dtype)
+        maps = target.to(self.dtype)
+        if self.ignore_index is not None:
+            maps = torch.where(target == self.ignore_index, 0.0, maps)
+        if self.mask is not None:
+            # What a mask hides may be NaN, or a label to ignore.
+            maps = torch.where(self.mask | ((maps >= 0) & (maps <= 1)), maps, 0.0)
+        return maps
+
+    def target_masks(self) -> Tensor:
+        """y > 0.5 of all C classes, `[B, C, *spatial]` bool, as `target_maps`."""
+        channels = self.logits.shape[1]
+        if self.target.shape[1] == channels:
+            return self.target_maps() > 0.5
+        masks = torch.empty(self.logits.shape, dtype=torch.bool, device=self.target.device)
+        for c in range(channels):
+            masks[:, c] = self.target[:, 0] == c
+        if self.ignore_index is not None and 0 <= self.ignore_index < channels:
+            masks[:, self.ignore_index] = False
+        return masks
 
     def hard_prediction(self) -> Tensor:
         """q of all C classes, bool: the first argmax (categorical), or p > 0.5; the target where masked."""
         with torch.no_grad():
             if self.mode is Mode.CATEGORICAL:
-                winner = self.logits.argmax(1, keepdim=True)
+                winner = _first_largest(self.logits)
                 classes = torch.arange(self.logits.shape[1], device=winner.device)
                 q = winner == classes.view(1, -1, *(1,) * len(self.spatial_axes))
-            elif self.mode is Mode.BERNOULLI:
-                q = self.logits > 0
             else:
-                q = (self.logits if self.activation is None else self.activation(self.logits)) > 0.5
-            return q if self.mask is None else torch.where(self.mask, q, self.target > 0.5)
+                q = self.logits > (0 if self.mode is Mode.BERNOULLI else 0.5)
+            return q if self.mask is None else torch.where(self.mask, q, self.target_masks())
 
     def included(self, maps: Tensor) -> Tensor:
         """The C' channels that count: all, or all but class 0."""
@@ -81,18 +115,28 @@ class LossInputs:
 
     def counted(self, maps: Tensor) -> Tensor:
         """`maps` with 0 at masked voxels. It selects, never multiplies: NaN under a mask stays there."""
-        return maps if self.mask is None else torch.where(self.mask, maps, maps.new_zeros(()))
+        return maps if self.mask is None else torch.where(self.mask, maps, 0.0)
 
     def counts(self) -> Tensor:
         """Number of voxels that count, `[B, 1]`."""
         if self.mask is None:
             voxels = self.logits[0, 0].numel()
-            return self.logits.new_full((self.logits.shape[0], 1), voxels)
-        return self.mask.sum(self.spatial_axes).to(self.logits.dtype)
+            return self.logits.new_full((self.logits.shape[0], 1), voxels, dtype=self.dtype)
+        return self.mask.sum(self.spatial_axes).to(self.dtype)
 
-    def weights(self) -> Tensor:
-        """Class weights, broadcastable over `[B, C', *spatial]`."""
-        if self.class_weight is None:
-            return self.logits.new_ones((1,) * self.logits.ndim)
-        weight = self.class_weight.to(self.logits)
-        return weight.view(1, -1, *(1,) * len(self.spatial_axes))
+
+def _first_largest(logits: Tensor) -> Tensor:
+    """`logits.argmax(1, keepdim=True)`."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return logits.argmax(1, keepdim=True)
+    # On a CPU torch's own is slow along an axis but the last. Class by class, in blocks of the cache's size.
+    lines = logits.flatten(2)
+    winner = torch.zeros(lines.shape[0], 1, lines.shape[2], dtype=torch.int16)
+    for item in range(lines.shape[0]):
+        for z, out in zip(lines[item].split(_BLOCK, 1), winner[item, 0].split(_BLOCK), strict=True):
+            best = z[0].clone()
+            for c in range(1, len(z)):
+                better = (z[c] <= best).logical_not_()  # "not at most": NaN wins, as in torch
+                torch.maximum(out, better * torch.tensor(c, dtype=out.dtype), out=out)
+                torch.maximum(best, z[c], out=best)
+    return winner.view(logits.shape[0], 1, *logits.shape[2:])

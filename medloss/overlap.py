@@ -1,10 +1,11 @@
-"""Primitive 1: the few sums over voxels that every region loss reads."""
+"""How prediction and reference overlap: the few sums over voxels that every region loss reads."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from medloss.inputs import LossInputs
+from medloss.kernels.terms import Row
+from medloss.voxel_sums import VoxelSums
 
 
 @dataclass(frozen=True)
@@ -16,20 +17,43 @@ class OverlapStatistics:
         prediction: sum p.
         target: sum y.
         voxels: number of voxels that count, `[B or 1, 1]`.
-        squared_prediction: sum p^2; None unless asked for.
-        squared_target: sum y^2; None unless asked for.
-        squared_error_inside: sum (y - p)^2 y; None unless asked for.
-        squared_error_outside: sum (y - p)^2 (1 - y); None unless asked for.
+        squared_prediction: sum p^2; 0 unless asked for.
+        squared_target: sum y^2; 0 unless asked for.
+        squared_error_inside: sum (y - p)^2 y; 0 unless asked for.
+        squared_error_outside: sum (y - p)^2 (1 - y); 0 unless asked for.
     """
 
     tp: Tensor
     prediction: Tensor
     target: Tensor
     voxels: Tensor
-    squared_prediction: Tensor | None = None
-    squared_target: Tensor | None = None
-    squared_error_inside: Tensor | None = None
-    squared_error_outside: Tensor | None = None
+    squared_prediction: Tensor
+    squared_target: Tensor
+    squared_error_inside: Tensor
+    squared_error_outside: Tensor
+
+    @classmethod
+    def of(cls, sums: VoxelSums, *, batch: bool = False) -> "OverlapStatistics":
+        """Name the sums' rows.
+
+        Args:
+            sums: what was summed.
+            batch: sum over the batch as well.
+        """
+
+        def total(values: Tensor) -> Tensor:
+            return values.sum(0, keepdim=True) if batch else values
+
+        return cls(
+            tp=total(sums.row(Row.TP)),
+            prediction=total(sums.row(Row.PREDICTION)),
+            target=total(sums.row(Row.TARGET)),
+            voxels=total(sums.inputs.counts()),
+            squared_prediction=total(sums.row(Row.SQUARED_PREDICTION)),
+            squared_target=total(sums.row(Row.SQUARED_TARGET)),
+            squared_error_inside=total(sums.row(Row.ERROR_INSIDE)),
+            squared_error_outside=total(sums.row(Row.ERROR_OUTSIDE)),
+        )
 
     @property
     def fp(self) -> Tensor:
@@ -40,36 +64,3 @@ class OverlapStatistics:
     def fn(self) -> Tensor:
         """Sum y (1 - p)."""
         return self.target - self.tp
-
-
-def overlap_statistics(
-    inputs: LossInputs, *, batch: bool = False, squares: bool = False, squared_errors: bool = False
-) -> OverlapStatistics:
-    """Compute the sums of `OverlapStatistics` for the classes that count.
-
-    Args:
-        inputs: the checked inputs of a loss.
-        batch: sum over the batch as well.
-        squares: also sum p^2 and sum y^2.
-        squared_errors: also the sums of (y - p)^2 over y and over 1 - y.
-    """
-    axes = (0, *inputs.spatial_axes) if batch else inputs.spatial_axes
-    p = inputs.included(inputs.counted(inputs.probabilities()))
-    y = inputs.included(inputs.counted(inputs.target))
-    voxels = inputs.counts()
-
-    def total(values: Tensor) -> Tensor:
-        sums = values.sum(axes)
-        return sums.unsqueeze(0) if batch else sums
-
-    error = (y - p) ** 2 if squared_errors else None
-    return OverlapStatistics(
-        tp=total(p * y),
-        prediction=total(p),
-        target=total(y),
-        voxels=voxels.sum(0, keepdim=True) if batch else voxels,
-        squared_prediction=total(p * p) if squares else None,
-        squared_target=total(y * y) if squares else None,
-        squared_error_inside=None if error is None else total(error * y),
-        squared_error_outside=None if error is None else total(error * (1 - y)),
-    )

@@ -1,21 +1,44 @@
-"""`VoxelwiseLoss`: the losses that are a value a voxel."""
+"""`VoxelwiseLoss`: the losses that are a weighted cross entropy a voxel."""
 
-from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
-from medloss.base import SegmentationLoss
 from medloss.inputs import LossInputs
-from medloss.reduction import reduce_voxels
+from medloss.sums_loss import SumsLoss
+from medloss.voxel_sums import Requested, VoxelSums, target_sums, weighted_cross_entropy
 
 
-class VoxelwiseLoss(SegmentationLoss):
-    """A loss that is a value a voxel; a subclass says which in `voxels`."""
+class VoxelwiseLoss(SumsLoss):
+    """Cross entropy a voxel, times weights; a subclass says which: a class's, a voxel's, or both."""
 
-    @abstractmethod
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """The value a voxel: `[B, 1, *spatial]` (categorical) or `[B, C', *spatial]`; 0 at masked voxels."""
+    #: Which cross entropy: `plain` or `focal`, as `Requested` has them.
+    entropy: ClassVar[str] = "plain"
+    #: Its exponent.
+    gamma: float = 0.0
+
+    def class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
+        """Weights of y and of 1 - y, each broadcastable to `[B, C']`; only the target's sums may be read."""
+        return 1.0, 1.0
+
+    def requested(self) -> Requested:
+        """The cross entropy's sums."""
+        return Requested(entropy=self.entropy, gamma=self.gamma)
+
+    def from_sums(self, sums: VoxelSums) -> Tensor:
+        """The sum, or the mean over all counted voxels (and channels)."""
+        values = sums.cross_entropy(*self.class_factors(sums))
+        if self.reduction == "sum":
+            return values.sum()
+        return values.sum() / (sums.inputs.counts().sum() * values.shape[1]).clamp(min=1)
 
     def compute(self, inputs: LossInputs) -> Tensor:
-        """Reduce the voxels' values."""
-        return reduce_voxels(self.voxels(inputs), inputs, self.reduction)
+        """The sums' formula, or with `reduction="none"` the value a voxel."""
+        return self.voxels(inputs) if self.reduction == "none" else super().compute(inputs)
+
+    def voxels(self, inputs: LossInputs) -> Tensor:
+        """The value a voxel: `[B, 1, *spatial]` (categorical) or `[B, C', *spatial]`; 0 at masked voxels."""
+        factors = self.class_factors(target_sums(inputs))
+        values = weighted_cross_entropy(inputs, *factors, entropy=self.entropy, gamma=self.gamma)
+        weight = self.voxel_weight(inputs)
+        return values if weight is None else values * inputs.counted(weight)

@@ -1,10 +1,43 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+# Without a GPU Triton's kernels are run by its interpreter, which has to be asked for before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import medloss
+from medloss.kernels import choice
+
+KERNEL_SETS = [name for name in medloss.kernels.available() if choice.module(name).supports("cpu", torch.float64)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The contract holds over every kernel set of the machine."""
+    if metafunc.module.__name__ == "test_contract":
+        metafunc.fixturenames.append("kernel_set")
+        metafunc.parametrize("kernel_set", KERNEL_SETS, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In parallel, a file's tests stay in one process, for their fixtures; the contract's are shared out."""
+    for item in items:
+        if config.pluginmanager.hasplugin("xdist") and item.path.stem != "test_contract":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="module")
+def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernel set, named by the parameter, that works while the test runs."""
+    # Triton's interpreter works out both branches of a selection, and NumPy warns of the one that is not taken.
+    with medloss.kernels.use(request.param), np.errstate(all="ignore" if request.param == "triton" else None):
+        yield request.param
 
 
 def _data_root() -> Path | None:

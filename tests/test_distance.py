@@ -6,12 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from torch.utils.data import DataLoader
 
 import medloss
 from medloss.distance import boundary_distance_map, distance_map, penalty_map, signed_distance_map
 from medloss.distance.maps import outside_distance_map
 
 SPACING = (3.0, 1.0, 0.8)
+MAPS = (signed_distance_map, distance_map, outside_distance_map)
 
 
 def _scipy_signed(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
@@ -52,6 +54,49 @@ def test_maps_equal_scipy(kind: str) -> None:
     np.testing.assert_allclose(boundary_distance_map(tensor, SPACING)[0, 0], np.abs(expected), atol=1e-3)
     np.testing.assert_allclose(distance_map(tensor, SPACING)[0, 0], np.maximum(-expected, 0), atol=1e-3)
     np.testing.assert_allclose(outside_distance_map(tensor, SPACING)[0, 0], np.maximum(expected, 0), atol=1e-3)
+
+
+KERNELS = [name for name in ("eager", "numba") if name in medloss.kernels.available()]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("shape", [(40, 70), (5, 40, 70), (33, 3, 34), (1, 9, 8), (6, 1, 1)])
+def test_every_kernel_set_equals_scipy(kernels: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    noise = rng.random((2, 3, *shape))
+    smooth = ndimage.gaussian_filter(rng.standard_normal((2, 3, *shape)), (0, 0, *(3,) * len(shape))) > 0.02
+    spacings = [(2.5, 0.7, 1.3)[: len(shape)], (0.4, 3.0, 1.0)[: len(shape)]]
+    for masks in (noise < 0.5, noise < 0.002, noise < 0.998, smooth, noise < 0, noise < 2):
+        with medloss.kernels.use(kernels):
+            maps = [m(torch.from_numpy(masks), spacings) for m in MAPS]
+        for item, channel in np.ndindex(2, 3):
+            expected = _scipy_signed(masks[item, channel], spacings[item])
+            parts = (expected, np.maximum(-expected, 0), np.maximum(expected, 0))
+            for actual, part in zip(maps, parts, strict=True):
+                np.testing.assert_allclose(actual[item, channel], part, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_maps_do_not_depend_on_threads_and_survive_a_fork(kernels: str) -> None:
+    masks = torch.from_numpy(np.random.default_rng(4).random((1, 3, 24, 50, 60)) < 0.1)
+    threads = torch.get_num_threads()
+    try:
+        with medloss.kernels.use(kernels):
+            torch.set_num_threads(2)
+            expected = signed_distance_map(masks, SPACING)
+            torch.set_num_threads(1)
+            assert torch.equal(signed_distance_map(masks, SPACING), expected)
+            # Its workers are forked from this process, whose helper threads they do not have.
+            loader = DataLoader([masks[0], masks[0]], batch_size=None, num_workers=1, collate_fn=_signed)
+            for maps in loader:
+                assert torch.equal(maps, expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _signed(masks: torch.Tensor) -> torch.Tensor:
+    torch.set_num_threads(2)
+    return signed_distance_map(masks[None], SPACING)
 
 
 @settings(max_examples=60, deadline=None)

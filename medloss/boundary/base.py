@@ -7,22 +7,21 @@ from torch import Tensor
 from medloss.base import SegmentationLoss
 from medloss.entry import Recipe
 from medloss.inputs import LossInputs
-from medloss.reduction import item_means, reduce_items, weighted
+from medloss.reduction import reduce_means
 
 
 class BoundaryLoss(SegmentationLoss):
-    """A mean over voxels, an item and class; a subclass says of what in `voxels`. Targets must be hard."""
+    """A mean over voxels, an item and class; a subclass says of what in `sums`. Targets must be hard."""
 
     soft_targets = False
 
     @abstractmethod
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """The value a voxel and class, `[B, C', *spatial]`; what it is at masked voxels does not matter."""
+    def sums(self, inputs: LossInputs) -> Tensor:
+        """The sum over an item's counted voxels, `[B, C']`."""
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """Average over each item's counted voxels, weigh and reduce."""
-        means = item_means(inputs.counted(self.voxels(inputs)), inputs)
-        return reduce_items(weighted(means, inputs), inputs, self.reduction)
+        return reduce_means(self.sums(inputs), inputs, self.reduction)
 
 
 def karimi_recipe(name: str) -> Recipe:

@@ -3,21 +3,18 @@
 import math
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medloss.base import CommonArguments
+from medloss.boundary.ball_means import deep_errors
+from medloss.boundary.balls import fitting
 from medloss.boundary.base import BoundaryLoss, karimi_recipe
 from medloss.entry import register
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
-
-# A voxel belongs to a ball when its centre lies within the radius, give or take rounding.
-_SLACK = 1 + 1e-6
 
 
 @register(
@@ -80,88 +77,24 @@ class HausdorffCVLoss(BoundaryLoss):
         self.alpha = float(alpha)
         self.radii = tuple(float(r) for r in radii)
 
-    def voxels(self, inputs: LossInputs) -> Tensor:
+    def sums(self, inputs: LossInputs) -> Tensor:
         """Sum over the radii."""
-        p, y = inputs.included(inputs.probabilities()), inputs.included(inputs.target)
+        # A masked voxel has no error, and so no value of its own.
+        y = inputs.included(inputs.target_masks())
+        p = inputs.included(inputs.probabilities())
         if len(set(inputs.spacing)) == 1:
-            return self._over_radii(p, y, inputs.spacing[0])
+            return self._sums(p, y, inputs.spacing[0])
         items = zip(p.split(1), y.split(1), inputs.spacing, strict=True)
-        return torch.cat([self._over_radii(*item) for item in items])
+        return torch.cat([self._sums(*item) for item in items])
 
-    def _over_radii(self, p: Tensor, y: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    def _sums(self, p: Tensor, y: Tensor, spacing: tuple[float, ...]) -> Tensor:
         size = p.shape[2:]
-        radii = [r for r in self.radii if all(2 * h + 1 <= n for h, n in zip(_half(r, spacing), size, strict=True))]
+        radii = fitting(self.radii, spacing, size)
         if not radii:
             warnings.warn(
                 f"hausdorff_cv: no ball of radii {self.radii} mm fits into {tuple(size)} voxels of {spacing} mm; "
                 "the loss is 0: pass smaller radii",
                 stacklevel=2,
             )
-            return p * 0.0
-        error = (p - y) ** 2
-        over, under = error * p, error * y
-        blur_p, blur_y = _BallFilter(p, max(radii), spacing), _BallFilter(y, max(radii), spacing)
-        total = torch.zeros_like(error)
-        for radius in radii:
-            near_p, near_y = blur_p(radius), blur_y(radius)
-            # A normalised ball's mean of 1 - x is 1 less its mean of x.
-            value = (_soft(1 - near_y) + _soft(near_p)) * over + (_soft(1 - near_p) + _soft(near_y)) * under
-            total = total + radius**self.alpha * value
-        return total
-
-
-def _soft(share: Tensor) -> Tensor:
-    return F.relu(share - 0.5) / 0.5
-
-
-def _half(radius: float, spacing: tuple[float, ...]) -> list[int]:
-    """The ball's reach in voxels, an axis."""
-    return [math.floor(radius * _SLACK / s) for s in spacing]
-
-
-class _BallFilter:
-    """Means of a map under balls of several radii, by one Fourier transform of the padded map."""
-
-    def __init__(self, maps: Tensor, largest: float, spacing: tuple[float, ...]) -> None:
-        self.spacing = spacing
-        self.shape = maps.shape
-        self.pad = _half(largest, spacing)
-        padding = [h for half in reversed(self.pad) for h in (half, half)]
-        padded = F.pad(maps, padding, mode="replicate")
-        # What wraps round a border stays within the padding, so zeros up to a size of small factors do no harm.
-        self.size = tuple(_fast_length(n) for n in padded.shape[2:])
-        self.axes = tuple(range(2, maps.ndim))
-        self.spectrum = torch.fft.rfftn(padded, s=self.size, dim=self.axes)
-
-    def __call__(self, radius: float) -> Tensor:
-        # torch's compiler cannot look into a cache, and folds the constant itself.
-        make = _ball_spectrum.__wrapped__ if torch.compiler.is_compiling() else _ball_spectrum
-        kernel = make(radius, self.spacing, self.size, self.spectrum.real.dtype).to(self.spectrum.device)
-        means = torch.fft.irfftn(self.spectrum * kernel, s=self.size, dim=self.axes)
-        for axis, (half, n) in enumerate(zip(self.pad, self.shape[2:], strict=True), start=2):
-            means = means.narrow(axis, half, n)
-        return means
-
-
-@lru_cache(maxsize=64)
-def _ball_spectrum(radius: float, spacing: tuple[float, ...], size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Fourier transform of the normalised ball around the origin, wrapped round the borders; it is real."""
-    squares = torch.zeros(size, dtype=torch.float64)
-    for axis, (n, s) in enumerate(zip(size, spacing, strict=True)):
-        offsets = torch.arange(n, dtype=torch.float64)
-        offsets = torch.minimum(offsets, n - offsets) * s
-        squares = squares + (offsets**2).view(-1, *(1,) * (len(size) - 1 - axis))
-    ball = (squares.sqrt() <= radius * _SLACK).to(torch.float64)
-    return torch.fft.rfftn(ball / ball.sum()).real.to(dtype)
-
-
-def _fast_length(n: int) -> int:
-    """The next number without a prime factor above 5: of such lengths Fourier transforms are fast."""
-    while True:
-        left = n
-        for factor in (2, 3, 5):
-            while left % factor == 0:
-                left //= factor
-        if left == 1:
-            return n
-        n += 1
+            return (p * 0.0).flatten(2).sum(2)
+        return deep_errors(p, y, radii, [r**self.alpha for r in radii], spacing)

@@ -5,11 +5,15 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.boundary.base import BoundaryLoss, karimi_recipe
+from medloss.boundary.base import karimi_recipe
 from medloss.distance.maps import boundary_distance_map
 from medloss.entry import register
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
+from medloss.kernels.terms import Row
+from medloss.reduction import reduce_means
+from medloss.sums_loss import SumsLoss
+from medloss.voxel_sums import Requested, VoxelSums
 
 
 @register(
@@ -19,7 +23,7 @@ from medloss.inputs import LossInputs
     summary="squared errors times squared distances to both borders, by distance transforms",
     recipe=karimi_recipe("hausdorff_dt"),
 )
-class HausdorffDTLoss(BoundaryLoss):
+class HausdorffDTLoss(SumsLoss):
     r"""Squared errors, weighted by their distance to the borders of prediction and reference.
 
     $$\mathrm{mean}\big[(p - y)^2\, (d(q)^a + d(y)^a)\big]$$
@@ -58,6 +62,8 @@ class HausdorffDTLoss(BoundaryLoss):
         0.5
     """
 
+    soft_targets = False
+
     def __init__(self, *, alpha: float = 2.0, one_sided: bool = False, **common: Unpack[CommonArguments]) -> None:
         super().__init__(**common)
         if not alpha > 0:
@@ -65,16 +71,26 @@ class HausdorffDTLoss(BoundaryLoss):
         self.alpha = float(alpha)
         self.one_sided = one_sided
 
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """(p - y)^2 (d(q)^a + d(y)^a)."""
-        y = inputs.included(inputs.target)
-        error = (inputs.included(inputs.probabilities()) - y) ** 2
+    def requested(self) -> Requested:
+        """The weighted squared errors."""
+        return Requested(errors=True)
+
+    def from_sums(self, sums: VoxelSums) -> Tensor:
+        """Average over each item's counted voxels, weigh and reduce."""
+        errors = sums.row(Row.ERROR_INSIDE) + sums.row(Row.ERROR_OUTSIDE)
+        return reduce_means(errors, sums.inputs, self.reduction)
+
+    def voxel_weight(self, inputs: LossInputs) -> Tensor:
+        """d(q)^a + d(y)^a."""
+        left = inputs.included(inputs.logits).shape[1]
         if inputs.distance_map is not None:
-            distance = inputs.distance_map[:, -y.shape[1] :].abs()
+            weight = inputs.distance_map[:, -left:].abs() ** self.alpha
         else:
-            distance = boundary_distance_map(y, inputs.spacing).to(y)
-        weight = distance**self.alpha
+            weight = self._power(boundary_distance_map(inputs.included(inputs.target_masks()), inputs.spacing))
         if not self.one_sided:
             q = inputs.included(inputs.hard_prediction())
-            weight = weight + boundary_distance_map(q, inputs.spacing).to(y) ** self.alpha
-        return error * weight
+            weight += self._power(boundary_distance_map(q, inputs.spacing))
+        return weight
+
+    def _power(self, distance: Tensor) -> Tensor:
+        return distance.square_() if self.alpha == 2 else distance.pow_(self.alpha)

@@ -1,14 +1,12 @@
 """Hausdorff distance loss by erosion."""
 
-import math
 from typing import Unpack
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medloss.base import CommonArguments
 from medloss.boundary.base import BoundaryLoss, karimi_recipe
+from medloss.boundary.erosion import eroded_sums
 from medloss.entry import register
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
@@ -79,46 +77,9 @@ class HausdorffERLoss(BoundaryLoss):
         self.erosions = int(erosions)
         self.renormalize = renormalize
 
-    def voxels(self, inputs: LossInputs) -> Tensor:
+    def sums(self, inputs: LossInputs) -> Tensor:
         """Sum over the steps of E_k k^alpha."""
-        errors = (inputs.included(inputs.probabilities()) - inputs.included(inputs.target)) ** 2
-        if len(set(inputs.spacing)) == 1:
-            return self._eroded_sum(errors, inputs.spacing[0], inputs.mask)
-        masks = [None] * len(errors) if inputs.mask is None else inputs.mask.split(1)
-        items = zip(errors.split(1), inputs.spacing, masks, strict=True)
-        return torch.cat([self._eroded_sum(*item) for item in items])
-
-    def _eroded_sum(self, error: Tensor, spacing: tuple[float, ...], mask: Tensor | None) -> Tensor:
-        # Half is rounded up, and what rounding left a hair below half is half.
-        strides = [math.floor(s / min(spacing) + 0.5 + 1e-6) for s in spacing]
-        total = torch.zeros_like(error)
-        for step in range(1, self.erosions + 1):
-            axes = [2 + axis for axis, stride in enumerate(strides) if step % stride == 0]
-            error = F.relu(_cross_mean(error, axes) - 0.5) / 0.5
-            if self.renormalize:
-                error = _stretched(error, mask)
-            total = total + error * step**self.alpha
-        return total
-
-
-def _cross_mean(maps: Tensor, axes: list[int]) -> Tensor:
-    """Mean of each voxel and its neighbours along `axes`; 0 outside the image."""
-    total = maps
-    for axis in axes:
-        size = maps.shape[axis]
-        edge = torch.zeros_like(maps.narrow(axis, 0, 1))
-        total = total + torch.cat([maps.narrow(axis, 1, size - 1), edge], axis)
-        total = total + torch.cat([edge, maps.narrow(axis, 0, size - 1)], axis)
-    return total / (2 * len(axes) + 1)
-
-
-def _stretched(maps: Tensor, mask: Tensor | None) -> Tensor:
-    """Each item's and class's map, from its smallest to its largest counted value, stretched to [0, 1]."""
-    axes = tuple(range(2, maps.ndim))
-    if mask is None:
-        low, high = maps.amin(axes, keepdim=True), maps.amax(axes, keepdim=True)
-    else:
-        low = torch.where(mask, maps, math.inf).amin(axes, keepdim=True)
-        high = torch.where(mask, maps, -math.inf).amax(axes, keepdim=True)
-    flat = ~(high > low)
-    return torch.where(flat, maps, (maps - low) / torch.where(flat, 1.0, high - low))
+        y = inputs.included(inputs.target_masks())
+        p = inputs.included(inputs.probabilities())
+        weights = [step**self.alpha for step in range(1, self.erosions + 1)]
+        return eroded_sums(p, y, inputs.mask, inputs.spacing, weights, self.renormalize)

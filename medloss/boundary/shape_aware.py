@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from medloss.cross_entropy import weighted_cross_entropy
 from medloss.distance.maps import outside_distance_map
 from medloss.entry import register
 from medloss.inputs import LossInputs
@@ -51,9 +50,9 @@ class ShapeAwareLoss(VoxelwiseLoss):
 
     soft_targets = False
 
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """CE (1 + E 1[q != y])."""
-        q, y = inputs.hard_prediction(), inputs.target > 0.5
+    def voxel_weight(self, inputs: LossInputs) -> Tensor:
+        """1 + E 1[q != y]."""
+        q, y = inputs.hard_prediction(), inputs.target_masks()
         if inputs.categorical:
             distance = _contour_distance(q[:, 1:], y[:, 1:], inputs).mean(1, keepdim=True)
             wrong = (q != y).any(1, keepdim=True)
@@ -61,13 +60,13 @@ class ShapeAwareLoss(VoxelwiseLoss):
             q, y = inputs.included(q), inputs.included(y)
             distance = _contour_distance(q, y, inputs)
             wrong = q != y
-        return weighted_cross_entropy(inputs) * (1 + distance * wrong)
+        return 1 + distance * wrong
 
 
 def _contour_distance(prediction: Tensor, reference: Tensor, inputs: LossInputs) -> Tensor:
     """Mean distance in mm from the predicted contour's counted voxels to the reference contour, `[B, C, 1, ...]`."""
     axes = inputs.spatial_axes
-    to_reference = outside_distance_map(_contour(reference), inputs.spacing).to(inputs.logits)
+    to_reference = outside_distance_map(_contour(reference), inputs.spacing).to(inputs.dtype)
     contour = _contour(prediction)
     if inputs.mask is not None:
         contour = contour & inputs.mask

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medloss.create import call_loss, create_loss
+from medloss.compound.shared_pass import values_of
+from medloss.create import create_loss
 from medloss.errors import InputError
 from medloss.expression import parse_expression
 from medloss.spacing import Spacing
@@ -99,10 +100,7 @@ class CombinedLoss(nn.Module):
     ) -> Tensor:
         """The weighted sum; arguments as `SegmentationLoss.forward`."""
         values = torch.stack(
-            [
-                call_loss(loss, logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
-                for loss in self.losses
-            ]
+            values_of(list(self.losses), logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
         )
         if self.schedule == "balanced" and self.training:
             self.sums += values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)

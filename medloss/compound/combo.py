@@ -4,15 +4,15 @@ from typing import Unpack
 
 from torch import Tensor
 
-from medloss.base import CommonArguments, SegmentationLoss
+from medloss.base import CommonArguments
 from medloss.compound.reduction import reduce_compound
-from medloss.cross_entropy import weighted_cross_entropy
 from medloss.distribution.weighted_cross_entropy import foreground_weights
 from medloss.entry import register
 from medloss.errors import InputError
-from medloss.inputs import LossInputs
-from medloss.overlap import overlap_statistics
+from medloss.overlap import OverlapStatistics
 from medloss.region.dice import checked_smoothing, dice_coefficient
+from medloss.sums_loss import SumsLoss
+from medloss.voxel_sums import Requested, VoxelSums
 
 
 @register(
@@ -21,7 +21,7 @@ from medloss.region.dice import checked_smoothing, dice_coefficient
     paper="Taghanaki et al. 2018, arXiv 1805.02798",
     summary="weighted cross entropy and Dice",
 )
-class ComboLoss(SegmentationLoss):
+class ComboLoss(SumsLoss):
     r"""A weighted sum of weighted cross entropy and the soft Dice loss, an item and class.
 
     $$a\, \mathrm{mBCE} + (1 - a)(1 - D), \quad
@@ -71,14 +71,20 @@ class ComboLoss(SegmentationLoss):
         self.beta = float(beta)
         self.smooth_nr, self.smooth_dr = checked_smoothing(smooth_nr, smooth_dr)
 
-    def compute(self, inputs: LossInputs) -> Tensor:
-        """Share the two parts, an item and class."""
-        dice = 1 - dice_coefficient(overlap_statistics(inputs, batch=self.batch), self.smooth_nr, self.smooth_dr)
-        return reduce_compound(inputs, self, self.alpha, self._cross_entropy(inputs), 1 - self.alpha, dice)
+    def requested(self) -> Requested:
+        """Overlap and cross entropy."""
+        return Requested(overlap=True, entropy="plain")
 
-    def _cross_entropy(self, inputs: LossInputs) -> Tensor:
-        if not inputs.categorical:
-            return weighted_cross_entropy(inputs, self.beta, 1 - self.beta)
+    def from_sums(self, sums: VoxelSums) -> Tensor:
+        """Share the two parts, an item and class."""
+        overlap = OverlapStatistics.of(sums, batch=self.batch)
+        dice = 1 - dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
+        entropy = sums.cross_entropy(*self._class_factors(sums))
+        return reduce_compound(sums.inputs, self, self.alpha, entropy, 1 - self.alpha, dice)
+
+    def _class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
+        if not sums.inputs.categorical:
+            return self.beta, 1 - self.beta
         if self.class_weight is not None:
-            return weighted_cross_entropy(inputs)
-        return weighted_cross_entropy(inputs, foreground_weights(inputs, 1 - self.beta, self.beta))
+            return 1.0, 1.0
+        return foreground_weights(sums, 1 - self.beta, self.beta), 1.0

@@ -6,14 +6,14 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from medloss.base import CommonArguments, SegmentationLoss
+from medloss.base import CommonArguments
 from medloss.compound.reduction import reduce_compound
-from medloss.cross_entropy import negative_log, negative_log_complement
 from medloss.entry import register
 from medloss.errors import InputError
-from medloss.inputs import LossInputs
-from medloss.overlap import overlap_statistics
+from medloss.overlap import OverlapStatistics
 from medloss.region.dice import checked_smoothing, dice_coefficient
+from medloss.sums_loss import SumsLoss
+from medloss.voxel_sums import Requested, VoxelSums
 
 
 @register(
@@ -22,7 +22,7 @@ from medloss.region.dice import checked_smoothing, dice_coefficient
     paper="Wong et al. 2018, arXiv 1809.00076",
     summary="powers of the logarithms of Dice and of the voxels' probabilities",
 )
-class ExponentialLogarithmicLoss(SegmentationLoss):
+class ExponentialLogarithmicLoss(SumsLoss):
     r"""Powers of the logarithms of the Dice coefficient and of the voxels' probabilities.
 
     $$w_d\, \mathrm{mean}_c[(-\ln D_c)^g] + w_x\, \mathrm{mean}_x[w_l (-\ln p_l)^g], \quad
@@ -84,45 +84,34 @@ class ExponentialLogarithmicLoss(SegmentationLoss):
         self.frequencies = None if frequencies is None else tuple(float(f) for f in frequencies)
         self.smooth_nr, self.smooth_dr = checked_smoothing(smooth_nr, smooth_dr)
 
-    def compute(self, inputs: LossInputs) -> Tensor:
+    def requested(self) -> Requested:
+        """Overlap, and powers of the voxels' logarithms."""
+        return Requested(overlap=True, entropy="power", gamma=self.gamma)
+
+    def from_sums(self, sums: VoxelSums) -> Tensor:
         """Share the two parts, an item and class."""
-        dice = dice_coefficient(overlap_statistics(inputs, batch=self.batch), self.smooth_nr, self.smooth_dr)
-        return reduce_compound(
-            inputs,
-            self,
-            self.cross_entropy_weight,
-            self._cross_entropy(inputs),
-            self.dice_weight,
-            self._power(-dice.log()),
-        )
+        overlap = OverlapStatistics.of(sums, batch=self.batch)
+        dice = dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
+        power = (-dice.log()).clamp(min=1e-7) ** self.gamma
+        entropy = sums.cross_entropy(*self._rarities(sums))
+        return reduce_compound(sums.inputs, self, self.cross_entropy_weight, entropy, self.dice_weight, power)
 
-    def _power(self, negative_logarithm: Tensor) -> Tensor:
-        return negative_logarithm.clamp(min=1e-7) ** self.gamma
+    def _rarities(self, sums: VoxelSums) -> tuple[Tensor, Tensor]:
+        """Weights of the labels yes and no, `[C']`."""
+        frequencies = self._frequencies(sums)
+        left = frequencies if sums.inputs.include_background else frequencies[1:]
+        one = torch.ones_like(left)
+        total = frequencies.sum() if sums.inputs.categorical else one
+        return _rarity(left, total), _rarity(1 - left, one)
 
-    def _cross_entropy(self, inputs: LossInputs) -> Tensor:
-        frequencies = self._frequencies(inputs)
-        y = inputs.included(inputs.target)
-        yes = self._power(inputs.included(negative_log(inputs)))
-        if inputs.categorical:
-            rarity = inputs.included(_rarity(frequencies, frequencies.sum()))
-            return inputs.counted((inputs.weights() * rarity * y * yes).sum(1, keepdim=True))
-        no = self._power(inputs.included(negative_log_complement(inputs)))
-        one = torch.ones_like(frequencies)
-        rare_yes = inputs.included(_rarity(frequencies, one))
-        rare_no = inputs.included(_rarity(1 - frequencies, one))
-        return inputs.counted(inputs.weights() * (rare_yes * y * yes + rare_no * (1 - y) * no))
-
-    def _frequencies(self, inputs: LossInputs) -> Tensor:
-        """Label frequencies `[1, C, 1, ...]`."""
-        channels = inputs.logits.shape[1]
+    def _frequencies(self, sums: VoxelSums) -> Tensor:
+        """Label frequencies `[C]`."""
+        channels = sums.all_targets.shape[1]
         if self.frequencies is None:
-            sums = inputs.counted(inputs.target).sum((0, *inputs.spatial_axes))
-            frequencies = sums / inputs.counts().sum().clamp(min=1)
-        elif len(self.frequencies) == channels:
-            frequencies = inputs.logits.new_tensor(self.frequencies)
-        else:
+            return sums.all_targets.sum(0) / sums.inputs.counts().sum().clamp(min=1)
+        if len(self.frequencies) != channels:
             raise InputError(f"frequencies: got {len(self.frequencies)} numbers; expected {channels}, one a class")
-        return frequencies.view(1, -1, *(1,) * len(inputs.spatial_axes))
+        return sums.rows.new_tensor(self.frequencies)
 
 
 def _rarity(frequencies: Tensor, total: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ from torch import Tensor
 
 from medloss.base import SegmentationLoss
 from medloss.inputs import LossInputs
-from medloss.reduction import item_means, reduce_items, weighted
+from medloss.reduction import reduce_items, weighted
 
 
 def reduce_compound(
     inputs: LossInputs,
     loss: SegmentationLoss,
     voxel_share: float,
-    voxels: Tensor,
+    entropy: Tensor,
     region_share: float,
     regions: Tensor,
 ) -> Tensor:
@@ -21,11 +21,11 @@ def reduce_compound(
         inputs: the checked inputs of the loss.
         loss: whose `batch` and `reduction` hold.
         voxel_share: factor of the voxelwise part.
-        voxels: `[B, 1 or C', *spatial]`, class weights inside, 0 at masked voxels.
+        entropy: the voxelwise part's sums `[B, 1 or C']`, class weights inside.
         region_share: factor of the region part.
         regions: `[B or 1, C']`, class weights not inside.
     """
-    means = item_means(voxels, inputs)
+    means = entropy / inputs.counts().clamp(min=1)
     if loss.batch:
         means = means.mean(0, keepdim=True)
     return reduce_items(voxel_share * means + region_share * weighted(regions, inputs), inputs, loss.reduction)

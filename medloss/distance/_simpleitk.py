@@ -1,66 +1,103 @@
 """Exact Euclidean distances on the CPU, by SimpleITK, one mask at a time.
 
 `SignedMaurerDistanceMap` measures inside distances to the object's own border voxels, so only the outside half of
-a call is the distance wanted; the inside half comes from a call on the complement. An empty mask gives 1.8e19: the
-callers rule it out. `SetSpacing` takes x, y, z where arrays are z, y, x.
+a call is the distance wanted; the inside half comes from a call on the complement. An empty mask gives 1.8e19: such
+masks are ruled out. `SetSpacing` takes x, y, z where arrays are z, y, x.
+
+SimpleITK keeps the interpreter's lock, so masks cannot be worked on side by side: each gets all of torch's threads.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-Mask = NDArray[np.bool_]
-Distances = NDArray[np.float32]
+_Mask = NDArray[np.bool_]
+_Distances = NDArray[np.float32]
+_Spacing = Sequence[float]
 
 
-def signed_distances(mask: Mask, spacing: tuple[float, ...], out: Distances) -> None:
-    """Write each voxel's distance in mm to the other side's nearest voxel, negative inside; 0 if a side is empty."""
-    if not mask.any() or mask.all():
-        out.fill(0)
-        return
+def signed_distances(masks: Tensor, spacings: Sequence[_Spacing]) -> Tensor:
+    """Each voxel's distance in mm to the other side's nearest voxel, negative inside; 0 if a side is empty.
+
+    Args:
+        masks: `[B, C, *spatial]`, bool, 2D or 3D.
+        spacings: mm, in the order of the axes, one an item.
+
+    Returns:
+        float32, the shape of `masks`.
+    """
+    return _each(masks, spacings, _signed)
+
+
+def inside_distances(masks: Tensor, spacings: Sequence[_Spacing]) -> Tensor:
+    """Each voxel's distance in mm to the nearest voxel outside its mask; 0 outside, and if a side is empty."""
+    return _each(masks, spacings, _inside)
+
+
+def outside_distances(masks: Tensor, spacings: Sequence[_Spacing]) -> Tensor:
+    """Each voxel's distance in mm to its mask's nearest voxel; 0 inside, and if a side is empty."""
+    return _each(masks, spacings, _outside)
+
+
+def _each(masks: Tensor, spacings: Sequence[_Spacing], transform: Callable[..., None]) -> Tensor:
+    maps = torch.empty(masks.shape, dtype=torch.float32)
+    for item, spacing in enumerate(spacings):
+        for channel in range(masks.shape[1]):
+            mask, out = masks[item, channel].numpy(), maps[item, channel].numpy()
+            if mask.any() and not mask.all():
+                transform(mask, spacing, out)
+            else:
+                out.fill(0)
+    return maps
+
+
+def _signed(mask: _Mask, spacing: _Spacing, out: _Distances) -> None:
+    complement = ~mask
+    box, other = _bounding_box(mask), _bounding_box(complement)
+    if out[box].size <= out[other].size:
+        _write(mask, spacing, out)
+        # Inside, the first call measured to the mask's own border: those voxels are written again.
+        _write(complement[box], spacing, out[box], where=mask[box], sign=-1)
+    else:
+        # A mask that reaches all around, such as background: it is its complement that has the smaller box.
+        _write(complement, spacing, out, sign=-1)
+        _write(mask[other], spacing, out[other], where=complement[other])
+
+
+def _inside(mask: _Mask, spacing: _Spacing, out: _Distances) -> None:
     box = _bounding_box(mask)
-    _copy(_maurer(mask, spacing), out)
-    # Inside, the first call measured to the mask's own border: those voxels are written again.
-    inside = _maurer(~mask[box], spacing)
-    np.negative(sitk.GetArrayViewFromImage(inside), out=out[box], where=mask[box])
-
-
-def inside_distances(mask: Mask, spacing: tuple[float, ...], out: Distances) -> None:
-    """Write each voxel's distance in mm to the nearest voxel outside the mask; 0 outside, and if a side is empty."""
     out.fill(0)
-    if mask.any() and not mask.all():
-        box = _bounding_box(mask)
-        inside = _maurer(~mask[box], spacing)
-        np.copyto(out[box], sitk.GetArrayViewFromImage(inside), where=mask[box])
+    _write(~mask[box], spacing, out[box], where=mask[box])
 
 
-def outside_distances(mask: Mask, spacing: tuple[float, ...], out: Distances) -> None:
-    """Write each voxel's distance in mm to the mask's nearest voxel; 0 inside, and if a side is empty."""
-    if not mask.any() or mask.all():
-        out.fill(0)
-        return
-    _copy(_maurer(mask, spacing), out)
-    out[mask] = 0
+def _outside(mask: _Mask, spacing: _Spacing, out: _Distances) -> None:
+    complement = ~mask
+    box = _bounding_box(complement)
+    out.fill(0)
+    _write(mask[box], spacing, out[box], where=complement[box])
 
 
-def _maurer(mask: Mask, spacing: tuple[float, ...]) -> sitk.Image:
+def _write(mask: _Mask, spacing: _Spacing, out: _Distances, where: _Mask | None = None, sign: int = 1) -> None:
+    """Write each voxel's distance to the mask's nearest voxel, times `sign`; right outside the mask."""
     image = sitk.GetImageFromArray(mask.view(np.uint8))
     image.SetSpacing([float(s) for s in reversed(spacing)])
     transform = sitk.SignedMaurerDistanceMapImageFilter()
     transform.SetUseImageSpacing(True)
     transform.SetSquaredDistance(False)
     transform.SetInsideIsPositive(False)
-    transform.SetNumberOfThreads(torch.get_num_threads())
-    return transform.Execute(image)
+    # `SetNumberOfThreads` leaves the number of threads as it is.
+    transform.SetNumberOfWorkUnits(torch.get_num_threads())
+    distances = transform.Execute(image)
+    # The image has a name, and so outlives the view: of a temporary image the view would read freed memory.
+    view = sitk.GetArrayViewFromImage(distances)
+    np.multiply(view, np.float32(sign), out=out, where=True if where is None else where)
 
 
-def _copy(image: sitk.Image, out: Distances) -> None:
-    # `image` is a name here, and so outlives the view: of a temporary image the view would read freed memory.
-    np.copyto(out, sitk.GetArrayViewFromImage(image))
-
-
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
+def _bounding_box(mask: _Mask) -> tuple[slice, ...]:
     """The mask's bounding box and one voxel more: a nearest voxel outside the mask always lies in it."""
     box = []
     for axis in range(mask.ndim):

@@ -1,17 +1,14 @@
 """Distance maps of masks `[B, C, *spatial]`, in mm, without gradient."""
 
-from collections.abc import Callable
+from importlib import import_module
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from medloss.distance import _simpleitk
 from medloss.errors import InputError
+from medloss.kernels import choice
 from medloss.spacing import Spacing, resolve_spacing
-
-_Transform = Callable[[_simpleitk.Mask, tuple[float, ...], _simpleitk.Distances], None]
 
 
 def distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
@@ -36,7 +33,7 @@ def distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
         >>> distance_map(torch.tensor([[[[0, 1, 1, 1, 0]]]]), spacing=(1.0, 0.5)).flatten().tolist()
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    return _transform_each(mask, spacing, _simpleitk.inside_distances)
+    return _transform_each(mask, spacing, "inside_distances")
 
 
 def signed_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
@@ -51,7 +48,7 @@ def signed_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
         >>> signed_distance_map(torch.tensor([[[[0, 1, 1, 1, 0]]]]), spacing=(1.0, 0.5)).flatten().tolist()
         [0.5, -0.5, -1.0, -0.5, 0.5]
     """
-    return _transform_each(mask, spacing, _simpleitk.signed_distances)
+    return _transform_each(mask, spacing, "signed_distances")
 
 
 def boundary_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
@@ -70,7 +67,7 @@ def boundary_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tenso
 
 def outside_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
     """Distance from each voxel outside a mask to its nearest voxel: `edt(not m)`; as `distance_map`."""
-    return _transform_each(mask, spacing, _simpleitk.outside_distances)
+    return _transform_each(mask, spacing, "outside_distances")
 
 
 def penalty_map(mask: Tensor, spacing: Spacing | None = None, *, signed_map: Tensor | None = None) -> Tensor:
@@ -93,23 +90,46 @@ def penalty_map(mask: Tensor, spacing: Spacing | None = None, *, signed_map: Ten
         >>> penalty_map(torch.tensor([[[[0, 0, 1, 1, 1]]]])).flatten().tolist()
         [0.0, 0.5, 0.6666666865348816, 0.3333333432674408, 0.0]
     """
-    signed = signed_distance_map(mask, spacing) if signed_map is None else signed_map
-    axes = tuple(range(2, signed.ndim))
-    penalty = torch.zeros_like(signed)
-    for side in (signed.clamp(min=0), (-signed).clamp(min=0)):
-        largest = side.amax(axes, keepdim=True)
-        penalty += torch.where(side > 0, (largest - side) / largest, 0.0)
+    signed = signed_distance_map(mask, spacing) if signed_map is None else signed_map.detach()
+    penalty = signed if signed_map is None else torch.empty_like(signed)
+    # Map by map, so that what lies in between is one map's.
+    for item in range(signed.shape[0]):
+        for channel in range(signed.shape[1]):
+            _penalty(signed[item, channel], penalty[item, channel])
     return penalty
 
 
-def _transform_each(mask: Tensor, spacing: Spacing | None, transform: _Transform) -> Tensor:
+def _penalty(signed: Tensor, out: Tensor) -> None:
+    """`penalty_map` of one map; `out` may be `signed`."""
+    if not signed.numel():
+        return
+    low, high = torch.aminmax(signed)
+    largest = torch.where(signed > 0, high, -low)
+    on_a_side = signed != 0
+    torch.sub(largest, torch.abs(signed, out=out), out=out).div_(largest)
+    out.masked_fill_(on_a_side.logical_not_(), 0)
+
+
+def _transform_each(mask: Tensor, spacing: Spacing | None, transform: str) -> Tensor:
     if mask.ndim not in (4, 5):
         raise InputError(f"mask: got shape {tuple(mask.shape)}; expected [B, C, H, W] (2D) or [B, C, D, H, W] (3D)")
     spacings = resolve_spacing(spacing, mask, mask.shape[0], mask.ndim - 2)
     plain = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask).detach()
-    masks = (plain if plain.dtype == torch.bool else plain > 0.5).contiguous().cpu().numpy()
-    maps = np.empty(masks.shape, np.float32)
-    for item, item_spacing in enumerate(spacings):
-        for channel in range(masks.shape[1]):
-            transform(masks[item, channel], item_spacing, maps[item, channel])
-    return torch.from_numpy(maps).to(plain.device)
+    masks = (plain if plain.dtype == torch.bool else plain > 0.5).contiguous()
+    name, device = _kernels(masks.device.type)
+    maps: Tensor = getattr(import_module(name), transform)(masks.to(device or masks.device), spacings)
+    return maps.to(masks.device)
+
+
+def _kernels(device: str) -> tuple[str, str | None]:
+    """The module that transforms masks on a device, and where it wants them: None for where they are."""
+    try:
+        chosen = choice.in_use(device)
+    except InputError:
+        # The set that was asked for is for the losses' device; a data set's transform may be on another.
+        chosen = "eager"
+    if chosen == "triton":
+        return "medloss.kernels.triton.distance", None
+    if chosen == "numba":
+        return "medloss.kernels.numba.distance", "cpu"
+    return "medloss.distance._simpleitk", "cpu"

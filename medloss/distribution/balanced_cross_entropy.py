@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
-from medloss.cross_entropy import weighted_cross_entropy
 from medloss.entry import register
-from medloss.inputs import LossInputs
+from medloss.voxel_sums import VoxelSums
 from medloss.voxelwise import VoxelwiseLoss
 
 
@@ -47,11 +46,10 @@ class BalancedCrossEntropyLoss(VoxelwiseLoss):
         0.2599
     """
 
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """Cross entropy, each side weighted by the other's share."""
-        counts, sums = inputs.counts(), inputs.counted(inputs.target).sum(inputs.spatial_axes)
+    def class_factors(self, sums: VoxelSums) -> tuple[Tensor, Tensor]:
+        """Each side's weight is the other's share."""
+        counts, targets = sums.inputs.counts(), sums.inputs.included(sums.all_targets)
         if self.batch:
-            counts, sums = counts.sum(0, keepdim=True), sums.sum(0, keepdim=True)
-        share = sums / counts.clamp(min=1)
-        share = inputs.included(share.view(*share.shape, *(1,) * len(inputs.spatial_axes)))
-        return weighted_cross_entropy(inputs, positive=1 - share, negative=share)
+            counts, targets = counts.sum(0, keepdim=True), targets.sum(0, keepdim=True)
+        share = targets / counts.clamp(min=1)
+        return 1 - share, share

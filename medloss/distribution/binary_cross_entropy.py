@@ -1,10 +1,6 @@
 """Binary cross entropy, and its form for several classes."""
 
-from torch import Tensor
-
-from medloss.cross_entropy import weighted_cross_entropy
 from medloss.entry import register
-from medloss.inputs import LossInputs
 from medloss.voxelwise import VoxelwiseLoss
 
 
@@ -44,7 +40,3 @@ class BinaryCrossEntropyLoss(VoxelwiseLoss):
         >>> round(loss(logits, label).item(), 4)  # ln 2
         0.6931
     """
-
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """-ln of the probability given to what is there."""
-        return weighted_cross_entropy(inputs)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from medloss.cross_entropy import weighted_cross_entropy
 from medloss.distance.maps import penalty_map
 from medloss.entry import register
 from medloss.inputs import LossInputs
@@ -50,14 +49,12 @@ class DistancePenaltyLoss(VoxelwiseLoss):
 
     soft_targets = False
 
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """Cross entropy times one plus the penalty map."""
-        return (1 + self._penalty(inputs)) * weighted_cross_entropy(inputs)
-
-    def _penalty(self, inputs: LossInputs) -> Tensor:
-        structures = inputs.target[:, 1:] if inputs.categorical else inputs.included(inputs.target)
+    def voxel_weight(self, inputs: LossInputs) -> Tensor:
+        """One plus the penalty map."""
+        maps = inputs.target_masks()
+        structures = maps[:, 1:] if inputs.categorical else inputs.included(maps)
         signed = inputs.distance_map
         if signed is not None:
             signed = signed[:, -structures.shape[1] :]
-        penalty = penalty_map(structures > 0.5, inputs.spacing, signed_map=signed).to(inputs.logits)
-        return torch.amax(penalty, 1, keepdim=True) if inputs.categorical else penalty
+        penalty = penalty_map(structures, inputs.spacing, signed_map=signed).to(inputs.dtype)
+        return 1 + (torch.amax(penalty, 1, keepdim=True) if inputs.categorical else penalty)

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Unpack
 
-import torch
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.cross_entropy import negative_log, negative_log_complement, weighted_cross_entropy
 from medloss.entry import register
 from medloss.errors import InputError
-from medloss.inputs import LossInputs
+from medloss.kernels.terms import Row
+from medloss.voxel_sums import VoxelSums
 from medloss.voxelwise import VoxelwiseLoss
 
 
@@ -58,6 +57,8 @@ class FocalLoss(VoxelwiseLoss):
         0.1733
     """
 
+    entropy = "focal"
+
     def __init__(
         self,
         *,
@@ -82,37 +83,18 @@ class FocalLoss(VoxelwiseLoss):
         if not all(0 <= a <= 1 for a in numbers):
             raise InputError(f"alpha: got {alpha}; expected numbers in [0, 1]")
 
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """Cross entropy, each side times (1 - p_t)^gamma."""
-        positive, negative = self._alphas(inputs)
-        wrong_yes, wrong_no = _miss_powers(inputs, self.gamma)
-        return weighted_cross_entropy(
-            inputs, positive * inputs.included(wrong_yes), negative * inputs.included(wrong_no)
-        )
-
-    def _alphas(self, inputs: LossInputs) -> tuple[Tensor | float, Tensor | float]:
+    def class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
+        """a and 1 - a."""
         if self.alpha is None:
             return 1.0, 1.0
-        left = inputs.included(inputs.logits).shape[1]
+        inputs = sums.inputs
+        left = sums.row(Row.TARGET).shape[1]
         if isinstance(self.alpha, tuple):
             if len(self.alpha) != left:
                 raise InputError(f"alpha: got {len(self.alpha)} numbers; expected {left}, one a class that is left")
-            alpha = inputs.logits.new_tensor(self.alpha).view(1, -1, *(1,) * len(inputs.spatial_axes))
+            alpha = sums.rows.new_tensor(self.alpha)
         else:
-            alpha = inputs.logits.new_full((1, left, *(1,) * len(inputs.spatial_axes)), self.alpha)
+            alpha = sums.rows.new_full((left,), self.alpha)
             if inputs.categorical and inputs.include_background:
-                alpha[:, 0] = 1 - self.alpha
+                alpha[0] = 1 - self.alpha
         return alpha, 1 - alpha
-
-
-def _miss_powers(inputs: LossInputs, gamma: float) -> tuple[Tensor, Tensor]:
-    """(1 - p)^g and p^g of all channels, as exact near p = 1 as near p = 0."""
-    if inputs.categorical:
-        miss = -torch.expm1(-negative_log(inputs))
-        if 0 < gamma < 1:
-            miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)  # an infinite slope at p = 1, times 0, is NaN
-        return miss**gamma, miss
-    return (
-        torch.exp(-gamma * negative_log_complement(inputs)),
-        torch.exp(-gamma * negative_log(inputs)),
-    )

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from medloss.base import CommonArguments, SegmentationLoss
-from medloss.cross_entropy import weighted_cross_entropy
 from medloss.entry import Recipe, register
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
-from medloss.local_statistics import gaussian_window, local_contrast
+from medloss.local_statistics import gaussian_window, structural_error, structure
+from medloss.voxel_sums import Requested, voxel_sums, weighted_cross_entropy
 
 
 @register(
@@ -88,29 +88,29 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """Mean of e CE over the selected voxels."""
-        error = self._structural_error(inputs)
-        if self.detach_weights:
-            error = error.detach()
-        error = inputs.counted(error)
+        error = inputs.counted(self._structural_error(inputs))
         largest = error.detach().amax((1, *inputs.spatial_axes), keepdim=True)
         # "Not at most" keeps NaN selected: NaN in the logits must come out.
-        selected = inputs.counted((~(error.detach() <= self.threshold * largest)).to(error))
-        values = error * selected * weighted_cross_entropy(inputs)
-        if self.reduction == "none":
-            return values
-        if self.reduction == "sum":
-            return values.sum()
-        return values.sum() / selected.sum().clamp(min=1)
+        selected = ~(error.detach() <= self.threshold * largest)
+        if inputs.mask is not None:
+            selected &= inputs.mask
+        weight = torch.where(selected, error, 0.0)
+        if self.detach_weights and self.reduction != "none":
+            total = voxel_sums(inputs, Requested(entropy="plain"), weight).cross_entropy().sum()
+        else:
+            values = weight * weighted_cross_entropy(inputs)
+            if self.reduction == "none":
+                return values
+            total = values.sum()
+        return total if self.reduction == "sum" else total / selected.sum().clamp(min=1)
 
     def _structural_error(self, inputs: LossInputs) -> Tensor:
         window = gaussian_window(self.window, self.sigma)
+        indexed = inputs.target.shape[1] != inputs.logits.shape[1]
+        y = inputs.included(inputs.target_masks() if indexed else inputs.target_maps())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weights):
-            error = (
-                self._structure(inputs.included(inputs.target), window)
-                - self._structure(inputs.included(inputs.probabilities()), window)
-            ).abs()
+            p = inputs.included(inputs.probabilities())
+        if self.detach_weights:
+            return structural_error(p, y, window, self.constant, average=inputs.categorical)
+        error = (structure(y.to(p), window, self.constant) - structure(p, window, self.constant)).abs()
         return error.mean(1, keepdim=True) if inputs.categorical else error
-
-    def _structure(self, maps: Tensor, window: list[float]) -> Tensor:
-        contrast, deviation = local_contrast(maps, window)
-        return (contrast + self.constant) / (deviation + self.constant)

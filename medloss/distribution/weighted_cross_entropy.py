@@ -5,10 +5,9 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.cross_entropy import weighted_cross_entropy
 from medloss.entry import register
 from medloss.errors import InputError
-from medloss.inputs import LossInputs
+from medloss.voxel_sums import VoxelSums
 from medloss.voxelwise import VoxelwiseLoss
 
 
@@ -55,17 +54,17 @@ class WeightedCrossEntropyLoss(VoxelwiseLoss):
             raise InputError(f"pos_weight: got {pos_weight}; expected a positive number")
         self.pos_weight = float(pos_weight)
 
-    def voxels(self, inputs: LossInputs) -> Tensor:
-        """Cross entropy, the foreground's part times `pos_weight`."""
-        if not inputs.categorical:
-            return weighted_cross_entropy(inputs, positive=self.pos_weight)
+    def class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
+        """b and 1; with a softmax the classes' weights."""
+        if not sums.inputs.categorical:
+            return self.pos_weight, 1.0
         if self.class_weight is not None:
-            return weighted_cross_entropy(inputs)
-        return weighted_cross_entropy(inputs, positive=foreground_weights(inputs, 1.0, self.pos_weight))
+            return 1.0, 1.0
+        return foreground_weights(sums, 1.0, self.pos_weight), 1.0
 
 
-def foreground_weights(inputs: LossInputs, background: float, foreground: float) -> Tensor:
-    """`[1, C', 1, ...]`: one weight for class 0, if it counts, and another for the rest."""
-    weights = inputs.logits.new_full((inputs.logits.shape[1],), foreground)
+def foreground_weights(sums: VoxelSums, background: float, foreground: float) -> Tensor:
+    """`[C']`: one weight for class 0, if it counts, and another for the rest."""
+    weights = sums.rows.new_full((sums.rows.shape[-1],), foreground)
     weights[0] = background
-    return inputs.included(weights.view(1, -1, *(1,) * len(inputs.spatial_axes)))
+    return weights if sums.inputs.include_background else weights[1:]

@@ -1,17 +1,17 @@
-"""`RegionLoss`: the losses that read only sums over voxels."""
+"""`RegionLoss`: the losses that read only how prediction and reference overlap."""
 
 from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
 
-from medloss.base import SegmentationLoss
-from medloss.inputs import LossInputs
-from medloss.overlap import OverlapStatistics, overlap_statistics
+from medloss.overlap import OverlapStatistics
 from medloss.reduction import reduce_items, weighted
+from medloss.sums_loss import SumsLoss
+from medloss.voxel_sums import Requested, VoxelSums
 
 
-class RegionLoss(SegmentationLoss):
+class RegionLoss(SumsLoss):
     """A loss that is a function of `OverlapStatistics`; a subclass says which in `from_statistics`."""
 
     #: Whether the formula reads the sums of (y - p)^2.
@@ -23,9 +23,11 @@ class RegionLoss(SegmentationLoss):
     def from_statistics(self, sums: OverlapStatistics) -> Tensor:
         """The loss an item (or the batch) and class, `[B or 1, C']`."""
 
-    def compute(self, inputs: LossInputs) -> Tensor:
-        """Sum, apply the formula, weigh and reduce."""
-        sums = overlap_statistics(
-            inputs, batch=self.batch, squares=self.squared_pred, squared_errors=self.reads_squared_errors
-        )
-        return reduce_items(weighted(self.from_statistics(sums), inputs), inputs, self.reduction)
+    def requested(self) -> Requested:
+        """The overlap's sums, and the squared ones that the formula reads."""
+        return Requested(overlap=True, squares=self.squared_pred, errors=self.reads_squared_errors)
+
+    def from_sums(self, sums: VoxelSums) -> Tensor:
+        """Apply the formula, weigh and reduce."""
+        statistics = OverlapStatistics.of(sums, batch=self.batch)
+        return reduce_items(weighted(self.from_statistics(statistics), sums.inputs), sums.inputs, self.reduction)

@@ -78,7 +78,7 @@ class DiceLoss(RegionLoss):
         if not (self.squared_pred or self.jaccard):
             return dice_coefficient(sums, self.smooth_nr, self.smooth_dr)
         total = sums.target + sums.prediction
-        if sums.squared_prediction is not None and sums.squared_target is not None:
+        if self.squared_pred:
             total = sums.squared_target + sums.squared_prediction
         if self.jaccard:
             total = 2 * (total - sums.tp)

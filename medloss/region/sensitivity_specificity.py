@@ -73,7 +73,6 @@ class SensitivitySpecificityLoss(RegionLoss):
         """r times the foreground's part, and 1 - r times the background's."""
         background = sums.voxels - sums.target
         if self.squared:
-            assert sums.squared_error_inside is not None and sums.squared_error_outside is not None
             inside = sums.squared_error_inside / (sums.target + self.smooth_dr)
             outside = sums.squared_error_outside / (background + self.smooth_dr)
             return self.r * inside + (1 - self.r) * outside

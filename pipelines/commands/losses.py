@@ -12,6 +12,7 @@ def losses(name: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from medloss import kernels
     from medloss.create import loss_class
     from medloss.registry import LOSSES
 
@@ -24,3 +25,6 @@ def losses(name: str | None) -> None:
     console = Console()
     # In a pipe nothing is cut off.
     Console(width=None if console.is_terminal else 200).print(table)
+    click.echo(f"\nKernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
+    if "numba" not in kernels.available():
+        click.echo("pip install 'medloss[fast]' adds numba's, the fastest on a CPU.")

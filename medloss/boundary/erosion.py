@@ -1,0 +1,152 @@
+"""The sum of squared errors that survive soft erosions, with its gradient, map by map."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medloss.boundary.per_map import differentiable, new_results, wants_gradient
+from medloss.kernels import choice
+
+
+def eroded_sums(
+    p: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    spacing: Sequence[tuple[float, ...]],
+    weights: Sequence[float],
+    renormalize: bool,
+) -> Tensor:
+    """Sum over steps k and counted voxels of E_k weights[k - 1], `[B, C]`, differentiable for `p` alone.
+
+    Args:
+        p: probabilities, `[B, C, *spatial]`.
+        y: bool, as `p`.
+        mask: `[B, 1, *spatial]` bool; None when all voxels count.
+        spacing: mm, one tuple an item.
+        weights: one a step.
+        renormalize: stretch each step's map to [0, 1].
+    """
+    strides = [stride for item in spacing for stride in _strides(item)]
+    sums: Tensor = _operator(p, y, mask, strides, list(weights), renormalize, wants_gradient(p))[0]
+    return sums
+
+
+@differentiable("hausdorff_er")
+@torch.library.custom_op("medloss::eroded_sums", mutates_args=())
+def _operator(
+    p: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    strides: list[int],
+    weights: list[float],
+    renormalize: bool,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    sums, slopes = new_results(p, gradient)
+    dims = p.ndim - 2
+    compiled = not renormalize and choice.choose(p.device.type, p.dtype) == "numba"
+    for b in range(p.shape[0]):
+        item = (None if mask is None else mask[b, 0], strides[b * dims : (b + 1) * dims], weights)
+        for c in range(p.shape[1]):
+            out = slopes[b, c] if gradient else None
+            if compiled:
+                from medloss.kernels.numba import erosion
+
+                sums[b, c] = erosion.eroded_sum(p[b, c], y[b, c], *item, out)
+            else:
+                sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, out)
+    return sums.to(p.dtype), slopes
+
+
+def _strides(spacing: tuple[float, ...]) -> list[int]:
+    # Half is rounded up, and what rounding left a hair below half is half.
+    return [math.floor(s / min(spacing) + 0.5 + 1e-6) for s in spacing]
+
+
+def _eroded_sum(
+    p: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    strides: list[int],
+    weights: list[float],
+    renormalize: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """The sum of one map `[*spatial]`; its gradient goes to `out`."""
+    error, total = (p - y.to(p.dtype)).square_(), torch.zeros((), dtype=torch.float64, device=p.device)
+    cross = torch.empty_like(error) if out is None else out
+    bits = error.new_zeros((-(-len(weights) // 8), *error.shape) if out is not None else (0,), dtype=torch.uint8)
+    stretched: list[_Stretched] = []
+    steps = 0
+    for step, weight in enumerate(weights, start=1):
+        axes = _axes(step, strides)
+        _cross_sum(error, axes, cross)
+        torch.relu_(cross.div_(2 * len(axes) + 1).sub_(0.5).mul_(2))
+        if out is not None:
+            bits[(step - 1) // 8] |= (cross > 0).to(torch.uint8) << ((step - 1) % 8)
+        if renormalize:
+            stretched.append(_Stretched(cross, mask, out is not None))
+        error, cross = cross, error
+        counted = error if mask is None else torch.where(mask, error, 0.0)
+        total += weight * counted.sum(dtype=torch.float64)
+        steps = step
+        # On a GPU to look is to wait.
+        if error.device.type == "cpu" and not error.any():
+            break
+    if out is None:
+        return total
+    slope, other = error.zero_(), cross
+    for step in range(steps, 0, -1):
+        weight, axes = weights[step - 1], _axes(step, strides)
+        if mask is None:
+            slope += weight
+        else:
+            slope += mask.to(slope.dtype).mul_(weight)
+        if renormalize:
+            stretched.pop().backward(slope)
+        slope.mul_(bits[(step - 1) // 8].bitwise_and(1 << (step - 1) % 8) != 0).mul_(2 / (2 * len(axes) + 1))
+        _cross_sum(slope, axes, other)
+        slope, other = other, slope
+    torch.mul(slope, (p - y.to(p.dtype)).mul_(2), out=out)
+    return total
+
+
+def _axes(step: int, strides: list[int]) -> list[int]:
+    return [axis for axis, stride in enumerate(strides) if step % stride == 0]
+
+
+def _cross_sum(maps: Tensor, axes: list[int], out: Tensor) -> None:
+    """Each voxel and its neighbours along `axes`; 0 outside the image."""
+    out.copy_(maps)
+    for axis in axes:
+        last = maps.shape[axis] - 1
+        out.narrow(axis, 0, last).add_(maps.narrow(axis, 1, last))
+        out.narrow(axis, 1, last).add_(maps.narrow(axis, 0, last))
+
+
+class _Stretched:
+    """A map, in place from its smallest to its largest counted value stretched to [0, 1], and the way back."""
+
+    def __init__(self, maps: Tensor, mask: Tensor | None, gradient: bool) -> None:
+        low = (maps if mask is None else torch.where(mask, maps, math.inf)).amin()
+        high = (maps if mask is None else torch.where(mask, maps, -math.inf)).amax()
+        self.flat, self.mask = ~(high > low), mask
+        self.width = torch.where(self.flat, 1.0, high - low)
+        if gradient:
+            self.lowest, self.highest = self._counted(maps == low), self._counted(maps == high)
+        maps.sub_(torch.where(self.flat, 0.0, low)).div_(self.width)
+        self.maps = maps.clone() if gradient else None
+
+    def backward(self, slope: Tensor) -> None:
+        """Turn the slope for the stretched map into that for the map; ties share theirs."""
+        assert self.maps is not None
+        by_high = -(slope * self.maps).sum()
+        by_low = -slope.sum() - by_high
+        for at, by in ((self.lowest, by_low), (self.highest, by_high)):
+            slope += at * torch.where(self.flat, 0.0, by / at.sum().clamp(min=1))
+        slope /= self.width
+
+    def _counted(self, at: Tensor) -> Tensor:
+        return at if self.mask is None else at & self.mask

@@ -1,0 +1,115 @@
+"""Which kernel set works on a tensor: the one place that chooses."""
+
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+from medloss.errors import InputError
+
+#: Every kernel set.
+NAMES = ("triton", "numba", "eager")
+#: Those that are taken unasked on a device, the fastest first; elsewhere plain torch.
+_PREFERRED = {"cuda": ("triton", "eager"), "cpu": ("numba", "eager")}
+#: The environment variable that forces one; `auto` or empty for none.
+VARIABLE = "MEDLOSS_KERNELS"
+
+_forced: str | None = None
+
+
+def use(name: str) -> AbstractContextManager[None]:
+    """Force a kernel set from now on; in a `with` statement, until its end.
+
+    Args:
+        name: `eager`, `numba`, `triton`, or `auto` for the best that fits the tensor at hand.
+
+    Raises:
+        InputError: an unknown name, a set whose package is missing.
+
+    Example:
+        >>> import medloss
+        >>> with medloss.kernels.use("eager"):
+        ...     medloss.kernels.in_use()
+        'eager'
+    """
+    global _forced
+    before, _forced = _forced, _checked(name, "kernels")
+    return _restoring(before)
+
+
+def in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """The name of the set that works on logits of a type on a device (`cpu` or `cuda`).
+
+    Raises:
+        InputError: the forced set cannot work on this device or type.
+    """
+    forced = _forced or _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
+    return _best(forced, device, dtype)
+
+
+# Torch's compiler takes the answer at the time of tracing.
+@torch.compiler.assume_constant_result
+def choose(device: str, dtype: torch.dtype) -> str:
+    """`in_use`, for operators."""
+    return in_use(device, dtype)
+
+
+@lru_cache
+def _best(forced: str, device: str, dtype: torch.dtype) -> str:
+    if forced != "auto":
+        if not module(forced).supports(device, dtype):
+            raise InputError(f"kernels: '{forced}' was asked for, and cannot work on {dtype} on {device}")
+        return forced
+    names = _PREFERRED.get(device, ("eager",))
+    return next(name for name in names if _importable(name) and module(name).preferred(device, dtype))
+
+
+def available() -> list[str]:
+    """The names of the sets whose packages are installed."""
+    return [name for name in NAMES if _installed(name)]
+
+
+def module(name: str) -> ModuleType:
+    """The module of a kernel set."""
+    return importlib.import_module(f"medloss.kernels.{name}")
+
+
+@lru_cache
+def _installed(name: str) -> bool:
+    return name == "eager" or importlib.util.find_spec(name) is not None
+
+
+def _importable(name: str) -> bool:
+    if not _installed(name):
+        return False
+    try:
+        module(name)
+    except ImportError as error:
+        # numba, say, refuses versions of NumPy that are newer than itself.
+        warnings.warn(f"kernels: '{name}' is installed, and cannot be imported: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def _checked(name: str, argument: str) -> str:
+    if name != "auto" and name not in NAMES:
+        raise InputError(f"{argument}: got '{name}'; expected one of auto, {', '.join(NAMES)}")
+    if name != "auto" and not _installed(name):
+        hint = "pip install 'medloss[fast]'" if name == "numba" else f"pip install {name}"
+        raise InputError(f"{argument}: '{name}' is not installed: {hint}")
+    return name
+
+
+@contextmanager
+def _restoring(before: str | None) -> Iterator[None]:
+    global _forced
+    try:
+        yield
+    finally:
+        _forced = before

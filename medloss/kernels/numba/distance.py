@@ -1,0 +1,342 @@
+"""Exact Euclidean distances on the CPU, compiled: axis by axis, both signs in one field, in the memory of the result.
+
+A voxel's value is the squared distance to the other side's nearest voxel, negative inside: of the two fields that a
+signed distance needs, the voxel's own side's is 0, so the sign says which of the two the value belongs to.
+
+The first axis is two walks. Each further axis takes, for voxel i, the least f(j) + s^2 (i - j)^2 of its line, outwards
+from i until nothing further out can be less. `LANES` lines go side by side in a tile `[voxels of a line, LANES]`, so
+that each step is one over vectors, and those far from every border, which would keep the others waiting, are few.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from medloss.kernels.numba.compilation import OPTIONS, compiled
+from medloss.kernels.numba.rows import share_out
+
+LANES = 32
+#: Steps outwards between two looks at whether a row is done, and rows that repeat a tile's first and last one.
+STEPS = 4
+
+#: Which side's distances are wanted.
+BOTH, INSIDE, OUTSIDE = 0, 1, 2
+
+#: Voxels that a thread draws at a time.
+_VOXELS = 1 << 16
+#: There is no NaN here, and -0 is as good as 0: minima need no care, and become one instruction.
+_OPTIONS = OPTIONS | {"fastmath": {"nnan", "nsz", "contract"}}
+
+_ZERO, _ONE, _INF = np.float32(0), np.float32(1), np.float32(np.inf)
+#: The rows of a tile's bounds: the least distance of a side in the rows up to this one, from it on, in it,
+#: and in the four from it on; and 0.
+_BELOW, _ABOVE, _ROW, _NEXT, _NONE, _BOUNDS = 0, 2, 4, 6, 8, 9
+
+
+def signed_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Tensor:
+    """Each voxel's distance in mm to the other side's nearest voxel, negative inside; 0 if a side is empty.
+
+    Args:
+        masks: `[B, C, *spatial]`, bool, 2D or 3D.
+        spacings: mm, in the order of the axes, one an item.
+
+    Returns:
+        float32, the shape of `masks`.
+    """
+    return _distances(masks, spacings, BOTH)
+
+
+def inside_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Tensor:
+    """Each voxel's distance in mm to the nearest voxel outside its mask; 0 outside, and if a side is empty."""
+    return _distances(masks, spacings, INSIDE)
+
+
+def outside_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Tensor:
+    """Each voxel's distance in mm to its mask's nearest voxel; 0 inside, and if a side is empty."""
+    return _distances(masks, spacings, OUTSIDE)
+
+
+def _distances(masks: Tensor, spacings: Sequence[Sequence[float]], side: int) -> Tensor:
+    out = torch.empty(masks.shape, dtype=torch.float32)
+    if not out.numel():
+        return out
+    shape = masks.shape[2:]
+    planes, rows, row = shape if len(shape) == 3 else (1, *shape)
+    fields = out.view(-1, shape[0], shape[1:].numel()).numpy()
+    marks = masks.contiguous().view(fields.shape).view(torch.uint8).numpy()
+    volumes = out.view(-1, planes, rows, row).numpy()
+    flat = marks.reshape(len(marks), -1)
+    full = flat.all(1)
+    todo = np.flatnonzero(flat.any(1) & ~full).tolist()
+    for volume in np.flatnonzero(full | ~flat.any(1)):
+        volumes[volume] = 0
+    if len(todo) == 0:
+        return out
+    # float64 up to here: each square is rounded once.
+    squares = np.array([[s * s for s in spacings[volume // masks.shape[1]]] for volume in todo]).astype(np.float32)
+
+    columns = fields.shape[2]
+
+    def walk(begin: int, end: int) -> None:
+        for i, start, stop in _parts(begin, end, columns):
+            _walk(marks[todo[i]], fields[todo[i]], squares[i, 0], side, start, stop)
+
+    share_out(len(todo) * columns, -(-_VOXELS // shape[0]), walk)
+
+    # In 2D the first axis is the rows': what is left are the lines along a row.
+    lines = planes * rows
+    size = rows if len(shape) == 3 else LANES
+
+    def sweep(begin: int, end: int) -> None:
+        for i, start, stop in _parts(begin, end, lines):
+            if len(shape) == 3:
+                _across(volumes[todo[i]], squares[i, 1], start // rows, stop // rows)
+            _along(volumes[todo[i]].reshape(lines, row), squares[i, -1], side, start, stop)
+
+    share_out(len(todo) * lines, max(1, _VOXELS // (size * row)) * size, sweep)
+    return out
+
+
+def _parts(begin: int, end: int, size: int) -> list[tuple[int, int, int]]:
+    """A range of numbers, cut where one volume ends and the next begins: volume, and begin and end in it."""
+    cuts = [begin, *range((begin // size + 1) * size, end, size), end]
+    return [(a // size, a % size, a % size + b - a) for a, b in itertools.pairwise(cuts)]
+
+
+@compiled
+def _walk(mask: Any, out: Any, square: Any, side: Any, begin: Any, end: Any) -> None:
+    """Squared distances along the first axis of `[n, columns]`; without a border in a column, infinite."""
+    n = mask.shape[0]
+    steps = np.full(end - begin, _INF, np.float32)
+    _fill(out[0, begin:end], _INF)
+    for z in range(1, n):
+        _step(mask[z, begin:end], mask[z - 1, begin:end], out[z - 1, begin:end], out[z, begin:end])
+    for z in range(n - 1, -1, -1):
+        if z < n - 1:
+            _step(mask[z, begin:end], mask[z + 1, begin:end], steps, steps)
+        _square(mask[z, begin:end], steps, square, side, out[z, begin:end])
+
+
+@numba.njit(**_OPTIONS)
+def _fill(row: Any, value: Any) -> None:
+    for i in range(row.shape[0]):
+        row[i] = value
+
+
+@numba.njit(**_OPTIONS)
+def _step(mask: Any, before: Any, steps: Any, out: Any) -> None:
+    for i in range(mask.shape[0]):
+        count = steps[i]
+        out[i] = (count if mask[i] == before[i] else _ZERO) + _ONE
+
+
+@numba.njit(**_OPTIONS)
+def _square(mask: Any, steps: Any, square: Any, side: Any, out: Any) -> None:
+    # A side that is not wanted is 0 throughout, which is what the other side's voxels measure to.
+    inside = -_ONE if side != OUTSIDE else _ZERO
+    outside = _ONE if side != INSIDE else _ZERO
+    for i in range(mask.shape[0]):
+        count = min(out[i], steps[i])
+        distance = count * count * square
+        factor = outside if mask[i] == 0 else inside
+        out[i] = distance * factor if factor != _ZERO else _ZERO
+
+
+@compiled
+def _across(field: Any, square: Any, begin: Any, end: Any) -> None:
+    """The lines along the second axis of `[planes, rows, row]`, for a range of planes."""
+    n, row = field.shape[1], field.shape[2]
+    tile, best, bounds = _buffers(n)
+    lanes = np.empty(LANES, np.int64)
+    for z in range(begin, end):
+        x = 0
+        while x < row:
+            # Lines without a border so far stay infinite: they would have the others of a tile look on in vain.
+            found = 0
+            while x < row and found < LANES:
+                if _has_border(field, z, x):
+                    lanes[found] = x
+                    found += 1
+                x += 1
+            if found == 0:
+                break
+            for i in range(found, LANES):
+                lanes[i] = lanes[0]
+            for y in range(n):
+                for i in range(LANES):
+                    tile[(y + STEPS) * LANES + i] = field[z, y, lanes[i]]
+            _sweep(tile, best, bounds, square)
+            for y in range(n):
+                for i in range(found):
+                    value = best[y * LANES + i]
+                    field[z, y, lanes[i]] = value if tile[(y + STEPS) * LANES + i] > _ZERO else -value
+
+
+@numba.njit(**_OPTIONS)
+def _has_border(field: Any, z: Any, x: Any) -> Any:
+    first = field[z, 0, x]
+    if abs(first) < _INF:
+        return True
+    # numba compiles no `any` of a generator.
+    for y in range(1, field.shape[1]):  # noqa: SIM110
+        if field[z, y, x] != first:
+            return True
+    return False
+
+
+@compiled
+def _along(field: Any, square: Any, side: Any, begin: Any, end: Any) -> None:
+    """The lines along `[lines, row]`, for a range of them, and the root."""
+    n = field.shape[1]
+    tile, best, bounds = _buffers(n)
+    for start in range(begin, end, LANES):
+        found = min(LANES, end - start)
+        for i in range(LANES):
+            line = start + min(i, found - 1)
+            for x in range(n):
+                tile[(x + STEPS) * LANES + i] = field[line, x]
+        _sweep(tile, best, bounds, square)
+        for i in range(found):
+            for x in range(n):
+                value = np.float32(math.sqrt(best[x * LANES + i]))
+                negative = side == BOTH and tile[(x + STEPS) * LANES + i] < _ZERO
+                field[start + i, x] = -value if negative else value
+
+
+@numba.njit(**_OPTIONS)
+def _buffers(n: Any) -> Any:
+    tile = np.empty((n + 2 * STEPS) * LANES, np.float32)
+    return tile, np.empty(n * LANES, np.float32), np.zeros((_BOUNDS, n), np.float32)
+
+
+@numba.njit(**_OPTIONS)
+def _sweep(tile: Any, best: Any, bounds: Any, square: Any) -> None:
+    """The least f(j) + s^2 (i - j)^2 for each row i of a tile."""
+    n = bounds.shape[1]
+    _repeat_ends(tile, n)
+    first, last = _bound(tile, bounds, n)
+    sign = np.empty(LANES, np.float32)
+    for y in range(n):
+        b = best[y * LANES : (y + 1) * LANES]
+        top = _begin(tile[(y + STEPS) * LANES : (y + STEPS + 1) * LANES], b, sign)
+        kind = 0 if bounds[_ROW, y] > _ZERO else 1 if bounds[_ROW + 1, y] > _ZERO else -1
+        below = bounds[_BELOW + kind if kind >= 0 else _NONE]
+        above = bounds[_ABOVE + kind if kind >= 0 else _NONE]
+        following = bounds[_NEXT + kind if kind >= 0 else _NONE]
+        k = max(1, first - y, y - last)
+        while True:
+            c0 = np.float32(k * k) * square
+            up = y + k <= last and c0 + above[min(y + k, n - 1)] < top
+            down = y - k >= first and c0 + below[max(y - k, 0)] < top
+            if not (up or down):
+                break
+            up = up and c0 + following[y + k] < top
+            down = down and c0 + following[max(y - k - STEPS + 1, 0)] < top
+            if not (up or down):
+                k += STEPS
+                continue
+            c1 = np.float32((k + 1) * (k + 1)) * square
+            c2 = np.float32((k + 2) * (k + 2)) * square
+            c3 = np.float32((k + 3) * (k + 3)) * square
+            # A repeated row stands further off than the one it repeats: it is never the least.
+            u, d = (y + k + STEPS) * LANES, (y - k + 1) * LANES
+            if not down:
+                top = _look(b, sign, tile[u : u + STEPS * LANES], c0, c1, c2, c3)
+            elif not up:
+                top = _look(b, sign, tile[d : d + STEPS * LANES], c3, c2, c1, c0)
+            else:
+                top = _look_both(b, sign, tile[u : u + STEPS * LANES], tile[d : d + STEPS * LANES], c0, c1, c2, c3)
+            k += STEPS
+
+
+@numba.njit(**_OPTIONS)
+def _repeat_ends(tile: Any, n: Any) -> None:
+    for r in range(STEPS):
+        for i in range(LANES):
+            tile[r * LANES + i] = tile[STEPS * LANES + i]
+            tile[(n + STEPS + r) * LANES + i] = tile[(n + STEPS - 1) * LANES + i]
+
+
+@numba.njit(**_OPTIONS)
+def _bound(tile: Any, bounds: Any, n: Any) -> Any:
+    """The least that rows offer to voxels of either side; the first and the last row that offer anything."""
+    for r in range(n):
+        low, high = _INF, -_INF
+        for i in range(LANES):
+            value = tile[(r + STEPS) * LANES + i]
+            low = min(low, value)
+            high = max(high, value)
+        bounds[_ROW, r], bounds[_ROW + 1, r] = max(low, _ZERO), max(-high, _ZERO)
+    outside = inside = _INF
+    for r in range(n):
+        outside, inside = min(outside, bounds[_ROW, r]), min(inside, bounds[_ROW + 1, r])
+        bounds[_BELOW, r], bounds[_BELOW + 1, r] = outside, inside
+    first, last = 0, n - 1
+    if outside > _ZERO or inside > _ZERO:
+        # All of one side: rows of infinite distances are of no use to any.
+        while first < n and max(bounds[_ROW, first], bounds[_ROW + 1, first]) == _INF:
+            first += 1
+        while last > first and max(bounds[_ROW, last], bounds[_ROW + 1, last]) == _INF:
+            last -= 1
+    outside = inside = _INF
+    for r in range(n - 1, -1, -1):
+        outside, inside = min(outside, bounds[_ROW, r]), min(inside, bounds[_ROW + 1, r])
+        bounds[_ABOVE, r], bounds[_ABOVE + 1, r] = outside, inside
+    for side in range(2):
+        for r in range(n):
+            least = bounds[_ROW + side, r]
+            for j in range(r + 1, min(r + STEPS, n)):
+                least = min(least, bounds[_ROW + side, j])
+            bounds[_NEXT + side, r] = least
+    return first, last
+
+
+@numba.njit(**_OPTIONS)
+def _begin(row: Any, best: Any, sign: Any) -> Any:
+    top = _ZERO
+    for i in range(LANES):
+        best[i] = abs(row[i])
+        top = max(top, best[i])
+    for i in range(LANES):
+        sign[i] = _ONE if row[i] > _ZERO else -_ONE
+    return top
+
+
+@numba.njit(**_OPTIONS)
+def _look(best: Any, sign: Any, rows: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
+    """Take in four rows on one side; the most that is left."""
+    for i in range(LANES):
+        s = sign[i]
+        v0 = max(s * rows[i], _ZERO) + c0
+        v1 = max(s * rows[LANES + i], _ZERO) + c1
+        v2 = max(s * rows[2 * LANES + i], _ZERO) + c2
+        v3 = max(s * rows[3 * LANES + i], _ZERO) + c3
+        best[i] = min(best[i], min(min(v0, v1), min(v2, v3)))
+    return _most(best)
+
+
+@numba.njit(**_OPTIONS)
+def _look_both(best: Any, sign: Any, up: Any, down: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
+    """Take in four rows on each side; the most that is left."""
+    for i in range(LANES):
+        s = sign[i]
+        v0 = max(min(s * up[i], s * down[3 * LANES + i]), _ZERO) + c0
+        v1 = max(min(s * up[LANES + i], s * down[2 * LANES + i]), _ZERO) + c1
+        v2 = max(min(s * up[2 * LANES + i], s * down[LANES + i]), _ZERO) + c2
+        v3 = max(min(s * up[3 * LANES + i], s * down[i]), _ZERO) + c3
+        best[i] = min(best[i], min(min(v0, v1), min(v2, v3)))
+    return _most(best)
+
+
+@numba.njit(**_OPTIONS)
+def _most(best: Any) -> Any:
+    top = _ZERO
+    for i in range(LANES):
+        top = max(top, best[i])
+    return top

@@ -1,0 +1,278 @@
+"""The passes over an item's voxels, block by block: choices are made once a block, so that one version serves all."""
+
+from typing import Any
+
+import numba
+
+from medloss.kernels.numba import entropy as entropies
+from medloss.kernels.numba import terms
+from medloss.kernels.numba.blocks import (
+    class_map,
+    keep_only,
+    load_labels,
+    load_map,
+    load_row,
+    store_difference,
+)
+from medloss.kernels.numba.compilation import OPTIONS, compiled
+
+#: What a plan holds, in this order; `Plan` in sums.py makes it.
+SOFTMAX, SIGMOID, GIVEN = 0, 1, 2
+MODE, FIRST, OVERLAP, SQUARES, ERRORS, ENTROPY = 0, 1, 2, 3, 4, 5
+INDEXED, KIND, MASKED, WEIGHTS, CLASSES, VOXELS, BLOCK = 6, 7, 8, 9, 10, 11, 12
+
+#: The narrow buffers, a block long each.
+NARROW = 14
+_Y, _V, _P, _U, _L, _Q, _G, _H, _TOP, _INVERSE, _PARTITION, _SHARED, _Z, _O = range(NARROW)
+
+
+@numba.njit(**OPTIONS)
+def _target(target: Any, plan: Any, item: Any, c: Any, start: Any, n: Any, keep: Any, labels: Any, y: Any) -> None:
+    if plan[INDEXED]:
+        class_map(labels, c, n, y)
+    else:
+        load_map(target, plan[KIND], (item * plan[CLASSES] + c) * plan[VOXELS] + start, n, keep, y)
+
+
+@numba.njit(**OPTIONS)
+def _voxel_weight(weight: Any, plan: Any, item: Any, c: Any, start: Any, n: Any, keep: Any, v: Any) -> None:
+    maps = plan[WEIGHTS]
+    if maps:
+        channel = 0 if maps == 1 else c - plan[FIRST]
+        offset = (item * maps + channel) * plan[VOXELS] + start
+        load_row(weight[offset : offset + n], v)
+    else:
+        terms.fill(v, n, 1)
+    keep_only(keep, v)
+
+
+@numba.njit(**OPTIONS)
+def _softmax(logits: Any, plan: Any, offset: Any, n: Any, keep: Any, logarithm: Any, wide: Any, narrow: Any) -> None:
+    classes = plan[CLASSES]
+    terms.softmax_block(
+        logits,
+        offset,
+        plan[VOXELS],
+        classes,
+        n,
+        keep,
+        logarithm,
+        wide[:classes],
+        wide[classes:],
+        narrow[_TOP],
+        narrow[_INVERSE],
+        narrow[_PARTITION],
+    )
+
+
+@numba.njit(**OPTIONS)
+def _class_probability(logits: Any, plan: Any, offset: Any, n: Any, keep: Any, entropy: Any, narrow: Any) -> None:
+    """One class of a sigmoid's or given probabilities: `p`, `1 - p` and their logarithms."""
+    z = narrow[_Z]
+    load_row(logits[offset : offset + n], z)
+    keep_only(keep, z)
+    if plan[MODE] == SIGMOID:
+        terms.sigmoid_class(z, n, entropy, narrow[_P], narrow[_U], narrow[_L], narrow[_Q])
+    else:
+        terms.given_class(z, n, entropy, narrow[_P], narrow[_U], narrow[_L], narrow[_Q])
+    keep_only(keep, narrow[_P])
+
+
+@compiled
+def sums_pass(
+    logits: Any, target: Any, mask: Any, weight: Any, plan: Any, gamma: Any,
+    item: Any, begin: Any, end: Any, wide: Any, narrow: Any, labels: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Add the sums of the voxels `begin` to `end` of an item to `sums`, `[ROWS, C]`."""
+    classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
+    softmax, entropy = plan[MODE] == SOFTMAX, plan[ENTROPY]
+    overlap, squares, errors = plan[OVERLAP], plan[SQUARES], plan[ERRORS]
+    y, v, p, u, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_H]
+    top, inverse, partition = narrow[_TOP], narrow[_INVERSE], narrow[_PARTITION]
+    buffers = (p, narrow[_L], u, h)
+    weighted = errors or entropy
+    for start in range(begin, end, block):
+        n = min(block, end - start)
+        keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
+        if plan[INDEXED]:
+            load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
+        if softmax and (overlap or squares or weighted):
+            offset = item * classes * voxels + start
+            _softmax(logits, plan, offset, n, keep, entropy != 0, wide, narrow)
+        if weighted and plan[WEIGHTS] <= 1:
+            _voxel_weight(weight, plan, item, 0, start, n, keep, v)
+        for c in range(classes):
+            _target(target, plan, item, c, start, n, keep, labels, y)
+            if c < first or not (overlap or squares or weighted):
+                sums[2, c] += terms.total(y, n)
+                continue
+            if weighted and plan[WEIGHTS] > 1:
+                _voxel_weight(weight, plan, item, c, start, n, keep, v)
+            if not softmax:
+                _class_probability(logits, plan, (item * classes + c) * voxels + start, n, keep, entropy != 0, narrow)
+            elif squares or errors:
+                terms.multiply(wide[classes + c], inverse, n, p)
+            if overlap:
+                if softmax:
+                    tp, prediction, count = terms.softmax_overlap_sums(y, wide[classes + c], inverse, n)
+                else:
+                    tp, prediction, count = terms.overlap_sums(y, p, n)
+                sums[0, c] += tp
+                sums[1, c] += prediction
+                sums[2, c] += count
+            else:
+                sums[2, c] += terms.total(y, n)
+            if squares:
+                prediction, count = terms.square_sums(y, p, n)
+                sums[3, c] += prediction
+                sums[4, c] += count
+            if errors:
+                inside, outside = terms.error_sums(y, p, v, n)
+                sums[5, c] += inside
+                sums[6, c] += outside
+            if entropy:
+                if softmax:
+                    sums[7, c] += entropies.softmax_entropy_sum(
+                        entropy, gamma, wide[c], top, partition, wide[classes + c], inverse, y, v, n, buffers
+                    )
+                else:
+                    positive, negative = entropies.entropy_sums(
+                        entropy, gamma, y, v, p, u, narrow[_L], narrow[_Q], n, h
+                    )
+                    sums[7, c] += positive
+                    sums[8, c] += negative
+
+
+@compiled
+def gradient_pass(
+    logits: Any, target: Any, mask: Any, weight: Any, plan: Any, gamma: Any,
+    item: Any, begin: Any, end: Any, wide: Any, narrow: Any, labels: Any, slopes: Any, floor: Any, gradient: Any,
+) -> None:  # fmt: skip
+    """Write the gradient at the voxels `begin` to `end` of an item; `slopes` is `[B, C, ROWS]`."""
+    classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
+    softmax, entropy = plan[MODE] == SOFTMAX, plan[ENTROPY]
+    overlap, squares, errors = plan[OVERLAP], plan[SQUARES], plan[ERRORS]
+    y, v, p, u, g, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_G], narrow[_H]
+    top, inverse, partition, shared, zeros = (
+        narrow[_TOP],
+        narrow[_INVERSE],
+        narrow[_PARTITION],
+        narrow[_SHARED],
+        narrow[_O],
+    )
+    buffers = (p, narrow[_L], u, h)
+    weighted = errors or entropy
+    rows = overlap or squares or errors
+    only_overlap = overlap and not (squares or weighted)
+    logarithms = entropy != 0 and (entropy != entropies.PLAIN or plan[MODE] == GIVEN)
+    terms.fill(zeros, block, 0)
+    for start in range(begin, end, block):
+        n = min(block, end - start)
+        keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
+        if plan[INDEXED]:
+            load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
+        if softmax:
+            offset = item * classes * voxels + start
+            _softmax(logits, plan, offset, n, keep, logarithms, wide, narrow)
+            terms.fill(shared, n, 0)
+        if weighted and plan[WEIGHTS] <= 1:
+            _voxel_weight(weight, plan, item, 0, start, n, keep, v)
+        for c in range(classes):
+            z = wide[c]
+            offset = (item * classes + c) * voxels + start
+            if c < first:
+                terms.fill(z, n, 0)
+                if not softmax:
+                    store_difference(z, z, z, gradient[offset : offset + n])
+                continue
+            s = slopes[item, c]
+            _target(target, plan, item, c, start, n, keep, labels, y)
+            if softmax and only_overlap:
+                terms.softmax_overlap_slopes(wide[classes + c], inverse, y, n, s[0], s[1], z, shared)
+                continue
+            if weighted and plan[WEIGHTS] > 1:
+                _voxel_weight(weight, plan, item, c, start, n, keep, v)
+            if softmax:
+                e = wide[classes + c]
+                if entropy:
+                    entropies.softmax_entropy_slopes(
+                        entropy, gamma, z, top, partition, e, inverse, y, v, n, s[7], buffers, g
+                    )
+                else:
+                    terms.fill(g, n, 0)
+                if squares or errors:
+                    terms.multiply(e, inverse, n, p)
+                    terms.probability_slopes(overlap, squares, errors, s, y, p, v, n, h)
+                    terms.multiply(p, h, n, z)
+                    terms.add(g, n, z)
+                elif overlap:
+                    terms.softmax_overlap_add(e, inverse, y, g, n, s[0], s[1], z)
+                else:
+                    z[:n] = g[:n]
+                terms.add(z, n, shared)
+                continue
+            _class_probability(logits, plan, offset, n, keep, logarithms, narrow)
+            given = plan[MODE] == GIVEN
+            if rows:
+                terms.probability_slopes(overlap, squares, errors, s, y, p, v, n, g)
+                if not given:
+                    terms.multiply(g, p, n, g)
+                    terms.multiply(g, u, n, g)
+            else:
+                terms.fill(g, n, 0)
+            if entropy and given:
+                entropies.given_slopes(entropy, gamma, narrow[_L], narrow[_Q], p, u, floor, n, h)
+                entropies.add_entropy(s[7], y, v, h, n, False, g)
+                entropies.given_slopes(entropy, gamma, narrow[_Q], narrow[_L], u, p, floor, n, h)
+                entropies.add_entropy(-s[8], y, v, h, n, True, g)
+            elif entropy:
+                entropies.add_sigmoid_slopes(entropy, gamma, s[7], s[8], y, v, p, u, narrow[_L], narrow[_Q], n, h, g)
+            keep_only(keep, g)
+            store_difference(g, zeros, zeros, gradient[offset : offset + n])
+        if softmax:
+            # The gradient is E - p sum(E), with p = e * inverse.
+            terms.multiply(inverse, shared, n, shared)
+            for c in range(classes):
+                offset = (item * classes + c) * voxels + start
+                row = gradient[offset : offset + n]
+                store_difference(wide[c], wide[classes + c], shared, row)
+                keep_only(keep, row)
+
+
+@compiled
+def entropy_pass(
+    logits: Any, target: Any, mask: Any, weight: Any, plan: Any, gamma: Any,
+    item: Any, begin: Any, end: Any, wide: Any, narrow: Any, labels: Any, positive: Any, negative: Any, out: Any,
+) -> None:  # fmt: skip
+    """Write the cross entropy at the voxels `begin` to `end` of an item."""
+    classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
+    softmax, entropy = plan[MODE] == SOFTMAX, plan[ENTROPY]
+    y, v, p, u, g, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_G], narrow[_H]
+    top, inverse, partition = narrow[_TOP], narrow[_INVERSE], narrow[_PARTITION]
+    for start in range(begin, end, block):
+        n = min(block, end - start)
+        keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
+        if plan[INDEXED]:
+            load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
+        _voxel_weight(weight, plan, item, 0, start, n, keep, v)
+        if softmax:
+            offset = item * classes * voxels + start
+            _softmax(logits, plan, offset, n, keep, entropy != 0, wide, narrow)
+            terms.fill(g, n, 0)
+        for c in range(first, classes):
+            _target(target, plan, item, c, start, n, keep, labels, y)
+            if softmax:
+                terms.multiply(wide[classes + c], inverse, n, p)
+                entropies.softmax_class(wide[c], top, partition, p, n, narrow[_L], u)
+            else:
+                terms.fill(g, n, 0)
+                _class_probability(logits, plan, (item * classes + c) * voxels + start, n, keep, True, narrow)
+            entropies.entropy_values(entropy, gamma, narrow[_L], u, n, h)
+            entropies.add_entropy(positive[item, c], y, v, h, n, False, g)
+            if not softmax:
+                entropies.entropy_values(entropy, gamma, narrow[_Q], p, n, h)
+                entropies.add_entropy(negative[item, c], y, v, h, n, True, g)
+                offset = (item * (classes - first) + c - first) * voxels + start
+                out[offset : offset + n] = g[:n]
+        if softmax:
+            out[item * voxels + start : item * voxels + start + n] = g[:n]

@@ -1,0 +1,170 @@
+"""The kernel set for the CPU: compiled passes over blocks that stay in the cache, with no large map in between."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medloss.kernels.numba.blocks import KINDS
+from medloss.kernels.numba.entropy import ENTROPIES, FOCAL_2, PLAIN
+from medloss.kernels.numba.passes import GIVEN, NARROW, SIGMOID, SOFTMAX, entropy_pass, gradient_pass, sums_pass
+from medloss.kernels.pool import POOL
+from medloss.kernels.terms import LOG_FLOOR, ROWS, VoxelTerms, sum_type
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_MODES = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "probabilities": GIVEN}
+#: Numbers in the buffers of all classes of a block: they fit the second cache.
+_BLOCK_NUMBERS = 1 << 15
+_MOST = 2048
+#: Numbers that a thread draws at a time.
+_CHUNK_NUMBERS = 1 << 19
+
+
+def supports(device: str, dtype: torch.dtype) -> bool:
+    """Whether it can work on such logits."""
+    return device == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float64)
+
+
+def preferred(device: str, dtype: torch.dtype) -> bool:
+    """Whether it is taken unasked: in float64 the exponential is no faster than torch's."""
+    return dtype in (torch.float32, torch.bfloat16)
+
+
+def voxel_sums(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None
+) -> Tensor:
+    """The rows of `terms`, `[ROWS, B, C]`."""
+    work = _Work.of(terms, logits, target, mask, voxel_weight)
+    partial = np.zeros((work.items, work.chunks, ROWS, work.classes))
+
+    def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
+        sums_pass(*work.inputs, item, begin, end, *buffers, partial[item, chunk])
+
+    work.run(run)
+    # One after another, whoever worked them out: the result does not depend on the number of threads.
+    sums = np.zeros((work.items, ROWS, work.classes))
+    for chunk in range(work.chunks):
+        sums += partial[:, chunk]
+    return torch.from_numpy(sums).transpose(0, 1).to(sum_type(logits)).contiguous()
+
+
+def voxel_sums_backward(
+    terms: VoxelTerms,
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    voxel_weight: Tensor | None,
+    slopes: Tensor,
+) -> Tensor:
+    """The gradient of `(slopes * voxel_sums(...)).sum()`, `[B, C, N]`."""
+    work = _Work.of(terms, logits, target, mask, voxel_weight)
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    out = _flat(gradient)
+    by_class = np.ascontiguousarray(slopes.detach().numpy().transpose(1, 2, 0))
+    floor = max(math.exp(LOG_FLOOR), float(np.finfo(work.real).tiny))
+
+    def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
+        gradient_pass(*work.inputs, item, begin, end, *buffers, by_class, floor, out)
+
+    work.run(run)
+    return gradient
+
+
+def entropy_map(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
+) -> Tensor:
+    """The cross entropy a voxel: `[B, 1, N]` of a softmax, else `[B, C - first, N]`."""
+    work = _Work.of(terms, logits, target, mask, None)
+    maps = 1 if terms.mode == "softmax" else work.classes - terms.first
+    result = torch.empty(work.items, maps, work.voxels, dtype=sum_type(logits))
+    out = _flat(result)
+    factors = [np.ascontiguousarray(factor.detach().numpy()) for factor in (positive, negative)]
+
+    def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
+        entropy_pass(*work.inputs, item, begin, end, *buffers, *factors, out)
+
+    work.run(run)
+    return result
+
+
+@dataclass
+class _Work:
+    """A call's tensors as arrays, cut into chunks that do not depend on the number of threads."""
+
+    inputs: tuple[Any, ...]
+    real: Any
+    items: int
+    classes: int
+    voxels: int
+    block: int
+    chunk: int
+
+    @classmethod
+    def of(
+        cls, terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None
+    ) -> "_Work":
+        items, classes, voxels = logits.shape
+        real = np.float64 if logits.dtype == torch.float64 else np.float32
+        block = max(256, min(_MOST, _BLOCK_NUMBERS // classes // 256 * 256))
+        chunk = max(block, _CHUNK_NUMBERS // classes // block * block)
+        entropy = ENTROPIES[terms.entropy]
+        if terms.entropy == "focal" and terms.gamma in (0, 2):
+            entropy = FOCAL_2 if terms.gamma else PLAIN
+        indexed = classes > 1 and target.shape[1] == 1
+        plan = np.array(
+            [
+                _MODES[terms.mode],
+                terms.first,
+                terms.overlap,
+                terms.squares,
+                terms.errors,
+                entropy,
+                indexed,
+                KINDS[target.dtype],
+                mask is not None,
+                0 if weight is None else weight.shape[1],
+                classes,
+                voxels,
+                block,
+            ],
+            dtype=np.int64,
+        )
+        inputs = (
+            _flat(logits),
+            target.detach().view(-1).view(torch.uint8).numpy(),
+            np.empty(0, np.uint8) if mask is None else mask.view(-1).view(torch.uint8).numpy(),
+            np.empty(0, real) if weight is None else _flat(weight),
+            plan,
+            float(terms.gamma),
+        )
+        return cls(inputs, real, items, classes, voxels, block, chunk)
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.voxels // self.chunk)
+
+    def run(self, function: Any) -> None:
+        def worker(numbers: Any) -> None:
+            buffers = (
+                np.empty((2 * self.classes, self.block), self.real),
+                np.empty((NARROW, self.block), self.real),
+                np.empty(self.block, np.int32),
+            )
+            for number in numbers:
+                item, chunk = divmod(number, self.chunks)
+                begin = chunk * self.chunk
+                function(item, chunk, begin, min(begin + self.chunk, self.voxels), buffers)
+
+        POOL.run(worker, self.items * self.chunks, torch.get_num_threads())
+
+
+def _flat(tensor: Tensor) -> Array:
+    """A tensor's numbers in a row, a bfloat16's as bits."""
+    numbers = tensor.detach().view(-1)
+    array: Array = (numbers.view(torch.uint16) if numbers.dtype == torch.bfloat16 else numbers).numpy()
+    return array

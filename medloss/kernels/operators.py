@@ -1,0 +1,194 @@
+"""The kernels as operators of torch: differentiable, and opaque to its compiler.
+
+Tensors come in as losses have them, `[B, C, *spatial]`; kernel sets get them with the space flattened. Which set works
+is chosen when an operator is called, or traced, and stands among its arguments.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medloss.errors import InputError
+from medloss.kernels import choice
+from medloss.kernels.terms import ROWS, Row, VoxelTerms, sum_type
+
+
+def voxel_sums(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None = None
+) -> Tensor:
+    """Sums over the counted voxels, `[ROWS, B, C]`, differentiable for the logits alone.
+
+    Args:
+        terms: which sums; `Row` says what each is.
+        logits: `[B, C, *spatial]`, or probabilities.
+        target: an index map `[B, 1, *spatial]`, or one map a class `[B, C, *spatial]`, of any type.
+        mask: `[B, 1, *spatial]` bool; None when all voxels count.
+        voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; it multiplies errors and entropies.
+    """
+    result: Tensor = _sums(
+        logits, target, mask, voxel_weight, *_flat(terms), choice.choose(logits.device.type, logits.dtype)
+    )
+    return result
+
+
+def entropy_map(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
+) -> Tensor:
+    """Weighted cross entropy a voxel, 0 where masked, differentiable for the logits alone.
+
+    Args:
+        terms: the mode and the kind of entropy.
+        logits: `[B, C, *spatial]`, or probabilities.
+        target: as in `voxel_sums`.
+        mask: as in `voxel_sums`.
+        positive: weights of y, `[B, C]`, without gradient.
+        negative: weights of 1 - y, `[B, C]`; a softmax does not read them.
+
+    Returns:
+        `[B, 1, *spatial]` for a softmax, else `[B, C - first, *spatial]`.
+    """
+    result: Tensor = _map(
+        logits, target, mask, positive, negative, *_flat(terms), choice.choose(logits.device.type, logits.dtype)
+    )
+    return result
+
+
+def _flat(terms: VoxelTerms) -> tuple[str, int, bool, bool, bool, str, float]:
+    return terms.mode, terms.first, terms.overlap, terms.squares, terms.errors, terms.entropy, terms.gamma
+
+
+@torch.library.custom_op("medloss::voxel_sums", mutates_args=())
+def _sums(
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    voxel_weight: Tensor | None,
+    mode: str,
+    first: int,
+    overlap: bool,
+    squares: bool,
+    errors: bool,
+    entropy: str,
+    gamma: float,
+    kernels: str,
+) -> Tensor:
+    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
+    flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
+    result: Tensor = choice.module(kernels).voxel_sums(terms, *flat)
+    return result
+
+
+@torch.library.custom_op("medloss::voxel_sums_backward", mutates_args=())
+def _sums_backward(
+    slopes: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    voxel_weight: Tensor | None,
+    mode: str,
+    first: int,
+    overlap: bool,
+    squares: bool,
+    errors: bool,
+    entropy: str,
+    gamma: float,
+    kernels: str,
+) -> Tensor:
+    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
+    flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
+    result: Tensor = choice.module(kernels).voxel_sums_backward(terms, *flat, slopes.contiguous())
+    return result.view(logits.shape)
+
+
+@torch.library.custom_op("medloss::entropy_map", mutates_args=())
+def _map(
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    positive: Tensor,
+    negative: Tensor,
+    mode: str,
+    first: int,
+    overlap: bool,
+    squares: bool,
+    errors: bool,
+    entropy: str,
+    gamma: float,
+    kernels: str,
+) -> Tensor:
+    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
+    flat = (_lines(logits), _lines(target), _line(mask))
+    values: Tensor = choice.module(kernels).entropy_map(terms, *flat, positive.contiguous(), negative.contiguous())
+    return values.view(logits.shape[0], -1, *logits.shape[2:])
+
+
+def _lines(tensor: Any) -> Any:
+    """`[B, C, N]`; a copy only of what is not contiguous (channels-last logits, say)."""
+    return None if tensor is None else tensor.contiguous().flatten(2)
+
+
+def _line(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous().flatten(1)
+
+
+@_sums.register_fake
+def _(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty((ROWS, *logits.shape[:2]), dtype=sum_type(logits))
+
+
+@_sums_backward.register_fake
+def _(slopes: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+@_map.register_fake
+def _(
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    positive: Tensor,
+    negative: Tensor,
+    mode: str,
+    first: int,
+    *_: Any,
+) -> Tensor:
+    kept = 1 if mode == "softmax" else logits.shape[1] - first
+    return logits.new_empty((logits.shape[0], kept, *logits.shape[2:]), dtype=sum_type(logits))
+
+
+def _keep_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.rest = inputs[4:]
+
+
+def _sums_gradient(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = _sums_backward(slopes, *ctx.saved_tensors, *ctx.rest) if ctx.needs_input_grad[0] else None
+    return gradient, *(None,) * (3 + len(ctx.rest))
+
+
+def _keep_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.rest = inputs[5:]
+
+
+def _map_gradient(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+    logits, target, mask, positive, negative = ctx.saved_tensors
+    gradient = None
+    if ctx.needs_input_grad[0]:
+        # The map's gradient is that of the sums with the incoming gradient as the voxels' weight.
+        rows = logits.new_zeros((ROWS, *logits.shape[:2]), dtype=slopes.dtype)
+        rows[Row.POSITIVE], rows[Row.NEGATIVE] = positive, negative
+        gradient = _sums_backward(rows, logits, target, mask, slopes, *ctx.rest)
+    return gradient, *(None,) * (4 + len(ctx.rest))
+
+
+def _no_second_derivative(ctx: Any, gradient: Tensor) -> Any:
+    raise InputError(
+        "second derivatives: this loss has none; if you need them, write it in torch from `inputs.probabilities()`"
+    )
+
+
+_sums.register_autograd(_sums_gradient, setup_context=_keep_sums)
+_map.register_autograd(_map_gradient, setup_context=_keep_map)
+_sums_backward.register_autograd(_no_second_derivative)

@@ -1,0 +1,72 @@
+"""What a pass over the voxels is asked for: the rows of its sums, and the formulas that they stand for.
+
+A kernel set (`eager`, `numba`, `triton`) is a module with the same functions:
+
+- `supports(device, dtype) -> bool`: whether it can work on such logits.
+- `preferred(device, dtype) -> bool`: whether it is taken unasked.
+- `voxel_sums(terms, logits, target, mask, voxel_weight) -> Tensor`: `[ROWS, B, C]`.
+- `voxel_sums_backward(terms, logits, target, mask, voxel_weight, slopes) -> Tensor`: the gradient of
+  `(slopes * voxel_sums(...)).sum()`, `[B, C, N]` in the type of `logits`.
+- `entropy_map(terms, logits, target, mask, positive, negative) -> Tensor`: the cross entropy a voxel.
+
+Symbols, for item b, class c, voxel x: p probability, y target, v voxel weight (1 unless given),
+l = ln p, q = ln(1 - p).
+Only voxels under the mask count: elsewhere nothing is read into a sum (NaN included) and the gradient is 0.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+
+class Row(IntEnum):
+    """The sums, an item and class; classes below `VoxelTerms.first` are 0, but for `TARGET`."""
+
+    TP = 0  #: sum y p
+    PREDICTION = 1  #: sum p
+    TARGET = 2  #: sum y: always there, of all classes
+    SQUARED_PREDICTION = 3  #: sum p^2
+    SQUARED_TARGET = 4  #: sum y^2
+    ERROR_INSIDE = 5  #: sum v (y - p)^2 y
+    ERROR_OUTSIDE = 6  #: sum v (y - p)^2 (1 - y)
+    POSITIVE = 7  #: sum v y h(l, q)
+    NEGATIVE = 8  #: sum v (1 - y) h(q, l); 0 for a softmax
+
+
+ROWS = len(Row)
+
+
+@dataclass(frozen=True)
+class VoxelTerms:
+    """Which sums are asked for; rows that are not are 0, and their slopes are not read.
+
+    Attributes:
+        mode: `softmax`, `sigmoid` or `probabilities` (given as they are, each channel its own yes/no).
+        first: the first class that counts: 0, or 1 to leave out the background.
+        overlap: TP and PREDICTION.
+        squares: SQUARED_PREDICTION and SQUARED_TARGET.
+        errors: ERROR_INSIDE and ERROR_OUTSIDE.
+        entropy: POSITIVE and NEGATIVE; `""` for none, else which h(l, q):
+            `plain` -l, `focal` -l exp(gamma q) = -l (1 - p)^gamma, `power` max(-l, 1e-7)^gamma with slope 0 below.
+        gamma: the exponent.
+    """
+
+    mode: str
+    first: int = 0
+    overlap: bool = False
+    squares: bool = False
+    errors: bool = False
+    entropy: str = ""
+    gamma: float = 0.0
+
+
+#: The logarithm of a given probability is kept at or above this, as torch's BCELoss does; no slope below.
+LOG_FLOOR = -100.0
+#: The base of `power` is kept at or above this; no slope below.
+POWER_FLOOR = 1e-7
+
+
+def sum_type(logits: torch.Tensor) -> torch.dtype:
+    """The type of sums and maps: float32, or float64 for float64 logits."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32

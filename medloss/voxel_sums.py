@@ -1,0 +1,122 @@
+"""Primitives 1 and 2 in one pass: the sums over voxels that region and cross entropy losses are functions of."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medloss.inputs import LossInputs
+from medloss.kernels import operators
+from medloss.kernels.terms import Row, VoxelTerms
+
+
+@dataclass(frozen=True)
+class Requested:
+    """Which sums a loss reads; they share one softmax.
+
+    Attributes:
+        overlap: sum y p and sum p.
+        squares: sum p^2 and sum y^2.
+        errors: the sums of v (y - p)^2 over y and over 1 - y.
+        entropy: the sums of v y h and of v (1 - y) h: `""` for none; `plain` h = -ln p, `focal`
+            h = -(1 - p)^gamma ln p, `power` h = max(-ln p, 1e-7)^gamma, where p is the probability given to what
+            is there.
+        gamma: the exponent.
+    """
+
+    overlap: bool = False
+    squares: bool = False
+    errors: bool = False
+    entropy: str = ""
+    gamma: float = 0.0
+
+    def terms(self, inputs: LossInputs) -> VoxelTerms:
+        """The same, with the mode and the classes of the inputs at hand."""
+        first = 0 if inputs.include_background else 1
+        return VoxelTerms(inputs.mode.value, first, self.overlap, self.squares, self.errors, self.entropy, self.gamma)
+
+
+@dataclass(frozen=True)
+class VoxelSums:
+    """Sums over each item's counted voxels; `Row` says what each is, `[B, C']`."""
+
+    rows: Tensor  # [ROWS, B, C]
+    inputs: LossInputs
+
+    def row(self, row: Row) -> Tensor:
+        """One sum of the classes that count, `[B, C']`."""
+        return self.inputs.included(self.rows[row])
+
+    @property
+    def all_targets(self) -> Tensor:
+        """Sum y of all classes, background too, `[B, C]`."""
+        return self.rows[Row.TARGET].detach()
+
+    def cross_entropy(self, positive: Tensor | float = 1.0, negative: Tensor | float = 1.0) -> Tensor:
+        """The weighted cross entropy, summed over an item: `[B, 1]` (categorical) or `[B, C']`.
+
+        Args:
+            positive: weight of y, broadcastable to `[B, C']`; the class weights come on top.
+            negative: weight of 1 - y, likewise; categorical losses do not read it.
+        """
+        weight = self.inputs.class_weight
+        sums = self.row(Row.POSITIVE) * positive
+        if not self.inputs.categorical:
+            sums = sums + self.row(Row.NEGATIVE) * negative
+        sums = sums if weight is None else sums * weight.to(sums)
+        return sums.sum(1, keepdim=True) if self.inputs.categorical else sums
+
+
+def voxel_sums(inputs: LossInputs, requested: Requested, voxel_weight: Tensor | None = None) -> VoxelSums:
+    """Walk the voxels once.
+
+    Args:
+        inputs: the checked inputs of a loss.
+        requested: which sums.
+        voxel_weight: v, `[B, 1 or C', *spatial]`, without gradient: a factor of errors and entropies. Default 1.
+    """
+    terms = requested.terms(inputs)
+    weight = None if voxel_weight is None else voxel_weight.detach().to(inputs.dtype)
+    return VoxelSums(operators.voxel_sums(terms, inputs.logits, inputs.target, inputs.mask, weight), inputs)
+
+
+def target_sums(inputs: LossInputs) -> VoxelSums:
+    """The sums that the target alone gives."""
+    terms = Requested().terms(inputs)
+    return VoxelSums(operators.voxel_sums(terms, inputs.logits.detach(), inputs.target, inputs.mask), inputs)
+
+
+def weighted_cross_entropy(
+    inputs: LossInputs,
+    positive: Tensor | float = 1.0,
+    negative: Tensor | float = 1.0,
+    *,
+    entropy: str = "plain",
+    gamma: float = 0.0,
+) -> Tensor:
+    """Cross entropy a voxel, each class's term times a weight; 0 at masked voxels.
+
+    Categorical: `sum_c w_c positive_c y_c h(p_c)`, shape `[B, 1, *spatial]`. Each channel its own yes/no:
+    `w_c [positive y h(p) + negative (1 - y) h(1 - p)]`, shape `[B, C', *spatial]`. w are the class weights.
+
+    Args:
+        inputs: the checked inputs of a loss.
+        positive: weight of y, broadcastable to `[B, C']`.
+        negative: weight of 1 - y, likewise; categorical losses do not read it.
+        entropy: which h, as in `Requested`.
+        gamma: its exponent.
+    """
+    factors = [_all_classes(factor, inputs) for factor in (positive, negative)]
+    terms = Requested(entropy=entropy, gamma=gamma).terms(inputs)
+    return operators.entropy_map(terms, inputs.logits, inputs.target, inputs.mask, *factors)
+
+
+def _all_classes(factor: Tensor | float, inputs: LossInputs) -> Tensor:
+    """`[B, C]`: the factor times the class weights, and 0 for a background that does not count."""
+    batch, channels = inputs.logits.shape[:2]
+    factors = torch.zeros(batch, channels, dtype=inputs.dtype, device=inputs.logits.device)
+    left = inputs.included(factors)
+    left += factor
+    if inputs.class_weight is not None:
+        left *= inputs.class_weight.to(left)
+    return factors

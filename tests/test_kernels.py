@@ -1,0 +1,207 @@
+"""The choice of a kernel set, and what the kernels promise besides the contract."""
+
+import itertools
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loss_inputs import MODES, assert_close, mask_like, sample
+from torch import Tensor
+
+import medloss
+from medloss.kernels import choice, operators
+from medloss.kernels.terms import VoxelTerms
+
+SETS = [name for name in medloss.kernels.available() if choice.module(name).supports("cpu", torch.float32)]
+TERMS: list[dict[str, Any]] = [
+    {"overlap": True, "squares": True},
+    {"errors": True},
+    {"overlap": True, "entropy": "plain"},
+    {"entropy": "focal", "gamma": 2.0},
+    {"entropy": "focal", "gamma": 0.5},
+    {"overlap": True, "entropy": "power", "gamma": 0.3},
+]
+
+TYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def _silent_interpreter() -> Iterator[None]:
+    # Triton's interpreter works out both branches of a selection, and NumPy warns of the one that is not taken.
+    with np.errstate(all="ignore"):
+        yield
+
+
+every_set = pytest.mark.parametrize("kernels", SETS)
+
+
+def sums_and_gradient(terms: VoxelTerms, logits: Tensor, target: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
+    logits = logits.clone().requires_grad_()
+    sums = operators.voxel_sums(terms, logits, target, more.get("mask"), more.get("voxel_weight"))
+    generator = torch.Generator().manual_seed(0)
+    slopes = torch.randn(sums.shape, generator=generator, dtype=torch.float64).to(sums)
+    (gradient,) = torch.autograd.grad((slopes * sums).sum(), logits)
+    return sums.detach(), gradient
+
+
+@pytest.mark.parametrize("kernels", [name for name in SETS if name != "eager"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("wanted", TERMS, ids=[f"{t}" for t in range(len(TERMS))])
+def test_sets_agree_in_every_type(kernels: str, mode: str, wanted: dict[str, Any]) -> None:
+    drawn = sample(mode, 3)
+    for dtype, first, masked in itertools.product(TYPES, (0, 1), (False, True)):
+        if not choice.module(kernels).supports("cpu", dtype):
+            continue
+        logits, terms = drawn.logits.to(dtype), VoxelTerms(mode, first, **wanted)
+        channels = 1 if mode == "softmax" and not wanted.get("errors") else 3 - first
+        mask = mask_like(drawn.index) if masked else None
+        weight = torch.rand(2, channels, *drawn.index.shape[2:], generator=torch.Generator().manual_seed(1))
+        with medloss.kernels.use("eager"):
+            # Half logits against the same numbers in double: the sums must carry no half rounding.
+            expected, slope = sums_and_gradient(
+                terms, logits.double(), drawn.index, mask=mask, voxel_weight=weight.double()
+            )
+        weight = weight.double() if dtype == torch.float64 else weight
+        with medloss.kernels.use(kernels):
+            sums, gradient = sums_and_gradient(terms, logits, drawn.index, mask=mask, voxel_weight=weight)
+        single = {"rtol": 2e-5, "atol": 1e-5} if dtype != torch.float64 else {"rtol": 1e-9, "atol": 1e-11}
+        assert_close(sums, expected, **single)
+        if dtype == torch.bfloat16:
+            single = {"rtol": 1e-2, "atol": 1e-3 * float(slope.abs().max())}
+        else:
+            single["atol"] *= float(slope.abs().max())
+        assert gradient.dtype == dtype
+        assert_close(gradient.double(), slope, **single)
+
+
+@every_set
+def test_sums_do_not_depend_on_the_number_of_threads(kernels: str) -> None:
+    logits = torch.randn(2, 3, 40, 41, 42, generator=torch.Generator().manual_seed(0))
+    target = torch.randint(0, 3, (2, 1, 40, 41, 42), dtype=torch.uint8)
+    if kernels == "triton":
+        pytest.skip("one interpreter, one thread")
+    terms = VoxelTerms("softmax", overlap=True, entropy="plain")
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        with medloss.kernels.use(kernels):
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(sums_and_gradient(terms, logits, target))
+    finally:
+        torch.set_num_threads(threads)
+    for sums, gradient in results[1:]:
+        assert_close(sums, results[0][0], rtol=1e-6)
+        assert torch.equal(gradient, results[0][1]) or kernels == "eager"
+
+
+@every_set
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_comes_out_and_minus_infinity_is_no_probability(kernels: str, mode: str) -> None:
+    drawn = sample(mode, 3, batch=1)
+    logits = drawn.logits.float()
+    logits[0, 1, 0, 0, 0] = float("nan")
+    with medloss.kernels.use(kernels):
+        loss = medloss.ComboLoss(validate=False, **({} if mode == "probabilities" else {mode: True}))
+        assert loss(logits, drawn.index).isnan()
+        if mode == "softmax":
+            index = torch.zeros_like(drawn.index)
+            logits = drawn.logits.float().index_fill(1, torch.tensor([2]), float("-inf")).requires_grad_()
+            value = loss(logits, index)
+            value.backward()
+            assert value.isfinite()
+            assert logits.grad is not None and logits.grad.isfinite().all()
+            assert (logits.grad[:, 2] == 0).all()
+
+
+@every_set
+def test_second_derivatives_are_refused_in_one_line(kernels: str) -> None:
+    drawn = sample("softmax", 2)
+    logits = drawn.logits.float().requires_grad_()
+    with medloss.kernels.use(kernels):
+        value = medloss.DiceLoss(softmax=True)(logits, drawn.index)
+        (gradient,) = torch.autograd.grad(value, logits, create_graph=True)
+        with pytest.raises(medloss.InputError, match=r"^second derivatives: .*"):
+            gradient.sum().backward()
+
+
+@every_set
+def test_layout_and_type_of_the_gradient(kernels: str) -> None:
+    drawn = sample("softmax", 3)
+    with medloss.kernels.use(kernels):
+        plain, other = drawn.logits.float(), drawn.logits.float().to(memory_format=torch.channels_last_3d)
+        results = []
+        for logits in (plain, other):
+            logits = logits.clone(memory_format=torch.preserve_format).requires_grad_()
+            medloss.DiceLoss(softmax=True)(logits, drawn.index).backward()
+            assert logits.grad is not None
+            results.append(logits.grad)
+    assert torch.equal(*results)
+
+
+def test_use_forces_a_set_and_gives_it_back() -> None:
+    before = medloss.kernels.in_use()
+    with medloss.kernels.use("eager"):
+        assert medloss.kernels.in_use() == "eager"
+        with pytest.raises(medloss.InputError, match="kernels: got 'cuda'; expected one of auto, triton, numba, eager"):
+            medloss.kernels.use("cuda")
+    assert medloss.kernels.in_use() == before
+
+
+def test_the_environment_forces_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_forced", None)
+    monkeypatch.setenv("MEDLOSS_KERNELS", "eager")
+    assert medloss.kernels.in_use() == "eager"
+    monkeypatch.setenv("MEDLOSS_KERNELS", "fast")
+    with pytest.raises(medloss.InputError, match="MEDLOSS_KERNELS: got 'fast'"):
+        medloss.kernels.in_use()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_installed", lambda name: name == "eager")
+    with pytest.raises(medloss.InputError, match=r"kernels: 'numba' is not installed: pip install 'medloss\[fast\]'"):
+        medloss.kernels.use("numba")
+
+
+def test_a_set_that_cannot_be_imported_is_passed_over_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> ModuleType:
+        if name == "numba":
+            raise ImportError("Numba needs NumPy 1.0 or less")
+        return original(name)
+
+    original = choice.module
+    monkeypatch.setattr(choice, "_installed", lambda name: True)
+    monkeypatch.setattr(choice, "module", broken)
+    choice._best.cache_clear()
+    with medloss.kernels.use("auto"), pytest.warns(UserWarning, match="'numba' is installed, and cannot be imported"):
+        assert medloss.kernels.in_use() == "eager"
+    choice._best.cache_clear()
+
+
+def test_losses_of_one_prediction_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = sample("softmax", 3)
+    parts = ["dice", "binary_cross_entropy", "tversky"]
+    combined = medloss.CombinedLoss("dice+0.5*binary_cross_entropy+tversky", softmax=True)
+    values = [medloss.create_loss(name, softmax=True)(drawn.logits, drawn.index) for name in parts]
+    expected = values[0] + 0.5 * values[1] + values[2]
+    passes = []
+    original = operators.voxel_sums
+    monkeypatch.setattr(operators, "voxel_sums", lambda *a, **k: passes.append(1) or original(*a, **k))
+    assert_close(combined(drawn.logits, drawn.index), expected)
+    assert len(passes) == 1
+
+
+def test_losses_that_read_otherwise_have_a_pass_of_their_own() -> None:
+    drawn = sample("softmax", 3)
+    losses = [
+        medloss.DiceLoss(softmax=True, weight=[1.0, 2.0, 3.0]),
+        medloss.DiceLoss(softmax=True, include_background=False),
+        medloss.FocalLoss(softmax=True, alpha=0.3),
+        medloss.BinaryCrossEntropyLoss(softmax=True, weight=[0.5, 1.0, 2.0]),
+        medloss.FocalLoss(softmax=True, gamma=1.0),
+    ]
+    combined = medloss.CombinedLoss(losses)
+    assert_close(combined(drawn.logits, drawn.index), sum(loss(drawn.logits, drawn.index) for loss in losses))
