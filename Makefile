@@ -31,9 +31,11 @@ lint: setup
 
 # The same tests in the checkout, for those who work on it.
 unit: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 10 -q
 
+# The losses' table takes some twenty minutes; `python -m benchmarks.losses --full`, with all sizes, some three hours.
 bench: setup
+	$(BIN)/python -m benchmarks.losses --quick
 	$(BIN)/python -m benchmarks.engine_overhead
 	$(BIN)/python -m benchmarks.distance_maps
 

@@ -8,8 +8,6 @@ is all that `train_run` does between two epochs' ends: handlers, checks for NaN,
     python -m benchmarks.engine_overhead --manifest msd_task04_hippocampus --data-root DIR --write
 """
 
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +19,7 @@ import click
 import torch
 
 import medloss
+from benchmarks.machine import machine
 from pipelines.data import decode_cases
 from pipelines.data_root import resolve_data
 from pipelines.engines import channels_last
@@ -117,19 +116,6 @@ def measure(config: RunConfig, folder: Path) -> tuple[list[dict[str, float]], st
     result = train_run(config, folder, report=after_epoch)
     # The first epoch warms up, and reads the data; the last one validates.
     return rows[1:-1], result["precision"]
-
-
-def machine() -> str:
-    """The processor, the threads and the versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    known = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return (
-        f"{model} ({', '.join(known) or platform.machine()}), {torch.get_num_threads()} threads of {os.cpu_count()} "
-        f"cores, Python {platform.python_version()}, torch {torch.__version__}"
-    )
 
 
 def report(config: RunConfig, rows: list[dict[str, float]], precision: str) -> str:
