@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The contract holds over every kernel set of the machine."""
     if metafunc.module.__name__ == "test_contract":
         metafunc.fixturenames.append("kernel_set")
-        metafunc.parametrize("kernel_set", KERNEL_SETS, indirect=True, scope="module")
+        metafunc.parametrize("kernel_set", KERNEL_SETS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -32,12 +32,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
-@pytest.fixture(scope="module")
-def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The kernel set, named by the parameter, that works while the test runs."""
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Force the kernel set that the test's parameter names, while it runs."""
+    name = getattr(item, "callspec", None) and item.callspec.params.get("kernel_set")  # type: ignore[attr-defined]
+    if not name:
+        yield
+        return
     # Triton's interpreter works out both branches of a selection, and NumPy warns of the one that is not taken.
-    with medloss.kernels.use(request.param), np.errstate(all="ignore" if request.param == "triton" else None):
-        yield request.param
+    with medloss.kernels.use(name), np.errstate(all="ignore" if name == "triton" else None):
+        assert medloss.kernels.in_use() == name
+        yield
 
 
 def _data_root() -> Path | None:

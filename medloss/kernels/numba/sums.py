@@ -27,7 +27,7 @@ _CHUNK_NUMBERS = 1 << 19
 
 def supports(device: str, dtype: torch.dtype) -> bool:
     """Whether it can work on such logits."""
-    return device == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float64)
+    return device == "cpu" and dtype.is_floating_point
 
 
 def preferred(device: str, dtype: torch.dtype) -> bool:
@@ -63,7 +63,8 @@ def voxel_sums_backward(
 ) -> Tensor:
     """The gradient of `(slopes * voxel_sums(...)).sum()`, `[B, C, N]`."""
     work = _Work.of(terms, logits, target, mask, voxel_weight)
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    half = logits.dtype == torch.float16
+    gradient = torch.empty(logits.shape, dtype=torch.float32 if half else logits.dtype)
     out = _flat(gradient)
     by_class = np.ascontiguousarray(slopes.detach().numpy().transpose(1, 2, 0))
     floor = max(math.exp(LOG_FLOOR), float(np.finfo(work.real).tiny))
@@ -72,7 +73,7 @@ def voxel_sums_backward(
         gradient_pass(*work.inputs, item, begin, end, *buffers, by_class, floor, out)
 
     work.run(run)
-    return gradient
+    return gradient.to(logits.dtype)
 
 
 def entropy_map(
@@ -135,7 +136,8 @@ class _Work:
             dtype=np.int64,
         )
         inputs = (
-            _flat(logits),
+            # No processor computes in float16: a copy, and not taken unasked.
+            _flat(logits.float() if logits.dtype == torch.float16 else logits),
             target.detach().view(-1).view(torch.uint8).numpy(),
             np.empty(0, np.uint8) if mask is None else mask.view(-1).view(torch.uint8).numpy(),
             np.empty(0, real) if weight is None else _flat(weight),
