@@ -57,7 +57,8 @@ def _lines(device: str, groups: dict[str, Group], folder: Path) -> list[str]:
     rows = all_rows(groups)
     pictures = draw_all(rows, folder, NAMES[device])
     lines = [f"# The losses' speed and memory on a {'GPU' if device == 'cuda' else 'CPU'}", ""]
-    lines += ["    python -m benchmarks.losses --full", "", *_machines(groups), "", _HOW, ""]
+    command = "python -m benchmarks.losses " + " ".join(f"--group {name}" for name in groups)
+    lines += [f"    {command}", "", *_machines(groups), "", _HOW, ""]
     lines += ["- {}: {}".format(*EXPLAINED[regime]) for regime in dict.fromkeys(r.regime for r in rows)]
     lines += _noise(rows)
     found = gpu_verdicts(rows) if device == "cuda" else verdicts(rows)

@@ -147,7 +147,7 @@ class SegmentationLoss(_Loss):
             mask = kept if mask is None else mask & kept
         mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
         if self.validate and not torch.compiler.is_compiling():
-            check_values(signed, mask, channels, self.soft_targets)
+            check_values(target, mask, channels, self.soft_targets)
             if mode is Mode.PROBABILITIES and self.other_act is None:
                 check_probabilities(logits, mask)
         if self.other_act is not None:

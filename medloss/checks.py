@@ -46,6 +46,7 @@ def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_target
     """Refuse labels that are no class, and maps that leave [0, 1]; only voxels that count are looked at."""
     if target.dtype == torch.bool or target.numel() == 0:
         return
+    given, target = target, as_signed(target)
     if mask is not None:
         target = torch.where(mask, target, target.new_zeros(()))
     is_index = target.shape[1] == 1
@@ -54,6 +55,9 @@ def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_target
         raise InputError("target: it holds NaN; expected labels, or maps with values in [0, 1]")
     if is_index and channels > 1:
         if low < 0 or high > channels - 1:
+            if given is not target:
+                labels = given.long() if mask is None else torch.where(mask, given.long(), 0)
+                low, high = (float(bound) for bound in torch.aminmax(labels))
             raise InputError(
                 f"target: got labels from {low:g} to {high:g} for logits of {channels} channels; "
                 f"expected labels 0 to {channels - 1} (a label to leave out: ignore_index)"

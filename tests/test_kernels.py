@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loss_inputs import MODES, assert_close, mask_like, sample
+from loss_inputs import MODES, assert_close, make, mask_like, sample
 from torch import Tensor
 
 import medloss
@@ -120,13 +120,14 @@ def test_nan_comes_out_and_minus_infinity_is_no_probability(kernels: str, mode: 
 
 
 @every_set
-def test_second_derivatives_are_refused_in_one_line(kernels: str) -> None:
+@pytest.mark.parametrize("name", ["dice", "focal", "combo", "hausdorff_dt", "hausdorff_er", "hausdorff_cv"])
+def test_second_derivatives_are_refused_in_one_line(kernels: str, name: str) -> None:
     drawn = sample("softmax", 2)
     logits = drawn.logits.float().requires_grad_()
     with medloss.kernels.use(kernels):
-        value = medloss.DiceLoss(softmax=True)(logits, drawn.index)
+        value = make(name, "softmax")(logits, drawn.index)
         (gradient,) = torch.autograd.grad(value, logits, create_graph=True)
-        with pytest.raises(medloss.InputError, match=r"^second derivatives: .*"):
+        with pytest.raises(medloss.InputError, match=r"^(hausdorff_..: )?second derivatives.*"):
             gradient.sum().backward()
 
 
@@ -142,6 +143,18 @@ def test_layout_and_type_of_the_gradient(kernels: str) -> None:
             assert logits.grad is not None
             results.append(logits.grad)
     assert torch.equal(*results)
+
+
+@every_set
+def test_unsigned_labels_are_ignored_and_named_as_they_are(kernels: str) -> None:
+    drawn = sample("softmax", 3)
+    ignored = mask_like(drawn.index, share=0.2)
+    index = torch.where(ignored, 65535, drawn.index).to(torch.uint16)
+    with medloss.kernels.use(kernels):
+        value = medloss.ComboLoss(softmax=True, ignore_index=65535)(drawn.logits, index)
+        assert_close(value, medloss.ComboLoss(softmax=True)(drawn.logits, drawn.index, mask=~ignored))
+        with pytest.raises(medloss.InputError, match="got labels from 0 to 65535 for logits of 3 channels"):
+            medloss.ComboLoss(softmax=True)(drawn.logits, index)
 
 
 def test_use_forces_a_set_and_gives_it_back() -> None:
