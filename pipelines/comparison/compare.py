@@ -68,7 +68,7 @@ def _carry_out(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None) ->
                     mirrored = time.monotonic()
 
             try:
-                execute(folder, plan, jobs, watch)
+                execute(folder, plan, jobs, watch, display.tell)
             except KeyboardInterrupt:
                 interrupted = True
             except UserError:
@@ -117,7 +117,7 @@ def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, mirro
     click.echo(table.caveat)
     for state in states:
         if state.state == "failed":
-            click.echo(f"failed: {state.title}: {state.error}")
+            click.echo(f"failed: {state.run.title}: {state.error}")
     click.echo(f"\nruns      {folder / 'runs'}")
     click.echo(f"table     {folder / 'table.csv'}, {folder / 'table.md'}")
     if not mirrored:

@@ -56,6 +56,13 @@ class Display:
             return
         self._lines(states, left)
 
+    def tell(self, line: str) -> None:
+        """Print a line that stays, above the live table if there is one."""
+        if self.console.is_terminal:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            click.echo(line, err=True)
+
     def _lines(self, states: list[RunState], left: float | None) -> None:
         for number, state in enumerate(states, start=1):
             now = (state.state, state.epoch)
@@ -73,7 +80,7 @@ class Display:
             dice = "" if state.dice is None else f", dice {state.dice:.3f}"
             why = "" if state.error is None else f": {state.error}"
             rest = "" if left is None else f" ({duration(left)} left in all)"
-            click.echo(f"[{number}/{len(states)}] {state.title}: {what}{dice}{why}{rest}", err=True)
+            click.echo(f"[{number}/{len(states)}] {state.run.title}: {what}{dice}{why}{rest}", err=True)
 
 
 def states_table(states: list[RunState], title: str) -> Table:

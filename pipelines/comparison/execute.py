@@ -18,7 +18,7 @@ _MOST_DEATHS = 2
 _POLL_S = 0.25
 
 
-def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None]) -> None:
+def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell: Callable[[str], None]) -> None:
     """Train all runs of a plan that are not finished, `jobs` at a time.
 
     Args:
@@ -26,6 +26,7 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None]) -> N
         plan: its plan.
         jobs: worker processes; the processor's cores are divided among them.
         watch: called a few times a second.
+        tell: called with a line for people when a process dies and its run is started again.
 
     Raises:
         UserError: no worker gets as far as a run.
@@ -49,7 +50,7 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None]) -> N
                     continue
                 del workers[number]
                 if worker.returncode != 0:
-                    _bury(folder, plan, worker, number, deaths)
+                    _bury(folder, plan, worker, number, deaths, tell)
                     if any(run_folder(folder, run).result is None for run in plan.runs):
                         workers[number] = _start(folder, number, threads)
     finally:
@@ -86,7 +87,14 @@ def _log(folder: Path, number: int) -> Path:
     return folder / "logs" / f"worker-{number}.log"
 
 
-def _bury(folder: Path, plan: Plan, worker: subprocess.Popen[bytes], number: int, deaths: Counter[str]) -> None:
+def _bury(
+    folder: Path,
+    plan: Plan,
+    worker: subprocess.Popen[bytes],
+    number: int,
+    deaths: Counter[str],
+    tell: Callable[[str], None],
+) -> None:
     """Note which run a dead worker had; one that kills every process is failed."""
     had = None
     left = [run for run in plan.runs if run_folder(folder, run).result is None]
@@ -98,9 +106,11 @@ def _bury(folder: Path, plan: Plan, worker: subprocess.Popen[bytes], number: int
     # Deaths between runs count together only while nothing else is finished.
     key = f"with {len(left)} left" if had is None else had.id
     deaths[key] += 1
-    if deaths[key] < _MOST_DEATHS:
-        return
     cause = f"signal {-worker.returncode}" if worker.returncode < 0 else f"exit code {worker.returncode}"
+    if deaths[key] < _MOST_DEATHS:
+        if had is not None:
+            tell(f"{had.title}: its process died ({cause}) and is started again")
+        return
     if had is None:
         log = _log(folder, number)
         told = log.read_text(errors="replace").split("\n")

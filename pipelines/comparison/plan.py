@@ -27,6 +27,11 @@ class PlannedRun(BaseModel):
     id: str
     config: RunConfig
 
+    @property
+    def title(self) -> str:
+        """For people: `dice fold 0 seed 0`."""
+        return f"{self.config.loss} fold {self.config.fold} seed {self.config.seed}"
+
 
 class Plan(BaseModel):
     """A comparison: every loss on every fold with every seed.

@@ -34,12 +34,6 @@ class RunState:
         """Whether nothing more will come of it."""
         return self.state in ("done", "failed")
 
-    @property
-    def title(self) -> str:
-        """For people: `dice fold 0 seed 0`."""
-        config = self.run.config
-        return f"{config.loss} fold {config.fold} seed {config.seed}"
-
 
 def run_states(folder: Path, plan: Plan) -> list[RunState]:
     """The state of every run, in the plan's order."""
