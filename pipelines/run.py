@@ -74,7 +74,7 @@ def train_run(
         torch.set_num_threads(config.threads)
     reset_peak_memory()
     try:
-        training = _Training(config, folder, report)
+        training = Training(config, folder, report)
         if attach is not None:
             attach(training.trainer, training.evaluator)
         return training.run(resume)
@@ -83,7 +83,7 @@ def train_run(
         raise
 
 
-class _Training:
+class Training:
     def __init__(self, config: RunConfig, folder: RunFolder, report: Callable[[Progress], None] | None) -> None:
         self.config = config
         self.folder = folder
