@@ -44,7 +44,10 @@ class SegmentationLoss(_Loss):
             None of the three: probabilities are passed.
         reduction: `mean`, `sum` or `none`. Voxelwise losses average over all counted voxels, the others over
             items and classes; `none` gives `[B, 1 or C', *spatial]` (voxelwise) or `[B, C', 1, 1(, 1)]`.
-        batch: sum regions over the batch first; losses without regions ignore it.
+        batch: sum regions over the batch first; losses without regions ignore it. In a data-parallel training
+            (torch.distributed initialised, logits that require a gradient) the batch is that of all ranks, whose
+            calls must match, and DDP's mean of the gradients is the gradient of the global batch. Without a
+            gradient (validation) it is the rank's own, since ranks may then make different numbers of calls.
         weight: one number, or one a class that is left (C'); multiplies the class's term.
         ignore_index: a label whose voxels are masked; for index targets.
         validate: check the target's values (a GPU has to wait for that). Shapes are always checked.

@@ -1,11 +1,15 @@
 """`SumsLoss`: the losses that are functions of sums over voxels, so that several can share one pass."""
 
 from abc import abstractmethod
+from dataclasses import replace
 
 from torch import Tensor
 
 from medloss.base import SegmentationLoss
 from medloss.inputs import LossInputs
+from medloss.overlap import OverlapStatistics
+from medloss.ranks import sum_over_ranks
+from medloss.reduction import reduce_items
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 
 
@@ -27,3 +31,24 @@ class SumsLoss(SegmentationLoss):
     def compute(self, inputs: LossInputs) -> Tensor:
         """Sum, and apply the formula."""
         return self.from_sums(voxel_sums(inputs, self.requested(), self.voxel_weight(inputs)))
+
+    def overlap(self, sums: VoxelSums) -> OverlapStatistics:
+        """How prediction and reference overlap, an item; with `batch=True` in the batch, over all ranks."""
+        statistics = OverlapStatistics.of(sums, batch=self.batch)
+        if not self.batch:
+            return statistics
+        return OverlapStatistics(*sum_over_ranks(sums.inputs.logits, *vars(statistics).values()))
+
+    def reduced(self, values: Tensor, inputs: LossInputs, voxels: Tensor) -> Tensor:
+        """Reduce as `reduce_items` does, by the voxels that count on all ranks.
+
+        Args:
+            values: one an item (or the batch) and class, `[B or 1, C']`.
+            inputs: the checked inputs of the loss.
+            voxels: `OverlapStatistics.voxels`.
+        """
+        if self.batch and inputs.mask is not None:
+            # A rank whose own voxels are all masked still has the global batch's opinion.
+            values = values.where(voxels > 0, values.new_zeros(()))
+            inputs = replace(inputs, mask=None)
+        return reduce_items(values, inputs, self.reduction)

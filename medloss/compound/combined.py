@@ -10,6 +10,7 @@ from medloss.compound.shared_pass import values_of
 from medloss.create import create_loss
 from medloss.errors import InputError
 from medloss.expression import parse_expression
+from medloss.ranks import sum_over_ranks
 from medloss.spacing import Spacing
 
 SCHEDULES = ("constant", "linear", "balanced")
@@ -24,7 +25,7 @@ class CombinedLoss(nn.Module):
     - `linear`: from the given weights to `final_weights`, in equal steps over `epochs` epochs.
     - `balanced`: each epoch, every term but the first is weighted so that it weighs as much as the first, by
       the means of the epoch before, times its given weight (Karimi 2019); until the first epoch is over, by the
-      means so far.
+      means so far. In a data-parallel training the means are over all ranks.
 
     Args:
         losses: an expression such as `"hausdorff_dt+0.5*dice"`, or names, dotted paths and modules.
@@ -103,7 +104,10 @@ class CombinedLoss(nn.Module):
             values_of(list(self.losses), logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
         )
         if self.schedule == "balanced" and self.training:
-            self.sums += values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
+            means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
+            # The mean over ranks, so that all of them train with the same weights.
+            total, ranks = sum_over_ranks(logits, means, means.new_ones(()))
+            self.sums += total / ranks
             if not self.settled:
                 self._balance()
         weights = self.weights.to(values).view(-1, *(1,) * (values.ndim - 1))

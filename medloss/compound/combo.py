@@ -9,7 +9,6 @@ from medloss.compound.reduction import reduce_compound
 from medloss.distribution.weighted_cross_entropy import foreground_weights
 from medloss.entry import register
 from medloss.errors import InputError
-from medloss.overlap import OverlapStatistics
 from medloss.region.dice import checked_smoothing, dice_coefficient
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums
@@ -77,7 +76,7 @@ class ComboLoss(SumsLoss):
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """Share the two parts, an item and class."""
-        overlap = OverlapStatistics.of(sums, batch=self.batch)
+        overlap = self.overlap(sums)
         dice = 1 - dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         entropy = sums.cross_entropy(*self._class_factors(sums))
         return reduce_compound(sums.inputs, self, self.alpha, entropy, 1 - self.alpha, dice)

@@ -10,7 +10,7 @@ from medloss.base import CommonArguments
 from medloss.compound.reduction import reduce_compound
 from medloss.entry import register
 from medloss.errors import InputError
-from medloss.overlap import OverlapStatistics
+from medloss.ranks import sum_over_ranks
 from medloss.region.dice import checked_smoothing, dice_coefficient
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums
@@ -38,7 +38,8 @@ class ExponentialLogarithmicLoss(SumsLoss):
         cross_entropy_weight: w_x. Default 0.2 (the paper's).
         gamma: g > 0. Default 0.3 (the paper's best): below 1 it pulls hardest at both ends.
         frequencies: one number a class (C of them), of the training set, as in the paper. None (ours): of the
-            batch at hand, over all classes also when class 0 is dropped.
+            batch at hand (with `batch=True` in training: of all ranks' batches), over all classes also when class 0
+            is dropped.
         smooth_nr: smoothing in the numerator, in voxels. Default 1.
         smooth_dr: smoothing in the denominator. Default 1.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed; `batch` concerns the Dice part.
@@ -90,7 +91,7 @@ class ExponentialLogarithmicLoss(SumsLoss):
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """Share the two parts, an item and class."""
-        overlap = OverlapStatistics.of(sums, batch=self.batch)
+        overlap = self.overlap(sums)
         dice = dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         power = (-dice.log()).clamp(min=1e-7) ** self.gamma
         entropy = sums.cross_entropy(*self._rarities(sums))
@@ -108,7 +109,10 @@ class ExponentialLogarithmicLoss(SumsLoss):
         """Label frequencies `[C]`."""
         channels = sums.all_targets.shape[1]
         if self.frequencies is None:
-            return sums.all_targets.sum(0) / sums.inputs.counts().sum().clamp(min=1)
+            targets, voxels = sums.all_targets.sum(0), sums.inputs.counts().sum()
+            if self.batch:
+                targets, voxels = sum_over_ranks(sums.inputs.logits, targets, voxels)
+            return targets / voxels.clamp(min=1)
         if len(self.frequencies) != channels:
             raise InputError(f"frequencies: got {len(self.frequencies)} numbers; expected {channels}, one a class")
         return sums.rows.new_tensor(self.frequencies)

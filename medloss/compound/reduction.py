@@ -1,15 +1,17 @@
 """How a voxelwise and a region part become one value."""
 
+import torch
 from torch import Tensor
 
-from medloss.base import SegmentationLoss
 from medloss.inputs import LossInputs
-from medloss.reduction import reduce_items, weighted
+from medloss.ranks import sum_over_ranks
+from medloss.reduction import weighted
+from medloss.sums_loss import SumsLoss
 
 
 def reduce_compound(
     inputs: LossInputs,
-    loss: SegmentationLoss,
+    loss: SumsLoss,
     voxel_share: float,
     entropy: Tensor,
     region_share: float,
@@ -19,13 +21,18 @@ def reduce_compound(
 
     Args:
         inputs: the checked inputs of the loss.
-        loss: whose `batch` and `reduction` hold.
+        loss: whose `batch` and `reduction` hold; with `batch=True` the voxelwise part is the mean over all items'
+            means, of all ranks.
         voxel_share: factor of the voxelwise part.
         entropy: the voxelwise part's sums `[B, 1 or C']`, class weights inside.
         region_share: factor of the region part.
         regions: `[B or 1, C']`, class weights not inside.
     """
-    means = entropy / inputs.counts().clamp(min=1)
+    counts = inputs.counts()
+    means = entropy / counts.clamp(min=1)
     if loss.batch:
-        means = means.mean(0, keepdim=True)
-    return reduce_items(voxel_share * means + region_share * weighted(regions, inputs), inputs, loss.reduction)
+        items = torch.ones_like(counts)
+        total, voxels, number = (values.sum(0, keepdim=True) for values in (means, counts, items))
+        total, counts, number = sum_over_ranks(inputs.logits, total, voxels, number)
+        means = total / number
+    return loss.reduced(voxel_share * means + region_share * weighted(regions, inputs), inputs, counts)

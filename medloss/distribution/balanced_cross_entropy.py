@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from medloss.entry import register
+from medloss.ranks import sum_over_ranks
 from medloss.voxel_sums import VoxelSums
 from medloss.voxelwise import VoxelwiseLoss
 
@@ -51,5 +52,6 @@ class BalancedCrossEntropyLoss(VoxelwiseLoss):
         counts, targets = sums.inputs.counts(), sums.inputs.included(sums.all_targets)
         if self.batch:
             counts, targets = counts.sum(0, keepdim=True), targets.sum(0, keepdim=True)
+            counts, targets = sum_over_ranks(sums.inputs.logits, counts, targets)
         share = targets / counts.clamp(min=1)
         return 1 - share, share

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from medloss.overlap import OverlapStatistics
-from medloss.reduction import reduce_items, weighted
+from medloss.reduction import weighted
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums
 
@@ -29,5 +29,5 @@ class RegionLoss(SumsLoss):
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """Apply the formula, weigh and reduce."""
-        statistics = OverlapStatistics.of(sums, batch=self.batch)
-        return reduce_items(weighted(self.from_statistics(statistics), sums.inputs), sums.inputs, self.reduction)
+        statistics = self.overlap(sums)
+        return self.reduced(weighted(self.from_statistics(statistics), sums.inputs), sums.inputs, statistics.voxels)
