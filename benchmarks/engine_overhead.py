@@ -20,18 +20,16 @@ import torch
 
 import medloss
 from benchmarks.machine import machine
-from pipelines.data import decode_cases
-from pipelines.data_root import resolve_data
 from pipelines.engines import channels_last
 from pipelines.files import write_text
-from pipelines.manifest import load_manifest
 from pipelines.networks import create_network
+from pipelines.optimization import create_optimizer, create_schedule, seed_everything
 from pipelines.patches import PatchDataset, start_epoch, training_loader
 from pipelines.precision import autocast_dtype
 from pipelines.progress import Progress
-from pipelines.recipe import checked_patch, create_schedule, seed_everything
 from pipelines.run import train_run
 from pipelines.run_config import RunConfig
+from pipelines.training import prepared_data
 
 _RESULT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "engine.md"
 
@@ -42,19 +40,17 @@ def bare_loop(config: RunConfig) -> Callable[[int], tuple[float, float]]:
     Returns:
         A function of the epoch's number, which gives its mean loss and the seconds that it waited for batches.
     """
-    manifest = load_manifest(config.manifest)
-    training, _ = manifest.split(config.fold)
-    root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
-    decoded = decode_cases(manifest, training, root, None if config.cache_dir is None else Path(config.cache_dir))
-    patch = checked_patch(config, manifest, [tuple(item["label"].shape[1:]) for item in decoded])
-    loader = training_loader(PatchDataset(decoded, patch, config.seed), config.batch_size, config.workers)
-    dtype = autocast_dtype(config.precision, torch.device("cpu"), network=config.network, patch=patch)
+    data = prepared_data(config)
+    config, manifest = data.config, data.manifest
+    patches = PatchDataset(data.training, config.patch_size or (), config.seed, augmentation=config.augmentation)
+    loader = training_loader(patches, config.batch_size or 1, config.workers)
+    dtype = autocast_dtype(config, torch.device("cpu"), config.patch_size or ())
     layout: Any = channels_last(manifest.dimensions)
     seed_everything(config.seed, 0)
-    network = create_network(config.network, manifest.dimensions, manifest.num_classes)
+    network = create_network(config, manifest.dimensions, manifest.num_classes)
     network.to(memory_format=layout)  # type: ignore[call-overload]
     loss_function = medloss.create_training_loss(config.loss, num_classes=manifest.num_classes)
-    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = create_optimizer(network, config)
     schedule = create_schedule(optimizer, config, len(loader))
     network.train()
 

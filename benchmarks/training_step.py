@@ -15,6 +15,7 @@ from medloss.kernels import choice
 from pipelines.engines import channels_last
 from pipelines.networks import create_network
 from pipelines.precision import autocast_dtype
+from pipelines.run_config import RunConfig
 
 
 def training_rows(case: Case, regime: str) -> list[Row]:
@@ -26,9 +27,10 @@ def training_rows(case: Case, regime: str) -> list[Row]:
     # Any image will do: a network's time does not hang on what it sees.
     image = logits[:, :1].clone().to(device).contiguous(memory_format=layout)
     target = target.to(device)
-    network = create_network("unet", len(case.size), case.classes).to(device)
+    config = RunConfig(manifest="phantom")
+    network = create_network(config, len(case.size), case.classes).to(device)
     network.to(memory_format=layout)  # type: ignore[call-overload]
-    dtype = autocast_dtype("auto", device, network="unet", patch=case.size)
+    dtype = autocast_dtype(config, device, case.size)
     optimizer = torch.optim.AdamW(network.parameters())
     losses = {contender: _loss(contender, target, case.classes) for contender in case.contenders}
 

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, let_the_first_rank_tell
 
 # Subcommands are imported when they are called, so that `medloss --help` does not wait for torch.
 COMMANDS = {
@@ -13,6 +13,8 @@ COMMANDS = {
     "manifest": ("pipelines.commands.data:manifest", "Write a manifest for a folder of images and labels."),
     "check": ("pipelines.commands.data:check", "Read a whole data set, and name every bad file."),
     "train": ("pipelines.commands.training:train", "Train one network with one loss."),
+    "predict": ("pipelines.commands.prediction:predict", "Predict new images by a trained network."),
+    "evaluate": ("pipelines.commands.evaluation:evaluate", "Measure predictions against labels."),
     "compare": ("pipelines.commands.comparison:compare", "Train every loss on a data set, and compare them."),
     "worker": ("pipelines.commands.comparison:worker", "Work on the waiting runs of a comparison's folder."),
     "status": ("pipelines.commands.comparison:status", "Show how far a comparison is."),
@@ -53,9 +55,11 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
+        let_the_first_rank_tell()
         error.show()
         sys.exit(error.exit_code)
     except (UserError, ValueError) as error:
+        let_the_first_rank_tell()
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
 

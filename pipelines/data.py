@@ -1,106 +1,65 @@
-"""Cases as a network reads them: decoded and normalised once, whole; kept in a cache that processes share."""
+"""One case as a network reads it: decoded, checked, its labels numbered, on the training grid."""
 
-import hashlib
-import io
-import warnings
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data.utils import affine_to_spacing
-from monai.transforms import (
-    Compose,
-    EnsureChannelFirstd,
-    EnsureTyped,
-    LoadImaged,
-    NormalizeIntensityd,
-    ScaleIntensityRangePercentilesd,
-)
+from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged
+from torch import Tensor
 
 from pipelines.errors import UserError
-from pipelines.files import sha256, write_atomically
 from pipelines.manifest import Case, Manifest
+from pipelines.preprocessing import Preprocessing
 
-#: Changes when the transforms below do: cached volumes of another version are not read.
-_CACHE_VERSION = "2"
-_CHECK = "`medloss check` names every bad file"
-
-
-def _reader(manifest: Manifest) -> Compose:
-    both = ["image", "label"]
-    intensity: list[Any] = [NormalizeIntensityd("image")]
-    if manifest.modality.upper() == "CT":
-        # Metal and air would set the scale of a CT otherwise.
-        intensity.insert(0, ScaleIntensityRangePercentilesd("image", 0.5, 99.5, b_min=0.0, b_max=1.0, clip=True))
-    return Compose(
-        [
-            LoadImaged(both, reader="NibabelReader", ensure_channel_first=False),
-            EnsureChannelFirstd(both, channel_dim="no_channel"),
-            # Labels, too: whole numbers would hide a 1.7.
-            EnsureTyped(both, dtype=torch.float32),
-            *intensity,
-        ]
-    )
+CHECK = "`medloss check` names every bad file"
+#: As many of a class's voxels are kept as centres of patches; of more, evenly spread ones.
+_MOST_CENTRES = 10_000
+_BOTH = ["image", "label"]
+_READER = Compose(
+    [
+        LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
+        EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
+        # Labels, too: whole numbers would hide a 1.7.
+        EnsureTyped(_BOTH, dtype=torch.float32),
+    ]
+)
 
 
-def decode_cases(
-    manifest: Manifest, cases: Sequence[Case], root: Path, cache_dir: Path | None = None
-) -> list[dict[str, Any]]:
-    """Read, map and normalise cases, whole: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
+def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
+    """Read a case as it lies in its files: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
 
     Args:
-        manifest: whose labels and modality hold.
-        cases: which to read.
+        manifest: whose labels hold: the label map counts its classes 0..C-1.
+        case: which.
         root: the data root.
-        cache_dir: where decoded cases are kept, by the files' content, for other runs and processes.
 
     Raises:
-        UserError: a case that cannot be read or trained with.
+        UserError: it cannot be read or trained with.
     """
-    reader = _reader(manifest)
-    if cache_dir is None:
-        return [_decode(manifest, case, root, reader) for case in cases]
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cache: cannot make {cache_dir}: {error.strerror}") from None
-    recipe = [_CACHE_VERSION, str(manifest.label_values), manifest.modality, str(manifest.dimensions)]
-    decoded = []
-    for case in cases:
-        parts = [*recipe, case.id, *(_content(case, root / path) for path in (case.image, case.label))]
-        entry = cache_dir / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.pt"
-        item = _read_entry(entry)
-        if item is None:
-            item = _decode(manifest, case, root, reader)
-            _write_entry(entry, item)
-        decoded.append(item)
-    return decoded
-
-
-def _decode(manifest: Manifest, case: Case, root: Path, reader: Compose) -> dict[str, Any]:
     for path in (case.image, case.label):
         if not (root / path).is_file() or not (root / path).stat().st_size:
-            raise UserError(f"case '{case.id}': {root / path} is missing or empty; {_CHECK}")
+            raise UserError(f"case '{case.id}': {root / path} is missing or empty; {CHECK}")
     try:
-        data = reader({"image": str(root / case.image), "label": str(root / case.label)})
+        data = _READER({"image": str(root / case.image), "label": str(root / case.label)})
     except RuntimeError as error:
         # MONAI's own message names its transform; what it met is the cause.
         cause = " ".join(str(error.__cause__ or error).split())[:300]
-        raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {_CHECK}") from None
+        raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {CHECK}") from None
     image, label = data["image"].as_tensor().contiguous(), data["label"].as_tensor()
     if image.shape != label.shape or label.ndim != manifest.dimensions + 1:
         shapes = f"an image of shape {tuple(image.shape[1:])} and a label of {tuple(label.shape[1:])}"
-        raise UserError(f"case '{case.id}': {shapes}; expected the same {manifest.dimensions} axes; {_CHECK}")
+        raise UserError(f"case '{case.id}': {shapes}; expected the same {manifest.dimensions} axes; {CHECK}")
     if not image.isfinite().all():
-        raise UserError(f"case '{case.id}': {case.image} holds NaN or infinite values; {_CHECK}")
+        raise UserError(f"case '{case.id}': {case.image} holds NaN or infinite values; {CHECK}")
     classes = torch.full(label.shape, 255, dtype=torch.uint8)
     for index, value in enumerate(manifest.label_values):
         classes[label == value] = index
     if (classes == 255).any():
         value = label[classes == 255][0].item()
         named = ", ".join(map(str, manifest.label_values))
-        raise UserError(f"case '{case.id}': {case.label} holds {value:g}; the manifest names {named}; {_CHECK}")
+        raise UserError(f"case '{case.id}': {case.label} holds {value:g}; the manifest names {named}; {CHECK}")
     spacing = affine_to_spacing(data["label"].affine)[: manifest.dimensions]
     return {
         "case": case.id,
@@ -110,36 +69,31 @@ def _decode(manifest: Manifest, case: Case, root: Path, reader: Compose) -> dict
     }
 
 
-def _content(case: Case, path: Path) -> str:
-    try:
-        return sha256(path)
-    except OSError as error:
-        raise UserError(f"case '{case.id}': {path} cannot be read: {error.strerror}; {_CHECK}") from None
+def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: int) -> dict[str, Any]:
+    """A case from `read_case` on the training grid.
 
-
-def _read_entry(entry: Path) -> dict[str, Any] | None:
-    """A decoded case from the cache; None where there is none, or a damaged one.
-
-    Each entry begins with its own SHA-256: torch reads one with flipped bits without an error.
+    `image`, `label` and `spacing` are the grid's; `centres` are the flat indices of voxels of each foreground class.
+    Where the grid is not the case's own, `reference` and `reference_spacing` keep the label that it is measured by.
     """
-    try:
-        content = entry.read_bytes()
-    except FileNotFoundError:
-        return None
-    body = content[32:]
-    if hashlib.sha256(body).digest() != content[:32]:
-        warnings.warn(f"damaged cache entry {entry} is decoded anew", stacklevel=3)
-        return None
-    item: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
+    label, spacing = case["label"], case["spacing"].tolist()
+    on_grid = preprocessing.labels(label, spacing, num_classes)
+    item = {
+        "case": case["case"],
+        "image": preprocessing.image(case["image"], spacing),
+        "label": on_grid,
+        "spacing": case["spacing"],
+        "centres": _centres(on_grid),
+    }
+    if on_grid.shape != label.shape:
+        size = torch.tensor(label.shape[1:], dtype=torch.float64) / torch.tensor(on_grid.shape[1:])
+        item |= {"spacing": case["spacing"] * size, "reference": label, "reference_spacing": case["spacing"]}
     return item
 
 
-def _write_entry(entry: Path, item: dict[str, Any]) -> None:
-    body = io.BytesIO()
-    torch.save(item, body)
-    content = hashlib.sha256(body.getvalue()).digest() + body.getvalue()
-    try:
-        write_atomically(entry, lambda file: file.write(content))
-    except OSError as error:
-        # A full disk costs time, not the run.
-        warnings.warn(f"cache entry {entry} cannot be written: {error.strerror}", stacklevel=3)
+def _centres(label: Tensor) -> list[Tensor]:
+    """Flat indices of voxels, one tensor a foreground class that is there."""
+    flat = label.reshape(-1)
+    foreground = flat.nonzero()[:, 0]
+    values = flat[foreground]
+    voxels = [foreground[values == value] for value in values.unique()]
+    return [v[:: math.ceil(len(v) / _MOST_CENTRES)].to(torch.int32) for v in voxels]

@@ -1,4 +1,10 @@
-"""The one error type that a person, not a programmer, reads."""
+"""The error types that a person, not a programmer, reads."""
+
+import os
+import time
+
+#: Seconds; torchrun looks ten times a second whether a process has ended, and ends the others then.
+_HEAD_START_S = 5.0
 
 
 class UserError(Exception):
@@ -10,3 +16,12 @@ class UserError(Exception):
 
 class TrainingError(Exception):
     """A run that went wrong while it trained; the message says in one line what happened, and to which cases."""
+
+
+def let_the_first_rank_tell() -> None:
+    """Wait a moment, if this process is another than the first of those that `torchrun` started.
+
+    Where all of them fail alike, the first has told it by then, and `torchrun` has ended this one: so it is told once.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(_HEAD_START_S)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipelines.errors import UserError
 from pipelines.manifest_rules import manifest_problems, path_problem
 from pipelines.resources import manifest_path
+from pipelines.trust import refuse_code
 
 
 def _printable(text: str) -> str:
@@ -227,6 +228,7 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: no manifest: expected a mapping with name, classes, cases and so on")
+    refuse_code(content, path)
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

@@ -1,50 +1,68 @@
-"""The networks, from MONAI, and the patches that fit them."""
+"""The networks, from MONAI, made of a run's config."""
 
-import math
-from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-from monai.networks.nets import UNet, VNet
-from torch import nn
+from monai.networks.nets import DynUNet, UNet, VNet
+from torch import Tensor, nn
 
-#: By what a patch must be divisible: each network halves it so many times.
-DIVISOR = {"unet": 4, "vnet": 16}
-#: A planned patch holds at most this many voxels: what a small machine trains in batches.
-_MOST_VOXELS = 96**3
+from pipelines.run_config import RunConfig
+
+#: nnU-Net's bound on channels: coarser levels see few voxels, and need no more.
+_MOST_CHANNELS = 320
+#: The V-Net halves every axis four times.
+VNET_DIVISOR = 16
 
 
-def create_network(name: str, spatial_dims: int, num_classes: int) -> nn.Module:
+def create_network(config: RunConfig, spatial_dims: int, num_classes: int) -> nn.Module:
     """A network that makes logits `[B, C, *spatial]` of images `[B, 1, *spatial]`.
 
+    A network with deep supervision makes, while it trains, a list of logits, finest first.
+
     Args:
-        name: `unet` (MONAI's, 16-32-64 channels, one residual unit a level) or `vnet` (MONAI's).
+        config: planned: `strides`, `kernels` and `base_channels` are there (a V-Net needs none).
         spatial_dims: 2 or 3.
         num_classes: C, background included.
     """
-    if name == "vnet":
+    if config.network == "vnet":
         # Its dropout of half the channels is made for hundreds of epochs.
         return VNet(spatial_dims, 1, num_classes, dropout_prob_down=0.1, dropout_prob_up=(0.1, 0.1))
-    return UNet(
-        spatial_dims,
-        in_channels=1,
-        out_channels=num_classes,
-        channels=(16, 32, 64),
-        strides=(2, 2),
-        num_res_units=1,
-        norm=("INSTANCE", {"affine": True}),
-    )
+    strides = config.strides or ((1,) * spatial_dims, *((2,) * spatial_dims,) * ((config.levels or 3) - 1))
+    width = config.base_channels or 16
+    channels = [min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides))]
+    norm = ("INSTANCE", {"affine": True})
+    if config.network == "unet":
+        return UNet(
+            spatial_dims,
+            in_channels=1,
+            out_channels=num_classes,
+            channels=channels,
+            strides=[list(stride) for stride in strides[1:]],
+            num_res_units=1,
+            norm=norm,
+        )
+    kernels = config.kernels or ((3,) * spatial_dims,) * len(strides)
+    plain: dict[str, Any] = {
+        "kernel_size": [list(kernel) for kernel in kernels],
+        "strides": [list(stride) for stride in strides],
+        "upsample_kernel_size": [list(stride) for stride in strides[1:]],
+    }
+    # The two coarsest levels have no heads: they see no shapes.
+    heads = min(config.deep_supervision, len(strides) - 2)
+    if heads > 0:
+        plain |= {"deep_supervision": True, "deep_supr_num": heads}
+    kind = SupervisedDynUNet if heads > 0 else DynUNet
+    return kind(spatial_dims, 1, num_classes, filters=channels, norm_name=norm, **plain)
 
 
-def planned_patch(shapes: Sequence[Sequence[int]], network: str) -> tuple[int, ...]:
-    """A patch that holds most of a median case: its shape rounded up to what the network divides by, bounded.
+class SupervisedDynUNet(DynUNet):
+    """MONAI's DynUNet, whose coarser outputs stay on their own grids.
 
-    Args:
-        shapes: the training cases' shapes, voxels.
-        network: whose divisor holds.
+    MONAI's own brings them all to the finest grid: eight times the voxels for the loss, on labels that are not there.
     """
-    step = max(DIVISOR[network], 8)
-    patch = [math.ceil(n / step) * step for n in np.median(np.array(shapes), axis=0)]
-    while math.prod(patch) > _MOST_VOXELS:
-        longest = max(range(len(patch)), key=lambda axis: patch[axis])
-        patch[longest] -= step
-    return tuple(patch)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits `[B, C, *spatial]`; while it trains with deep supervision, a list of them, finest first."""
+        out = self.output_block(self.skip_layers(x))
+        if self.training and self.deep_supervision:
+            return [out, *self.heads]
+        return out

@@ -1,58 +1,48 @@
-"""What a run is trained by: the patch, the learning rate's schedule, the seeds, the device."""
+"""What a run is trained by: optimizer, learning rate's schedule, seeds, device."""
 
 import math
+import os
 import random
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from pipelines.errors import UserError
-from pipelines.manifest import Manifest
-from pipelines.networks import DIVISOR, planned_patch
 from pipelines.run_config import RunConfig
 
+#: nnU-Net's.
+_MOMENTUM, _EXPONENT = 0.99, 0.9
 
-def checked_patch(config: RunConfig, manifest: Manifest, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The patch asked for, or a planned one.
 
-    Args:
-        config: the run's.
-        manifest: of its data set.
-        shapes: the training cases' shapes, voxels.
-
-    Raises:
-        UserError: it does not fit the data's dimensions, or the network does not divide it.
-    """
-    divisor = DIVISOR[config.network]
-    if any(axis not in range(manifest.dimensions) for axis in config.flip_axes):
-        raise UserError(f"flip axes: got {config.flip_axes}; '{manifest.name}' has axes 0 to {manifest.dimensions - 1}")
-    if config.patch_size is None:
-        return planned_patch(shapes, config.network)
-    if len(config.patch_size) != manifest.dimensions or any(n % divisor for n in config.patch_size):
-        raise UserError(
-            f"patch size: got {config.patch_size}; '{config.network}' on '{manifest.name}' needs "
-            f"{manifest.dimensions} numbers divisible by {divisor}"
+def create_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """The optimizer of a planned config."""
+    rate = config.learning_rate or 0.0
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), rate, momentum=_MOMENTUM, nesterov=True, weight_decay=config.weight_decay
         )
-    return config.patch_size
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=config.weight_decay)
 
 
-def create_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps_an_epoch: int) -> LRScheduler:
-    """A linear warm-up, then half a cosine down to 0; stepped after each of the optimizer's steps."""
-    steps = config.epochs * steps_an_epoch
+def create_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, batches_an_epoch: int) -> LRScheduler:
+    """A linear warm-up, then half a cosine, or a polynomial, down to 0; stepped after each of the optimizer's steps."""
+    steps = config.epochs * math.ceil(batches_an_epoch / config.accumulate)
     warmup = max(1, round(config.warmup * steps))
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return (1 - done) ** _EXPONENT if config.schedule == "polynomial" else 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)
 
 
-def seed_everything(seed: int, epoch: int) -> None:
-    """Set every generator by the seed and the epoch: so a resumed run needs none of their states."""
-    number = 1_000_003 * seed + epoch
+def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
+    """Set every generator by the seed, the epoch and the process: so a resumed run needs none of their states."""
+    number = 1_000_003 * seed + epoch + 7_919 * rank
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)  # noqa: NPY002  for libraries that use it
@@ -64,8 +54,10 @@ def chosen_device(name: str) -> torch.device:
     Raises:
         UserError: there is no such device.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""Random patches of decoded cases, and the loaders that batch them."""
+"""Random patches of prepared cases, and the loaders that batch them."""
 
-import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-#: So many patches are centred on foreground, its class drawn first, a voxel of it then: what is small is seen as often
-#: as what is large. The others lie anywhere.
-_FOREGROUND_SHARE = 2 / 3
-#: As many of a class's voxels are kept as centres; of more, evenly spread ones.
-_MOST_CENTRES = 10_000
-#: Intensities are scaled by 0.9 to 1.1, and shifted by -0.1 to 0.1 of their standard deviation, each in half the cases.
-_INTENSITY = 0.1
+from pipelines.augmentation import Intensities, random_matrix, sampled
+from pipelines.errors import UserError
+from pipelines.run_config import Augmentation
+
+_Index = tuple[int, int]
 
 
 class PatchDataset(Dataset):
-    """Random patches of decoded cases.
+    """Random patches of prepared cases, by (epoch, number of the case).
 
     What is random about a patch depends on the seed, the epoch and the case alone: not on the worker that makes it,
     nor on what came before. So a resumed run, and one with another number of workers, sees the same patches.
@@ -30,66 +28,151 @@ class PatchDataset(Dataset):
     tenth of a step, and looked for the foreground of the whole volume anew each time.
 
     Args:
-        decoded: from `decode_cases`.
+        cases: from `CaseStore`.
         patch: voxels an axis; what a case lacks is padded with zeros, the mean of its intensities, and background.
-        seed: decides everything random, with `epoch`, which the loader's owner moves on.
+        seed: decides everything random, with the epoch.
         flip_axes: array axes along which every second patch is flipped.
+        augmentation: how patches are varied.
+        foreground: share of patches centred on foreground, its class drawn first, a voxel of it then: what is small is
+            seen as often as what is large. The others lie anywhere.
     """
 
     def __init__(
-        self, decoded: list[dict[str, Any]], patch: Sequence[int], seed: int, flip_axes: Sequence[int] = ()
+        self,
+        cases: Sequence[dict[str, Any]],
+        patch: Sequence[int],
+        seed: int,
+        flip_axes: Sequence[int] = (),
+        augmentation: Augmentation | None = None,
+        foreground: float = 2 / 3,
     ) -> None:
-        self.decoded = decoded
+        self.cases = cases
         self.patch = tuple(patch)
         self.seed = seed
         self.flip_axes = tuple(flip_axes)
-        self.epoch = 0
-        self.centres = [_centres(item["label"][0], self.patch) for item in decoded]
+        self.augmentation = augmentation or Augmentation()
+        self.foreground = foreground
+        self.intensities = Intensities(self.augmentation, len(self.patch))
 
     def __len__(self) -> int:
-        return len(self.decoded)
+        return len(self.cases)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.decoded[index]
-        random = np.random.default_rng((self.seed, self.epoch, index, 0))
-        start = _start(item["label"].shape[1:], self.patch, self.centres[index], random)
-        image, label = (_cut(item[name], start, self.patch) for name in ("image", "label"))
+    def __getitem__(self, index: _Index) -> dict[str, Any]:
+        epoch, number = index
+        item = self.cases[number]
+        random = np.random.default_rng((self.seed, epoch, number, 0))
+        shape = item["label"].shape[1:]
+        start = self._start(shape, item["centres"], random)
+        matrix = random_matrix(self.augmentation, item["spacing"].tolist(), random)
+        if matrix is None:
+            image, label = (_cut(item[name], start, self.patch) for name in ("image", "label"))
+        else:
+            centre = [
+                (n - 1) / 2 if p >= n else first + (p - 1) / 2
+                for first, p, n in zip(start, self.patch, shape, strict=True)
+            ]
+            image = sampled(item["image"], centre, matrix, self.patch, "bilinear")
+            label = sampled(item["label"], centre, matrix, self.patch, "nearest")
         flipped = [1 + axis for axis in self.flip_axes if random.random() < 0.5]
         if flipped:
             image, label = image.flip(flipped), label.flip(flipped)
-        scale, shift = (random.uniform(-_INTENSITY, _INTENSITY) * (random.random() < 0.5) for _ in range(2))
         return {
             "case": item["case"],
-            "image": image.mul(1 + scale).add_(shift),
+            "image": self.intensities(image, random),
             "label": label,
             "spacing": item["spacing"],
         }
 
+    def _start(self, shape: Sequence[int], centres: list[Tensor], random: Generator) -> tuple[int, ...]:
+        """A patch's first voxel; 0 along axes that the patch covers."""
+        room = [max(n - p, 0) for n, p in zip(shape, self.patch, strict=True)]
+        if not any(room):
+            return (0,) * len(room)
+        if not centres or random.random() > self.foreground:
+            return tuple(int(random.integers(r + 1)) for r in room)
+        voxels = centres[random.integers(len(centres))]
+        centre = np.unravel_index(int(voxels[random.integers(len(voxels))]), tuple(shape))
+        return tuple(min(max(int(c) - p // 2, 0), r) for c, p, r in zip(centre, self.patch, room, strict=True))
 
-class EpochSampler(Sampler):
-    """The cases' order, another one each epoch, by the seed and the epoch alone."""
 
-    def __init__(self, size: int, seed: int) -> None:
+class EpochBatches(Sampler[list[_Index]]):
+    """The batches of an epoch: the cases in another order each time, by the seed and the epoch alone.
+
+    Of several processes each takes its part of every batch; together they see what one process would.
+
+    Args:
+        size: number of cases.
+        seed: decides the orders.
+        batch_size: items a batch, over all processes; incomplete batches are left out.
+        rank: this process's number.
+        ranks: number of processes.
+
+    Raises:
+        UserError: the processes cannot share a batch evenly.
+    """
+
+    def __init__(self, size: int, seed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
         self.size = size
         self.seed = seed
+        self.batch_size = min(batch_size, size)
+        if self.batch_size % ranks:
+            raise UserError(
+                f"batch size: {self.batch_size} items cannot be shared evenly by {ranks} processes; "
+                f"expected a multiple of {ranks}"
+            )
+        self.part = self.batch_size // ranks
+        self.rank = rank
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.size
+        return self.size // self.batch_size
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng((self.seed, self.epoch, 0, 1)).permutation(self.size).tolist())
+    def __iter__(self) -> Iterator[list[_Index]]:
+        order = np.random.default_rng((self.seed, self.epoch, 0, 1)).permutation(self.size).tolist()
+        for batch in range(len(self)):
+            first = batch * self.batch_size + self.rank * self.part
+            yield [(self.epoch, number) for number in order[first : first + self.part]]
 
 
-def training_loader(dataset: PatchDataset, batch_size: int, workers: int) -> DataLoader:
-    """Batches of patches; `start_epoch` makes its next pass that of an epoch."""
-    return DataLoader(
+class _ReadAhead(DataLoader):
+    """Makes the next batch in a thread while the network computes.
+
+    MONAI's `ThreadDataLoader` does so, too, but an error in its thread only ends the epoch early.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        with ThreadPoolExecutor(1, "loader") as thread:
+            batches = super().__iter__()
+            ahead = thread.submit(next, batches, None)
+            while (batch := _result(ahead)) is not None:
+                ahead = thread.submit(next, batches, None)
+                yield batch
+
+
+def _result(ahead: Future[Any]) -> Any:
+    try:
+        return ahead.result()
+    except UserError as error:
+        # From a loader process it comes wrapped into that one's traceback, of which it is the last line.
+        raise UserError(str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
+
+
+def training_loader(dataset: PatchDataset, batch_size: int, workers: int, rank: int = 0, ranks: int = 1) -> DataLoader:
+    """Batches of patches; `start_epoch` makes its next pass that of an epoch.
+
+    Args:
+        dataset: of patches.
+        batch_size: items a batch, over all processes.
+        workers: loader processes; with 0 a thread makes the next batch while the network computes.
+        rank: this process's number.
+        ranks: number of processes that train together.
+    """
+    return _ReadAhead(
         dataset,
-        batch_size=min(batch_size, len(dataset)),
-        sampler=EpochSampler(len(dataset), dataset.seed),
+        batch_sampler=EpochBatches(len(dataset), dataset.seed, batch_size, rank, ranks),
         num_workers=workers,
-        drop_last=len(dataset) >= batch_size,
-        collate_fn=_collate,
+        persistent_workers=workers > 0,
+        collate_fn=_patches,
         # Its own: else each pass would draw a number from the generator that dropout draws from.
         generator=torch.Generator(),
     )
@@ -97,34 +180,13 @@ def training_loader(dataset: PatchDataset, batch_size: int, workers: int) -> Dat
 
 def start_epoch(loader: DataLoader, epoch: int) -> None:
     """Make a training loader's next pass that of `epoch`."""
-    loader.dataset.epoch = epoch  # type: ignore[attr-defined]
-    loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+    loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
 
 
-def validation_loader(decoded: list[dict[str, Any]]) -> DataLoader:
-    """Whole cases, one at a time."""
-    return DataLoader(decoded, batch_size=1, collate_fn=_collate)  # type: ignore[arg-type]
-
-
-def _centres(label: Tensor, patch: tuple[int, ...]) -> list[Tensor]:
-    """Flat indices of voxels, one tensor a foreground class that is there; none where every patch is the whole case."""
-    if all(p >= n for n, p in zip(label.shape, patch, strict=True)):
-        return []
-    flat = label.reshape(-1)
-    foreground = flat.nonzero()[:, 0]
-    values = flat[foreground]
-    voxels = [foreground[values == value] for value in values.unique()]
-    return [v[:: math.ceil(len(v) / _MOST_CENTRES)].to(torch.int32) for v in voxels]
-
-
-def _start(shape: Sequence[int], patch: tuple[int, ...], centres: list[Tensor], random: Generator) -> tuple[int, ...]:
-    """A patch's first voxel; 0 along axes that the patch covers."""
-    room = [max(n - p, 0) for n, p in zip(shape, patch, strict=True)]
-    if not centres or random.random() > _FOREGROUND_SHARE:
-        return tuple(int(random.integers(r + 1)) for r in room)
-    voxels = centres[random.integers(len(centres))]
-    centre = np.unravel_index(int(voxels[random.integers(len(voxels))]), shape)
-    return tuple(min(max(int(c) - p // 2, 0), r) for c, p, r in zip(centre, patch, room, strict=True))
+def validation_loader(cases: Sequence[dict[str, Any]], rank: int = 0, ranks: int = 1) -> DataLoader:
+    """Whole cases, one at a time, with the label that measures them; each process has its share."""
+    share = range(rank, len(cases), ranks)
+    return DataLoader(cases, batch_size=1, sampler=share, collate_fn=_whole)  # type: ignore[arg-type]
 
 
 def _cut(volume: Tensor, start: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
@@ -138,10 +200,17 @@ def _cut(volume: Tensor, start: tuple[int, ...], patch: tuple[int, ...]) -> Tens
     return volume
 
 
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+def _patches(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "case": [item["case"] for item in items],
         "image": torch.stack([item["image"] for item in items]),
         "label": torch.stack([item["label"] for item in items]),
         "spacing": torch.stack([item["spacing"] for item in items]),
+    }
+
+
+def _whole(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return _patches(items) | {
+        "reference": [item.get("reference", item["label"])[0] for item in items],
+        "reference_spacing": [tuple(item.get("reference_spacing", item["spacing"]).tolist()) for item in items],
     }

@@ -1,5 +1,6 @@
 """In which numbers a network computes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 
 from pipelines.errors import UserError
 from pipelines.networks import create_network
+from pipelines.run_config import RunConfig
 
 
-def autocast_dtype(precision: str, device: torch.device, *, network: str, patch: tuple[int, ...]) -> torch.dtype | None:
+def autocast_dtype(config: RunConfig, device: torch.device, patch: Sequence[int]) -> torch.dtype | None:
     """The type under autocast, or None for float32.
 
     `auto`: bfloat16 on a processor that has instructions for it (AMX or AVX512-BF16; a training step of the small 3D
@@ -18,29 +20,33 @@ def autocast_dtype(precision: str, device: torch.device, *, network: str, patch:
     them; else float32.
 
     Args:
-        precision: `auto`, `float32` or `bfloat16`.
+        config: planned; its `precision` is `auto`, `float32`, `bfloat16` or `float16`.
         device: where the network computes.
-        network: its name.
         patch: what it is trained with, voxels.
 
     Raises:
-        UserError: bfloat16 was asked for where it would give wrong gradients.
+        UserError: bfloat16 was asked for where it would give wrong gradients, or float16 without a GPU.
     """
+    precision = config.precision
     if precision == "float32":
         return None
     if device.type == "cuda":
+        if precision == "float16":
+            return torch.float16
         has_it = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_it or precision == "bfloat16" else None
-    safe = not has_maps_below_kernels(network, patch)
+    if precision == "float16":
+        raise UserError("precision: got float16, in which processors do not train; expected bfloat16, float32 or auto")
+    safe = not has_maps_below_kernels(config, patch)
     if precision == "bfloat16" and not safe:
         raise UserError(
-            f"precision: got bfloat16, and '{network}' with patches of {patch} has feature maps smaller than its "
-            "kernels, whose gradients processors get wrong in bfloat16; expected float32, or a larger patch"
+            f"precision: got bfloat16, and '{config.network}' with patches of {tuple(patch)} has feature maps smaller "
+            "than its kernels, whose gradients processors get wrong in bfloat16; expected float32, or a larger patch"
         )
     return torch.bfloat16 if precision == "bfloat16" or (safe and _processor_computes_bfloat16()) else None
 
 
-def has_maps_below_kernels(network: str, patch: tuple[int, ...]) -> bool:
+def has_maps_below_kernels(config: RunConfig, patch: Sequence[int]) -> bool:
     """Whether a convolution meets maps that are smaller than its kernel along an axis.
 
     There the gradients of its weights are garbage in bfloat16 on a processor (torch 2.13 with oneDNN on AVX512-BF16:
@@ -54,7 +60,7 @@ def has_maps_below_kernels(network: str, patch: tuple[int, ...]) -> bool:
 
     # On the meta device shapes are computed, and nothing else.
     with torch.device("meta"):
-        probe = create_network(network, len(patch), 2).eval()
+        probe = create_network(config, len(patch), 2).eval()
         for module in probe.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 module.register_forward_pre_hook(look)

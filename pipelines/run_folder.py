@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import read_json, write_json, write_text
+from pipelines.metrics import METRICS
 from pipelines.run_config import RunConfig
 
 EPOCH_COLUMNS = (
-    "epoch", "train_loss", "val_dice", "val_sensitivity", "val_specificity", "val_hd95_mm",
-    "epoch_s", "val_s", "peak_mb", "time",
+    "epoch", "train_loss", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share", "val_s", "peak_mb", "time",
 )  # fmt: skip
-CASE_COLUMNS = ("case", "patient", "class", "dice", "sensitivity", "specificity", "hd95_mm")
+CASE_COLUMNS = ("case", "patient", "class", *METRICS)
+#: What a run that has no checkpoint yet may have left in its folder.
+OWN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "result.json"})
 
 
 class RunFolder:

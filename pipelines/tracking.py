@@ -13,12 +13,15 @@ from pipelines.comparison.state import RunState
 from pipelines.comparison.worker import attempts
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
+from pipelines.metrics import METRICS
 
 _METRICS = {
-    "train_loss": "train/loss", "val_dice": "val/dice", "val_sensitivity": "val/sensitivity",
-    "val_specificity": "val/specificity", "val_hd95_mm": "val/hd95_mm", "epoch_s": "time/epoch_s",
+    "train_loss": "train/loss",
+    **{f"val_{name}": f"val/{name}" for name in METRICS},
+    "epoch_s": "time/epoch_s",
+    "data_share": "time/data_share",
     "peak_mb": "mem/peak_mb",
-}  # fmt: skip
+}
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _STATUS = {"running": "RUNNING", "interrupted": "KILLED", "done": "FINISHED", "failed": "FAILED"}
 _ARTIFACTS = ("config.json", "result.json", "epochs.csv", "cases.csv")
@@ -170,7 +173,7 @@ class Mirror:
             Metric(name, row[column], int(1000 * row["time"]), int(row["epoch"]))
             for row in new
             for column, name in _METRICS.items()
-            if not math.isnan(row[column])
+            if not math.isnan(row.get(column, math.nan))  # a folder of an earlier version lacks some
         ]
         for start in range(0, len(metrics), _MOST_METRICS):
             self._client.log_batch(entry["id"], metrics=metrics[start : start + _MOST_METRICS])

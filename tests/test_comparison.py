@@ -18,11 +18,11 @@ from tiny import tiny_manifest
 
 from pipelines import cli
 from pipelines.comparison.execute import execute
-from pipelines.comparison.locks import held_lock, holder, is_held
 from pipelines.comparison.plan import Plan, PlannedRun, adopt_plan, make_plan, require_plan, run_folder
 from pipelines.comparison.state import RunState, seconds_left
 from pipelines.errors import UserError
 from pipelines.files import read_json
+from pipelines.locks import held_lock, holder, is_held
 from pipelines.manifest import load_manifest
 from pipelines.run_config import RunConfig
 from pipelines.run_folder import RunFolder
@@ -226,7 +226,9 @@ def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monke
     code, shown, told = medloss(*compare.arguments)
     assert (code, shown) == (2, "")
     assert told == (f"error: --out: a comparison is at work in {compare.out}; see `medloss status {compare.out}`\n")
-    assert medloss("worker", str(compare.out), "--index", "1")[0] == 0
+    refused = medloss("worker", str(compare.out), "--index", "1")
+    assert refused[0] == 2 and "it names the loss 'odd.Gated', whose import runs code" in refused[2]
+    assert medloss("worker", str(compare.out), "--index", "1", "--trust")[0] == 0
     assert read_json(compare.own("odd.Gated").path / "attempts.json") == {"attempts": 1}
 
     workers = {holder(run_folder(compare.out, run).path / "lock") for run in plan.runs}

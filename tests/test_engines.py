@@ -13,6 +13,7 @@ from pipelines.engines import channels_last, create_evaluator, create_trainer
 from pipelines.errors import TrainingError
 from pipelines.networks import create_network
 from pipelines.patches import PatchDataset, start_epoch, training_loader, validation_loader
+from pipelines.run_config import RunConfig
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ def _items(shape: tuple[int, ...] = (8, 8, 8), count: int = 4) -> list[dict[str,
         image = torch.randn((1, *shape), generator=generator)
         spacing = torch.tensor([3.0, 1.0 + index, 0.5][: len(shape)], dtype=torch.float64)
         item = {"case": f"case{index}", "image": image, "label": (image > 0.5).to(torch.uint8), "spacing": spacing}
-        items.append(item)
+        items.append(item | {"centres": []})
     return items
 
 
@@ -92,7 +93,7 @@ def test_the_loss_gets_float32_and_each_items_spacing() -> None:
         seen.append((logits.dtype, target.dtype, tuple(target.shape), torch.is_autocast_enabled("cpu"), spacing))
         return logits.square().mean()
 
-    network = create_network("unet", 3, 2)
+    network = create_network(RunConfig(manifest="phantom"), 3, 2)
     trainer, _ = _trainer(loss, items, network=network, dtype=torch.bfloat16, learning_rate=1e-3)
     batches = [batch["case"] for batch in trainer.data_loader]
     trainer.run()
@@ -104,7 +105,7 @@ def test_the_loss_gets_float32_and_each_items_spacing() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(dims: int) -> None:
-    network = create_network("unet", dims, 2)
+    network = create_network(RunConfig(manifest="phantom"), dims, 2)
     seen = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -211,7 +212,7 @@ def test_distances_are_by_each_cases_own_spacing() -> None:
 
 
 def test_evaluation_leaves_the_network_as_it_was() -> None:
-    network = create_network("vnet", 2, 2).train()
+    network = create_network(RunConfig(manifest="phantom", network="vnet"), 2, 2).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     _evaluate(network, _items((16, 16), 2), (16, 16))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

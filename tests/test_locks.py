@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.comparison.locks import held_lock, holder, is_held
+from pipelines.locks import held_lock, holder, is_held
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from pipelines.comparison.locks import held_lock
+from pipelines.locks import held_lock
 with held_lock(Path(sys.argv[1])) as mine:
     print(mine, flush=True)
     sys.stdin.readline()

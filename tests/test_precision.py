@@ -9,8 +9,13 @@ from pipelines.engines import channels_last
 from pipelines.errors import UserError
 from pipelines.networks import create_network
 from pipelines.precision import autocast_dtype, has_maps_below_kernels
+from pipelines.run_config import RunConfig
 
 CPU = torch.device("cpu")
+
+
+def _config(network: str, precision: str = "auto") -> RunConfig:
+    return RunConfig(manifest="phantom", network=network, precision=precision)
 
 
 # The U-Net's kernels are of 3 voxels, on maps down to a quarter of the patch; the V-Net's of 5, down to a sixteenth.
@@ -30,7 +35,7 @@ CPU = torch.device("cpu")
 )
 def test_maps_smaller_than_kernels(network: str, patch: tuple[int, ...], below: bool) -> None:
     state = torch.get_rng_state()
-    assert has_maps_below_kernels(network, patch) == below
+    assert has_maps_below_kernels(_config(network), patch) == below
     assert torch.equal(torch.get_rng_state(), state)  # a look that changes no run
 
 
@@ -38,19 +43,21 @@ def test_maps_smaller_than_kernels(network: str, patch: tuple[int, ...], below: 
 def test_what_auto_chooses(monkeypatch: pytest.MonkeyPatch, capable: bool) -> None:
     monkeypatch.setattr(module, "_processor_computes_bfloat16", lambda: capable)
     chosen = torch.bfloat16 if capable else None
-    assert autocast_dtype("auto", CPU, network="unet", patch=(40, 56, 40)) is chosen
-    assert autocast_dtype("auto", CPU, network="unet", patch=(8, 56, 40)) is None
-    assert autocast_dtype("auto", CPU, network="vnet", patch=(32, 64, 64)) is None
-    assert autocast_dtype("float32", CPU, network="unet", patch=(40, 56, 40)) is None
-    assert autocast_dtype("bfloat16", CPU, network="unet", patch=(40, 56, 40)) is torch.bfloat16
+    assert autocast_dtype(_config("unet", "auto"), CPU, (40, 56, 40)) is chosen
+    assert autocast_dtype(_config("unet", "auto"), CPU, (8, 56, 40)) is None
+    assert autocast_dtype(_config("vnet", "auto"), CPU, (32, 64, 64)) is None
+    assert autocast_dtype(_config("unet", "float32"), CPU, (40, 56, 40)) is None
+    assert autocast_dtype(_config("unet", "bfloat16"), CPU, (40, 56, 40)) is torch.bfloat16
+    with pytest.raises(UserError, match="got float16, in which processors do not train"):
+        autocast_dtype(_config("unet", "float16"), CPU, (40, 56, 40))
     with pytest.raises(UserError, match=r"got bfloat16, and 'vnet' with patches of \(32, 64, 64\)"):
-        autocast_dtype("bfloat16", CPU, network="vnet", patch=(32, 64, 64))
+        autocast_dtype(_config("vnet", "bfloat16"), CPU, (32, 64, 64))
 
 
 def _gradients(network: str, patch: tuple[int, ...], dtype: torch.dtype | None) -> list[Tensor]:
     torch.manual_seed(3)
     dims = len(patch)
-    net = create_network(network, dims, 3).eval()  # without dropout
+    net = create_network(_config(network), dims, 3).eval()  # without dropout
     net.to(memory_format=channels_last(dims))  # type: ignore[call-overload]
     image = torch.randn(2, 1, *patch)
     # What freed memory holds: a gradient that is never set shows.
@@ -66,7 +73,7 @@ def _gradients(network: str, patch: tuple[int, ...], dtype: torch.dtype | None) 
     ("network", "patch"), [("unet", (12, 12, 12)), ("unet", (12, 20, 36)), ("unet", (12, 12)), ("vnet", (80, 80))]
 )
 def test_gradients_in_bfloat16_are_those_in_float32(network: str, patch: tuple[int, ...]) -> None:
-    assert not has_maps_below_kernels(network, patch)
+    assert not has_maps_below_kernels(_config(network), patch)
     exact, rough = (_gradients(network, patch, dtype) for dtype in (None, torch.bfloat16))
     assert len(exact) == len(rough) > 10
     scale = max(float(gradient.abs().max()) for gradient in exact)

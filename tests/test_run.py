@@ -17,13 +17,14 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 import medloss
-from pipelines.checkpoint import load_checkpoint
+from pipelines.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.errors import TrainingError, UserError
 from pipelines.manifest import Manifest, load_manifest
 from pipelines.metrics import METRICS
-from pipelines.run import Progress, _Training, train_run
+from pipelines.run import Progress, train_run
 from pipelines.run_config import RunConfig
 from pipelines.run_folder import CASE_COLUMNS, EPOCH_COLUMNS, RunFolder
+from pipelines.training import Training
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[int, _Set]:
 def _weights(folder: Path) -> dict[str, Tensor]:
     state = load_checkpoint(folder)
     assert state is not None
-    network: dict[str, Tensor] = state["network"]
+    network: dict[str, Tensor] = state["training"]["network"]
     return network
 
 
@@ -98,7 +99,7 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
     }  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["checkpoint.pt", "checkpoint.pt.sha256", "config.json", "progress.json", "epochs.csv", "cases.csv"]
-        + ["result.json"]
+        + ["result.json", "model.pt"]
         + ["checkpoint.previous.pt", "checkpoint.previous.pt.sha256"] * (epochs > 1)
     )
 
@@ -114,7 +115,11 @@ def test_a_run_leaves_a_folder(sets: dict[int, _Set], tmp_path: Path, dims: int)
     assert told[-1].val_dice == result["metrics"]["dice"]
     assert told[-1].train_loss < told[0].train_loss
     assert told[0].seconds_left > told[-1].seconds_left == 0
-    assert RunFolder(tmp_path / "run").config == config
+    kept = RunFolder(tmp_path / "run").config
+    assert kept is not None
+    filled = {name for name, value in config if value is None and getattr(kept, name) is not None}
+    assert filled == {"patch_size", "spacing", "intensity", "memory_gb"}
+    assert kept.model_copy(update=dict.fromkeys(filled)) == config
 
 
 @pytest.mark.slow
@@ -148,15 +153,14 @@ def test_the_seed_decides_the_weights(sets: dict[int, _Set], tmp_path: Path) -> 
     assert not _equal(first, weights("other seed", seed=1))
 
 
-def test_losses_start_from_the_same_weights(sets: dict[int, _Set], tmp_path: Path) -> None:
+def test_losses_start_from_the_same_weights(sets: dict[int, _Set]) -> None:
     def start(**changes: Any) -> dict[str, Tensor]:
-        return _Training(sets[3].config(**changes), RunFolder(tmp_path), None).network.state_dict()
+        return Training(sets[3].config(**changes)).network.state_dict()
 
     dice = start(loss="dice")
     assert all(_equal(dice, start(loss=loss)) for loss in ("hausdorff_dt", "focal", "0.5*dice+0.5*focal"))
     assert _equal(dice, start(fold=1))
     assert not _equal(dice, start(seed=1))
-    assert not list(tmp_path.iterdir())
 
 
 # Kills itself, as the kernel would, in the middle of the second epoch: in a step, or while the checkpoint is written.
@@ -250,6 +254,12 @@ def test_resume_in_another_precision_is_refused(sets: dict[int, _Set], tmp_path:
     with pytest.raises(UserError, match=r"made in bfloat16, .* go on in float32; pass --precision bfloat16"):
         train_run(changed, tmp_path, resume=True)
     assert train_run(config, tmp_path, resume=True)["precision"] == "bfloat16"
+
+
+def test_a_checkpoint_of_another_version_is_refused(sets: dict[int, _Set], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"epoch": 1, "network": {}})
+    with pytest.raises(UserError, match="made by another version of medloss"):
+        train_run(sets[2].config(), tmp_path, resume=True)
 
 
 def test_a_folder_with_a_run_is_not_trained_over(sets: dict[int, _Set], tmp_path: Path) -> None:

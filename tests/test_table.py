@@ -25,7 +25,8 @@ def _finish(folder: Path, plan: Plan, run_id: str, dice: dict[tuple[str, str], f
         [
             {
                 "case": case, "patient": f"p-{case}", "class": name, "dice": value,
-                "sensitivity": value / 2, "specificity": 1.0, "hd95_mm": 10 * value,
+                "iou": value / 4, "sensitivity": value / 2, "specificity": 1.0, "hd95_mm": 10 * value,
+                "assd_mm": 3 * value, "nsd": 1 - value,
             }
             for (case, name), value in dice.items()
         ]
@@ -63,6 +64,7 @@ def test_seeds_then_classes_then_cases_are_averaged(compared: tuple[Path, Plan])
     assert rows.loc["dice", "sensitivity"] == pytest.approx((0.55 + 0.7 + 0.55) / 6)
     assert rows.loc["dice", "specificity"] == 1.0
     assert rows.loc["dice", "hd95_mm"] == pytest.approx(10 * (0.55 + 0.7 + 0.55) / 3)
+    assert rows.loc["dice", ["iou", "assd_mm", "nsd"]].tolist() == pytest.approx([0.15, 1.8, 0.4])
     assert rows.loc["dice", "epoch_s"] == 2.5
     assert rows.loc["focal", "dice"] == pytest.approx((0.9 + 0.7) / 2)
     assert rows["runs"].to_dict() == {"focal": "1/4", "dice": "4/4", "tversky": "0/4", "combo": "0/4"}
@@ -80,11 +82,11 @@ def test_seeds_then_classes_then_cases_are_averaged(compared: tuple[Path, Plan])
 def test_failed_and_not_begun_are_told_apart(compared: tuple[Path, Plan]) -> None:
     rows = formatted_rows(comparison_table(*compared))
     assert rows == [
-        ["loss", "Dice", "sensitivity", "specificity", "HD95 (mm)", "s/epoch", "runs"],
-        ["focal", "0.8000", "0.4000", "1.0000", "8.00", "0.5", "1/4"],
-        ["dice", "0.6000", "0.3000", "1.0000", "6.00", "2.5", "4/4"],
-        ["tversky", "failed", "-", "-", "-", "-", "0/4"],
-        ["combo", "-", "-", "-", "-", "-", "0/4"],
+        ["loss", "Dice", "NSD", "sensitivity", "specificity", "HD95 (mm)", "s/epoch", "runs"],
+        ["focal", "0.8000", "0.2000", "0.4000", "1.0000", "8.00", "0.5", "1/4"],
+        ["dice", "0.6000", "0.4000", "0.3000", "1.0000", "6.00", "2.5", "4/4"],
+        ["tversky", "failed", "-", "-", "-", "-", "-", "0/4"],
+        ["combo", "-", "-", "-", "-", "-", "-", "0/4"],
     ]
 
 
@@ -93,16 +95,18 @@ def test_files(compared: tuple[Path, Plan]) -> None:
     csv, markdown = write_table(folder, comparison_table(folder, plan))
     assert [csv, markdown] == [folder / "table.csv", folder / "table.md"]
     read = pd.read_csv(csv)
-    assert list(read.columns) == ["loss", "dice", "sensitivity", "specificity", "hd95_mm", "epoch_s", "runs"]
+    assert list(read.columns) == [
+        "loss", "dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd", "epoch_s", "runs",
+    ]  # fmt: skip
     assert read["dice"].tolist()[:2] == pytest.approx([0.8, 0.6])
     assert read["dice"].isna().tolist() == [False, False, True, True]
     assert markdown.read_text().splitlines() == [
-        "| loss | Dice | sensitivity | specificity | HD95 (mm) | s/epoch | runs |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| focal | 0.8000 | 0.4000 | 1.0000 | 8.00 | 0.5 | 1/4 |",
-        "| dice | 0.6000 | 0.3000 | 1.0000 | 6.00 | 2.5 | 4/4 |",
-        "| tversky | failed | - | - | - | - | 0/4 |",
-        "| combo | - | - | - | - | - | 0/4 |",
+        "| loss | Dice | NSD | sensitivity | specificity | HD95 (mm) | s/epoch | runs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| focal | 0.8000 | 0.2000 | 0.4000 | 1.0000 | 8.00 | 0.5 | 1/4 |",
+        "| dice | 0.6000 | 0.4000 | 0.3000 | 1.0000 | 6.00 | 2.5 | 4/4 |",
+        "| tversky | failed | - | - | - | - | - | 0/4 |",
+        "| combo | - | - | - | - | - | - | 0/4 |",
         "",
         comparison_table(folder, plan).caveat,
     ]
@@ -112,7 +116,8 @@ def test_case_table_holds_every_finished_runs_cases(compared: tuple[Path, Plan])
     cases = case_table(*compared)
     assert len(cases) == 4 + 4 + 2 + 2 + 4
     assert list(cases.columns) == [
-        "case", "patient", "class", "dice", "sensitivity", "specificity", "hd95_mm", "loss", "fold", "seed",
+        "case", "patient", "class", "dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd",
+        "loss", "fold", "seed",
     ]  # fmt: skip
     row = cases.query("loss == 'dice' and seed == 1 and case == 'c' and `class` == 'lesion'")
     assert row[["fold", "patient", "dice", "hd95_mm"]].to_numpy().tolist() == [[1, "p-c", 0.2, 2.0]]
@@ -124,8 +129,22 @@ def test_a_measure_that_no_case_has(tmp_path: Path) -> None:
     _finish(tmp_path, plan, "dice-fold0-seed0", {("a", "organ"): _NAN}, epoch_s=1.0)
     table = comparison_table(tmp_path, plan)
     assert table.failed == frozenset()
-    assert formatted_rows(table)[1] == ["dice", "-", "-", "1.0000", "-", "1.0", "1/1"]
+    assert formatted_rows(table)[1] == ["dice", "-", "-", "-", "1.0000", "-", "1.0", "1/1"]
     assert table.caveat == "means over one case and one seed: small differences may be chance"
+
+
+def test_a_run_of_an_earlier_version_lacks_a_measure(tmp_path: Path) -> None:
+    plan = _plan(["dice", "focal"], [0], [0])
+    for run_id in ("dice-fold0-seed0", "focal-fold0-seed0"):
+        _finish(tmp_path, plan, run_id, {("a", "organ"): 0.5}, epoch_s=1.0)
+    cases = tmp_path / "runs" / "dice-fold0-seed0" / "cases.csv"
+    assert cases.is_file()
+    cases.write_text("case,patient,class,dice,sensitivity,specificity,hd95_mm\na,p-a,organ,0.6,0.3,1.0,6.0\n")
+    rows = formatted_rows(comparison_table(tmp_path, plan))
+    assert rows[1:] == [
+        ["dice", "0.6000", "-", "0.3000", "1.0000", "6.00", "1.0", "1/1"],
+        ["focal", "0.5000", "0.5000", "0.2500", "1.0000", "5.00", "1.0", "1/1"],
+    ]
 
 
 def test_nothing_finished_yet(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.comparison.locks import held_lock
 from pipelines.comparison.plan import Plan, make_plan, run_folder
 from pipelines.comparison.state import run_states
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
+from pipelines.locks import held_lock
 from pipelines.run_config import RunConfig
 from pipelines.tracking import Mirror, checked_tracking_uri, local_uri, quiet_mlflow
 
@@ -69,9 +69,10 @@ def _train(folder: Path, plan: Plan, index: int, epochs: int, end: str | None = 
     rows: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         row: dict[str, Any] = {"epoch": epoch, "train_loss": 1 / epoch, "epoch_s": 2.5, "peak_mb": 300.0}
-        row["time"] = 1_700_000_000.0 + 60 * epoch
+        row |= {"time": 1_700_000_000.0 + 60 * epoch, "data_share": 0.125}
         if epoch % 2 == 0 or epoch == run.config.epochs:
-            row |= {"val_dice": 0.1 * epoch, "val_sensitivity": 0.5, "val_specificity": 0.9, "val_hd95_mm": 12.0}
+            row |= {"val_dice": 0.1 * epoch, "val_iou": 0.05 * epoch, "val_sensitivity": 0.5, "val_specificity": 0.9}
+            row |= {"val_hd95_mm": 12.0, "val_assd_mm": 4.0, "val_nsd": 0.75}
         rows.append(row)
     own.write_epochs(rows)
     own.write_progress(epochs, run.config.epochs, 1.0, None)
@@ -156,11 +157,15 @@ def test_a_comparison_is_mirrored(folder: Path) -> None:
     assert _history(uri, dice) == {
         "train/loss": [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))],
         "time/epoch_s": [(1, 2.5), (2, 2.5), (3, 2.5)],
+        "time/data_share": [(1, 0.125), (2, 0.125), (3, 0.125)],
         "mem/peak_mb": [(1, 300.0), (2, 300.0), (3, 300.0)],
         "val/dice": [(2, 0.2), (3, pytest.approx(0.3))],  # only where it was validated
+        "val/iou": [(2, 0.1), (3, pytest.approx(0.15))],
         "val/sensitivity": [(2, 0.5), (3, 0.5)],
         "val/specificity": [(2, 0.9), (3, 0.9)],
         "val/hd95_mm": [(2, 12.0), (3, 12.0)],
+        "val/assd_mm": [(2, 4.0), (3, 4.0)],
+        "val/nsd": [(2, 0.75), (3, 0.75)],
     }
     assert _artifacts(uri, dice) == {"config.json", "result.json", "epochs.csv", "cases.csv"}
     assert (folder / "mlartifacts").is_dir()
@@ -169,6 +174,17 @@ def test_a_comparison_is_mirrored(folder: Path) -> None:
     assert focal.data.tags["medloss.error"] == "the loss is nan in epoch 2, on the cases [a, b]"
     assert focal.data.tags["medloss.attempt"] == "2"
     assert _artifacts(uri, focal) == {"config.json", "result.json", "epochs.csv"}
+
+
+def test_epochs_of_an_earlier_version_lack_a_measure(folder: Path) -> None:
+    plan = _plan(("dice",))
+    _train(folder, plan, 0, epochs=2)
+    epochs = run_folder(folder, plan.runs[0]).path / "epochs.csv"
+    epochs.write_text("epoch,train_loss,val_dice,epoch_s,val_s,peak_mb,time\n1,0.5,0.25,2.5,1.0,300.0,1700000000.0\n")
+    _sync(folder, plan)
+    history = _history(local_uri(folder), _stored(local_uri(folder))["dice-fold1-seed5"])
+    assert history["val/dice"] == [(1, 0.25)]
+    assert "val/nsd" not in history
 
 
 def test_again_writes_nothing_double(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`medloss train`: what it prints, and with which code it ends."""
 
+import gzip
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 from pipelines.cli import main
+from pipelines.locks import held_lock
+from pipelines.metrics import METRICS
 from pipelines.run_folder import RunFolder
 
 EPOCH = re.compile(r"epoch (\d)/(\d): train loss \d+\.\d{4}, val dice \d\.\d{4}, \d+\.\d s, about \d+ s left")
@@ -53,12 +56,14 @@ def test_one_line_an_epoch_and_the_measures(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ))
     assert done.returncode == 0
     assert done.stderr == ""  # no library's warnings, either
-    *epochs, dice, sensitivity, specificity, hd95, written = done.stdout.splitlines()
+    *lines, written = done.stdout.splitlines()
+    epochs, measures = lines[: -len(METRICS)], lines[-len(METRICS) :]
     assert [match.groups() for match in map(EPOCH.fullmatch, epochs) if match] == [("1", "2"), ("2", "2")]
     assert len(epochs) == 2
     result = RunFolder(tmp_path / "run").result
     assert result is not None
-    for line, name in zip((dice, sensitivity, specificity, hd95), result["metrics"], strict=True):
+    assert tuple(result["metrics"]) == METRICS
+    for line, name in zip(measures, METRICS, strict=True):
         assert line.split() == [name, f"{result['metrics'][name]:.4f}"]
     assert written == f"written to {tmp_path / 'run'}"
 
@@ -71,7 +76,7 @@ def test_resume_and_what_lies_there_already(train: _Command) -> None:
     assert train("--epochs", "1", "--out", run)[0] == 0
     code, _, err = train("--epochs", "1", "--out", run)
     assert code == 2
-    assert re.fullmatch(r"error: --out: .* is not empty; pass --resume .*\n", err)
+    assert re.fullmatch(r"error: --out: .* holds a run; pass --resume .*\n", err)
     code, out, _ = train("--epochs", "1", "--out", run, "--resume")
     assert code == 0
     assert "epoch" not in out
@@ -134,14 +139,94 @@ def test_usage(train: _Command) -> None:
     assert "'unet', 'vnet'" in err
 
 
-def test_data_that_cannot_be_read(train: _Command) -> None:
+def test_bad_files_are_refused_before_training(train: _Command) -> None:
     assert train("--epochs", "1", "--out", str(train.folder / "run"))[0] == 0
     (image,) = train.folder.glob("data/*/images/phantom_001.nii.gz")
     image.write_bytes(image.read_bytes()[:-50])
-    code, _, err = train("--epochs", "1", "--out", str(train.folder / "other"))
+    other = train.folder / "other"
+    code, out, err = train("--epochs", "1", "--out", str(other))
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        "images/phantom_001.nii.gz: truncated: its gzip stream ends before its end mark",
+        "error: 'tiny_2d' has 1 bad file: mend or exclude them, or pass --no-check to train all the same",
+    ]
+    assert not other.exists()
+    code, out, err = train("--epochs", "1", "--out", str(other), "--no-check")
     assert code == 2
     assert "case 'phantom_001': images/phantom_001.nii.gz" in err
     assert err.count("\n") == 1
+
+
+def test_a_flipped_byte_that_readers_let_pass_is_refused(train: _Command) -> None:
+    assert train("--epochs", "1", "--out", str(train.folder / "run"))[0] == 0
+    (image,) = train.folder.glob("data/*/images/phantom_001.nii.gz")
+    content = bytearray(gzip.decompress(image.read_bytes()))
+    content[-7] ^= 1
+    image.write_bytes(gzip.compress(bytes(content)))
+    code, _, err = train("--epochs", "1", "--out", str(train.folder / "other"))
+    assert code == 2
+    assert "phantom_001.nii.gz: its SHA-256 is not the recorded one" in err
+
+
+def test_what_a_run_killed_in_its_first_epoch_leaves_is_no_hindrance(train: _Command) -> None:
+    run = train.folder / "run"
+    assert train("--epochs", "1", "--out", str(run))[0] == 0
+    for path in run.glob("checkpoint*"):
+        path.unlink()
+    for name in ("result.json", "model.pt", "cases.csv"):
+        (run / name).unlink()
+    assert train("--epochs", "1", "--out", str(run))[0] == 0
+    (run / "notes.txt").touch()
+    for path in run.glob("checkpoint*"):
+        path.unlink()
+    code, _, err = train("--epochs", "1", "--out", str(run))
+    assert (code, err) == (2, f"error: --out: {run} is not empty; name another folder\n")
+
+
+def test_a_second_process_on_the_folder_is_refused(train: _Command) -> None:
+    run = train.folder / "run"
+    with held_lock(run / "lock") as mine:
+        assert mine
+        code, _, err = train("--epochs", "1", "--out", str(run))
+    assert (code, err) == (2, f"error: --out: another process trains in {run}; name another folder\n")
+    assert sorted(path.name for path in run.iterdir()) == ["lock"]
+
+
+def test_recipes(train: _Command) -> None:
+    recipe = train.folder / "mine.yaml"
+    recipe.write_text("network: dynunet\nlevels: 3\nbase_channels: 4\nema: 0.9\nepochs: 2\n")
+    code, _, err = train("--recipe", str(recipe), "--epochs", "1", "--optimizer", "sgd", "--loss-lr", "dice=0.02",
+                         "--out", str(train.folder / "run"))  # fmt: skip
+    assert (code, err) == (0, "")
+    config = RunFolder(train.folder / "run").config
+    assert config is not None
+    assert (config.network, config.levels, config.base_channels, config.ema) == ("dynunet", 3, 4, 0.9)
+    assert (config.epochs, config.optimizer, config.learning_rate) == (1, "sgd", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "recipe: got"),
+        ("just text", "has no settings; expected lines such as `epochs: 20`"),
+        ("a: [", "is no YAML"),
+        ("epochz: 3", "epochz: got 3, Extra inputs are not permitted"),
+        ("loss: my.Loss", "sets loss, which each run is told by itself; remove it"),
+        ("epochs: $__import__('os').system('touch PWNED')", "refused: epochs is an expression ($__import__"),
+        ("augmentation: {_target_: os.system, command: touch PWNED}", "refused: augmentation._target_ is an import"),
+        ("imports: [$import os]", "refused: imports is an import"),
+        ("epochs: !!python/object/apply:os.system ['touch PWNED']", "is no YAML"),
+    ],
+)
+def test_bad_recipes(train: _Command, monkeypatch: pytest.MonkeyPatch, content: str | None, told: str) -> None:
+    monkeypatch.chdir(train.folder)
+    if content is not None:
+        Path("recipe.yaml").write_text(content)
+    code, _, err = train("--recipe", "recipe.yaml", "--out", "run")
+    assert code == 2
+    assert told in err
+    assert err.count("\n") == 1
+    assert not Path("run").exists() and not Path("PWNED").exists()
 
 
 def test_a_place_that_cannot_be_written(train: _Command) -> None:

@@ -20,6 +20,7 @@ from pipelines.errors import UserError
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The comparison's folder.")
 @click.option("--tracking-uri", help="An MLflow server; default: SQLite in the folder.")
 @click.option("--retry-failed", is_flag=True, help="Train failed runs again.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Read the whole data set first.")
 @training_options
 def compare(
     manifest: str,
@@ -30,6 +31,7 @@ def compare(
     out: Path,
     tracking_uri: str | None,
     retry_failed: bool,
+    check: bool,
     **options: Any,
 ) -> None:
     """Train every loss on MANIFEST, and compare them. Called again, it goes on where it stopped."""
@@ -52,7 +54,7 @@ def compare(
     plan = make_plan(configs, chosen, list(whole_numbers(seeds, "--seeds")), loaded.name, loaded.sha256)
     # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(compare_losses(out, plan, jobs or _default_jobs(), tracking_uri, retry_failed=retry_failed))
+    sys.exit(compare_losses(out, plan, jobs or _default_jobs(), tracking_uri, retry_failed=retry_failed, check=check))
 
 
 def _default_jobs() -> int:
@@ -67,14 +69,15 @@ def _default_jobs() -> int:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--index", type=int, help="Only the run of this number in the plan.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
+@click.option("--trust", is_flag=True, help="Import losses of any package that the folder names.")
 @click.option("--parent", type=int, hidden=True, help="End with the process of this number.")
-def worker(folder: Path, index: int | None, threads: int | None, parent: int | None) -> None:
+def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
     """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""
     from pipelines.comparison.worker import exit_with, work
 
     if parent is not None:
         exit_with(parent)
-    work(folder, index, threads)
+    work(folder, index, threads, trust=trust)
 
 
 @click.command()

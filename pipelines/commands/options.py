@@ -11,17 +11,24 @@ from pipelines.errors import UserError
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--network", type=click.Choice(["unet", "vnet"]), default="unet", show_default=True),
-    click.option("--epochs", default=8, show_default=True, help="Passes over the training cases."),
+    click.option("--recipe", default="quick", show_default=True, help="quick, full, or a YAML file of settings."),
+    click.option("--network", type=click.Choice(["unet", "vnet", "dynunet"]), help="Default: by the recipe."),
+    click.option("--epochs", type=int, help="Passes over the training cases; default: by the recipe."),
     click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA]."),
+    click.option("--optimizer", type=click.Choice(["adamw", "sgd"])),
     click.option("--lr", "learning_rate", type=float, help="Highest learning rate."),
+    click.option("--loss-lr", "learning_rates", help="Rates of single losses, as focal=1e-2,tversky=1e-3."),
     click.option("--batch-size", type=int, help="Patches a step."),
+    click.option("--accumulate", type=int, help="Batches whose gradients make one step."),
     click.option("--patch", "patch_size", help="Voxels an axis, as 40,56,40; planned from the data by default."),
+    click.option("--spacing", help="mm an axis to train at, as 1,1,1; planned from the data by default."),
     click.option("--flip-axes", help="Array axes to flip at random, as 0,2; none by default."),
-    click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Default: auto."),
+    click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Default: auto."),
+    click.option("--compile/--no-compile", default=None, help="Compile the network; pays in long runs."),
     click.option("--workers", type=int, help="Loader processes a run."),
     click.option("--val-interval", type=int, help="Epochs between validations."),
     click.option("--threads", type=int, help="Processor threads a run."),
+    click.option("--cache-dir", help="Folder of prepared cases; default: in the folder of --out."),
     click.option("--device", help="cpu, cuda or auto."),
 )
 
@@ -45,22 +52,57 @@ def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
         raise UserError(f"{flag}: got '{text}'; expected whole numbers and commas, as 0,1,2") from None
 
 
-def run_config(**options: Any) -> Any:
-    """A `RunConfig` of the options that were given.
+def numbers(text: str, flag: str) -> tuple[float, ...]:
+    """The numbers of a list such as `3,0.8,0.8`.
 
     Raises:
-        UserError: an option out of its range, an unknown loss, manifest or fold.
+        UserError: it is no such list.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{flag}: got '{text}'; expected numbers and commas, as 3,0.8,0.8") from None
+
+
+def rates(text: str, flag: str) -> dict[str, float]:
+    """Losses with their rates, of a list such as `focal=1e-2,tversky=1e-3`.
+
+    Raises:
+        UserError: it is no such list.
+    """
+    try:
+        return {loss.strip(): float(rate) for loss, rate in (part.rsplit("=", 1) for part in text.split(","))}
+    except ValueError:
+        raise UserError(f"{flag}: got '{text}'; expected losses with rates, as focal=1e-2,tversky=1e-3") from None
+
+
+_READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
+    "patch_size": ("--patch", whole_numbers),
+    "flip_axes": ("--flip-axes", whole_numbers),
+    "spacing": ("--spacing", numbers),
+    "learning_rates": ("--loss-lr", rates),
+}
+
+
+def run_config(*, recipe: str, **options: Any) -> Any:
+    """A `RunConfig` of a recipe and of the options that were given, which come before the recipe's settings.
+
+    Raises:
+        UserError: an option out of its range, an unknown recipe, loss, manifest or fold.
     """
     from pydantic import ValidationError
 
-    from medloss import create_training_loss
     from pipelines.manifest import load_manifest
+    from pipelines.optimization import chosen_device
+    from pipelines.planning import refuse_misfit
+    from pipelines.recipes import recipe_settings
     from pipelines.run_config import RunConfig
 
     given = {name: value for name, value in options.items() if value is not None}
-    for name, flag in (("patch_size", "--patch"), ("flip_axes", "--flip-axes")):
+    for name, (flag, read) in _READERS.items():
         if name in given:
-            given[name] = whole_numbers(given[name], flag)
+            given[name] = read(given[name], flag)
+    given = recipe_settings(recipe) | given
     if "data_root" in given:
         given["data_root"] = str(Path(given["data_root"]).resolve())
     if Path(given["manifest"]).is_file():
@@ -72,7 +114,6 @@ def run_config(**options: Any) -> Any:
             f"{'.'.join(str(p) for p in e['loc'])}: got {e['input']!r}, {e['msg']}" for e in error.errors()
         )
         raise UserError(told) from None
-    manifest = load_manifest(config.manifest)
-    manifest.split(config.fold)
-    create_training_loss(config.loss, num_classes=manifest.num_classes, arguments=config.loss_arguments)
+    chosen_device(config.device)
+    refuse_misfit(config, load_manifest(config.manifest))
     return config

@@ -16,31 +16,75 @@ from pipelines.commands.options import training_options
 @click.option("--seed", default=0, show_default=True, help="Decides weights, order and augmentation.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Read the whole data set first.")
 @training_options
-def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: bool, **options: Any) -> None:
-    """Train one network with one loss on MANIFEST (a path, or the name of a shipped one)."""
-    from pipelines.checkpoint import has_checkpoint
+def train(
+    manifest: str, loss: str, fold: int, seed: int, out: Path, resume: bool, check: bool, **options: Any
+) -> None:
+    """Train one network with one loss on MANIFEST (a path, or the name of a shipped one).
+
+    Started by torchrun, its processes share every batch.
+    """
     from pipelines.commands.options import run_config
-    from pipelines.errors import TrainingError, UserError
-    from pipelines.progress import attach_bars, print_epoch
-    from pipelines.run import train_run
-    from pipelines.run_folder import RunFolder
+    from pipelines.errors import TrainingError, let_the_first_rank_tell
+    from pipelines.precheck import refuse_bad_data
+    from pipelines.ranks import joined_ranks, rank, wait_for_all
 
     config = run_config(manifest=manifest, loss=loss, fold=fold, seed=seed, **options)
-    if resume and not has_checkpoint(out):
-        raise UserError(f"--resume: {out} holds no checkpoint; start the run without --resume")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is no folder; name another")
-    if not resume and out.is_dir() and any(out.iterdir()):
-        go_on = "pass --resume to go on with its run, or " if has_checkpoint(out) else ""
-        raise UserError(f"--out: {out} is not empty; {go_on}name another folder")
+    _refuse_folder(out, resume)
+    if config.cache_dir is None:
+        config = config.model_copy(update={"cache_dir": str(out / "cache")})
     try:
-        result = train_run(config, out, resume=resume, report=print_epoch, attach=attach_bars)
+        with joined_ranks(config.device):
+            if rank() == 0 and check:
+                refuse_bad_data(config.manifest, config.data_root)
+            wait_for_all()
+            result = _train(config, out, resume, rank() == 0)
     except TrainingError as error:
+        let_the_first_rank_tell()
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    for name, value in result.items():
+        click.echo(f"{name:12} {value:.4f}")
+    if result:
+        click.echo(f"written to {out}")
+
+
+def _refuse_folder(out: Path, resume: bool) -> None:
+    from pipelines.checkpoint import has_checkpoint
+    from pipelines.errors import UserError
+    from pipelines.run_folder import OWN_FILES
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is no folder; name another")
+    if resume and not has_checkpoint(out):
+        raise UserError(f"--resume: {out} holds no checkpoint; start the run without --resume")
+    if resume or not out.is_dir():
+        return
+    if has_checkpoint(out):
+        raise UserError(f"--out: {out} holds a run; pass --resume to go on with it, or name another folder")
+    # What a run leaves that was killed in its first epoch is no reason to refuse.
+    if any(path.name not in OWN_FILES for path in out.iterdir()):
+        raise UserError(f"--out: {out} is not empty; name another folder")
+
+
+def _train(config: Any, out: Path, resume: bool, first: bool) -> dict[str, float]:
+    """Train; the metrics, for the first process alone."""
+    from pipelines.errors import UserError
+    from pipelines.locks import held_lock
+    from pipelines.progress import attach_bars, print_epoch
+    from pipelines.run import train_run
+
+    try:
+        if not first:
+            train_run(config, out, resume=resume)
+            return {}
+        with held_lock(out / "lock") as mine:
+            if not mine:
+                raise UserError(f"--out: another process trains in {out}; name another folder")
+            metrics: dict[str, float] = train_run(
+                config, out, resume=resume, report=print_epoch, attach=attach_bars
+            )["metrics"]
+            return metrics
     except OSError as error:
         raise UserError(f"--out: cannot write in {out}: {error.strerror or error}") from None
-    for name, value in result["metrics"].items():
-        click.echo(f"{name:12} {value:.4f}")
-    click.echo(f"written to {RunFolder(out).path}")

@@ -11,28 +11,43 @@ from rich.table import Table as RichTable
 
 from pipelines.comparison.display import Display
 from pipelines.comparison.execute import execute
-from pipelines.comparison.locks import held_lock
-from pipelines.comparison.plan import Plan, adopt_plan, refuse_foreign, run_folder
+from pipelines.comparison.plan import Plan, adopt_plan, read_plan, refuse_foreign, run_folder
 from pipelines.comparison.state import RunState, run_states
 from pipelines.comparison.table import Table, comparison_table, formatted_rows, write_table
-from pipelines.data import decode_cases
-from pipelines.data_root import resolve_data
 from pipelines.errors import UserError
-from pipelines.manifest import load_manifest
+from pipelines.locks import held_lock
+from pipelines.precheck import refuse_bad_data
 from pipelines.tracking import Mirror, checked_tracking_uri, local_uri
+from pipelines.training import prepared_data
 
 #: Seconds between two looks at what MLflow lacks.
 _MIRROR_S = 2.0
 
 
-def compare_losses(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None, *, retry_failed: bool = False) -> int:
+def compare_losses(
+    folder: Path,
+    plan: Plan,
+    jobs: int,
+    tracking_uri: str | None,
+    *,
+    retry_failed: bool = False,
+    check: bool = True,
+) -> int:
     """Carry out a plan in a folder, or what is left of it, and print the table.
+
+    Args:
+        folder: the comparison's.
+        plan: what to train.
+        jobs: runs at a time.
+        tracking_uri: an MLflow server's; None: a store in the folder.
+        retry_failed: whether failed runs are trained again.
+        check: whether the whole data set is read, and refused if it has bad files, before anything is trained.
 
     Returns:
         The exit code: 0, 1 when a run failed, 130 when it was interrupted.
 
     Raises:
-        UserError: another comparison is in the folder, or at work there.
+        UserError: another comparison is in the folder, or at work there; bad files.
     """
     refuse_foreign(folder)
     tracking_uri = checked_tracking_uri(tracking_uri, folder)
@@ -43,7 +58,12 @@ def compare_losses(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None
     with held_lock(folder / "compare.lock") as mine:
         if not mine:
             raise UserError(f"--out: a comparison is at work in {folder}; see `medloss status {folder}`")
-        plan = adopt_plan(folder, plan)
+        begun = read_plan(folder) is not None
+        plan = adopt_plan(folder, plan) if begun else plan
+        if check and any(not state.finished for state in run_states(folder, plan)):
+            refuse_bad_data(plan.runs[0].config.manifest, plan.runs[0].config.data_root)
+        # Not before: data that are refused, and mended, are other data.
+        plan = plan if begun else adopt_plan(folder, plan)
         if retry_failed:
             _forget_failures(folder, plan)
         return _carry_out(folder, plan, jobs, tracking_uri)
@@ -53,7 +73,7 @@ def _carry_out(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None) ->
     mirror = Mirror(folder, plan, tracking_uri, lambda line: click.echo(f"warning: {line}", err=True))
     interrupted = False
     if any(not state.finished for state in run_states(folder, plan)):
-        _decode(folder, plan)
+        _prepare(folder, plan)
         # A cold SQLite store breaks when several processes open it: this one makes it, before the others start.
         mirror.sync(run_states(folder, plan))
         mirrored = time.monotonic()
@@ -85,12 +105,11 @@ def _carry_out(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None) ->
     return 1 if any(state.state == "failed" for state in states) else 0
 
 
-def _decode(folder: Path, plan: Plan) -> None:
-    """Read every case once, for all workers; so bad files are found before anything is trained, too."""
-    config = plan.runs[0].config
-    manifest = load_manifest(config.manifest)
-    root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
-    decode_cases(manifest, manifest.cases, root, folder / "cache")
+def _prepare(folder: Path, plan: Plan) -> None:
+    """Read and prepare every case once, for all workers; so bad files are found before anything is trained, too."""
+    for config in {run.config.fold: run.config for run in plan.runs}.values():
+        # Nothing is kept in memory: this process does not train.
+        prepared_data(config.model_copy(update={"memory_mb": 1e-6}), folder / "cache")
 
 
 def _forget_failures(folder: Path, plan: Plan) -> None:

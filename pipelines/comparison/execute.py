@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.comparison.locks import holder, is_held
 from pipelines.comparison.plan import Plan, run_folder
 from pipelines.errors import UserError
+from pipelines.locks import holder, is_held
 
 #: A run whose process died so often is failed: it would only die again.
 _MOST_DEATHS = 2
@@ -73,7 +73,8 @@ def _start(folder: Path, number: int, threads: int) -> subprocess.Popen[bytes]:
     log_file = _log(folder, number)
     log_file.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pipelines.cli", "worker", str(folder)]
-    command += ["--threads", str(threads), "--parent", str(os.getpid())]
+    # The losses are those that the user named to this process.
+    command += ["--threads", str(threads), "--parent", str(os.getpid()), "--trust"]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

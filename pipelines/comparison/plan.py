@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
-from pipelines.run_config import RunConfig
+from pipelines.run_config import INCIDENTAL, RunConfig
 from pipelines.run_folder import RunFolder
 
 _NAME = "plan.json"
 #: What a plan may differ in and still be the same comparison.
-_INCIDENTAL = {"threads", "workers", "cache_dir", "data_root"}
+_INCIDENTAL = INCIDENTAL
 
 
 class PlannedRun(BaseModel):

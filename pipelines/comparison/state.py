@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.comparison.locks import is_held
 from pipelines.comparison.plan import Plan, PlannedRun, run_folder
+from pipelines.locks import is_held
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,16 @@ import pandas as pd
 from pipelines.comparison.plan import Plan, run_folder
 from pipelines.files import write_text
 from pipelines.metrics import METRICS
+from pipelines.run_folder import CASE_COLUMNS
 
+#: What is shown, in this order; the CSV has all measures.
 _HEADINGS = {
-    "loss": "loss", "dice": "Dice", "sensitivity": "sensitivity", "specificity": "specificity",
+    "loss": "loss", "dice": "Dice", "nsd": "NSD", "sensitivity": "sensitivity", "specificity": "specificity",
     "hd95_mm": "HD95 (mm)", "epoch_s": "s/epoch", "runs": "runs",
+}  # fmt: skip
+_FORMATS = {
+    "dice": "{:.4f}", "nsd": "{:.4f}", "sensitivity": "{:.4f}", "specificity": "{:.4f}", "hd95_mm": "{:.2f}",
+    "epoch_s": "{:.1f}",
 }  # fmt: skip
 
 
@@ -21,7 +27,7 @@ class Table:
     """The comparison's table.
 
     Attributes:
-        rows: a row a loss, best Dice first; a loss without a finished run has NaN.
+        rows: a row a loss with all measures, best Dice first; a loss without a finished run has NaN.
         failed: losses of which nothing came, and nothing will.
         cases: how many cases the finished runs validated.
         seeds: how many seeds.
@@ -53,7 +59,8 @@ def case_table(folder: Path, plan: Plan) -> pd.DataFrame:
     for run in plan.runs:
         own = run_folder(folder, run)
         if own.result is not None and own.result["state"] == "done":
-            frame = pd.DataFrame(own.cases)
+            # Runs that an earlier version finished lack a measure: it is NaN there.
+            frame = pd.DataFrame(own.cases).reindex(columns=list(CASE_COLUMNS))
             frame[list(METRICS)] = frame[list(METRICS)].apply(pd.to_numeric)
             config = run.config
             frames.append(frame.assign(loss=config.loss, fold=config.fold, seed=config.seed))
@@ -83,7 +90,9 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
         elif None not in results:
             failed.add(loss)
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=list(_HEADINGS)).sort_values("dice", ascending=False, na_position="last")
+    frame = pd.DataFrame(rows, columns=["loss", *METRICS, "epoch_s", "runs"]).sort_values(
+        "dice", ascending=False, na_position="last"
+    )
     seeds = len({run.config.seed for run in plan.runs})
     count = cases["case"].nunique() if len(cases) else 0
     return Table(frame.reset_index(drop=True), frozenset(failed), count, seeds, tuple(partial))
@@ -91,22 +100,15 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
 
 def formatted_rows(table: Table) -> list[list[str]]:
     """The table as text, its headings first."""
-    formats = {
-        "dice": "{:.4f}",
-        "sensitivity": "{:.4f}",
-        "specificity": "{:.4f}",
-        "hd95_mm": "{:.2f}",
-        "epoch_s": "{:.1f}",
-    }
     rows = [list(_HEADINGS.values())]
     for _, row in table.rows.iterrows():
         failed = row["loss"] in table.failed
         cells = []
         for name in _HEADINGS:
             value = row[name]
-            if name in formats:
+            if name in _FORMATS:
                 value = (
-                    ("failed" if failed and name == "dice" else "-") if pd.isna(value) else formats[name].format(value)
+                    ("failed" if failed and name == "dice" else "-") if pd.isna(value) else _FORMATS[name].format(value)
                 )
             cells.append(str(value))
         rows.append(cells)

@@ -5,24 +5,28 @@ import threading
 import time
 from pathlib import Path
 
-from pipelines.comparison.locks import held_lock
 from pipelines.comparison.plan import PlannedRun, require_plan, run_folder
 from pipelines.errors import TrainingError, UserError
 from pipelines.files import read_json, write_json
+from pipelines.locks import held_lock
+from pipelines.trust import refuse_foreign_losses
 
 
-def work(folder: Path, index: int | None = None, threads: int | None = None) -> None:
+def work(folder: Path, index: int | None = None, threads: int | None = None, *, trust: bool = False) -> None:
     """Train every run that is not finished and that no other worker has, until none is left.
 
     Args:
         folder: the comparison's folder.
         index: only the run of this number in the plan.
         threads: of the processor.
+        trust: import losses of any package that the plan names.
 
     Raises:
-        UserError: no comparison there, or no such run.
+        UserError: no comparison there, no such run, or a loss that is not to be trusted.
     """
     plan = require_plan(folder)
+    if not trust:
+        refuse_foreign_losses(plan.losses, folder)
     if index is not None and not 0 <= index < len(plan.runs):
         raise UserError(f"--index: got {index}; the comparison has runs 0 to {len(plan.runs) - 1}")
     runs = plan.runs if index is None else [plan.runs[index]]

@@ -1,0 +1,93 @@
+"""`medloss evaluate`: predictions against labels."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("predictions", type=_PATH)
+@click.option("--labels", type=_PATH, help="Folder of labels, named as the predictions are.")
+@click.option("--manifest", help="In place of --labels: a path, or the name of a shipped manifest.")
+@click.option("--data-root", type=_PATH, help="Folder of the manifest's data [MEDLOSS_DATA].")
+@click.option("--fold", type=int, help="Only the manifest's cases of this fold.")
+@click.option("--out", type=_PATH, help="CSV with a row a case and class.")
+@click.option("--force", is_flag=True, help="Overwrite the CSV.")
+@click.option("--tolerance", type=float, default=1.0, show_default=True, help="Of the NSD, mm.")
+@click.option("--allow-missing", is_flag=True, help="Leave out labels without a prediction.")
+def evaluate(
+    predictions: Path,
+    labels: Path | None,
+    manifest: str | None,
+    data_root: Path | None,
+    fold: int | None,
+    out: Path | None,
+    force: bool,
+    tolerance: float,
+    allow_missing: bool,
+) -> None:
+    """Measure PREDICTIONS, a folder of NIfTI label maps, against labels: a mean a class, and each case in a CSV.
+
+    A prediction is named as its label is, or, with a manifest, as its case, label or image is.
+    """
+    from tqdm import tqdm
+
+    from pipelines.errors import UserError
+    from pipelines.evaluate import evaluate as measured
+    from pipelines.files import write_text
+    from pipelines.reference_labels import folder_references, listed, manifest_references, match
+
+    if (labels is None) == (manifest is None):
+        raise UserError("pass the labels as one of the two: --labels FOLDER or --manifest NAME_OR_FILE")
+    if labels is not None and (data_root is not None or fold is not None):
+        raise UserError(f"--{'data-root' if fold is None else 'fold'}: belongs to a manifest; pass --manifest with it")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out: {out} is a folder; expected a file to write")
+    if out is not None and out.exists() and not force:
+        raise UserError(f"--out: {out} is there already; pass --force to overwrite it, or name another file")
+    references = (
+        folder_references(labels) if labels is not None else manifest_references(str(manifest), data_root, fold)
+    )
+    matched = match(references, predictions)
+    missing = listed([references.root / label.file for label in matched.unpredicted])
+    if missing and not allow_missing:
+        raise UserError(f"labels without a prediction: {missing}; pass --allow-missing to leave them out")
+    unlabelled = listed([predictions / file for file in matched.unlabelled])
+    for what, left_out in (("predictions without a label", unlabelled), ("labels without a prediction", missing)):
+        if left_out:
+            click.echo(f"left out, {what}: {left_out}", err=True)
+    with tqdm(total=len(matched.pairs), unit="case", leave=False, disable=None) as bar:
+        evaluation = measured(predictions, references, matched, nsd_tolerance_mm=tolerance, progress=bar.update)
+    _print(evaluation, tolerance)
+    if out is not None:
+        try:
+            write_text(out, evaluation.csv())
+        except OSError as error:
+            raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
+        click.echo(f"written to {out}")
+
+
+def _print(evaluation: Any, tolerance: float) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    headings = {
+        "dice": "Dice", "iou": "IoU", "sensitivity": "sensitivity", "specificity": "specificity",
+        "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd": f"NSD ({tolerance:g} mm)",
+    }  # fmt: skip
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # in a pipe nothing is cut off
+    table = Table("class", "cases", *headings.values(), box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    counted = [(name, str(evaluation.cases(name)), means) for name, means in evaluation.class_means().items()]
+    for name, cases, means in [*counted, ("mean foreground", "", evaluation.foreground_means())]:
+        values = [(means[metric], 2 if metric.endswith("_mm") else 4) for metric in headings]
+        cells = ["-" if value != value else f"{value:.{digits}f}" for value, digits in values]
+        table.add_row(escape(name), cases, *cells)
+    console.print(table)

@@ -1,0 +1,199 @@
+"""What happens in a laboratory: killed processes, full disks, damaged files; made for real, and outlived."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_manifest
+from torch import Tensor
+
+from pipelines.checkpoint import load_checkpoint
+from pipelines.run import train_run
+from pipelines.run_config import RunConfig
+from pipelines.run_folder import RunFolder
+
+# Everything that has a state: averaged weights, momenta, a schedule, random patches, accumulated steps.
+SETTINGS: dict[str, Any] = {
+    "epochs": 3, "batch_size": 2, "threads": 1, "precision": "float32", "device": "cpu", "network": "dynunet",
+    "levels": 3, "base_channels": 4, "deep_supervision": 1, "ema": 0.9, "clip": 1.0, "accumulate": 2,
+    "flip_axes": (0, 1), "val_interval": 2, "loss": "hausdorff_dt",
+    "augmentation": {"rotation": 30, "scaling": (0.8, 1.2), "spatial_share": 0.5, "noise_share": 0.5,
+                     "gamma_share": 0.5, "blur_share": 0.5},
+}  # fmt: skip
+
+# Ends itself, as the kernel would: in a step of the second epoch, or half way through its checkpoint's bytes.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from pipelines.run import train_run
+from pipelines.run_config import RunConfig
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+config, folder, where = sys.argv[1:]
+calls = [0]
+if where == "epoch":
+    step = torch.optim.AdamW.step
+    def stepped(*args, **kwargs):
+        calls[0] += 1
+        die() if calls[0] == 2 else None
+        return step(*args, **kwargs)
+    torch.optim.AdamW.step = stepped
+else:
+    save = torch.save
+    def saved(state, file):
+        calls[0] += "training" in state
+        if calls[0] == 2:
+            import io
+            whole = io.BytesIO()
+            save(state, whole)
+            file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            file.flush()
+            die()
+        return save(state, file)
+    torch.save = saved
+train_run(RunConfig.model_validate_json(config), Path(folder), resume=False)
+"""
+
+
+def _config(folder: Path, **changes: Any) -> RunConfig:
+    manifest = folder / "tiny_2d.yaml"
+    manifest = manifest if manifest.exists() else tiny_manifest(folder, 2)
+    return RunConfig(manifest=str(manifest), data_root=str(folder / "data"), **(SETTINGS | changes))
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    state = load_checkpoint(folder)
+    assert state is not None
+    return dict(state["training"])
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never interrupted, beside its data."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_run(_config(folder), folder / "run")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("where", ["epoch", "save"])
+def test_killed_and_resumed_ends_in_the_same_bits(whole: Path, tmp_path: Path, where: str, workers: int) -> None:
+    config = _config(whole, workers=workers)
+    command = [sys.executable, "-c", KILLED, config.model_dump_json(), str(tmp_path / "run"), where]
+    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    left = load_checkpoint(tmp_path / "run")
+    assert left is not None and left["epoch"] == 1
+    resumed = train_run(config, tmp_path / "run", resume=True)
+    assert _same(_state(tmp_path / "run"), _state(whole / "run"))
+    kept = RunFolder(whole / "run").result
+    assert kept is not None
+    assert resumed["metrics"] == pytest.approx(kept["metrics"], abs=0, nan_ok=True)
+    models = [torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path / "run", whole / "run")]
+    assert _same(models[0]["network"], models[1]["network"])
+    assert not list((tmp_path / "run").glob(".*.partial"))
+
+
+def test_averaged_weights_are_what_predicts(whole: Path) -> None:
+    state = _state(whole / "run")
+    model = torch.load(whole / "run" / "model.pt", weights_only=True)["network"]
+    assert all(torch.equal(weight, state["average"][name]) for name, weight in model.items())
+    assert not all(torch.equal(weight, state["network"][name]) for name, weight in model.items())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB, if this machine lets a test mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    done = mount and subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not done or done.returncode:
+        pytest.skip("no right to mount a small file system here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(small_disk: Path, whole: Path) -> None:
+    config = _config(whole, cache_dir=str(whole / "cache"), epochs=2)
+    command = [sys.executable, "-m", "pipelines.cli", "train", config.manifest, "--data-root", str(config.data_root)]
+    command += ["--threads", "1", "--cache-dir", str(whole / "cache"), "--no-check"]
+    first = subprocess.run([*command, "--epochs", "1", "--out", str(small_disk / "run"), "--recipe", _tiny(whole)],
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    before = load_checkpoint(small_disk / "run")
+    assert before is not None
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    filler.write_bytes(b"\0" * (free - 8192))
+    # A second run has no room for its checkpoint; a first one that lies there stays whole.
+    second = subprocess.run([*command, "--epochs", "1", "--out", str(small_disk / "other"), "--recipe", _tiny(whole)],
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert second.returncode == 2
+    assert second.stderr.splitlines()[-1].startswith(f"error: --out: cannot write in {small_disk / 'other'}: No space")
+    assert "Traceback" not in second.stderr
+    assert not list(small_disk.glob("other/.*.partial"))
+    after = load_checkpoint(small_disk / "run")
+    assert after is not None and _same(before["training"], after["training"])
+    filler.unlink()
+    again = subprocess.run([*command, "--epochs", "1", "--out", str(small_disk / "other"), "--recipe", _tiny(whole)],
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+
+
+def _tiny(folder: Path) -> str:
+    recipe = folder / "tiny.yaml"
+    recipe.write_text("levels: 2\nbase_channels: 2\n")
+    return str(recipe)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_checkpoint_costs_an_epoch(whole: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(whole / "run", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"truncated": content[:-1000], "flipped": content, "empty": b""}[damage])
+    epochs: list[int] = []
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged or was never finished"):
+        train_run(_config(whole), tmp_path / "run", resume=True, report=lambda p: epochs.append(p.epoch))
+    assert epochs == [3]
+    assert _same(_state(tmp_path / "run"), _state(whole / "run"))
+
+
+def test_a_damaged_cache_is_mended_and_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    config = _config(whole, cache_dir=str(tmp_path / "cache"))
+    train_run(config, tmp_path / "cold")
+    entries = sorted((tmp_path / "cache").glob("*.pt"))
+    assert len(entries) == 6 + 4  # prepared cases, and facts of those that train
+    for entry in entries[::2]:
+        content = bytearray(entry.read_bytes())
+        content[len(content) // 2] ^= 1
+        entry.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged cache entry"):
+        train_run(config, tmp_path / "warm")
+    assert _same(_state(tmp_path / "cold"), _state(tmp_path / "warm"))
+    assert _same(_state(tmp_path / "cold"), _state(whole / "run"))
