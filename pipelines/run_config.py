@@ -79,7 +79,8 @@ class RunConfig(BaseModel):
         data_root: the folder of its files; None as in `resolve_data`.
         loss: as in `medloss.create_training_loss`.
         loss_arguments: arguments of that loss.
-        network: `unet` (MONAI's, residual), `vnet` (MONAI's), or `dynunet` (MONAI's, of nnU-Net's design).
+        network: `unet` (MONAI's, residual), `vnet` (MONAI's), or `dynunet` (MONAI's, of nnU-Net's design). Several
+            processes train a `vnet` not quite as one does: its batch norm sees each process's own part of a batch.
         levels: resolutions of a `unet` or `dynunet`; a number halves every axis, None plans axis by axis.
         strides: by which each level halves each axis, the first being ones; by `levels`.
         kernels: of the convolutions of each level; by `strides` and spacing.
