@@ -20,16 +20,16 @@ import torch
 
 import medloss
 from benchmarks.machine import machine
-from pipelines.engines import channels_last
+from pipelines.cases.patches import PatchDataset, start_epoch, training_loader
 from pipelines.files import write_text
-from pipelines.networks import create_network
-from pipelines.optimization import create_optimizer, create_schedule, seed_everything
-from pipelines.patches import PatchDataset, start_epoch, training_loader
-from pipelines.precision import autocast_dtype
-from pipelines.progress import Progress
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
-from pipelines.training import prepared_data
+from pipelines.training.engines import channels_last
+from pipelines.training.networks import create_network
+from pipelines.training.optimization import create_optimizer, create_schedule, seed_everything
+from pipelines.training.parts import prepared_data
+from pipelines.training.precision import autocast_dtype
+from pipelines.training.progress import Progress
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
 
 _RESULT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "engine.md"
 

@@ -12,10 +12,10 @@ from benchmarks.contenders import build
 from benchmarks.measure import Stopwatch, summary
 from benchmarks.scenes import scene
 from medloss.kernels import choice
-from pipelines.engines import channels_last
-from pipelines.networks import create_network
-from pipelines.precision import autocast_dtype
-from pipelines.run_config import RunConfig
+from pipelines.training.engines import channels_last
+from pipelines.training.networks import create_network
+from pipelines.training.precision import autocast_dtype
+from pipelines.training.run_config import RunConfig
 
 
 def training_rows(case: Case, regime: str) -> list[Row]:

@@ -43,3 +43,9 @@ def peak_memory_mb(device: torch.device) -> float:
                 return int(line.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; of a loader process, that the system killed it."""
+    signs = ("allocate memory", "bad_alloc", "killed by signal: Killed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 from tiny import tiny_manifest
 
-from pipelines.data_root import resolve_data
-from pipelines.manifest import load_manifest
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import load_manifest
 
 SHAPE = (12, 16, 14)
 SPACING = (3.0, 1.0, 2.0)

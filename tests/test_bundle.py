@@ -19,15 +19,15 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from tiny import tiny_manifest
 from torch import Tensor, nn
 
-from pipelines import bundle
-from pipelines.data_root import resolve_data
+from pipelines.bundle import workflow as bundle
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import load_manifest
 from pipelines.files import read_json
-from pipelines.manifest import load_manifest
-from pipelines.model import load_model, save_model
+from pipelines.prediction.model import load_model, save_model
 from pipelines.resources import resource_folder
-from pipelines.run import train_run
-from pipelines.run_config import INCIDENTAL, RunConfig
-from pipelines.run_folder import RunFolder
+from pipelines.training.run import train_run
+from pipelines.training.run_config import INCIDENTAL, RunConfig
+from pipelines.training.run_folder import RunFolder
 
 CONFIGS = resource_folder("configs")
 CPU = torch.device("cpu")

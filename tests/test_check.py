@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from small_files import SHAPE, SPACING, array_of, rewrite, small_folder
 from tiny import tiny_manifest
 
-from pipelines.case_reader import count_values
-from pipelines.check import check_data
-from pipelines.data_root import resolve_data
+from pipelines.dataset.case_reader import count_values
+from pipelines.dataset.check import check_data
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.dataset.manifest_writer import make_manifest, manifest_text
+from pipelines.dataset.survey import check_folder
 from pipelines.files import sha256
-from pipelines.manifest import Manifest, load_manifest
-from pipelines.manifest_writer import make_manifest, manifest_text
-from pipelines.survey import check_folder
 
 
 @pytest.fixture(scope="module")

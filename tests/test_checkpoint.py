@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.checkpoint import NAME, PREVIOUS, has_checkpoint, load_checkpoint, save_checkpoint
 from pipelines.errors import UserError
 from pipelines.files import sha256
+from pipelines.training.checkpoint import NAME, PREVIOUS, has_checkpoint, load_checkpoint, save_checkpoint
 
 
 def _state(epoch: int) -> dict[str, Any]:

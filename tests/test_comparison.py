@@ -20,13 +20,13 @@ from pipelines import cli
 from pipelines.comparison.execute import execute
 from pipelines.comparison.plan import Plan, PlannedRun, adopt_plan, make_plan, require_plan, run_folder
 from pipelines.comparison.state import RunState, seconds_left
+from pipelines.comparison.tracking import local_uri, quiet_mlflow
+from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.locks import held_lock, holder, is_held
-from pipelines.manifest import load_manifest
-from pipelines.run_config import RunConfig
-from pipelines.run_folder import RunFolder
-from pipelines.tracking import local_uri, quiet_mlflow
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
 
 #: Losses that misbehave, for workers to import.
 _ODD_LOSSES = '''

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.comparison.plan import Plan, adopt_plan, file_name, make_plan, read_plan, refuse_foreign, require_plan
 from pipelines.errors import UserError
-from pipelines.run_config import RunConfig
+from pipelines.training.run_config import RunConfig
 
 
 def _plan(

@@ -10,14 +10,14 @@ import pytest
 import torch
 from tiny import tiny_manifest
 
-from pipelines.case_store import CaseStore
-from pipelines.data_root import resolve_data
-from pipelines.entry_cache import EntryCache
+from pipelines.cases.cache import EntryCache
+from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, validation_loader
+from pipelines.cases.preprocessing import Preprocessing
+from pipelines.cases.store import CaseStore
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import Case, Manifest, load_manifest
 from pipelines.errors import UserError
-from pipelines.manifest import Case, Manifest, load_manifest
-from pipelines.patches import PatchDataset, start_epoch, training_loader, validation_loader
-from pipelines.preprocessing import Preprocessing
-from pipelines.run_config import Clip
+from pipelines.training.run_config import Clip
 
 
 def decode_cases(
@@ -109,7 +109,7 @@ def test_cached_or_not_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     manifest, root = _set(tmp_path / "data", SPACINGS)
     plain = decode_cases(manifest, manifest.cases, root)
     cold = decode_cases(manifest, manifest.cases, root, tmp_path / "cache")
-    monkeypatch.setattr("pipelines.case_store.read_case", None)  # what is cached is not decoded again
+    monkeypatch.setattr("pipelines.cases.store.read_case", None)  # what is cached is not decoded again
     warm = decode_cases(manifest, manifest.cases, root, tmp_path / "cache")
     for three in zip(plain, cold, warm, strict=True):
         assert _equal(three[0], three[1])

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tiny import tiny_manifest
 
-from pipelines.run import Run
-from pipelines.run_config import RunConfig
-from pipelines.run_folder import RunFolder
-from pipelines.training import Training
+from pipelines.training.parts import Training
+from pipelines.training.run import Run
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
 
 
 class Slow(Sequence[dict[str, Any]]):

@@ -9,11 +9,11 @@ import torch
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
-from pipelines.engines import channels_last, create_evaluator, create_trainer
+from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.errors import TrainingError
-from pipelines.networks import create_network
-from pipelines.patches import PatchDataset, start_epoch, training_loader, validation_loader
-from pipelines.run_config import RunConfig
+from pipelines.training.engines import channels_last, create_evaluator, create_trainer
+from pipelines.training.networks import create_network
+from pipelines.training.run_config import RunConfig
 
 CPU = torch.device("cpu")
 

@@ -17,12 +17,12 @@ from cli_call import call_medloss
 from faults import cut, flip, linked, moved, reshaped, sheared, stretched, with_voxel
 from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_folder
 
+from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.manifest_writer import make_manifest, manifest_text
 from pipelines.errors import UserError
-from pipelines.evaluate import evaluate
-from pipelines.manifest import load_manifest
-from pipelines.manifest_writer import make_manifest, manifest_text
-from pipelines.metrics import METRICS, case_metrics, mean_metrics
-from pipelines.reference_labels import folder_references, match
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.metrics import METRICS, case_metrics, mean_metrics
+from pipelines.evaluation.reference_labels import folder_references, match
 
 HEADINGS = "class cases Dice IoU sensitivity specificity HD95 (mm) ASSD (mm)"
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.commands.explain import explain, gallery
 from pipelines.errors import UserError
-from pipelines.explain import explain_case
+from pipelines.gallery.explain import explain_case
 
 SHAPE, SPACING = (12, 14, 6), (0.8, 1.0, 3.0)
 Save = Callable[..., Path]

@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data_root import resolve_data
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import Manifest, ManifestError, load_manifest
+from pipelines.dataset.manifest_rules import path_problem
 from pipelines.errors import UserError
-from pipelines.manifest import Manifest, ManifestError, load_manifest
-from pipelines.manifest_rules import path_problem
 from pipelines.resources import shipped_manifests
 
 Content = dict[str, Any]

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_files import SPACING, affine_of, array_of, rewrite, small_folder
 
-from pipelines.check import check_data
-from pipelines.data_root import resolve_data
+from pipelines.dataset.check import check_data
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.dataset.manifest_writer import _folds, make_manifest, manifest_text
+from pipelines.dataset.pairing import pair_by_name
 from pipelines.errors import UserError
 from pipelines.files import sha256
-from pipelines.manifest import Manifest, load_manifest
-from pipelines.manifest_writer import _folds, make_manifest, manifest_text
-from pipelines.pairing import pair_by_name
 
 
 @pytest.fixture(scope="module")

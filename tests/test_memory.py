@@ -17,10 +17,10 @@ from tiny import tiny_manifest
 
 from pipelines.errors import TrainingError, UserError
 from pipelines.files import sha256
-from pipelines.run import Run, train_run
-from pipelines.run_config import RunConfig
-from pipelines.run_folder import RunFolder
-from pipelines.training import Training
+from pipelines.training.parts import Training
+from pipelines.training.run import Run, train_run
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
 
 # Prepared, a case has five bytes a voxel, and four more where there is foreground: of 1,000 cases more than 300 MB.
 SHAPE = (24, 48, 48)
@@ -31,8 +31,8 @@ MEASURED = """
 import multiprocessing, sys
 from pathlib import Path
 from ignite.engine import Events
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
 
 loaders = [0]
 

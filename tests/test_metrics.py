@@ -19,7 +19,7 @@ from monai.networks import one_hot as one_hot_of
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.metrics import METRICS, ClassMetrics, argmax_labels, case_metrics, mean_metrics, nanmean
+from pipelines.evaluation.metrics import METRICS, ClassMetrics, argmax_labels, case_metrics, mean_metrics, nanmean
 
 SHAPES = [((11, 14, 9), (3.0, 1.0, 0.6)), ((9, 12, 13), (0.5, 2.0, 1.1)), ((17, 23), (2.5, 0.4))]
 

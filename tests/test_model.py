@@ -12,15 +12,15 @@ import torch
 from tiny import tiny_manifest
 from torch import Tensor, nn
 
-from pipelines.checkpoint import load_checkpoint
+from pipelines.cases.preprocessing import Clip, Preprocessing
+from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.errors import UserError
-from pipelines.manifest import Manifest, load_manifest
-from pipelines.model import NAME, load_model, save_model
-from pipelines.networks import create_network
-from pipelines.preprocessing import Clip, Preprocessing
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
-from pipelines.windows import channels_last
+from pipelines.prediction.model import NAME, load_model, save_model
+from pipelines.prediction.windows import channels_last
+from pipelines.training.checkpoint import load_checkpoint
+from pipelines.training.networks import create_network
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
 
 CPU = torch.device("cpu")
 CLIP = Clip(low=-50.0, high=150.5, mean=31.25, std=17.75)
@@ -207,7 +207,7 @@ def test_code_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 def _resaved(path: Path, change: Any) -> str:
     """A whole file, checksum and all, with another content."""
-    from pipelines import model
+    from pipelines.prediction import model
 
     state = torch.load(path, weights_only=True)
     change(state)

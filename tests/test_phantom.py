@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from tiny import tiny_manifest
 
-from pipelines import phantom, phantom_shapes
-from pipelines.data_root import resolve_data
+from pipelines.dataset import phantom, phantom_shapes
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.dataset.phantom import is_made, make_phantom, recorded_checksums
+from pipelines.dataset.phantom_shapes import phantom_case
 from pipelines.errors import UserError
 from pipelines.files import sha256
-from pipelines.manifest import Manifest, load_manifest
-from pipelines.phantom import is_made, make_phantom, recorded_checksums
-from pipelines.phantom_shapes import phantom_case
 
 SMALL = {"shape": [12, 16, 14]}
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.cases.fingerprint import Fingerprint
+from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
-from pipelines.fingerprint import Fingerprint
-from pipelines.manifest import load_manifest
-from pipelines.networks import SupervisedDynUNet, create_network
-from pipelines.planning import activations_gb, divisor, planned, topology
-from pipelines.run_config import RunConfig
+from pipelines.training.networks import SupervisedDynUNet, create_network
+from pipelines.training.planning import activations_gb, divisor, planned, topology
+from pipelines.training.run_config import RunConfig
 
 CPU = torch.device("cpu")
 PHANTOM = load_manifest("phantom")

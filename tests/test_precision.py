@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import precision as module
-from pipelines.engines import channels_last
 from pipelines.errors import UserError
-from pipelines.networks import create_network
-from pipelines.precision import autocast_dtype, has_maps_below_kernels
-from pipelines.run_config import RunConfig
+from pipelines.training import precision as module
+from pipelines.training.engines import channels_last
+from pipelines.training.networks import create_network
+from pipelines.training.precision import autocast_dtype, has_maps_below_kernels
+from pipelines.training.run_config import RunConfig
 
 CPU = torch.device("cpu")
 

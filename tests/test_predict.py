@@ -22,17 +22,17 @@ from faults import FAULTS, Fault, cut, linked, linked_outside
 from small_files import SHAPE, affine_of, array_of, rewrite, small_folder
 from tiny import tiny_manifest
 
-from pipelines.manifest import load_manifest
-from pipelines.manifest_writer import make_manifest, manifest_text
-from pipelines.metrics import METRICS
-from pipelines.model import NAME, load_model, save_model
-from pipelines.networks import create_network
-from pipelines.prediction_files import write_labels
-from pipelines.preprocessing import Preprocessing
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
-from pipelines.run_folder import RunFolder
-from pipelines.windows import label_map
+from pipelines.cases.preprocessing import Preprocessing
+from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.manifest_writer import make_manifest, manifest_text
+from pipelines.evaluation.metrics import METRICS
+from pipelines.prediction.files import write_labels
+from pipelines.prediction.model import NAME, load_model, save_model
+from pipelines.prediction.windows import label_map
+from pipelines.training.networks import create_network
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
 
 #: Label values with gaps, some too large for a byte.
 CLASSES = {0: "background", 2: "organ", 7: "shell", 300: "lesion"}
@@ -554,7 +554,7 @@ def test_a_network_that_makes_nan(tmp_path: Path, models: dict[int, Path], image
 LITTLE_MEMORY = """
 import resource, sys, torch
 from pipelines.cli import main
-import pipelines.predict
+import pipelines.prediction.predict
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.preprocessing import Preprocessing, resampled
-from pipelines.run_config import Clip
+from pipelines.cases.preprocessing import Preprocessing, resampled
+from pipelines.training.run_config import Clip
 
 
 def test_the_grid_keeps_the_size_in_mm() -> None:

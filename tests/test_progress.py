@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine
 
 from pipelines.duration import duration
-from pipelines.progress import Progress, attach_bars, print_epoch
+from pipelines.training.progress import Progress, attach_bars, print_epoch
 
 
 @pytest.mark.parametrize(

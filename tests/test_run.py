@@ -17,14 +17,15 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 import medloss
-from pipelines.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.errors import TrainingError, UserError
-from pipelines.manifest import Manifest, load_manifest
-from pipelines.metrics import METRICS
-from pipelines.run import Progress, train_run
-from pipelines.run_config import RunConfig
-from pipelines.run_folder import CASE_COLUMNS, EPOCH_COLUMNS, RunFolder
-from pipelines.training import Training
+from pipelines.evaluation.metrics import METRICS
+from pipelines.prediction.model import load_model
+from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.training.parts import Training
+from pipelines.training.run import Progress, train_run
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import CASE_COLUMNS, EPOCH_COLUMNS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,17 @@ def test_vnet(tmp_path: Path) -> None:
     _check_folder(tmp_path / "run", load_manifest(manifest), 1, validated=[1])
 
 
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one(sets: dict[int, _Set], tmp_path: Path) -> None:
+    settings = {"network": "dynunet", "deep_supervision": 1, "base_channels": 4, "ema": 0.9, "epochs": 2}
+    losses = []
+    for compiled in (False, True):
+        train_run(sets[2].config(compile=compiled, **settings), tmp_path / str(compiled))
+        losses.append([row["train_loss"] for row in RunFolder(tmp_path / str(compiled)).epochs])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert load_model(tmp_path / "True", torch.device("cpu")).config.compile
+
+
 def test_bfloat16(sets: dict[int, _Set], tmp_path: Path) -> None:
     result = train_run(sets[2].config(precision="bfloat16", epochs=1), tmp_path)
     assert result["precision"] == "bfloat16"
@@ -168,9 +180,10 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from pipelines.checkpoint import NAME
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
+from pipelines.prediction.model import load_model
+from pipelines.training.checkpoint import NAME
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
 
 def killed_at(count, function):
     def wrapped(*args, **kwargs):

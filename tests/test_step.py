@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipelines.errors import TrainingError
-from pipelines.step import TrainingStep
+from pipelines.training.step import TrainingStep
 
 
 class _Scale(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.surface import SurfaceDistances, surface, surface_distances
+from pipelines.evaluation.surface import SurfaceDistances, surface, surface_distances
 
 MASKS = [
     np.random.default_rng(0).random((6, 7, 8)) < 0.8,

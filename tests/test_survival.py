@@ -14,10 +14,10 @@ import torch
 from tiny import tiny_manifest
 from torch import Tensor
 
-from pipelines.checkpoint import load_checkpoint
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
-from pipelines.run_folder import RunFolder
+from pipelines.training.checkpoint import load_checkpoint
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
 
 # Everything that has a state: averaged weights, momenta, a schedule, random patches, accumulated steps.
 SETTINGS: dict[str, Any] = {
@@ -33,8 +33,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.comparison.plan import Plan, make_plan, run_folder
 from pipelines.comparison.table import case_table, comparison_table, formatted_rows, write_table
-from pipelines.run_config import RunConfig
+from pipelines.training.run_config import RunConfig
 
 _NAN = math.nan
 

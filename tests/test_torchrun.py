@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 from tiny import tiny_manifest
 
-from pipelines.checkpoint import load_checkpoint
-from pipelines.manifest import load_manifest
-from pipelines.metrics import METRICS
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
-from pipelines.run_folder import RunFolder
-from pipelines.training import Training
+from pipelines.dataset.manifest import load_manifest
+from pipelines.evaluation.metrics import METRICS
+from pipelines.training.checkpoint import load_checkpoint
+from pipelines.training.parts import Training
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
 
 # As `medloss train` does it; several trainings for one start of two processes.
 MANY = """
 import json, sys
 from pathlib import Path
-from pipelines.ranks import joined_ranks
-from pipelines.run import train_run
-from pipelines.run_config import RunConfig
+from pipelines.training.ranks import joined_ranks
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
 
 with joined_ranks("cpu"):
     for name, config in json.loads(Path(sys.argv[1]).read_text()).items():
@@ -292,7 +292,8 @@ def test_many_make_a_data_set_and_fill_a_cache_at_once(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path, 3, cases=6)
     config = _Set(manifest, tmp_path / "data").config(cache_dir=str(tmp_path / "cache"))
     script = (
-        "import sys\nfrom pipelines.run_config import RunConfig\nfrom pipelines.training import Training\n"
+        "import sys\nfrom pipelines.training.run_config import RunConfig\n"
+        "from pipelines.training.parts import Training\n"
         "print(flush=True)\nsys.stdin.readline()\nTraining(RunConfig.model_validate_json(sys.argv[1]))\n"
     )
     started = [

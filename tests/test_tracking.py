@@ -17,11 +17,11 @@ import pytest
 
 from pipelines.comparison.plan import Plan, make_plan, run_folder
 from pipelines.comparison.state import run_states
+from pipelines.comparison.tracking import Mirror, checked_tracking_uri, local_uri, quiet_mlflow
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
 from pipelines.locks import held_lock
-from pipelines.run_config import RunConfig
-from pipelines.tracking import Mirror, checked_tracking_uri, local_uri, quiet_mlflow
+from pipelines.training.run_config import RunConfig
 
 pytestmark = pytest.mark.usefixtures("_no_server_named")
 
@@ -331,7 +331,7 @@ def test_a_failure_in_the_middle_is_made_good(folder: Path, monkeypatch: pytest.
     plan = _plan(("dice",))
     _train(folder, plan, 0, epochs=3, end="done")
     mirror, warnings = _mirror(folder, plan)
-    monkeypatch.setattr("pipelines.tracking._RETRY_S", 0.0)
+    monkeypatch.setattr("pipelines.comparison.tracking._RETRY_S", 0.0)
     broken = ["create_experiment", "search_runs", "create_run", "log_batch", "log_artifact", "set_tag", "get_run"]
     broken.append("set_terminated")
     tries = 0
@@ -445,7 +445,7 @@ def _server(folder: Path, port: int) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_real_server_restarted_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.tracking._RETRY_S", 0.0)
+    monkeypatch.setattr("pipelines.comparison.tracking._RETRY_S", 0.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

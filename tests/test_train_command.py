@@ -13,9 +13,9 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 from pipelines.cli import main
+from pipelines.evaluation.metrics import METRICS
 from pipelines.locks import held_lock
-from pipelines.metrics import METRICS
-from pipelines.run_folder import RunFolder
+from pipelines.training.run_folder import RunFolder
 
 EPOCH = re.compile(r"epoch (\d)/(\d): train loss \d+\.\d{4}, val dice \d\.\d{4}, \d+\.\d s, about \d+ s left")
 

@@ -9,9 +9,9 @@ from tiny import tiny_manifest
 
 from pipelines.comparison.plan import adopt_plan, make_plan
 from pipelines.comparison.worker import work
+from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
-from pipelines.manifest import load_manifest
-from pipelines.run_config import RunConfig
+from pipelines.training.run_config import RunConfig
 from pipelines.trust import refuse_code, refuse_foreign_losses
 
 EVIL = "raise SystemExit('imported')\n"

@@ -38,7 +38,7 @@ def compare(
     from medloss import LOSSES
     from pipelines.comparison.compare import compare_losses
     from pipelines.comparison.plan import make_plan
-    from pipelines.manifest import load_manifest
+    from pipelines.dataset.manifest import load_manifest
 
     items = [item for item in "".join(losses.split()).split(",") if item]
     names = [name for item in items for name in (LOSSES if item == "all" else [item])]

@@ -17,11 +17,11 @@ def check(manifest: str, data_root: Path | None) -> None:
 
     Exit code 1 where there are any, or where the manifest itself breaks rules.
     """
-    from pipelines.check import check_data
-    from pipelines.data_root import resolve_data
+    from pipelines.dataset.check import check_data
+    from pipelines.dataset.data_root import resolve_data
+    from pipelines.dataset.survey import check_folder
     from pipelines.errors import UserError
     from pipelines.resources import shipped_manifests
-    from pipelines.survey import check_folder
 
     # A folder of a shipped manifest's name is meant only when it is written as a path: ./phantom.
     is_folder = Path(manifest).is_dir() and manifest not in shipped_manifests()
@@ -62,10 +62,10 @@ def manifest(
     force: bool,
 ) -> None:
     """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side."""
-    from pipelines.dataset_card import read_card
+    from pipelines.dataset.dataset_card import read_card
+    from pipelines.dataset.manifest_writer import make_manifest, manifest_text
     from pipelines.errors import UserError
     from pipelines.files import write_text
-    from pipelines.manifest_writer import make_manifest, manifest_text
 
     _refuse_existing(out, force)
     with _progress() as progress:
@@ -89,7 +89,7 @@ def manifest(
 
 def _load_or_tell(manifest: str) -> Any:
     """The manifest; where it breaks rules, they are told as bad files are."""
-    from pipelines.manifest import ManifestError, load_manifest
+    from pipelines.dataset.manifest import ManifestError, load_manifest
 
     try:
         return load_manifest(manifest)

@@ -36,9 +36,9 @@ def evaluate(
     from tqdm import tqdm
 
     from pipelines.errors import UserError
-    from pipelines.evaluate import evaluate as measured
+    from pipelines.evaluation.evaluate import evaluate as measured
+    from pipelines.evaluation.reference_labels import folder_references, listed, manifest_references, match
     from pipelines.files import write_text
-    from pipelines.reference_labels import folder_references, listed, manifest_references, match
 
     if (labels is None) == (manifest is None):
         raise UserError("pass the labels as one of the two: --labels FOLDER or --manifest NAME_OR_FILE")

@@ -19,7 +19,7 @@ def explain(
     loss: str, image: Path, label: Path, prediction: Path | None, label_class: int, axis: int | None, out: Path | None
 ) -> None:
     """Draw where a loss pushes the prediction of your own case, on the slice with most error."""
-    from pipelines.explain import explain_case
+    from pipelines.gallery.explain import explain_case
 
     explained = explain_case(loss, image, label, prediction=prediction, label_class=label_class, axis=axis, out=out)
     for line in explained.told:

@@ -90,13 +90,11 @@ def run_config(*, recipe: str, **options: Any) -> Any:
     Raises:
         UserError: an option out of its range, an unknown recipe, loss, manifest or fold.
     """
-    from pydantic import ValidationError
-
-    from pipelines.manifest import load_manifest
-    from pipelines.optimization import chosen_device
-    from pipelines.planning import refuse_misfit
-    from pipelines.recipes import recipe_settings
-    from pipelines.run_config import RunConfig
+    from pipelines.dataset.manifest import load_manifest
+    from pipelines.training.optimization import chosen_device
+    from pipelines.training.planning import refuse_misfit
+    from pipelines.training.recipes import recipe_settings
+    from pipelines.training.run_config import checked_config
 
     given = {name: value for name, value in options.items() if value is not None}
     for name, (flag, read) in _READERS.items():
@@ -107,13 +105,7 @@ def run_config(*, recipe: str, **options: Any) -> Any:
         given["data_root"] = str(Path(given["data_root"]).resolve())
     if Path(given["manifest"]).is_file():
         given["manifest"] = str(Path(given["manifest"]).resolve())
-    try:
-        config = RunConfig.model_validate(given)
-    except ValidationError as error:
-        told = "; ".join(
-            f"{'.'.join(str(p) for p in e['loc'])}: got {e['input']!r}, {e['msg']}" for e in error.errors()
-        )
-        raise UserError(told) from None
+    config = checked_config(given)
     chosen_device(config.device)
     refuse_misfit(config, load_manifest(config.manifest))
     return config

@@ -53,12 +53,12 @@ def predict(
     import torch
 
     from pipelines.errors import UserError
-    from pipelines.model import load_model
-    from pipelines.optimization import chosen_device
-    from pipelines.predict import Settings
-    from pipelines.predict import predict as predicted
-    from pipelines.prediction_sources import Source, image_sources, manifest_sources, refuse_collisions
-    from pipelines.reference_labels import listed, shown
+    from pipelines.evaluation.reference_labels import listed, shown
+    from pipelines.prediction.model import load_model
+    from pipelines.prediction.predict import Settings
+    from pipelines.prediction.predict import predict as predicted
+    from pipelines.prediction.sources import Source, image_sources, manifest_sources, refuse_collisions
+    from pipelines.training.optimization import chosen_device
 
     path = _model_path(run_dir, model_file)
     if bool(images) == (manifest is not None):
@@ -101,7 +101,7 @@ def predict(
 
 def _model_path(run_dir: Path | None, model_file: Path | None) -> Path:
     from pipelines.errors import UserError
-    from pipelines.run_folder import RunFolder
+    from pipelines.training.run_folder import RunFolder
 
     if (run_dir is None) == (model_file is None):
         raise UserError("pass the network as one of the two: --run FOLDER or --model FILE")

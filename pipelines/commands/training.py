@@ -18,17 +18,15 @@ from pipelines.commands.options import training_options
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Read the whole data set first.")
 @training_options
-def train(
-    manifest: str, loss: str, fold: int, seed: int, out: Path, resume: bool, check: bool, **options: Any
-) -> None:
+def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: bool, check: bool, **options: Any) -> None:
     """Train one network with one loss on MANIFEST (a path, or the name of a shipped one).
 
     Started by torchrun, its processes share every batch.
     """
     from pipelines.commands.options import run_config
+    from pipelines.dataset.precheck import refuse_bad_data
     from pipelines.errors import TrainingError, let_the_first_rank_tell
-    from pipelines.precheck import refuse_bad_data
-    from pipelines.ranks import joined_ranks, rank, wait_for_all
+    from pipelines.training.ranks import joined_ranks, rank, wait_for_all
 
     config = run_config(manifest=manifest, loss=loss, fold=fold, seed=seed, **options)
     _refuse_folder(out, resume)
@@ -51,9 +49,9 @@ def train(
 
 
 def _refuse_folder(out: Path, resume: bool) -> None:
-    from pipelines.checkpoint import has_checkpoint
     from pipelines.errors import UserError
-    from pipelines.run_folder import OWN_FILES
+    from pipelines.training.checkpoint import has_checkpoint
+    from pipelines.training.run_folder import OWN_FILES
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is no folder; name another")
@@ -72,8 +70,8 @@ def _train(config: Any, out: Path, resume: bool, first: bool) -> dict[str, float
     """Train; the metrics, for the first process alone."""
     from pipelines.errors import UserError
     from pipelines.locks import held_lock
-    from pipelines.progress import attach_bars, print_epoch
-    from pipelines.run import train_run
+    from pipelines.training.progress import attach_bars, print_epoch
+    from pipelines.training.run import train_run
 
     try:
         if not first:
@@ -82,9 +80,9 @@ def _train(config: Any, out: Path, resume: bool, first: bool) -> dict[str, float
         with held_lock(out / "lock") as mine:
             if not mine:
                 raise UserError(f"--out: another process trains in {out}; name another folder")
-            metrics: dict[str, float] = train_run(
-                config, out, resume=resume, report=print_epoch, attach=attach_bars
-            )["metrics"]
+            metrics: dict[str, float] = train_run(config, out, resume=resume, report=print_epoch, attach=attach_bars)[
+                "metrics"
+            ]
             return metrics
     except OSError as error:
         raise UserError(f"--out: cannot write in {out}: {error.strerror or error}") from None

@@ -14,11 +14,11 @@ from pipelines.comparison.execute import execute
 from pipelines.comparison.plan import Plan, adopt_plan, read_plan, refuse_foreign, run_folder
 from pipelines.comparison.state import RunState, run_states
 from pipelines.comparison.table import Table, comparison_table, formatted_rows, write_table
+from pipelines.comparison.tracking import Mirror, checked_tracking_uri, local_uri
+from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.errors import UserError
 from pipelines.locks import held_lock
-from pipelines.precheck import refuse_bad_data
-from pipelines.tracking import Mirror, checked_tracking_uri, local_uri
-from pipelines.training import prepared_data
+from pipelines.training.parts import prepared_data
 
 #: Seconds between two looks at what MLflow lacks.
 _MIRROR_S = 2.0

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
-from pipelines.run_config import INCIDENTAL, RunConfig
-from pipelines.run_folder import RunFolder
+from pipelines.training.run_config import INCIDENTAL, RunConfig
+from pipelines.training.run_folder import RunFolder
 
 _NAME = "plan.json"
 #: What a plan may differ in and still be the same comparison.

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.comparison.plan import Plan, run_folder
+from pipelines.evaluation.metrics import METRICS
 from pipelines.files import write_text
-from pipelines.metrics import METRICS
-from pipelines.run_folder import CASE_COLUMNS
+from pipelines.training.run_folder import CASE_COLUMNS
 
 #: What is shown, in this order; the CSV has all measures.
 _HEADINGS = {

@@ -53,7 +53,7 @@ def attempts(folder: Path, run: PlannedRun) -> int:
 
 
 def _train(folder: Path, run: PlannedRun, threads: int | None) -> None:
-    from pipelines.run import train_run
+    from pipelines.training.run import train_run
 
     own = run_folder(folder, run)
     with held_lock(own.path / "lock") as mine:

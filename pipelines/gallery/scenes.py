@@ -66,7 +66,7 @@ def phantom_scene() -> Scene:
 
     The prediction lies 5 mm aside, lacks the organ's end, and has an island in the background.
     """
-    from pipelines.phantom_shapes import phantom_case
+    from pipelines.dataset.phantom_shapes import phantom_case
 
     shape, spacing = (20, 56, 56), (3.0, 1.0, 1.0)
     image, label = phantom_case(shape, spacing, seed=0, index=3)

@@ -8,8 +8,8 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
+from pipelines.dataset.nifti import BadFileError, by, read_volume
 from pipelines.errors import UserError
-from pipelines.nifti import BadFileError, by, read_volume
 
 _WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
 

@@ -1,0 +1,140 @@
+"""What the bundle's `configs/inference.yaml` calls: from an image's file to a label map's, around MONAI's evaluator."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys
+
+from pipelines.cases.preprocessing import Preprocessing
+from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.nifti import BadFileError, read_volume
+from pipelines.errors import UserError
+from pipelines.prediction.files import write_labels
+from pipelines.prediction.model import Model, load_model
+from pipelines.prediction.sources import Source, image_sources, refuse_collisions
+from pipelines.prediction.windows import label_map
+from pipelines.training.networks import create_network
+from pipelines.training.recipes import recipe_settings
+from pipelines.training.run_config import RunConfig
+
+_FILE = "file"
+
+
+def bundle_model(model_file: str | None, network_name: str, device: torch.device) -> Model:
+    """The model of a file or of a finished run's folder.
+
+    Without either an untrained one for the phantom, for MONAI's commands that look at a network alone.
+
+    Args:
+        model_file: the file or the folder.
+        network_name: of the untrained one.
+        device: where it is to compute.
+    """
+    if model_file is not None:
+        return load_model(Path(model_file), device)
+    manifest = load_manifest("phantom")
+    given = recipe_settings("quick") | {"manifest": "phantom", "network": network_name}
+    config = RunConfig.model_validate(given | {"patch_size": (16,) * manifest.dimensions})
+    network = create_network(config, manifest.dimensions, manifest.num_classes)
+    processed = Preprocessing(dimensions=manifest.dimensions)
+    classes = {value: manifest.classes[value] for value in manifest.label_values}
+    return Model(network.to(device).eval(), config, processed, classes, device)
+
+
+def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
+    """The images of a folder, or of files and folders; none if none are named."""
+    named = [dataset_dir] if isinstance(dataset_dir, str) else dataset_dir or []
+    return image_sources([Path(str(path)) for path in named])
+
+
+def before_prediction(model_file: str | None, images: list[Source], output_dir: str, overwrite: bool) -> None:
+    """Refuse what cannot be predicted, before anything is written.
+
+    Args:
+        model_file: the model.
+        images: from `sources`.
+        output_dir: where label maps are written.
+        overwrite: whether some may be there.
+
+    Raises:
+        UserError: no model, no image, or label maps that are there.
+    """
+    if model_file is None:
+        raise UserError("model_file: expected a finished run's folder, or its model.pt")
+    if not images:
+        raise UserError("dataset_dir: expected a folder of NIfTI files, or a list of files")
+    refuse_collisions(images, Path(output_dir), probabilities=False)
+    there = [str(path) for image in images if (path := image.labels(Path(output_dir))).exists()]
+    if there and not overwrite:
+        raise UserError(f"output_dir: there already: {', '.join(there[:3])}; pass --overwrite True, or name another")
+
+
+class ReadImage:
+    """Reads a source as its model's network wants it: `{"image": [1, *grid], "file": path}`."""
+
+    def __init__(self, model: Model) -> None:
+        self.preprocessing = model.preprocessing
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Read `item["image"]`, a `Source`.
+
+        Raises:
+            UserError: it cannot be read, or holds values that are not finite.
+        """
+        source: Source = item[CommonKeys.IMAGE]
+        try:
+            volume = read_volume(source.root, source.file, {self.preprocessing.dimensions})
+        except BadFileError as error:
+            raise UserError(f"{source.path}: {error}") from None
+        with np.errstate(over="ignore"):
+            intensities = torch.from_numpy(np.ascontiguousarray(volume.data, np.float32))[None]
+        if not intensities.isfinite().all():
+            raise UserError(f"{source.path}: NaN, Inf, or too large for float32")
+        return {CommonKeys.IMAGE: self.preprocessing.image(intensities, volume.spacing), _FILE: str(source.path)}
+
+
+class ToLabels:
+    """Makes `pred`, logits `[C, *grid]`, the label values `[1, *spatial]` on the image's own grid."""
+
+    def __init__(self, model: Model) -> None:
+        self.values = torch.tensor(list(model.classes))
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Change an item of the evaluator's."""
+        logits = item[CommonKeys.PRED]
+        if not logits.sum().isfinite():
+            raise UserError(f"{item[_FILE]}: the network makes NaN or Inf of it")
+        labels = label_map(logits, nib.load(item[_FILE]).header.get_data_shape()).cpu()
+        return {**item, CommonKeys.PRED: self.values[labels.long()][None]}
+
+
+class WriteLabels:
+    """A handler that writes each image's label map, with the image's geometry, and prints its path.
+
+    Args:
+        images: from `sources`.
+        output_dir: the folder.
+    """
+
+    def __init__(self, images: list[Source], output_dir: str) -> None:
+        self.images = {str(image.path): image for image in images}
+        self.folder = Path(output_dir)
+
+    def attach(self, engine: Engine) -> None:
+        """Write after every iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write what the iteration predicted."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for read, made in zip(engine.state.batch, engine.state.output, strict=True):
+            image = self.images[read[_FILE]]
+            path = image.labels(self.folder)
+            write_labels(path, made[CommonKeys.PRED][0].numpy(), nib.load(image.path).header)
+            click.echo(f"written to {path}")

@@ -1,0 +1,1 @@
+"""From a case's files to a batch: reading, preprocessing, cache, patches, augmentation."""

@@ -1,0 +1,99 @@
+"""One case as a network reads it: decoded, checked, its labels numbered, on the training grid."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged
+from torch import Tensor
+
+from pipelines.cases.preprocessing import Preprocessing
+from pipelines.dataset.manifest import Case, Manifest
+from pipelines.errors import UserError
+
+CHECK = "`medloss check` names every bad file"
+#: As many of a class's voxels are kept as centres of patches; of more, evenly spread ones.
+_MOST_CENTRES = 10_000
+_BOTH = ["image", "label"]
+_READER = Compose(
+    [
+        LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
+        EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
+        # Labels, too: whole numbers would hide a 1.7.
+        EnsureTyped(_BOTH, dtype=torch.float32),
+    ]
+)
+
+
+def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
+    """Read a case as it lies in its files: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
+
+    Args:
+        manifest: whose labels hold: the label map counts its classes 0..C-1.
+        case: which.
+        root: the data root.
+
+    Raises:
+        UserError: it cannot be read or trained with.
+    """
+    for path in (case.image, case.label):
+        if not (root / path).is_file() or not (root / path).stat().st_size:
+            raise UserError(f"case '{case.id}': {root / path} is missing or empty; {CHECK}")
+    try:
+        data = _READER({"image": str(root / case.image), "label": str(root / case.label)})
+    except RuntimeError as error:
+        # MONAI's own message names its transform; what it met is the cause.
+        cause = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {CHECK}") from None
+    image, label = data["image"].as_tensor().contiguous(), data["label"].as_tensor()
+    if image.shape != label.shape or label.ndim != manifest.dimensions + 1:
+        shapes = f"an image of shape {tuple(image.shape[1:])} and a label of {tuple(label.shape[1:])}"
+        raise UserError(f"case '{case.id}': {shapes}; expected the same {manifest.dimensions} axes; {CHECK}")
+    if not image.isfinite().all():
+        raise UserError(f"case '{case.id}': {case.image} holds NaN or infinite values; {CHECK}")
+    classes = torch.full(label.shape, 255, dtype=torch.uint8)
+    for index, value in enumerate(manifest.label_values):
+        classes[label == value] = index
+    if (classes == 255).any():
+        value = label[classes == 255][0].item()
+        named = ", ".join(map(str, manifest.label_values))
+        raise UserError(f"case '{case.id}': {case.label} holds {value:g}; the manifest names {named}; {CHECK}")
+    spacing = affine_to_spacing(data["label"].affine)[: manifest.dimensions]
+    return {
+        "case": case.id,
+        "image": image,
+        "label": classes,
+        "spacing": torch.as_tensor(spacing, dtype=torch.float64),
+    }
+
+
+def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: int) -> dict[str, Any]:
+    """A case from `read_case` on the training grid.
+
+    `image`, `label` and `spacing` are the grid's; `centres` are the flat indices of voxels of each foreground class.
+    Where the grid is not the case's own, `reference` and `reference_spacing` keep the label that it is measured by.
+    """
+    label, spacing = case["label"], case["spacing"].tolist()
+    on_grid = preprocessing.labels(label, spacing, num_classes)
+    item = {
+        "case": case["case"],
+        "image": preprocessing.image(case["image"], spacing),
+        "label": on_grid,
+        "spacing": case["spacing"],
+        "centres": _centres(on_grid),
+    }
+    if on_grid.shape != label.shape:
+        size = torch.tensor(label.shape[1:], dtype=torch.float64) / torch.tensor(on_grid.shape[1:])
+        item |= {"spacing": case["spacing"] * size, "reference": label, "reference_spacing": case["spacing"]}
+    return item
+
+
+def _centres(label: Tensor) -> list[Tensor]:
+    """Flat indices of voxels, one tensor a foreground class that is there."""
+    flat = label.reshape(-1)
+    foreground = flat.nonzero()[:, 0]
+    values = flat[foreground]
+    voxels = [foreground[values == value] for value in values.unique()]
+    return [v[:: math.ceil(len(v) / _MOST_CENTRES)].to(torch.int32) for v in voxels]

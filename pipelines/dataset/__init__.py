@@ -1,0 +1,1 @@
+"""Data sets: manifests, their checks, and the phantom that the project makes itself."""

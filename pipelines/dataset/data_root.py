@@ -1,0 +1,57 @@
+"""Where a manifest's files lie: the folder that the user names, or the made data set's place."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from pipelines.dataset.manifest import Manifest
+from pipelines.errors import UserError
+
+
+def resolve_data(manifest: Manifest, data_root: Path | None = None) -> Path:
+    """The folder to which the manifest's paths are relative.
+
+    `data_root`, else `MEDLOSS_DATA`; in it the manifest's own folder, if it is there. A made data set lies in a folder
+    named by its parameters: in `data_root`, else in `MEDLOSS_DATA` if it was made there, else in `MEDLOSS_CACHE` or
+    `~/.cache/medloss`, where it is made on first use (data folders are often shared, and read-only).
+
+    Raises:
+        UserError: there is no such folder, or it cannot be made; says where the data can be had.
+    """
+    if manifest.generator is not None:
+        return _made(manifest, data_root)
+    named = os.environ.get("MEDLOSS_DATA")
+    root = data_root or (Path(named) if named else None)
+    if root is None:
+        raise UserError(
+            f"'{manifest.name}' needs its data: pass --data-root or set MEDLOSS_DATA; "
+            f"they can be had at {manifest.source}"
+        )
+    if not root.is_dir():
+        raise UserError(f"data root: {root} is no folder; '{manifest.name}' can be had at {manifest.source}")
+    if manifest.folder is not None and (root / manifest.folder).is_dir():
+        return root / manifest.folder
+    return root
+
+
+def _made(manifest: Manifest, data_root: Path | None) -> Path:
+    from pipelines.dataset.phantom import is_made, make_phantom
+    from pipelines.dataset.phantom_shapes import VERSION
+
+    assert manifest.generator is not None
+    parameters = [VERSION, manifest.generator.model_dump(), manifest.spacing, manifest.label_values]
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{manifest.name}-{digest}"
+    shared = os.environ.get("MEDLOSS_DATA")
+    if data_root is None and shared and is_made(Path(shared) / name):
+        return Path(shared) / name
+    default = Path(os.environ.get("MEDLOSS_CACHE") or Path.home() / ".cache" / "medloss")
+    folder = (data_root or default) / name
+    try:
+        make_phantom(manifest, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot make '{manifest.name}' in {folder}: {error.strerror}; pass --data-root or set MEDLOSS_CACHE"
+        ) from None
+    return folder

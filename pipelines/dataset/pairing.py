@@ -1,0 +1,123 @@
+"""Which image belongs to which label, by folders and file names."""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.dataset.manifest_rules import path_problem
+from pipelines.errors import UserError
+
+#: Folders of images and of labels: the Medical Segmentation Decathlon's and nnU-Net's, and the plain ones.
+_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
+_LABEL_ENDING = re.compile(r"[_\-.](labels?|seg|segmentation|mask|gt)$", re.IGNORECASE)
+_IMAGE_ENDING = re.compile(r"[_\-.](image|img)$", re.IGNORECASE)
+#: nnU-Net numbers an image's channels; the first is the image.
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Pairs, as (case's name, image, label), and the files that are in none, with the reason."""
+
+    pairs: list[tuple[str, str, str]]
+    unpaired: list[tuple[str, str]]
+
+
+def nifti_files(folder: Path) -> list[str]:
+    """Names of a folder's NIfTI files, sorted, hidden ones apart; none where it cannot be read."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+    return [name for name in names if name.endswith((".nii", ".nii.gz")) and not name.startswith(".")]
+
+
+def stem(file: str) -> str:
+    """A file's name without folders and NIfTI ending."""
+    return re.sub(r"\.nii(\.gz)?$", "", file.rsplit("/", 1)[-1])
+
+
+def is_label_name(file: str) -> bool:
+    """Whether a file that lies among images is a label, by its name."""
+    return _LABEL_ENDING.search(stem(file)) is not None
+
+
+def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
+    """Pair paths whose names differ only in what says image, label or first channel.
+
+    Two images, or two labels, of one name are left out with their counterpart: which is right cannot be known.
+    """
+    named = {stem(label) for label in labels} | {_LABEL_ENDING.sub("", stem(label)) for label in labels}
+    groups: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    pairs: list[tuple[str, str, str]] = []
+    unpaired = []
+    for image in images:
+        name, channel = _image_name(image, named)
+        if channel > 0:
+            unpaired.append((image, f"channel {channel} of '{name}': one image a case is used, channel 0"))
+        else:
+            groups[name][0].append(image)
+    bare = set(groups)
+    for label in labels:
+        # A label is named as its image is; only where there is none so named does an ending count as one.
+        name = stem(label) if stem(label) in bare else _LABEL_ENDING.sub("", stem(label))
+        groups[name][1].append(label)
+    for name, (of_images, of_labels) in groups.items():
+        problem: str | None
+        if not of_labels:
+            problem = "image without a label"
+        elif not of_images:
+            problem = "label without an image"
+        elif len(of_images) > 1:
+            problem = f"doubled: '{name}' has {len(of_images)} images"
+        elif len(of_labels) > 1:
+            problem = f"doubled: '{name}' has {len(of_labels)} labels"
+        else:
+            problem = path_problem(of_images[0]) or path_problem(of_labels[0])
+        if problem is None:
+            pairs.append((name, of_images[0], of_labels[0]))
+        else:
+            unpaired.extend((file, problem) for file in (*of_images, *of_labels))
+    return Pairing(sorted(pairs), sorted(unpaired))
+
+
+def pair_folder(folder: Path) -> Pairing:
+    """Pair the files of a data set's folder, paths relative to it.
+
+    `imagesTr` and `labelsTr`, `images` and `labels`, or files side by side (`a_image.nii.gz` with `a_label.nii.gz`,
+    `a.nii.gz` with `a_seg.nii.gz`).
+
+    Raises:
+        UserError: there is no such folder, or there are no pairs in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    for image_folder, label_folder in _FOLDERS:
+        if (folder / image_folder).is_dir() and (folder / label_folder).is_dir():
+            images = [f"{image_folder}/{name}" for name in nifti_files(folder / image_folder)]
+            labels = [f"{label_folder}/{name}" for name in nifti_files(folder / label_folder)]
+            break
+    else:
+        files = nifti_files(folder)
+        labels = [name for name in files if is_label_name(name)]
+        images = [name for name in files if not is_label_name(name)]
+    pairing = pair_by_name(images, labels)
+    if not pairing.pairs:
+        raise UserError(
+            f"{folder}: no pairs of image and label found; expected imagesTr with labelsTr, images with labels, "
+            "or a_image.nii.gz with a_label.nii.gz side by side"
+        )
+    return pairing
+
+
+def _image_name(image: str, named: set[str]) -> tuple[str, int]:
+    """The name under which an image's label is sought, and its channel."""
+    name = stem(image)
+    if name in named:
+        return name, 0
+    channel = _CHANNEL.search(name)
+    if channel is not None and name[: channel.start()] in named:
+        return name[: channel.start()], int(channel[1])
+    plain = _IMAGE_ENDING.sub("", name)
+    return plain, 0

@@ -1,0 +1,1 @@
+"""What a segmentation is worth: measures by case and class, in mm."""

@@ -1,0 +1,149 @@
+"""Predictions that lie in files, measured against labels that do, in mm by the labels' own spacing."""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from nibabel.imageglobals import LoggingOutputSuppressor
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.dataset.case_reader import Offence
+from pipelines.dataset.geometry import grid_problem
+from pipelines.dataset.nifti import BadFileError, read_volume
+from pipelines.errors import UserError
+from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM, ClassMetrics, case_metrics, mean_metrics, nanmean
+from pipelines.evaluation.reference_labels import Matched, Reference, References, shown
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        classes: the foreground classes' names, in the order of their values.
+        rows: one a case and class: `case`, `class`, and the measures.
+    """
+
+    classes: list[str]
+    rows: list[dict[str, Any]]
+
+    def cases(self, name: str) -> int:
+        """In how many cases a class is, by label or prediction."""
+        return sum(row["class"] == name and not math.isnan(row["dice"]) for row in self.rows)
+
+    def class_means(self) -> dict[str, dict[str, float]]:
+        """Each class's means over cases; of a measure that no case has, NaN."""
+        return {
+            name: {metric: nanmean([row[metric] for row in self.rows if row["class"] == name]) for metric in METRICS}
+            for name in self.classes
+        }
+
+    def foreground_means(self) -> dict[str, float]:
+        """The means over cases of the means over a case's classes, as training gives them."""
+        return mean_metrics(self.rows)
+
+    def csv(self) -> str:
+        """The rows as CSV; empty where a measure has no meaning."""
+        return str(pd.DataFrame(self.rows, columns=["case", "class", *METRICS]).to_csv(index=False))
+
+
+def evaluate(
+    predictions: Path,
+    references: References,
+    matched: Matched,
+    *,
+    nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
+    progress: Callable[[], object] | None = None,
+) -> Evaluation:
+    """Measure every pair, several at a time.
+
+    Args:
+        predictions: folder of NIfTI label maps.
+        references: the labels.
+        matched: the pairs, as `match` finds them.
+        nsd_tolerance_mm: up to where a surface's distance is no error to the NSD.
+        progress: is called after each pair.
+
+    Raises:
+        UserError: a file that cannot be read, lies on another grid than its label, or holds other values than the
+            classes'; all such files are told, a line each.
+    """
+    if not math.isfinite(nsd_tolerance_mm) or nsd_tolerance_mm < 0:
+        raise UserError(f"--tolerance: got {nsd_tolerance_mm}; expected a finite number of mm, 0 or more")
+    names = list(references.classes.values())
+    offences: list[Offence] = []
+    rows: list[dict[str, Any]] = []
+    spoiled = Event()
+    measure = partial(_measure, predictions, references, nsd_tolerance_mm, spoiled)
+    with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for (label, _), (bad, measures) in zip(matched.pairs, pool.map(measure, matched.pairs), strict=True):
+            offences.extend(bad)
+            rows.extend(
+                {"case": label.case, "class": name, **asdict(measured)}
+                for name, measured in zip(names, measures, strict=False)  # there are none where a file is bad
+            )
+            if progress is not None:
+                progress()
+    if offences:
+        raise UserError("\n".join(f"{shown(file)}: {reason}" for file, reason in offences))
+    return Evaluation(names, rows)
+
+
+def _measure(
+    predictions: Path, references: References, tolerance: float, spoiled: Event, pair: tuple[Reference, str]
+) -> tuple[list[Offence], list[ClassMetrics]]:
+    label, file = pair
+    offences = []
+    volumes, channels = [], []
+    values = [0, *references.classes]
+    for root, name, sha256 in ((references.root, label.file, label.sha256), (predictions, file, None)):
+        try:
+            volume = read_volume(root, name, references.dimensions)
+            if sha256 not in (None, volume.sha256):
+                raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
+            channels.append(_channels(volume.data, values))
+            volumes.append(volume)
+        except BadFileError as error:
+            offences.append(Offence(str(root / name), str(error)))
+    if len(volumes) == 2:
+        problem = grid_problem(volumes[1], volumes[0], "label")
+        if problem is not None:
+            offences.append(Offence(str(predictions / file), problem))
+    if offences:
+        spoiled.set()
+    # Once a file is bad, the others are but looked through for more such: there will be no result.
+    if spoiled.is_set():
+        return offences, []
+    spacing = volumes[0].spacing
+    return [], case_metrics(channels[1], channels[0], len(values), spacing, nsd_tolerance_mm=tolerance)
+
+
+def _channels(data: NDArray[Any], values: list[int]) -> Tensor:
+    """Labels 0..C-1: where each voxel's value stands in `values`, which rise from 0.
+
+    Raises:
+        BadFileError: there are other values.
+    """
+    channels = np.zeros(data.shape, np.uint8 if len(values) <= 256 else np.int32)
+    known = 0
+    for channel, value in enumerate(values):
+        mask = data == value
+        known += int(np.count_nonzero(mask))
+        np.putmask(channels, mask, channel)
+    if known < data.size:
+        found, counts = np.unique(data[~np.isin(data, values)], return_counts=True)
+        told = [f"{value:.6g} ({count} voxels)" for value, count in zip(found.tolist(), counts.tolist(), strict=True)]
+        more = f" and {len(told) - 5} more" if len(told) > 5 else ""
+        classes = ", ".join(map(str, values[:20])) + (f" and {len(values) - 20} more" if len(values) > 20 else "")
+        raise BadFileError(f"label values without a class: {', '.join(told[:5])}{more}; the classes are {classes}")
+    return torch.from_numpy(channels)

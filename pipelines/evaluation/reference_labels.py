@@ -1,0 +1,174 @@
+"""The labels that predictions are measured against, and which prediction belongs to which."""
+
+import os
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from nibabel.imageglobals import LoggingOutputSuppressor
+
+from pipelines.dataset.case_reader import count_values
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.nifti import BadFileError, read_volume
+from pipelines.dataset.pairing import is_label_name, nifti_files, pair_by_name, stem
+from pipelines.errors import UserError
+
+#: More values than any atlas has: the files are images.
+_MOST_VALUES = 1000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One label: its case, its file below the root, its SHA-256 where that is known, and what its image is called."""
+
+    case: str
+    file: str
+    sha256: str | None = None
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class References:
+    """The labels of a folder or of a manifest.
+
+    Attributes:
+        root: to which the files are relative.
+        labels: one a case.
+        classes: label value to name, foreground alone, values rising.
+        dimensions: numbers of axes that the files may have.
+    """
+
+    root: Path
+    labels: list[Reference]
+    classes: dict[int, str]
+    dimensions: frozenset[int] = frozenset({2, 3})
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Labels with their predictions' names; predictions without a label; labels without a prediction."""
+
+    pairs: list[tuple[Reference, str]]
+    unlabelled: list[str]
+    unpredicted: list[Reference]
+
+
+def shown(path: str | Path) -> str:
+    """A path as one line: a stranger's file name can hold line breaks, and what steers a terminal."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
+def listed(paths: list[Path]) -> str:
+    """Some of many paths, in one line."""
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return ", ".join(map(shown, paths[:5])) + more
+
+
+def folder_references(folder: Path) -> References:
+    """The labels of a folder; its classes are all values above 0 that they hold.
+
+    Where some of the folder's names end as labels' do (`a_seg.nii.gz`), the others are taken for images.
+
+    Raises:
+        UserError: there is no such folder, it holds no labels, or nothing but background.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--labels: {folder}: no such folder")
+    files = nifti_files(folder)
+    files = [file for file in files if is_label_name(file)] or files
+    if not files:
+        raise UserError(f"--labels: {folder} holds no NIfTI file (.nii or .nii.gz)")
+
+    def values(file: str) -> set[int]:
+        try:
+            return set(count_values(read_volume(folder, file).data))
+        except BadFileError:
+            return set()  # told when it is measured, if it is
+
+    with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        found = sorted(value for value in set().union(*pool.map(values, files)) if value > 0)
+    if not found:
+        raise UserError(f"--labels: the files of {folder} hold no value above 0, or cannot be read")
+    if len(found) > _MOST_VALUES:
+        raise UserError(f"--labels: the files of {folder} hold {len(found)} values above 0; expected labels, no images")
+    return References(folder, [Reference(stem(file), file) for file in files], {value: str(value) for value in found})
+
+
+def manifest_references(name: str, data_root: Path | None, fold: int | None = None) -> References:
+    """The labels of a manifest, or of its fold `fold`; its classes are the manifest's.
+
+    Raises:
+        UserError: no such manifest, fold or data; or the root holds none of the labels.
+    """
+    manifest = load_manifest(name)
+    cases = manifest.cases if fold is None else manifest.split(fold)[1]
+    root = resolve_data(manifest, data_root)
+    if not any(os.path.lexists(root / case.label) for case in cases):
+        raise UserError(f"{root} holds no label of '{manifest.name}', which can be had at {manifest.source}")
+    return References(
+        root,
+        [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases],
+        {value: manifest.classes[value] for value in manifest.label_values if value != 0},
+        frozenset({manifest.dimensions}),
+    )
+
+
+def match(references: References, predictions: Path) -> Matched:
+    """Find each label's prediction by its name: the case's, the label's or the image's.
+
+    Raises:
+        UserError: there is no such folder, nothing in it belongs to a label, or a label has two predictions.
+    """
+    if not predictions.is_dir():
+        raise UserError(f"{predictions}: no such folder; expected one of predictions")
+    files = nifti_files(predictions)
+    if not files:
+        raise UserError(f"{predictions} holds no NIfTI file (.nii or .nii.gz)")
+    by_case = any(label.image is not None for label in references.labels)
+    found = _by_case(references, predictions, files) if by_case else _by_name(references, predictions, files)
+    if not found:
+        expected = f"{references.labels[0].case}.nii.gz"
+        raise UserError(
+            f"{predictions}: no file is named as a label is: {shown(files[0])}, for example; expected {expected}"
+        )
+    return Matched(
+        [(label, found[label.file]) for label in references.labels if label.file in found],
+        sorted(set(files) - set(found.values())),
+        [label for label in references.labels if label.file not in found],
+    )
+
+
+def _by_case(references: References, predictions: Path, files: list[str]) -> dict[str, str]:
+    """Label to prediction, of a manifest's cases: called as the case is, or else as its label, or else as its image."""
+    levels: list[dict[str, list[Reference]]] = [defaultdict(list), defaultdict(list), defaultdict(list)]
+    for label in references.labels:
+        for level, name in zip(levels, (label.case, stem(label.file), stem(label.image or label.file)), strict=True):
+            level[name].append(label)
+    found: dict[str, str] = {}
+    for file in files:
+        owners = next((level[stem(file)] for level in levels if stem(file) in level), [])
+        if len(owners) > 1:
+            cases = f"{owners[0].case} and {owners[1].case}"
+            raise UserError(
+                f"{shown(predictions / file)} may be of the cases {cases}; expected {owners[0].case}.nii.gz"
+            )
+        for owner in owners:
+            if owner.file in found:
+                both = f"{shown(found[owner.file])} and {shown(file)}"
+                raise UserError(f"{predictions}: {both} are both named as predictions of {owner.case}; expected one")
+            found[owner.file] = file
+    return found
+
+
+def _by_name(references: References, predictions: Path, files: list[str]) -> dict[str, str]:
+    """Label to prediction, of a folder: a prediction is called as an image with that label would be."""
+    pairing = pair_by_name([f"p/{file}" for file in files], [f"l/{label.file}" for label in references.labels])
+    for file, reason in pairing.unpaired:
+        if reason.startswith("doubled"):
+            folder = predictions if file.startswith("p/") else references.root
+            raise UserError(
+                f"{shown(folder / file[2:])}: its name, but for endings, is another file's, too; expected one"
+            )
+    return {label[2:]: prediction[2:] for _, prediction, label in pairing.pairs}

@@ -1,0 +1,1 @@
+"""Label maps of new images, by a trained model."""

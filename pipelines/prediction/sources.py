@@ -1,0 +1,100 @@
+"""Which images are predicted, and which files their predictions become."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.pairing import nifti_files, stem
+from pipelines.errors import UserError
+from pipelines.evaluation.reference_labels import shown
+
+_ENDING, _PROBABILITIES = ".nii.gz", "_probabilities.nii.gz"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to predict: its file below a root that it may not leave, what it is called, its SHA-256 if known."""
+
+    root: Path
+    file: str
+    name: str
+    sha256: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The whole path."""
+        return self.root / self.file
+
+    def labels(self, folder: Path) -> Path:
+        """Where its label map is written."""
+        return folder / (self.name + _ENDING)
+
+    def probabilities(self, folder: Path) -> Path:
+        """Where its probabilities are written."""
+        return folder / (self.name + _PROBABILITIES)
+
+
+def image_sources(paths: Iterable[Path]) -> list[Source]:
+    """The images of paths to files and folders, in that order; a folder's by name, its own folders left out.
+
+    Raises:
+        UserError: a path that is not there, a file that is none of NIfTI by its name, a folder without one.
+    """
+    sources = []
+    for path in paths:
+        found = [path / name for name in nifti_files(path)] if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"{shown(path)} holds no NIfTI file (.nii or .nii.gz)")
+        if not os.path.lexists(path):
+            raise UserError(f"{shown(path)}: no such file or folder")
+        if not found[0].name.endswith((".nii", _ENDING)):
+            raise UserError(f"{shown(path)}: no NIfTI file by its name; expected .nii or .nii.gz")
+        # Below the root of all: folders of links to images elsewhere are common.
+        sources += [
+            Source(Path(file.anchor), str(file.relative_to(file.anchor)), stem(file.name))
+            for file in map(Path.absolute, found)
+        ]
+    return sources
+
+
+def manifest_sources(name: str, data_root: Path | None, fold: int | None = None) -> list[Source]:
+    """The images of a manifest, or of its fold `fold`, called as their cases are.
+
+    Raises:
+        UserError: no such manifest, fold or data; or the root holds none of the images.
+    """
+    manifest = load_manifest(name)
+    cases = manifest.cases if fold is None else manifest.split(fold)[1]
+    root = resolve_data(manifest, data_root)
+    if not any(os.path.lexists(root / case.image) for case in cases):
+        raise UserError(f"{root} holds no image of '{manifest.name}', which can be had at {manifest.source}")
+    return [Source(root, case.image, case.id, case.image_sha256) for case in cases]
+
+
+def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities: bool) -> None:
+    """Refuse images whose predictions would be one file, and predictions that would lie on an image.
+
+    Raises:
+        UserError: there are such.
+    """
+    images = {place: source for source in sources for place in _places(source.path)}
+    written: dict[Path, Source] = {}
+    for source in sources:
+        for target in [source.labels(folder), *([source.probabilities(folder)] if probabilities else [])]:
+            other = written.setdefault(target, source)
+            if other is not source:
+                both = f"{shown(other.path)} and {shown(source.path)}"
+                raise UserError(f"{both} would both be predicted as {shown(target.name)}; predict them apart")
+            overwritten = next((images[place] for place in _places(target) if place in images), None)
+            if overwritten is not None:
+                raise UserError(
+                    f"--out: {shown(target)} would overwrite the image {shown(overwritten.path)}; name another folder"
+                )
+
+
+def _places(path: Path) -> set[str]:
+    """Where a path lies, and, if it is a link, where it leads."""
+    return {str(Path(os.path.realpath(path.parent)) / path.name), os.path.realpath(path)}

@@ -1,0 +1,236 @@
+"""The parts of a training, made from a run's config: data, network, loss, optimizer, engines."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from ignite.handlers import EMAHandler
+from torch import nn
+
+import medloss
+from pipelines.cases.cache import EntryCache
+from pipelines.cases.fingerprint import take_fingerprint
+from pipelines.cases.patches import PatchDataset, training_loader, validation_loader
+from pipelines.cases.preprocessing import Preprocessing
+from pipelines.cases.store import CaseStore
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.evaluation.metrics import METRICS
+from pipelines.training.engines import channels_last, create_evaluator, create_trainer
+from pipelines.training.networks import create_network
+from pipelines.training.optimization import chosen_device, create_optimizer, create_schedule, seed_everything
+from pipelines.training.planning import planned, preprocessing, refuse_misfit
+from pipelines.training.precision import autocast_dtype
+from pipelines.training.ranks import gathered, rank, ranks, shared, with_the_first_ranks_buffers
+from pipelines.training.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The cases of a training, and how it is planned on them."""
+
+    config: RunConfig
+    manifest: Manifest
+    preprocessing: Preprocessing
+    training: CaseStore
+    validation: CaseStore
+
+
+def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedData:
+    """Plan a training on its cases, and read them all once.
+
+    Args:
+        config: what to train.
+        cache_dir: where prepared cases are kept if the config names no other folder.
+
+    Raises:
+        UserError: the config does not fit the data, or a case cannot be read.
+    """
+    manifest = load_manifest(config.manifest)
+    device = chosen_device(config.device)
+    # Before anything is read or written: a config that is refused leaves no trace.
+    refuse_misfit(config, manifest)
+    training, validation = manifest.split(config.fold)
+    root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
+    folder = cache_dir if config.cache_dir is None else Path(config.cache_dir)
+    cache = None if folder is None else EntryCache(folder)
+    fingerprint = take_fingerprint(manifest, training, root, cache)
+    config = planned(config, manifest, fingerprint, device)
+    processed = preprocessing(config, manifest)
+    stores = []
+    for cases in (training, validation):
+        share = config.memory_mb * len(cases) / (len(training) + len(validation))
+        stores.append(CaseStore(manifest, cases, root, processed, cache, share).prepare())
+    return PreparedData(config, manifest, processed, *stores)
+
+
+class Training:
+    """Everything that one training needs; the command line and MONAI bundles use this same one.
+
+    Args:
+        config: what to train; what it leaves open is planned.
+        cache_dir: where prepared cases are kept if the config names no other folder.
+
+    Attributes:
+        config: planned: nothing is left open.
+        manifest: of the data set.
+        device: where the network is.
+        dtype: under autocast; None for float32.
+        preprocessing: what every image goes through.
+        network: that is trained.
+        average: the averaged weights, by Ignite's handler; None without `ema`.
+        loss: the loss.
+        optimizer: the optimizer.
+        scheduler: of its learning rate.
+        scaler: of float16; None otherwise.
+        dataset: the patches.
+        loader: batches of them.
+        validation_loader: whole cases.
+        trainer: MONAI's trainer.
+        evaluator: MONAI's evaluator; `validate` runs it.
+
+    Raises:
+        UserError: the config does not fit the data, or a case cannot be read.
+    """
+
+    def __init__(self, config: RunConfig, cache_dir: Path | None = None) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        data = prepared_data(config, cache_dir)
+        config = self.config = data.config
+        self.manifest, self.device = data.manifest, chosen_device(config.device)
+        self.dtype = autocast_dtype(config, self.device, config.patch_size or ())
+        self.preprocessing = data.preprocessing
+        self.cases, self.validation_cases = data.training, data.validation
+        self.dataset = PatchDataset(
+            self.cases,
+            config.patch_size or (),
+            config.seed,
+            config.flip_axes,
+            config.augmentation,
+            config.foreground,
+        )
+        self.loader = training_loader(self.dataset, config.batch_size or 1, config.workers, rank(), ranks())
+        self.validation_loader = validation_loader(self.validation_cases, rank(), ranks())
+        self._make_learner()
+        self._make_engines()
+
+    def _make_learner(self) -> None:
+        config, manifest = self.config, self.manifest
+        seed_everything(config.seed, 0)
+        network = create_network(config, manifest.dimensions, manifest.num_classes)
+        self.network: nn.Module = network.to(self.device).to(memory_format=channels_last(manifest.dimensions))  # type: ignore[call-overload]
+        self.loss = medloss.create_training_loss(
+            config.loss, num_classes=manifest.num_classes, arguments=config.loss_arguments
+        ).to(self.device)
+        self.optimizer = create_optimizer(self.network, config)
+        self.scheduler = create_schedule(self.optimizer, config, len(self.loader))
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype is torch.float16 else None
+        self.average: EMAHandler | None = None
+        if config.ema is not None:
+            self.average = EMAHandler(self.network, 1 - config.ema)
+
+    def _make_engines(self) -> None:
+        config, manifest = self.config, self.manifest
+        common: dict[str, Any] = {
+            "device": self.device, "dtype": self.dtype, "spatial_dims": manifest.dimensions,
+        }  # fmt: skip
+        trained: Any = torch.compile(self.network) if config.compile else self.network
+        loss = medloss.DeepSupervision(self.loss) if config.deep_supervision else self.loss
+        self.trainer = create_trainer(
+            shared(trained, self.device),
+            loss,
+            self.optimizer,
+            self.scheduler,
+            self.loader,
+            epochs=config.epochs,
+            accumulate=config.accumulate,
+            clip=config.clip,
+            scaler=self.scaler,
+            **common,
+        )
+        if self.average is not None:
+            self._attach(self.average)
+        self._measured: list[dict[str, Any]] = []
+        self.evaluator = create_evaluator(
+            self.best_network,
+            self.validation_loader,
+            self._measured.append,
+            num_classes=manifest.num_classes,
+            patch=config.patch_size or (),
+            **common,
+        )
+
+    def _attach(self, average: EMAHandler) -> None:
+        # A young average forgets fast: else the first weights, which know nothing, would stay in it for long. By the
+        # number of the batch, not by Ignite's scheduler, which would start anew in a resumed run.
+        @self.trainer.on(Events.ITERATION_STARTED)
+        def _soften() -> None:
+            self.trainer.state.ema_momentum = max(average.momentum, 9 / (10 + self.trainer.state.iteration))
+
+        average.attach(self.trainer)
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The network that is validated and predicts: with averaged weights, if there are any."""
+        return self.network if self.average is None else self.average.ema_model
+
+    @property
+    def precision(self) -> str:
+        """In which numbers the network computes."""
+        return "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+
+    def validate(self) -> list[dict[str, Any]]:
+        """Predict and measure every validation case, once, over all processes.
+
+        Returns:
+            A row a case and class, in the manifest's order: `case`, `patient`, `class` and the metrics.
+        """
+        self._measured.clear()
+        with_the_first_ranks_buffers(self.best_network)
+        self.evaluator.run()
+        numbers = {case.id: number for number, case in enumerate(self.validation_cases.cases)}
+        own = {
+            numbers[done["case"]]: [{m: getattr(measures, m) for m in METRICS} for measures in done["metrics"]]
+            for done in self._measured
+        }
+        rows = []
+        everything = gathered(own, METRICS, len(numbers))
+        for number, case in enumerate(self.validation_cases.cases):
+            for name, values in zip(self.manifest.foreground, everything[number], strict=True):
+                row = {"case": case.id, "patient": case.patient, "class": name}
+                rows.append(row | dict(zip(METRICS, values, strict=True)))
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        """All that training goes on from; random numbers come from the seed and the epoch."""
+        return {
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.ema_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "loss": self.loss.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.ema_model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.loss.load_state_dict(state["loss"])
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set what an epoch, counted from 1, decides: random numbers, order, and a loss's schedule."""
+        seed_everything(self.config.seed, epoch, rank())
+        self.loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+        schedule: Callable[[int], None] | None = getattr(self.loss, "start_epoch", None)
+        if callable(schedule):
+            schedule(epoch - 1)

@@ -1,0 +1,240 @@
+"""One run: train a network with a loss, validate it, and leave a folder that says all about it."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.utils import CommonKeys
+
+from pipelines.errors import TrainingError, UserError
+from pipelines.evaluation.metrics import METRICS, mean_metrics, nanmean
+from pipelines.machine import lacks_memory, peak_memory_mb, reset_peak_memory, versions
+from pipelines.prediction.model import NAME, save_model
+from pipelines.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from pipelines.training.parts import Training
+from pipelines.training.progress import Progress
+from pipelines.training.ranks import most_over_ranks, rank
+from pipelines.training.run_config import INCIDENTAL, RunConfig
+from pipelines.training.run_folder import RunFolder
+
+#: Of the checkpoint's content.
+_FORMAT = 2
+
+
+def train_run(
+    config: RunConfig | Training,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    report: Callable[[Progress], None] | None = None,
+    attach: Callable[[SupervisedTrainer, SupervisedEvaluator], None] | None = None,
+) -> dict[str, Any]:
+    """Train one run in its folder.
+
+    Args:
+        config: what to train, or the training that was made of it already.
+        run_dir: the run's folder, see `RunFolder`.
+        resume: go on from the folder's checkpoint, if it has one; a run so resumed ends, on a CPU, in the very
+            weights of one that was never interrupted.
+        report: called after each epoch.
+        attach: called with the engines before they run, to add handlers of its own.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        UserError: the config does not fit the data, every checkpoint is damaged, or the folder holds another run.
+        TrainingError: the loss or a gradient was not finite, or memory did not suffice; `result.json` says so, too.
+    """
+    folder = RunFolder(run_dir)
+    if not resume and has_checkpoint(run_dir):
+        raise UserError(f"{run_dir} holds another run; name another folder, or resume it")
+    reset_peak_memory()
+    planned: RunConfig | None = None
+    try:
+        run = Run(config if isinstance(config, Training) else Training(config), folder, report)
+        planned = run.config
+        if attach is not None:
+            attach(run.training.trainer, run.training.evaluator)
+        return run(resume)
+    except TrainingError as error:
+        failure = error
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        failure = TrainingError(_what_to_lower(planned))
+    # Whichever process it is: memory may have failed one that is not the first.
+    folder.write_result({"state": "failed", "error": str(failure)})
+    raise failure from None
+
+
+def _what_to_lower(planned: RunConfig | None) -> str:
+    if planned is None:
+        return "out of memory before the first step, while the cases were prepared; train on a coarser grid (--spacing)"
+    patch = " x ".join(str(n) for n in planned.patch_size or ())
+    loaders = f", then the loader processes (--workers, {planned.workers} now)" if planned.workers else ""
+    return (
+        f"out of memory with {planned.batch_size} patches of {patch} voxels a step; lower the batch size "
+        f"(--batch-size), then the patch (--patch){loaders}"
+    )
+
+
+class Run:
+    """A training carried out in its folder, epoch by epoch; of several processes the first one writes.
+
+    Args:
+        training: what is trained.
+        folder: where it is kept.
+        report: called after each epoch.
+    """
+
+    def __init__(self, training: Training, folder: RunFolder, report: Callable[[Progress], None] | None = None) -> None:
+        self.training = training
+        self.config = training.config
+        self.folder = folder
+        self.report = report
+        self.rows: list[dict[str, Any]] = []
+        self.cases: list[dict[str, Any]] = []
+
+    def __call__(self, resume: bool) -> dict[str, Any]:
+        """Train what is left, and say how it ended."""
+        done = self._restore() if resume else 0
+        if rank() == 0:
+            # Not before: a config that is refused leaves the folder as it was.
+            self.folder.begin(self.config)
+            self.folder.write_progress(done, self.config.epochs, None, None)
+        self._attach()
+        trainer = self.training.trainer
+        if done < self.config.epochs:
+            trainer.state.epoch = done
+            trainer.state.iteration = done * len(self.training.loader)
+            trainer.run()
+        return self._finish()
+
+    def _attach(self) -> None:
+        trainer = self.training.trainer
+        losses: list[float] = []
+        clock = {"epoch": 0.0, "batch": 0.0, "waited": 0.0}
+
+        @trainer.on(Events.EPOCH_STARTED)
+        def _start() -> None:
+            self.training.start_epoch(trainer.state.epoch)
+            losses.clear()
+            clock.update(epoch=time.perf_counter(), waited=0.0)
+
+        @trainer.on(Events.GET_BATCH_STARTED)
+        def _ask() -> None:
+            clock["batch"] = time.perf_counter()
+
+        @trainer.on(Events.GET_BATCH_COMPLETED)
+        def _have() -> None:
+            clock["waited"] += time.perf_counter() - clock["batch"]
+
+        @trainer.on(Events.ITERATION_COMPLETED)
+        def _note() -> None:
+            losses.append(trainer.state.output[CommonKeys.LOSS].item())
+
+        @trainer.on(Events.EPOCH_COMPLETED)
+        def _end() -> None:
+            seconds = time.perf_counter() - clock["epoch"]
+            row = {"epoch": trainer.state.epoch, "train_loss": statistics.fmean(losses), "epoch_s": round(seconds, 3)}
+            share = most_over_ranks(clock["waited"] / seconds)
+            self._end_epoch(row | {"data_share": round(share, 4)})
+
+    def _end_epoch(self, row: dict[str, Any]) -> None:
+        epoch, epochs = row["epoch"], self.config.epochs
+        if epoch % self.config.val_interval == 0 or epoch == epochs:
+            start = time.perf_counter()
+            self.cases = self.training.validate()
+            row |= {f"val_{name}": value for name, value in mean_metrics(self.cases).items()}
+            row["val_s"] = round(time.perf_counter() - start, 3)
+        row["time"] = round(time.time(), 3)
+        row["peak_mb"] = round(most_over_ranks(peak_memory_mb(self.training.device)), 1)
+        self.rows.append(row)
+        if rank() != 0:
+            return
+        # The checkpoint first: an epoch that a killed run must train again was then never told to anyone.
+        save_checkpoint(self.folder.path, self._state(epoch))
+        self.folder.write_epochs(self.rows)
+        left = self._seconds_left(epoch)
+        dice = row.get("val_dice")
+        self.folder.write_progress(epoch, epochs, left, None if dice is None or math.isnan(dice) else dice)
+        if self.report is not None:
+            self.report(Progress(epoch, epochs, row["train_loss"], dice, row["epoch_s"], left))
+
+    def _seconds_left(self, epoch: int) -> float:
+        spent = [row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows]
+        return (self.config.epochs - epoch) * statistics.fmean(spent)
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "epoch": epoch,
+            "config": self.config.model_dump(mode="json"),
+            "manifest_sha256": self.training.manifest.sha256,
+            "precision": self.training.precision,
+            "training": self.training.state(),
+            "rows": self.rows,
+            "cases": self.cases,
+        }
+
+    def _restore(self) -> int:
+        state = load_checkpoint(self.folder.path)
+        if state is None:
+            return 0
+        where, precision = self.folder.path, self.training.precision
+        if state.get("format") != _FORMAT:
+            raise UserError(f"{where}: its checkpoint was made by another version of medloss; name another folder")
+        if state["manifest_sha256"] != self.training.manifest.sha256:
+            raise UserError(f"{where}: its checkpoint was made with other data: the manifest has changed")
+        differing = sorted(
+            name
+            for name, value in self.config.model_dump(mode="json").items()
+            # Of the precision, what it comes to counts.
+            if state["config"].get(name) != value and name not in INCIDENTAL | {"precision"}
+        )
+        if differing:
+            raise UserError(f"{where}: its checkpoint was made with another {', '.join(differing)}")
+        if state["precision"] != precision:
+            raise UserError(
+                f"{where}: its checkpoint was made in {state['precision']}, and this machine would go on in "
+                f"{precision}; pass --precision {state['precision']}"
+            )
+        self.training.load_state(state["training"])
+        self.rows, self.cases = state["rows"], state["cases"]
+        if rank() == 0:
+            self.folder.write_epochs(self.rows)
+        return int(state["epoch"])
+
+    def _finish(self) -> dict[str, Any]:
+        training = self.training
+        by_class: dict[str, dict[str, float]] = {}
+        for name in training.manifest.foreground:
+            rows = [row for row in self.cases if row["class"] == name]
+            by_class[name] = {metric: nanmean([row[metric] for row in rows]) for metric in METRICS}
+        result = {
+            "state": "done",
+            "error": None,
+            "metrics": mean_metrics(self.cases),
+            "per_class": by_class,
+            "seconds": round(sum(row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows), 3),
+            "epoch_s": statistics.median(row["epoch_s"] for row in self.rows),
+            "data_share": statistics.median(row["data_share"] for row in self.rows),
+            "peak_mb": max(row["peak_mb"] for row in self.rows),
+            "patch_size": list(self.config.patch_size or ()),
+            "precision": training.precision,
+            "manifest_sha256": training.manifest.sha256,
+            "versions": versions(),
+        }
+        if rank() == 0:
+            self.folder.write_cases(self.cases)
+            save_model(
+                self.folder.path / NAME, training.best_network, self.config, training.manifest, training.preprocessing
+            )
+            self.folder.write_result(result)
+        return result

@@ -1,0 +1,177 @@
+"""`RunConfig`: everything that decides the result of one training."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import UserError
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Axes = tuple[Positive, ...]
+
+#: What may change while a run goes on, or between runs that are compared: it decides nothing of the result.
+INCIDENTAL = {"threads", "workers", "cache_dir", "data_root", "memory_mb"}
+
+
+class Clip(BaseModel):
+    """Intensities of a scale that means something, such as Hounsfield units, over all training cases' foreground.
+
+    Attributes:
+        low: 0.5th percentile; what is below becomes it.
+        high: 99.5th percentile.
+        mean: of the clipped values, then subtracted.
+        std: of the clipped values, by which is divided then.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+
+class Augmentation(BaseModel):
+    """How patches are varied; each kind in a share of the patches, independently.
+
+    Attributes:
+        rotation: largest angle about each axis, degrees; in mm, and where slices are three times as thick as pixels
+            within the slices alone.
+        scaling: least and largest factor of size.
+        spatial_share: of the patches rotated, and of those scaled.
+        brightness: largest part of the intensity that is added or taken, and largest shift, in standard deviations.
+        brightness_share: of the patches.
+        noise: standard deviation of Gaussian noise, at most; of intensities that have one of 1.
+        noise_share: of the patches.
+        blur: standard deviation of a Gaussian, voxels: least and largest.
+        blur_share: of the patches.
+        gamma: exponent of the intensities between their least and largest: least and largest.
+        gamma_share: of the patches.
+        low_resolution: least factor by which a patch is sampled down, and up again.
+        low_resolution_share: of the patches.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rotation: float = Field(default=0, ge=0, le=180)
+    scaling: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
+    spatial_share: Share = 0.0
+    brightness: float = Field(default=0.1, ge=0, lt=1)
+    brightness_share: Share = 0.5
+    noise: float = Field(default=0.1, ge=0)
+    noise_share: Share = 0.0
+    blur: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 1.0)
+    blur_share: Share = 0.0
+    gamma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.7, 1.5)
+    gamma_share: Share = 0.0
+    low_resolution: float = Field(default=0.5, gt=0, le=1)
+    low_resolution_share: Share = 0.0
+
+
+class RunConfig(BaseModel):
+    """One training: a loss, a network, a fold, a seed, and how it is trained.
+
+    What is None is planned from the data set's fingerprint (`planning.py`); the config that a run's folder keeps has
+    it filled in. The defaults are those of the recipe `quick`.
+
+    Attributes:
+        manifest: name or path of the data set's manifest.
+        data_root: the folder of its files; None as in `resolve_data`.
+        loss: as in `medloss.create_training_loss`.
+        loss_arguments: arguments of that loss.
+        network: `unet` (MONAI's, residual), `vnet` (MONAI's), or `dynunet` (MONAI's, of nnU-Net's design). Several
+            processes train a `vnet` not quite as one does: its batch norm sees each process's own part of a batch.
+        levels: resolutions of a `unet` or `dynunet`; a number halves every axis, None plans axis by axis.
+        strides: by which each level halves each axis, the first being ones; by `levels`.
+        kernels: of the convolutions of each level; by `strides` and spacing.
+        base_channels: of the finest level; each coarser one has twice as many, up to 320. None: 32 on a GPU, else 16.
+        deep_supervision: coarser outputs of a `dynunet` that are trained, too.
+        fold: the fold that validates.
+        epochs: passes over the training cases.
+        seed: decides weights, order and augmentation.
+        optimizer: `adamw`, or `sgd` with Nesterov's momentum of 0.99.
+        learning_rate: the highest; None: 3e-3 for `adamw`, 1e-2 for `sgd`, which are the design's and nnU-Net's.
+        learning_rates: of losses that want another one, by the loss's name.
+        schedule: how the rate falls to 0: as half a `cosine`, or as a `polynomial` of exponent 0.9.
+        warmup: share of all steps that warm up.
+        weight_decay: of the optimizer.
+        ema: decay of an average of the weights, which is then validated and predicts; None: the weights themselves.
+        clip: largest norm of a step's gradient; None: any.
+        accumulate: batches whose gradients make one step.
+        batch_size: items a batch, over all processes; None: 2 to 4, as memory allows.
+        patch_size: voxels an axis; None: a median case, as memory allows.
+        memory_gb: that planning counts on; None: 0.8 of the GPU's, or 2.
+        spacing: mm an axis, of the grid that cases are brought to; None: the data set's median, as nnU-Net chooses.
+        intensity: `zscore` case by case, `clip` by the percentiles of all cases; None: `clip` for CT.
+        intensity_clip: the numbers of `clip`; taken from the data.
+        foreground: share of patches that are centred on foreground.
+        flip_axes: array axes along which patches are flipped at random. None by default: left and right, or head and
+            foot, are no equals in anatomy (on the hippocampus, whose classes are front and back, flips of all axes
+            cost 4 points of Dice in 8 epochs).
+        augmentation: how patches are varied.
+        precision: `auto` takes bfloat16 where the processor computes in it; float16 scales the loss.
+        compile: whether `torch.compile` compiles the network; pays in long runs.
+        workers: loader processes; 0 loads in a thread of the training process, which small volumes want.
+        memory_mb: of prepared cases that each process keeps; others are read from the cache.
+        val_interval: epochs between validations; the last epoch is always validated.
+        threads: of the processor; None: all.
+        cache_dir: where prepared cases are kept; None: in memory alone.
+        device: `cpu`, `cuda`, or `auto`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: str
+    data_root: str | None = None
+    loss: str = "dice"
+    loss_arguments: dict[str, Any] = Field(default_factory=dict)
+    network: Literal["unet", "vnet", "dynunet"] = "unet"
+    levels: Annotated[int, Field(ge=2, le=8)] | None = 3
+    strides: tuple[Axes, ...] | None = None
+    kernels: tuple[Axes, ...] | None = None
+    base_channels: Positive | None = 16
+    deep_supervision: int = Field(default=0, ge=0)
+    fold: int = Field(default=0, ge=0)
+    epochs: Positive = 8
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, lt=10)] | None = None
+    learning_rates: dict[str, Annotated[float, Field(gt=0, lt=10)]] = Field(default_factory=dict)
+    schedule: Literal["cosine", "polynomial"] = "cosine"
+    warmup: Share = 0.03
+    weight_decay: float = Field(default=1e-2, ge=0)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Positive = 1
+    batch_size: Positive | None = None
+    patch_size: Axes | None = None
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    spacing: tuple[Millimetres, ...] | None = None
+    intensity: Literal["zscore", "clip"] | None = None
+    intensity_clip: Clip | None = None
+    foreground: Share = 2 / 3
+    flip_axes: tuple[int, ...] = ()
+    augmentation: Augmentation = Augmentation()
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
+    workers: int = Field(default=0, ge=0)
+    memory_mb: float = Field(default=2048, gt=0)
+    val_interval: Positive = 1
+    threads: Positive | None = None
+    cache_dir: str | None = None
+    device: str = "auto"
+
+
+def checked_config(settings: dict[str, Any]) -> RunConfig:
+    """The config of settings that a person gave.
+
+    Raises:
+        UserError: a setting that is not there, or a value out of its range: all of them, in one line.
+    """
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        told = [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
+        raise UserError("; ".join(told)) from None

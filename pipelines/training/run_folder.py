@@ -1,0 +1,111 @@
+"""The files of one run's folder: what is written there, and how it is read again."""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluation.metrics import METRICS
+from pipelines.files import read_json, write_json, write_text
+from pipelines.training.run_config import RunConfig
+
+EPOCH_COLUMNS = (
+    "epoch", "train_loss", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share", "val_s", "peak_mb", "time",
+)  # fmt: skip
+CASE_COLUMNS = ("case", "patient", "class", *METRICS)
+#: What a run that has no checkpoint yet may have left in its folder.
+OWN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "result.json"})
+
+
+class RunFolder:
+    """One run's folder; every file in it is written atomically.
+
+    `config.json` (what was asked for), `progress.json` (where it is), `epochs.csv`, `cases.csv` (the validation cases
+    after the last epoch), `result.json` (how it ended), and the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> RunConfig | None:
+        """What was asked for; None before the run was planned."""
+        content = read_json(self.path / "config.json")
+        return None if content is None else RunConfig.model_validate(content)
+
+    def begin(self, config: RunConfig) -> None:
+        """Write what is asked for, and remove how an earlier attempt ended."""
+        (self.path / "result.json").unlink(missing_ok=True)
+        self.write_config(config)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write what is asked for."""
+        write_json(self.path / "config.json", config.model_dump(mode="json"))
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """How the run ended: `state` is `done` or `failed`; None before."""
+        content: dict[str, Any] | None = read_json(self.path / "result.json")
+        return content
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write how it ended; the last thing that a run does."""
+        write_json(self.path / "result.json", result | {"finished": time.time()})
+
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """Where the run is; None before it started."""
+        content: dict[str, Any] | None = read_json(self.path / "progress.json")
+        return content
+
+    def write_progress(self, epoch: int, epochs: int, seconds_left: float | None, dice: float | None) -> None:
+        """Write where the run is, after `epoch` of `epochs`."""
+        write_json(
+            self.path / "progress.json",
+            {
+                "state": "running",
+                "epoch": epoch,
+                "epochs": epochs,
+                "seconds_left": seconds_left,
+                "val_dice": dice,
+                "updated": time.time(),
+            },
+        )
+
+    @property
+    def epochs(self) -> list[dict[str, float]]:
+        """The rows of `epochs.csv`; a measure that was not taken is NaN."""
+        return [
+            {name: float(value) if value else float("nan") for name, value in row.items()}
+            for row in _read_csv(self.path / "epochs.csv")
+        ]
+
+    def write_epochs(self, rows: list[dict[str, Any]]) -> None:
+        """Write `epochs.csv`."""
+        write_text(self.path / "epochs.csv", _csv(EPOCH_COLUMNS, rows))
+
+    @property
+    def cases(self) -> list[dict[str, str]]:
+        """The rows of `cases.csv`, as text."""
+        return _read_csv(self.path / "cases.csv")
+
+    def write_cases(self, rows: list[dict[str, Any]]) -> None:
+        """Write `cases.csv`."""
+        write_text(self.path / "cases.csv", _csv(CASE_COLUMNS, rows))
+
+
+def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if value is None or value != value else value for name, value in row.items()})
+    return text.getvalue()
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
