@@ -1,0 +1,184 @@
+"""The table of results: a row a loss and case, and where they are repeated a class, fold and seed; read and checked.
+
+Columns: `case`, `loss`, and of the measures at least one (`METRICS`); optionally
+
+- `class`: of several foreground classes; a case's score is the mean over its classes.
+- `patient`: of several cases of one patient; the patient is the unit, the cases are averaged. Without it, or where it
+  is empty, each case is a patient of its own.
+- `seed`: of several trainings; averaged within the case.
+- `fold`: in which fold the case was validated. Folds are never counted as cases: where a case comes in several
+  (repeated cross-validation), they are averaged, as seeds are.
+
+An empty cell of a measure is a prediction that failed, or a measure without meaning: `scores` says which.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipelines.comparison.statistics.metrics import METRICS
+from pipelines.errors import UserError
+
+#: Columns that say what a row is about.
+KEYS = ("loss", "case", "class", "fold", "seed", "patient")
+#: What a column is without: one class, one fold, one seed.
+_ONE = "all"
+#: What tools write where there is no number.
+_EMPTY = ("", "nan", "na", "none")
+
+
+@dataclass(frozen=True)
+class CaseTable:
+    """A checked table.
+
+    Attributes:
+        frame: all of `KEYS`, as text, and the measures, as numbers; rows in the order of the keys.
+        metrics: the measures, in the order of `METRICS`.
+        losses: sorted.
+        classes: sorted; empty without the column.
+        given: the columns of `KEYS` that the table came with.
+    """
+
+    frame: pd.DataFrame
+    metrics: tuple[str, ...]
+    losses: tuple[str, ...]
+    classes: tuple[str, ...]
+    given: frozenset[str]
+
+
+def read_table(path: Path) -> CaseTable:
+    """Read and check a CSV file.
+
+    Raises:
+        UserError: not a file, not CSV, or not such a table.
+    """
+    try:
+        # Names stay text: case 001 is not case 1.
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a CSV table with columns case, loss and dice") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"{path}: cannot be read as a CSV table: {str(error).splitlines()[0]}") from None
+    try:
+        return check_table(frame)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_table(frame: pd.DataFrame) -> CaseTable:
+    """Check a table.
+
+    Args:
+        frame: as the module says.
+
+    Raises:
+        UserError: columns are missing or unknown, a row comes twice, a cell is no number or out of range, a case has
+            two patients, there are fewer than two losses, or a loss has no row of a seed that others have.
+    """
+    frame = frame.rename(columns=str)
+    metrics = _checked_columns(list(frame.columns))
+    given = frozenset(KEYS) & set(frame.columns)
+    checked = pd.DataFrame({key: _names(frame, key) for key in KEYS})
+    for metric in metrics:
+        checked[metric] = _numbers(frame[metric], checked)
+    key = [*KEYS[:-1]]
+    twice = checked[checked.duplicated(key)]
+    if len(twice):
+        row = ", ".join(f"{name} {value}" for name, value in twice.iloc[0][key].items() if name in given)
+        raise UserError(f"{row}: {len(twice)} row(s) come twice; expected one row each, or a column seed or fold")
+    patients = checked.groupby("case")["patient"].nunique()
+    if (patients > 1).any():
+        raise UserError(f"case {patients.idxmax()}: has {patients.max()} patients; expected one")
+    losses = tuple(sorted(checked["loss"].unique()))
+    if len(losses) < 2:
+        raise UserError(f"got {len(losses)} loss(es) ({', '.join(losses)}); expected at least two to compare")
+    _check_seeds(checked)
+    classes = tuple(sorted(checked["class"].unique())) if "class" in given else ()
+    ordered = checked.sort_values(key, ignore_index=True)
+    return CaseTable(ordered, metrics, losses, classes, given)
+
+
+def with_failed_runs(frame: pd.DataFrame, runs: Iterable[tuple[str, int | str, int | str]]) -> pd.DataFrame:
+    """Add rows without values for runs that failed: they rank worst, and do not drop out.
+
+    Args:
+        frame: the table, with columns `fold` and `seed`.
+        runs: the failed ones' loss, fold and seed. Their cases are those that the others have in that fold.
+    """
+    blocks = [frame]
+    about = [key for key in ("case", "class", "patient") if key in frame.columns]
+    for loss, fold, seed in runs:
+        cases = frame.loc[frame["fold"].astype(str) == str(fold), about].drop_duplicates()
+        blocks.append(cases.assign(loss=loss, fold=fold, seed=seed))
+    return pd.concat(blocks, ignore_index=True)
+
+
+def _checked_columns(columns: list[str]) -> tuple[str, ...]:
+    for column in columns:
+        if columns.count(column) > 1:
+            raise UserError(f"column {column}: comes twice")
+        if column not in KEYS and column not in METRICS:
+            near = difflib.get_close_matches(column, [*KEYS, *METRICS], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"column {column}: unknown; expected {', '.join([*KEYS, *METRICS])}{hint}")
+    for column in ("case", "loss"):
+        if column not in columns:
+            raise UserError(
+                f"no column {column}; got {', '.join(columns) or 'none'}; expected case, loss and a measure"
+            )
+    metrics = tuple(metric for metric in METRICS if metric in columns)
+    if not metrics:
+        raise UserError(f"no column with a measure; expected at least one of {', '.join(METRICS)}")
+    return metrics
+
+
+def _names(frame: pd.DataFrame, key: str) -> pd.Series:
+    if key not in frame.columns:
+        # A patient's number may be another one's case: they are told apart by what comes before.
+        return "case " + _names(frame, "case") if key == "patient" else pd.Series(_ONE, frame.index, dtype=str)
+    column = frame[key]
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")  # of whole numbers with a gap pandas makes 1.0
+    empty = column.isna()
+    names = column.astype(str).str.strip()
+    empty |= names == ""
+    if key == "patient":
+        return ("patient " + names).where(~empty, "case " + _names(frame, "case"))
+    if empty.any():
+        raise UserError(f"column {key}: empty in row {int(np.flatnonzero(empty)[0]) + 1}; expected a name in every row")
+    return names
+
+
+def _numbers(column: pd.Series, keys: pd.DataFrame) -> pd.Series:
+    metric = METRICS[str(column.name)]
+    if not pd.api.types.is_numeric_dtype(column):
+        column = column.where(~column.astype(str).str.strip().str.lower().isin(_EMPTY))
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    low, high = -1e-6, metric.upper + 1e-6
+    text = numbers.isna() & column.notna()
+    # An infinite distance is what some tools give for an empty prediction.
+    wrong = text | (numbers < low) | (numbers > high)
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        expected = "0 to 1 (not percent)" if metric.bounded else "mm, 0 or more"
+        row = f"case {keys['case'].iloc[at]}, loss {keys['loss'].iloc[at]}"
+        raise UserError(
+            f"{metric.name}: got {column.iloc[at]} ({row}); expected a number, {expected}, or an empty cell"
+        )
+    return numbers
+
+
+def _check_seeds(checked: pd.DataFrame) -> None:
+    # Was it planned so, or did it fail? The one must not be averaged with zeros, the other must not drop out.
+    seeds = set(checked["seed"])
+    for loss, own in checked.groupby("loss")["seed"]:
+        lacking = sorted(seeds - set(own))
+        if lacking:
+            raise UserError(
+                f"loss {loss}: no row of seed {', '.join(lacking)}, which others have; expected the same seeds of all: "
+                "add the rows, without values where a training failed (they rank worst), or leave the seed out"
+            )
