@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": ("pipelines.commands.comparison:compare", "Train every loss on a data set, and compare them."),
     "worker": ("pipelines.commands.comparison:worker", "Work on the waiting runs of a comparison's folder."),
     "status": ("pipelines.commands.comparison:status", "Show how far a comparison is."),
+    "report": ("pipelines.commands.report:report", "Say which loss is best, and whether the difference is real."),
     "explain": ("pipelines.commands.explain:explain", "Draw where a loss pushes the prediction of your own case."),
     "gallery": ("pipelines.commands.explain:gallery", "Write the gallery of losses: a page and pictures each."),
 }

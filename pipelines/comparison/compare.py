@@ -1,4 +1,4 @@
-"""The whole of a comparison: data, workers, MLflow, table."""
+"""The whole of a comparison: data, workers, MLflow, table, report."""
 
 import shlex
 import sys
@@ -98,7 +98,7 @@ def _carry_out(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None) ->
     table = comparison_table(folder, plan)
     written = write_table(folder, table)
     mirrored_all = mirror.finish(states, written, _headline(table))
-    _print(folder, plan, states, table, mirror, mirrored_all)
+    _print(folder, plan, states, table, mirror, mirrored_all, [] if interrupted else _report(folder, states))
     if interrupted:
         click.echo("interrupted: the same command goes on where it stopped", err=True)
         return 130
@@ -124,7 +124,31 @@ def _headline(table: Table) -> dict[str, float]:
     return {"best/dice": float(finished["dice"].iloc[0])} if len(finished) else {}
 
 
-def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, mirror: Mirror, mirrored: bool) -> None:
+def _report(folder: Path, states: list[RunState]) -> list[str]:
+    """Write the report, once two losses have finished; returns its verdict and where it lies, for people."""
+    if len({state.run.config.loss for state in states if state.state == "done"}) < 2:
+        return []
+    from pipelines.comparison.report import from_folder, write_report
+
+    try:
+        page, analysis = write_report(from_folder(folder), folder / "report")
+    except Exception as error:
+        # Hours of training are over, and their table is written: whatever goes wrong here must not end in a traceback.
+        why = " ".join(str(error).split()) or type(error).__name__
+        click.echo(f"warning: no report was written: {why}; see `medloss report {folder}`", err=True)
+        return []
+    return [analysis.verdict, f"report    {page}"]
+
+
+def _print(
+    folder: Path,
+    plan: Plan,
+    states: list[RunState],
+    table: Table,
+    mirror: Mirror,
+    mirrored: bool,
+    report: list[str],
+) -> None:
     head, *body = formatted_rows(table)
     shown = RichTable(title=f"{plan.manifest_name}: {len(plan.losses)} losses", box=None, pad_edge=False)
     for index, heading in enumerate(head):
@@ -137,8 +161,12 @@ def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, mirro
     for state in states:
         if state.state == "failed":
             click.echo(f"failed: {state.run.title}: {state.error}")
+    for line in report[:1]:
+        click.echo(f"\n{line}")
     click.echo(f"\nruns      {folder / 'runs'}")
     click.echo(f"table     {folder / 'table.csv'}, {folder / 'table.md'}")
+    for line in report[1:]:
+        click.echo(line)
     if not mirrored:
         click.echo(f"MLflow    not up to date at {mirror.uri}: run the same command again to catch up")
     elif mirror.uri == local_uri(folder):

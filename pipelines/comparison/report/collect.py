@@ -1,0 +1,185 @@
+"""What a report is made of: the table of results, and of a comparison's folder costs, curves and failures."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines.comparison.plan import Plan, PlannedRun, require_plan, run_folder
+from pipelines.comparison.report.facts import csv_facts, folder_facts
+from pipelines.comparison.report.selection import Selection, select
+from pipelines.comparison.statistics import CaseTable, check_table, read_table, with_failed_runs
+from pipelines.comparison.table import case_table
+from pipelines.errors import UserError
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a loss costs; over its finished runs.
+
+    Attributes:
+        epoch_s: median seconds an epoch, validation not counted.
+        peak_mb: the largest peak memory, MB.
+        seconds: the trainings' time, summed up.
+        runs: how many finished.
+    """
+
+    epoch_s: float | None
+    peak_mb: float | None
+    seconds: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The epochs of one run: rows of `epochs.csv`."""
+
+    loss: str
+    fold: int
+    seed: int
+    failed: bool
+    epochs: tuple[dict[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed, and why."""
+
+    loss: str
+    fold: int
+    seed: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a report is made of.
+
+    Attributes:
+        title: the data set's name, or the table's.
+        table: the results.
+        facts: what was run, heading and text.
+        notes: what was left out, a sentence each.
+        costs: loss -> what it costs; empty for a table alone.
+        curves: every run's; empty for a table alone.
+        failures: runs that failed.
+    """
+
+    title: str
+    table: CaseTable
+    facts: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+    costs: dict[str, Cost] | None = None
+    curves: tuple[Curve, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+def from_csv(path: Path) -> Collected:
+    """Read a table of results.
+
+    Raises:
+        UserError: not such a table.
+    """
+    table = read_table(path)
+    return Collected(path.name, table, csv_facts(path, table))
+
+
+def from_folder(folder: Path) -> Collected:
+    """Read a comparison's folder, finished or not.
+
+    Raises:
+        UserError: no comparison, fewer than two losses have ended, or a run's files are damaged.
+    """
+    plan = require_plan(folder)
+    results = {run.id: _result(folder, run) for run in plan.runs}
+    ended = {run.id for run in plan.runs if results[run.id] is not None}
+    done = {run.id for run in plan.runs if (results[run.id] or {}).get("state") == "done"}
+    selection = select(plan.runs, ended)
+    compared = list(dict.fromkeys(run.config.loss for run in selection.runs))
+    if len(compared) < 2 or not any(run.id in done for run in selection.runs):
+        raise UserError(
+            f"{folder}: {len(done)} of {len(plan.runs)} runs are finished, of {_losses(plan, done)} loss(es); expected "
+            f"at least two losses that have ended on the same fold and seed: see `medloss status {folder}`"
+        )
+    frame = _cases(folder, plan, [run for run in selection.runs if run.id in done])
+    failed = [run for run in plan.runs if run.id in ended - done]
+    worst = [(run.config.loss, run.config.fold, run.config.seed) for run in failed if run in selection.runs]
+    try:
+        table = check_table(with_failed_runs(frame, worst))
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    return Collected(
+        title=plan.manifest_name,
+        table=table,
+        facts=folder_facts(folder, plan, {key: own for key, own in results.items() if own and key in done}),
+        notes=_notes(plan, ended, selection),
+        costs={loss: _cost([results[r.id] or {} for r in plan.runs if r.id in done and r.config.loss == loss])
+               for loss in compared},
+        curves=tuple(_curve(folder, run, run.id not in done) for run in plan.runs if run.id in ended),
+        failures=tuple(
+            Failure(run.config.loss, run.config.fold, run.config.seed, str((results[run.id] or {}).get("error")))
+            for run in failed
+        ),
+    )  # fmt: skip
+
+
+def _losses(plan: Plan, ids: set[str]) -> int:
+    return len({run.config.loss for run in plan.runs if run.id in ids})
+
+
+def _result(folder: Path, run: PlannedRun) -> dict[str, Any] | None:
+    own = run_folder(folder, run)
+    try:
+        result = own.result
+    except ValueError:
+        result = {}
+    if result is None or (isinstance(result, dict) and result.get("state") in ("done", "failed")):
+        return result
+    raise UserError(f"{own.path / 'result.json'} is damaged; remove it, and go on with the comparison")
+
+
+def _cases(folder: Path, plan: Plan, runs: list[PlannedRun]) -> pd.DataFrame:
+    for run in runs:
+        path = run_folder(folder, run).path / "cases.csv"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, though the run is finished; remove its folder and train it again")
+    try:
+        return case_table(folder, plan.model_copy(update={"runs": runs}))
+    except ValueError as error:
+        raise UserError(f"{folder}: a cases.csv is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _curve(folder: Path, run: PlannedRun, failed: bool) -> Curve:
+    own = run_folder(folder, run)
+    try:
+        epochs = own.epochs
+    except (ValueError, TypeError):
+        raise UserError(f"{own.path / 'epochs.csv'} is damaged; remove it") from None
+    return Curve(run.config.loss, run.config.fold, run.config.seed, failed, tuple(epochs))
+
+
+def _cost(results: list[dict[str, Any]]) -> Cost:
+    def known(key: str) -> list[float]:
+        return [float(result[key]) for result in results if result.get(key) is not None]
+
+    epoch_s, peak_mb, seconds = known("epoch_s"), known("peak_mb"), known("seconds")
+    return Cost(
+        epoch_s=statistics.median(epoch_s) if epoch_s else None,
+        peak_mb=max(peak_mb) if peak_mb else None,
+        seconds=sum(seconds) if seconds else None,
+        runs=len(results),
+    )
+
+
+def _notes(plan: Plan, ended: set[str], selection: Selection) -> tuple[str, ...]:
+    told = []
+    if len(ended) < len(plan.runs):
+        told.append(f"The comparison is not finished: {len(ended)} of {len(plan.runs)} runs have ended.")
+    if selection.left_out:
+        told.append(f"Not compared, since too little of them has ended: {', '.join(selection.left_out)}.")
+    if selection.dropped:
+        dropped = ", ".join(f"fold {fold} seed {seed}" for fold, seed in selection.dropped)
+        told.append(f"Left out, since not every loss has ended there: {dropped}.")
+    return tuple(told)

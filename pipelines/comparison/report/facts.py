@@ -1,0 +1,93 @@
+"""What was run, in words: data, settings, versions, and the machine."""
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipelines.comparison.plan import Plan, PlannedRun, run_folder
+from pipelines.comparison.statistics import CaseTable
+from pipelines.files import sha256
+from pipelines.training.run_config import RunConfig
+
+Facts = tuple[tuple[str, str], ...]
+#: Settings that decide what a score is worth, and how they are called.
+_SETTINGS = {
+    "network": "network", "epochs": "epochs", "optimizer": "optimizer", "learning_rate": "learning rate",
+    "batch_size": "batch size", "patch_size": "patch, voxels", "spacing": "training grid, mm",
+    "device": "device asked for",
+}  # fmt: skip
+
+
+def csv_facts(path: Path, table: CaseTable) -> Facts:
+    """Of a table of results."""
+    frame = table.frame
+    facts = [
+        ("table", f"{path.name}, {len(frame)} rows"),
+        ("its SHA-256", sha256(path)),
+        ("losses", ", ".join(table.losses)),
+        ("cases", str(frame["case"].nunique())),
+    ]
+    facts += [(f"{key}s", _several(frame[key].unique())) for key in ("fold", "seed") if key in table.given]
+    if table.classes:
+        facts.append(("classes", ", ".join(table.classes)))
+    return (*facts, ("report by", f"medloss {version('medloss')}, {_date(time.time())}"))
+
+
+def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -> Facts:
+    """Of a comparison's folder.
+
+    Args:
+        folder: the comparison's.
+        plan: its plan.
+        results: of the finished runs.
+    """
+    configs = [_config(folder, run) for run in plan.runs if run.id in results]
+    facts = [
+        ("data set", plan.manifest_name),
+        ("manifest's SHA-256", plan.manifest_sha256),
+        ("comparison", f"{plan.id}, begun {_date(plan.created)}"),
+        ("losses planned", ", ".join(plan.losses)),
+        ("folds", _several(run.config.fold for run in plan.runs)),
+        ("seeds", _several(run.config.seed for run in plan.runs)),
+        ("runs finished", f"{len(results)} of {len(plan.runs)}"),
+    ]
+    facts += [
+        (heading, told)
+        for field, heading in _SETTINGS.items()
+        if (told := _several(getattr(config, field) for config in configs))
+    ]
+    rates = {loss: rate for config in configs for loss, rate in config.learning_rates.items()}
+    if rates:
+        facts.append(("learning rates of their own", ", ".join(f"{loss} {rate:g}" for loss, rate in rates.items())))
+    facts.append(("precision", _several(own.get("precision") for own in results.values())))
+    packages = dict.fromkeys(name for own in results.values() for name in own.get("versions") or {})
+    facts += [
+        (f"version of {name}", _several((own.get("versions") or {}).get(name) for own in results.values()))
+        for name in packages
+    ]
+    facts.append(("report by", f"medloss {version('medloss')}, {_date(time.time())}"))
+    return tuple(fact for fact in facts if fact[1])
+
+
+def _config(folder: Path, run: PlannedRun) -> RunConfig:
+    try:
+        # It has filled in what the plan leaves open.
+        return run_folder(folder, run).config or run.config
+    except ValueError:
+        return run.config  # of another version; the scores do not hang on it
+
+
+def _several(values: Any) -> str:
+    """Each value once, in the order in which they come."""
+    return ", ".join(dict.fromkeys(_shown(value) for value in values if value is not None))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " x ".join(_shown(own) for own in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -1,0 +1,132 @@
+"""The report's page: one HTML file that needs nothing beside it, no network and no script."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.plots import Plot
+from pipelines.comparison.statistics import METRICS, NOT_CONTROLLED, Analysis, MetricAnalysis
+
+
+def page(analysis: Analysis, collected: Collected, plots: dict[str, Plot], notes: tuple[str, ...]) -> str:
+    """The page as HTML.
+
+    Args:
+        analysis: what it tells.
+        collected: of what.
+        plots: by name; those that are not there are left out.
+        notes: what has to be told before the analysis's own caveats.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        # Names come from tables of strangers.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"p": p_value, "interval": interval, "shown": shown, "number": number}
+    primary = analysis.primary
+    return environment.get_template("template.html").render(
+        analysis=analysis,
+        collected=collected,
+        metric=METRICS[primary.metric],
+        notes=notes,
+        not_controlled=NOT_CONTROLLED,
+        # The SVG is made here, of text that matplotlib has escaped.
+        plots={name: Markup(plot.inline) for name, plot in plots.items()},
+        rows=_rows(analysis, collected),
+        gaps=any(ranked.failed or ranked.lacking for ranked in primary.ranking),
+        reach=_reach(analysis),
+        friedman=_friedman(primary),
+        classes=_grid(primary, analysis.classes, list(analysis.classes)),
+        secondary=_grid(primary, analysis.secondary, [METRICS[name].label for name in analysis.secondary]),
+    )
+
+
+def p_value(p: float) -> str:
+    """A p-value as text."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def shown(value: float | None, metric: str, signed: bool = False) -> str:
+    """A value of a measure, with its unit."""
+    return "–" if value is None else METRICS[metric].shown(value, signed=signed)
+
+
+def interval(pair: tuple[float, float] | None, metric: str, signed: bool = False) -> str:
+    """An interval as text; the unit once."""
+    if pair is None:
+        return "–"
+    digits = 4 if METRICS[metric].bounded else 2
+    low, high = (f"{value:{'+' if signed else ''}.{digits}f}" for value in pair)
+    return f"{low} to {high}"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number as text; whole ones, as most ranks are, without digits."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.{digits}f}"
+
+
+def _rows(analysis: Analysis, collected: Collected) -> list[dict[str, Any]]:
+    """The ranking table."""
+    words = {own.loss: own for own in analysis.primary.comparisons}
+    return [
+        {
+            "ranked": ranked,
+            "resampled": analysis.primary.bootstrap.losses[ranked.loss],
+            "comparison": words.get(ranked.loss),
+            "cost": (collected.costs or {}).get(ranked.loss),
+        }
+        for ranked in analysis.primary.ranking
+    ]
+
+
+def _grid(primary: MetricAnalysis, analyses: dict[str, MetricAnalysis], heads: list[str]) -> dict[str, Any]:
+    """A row a loss, a column an analysis."""
+    rows = []
+    for place in primary.ranking:
+        cells = []
+        for own in analyses.values():
+            ranked = next(one for one in own.ranking if one.loss == place.loss)
+            compared = next((one for one in own.comparisons if one.loss == place.loss), None)
+            cells.append(
+                {
+                    "metric": own.metric,
+                    "mean": ranked.mean,
+                    "interval": own.bootstrap.losses[place.loss].mean_interval,
+                    "best": ranked.rank == own.ranking[0].rank,
+                    "verdict": compared.verdict if compared is not None else None,
+                    "p": compared.p_holm if compared is not None else None,
+                }
+            )
+        rows.append((place.loss, cells))
+    return {"heads": [(head, own.patients) for head, own in zip(heads, analyses.values(), strict=True)], "rows": rows}
+
+
+def _reach(analysis: Analysis) -> str | None:
+    """What could be seen at all, as a sentence."""
+    reach, metric = analysis.primary.reach, METRICS[analysis.primary.metric]
+    if reach.difference is None or reach.sd is None or reach.cases < (reach.least_cases or 0):
+        return None
+    told = (
+        f"What could be seen at all: with these {reach.cases} patients a comparison with the reference finds, with "
+        f"80 % power, a true mean difference of {metric.shown(reach.difference)}"
+    )
+    if reach.difference_holm is not None and len(analysis.primary.comparisons) > 1:
+        told += f" alone, and of {metric.shown(reach.difference_holm)} as one of {len(analysis.primary.comparisons)}"
+    return f"{told} (the differences' standard deviation is {metric.shown(reach.sd)})."
+
+
+def _friedman(primary: MetricAnalysis) -> str | None:
+    test = primary.omnibus.friedman
+    if test is None:
+        return None
+    f = f"F({test.freedom[0]}, {test.freedom[1]}) {'is infinite' if test.f is None else f'= {test.f:.2f}'}"
+    p = p_value(test.p)
+    return f"Friedman's test in Iman and Davenport's form: {f}, p {p if p.startswith('<') else f'= {p}'}."

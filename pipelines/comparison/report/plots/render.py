@@ -1,0 +1,89 @@
+"""How the report's plots look, and how they become SVG and PNG."""
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipelines.comparison.statistics import METRICS, Analysis
+from pipelines.gallery.style import BACKGROUND, FOREGROUND, NEIGHBOUR_GREY, PREDICTION, styled
+
+BLUE, ORANGE, GREEN, GREY = FOREGROUND, BACKGROUND, PREDICTION, "#6B6B6B"
+PALE = "#D9D9D9"
+#: A colour and a marker a verdict: they are told apart in black and white, too.
+VERDICT_STYLE = {
+    "better": (BLUE, "^"),
+    "worse": (ORANGE, "v"),
+    "equivalent": (GREEN, "s"),
+    "undecided": (NEIGHBOUR_GREY, "o"),
+}
+#: Inches: on the page 864 pixels wide, so that text of 9 points is read as such.
+WIDTH = 9.0
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn plot.
+
+    Attributes:
+        name: its files' name.
+        svg: the whole file.
+        png: the whole file.
+    """
+
+    name: str
+    svg: str
+    png: bytes
+
+    @property
+    def inline(self) -> str:
+        """The SVG as a part of an HTML page: without head and metadata, its ids its own."""
+        text = self.svg[self.svg.index("<svg") :]
+        text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
+
+
+def drawn(name: str, draw: Callable[[], Figure]) -> Plot:
+    """Draw a plot, and write it in both formats; the same data give the same bytes."""
+    with styled(), warnings.catch_warnings():
+        # A name in letters that the font lacks: boxes in the plot, the table has it right.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # Names are text: of `$` in them no formula is made.
+        matplotlib.rcParams.update({"text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": "medloss"})
+        figure = draw()
+        svg, png = BytesIO(), BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=150)
+    return Plot(name, svg.getvalue().decode(), png.getvalue())
+
+
+def short(name: str, at_most: int = 38) -> str:
+    """A name in one line; of a long one the middle is left out."""
+    line = " ".join(name.split())
+    half = (at_most - 1) // 2
+    return line if len(line) <= at_most else f"{line[:half]}…{line[-half:]}"
+
+
+def name_rows(axes: Axes, losses: list[str], reference: str | None) -> None:
+    """A row a loss, the first on top; the reference is named as such."""
+    labels = [short(loss) + (" (reference)" if loss == reference else "") for loss in losses]
+    axes.set_yticks(range(len(losses)), labels)
+    axes.set_ylim(len(losses) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+
+
+def unit(analysis: Analysis) -> str:
+    """The primary measure as an axis has it: `Dice`, `HD95 (mm)`."""
+    metric = METRICS[analysis.primary.metric]
+    return metric.label if metric.bounded else f"{metric.label} (mm)"
+
+
+def p_text(p: float) -> str:
+    """A p-value in few letters."""
+    return "<.001" if p < 0.001 else ">.99" if p > 0.99 else f"{p:.2g}".removeprefix("0")

@@ -1,0 +1,67 @@
+"""The significance matrix: every loss against every other."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from pipelines.comparison.report.plots.render import BLUE, ORANGE, WIDTH, p_text, short
+from pipelines.comparison.statistics import METRICS, Analysis
+from pipelines.comparison.statistics.paired import ALPHA
+from pipelines.comparison.statistics.wilcoxon import signed_rank
+from pipelines.gallery.style import figure, plain
+
+_PALE_BLUE, _PALE_ORANGE, _NONE = "#A9CDE6", "#F4C3A0", "#F5F5F5"
+
+
+def draw_significance(analysis: Analysis) -> Figure:
+    """Holm's p over all pairs; losses by average rank; colours say whether the row is better or worse."""
+    matrix = analysis.primary.omnibus
+    size = len(matrix.losses)
+    means = {ranked.loss: ranked.mean for ranked in analysis.primary.ranking}
+    sign = METRICS[analysis.primary.metric].sign
+    side = min(WIDTH, max(6.2, 3.6 + 0.36 * size))
+    drawn = figure(side, 1.9 + 0.27 * size + (0.6 if size > 6 else 0))
+    axes = drawn.add_subplot()
+    for row, first in enumerate(matrix.losses):
+        for column, second in enumerate(matrix.losses):
+            if row == column:
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color="#BBBBBB", linewidth=0))
+                continue
+            p = matrix.p_holm[row][column]
+            style = _style(p, sign * (means[first] - means[second]), _ranks(analysis, first, second))
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
+            weight = "bold" if p <= ALPHA else "normal"
+            size_pt = 9 if size <= 8 else 6.5
+            axes.text(column, row, p_text(p), ha="center", va="center", fontsize=size_pt, weight=weight)
+    axes.set_xlim(-0.5, size - 0.5)
+    axes.set_ylim(size - 0.5, -0.5)
+    axes.set_yticks(range(size), [short(loss, 30) for loss in matrix.losses])
+    axes.set_xticks(range(size), [short(loss, 24) for loss in matrix.losses], rotation=40, ha="left")
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    plain(axes)
+    keys: list[Artist] = [
+        Patch(facecolor=_PALE_BLUE, edgecolor=BLUE, label="the row is better"),
+        Patch(facecolor=_PALE_ORANGE, edgecolor=ORANGE, label="the row is worse"),
+        Patch(facecolor=_NONE, edgecolor="#999999", label=f"not told apart (p > {ALPHA})"),
+    ]
+    drawn.legend(handles=keys, loc="outside lower center", ncols=3)
+    return drawn
+
+
+def _ranks(analysis: Analysis, first: str, second: str) -> float:
+    """What the test goes by: positive where the first is better on the whole."""
+    sign = METRICS[analysis.primary.metric].sign
+    return signed_rank(sign * (np.array(analysis.scores[first]) - np.array(analysis.scores[second]))).effect
+
+
+def _style(p: float, gain: float, ranks: float) -> dict[str, Any]:
+    framed = {"edgecolor": "white", "linewidth": 1.5}
+    if p > ALPHA:
+        return {"facecolor": _NONE} | framed
+    if gain * ranks <= 0:
+        return {"facecolor": _NONE, "hatch": "////", "edgecolor": "#B5B5B5", "linewidth": 0.5}
+    return {"facecolor": _PALE_BLUE if gain > 0 else _PALE_ORANGE} | framed

@@ -1,0 +1,89 @@
+"""A report's folder: the page, its plots and tables, and all numbers as JSON."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.page import page
+from pipelines.comparison.report.plots import NAMES as PLOTS
+from pipelines.comparison.report.plots import every_plot
+from pipelines.comparison.report.tables import NAMES as TABLES
+from pipelines.comparison.report.tables import every_table
+from pipelines.comparison.statistics import Analysis, analyse
+from pipelines.errors import UserError
+from pipelines.files import write_atomically, write_json, write_text
+
+#: What nnU-Net trains with.
+DEFAULT_REFERENCE = "dice+binary_cross_entropy"
+
+
+def write_report(
+    collected: Collected,
+    out: Path,
+    *,
+    metric: str = "dice",
+    reference: str | None = None,
+    margin: float = 0.01,
+    bootstraps: int = 10_000,
+) -> tuple[Path, Analysis]:
+    """Analyse, and write everything; the page comes last, so that what it names is there.
+
+    Args:
+        collected: of a folder or a table.
+        out: the report's folder; an older report there is replaced.
+        metric: the primary measure.
+        reference: the loss to compare with; `None`: `DEFAULT_REFERENCE`, where it is among the losses.
+        margin: of equivalence, in the measure's unit.
+        bootstraps: replicates.
+
+    Returns:
+        The page's path, and the analysis.
+
+    Raises:
+        UserError: no such measure or loss; the folder cannot be written.
+    """
+    notes = collected.notes
+    if reference is None and DEFAULT_REFERENCE in collected.table.losses:
+        reference = DEFAULT_REFERENCE
+    elif reference is None:
+        notes += (
+            f"The usual reference, {DEFAULT_REFERENCE}, is not among the losses, and no other was named "
+            "(--reference, before the results are seen): all losses are compared with all, and there is no verdict "
+            "of equivalence.",
+        )
+    analysis = analyse(collected.table, metric=metric, reference=reference, margin=margin, bootstraps=bootstraps)
+    plots = every_plot(analysis, collected)
+    tables = every_table(analysis, collected)
+    html = page(analysis, collected, plots, notes)
+    files: dict[str, bytes] = {}
+    for name, plot in plots.items():
+        files |= {f"plots/{name}.svg": plot.svg.encode(), f"plots/{name}.png": plot.png}
+    files |= {f"tables/{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
+    try:
+        for name, content in files.items():
+            write_atomically(out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        _remove_stale(out, set(files))
+        write_json(out / "analysis.json", analysis.to_dict() | _about(collected, notes))
+        write_text(out / "report.html", html)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
+    return out / "report.html", analysis
+
+
+def _about(collected: Collected, notes: tuple[str, ...]) -> dict[str, object]:
+    return {
+        "title": collected.title,
+        "notes": list(notes),
+        "facts": dict(collected.facts),
+        "costs": {loss: asdict(cost) for loss, cost in (collected.costs or {}).items()},
+        "failures": [asdict(failure) for failure in collected.failures],
+    }
+
+
+def _remove_stale(out: Path, written: set[str]) -> None:
+    """What an older report had, and this one has nothing to tell of: it would be taken for this one's."""
+    own = [f"plots/{name}.{kind}" for name in PLOTS for kind in ("svg", "png")]
+    own += [f"tables/{name}.csv" for name in TABLES]
+    for name in own:
+        if name not in written:
+            (out / name).unlink(missing_ok=True)
