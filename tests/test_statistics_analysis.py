@@ -65,7 +65,7 @@ def test_too_few_cases_to_tell(n: int, enough: bool) -> None:
 def test_too_few_cases_for_all_pairs() -> None:
     found = _analysed(_frame(9, {"ref": 0} | {f"l{i}": i / 50 for i in range(5)}))
     assert found.primary.reach.least_cases_pairs == 10
-    assert _told(found, "All 15 pair(s) together cannot be significant below 10 patients")
+    assert _told(found, "All 15 pairs together cannot be significant below 10 patients")
     assert found.primary.omnibus.groups == (found.primary.omnibus.losses,)
 
 
@@ -92,9 +92,9 @@ def test_a_loss_that_fails_ranks_worst_and_is_told() -> None:
     assert found.primary.ranking[-1].loss == "broken"
     assert found.primary.ranking[-1].failed == 20
     assert next(own for own in found.primary.comparisons if own.loss == "broken").verdict == "worse"
-    assert _told(found, "broken: 20 failed prediction(s), counted as the worst, 0.")
+    assert _told(found, "broken: 20 failed predictions, counted as the worst, 0.")
     gone = _analysed(frame.drop(index=[21]))
-    assert _told(gone, "best: no result of 1 case(s) (c001); counted as the worst, 0.")
+    assert _told(gone, "best: no result of 1 case (c001); counted as the worst, 0.")
 
 
 def test_one_training_says_so_and_several_say_what_they_cover() -> None:

@@ -31,7 +31,7 @@ def test_all_measures_of_the_evaluation_are_known() -> None:
         (GOOD.replace("dice", "dcie"), "column dcie: unknown; .*did you mean dice"),
         ("case,loss,dice\n", "got 0 loss"),
         ("case,loss,dice\n1,a,0.5\n2,a,0.5\n", r"got 1 loss\(es\) \(a\); expected at least two"),
-        (GOOD + "2,b,0.9\n", r"loss b, case 2: 1 row\(s\) come twice; .*a column seed or fold"),
+        (GOOD + "2,b,0.9\n", r"loss b, case 2: rows come twice, 1 in all; .*a column seed or fold"),
         (GOOD.replace("0.7", "70"), r"dice: got 70 \(case 2, loss a\); expected a number, 0 to 1 \(not percent\)"),
         (GOOD.replace("0.7", "-0.1"), "dice: got -0.1"),
         (GOOD.replace("0.7", "good"), r"dice: got good \(case 2, loss a\)"),

@@ -42,12 +42,14 @@ def _of_size(primary: MetricAnalysis) -> list[str]:
     n, reach = primary.patients, primary.reach
     if reach.least_cases is not None and n < reach.least_cases:
         told.append(
-            f"Too few cases to tell: {len(primary.comparisons)} comparison(s) with the reference cannot be significant "
-            f"below {reach.least_cases} patients, and there are {n}. Every verdict is therefore undecided."
+            f"Too few cases to tell: {_count(len(primary.comparisons), 'comparison')} with the reference cannot be "
+            f"significant below {reach.least_cases} patients, and there are {n}. Every verdict is therefore undecided."
         )
     if n < reach.least_cases_pairs:
         pairs = len(primary.ranking) * (len(primary.ranking) - 1) // 2
-        told.append(f"All {pairs} pair(s) together cannot be significant below {reach.least_cases_pairs} patients.")
+        told.append(
+            f"All {_count(pairs, 'pair')} together cannot be significant below {reach.least_cases_pairs} patients."
+        )
     if n < FEW:
         told.append(
             f"{n} patients are few (under {FEW}): intervals and p-values are rough, small differences go unseen."
@@ -76,16 +78,17 @@ def _of_trainings(scores: Scores) -> list[str]:
 def _of_gaps(scores: Scores) -> list[str]:
     worst = "0" if scores.metric.higher_is_better else "the largest distance in the table, which may understate it"
     told = [
-        f"{loss}: no result of {len(cases)} case(s) ({_some(cases)}); counted as the worst, {worst}."
+        f"{loss}: no result of {_count(len(cases), 'case')} ({_some(cases)}); counted as the worst, {worst}."
         for loss, cases in scores.lacking.items()
     ]
     told += [
-        f"{loss}: {count} failed prediction(s), counted as the worst, {worst}." for loss, count in scores.failed.items()
+        f"{loss}: {_count(count, 'failed prediction')}, counted as the worst, {worst}."
+        for loss, count in scores.failed.items()
     ]
     if scores.excluded:
         told.append(
-            f"{len(scores.excluded)} case(s) ({_some(scores.excluded)}) were left out, or a class of theirs, for all "
-            f"losses alike: {scores.metric.label} has no meaning where reference and prediction are empty. False "
+            f"{_count(len(scores.excluded), 'case')} ({_some(scores.excluded)}) left out, or a class of theirs, for "
+            f"all losses alike: {scores.metric.label} has no meaning where reference and prediction are empty. False "
             "alarms there are not in it; specificity shows them."
         )
     return told
@@ -124,3 +127,7 @@ def _of_columns(
 def _some(names: tuple[str, ...], at_most: int = 5) -> str:
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -89,7 +89,7 @@ def check_table(frame: pd.DataFrame) -> CaseTable:
     twice = checked[checked.duplicated(key)]
     if len(twice):
         row = ", ".join(f"{name} {value}" for name, value in twice.iloc[0][key].items() if name in given)
-        raise UserError(f"{row}: {len(twice)} row(s) come twice; expected one row each, or a column seed or fold")
+        raise UserError(f"{row}: rows come twice, {len(twice)} in all; expected one row each, or a column seed or fold")
     patients = checked.groupby("case")["patient"].nunique()
     if (patients > 1).any():
         raise UserError(f"case {patients.idxmax()}: has {patients.max()} patients; expected one")
