@@ -82,6 +82,19 @@ def test_each_case_has_its_own_spacing(tmp_path: Path) -> None:
         assert spacing == pytest.approx(list(expected[name]))
 
 
+def test_on_another_grid_each_axis_keeps_its_size_in_mm(tmp_path: Path) -> None:
+    manifest, root = _set(tmp_path, SPACINGS)  # 6 x 8 x 7 voxels of three sizes
+    grid = Preprocessing(dimensions=3, spacing=(1.0, 0.7, 1.3))
+    for item, spacing in zip(decode_cases(manifest, manifest.cases, root, preprocessing=grid), SPACINGS, strict=True):
+        shape = item["image"].shape[1:]
+        assert shape == item["label"].shape[1:] == grid.shape((6, 8, 7), spacing)
+        sizes = [n * s for n, s in zip(shape, item["spacing"].tolist(), strict=True)]
+        assert sizes == pytest.approx([n * s for n, s in zip((6, 8, 7), spacing, strict=True)])
+        assert item["spacing"].tolist() == pytest.approx([1.0, 0.7, 1.3], rel=0.35)  # whole numbers of voxels
+        assert item["reference"].shape[1:] == (6, 8, 7)
+        assert item["reference_spacing"].tolist() == pytest.approx(list(spacing))
+
+
 def test_two_dimensions_have_two_numbers(tmp_path: Path) -> None:
     manifest, root = _set(tmp_path, [(1.5, 0.8), (0.7, 2.0)])
     decoded = decode_cases(manifest, manifest.cases, root)

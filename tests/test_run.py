@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tiny import tiny_manifest
+from tiny import TinySet, tiny_manifest
 from torch import Tensor, nn
 
 import medloss
@@ -29,17 +29,8 @@ from pipelines.training.run_folder import CASE_COLUMNS, EPOCH_COLUMNS, RunFolder
 
 
 @dataclass(frozen=True)
-class _Set:
-    manifest: Path
-    data: Path
+class _Set(TinySet):
     loaded: Manifest
-
-    def config(self, **changes: Any) -> RunConfig:
-        settings: dict[str, Any] = {
-            "manifest": str(self.manifest), "data_root": str(self.data), "epochs": 2, "batch_size": 2, "threads": 1,
-            "precision": "float32", "device": "cpu",
-        }  # fmt: skip
-        return RunConfig(**(settings | changes))
 
 
 @pytest.fixture(scope="module")

@@ -6,19 +6,17 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_manifest
+from tiny import TinySet, tiny_manifest
 
 from pipelines.dataset.manifest import load_manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.training.checkpoint import load_checkpoint
 from pipelines.training.parts import Training
 from pipelines.training.run import train_run
-from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
 
 # As `medloss train` does it; several trainings for one start of two processes.
@@ -77,18 +75,7 @@ class Defect(Faulty):
 """
 
 
-@dataclass(frozen=True)
-class _Set:
-    manifest: Path
-    data: Path
-
-    def config(self, **changes: Any) -> RunConfig:
-        settings: dict[str, Any] = {
-            "manifest": str(self.manifest), "data_root": str(self.data), "epochs": 2, "batch_size": 2, "threads": 1,
-            "precision": "float32", "device": "cpu",
-        }  # fmt: skip
-        return RunConfig(**(settings | changes))
-
+class _Set(TinySet):
     def options(self, out: Path, **changes: Any) -> list[str]:
         """As of the command line."""
         config = self.config(**changes)

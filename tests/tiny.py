@@ -1,9 +1,28 @@
 """A tiny made data set, for tests that train."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pipelines.training.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class TinySet:
+    """A made data set, and short runs on it."""
+
+    manifest: Path
+    data: Path
+
+    def config(self, **changes: Any) -> RunConfig:
+        """A run's config that repeats itself to the bit."""
+        settings: dict[str, Any] = {
+            "manifest": str(self.manifest), "data_root": str(self.data), "epochs": 2, "batch_size": 2, "threads": 1,
+            "precision": "float32", "device": "cpu",
+        }  # fmt: skip
+        return RunConfig(**(settings | changes))
 
 
 def tiny_manifest(folder: Path, dims: int = 3, cases: int = 6, **changes: Any) -> Path:

@@ -58,9 +58,20 @@ class Fingerprint:
 
 
 def take_fingerprint(
-    manifest: Manifest, cases: Sequence[Case], root: Path, cache: EntryCache | None = None
+    manifest: Manifest,
+    cases: Sequence[Case],
+    root: Path,
+    cache: EntryCache | None = None,
+    keys: dict[str, list[str]] | None = None,
 ) -> Fingerprint:
     """Read the cases once, one at a time, and take their facts.
+
+    Args:
+        manifest: whose labels hold.
+        cases: those that train.
+        root: the data root.
+        cache: where facts are kept.
+        keys: as `CaseStore`'s.
 
     Raises:
         UserError: a case that cannot be read.
@@ -71,8 +82,11 @@ def take_fingerprint(
         def compute(case: Case = case) -> dict[str, Any]:
             return _facts(read_case(manifest, case, root))
 
-        key = [_VERSION, str(manifest.label_values), *content_key(case, root)] if cache is not None else []
-        facts = compute() if cache is None else cache.get(key, compute)
+        if cache is None:
+            facts = compute()
+        else:
+            content = (keys or {}).get(case.id) or content_key(case, root)
+            facts = cache.get([_VERSION, str(manifest.label_values), *content], compute)
         shapes.append(tuple(facts["shape"]))
         spacings.append(tuple(facts["spacing"]))
         intensities.append(facts["intensities"].numpy())

@@ -31,6 +31,7 @@ class CaseStore(Sequence[dict[str, Any]]):
         preprocessing: of image and label; None: intensities alone.
         cache: where prepared cases are kept, by the files' content, for other runs and processes.
         memory_mb: MB that prepared cases may take in memory.
+        keys: what `content_key` says of each case, where that is known already: it reads every file.
 
     Raises:
         UserError: a file that cannot be read.
@@ -44,6 +45,7 @@ class CaseStore(Sequence[dict[str, Any]]):
         preprocessing: Preprocessing | None = None,
         cache: EntryCache | None = None,
         memory_mb: float = 2048,
+        keys: dict[str, list[str]] | None = None,
     ) -> None:
         self.manifest = manifest
         self.cases = list(cases)
@@ -56,7 +58,8 @@ class CaseStore(Sequence[dict[str, Any]]):
         self._keys: list[list[str]] = []
         if cache is not None:
             recipe = [_CACHE_VERSION, str(manifest.label_values), self.preprocessing.model_dump_json()]
-            self._keys = [[*recipe, *content_key(case, root)] for case in self.cases]
+            known = keys or {}
+            self._keys = [[*recipe, *(known.get(case.id) or content_key(case, root))] for case in self.cases]
 
     def __len__(self) -> int:
         return len(self.cases)

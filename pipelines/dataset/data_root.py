@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
-from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.manifest import Case, Manifest, load_manifest
 from pipelines.errors import UserError
 
 
@@ -55,3 +56,25 @@ def _made(manifest: Manifest, data_root: Path | None) -> Path:
             f"cannot make '{manifest.name}' in {folder}: {error.strerror}; pass --data-root or set MEDLOSS_CACHE"
         ) from None
     return folder
+
+
+def located_cases(
+    name: str, data_root: Path | None, fold: int | None, kind: Literal["image", "label"]
+) -> tuple[Manifest, list[Case], Path]:
+    """A manifest, its cases, or those that its fold `fold` validates, and the root of their files.
+
+    Args:
+        name: the manifest's name or path.
+        data_root: the folder of its files; None as in `resolve_data`.
+        fold: only the cases that this fold validates.
+        kind: of which files at least one must be there.
+
+    Raises:
+        UserError: no such manifest, fold or data; or the root holds none of the files.
+    """
+    manifest = load_manifest(name)
+    cases = manifest.cases if fold is None else manifest.split(fold)[1]
+    root = resolve_data(manifest, data_root)
+    if not any(os.path.lexists(root / getattr(case, kind)) for case in cases):
+        raise UserError(f"{root} holds no {kind} of '{manifest.name}', which can be had at {manifest.source}")
+    return manifest, cases, root

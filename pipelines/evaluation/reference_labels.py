@@ -9,8 +9,7 @@ from pathlib import Path
 from nibabel.imageglobals import LoggingOutputSuppressor
 
 from pipelines.dataset.case_reader import count_values
-from pipelines.dataset.data_root import resolve_data
-from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.data_root import located_cases
 from pipelines.dataset.nifti import BadFileError, read_volume
 from pipelines.dataset.pairing import is_label_name, nifti_files, pair_by_name, stem
 from pipelines.errors import UserError
@@ -102,11 +101,7 @@ def manifest_references(name: str, data_root: Path | None, fold: int | None = No
     Raises:
         UserError: no such manifest, fold or data; or the root holds none of the labels.
     """
-    manifest = load_manifest(name)
-    cases = manifest.cases if fold is None else manifest.split(fold)[1]
-    root = resolve_data(manifest, data_root)
-    if not any(os.path.lexists(root / case.label) for case in cases):
-        raise UserError(f"{root} holds no label of '{manifest.name}', which can be had at {manifest.source}")
+    manifest, cases, root = located_cases(name, data_root, fold, "label")
     return References(
         root,
         [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases],

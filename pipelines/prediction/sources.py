@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.dataset.data_root import resolve_data
-from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.data_root import located_cases
 from pipelines.dataset.pairing import nifti_files, stem
 from pipelines.errors import UserError
 from pipelines.evaluation.reference_labels import shown
@@ -66,11 +65,7 @@ def manifest_sources(name: str, data_root: Path | None, fold: int | None = None)
     Raises:
         UserError: no such manifest, fold or data; or the root holds none of the images.
     """
-    manifest = load_manifest(name)
-    cases = manifest.cases if fold is None else manifest.split(fold)[1]
-    root = resolve_data(manifest, data_root)
-    if not any(os.path.lexists(root / case.image) for case in cases):
-        raise UserError(f"{root} holds no image of '{manifest.name}', which can be had at {manifest.source}")
+    _, cases, root = located_cases(name, data_root, fold, "image")
     return [Source(root, case.image, case.id, case.image_sha256) for case in cases]
 
 

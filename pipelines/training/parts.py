@@ -13,9 +13,9 @@ from torch import nn
 import medloss
 from pipelines.cases.cache import EntryCache
 from pipelines.cases.fingerprint import take_fingerprint
-from pipelines.cases.patches import PatchDataset, training_loader, validation_loader
+from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.cases.preprocessing import Preprocessing
-from pipelines.cases.store import CaseStore
+from pipelines.cases.store import CaseStore, content_key
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.evaluation.metrics import METRICS
@@ -57,13 +57,14 @@ def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedD
     root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
     folder = cache_dir if config.cache_dir is None else Path(config.cache_dir)
     cache = None if folder is None else EntryCache(folder)
-    fingerprint = take_fingerprint(manifest, training, root, cache)
+    keys = {} if cache is None else {case.id: content_key(case, root) for case in (*training, *validation)}
+    fingerprint = take_fingerprint(manifest, training, root, cache, keys)
     config = planned(config, manifest, fingerprint, device)
     processed = preprocessing(config, manifest)
     stores = []
     for cases in (training, validation):
         share = config.memory_mb * len(cases) / (len(training) + len(validation))
-        stores.append(CaseStore(manifest, cases, root, processed, cache, share).prepare())
+        stores.append(CaseStore(manifest, cases, root, processed, cache, share, keys).prepare())
     return PreparedData(config, manifest, processed, *stores)
 
 
@@ -230,7 +231,7 @@ class Training:
     def start_epoch(self, epoch: int) -> None:
         """Set what an epoch, counted from 1, decides: random numbers, order, and a loss's schedule."""
         seed_everything(self.config.seed, epoch, rank())
-        self.loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+        start_epoch(self.loader, epoch)
         schedule: Callable[[int], None] | None = getattr(self.loss, "start_epoch", None)
         if callable(schedule):
             schedule(epoch - 1)
