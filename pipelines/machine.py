@@ -1,11 +1,15 @@
-"""What the run ran on: versions, and the memory that it took."""
+"""What the run ran on: versions, machine, and the memory that it took."""
 
+import json
+import os
 import platform
 import resource
+import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
+import psutil
 import torch
 
 _STATUS = Path("/proc/self/status")
@@ -19,7 +23,53 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    commit = _commit()
+    return found | ({"medloss commit": commit} if commit else {})
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """The machine: `processor`, `cores` (that this process may use), `memory`, `system`, `gpu` if it computes."""
+    found = {
+        "processor": _processor(),
+        "cores": str(available_cores()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": platform.platform(terse=True),
+    }
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, or was installed from; None for a release."""
+    try:
+        url = distribution("medloss").read_text("direct_url.json")
+        commit: str | None = (json.loads(url or "{}").get("vcs_info") or {}).get("commit_id")
+    except (PackageNotFoundError, ValueError, AttributeError):
+        commit = None
+    root = Path(__file__).resolve().parent.parent
+    if commit is None and (root / ".git").exists():
+        git = ["git", "-C", str(root)]
+        try:
+            head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+            state = [*git, "status", "--porcelain", "--untracked-files=no"]
+            changed = subprocess.run(state, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        commit = head.stdout.strip() + (", changed since" if changed.stdout.strip() else "")
+    return commit
 
 
 def reset_peak_memory() -> None:

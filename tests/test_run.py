@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from tiny import TinySet, tiny_manifest
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 import medloss
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.errors import TrainingError, UserError
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.reference_labels import manifest_references, match
 from pipelines.prediction.model import load_model
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.parts import Training
@@ -48,6 +52,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     assert state is not None
     network: dict[str, Tensor] = state["training"]["network"]
     return network
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -84,6 +92,7 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
         assert float(rows[-1]["val_" + metric]) == pytest.approx(result["metrics"][metric])
     assert result["epoch_s"] > 0
     assert {"torch", "monai", "python"} <= set(result["versions"])
+    assert set(result["machine"]) >= {"processor", "cores", "memory", "system"}
     assert RunFolder(folder).config is not None
     assert json.loads((folder / "progress.json").read_text()) | {"updated": 0} == {
         "state": "running", "epoch": epochs, "epochs": epochs, "seconds_left": 0,
@@ -91,7 +100,7 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
     }  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["checkpoint.pt", "checkpoint.pt.sha256", "config.json", "progress.json", "epochs.csv", "cases.csv"]
-        + ["result.json", "model.pt"]
+        + ["result.json", "model.pt", "predictions"]
         + ["checkpoint.previous.pt", "checkpoint.previous.pt.sha256"] * (epochs > 1)
     )
 
@@ -112,6 +121,38 @@ def test_a_run_leaves_a_folder(sets: dict[int, _Set], tmp_path: Path, dims: int)
     filled = {name for name, value in config if value is None and getattr(kept, name) is not None}
     assert filled == {"patch_size", "spacing", "intensity", "memory_gb"}
     assert kept.model_copy(update=dict.fromkeys(filled)) == config
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_kept_predictions_are_those_measured(tmp_path: Path, dims: int) -> None:
+    path = tiny_manifest(tmp_path, dims, classes={0: "background", 2: "organ", 5: "shell", 9: "lesion"})
+    run = RunFolder(tmp_path / "run")
+    train_run(TinySet(path, tmp_path).config(epochs=2, learning_rate=1e-2), run.path)
+    references = manifest_references(str(path), tmp_path, fold=0)
+    matched = match(references, run.path / "predictions")
+    assert (len(matched.pairs), matched.unlabelled, matched.unpredicted) == (2, [], [])
+    # Of the same grid, with the same values, else they would be refused.
+    rows = evaluate(run.path / "predictions", references, matched).rows
+    with (run.path / "cases.csv").open(newline="") as file:
+        noted = list(csv.DictReader(file))
+    assert [(row["case"], row["class"]) for row in rows] == [(row["case"], row["class"]) for row in noted]
+    for row, other in zip(rows, noted, strict=True):
+        values = [float(other[name] or "nan") for name in METRICS]
+        assert values == pytest.approx([row[name] for name in METRICS], rel=1e-6, nan_ok=True)
+    files = (run.path / "predictions").iterdir()
+    assert len({value for file in files for value in np.unique(nib.load(file).dataobj)}) > 1
+
+
+def test_predictions_need_not_be_kept(sets: dict[int, _Set], tmp_path: Path) -> None:
+    train_run(sets[2].config(epochs=1, keep_predictions=False), tmp_path / "run")
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+def test_predictions_that_cannot_be_kept_are_told(sets: dict[int, _Set], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "predictions").write_text("in the way")
+    with pytest.raises(TrainingError, match=r"the prediction of case 'phantom_000' cannot be kept: .*exists"):
+        train_run(sets[2].config(epochs=1), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -243,10 +284,10 @@ def test_a_finished_run_is_not_trained_again(sets: dict[int, _Set], tmp_path: Pa
 def test_resume_with_another_config_is_refused(sets: dict[int, _Set], tmp_path: Path, changes: dict[str, Any]) -> None:
     config = sets[2].config(epochs=1)
     train_run(config, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = _files(tmp_path)
     with pytest.raises(UserError, match=f"made with another {next(iter(changes))}"):
         train_run(sets[2].config(**({"epochs": 1} | changes)), tmp_path, resume=True)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert _files(tmp_path) == before
     elsewhere = sets[2].config(epochs=1, workers=1, threads=2, cache_dir=str(tmp_path / "cache"))
     assert train_run(elsewhere, tmp_path, resume=True)["state"] == "done"  # what does not change the weights may change
 
@@ -268,10 +309,10 @@ def test_a_checkpoint_of_another_version_is_refused(sets: dict[int, _Set], tmp_p
 
 def test_a_folder_with_a_run_is_not_trained_over(sets: dict[int, _Set], tmp_path: Path) -> None:
     train_run(sets[2].config(epochs=1), tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = _files(tmp_path)
     with pytest.raises(UserError, match="holds another run"):
         train_run(sets[2].config(epochs=1, seed=1), tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert _files(tmp_path) == before
 
 
 def test_an_earlier_failure_is_not_left_standing(sets: dict[int, _Set], tmp_path: Path) -> None:

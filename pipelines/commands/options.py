@@ -29,6 +29,12 @@ _OPTIONS = (
     click.option("--val-interval", type=int, help="Epochs between validations."),
     click.option("--threads", type=int, help="Processor threads a run."),
     click.option("--cache-dir", help="Folder of prepared cases; default: in the folder of --out."),
+    click.option(
+        "--predictions/--no-predictions",
+        "keep_predictions",
+        default=None,
+        help="Keep the label maps of the last validation; they are kept by default.",
+    ),
     click.option("--device", help="cpu, cuda or auto."),
 )
 

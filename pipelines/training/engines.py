@@ -92,7 +92,8 @@ def create_evaluator(
     Args:
         network: the network.
         loader: from `validation_loader`.
-        on_case: gets `{"case": id, "metrics": [ClassMetrics, ...]}`, one a foreground class.
+        on_case: gets `{"case": id, "labels": [*spatial] of 0..C-1, "metrics": [ClassMetrics, ...]}`, one a
+            foreground class.
         num_classes: C.
         patch: the window, voxels.
         device: where the network is.
@@ -116,7 +117,7 @@ def create_evaluator(
             # Measured where the label was drawn, not on the grid that the network sees.
             labels = label_map(engine.state.output[CommonKeys.PRED][index], reference.shape).cpu()
             measures = case_metrics(labels, reference, num_classes, batch["reference_spacing"][index])
-            on_case({"case": case, "metrics": measures})
+            on_case({"case": case, "labels": labels, "metrics": measures})
 
     return evaluator
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from ignite.handlers import EMAHandler
-from torch import nn
+from torch import Tensor, nn
 
 import medloss
 from pipelines.cases.cache import EntryCache
@@ -17,7 +17,7 @@ from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, 
 from pipelines.cases.preprocessing import Preprocessing
 from pipelines.cases.store import CaseStore, content_key
 from pipelines.dataset.data_root import resolve_data
-from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.dataset.manifest import Case, Manifest, load_manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.training.engines import channels_last, create_evaluator, create_trainer
 from pipelines.training.networks import create_network
@@ -106,6 +106,7 @@ class Training:
         self.dtype = autocast_dtype(config, self.device, config.patch_size or ())
         self.preprocessing = data.preprocessing
         self.cases, self.validation_cases = data.training, data.validation
+        self._validates = {case.id: case for case in data.validation.cases}
         self.dataset = PatchDataset(
             self.cases,
             config.patch_size or (),
@@ -156,10 +157,11 @@ class Training:
         if self.average is not None:
             self._attach(self.average)
         self._measured: list[dict[str, Any]] = []
+        self._keep: Callable[[Case, Tensor], None] | None = None
         self.evaluator = create_evaluator(
             self.best_network,
             self.validation_loader,
-            self._measured.append,
+            self._note,
             num_classes=manifest.num_classes,
             patch=config.patch_size or (),
             **common,
@@ -184,13 +186,22 @@ class Training:
         """In which numbers the network computes."""
         return "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
-    def validate(self) -> list[dict[str, Any]]:
+    def _note(self, done: dict[str, Any]) -> None:
+        self._measured.append({"case": done["case"], "metrics": done["metrics"]})
+        if self._keep is not None:
+            self._keep(self._validates[done["case"]], done["labels"])
+
+    def validate(self, keep: Callable[[Case, Tensor], None] | None = None) -> list[dict[str, Any]]:
         """Predict and measure every validation case, once, over all processes.
+
+        Args:
+            keep: gets each case that this process predicts, and its labels `[*spatial]`, of 0..C-1.
 
         Returns:
             A row a case and class, in the manifest's order: `case`, `patient`, `class` and the metrics.
         """
         self._measured.clear()
+        self._keep = keep
         with_the_first_ranks_buffers(self.best_network)
         self.evaluator.run()
         numbers = {case.id: number for number, case in enumerate(self.validation_cases.cases)}

@@ -7,13 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.utils import CommonKeys
+from torch import Tensor
 
+from pipelines.dataset.manifest import Case
 from pipelines.errors import TrainingError, UserError
 from pipelines.evaluation.metrics import METRICS, mean_metrics, nanmean
-from pipelines.machine import lacks_memory, peak_memory_mb, reset_peak_memory, versions
+from pipelines.machine import lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
+from pipelines.prediction.files import write_labels
 from pipelines.prediction.model import NAME, save_model
 from pipelines.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from pipelines.training.parts import Training
@@ -150,7 +155,9 @@ class Run:
         epoch, epochs = row["epoch"], self.config.epochs
         if epoch % self.config.val_interval == 0 or epoch == epochs:
             start = time.perf_counter()
-            self.cases = self.training.validate()
+            # Of the last ones only: those that `cases.csv` measures.
+            last = self.config.keep_predictions and epoch == epochs
+            self.cases = self.training.validate(self._keep_prediction if last else None)
             row |= {f"val_{name}": value for name, value in mean_metrics(self.cases).items()}
             row["val_s"] = round(time.perf_counter() - start, 3)
         row["time"] = round(time.time(), 3)
@@ -166,6 +173,16 @@ class Run:
         self.folder.write_progress(epoch, epochs, left, None if dice is None or math.isnan(dice) else dice)
         if self.report is not None:
             self.report(Progress(epoch, epochs, row["train_loss"], dice, row["epoch_s"], left))
+
+    def _keep_prediction(self, case: Case, labels: Tensor) -> None:
+        manifest, root = self.training.manifest, self.training.validation_cases.root
+        values = np.array(manifest.label_values)[labels.numpy()]
+        try:
+            header = nib.load(root / case.label).header
+            write_labels(self.folder.prediction(case.id), values, header)
+        except OSError as error:
+            reason = error.strerror or error
+            raise TrainingError(f"the prediction of case '{case.id}' cannot be kept: {reason}") from None
 
     def _seconds_left(self, epoch: int) -> float:
         spent = [row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows]
@@ -230,6 +247,7 @@ class Run:
             "precision": training.precision,
             "manifest_sha256": training.manifest.sha256,
             "versions": versions(),
+            "machine": machine(training.device),
         }
         if rank() == 0:
             self.folder.write_cases(self.cases)

@@ -12,7 +12,7 @@ Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Axes = tuple[Positive, ...]
 
 #: What may change while a run goes on, or between runs that are compared: it decides nothing of the result.
-INCIDENTAL = {"threads", "workers", "cache_dir", "data_root", "memory_mb"}
+INCIDENTAL = {"threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions"}
 
 
 class Clip(BaseModel):
@@ -118,6 +118,7 @@ class RunConfig(BaseModel):
         val_interval: epochs between validations; the last epoch is always validated.
         threads: of the processor; None: all.
         cache_dir: where prepared cases are kept; None: in memory alone.
+        keep_predictions: whether the validation cases' label maps are kept after the last epoch.
         device: `cpu`, `cuda`, or `auto`.
     """
 
@@ -161,6 +162,7 @@ class RunConfig(BaseModel):
     val_interval: Positive = 1
     threads: Positive | None = None
     cache_dir: str | None = None
+    keep_predictions: bool = True
     device: str = "auto"
 
 

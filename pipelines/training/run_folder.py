@@ -15,14 +15,14 @@ EPOCH_COLUMNS = (
 )  # fmt: skip
 CASE_COLUMNS = ("case", "patient", "class", *METRICS)
 #: What a run that has no checkpoint yet may have left in its folder.
-OWN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "result.json"})
+OWN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "predictions", "result.json"})
 
 
 class RunFolder:
     """One run's folder; every file in it is written atomically.
 
     `config.json` (what was asked for), `progress.json` (where it is), `epochs.csv`, `cases.csv` (the validation cases
-    after the last epoch), `result.json` (how it ended), and the checkpoint.
+    after the last epoch), `predictions/` (their label maps), `result.json` (how it ended), and the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,6 +52,10 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write how it ended; the last thing that a run does."""
         write_json(self.path / "result.json", result | {"finished": time.time()})
+
+    def prediction(self, case: str) -> Path:
+        """Where the label map predicted of a validation case lies."""
+        return self.path / "predictions" / f"{case}.nii.gz"
 
     @property
     def progress(self) -> dict[str, Any] | None:
