@@ -4,6 +4,7 @@ from medloss import kernels as kernels
 from medloss.base import SegmentationLoss as SegmentationLoss
 from medloss.compound.combined import CombinedLoss as CombinedLoss
 from medloss.compound.deep_supervision import DeepSupervision as DeepSupervision
+from medloss.compound.fixed_spacing import FixedSpacing as FixedSpacing
 from medloss.create import call_loss as call_loss
 from medloss.create import create_loss as create_loss
 from medloss.entry import LossEntry as LossEntry

@@ -1,0 +1,58 @@
+"""A loss that is told the spacing once, for trainers that hand none over."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from medloss.create import call_loss
+from medloss.errors import InputError
+from medloss.spacing import resolve_spacing
+
+
+class FixedSpacing(nn.Module):
+    r"""A loss with the spacing that all training volumes were brought to: $L(z, y;\ s\,n/m)$.
+
+    MONAI's Auto3DSeg, for one, makes plain tensors of its labels before it calls the loss, and the spacing is lost:
+    distances would be in voxels. $s$ is `spacing` (mm), $n$ `patch_size`, $m$ the grid that the loss is called on: a
+    coarser output of deep supervision covers the same millimetres with fewer voxels.
+
+    Args:
+        loss: the loss, ours or not.
+        spacing: mm an axis, in the order of the array's axes.
+        patch_size: voxels an axis of the grid that has this spacing; None: whatever grid comes has it.
+
+    Raises:
+        InputError: a spacing or patch that is not positive, or of different lengths; a call with another number of
+            axes.
+
+    Example:
+        >>> import torch, medloss
+        >>> label = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
+        >>> label[..., 2:6, 2:6, 2:6] = 1
+        >>> logits = torch.zeros(1, 2, 8, 8, 8)
+        >>> loss = medloss.HausdorffDTLoss(softmax=True, to_onehot_y=True)
+        >>> fixed = medloss.FixedSpacing(loss, spacing=[3.0, 0.8, 0.8])
+        >>> bool(fixed(logits, label) == loss(logits, label, spacing=(3.0, 0.8, 0.8)))
+        True
+    """
+
+    def __init__(self, loss: nn.Module, spacing: Sequence[float], patch_size: Sequence[int] | None = None) -> None:
+        super().__init__()
+        (self.spacing,) = resolve_spacing(spacing, None, 1, len(spacing))
+        if patch_size is not None and (len(patch_size) != len(spacing) or not all(size >= 1 for size in patch_size)):
+            raise InputError(
+                f"patch_size: got {list(patch_size)}; expected {len(spacing)} numbers of voxels, as spacing"
+            )
+        self.loss = loss
+        self.patch_size = None if patch_size is None else tuple(patch_size)
+
+    def forward(
+        self, logits: Tensor, target: Tensor, *, mask: Tensor | None = None, distance_map: Tensor | None = None
+    ) -> Tensor:
+        """The loss; see `SegmentationLoss.forward` for the arguments."""
+        grid = tuple(logits.shape[2:])
+        if len(grid) != len(self.spacing):
+            raise InputError(f"logits: got {len(grid)} spatial axes {grid}; expected {len(self.spacing)}, as spacing")
+        whole = self.patch_size or grid
+        spacing = [s * n / m for s, n, m in zip(self.spacing, whole, grid, strict=True)]
+        return call_loss(self.loss, logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
