@@ -10,17 +10,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from nibabel.imageglobals import LoggingOutputSuppressor
-from numpy.typing import NDArray
-from torch import Tensor
 
 from pipelines.dataset.case_reader import Offence
 from pipelines.dataset.geometry import grid_problem
 from pipelines.dataset.nifti import BadFileError, read_volume
 from pipelines.errors import UserError
+from pipelines.evaluation.label_values import label_channels
 from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM, ClassMetrics, case_metrics, mean_metrics, nanmean
 from pipelines.evaluation.reference_labels import Matched, Reference, References, shown
 
@@ -111,7 +109,7 @@ def _measure(
             volume = read_volume(root, name, references.dimensions)
             if sha256 not in (None, volume.sha256):
                 raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
-            channels.append(_channels(volume.data, values))
+            channels.append(torch.from_numpy(label_channels(volume.data, values)))
             volumes.append(volume)
         except BadFileError as error:
             offences.append(Offence(str(root / name), str(error)))
@@ -126,24 +124,3 @@ def _measure(
         return offences, []
     spacing = volumes[0].spacing
     return [], case_metrics(channels[1], channels[0], len(values), spacing, nsd_tolerance_mm=tolerance)
-
-
-def _channels(data: NDArray[Any], values: list[int]) -> Tensor:
-    """Labels 0..C-1: where each voxel's value stands in `values`, which rise from 0.
-
-    Raises:
-        BadFileError: there are other values.
-    """
-    channels = np.zeros(data.shape, np.uint8 if len(values) <= 256 else np.int32)
-    known = 0
-    for channel, value in enumerate(values):
-        mask = data == value
-        known += int(np.count_nonzero(mask))
-        np.putmask(channels, mask, channel)
-    if known < data.size:
-        found, counts = np.unique(data[~np.isin(data, values)], return_counts=True)
-        told = [f"{value:.6g} ({count} voxels)" for value, count in zip(found.tolist(), counts.tolist(), strict=True)]
-        more = f" and {len(told) - 5} more" if len(told) > 5 else ""
-        classes = ", ".join(map(str, values[:20])) + (f" and {len(values) - 20} more" if len(values) > 20 else "")
-        raise BadFileError(f"label values without a class: {', '.join(told[:5])}{more}; the classes are {classes}")
-    return torch.from_numpy(channels)

@@ -74,19 +74,58 @@ def case_metrics(
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
     """
+    regions = [(c,) for c in range(1, num_classes)]
     maps = prediction.cpu().numpy(), reference.cpu().numpy()
+    return region_metrics(*maps, regions, spacing, nsd_tolerance_mm=nsd_tolerance_mm)
+
+
+def region_metrics(
+    prediction: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    regions: Sequence[tuple[int, ...]],
+    spacing: tuple[float, ...],
+    *,
+    not_counted: int | None = None,
+    nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
+) -> list[ClassMetrics]:
+    """The measures of each region of one case: a union of labels, or one label.
+
+    Args:
+        prediction: labels from 0, `[*spatial]`.
+        reference: labels from 0, `[*spatial]`.
+        regions: the labels of each; they may overlap.
+        spacing: mm, in the order of the array's axes.
+        not_counted: a label, in both maps at the same voxels and in no region, whose voxels are outside everything,
+            and not counted among the volume's.
+        nsd_tolerance_mm: up to where a surface's distance is no error to the NSD.
+
+    Raises:
+        ValueError: the shapes differ, or the spacing has another number of axes.
+    """
+    maps = prediction, reference
     if maps[0].shape != maps[1].shape or len(spacing) != maps[0].ndim:
         shapes = f"{maps[0].shape} and {maps[1].shape}"
         raise ValueError(f"case_metrics: got shapes {shapes} and spacing {spacing}; expected the same axes")
     diagonal = math.hypot(*(n * s for n, s in zip(maps[0].shape, spacing, strict=True)))
+    voxels = maps[0].size - (0 if not_counted is None else int(np.count_nonzero(maps[1] == not_counted)))
     # What is measured of a class lies within the box around it: the volume is passed over once, not once a class.
-    boxes = [find_objects(labels, num_classes - 1) for labels in maps]
+    most = max((label for region in regions for label in region), default=0)
+    boxes = [find_objects(labels, most) for labels in maps]
+    whole = tuple(slice(0, n) for n in maps[0].shape)
     measures = []
-    for c in range(1, num_classes):
-        box = _union([found[c - 1] for found in boxes if found[c - 1] is not None])
-        masks = [np.zeros(0, bool) if box is None else labels[box] == c for labels in maps]
-        measures.append(_class_metrics(masks[0], masks[1], maps[0].size, spacing, diagonal, nsd_tolerance_mm))
+    for region in regions:
+        found = [whole if c == 0 else own[c - 1] for own in boxes for c in region]
+        box = _union([one for one in found if one is not None])
+        masks = [np.zeros(0, bool) if box is None else _mask(labels[box], region) for labels in maps]
+        measures.append(_class_metrics(masks[0], masks[1], voxels, spacing, diagonal, nsd_tolerance_mm))
     return measures
+
+
+def _mask(labels: NDArray[np.integer], region: tuple[int, ...]) -> NDArray[np.bool_]:
+    mask: NDArray[np.bool_] = labels == region[0]
+    for label in region[1:]:
+        mask |= labels == label
+    return mask
 
 
 def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | None:

@@ -1,0 +1,143 @@
+"""A prediction and its reference, measured; the same numbers as of `medloss evaluate`."""
+
+import hashlib
+import inspect
+import os
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.comparison.finished.classes import Classes
+from pipelines.dataset import geometry, nifti
+from pipelines.dataset.case_reader import Offence, count_values
+from pipelines.dataset.nifti import BadFileError, Volume, read_volume
+from pipelines.evaluation import label_values, metrics, surface
+
+#: More values than any atlas has: the files are images.
+MOST_VALUES = 1000
+#: Modules whose text makes the numbers.
+_MEASURE: tuple[ModuleType, ...] = (metrics, surface, label_values, geometry, nifti)
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """A file, and the SHA-256 that its bytes had."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction with its reference, to be measured.
+
+    The result has for each class the measures in the order of `METRICS`; NaN where one has no meaning.
+
+    Attributes:
+        prediction: a label map.
+        reference: a label map.
+        classes: to be measured.
+        tolerance: of the NSD, mm.
+    """
+
+    prediction: HashedFile
+    reference: HashedFile
+    classes: Classes
+    tolerance: float
+
+    @property
+    def key(self) -> list[Any]:
+        """All that the numbers depend on: files, classes (not what they are called), tolerance, and the code."""
+        regions = [list(values) for values in self.classes.regions.values()]
+        files = [self.prediction.sha256, self.reference.sha256]
+        return ["measures", code(), *files, regions, self.classes.ignore, self.tolerance]
+
+    def run(self, only_look: bool) -> tuple[list[list[float]] | None, list[Offence]]:
+        """The measures; or what keeps the files from being measured."""
+        offences, read = [], []
+        ignore = self.classes.ignore
+        for file, unlabelled in ((self.reference, ignore), (self.prediction, None)):
+            try:
+                volume = read_file(file)
+                values = [*self.classes.values, *([] if unlabelled is None else [unlabelled])]
+                read.append((volume, label_values.label_channels(volume.data, values)))
+            except BadFileError as error:
+                offences.append(Offence(str(file.path), str(error)))
+        if len(read) == 2:
+            problem = geometry.grid_problem(read[1][0], read[0][0], "label")
+            if problem is not None:
+                offences.append(Offence(str(self.prediction.path), problem))
+        if offences or only_look:
+            return None, offences
+        try:
+            return [list(astuple(own)) for own in self._measured(*read)], []
+        except MemoryError:
+            return None, [Offence(str(self.prediction.path), "cannot be measured: memory does not suffice")]
+
+    def _measured(
+        self, reference: tuple[Volume, NDArray[np.integer]], prediction: tuple[Volume, NDArray[np.integer]]
+    ) -> list[metrics.ClassMetrics]:
+        """Labels are their places among the classes' values now; what is not counted has the next one."""
+        place = {value: number for number, value in enumerate(self.classes.values)}
+        maps, not_counted = (prediction[1], reference[1]), None
+        if self.classes.ignore is not None:
+            not_counted = len(place)
+            maps = np.where(reference[1] == not_counted, reference[1], prediction[1]), reference[1]
+        return metrics.region_metrics(
+            *maps,
+            [tuple(place[value] for value in values) for values in self.classes.regions.values()],
+            reference[0].spacing,
+            not_counted=not_counted,
+            nsd_tolerance_mm=self.tolerance,
+        )
+
+
+@dataclass(frozen=True)
+class Values:
+    """A reference, to be asked which values above 0 it holds."""
+
+    reference: HashedFile
+
+    @property
+    def key(self) -> list[Any]:
+        """All that the values depend on."""
+        return ["values", code(), self.reference.sha256]
+
+    def run(self, only_look: bool) -> tuple[list[int] | None, list[Offence]]:
+        """The values, rising; None of a file that cannot be used."""
+        try:
+            values = sorted(value for value in count_values(read_file(self.reference).data) if value > 0)
+            return values[: MOST_VALUES + 1], []
+        except BadFileError:
+            return None, []  # told when it is measured
+
+
+def read_file(file: HashedFile) -> Volume:
+    """Read a label map; a link is followed, wherever it leads: the files are the caller's own.
+
+    Raises:
+        BadFileError: it cannot be used, or has changed since it was looked at.
+    """
+    real = Path(os.path.realpath(file.path))
+    volume = read_volume(real.parent, real.name)
+    if volume.sha256 != file.sha256:
+        raise BadFileError("has changed while this ran; run the command again")
+    return volume
+
+
+@cache
+def code() -> str:
+    """What the measures' code is: with another one, kept numbers do not count."""
+    return hashlib.sha256("".join(_texts()).encode()).hexdigest()
+
+
+def _texts() -> Iterator[str]:
+    for module in _MEASURE:
+        yield inspect.getsource(module)
+    yield inspect.getsource(Pair)

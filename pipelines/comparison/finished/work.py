@@ -1,0 +1,144 @@
+"""Tasks done by several processes; each result is kept as soon as it is there, and read where it is kept already."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_end
+from typing import Any, Protocol
+
+from nibabel.imageglobals import LoggingOutputSuppressor
+
+from pipelines.comparison.finished.cache import ResultCache
+from pipelines.dataset.case_reader import Offence
+from pipelines.errors import UserError
+
+#: So few tasks are done before other processes would have started.
+_FEW = 8
+
+
+class Task(Protocol):
+    """Something to be done with files, in whatever process."""
+
+    @property
+    def key(self) -> list[Any]:
+        """All that the result depends on."""
+
+    def run(self, only_look: bool) -> tuple[Any, list[Offence]]:
+        """The result, or what is wrong with the files; where `only_look`, no more than the latter is wanted."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of the tasks.
+
+    Attributes:
+        results: in the order of the tasks; None where its files are bad, or others' are.
+        offences: what is wrong with files, in the order of the tasks.
+        kept: how many results were read and not worked out.
+    """
+
+    results: list[Any]
+    offences: list[Offence]
+    kept: int
+
+
+def work(
+    tasks: Sequence[Task],
+    cache: ResultCache,
+    *,
+    jobs: int,
+    spoiled: bool = False,
+    progress: Callable[[int], object] = lambda number: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Done:
+    """Do all tasks, but those whose results are kept.
+
+    Once a file is bad the files of the others are but looked at for more that are bad: there will be no report.
+
+    Args:
+        tasks: what to do.
+        cache: where results are kept.
+        jobs: processes.
+        spoiled: whether something is wrong already.
+        progress: is told how many more tasks are done.
+        tell: gets lines for a person: what is wrong with the cache.
+
+    Raises:
+        UserError: a process died.
+    """
+    results = [cache.read(task.key, tell) for task in tasks]
+    left = [number for number, result in enumerate(results) if result is None]
+    progress(len(tasks) - len(left))
+    offences: dict[int, list[Offence]] = {}
+
+    def end(number: int, ended: tuple[Any, list[Offence], str | None]) -> None:
+        results[number], bad, trouble = ended
+        if bad:
+            offences[number] = bad
+        if trouble is not None:
+            tell(trouble)
+        progress(1)
+
+    if jobs == 1 or len(left) <= _FEW:
+        for number in left:
+            end(number, _one(tasks[number], cache, spoiled or bool(offences)))
+    else:
+        _spread(tasks, left, cache, min(jobs, len(left)), lambda: spoiled or bool(offences), end)
+    return Done(results, [one for number in sorted(offences) for one in offences[number]], len(tasks) - len(left))
+
+
+def _spread(
+    tasks: Sequence[Task],
+    left: list[int],
+    cache: ResultCache,
+    jobs: int,
+    spoiled: Callable[[], bool],
+    end: Callable[[int, tuple[Any, list[Offence], str | None]], None],
+) -> None:
+    """Deal tasks out to processes, a few ahead of what they have done."""
+    waiting = iter(left)
+    running: dict[Future[tuple[Any, list[Offence], str | None]], int] = {}
+    # Not by fork: a copy of a process with threads may wait for a lock for ever.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_live_with_the_parent)
+    try:
+        while True:
+            for number in waiting:
+                running[pool.submit(_one, tasks[number], cache, spoiled())] = number
+                if len(running) >= 3 * jobs:
+                    break
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                end(running.pop(future), future.result())
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that measured was ended from outside, often for lack of memory; run the command again: it goes "
+            "on where it was; --jobs 1 needs the least memory"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one(task: Task, cache: ResultCache, only_look: bool) -> tuple[Any, list[Offence], str | None]:
+    with LoggingOutputSuppressor():  # nibabel tells each oddity of a header that it mends by itself
+        result, offences = task.run(only_look)
+    return result, offences, None if result is None else cache.write(task.key, result)
+
+
+def _live_with_the_parent() -> None:
+    """Leave keys pressed on the terminal to the parent, and end when it ends, however that comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait_for_end([sentinel])
+    os._exit(1)
