@@ -1,8 +1,6 @@
 """The report: from a table and from a comparison's folder, as a page, as plots, and as tables."""
 
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +10,7 @@ import pandas as pd
 import pytest
 from cli_call import call_medloss
 from made_comparison import made_comparison
+from page_reader import read_page
 from PIL import Image
 from results_tables import long_table
 
@@ -26,60 +25,7 @@ from pipelines.comparison.state import run_states
 from pipelines.comparison.statistics import NOT_CONTROLLED, analyse, check_table
 from pipelines.training.run_config import RunConfig
 
-_VOID = {"meta", "br", "link", "img", "hr", "input"}
 _HOSTILE = '<script>alert("x")</script>'
-
-
-class _Page(HTMLParser):
-    """Reads a page: text, elements, ids and attributes; every element has to be closed in its order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.pieces: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.pieces).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in _VOID:
-            self.open.append(tag)
-        self.handle_startendtag(tag, attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for name, value in attrs:
-            assert not name.startswith("on"), name
-            if name == "id":
-                self.ids.append(value or "")
-            if name in ("href", "src", "xlink:href", "srcset", "action", "data"):
-                self.links.append(value or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] not in (["style"], ["script"]):
-            self.pieces.append(data)
-
-
-def _read(page: Path) -> _Page:
-    """Read a page, and check that it needs nothing but itself."""
-    text = page.read_text()
-    read = _Page(text)
-    assert "script" not in read.tags and "link" not in read.tags and "iframe" not in read.tags
-    assert len(set(read.ids)) == len(read.ids)
-    assert all(link.startswith("#") and link[1:] in read.ids for link in read.links), "leads out of the page"
-    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(read.ids)
-    assert not re.search(r"url\((?!#)|@import", text)
-    return read
 
 
 def _values(losses: int, cases: int, step: float = 0.02) -> dict[str, Any]:
@@ -104,7 +50,7 @@ def test_of_a_table(tmp_path: Path) -> None:
     analysis = analyse(check_table(table), reference=DEFAULT_REFERENCE)
     assert shown.splitlines() == [analysis.verdict, f"report    {out / 'report.html'}"]
 
-    page = _read(out / "report.html")
+    page = read_page(out / "report.html")
     order = [analysis.verdict, *analysis.caveats, "Ranking", "Every patient", "Against the reference", "All pairs",
              "Critical-difference", "Chance of being first", "Other measures (secondary)", "What was run",
              *NOT_CONTROLLED]  # fmt: skip
@@ -160,7 +106,7 @@ def test_of_a_folder(tmp_path: Path) -> None:
     assert (code, told) == (0, "")
     assert f"focal was better than the reference {DEFAULT_REFERENCE} in Dice" in shown
     out = tmp_path / "report"
-    page = _read(out / "report.html")
+    page = read_page(out / "report.html")
     for piece in ("Learning curves", "Time and score", "s/epoch", "Single classes (secondary)", "organ", "shell",
                   "the loss is nan in epoch 3, case <c1>", "ab" * 32, "made data", "version of torch 2.13.0",
                   "folds 0, 1", "24 patients", "2 trainings"):  # fmt: skip
@@ -182,6 +128,31 @@ def test_of_a_folder(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_machines_and_commits_are_told(tmp_path: Path) -> None:
+    losses = ["focal", "dice", "tversky", "combo"]
+    plan = made_comparison(tmp_path, losses)
+
+    def told() -> dict[str, str]:
+        return dict(from_folder(tmp_path).facts)
+
+    assert "machine" not in told()  # results of an earlier version say nothing
+    mine = {"processor": "Abacus 2", "cores": "1", "memory": "8 GiB", "system": "Linux"}
+    for number, run in enumerate(plan.runs):
+        own = run_folder(tmp_path, run)
+        result = own.result
+        assert result is not None
+        theirs = mine | {"cores": "16", "gpu": "H100"} if number == 3 else mine
+        result["versions"]["medloss commit"] = "c0ffee" if number else "0ff1ce, changed since"
+        own.write_result(result | {"machine": theirs})
+        if number == 2:
+            assert told()["machine"] == "Abacus 2, 1 core, 8 GiB, Linux (3 runs); not recorded (1 run)"
+    facts = told()
+    assert (
+        facts["2 machines"] == "Abacus 2, 1 core, 8 GiB, Linux (3 runs); Abacus 2, 16 cores, 8 GiB, H100, Linux (1 run)"
+    )
+    assert facts["medloss commit"] == "0ff1ce, changed since; c0ffee"
+
+
 def test_partly_finished(tmp_path: Path) -> None:
     losses = ["focal", "dice", "tversky"]
     done = {("focal", 0), ("dice", 0), ("focal", 1)}
@@ -191,7 +162,7 @@ def test_partly_finished(tmp_path: Path) -> None:
     assert collected.table.frame["case"].nunique() == 12  # of the first fold: dice has not come to the second
     path, analysis = write_report(collected, tmp_path / "report", bootstraps=100)
     assert analysis.reference is None
-    page = _read(path)
+    page = read_page(path)
     for piece in (
         "3 of 6 runs have ended",
         "too little of them has ended: tversky.",
@@ -217,7 +188,7 @@ def test_a_loss_that_always_failed_ranks_last(tmp_path: Path) -> None:
     last = analysis.primary.ranking[-1]
     assert (last.loss, last.mean, last.failed) == ("tversky", 0.0, 24)
     assert analysis.primary.comparisons[-1].verdict == "worse"
-    assert "the loss is nan in epoch 3, case <c1>" in _read(path).text
+    assert "the loss is nan in epoch 3, case <c1>" in read_page(path).text
 
 
 def test_which_runs_are_compared() -> None:
@@ -256,7 +227,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     table.to_csv(path, index=False)
     code, _, told = call_medloss("report", "--cases", path, "--out", tmp_path / "report")
     assert (code, told) == (0, "")
-    page = _read(tmp_path / "report" / "report.html")
+    page = read_page(tmp_path / "report" / "report.html")
     assert "img" not in page.tags
     assert _HOSTILE in page.text and "<img src=x onerror=alert(1)>{{ 7 * 7 }}" in page.text and "b&w" in page.text
     assert "损失" in page.text and "$\\frac$" in page.text and "<b>results.csv" in page.text
@@ -268,7 +239,7 @@ def test_few_cases_say_so(tmp_path: Path, losses: int, cases: int) -> None:
     collected = from_csv(_csv(tmp_path, long_table(_values(losses, cases))))
     path, analysis = write_report(collected, tmp_path / "report", bootstraps=200)
     assert "Too few cases to tell" in analysis.verdict
-    page = _read(path)
+    page = read_page(path)
     assert analysis.verdict in page.text
     assert "What could be seen at all" not in page.text  # nothing could
     assert "better" not in {own.verdict for own in analysis.primary.comparisons}
@@ -281,7 +252,7 @@ def test_flat_and_failed_results(tmp_path: Path) -> None:
     path, analysis = write_report(
         from_csv(_csv(tmp_path, long_table(values))), tmp_path / "report", reference="a", bootstraps=200
     )
-    page = _read(path)
+    page = read_page(path)
     assert [own.failed for own in analysis.primary.ranking] == [0, 0, 6]
     assert "failed or missing" in page.text
     table = long_table({"a": np.arange(1.0, 13), "b": np.arange(3.0, 15)}, "hd95_mm")
@@ -294,7 +265,7 @@ def test_flat_and_failed_results(tmp_path: Path) -> None:
         bootstraps=200,
     )
     assert analysis.primary.comparisons[0].verdict == "worse"
-    assert "+2.00 mm" in _read(path).text
+    assert "+2.00 mm" in read_page(path).text
     assert not (tmp_path / "report" / "tables" / "secondary.csv").exists()
 
 
@@ -349,8 +320,8 @@ def test_bad_input(tmp_path: Path) -> None:
     plan = made_comparison(no_cases, ["dice", "focal"])
     (run_folder(no_cases, plan.runs[1]).path / "cases.csv").unlink()
     for arguments, said in (
-        ([], "the FOLDER of a comparison, or --cases FILE.csv"),
-        ([tmp_path, "--cases", csv], "pass one of the two"),
+        ([], "the FOLDER of a comparison, --cases FILE.csv, or --predictions"),
+        ([tmp_path, "--cases", csv], "pass one of the three"),
         (["--cases", csv], "--out: got none"),
         (["--cases", csv, "--out", tmp_path / "file"], "is no folder"),
         (["--cases", csv, "--out", tmp_path / "file" / "in"], "--out: "),

@@ -4,39 +4,85 @@ from pathlib import Path
 
 import click
 
+from pipelines.commands.many_values import ManyValues
 from pipelines.errors import UserError
 
 _PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=ManyValues, many=("--predictions", "--cases"))
 @click.argument("folder", type=_PATH, required=False)
 @click.option(
     "--cases",
-    type=_PATH,
-    help="In place of FOLDER: a CSV with case, loss, a measure; optionally class, patient, fold, seed.",
+    multiple=True,
+    metavar="FILE.csv ...",
+    help="In place of FOLDER: a CSV with case, loss, a measure; optionally class, patient, fold, seed. Or two or more, "
+    "of one method each, as NAME=FILE.csv: MIST's results.csv, or what `medloss evaluate` writes.",
 )
+@click.option(
+    "--predictions",
+    multiple=True,
+    metavar="NAME=DIR ...",
+    help="In place of FOLDER: finished predictions, two or more: folders of NIfTI label maps, or nnU-Net's results.",
+)
+@click.option("--labels", type=_PATH, help="The predictions' references; default: those that nnU-Net keeps.")
+@click.option(
+    "--classes", help="The labels' names, as 1=anterior,2=posterior; 1+2=whole; 3=ignore. Default: nnU-Net's."
+)
+@click.option("--folds", help="Only these of nnU-Net's folds, as 0,1,2.")
+@click.option("--tolerance", type=float, default=1.0, show_default=True, help="Of the predictions' NSD, mm.")
+@click.option("--jobs", type=int, help="Processes that measure; default: one a core.")
+@click.option("--cache-dir", type=_PATH, help="Folder of what was measured before; default: cache in that of --out.")
 @click.option("--out", type=_PATH, help="The report's folder; default: FOLDER/report.")
-@click.option("--reference", help="The loss to compare with; default: dice+binary_cross_entropy, where it is there.")
-@click.option("--metric", default="dice", show_default=True, help="The primary measure.")
-@click.option("--margin", type=float, default=0.01, show_default=True, help="Differences up to it do not matter.")
+@click.option("--reference", help="The loss to compare with; or none; default: the comparison's own.")
+@click.option("--metric", help="The primary measure; default: the comparison's own, or dice.")
+@click.option("--margin", type=float, help="Differences up to it do not matter; default: its own, or 0.01.")
 def report(
-    folder: Path | None, cases: Path | None, out: Path | None, reference: str | None, metric: str, margin: float
+    folder: Path | None,
+    cases: tuple[str, ...],
+    predictions: tuple[str, ...],
+    labels: Path | None,
+    classes: str | None,
+    folds: str | None,
+    tolerance: float,
+    jobs: int | None,
+    cache_dir: Path | None,
+    out: Path | None,
+    reference: str | None,
+    metric: str | None,
+    margin: float | None,
 ) -> None:
-    """Write the report of the comparison in FOLDER, or of a table of results, as one HTML page.
+    """Write the report of the comparison in FOLDER, of a table of results, or of finished predictions: one HTML page.
 
-    Name reference, measure and margin before the results are seen.
+    Predictions are measured as by `medloss evaluate`, case by case, and kept: a second call reads what the first one
+    measured. A case that one of the folders lacks counts as the worst there.
+
+    Name reference, measure and margin before the results are seen: in `compare`, which keeps them. Where they are
+    named otherwise here, the page says so.
     """
-    from pipelines.comparison.report import from_csv, from_folder, write_report
+    from pipelines.commands.finished import contents
+    from pipelines.comparison.report import from_folder, write_report
 
-    if (folder is None) == (cases is None):
-        raise UserError("pass one of the two: the FOLDER of a comparison, or --cases FILE.csv")
+    if (folder is not None) + bool(cases) + bool(predictions) != 1:
+        raise UserError(
+            "pass one of the three: the FOLDER of a comparison, --cases FILE.csv, or --predictions NAME=DIR NAME=DIR"
+        )
+    if not predictions and any(given is not None for given in (labels, classes, folds, jobs, cache_dir)):
+        raise UserError(
+            "--labels, --classes, --folds, --jobs and --cache-dir belong to --predictions; pass them with it"
+        )
     out = out or (folder / "report" if folder is not None else None)
     if out is None:
-        raise UserError("--out: got none; expected a folder for the report, which --cases needs")
+        needed = "--predictions" if predictions else "--cases"
+        raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is no folder; name another one")
-    collected = from_csv(cases) if cases is not None else from_folder(folder or Path())
+    if folder is not None:
+        collected = from_folder(folder)
+    else:
+        options = {"labels": labels, "classes": classes, "folds": folds, "tolerance": tolerance, "jobs": jobs,
+                   "cache_dir": cache_dir}  # fmt: skip
+        collected, reference = contents(cases, predictions, out, reference, options)
     path, analysis = write_report(collected, out, metric=metric, reference=reference, margin=margin)
     click.echo(analysis.verdict)
     click.echo(f"report    {path}")

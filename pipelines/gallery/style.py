@@ -63,13 +63,19 @@ def write_png(figure: Figure, path: Path) -> None:
         figure.savefig(buffer, format="png")
     buffer.seek(0)
     with Image.open(buffer) as picture:
-        pixels = np.asarray(picture.convert("RGB"), np.uint32)
+        small = indexed(picture, _palette())
+    write_atomically(path, lambda file: small.save(file, format="PNG", optimize=True))
+
+
+def indexed(picture: Image.Image, palette: NDArray[np.uint8]) -> Image.Image:
+    """A picture in the nearest colours of a palette, `[256, 3]`."""
+    pixels = np.asarray(picture.convert("RGB"), np.uint32)
     colours, numbers = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1], np.uint32), return_inverse=True)
     channels = np.stack([colours >> 16 & 255, colours >> 8 & 255, colours & 255], -1)
-    nearest = np.asarray(cKDTree(_palette()).query(channels)[1], np.uint8)
+    nearest = np.asarray(cKDTree(palette).query(channels)[1], np.uint8)
     small = Image.fromarray(nearest[numbers].reshape(pixels.shape[:2]), "P")
-    small.putpalette(_palette().tobytes())
-    write_atomically(path, lambda file: small.save(file, format="PNG", optimize=True))
+    small.putpalette(palette.tobytes())
+    return small
 
 
 @cache

@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.comparison.plan import Plan, PlannedRun, require_plan, run_folder
+from pipelines.comparison.plan import NO_REFERENCE, Plan, PlannedRun, require_plan, run_folder
+from pipelines.comparison.planning.told import halving_notes
 from pipelines.comparison.report.facts import csv_facts, folder_facts
+from pipelines.comparison.report.predicted import PredictedCase, folder_predictions
 from pipelines.comparison.report.selection import Selection, select
 from pipelines.comparison.statistics import CaseTable, check_table, read_table, with_failed_runs
 from pipelines.comparison.table import case_table
@@ -65,6 +67,12 @@ class Collected:
         costs: loss -> what it costs; empty for a table alone.
         curves: every run's; empty for a table alone.
         failures: runs that failed.
+        reference: that the plan named before training, which may not have ended yet; None: there is no plan, or an
+            older one.
+        metric: the plan's primary measure.
+        margin: the plan's.
+        predictions: label maps of the trainings that ended well, to draw single cases of.
+        no_pictures: why there are none, where there could be some.
     """
 
     title: str
@@ -74,6 +82,11 @@ class Collected:
     costs: dict[str, Cost] | None = None
     curves: tuple[Curve, ...] = ()
     failures: tuple[Failure, ...] = ()
+    reference: str | None = None
+    metric: str = "dice"
+    margin: float = 0.01
+    predictions: tuple[PredictedCase, ...] = ()
+    no_pictures: str | None = None
 
 
 def from_csv(path: Path) -> Collected:
@@ -110,6 +123,7 @@ def from_folder(folder: Path) -> Collected:
         table = check_table(with_failed_runs(frame, worst))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+    predictions, no_pictures = folder_predictions(folder, plan, [run for run in selection.runs if run.id in done])
     return Collected(
         title=plan.manifest_name,
         table=table,
@@ -122,6 +136,11 @@ def from_folder(folder: Path) -> Collected:
             Failure(run.config.loss, run.config.fold, run.config.seed, str((results[run.id] or {}).get("error")))
             for run in failed
         ),
+        reference=plan.reference,
+        metric=plan.metric,
+        margin=plan.margin,
+        predictions=predictions,
+        no_pictures=no_pictures,
     )  # fmt: skip
 
 
@@ -182,4 +201,6 @@ def _notes(plan: Plan, ended: set[str], selection: Selection) -> tuple[str, ...]
     if selection.dropped:
         dropped = ", ".join(f"fold {fold} seed {seed}" for fold, seed in selection.dropped)
         told.append(f"Left out, since not every loss has ended there: {dropped}.")
-    return tuple(told)
+    if plan.reference not in (None, NO_REFERENCE) and plan.reference in selection.left_out:
+        told.append(f"The reference that was named before training, {plan.reference}, has not ended: no verdict yet.")
+    return (*told, *plan.told, *halving_notes(plan))

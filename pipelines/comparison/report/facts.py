@@ -1,6 +1,7 @@
 """What was run, in words: data, settings, versions, and the machine."""
 
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ _SETTINGS = {
     "batch_size": "batch size", "patch_size": "patch, voxels", "spacing": "training grid, mm",
     "device": "device asked for",
 }  # fmt: skip
+#: Beside the versions' packages in a run's result.
+_COMMIT = "medloss commit"
 
 
 def csv_facts(path: Path, table: CaseTable) -> Facts:
@@ -61,11 +64,11 @@ def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -
     if rates:
         facts.append(("learning rates of their own", ", ".join(f"{loss} {rate:g}" for loss, rate in rates.items())))
     facts.append(("precision", _several(own.get("precision") for own in results.values())))
-    packages = dict.fromkeys(name for own in results.values() for name in own.get("versions") or {})
-    facts += [
-        (f"version of {name}", _several((own.get("versions") or {}).get(name) for own in results.values()))
-        for name in packages
-    ]
+    facts.append(_machines([own.get("machine") or {} for own in results.values()]))
+    versions: list[dict[str, str]] = [own.get("versions") or {} for own in results.values()]
+    packages = dict.fromkeys(name for own in versions for name in own if name != _COMMIT)
+    facts += [(f"version of {name}", _several(own.get(name) for own in versions)) for name in packages]
+    facts.append((_COMMIT, "; ".join(dict.fromkeys(own[_COMMIT] for own in versions if _COMMIT in own))))
     facts.append(("report by", f"medloss {version('medloss')}, {_date(time.time())}"))
     return tuple(fact for fact in facts if fact[1])
 
@@ -76,6 +79,30 @@ def _config(folder: Path, run: PlannedRun) -> RunConfig:
         return run_folder(folder, run).config or run.config
     except ValueError:
         return run.config  # of another version; the scores do not hang on it
+
+
+def _machines(found: list[dict[str, str]]) -> tuple[str, str]:
+    """Each machine that trained runs; of several, how many it trained. Runs of an earlier version say nothing."""
+    counts = Counter(_machine(own) for own in found if own)
+    if not counts:
+        return "machine", ""
+    unknown = sum(not own for own in found)
+    if len(counts) == 1 and not unknown:
+        return "machine", next(iter(counts))
+    told = [f"{machine} ({_runs(count)})" for machine, count in counts.most_common()]
+    told += [f"not recorded ({_runs(unknown)})"] if unknown else []
+    return ("machine" if len(counts) == 1 else f"{len(counts)} machines"), "; ".join(told)
+
+
+def _machine(own: dict[str, str]) -> str:
+    cores = own.get("cores")
+    parts = [own.get("processor"), cores and ("1 core" if cores == "1" else f"{cores} cores")]
+    parts += [own.get("memory"), own.get("gpu"), own.get("system")]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _several(values: Any) -> str:

@@ -7,17 +7,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.overlays.every import Overlays
 from pipelines.comparison.report.plots import Plot
 from pipelines.comparison.statistics import METRICS, NOT_CONTROLLED, Analysis, MetricAnalysis
 
 
-def page(analysis: Analysis, collected: Collected, plots: dict[str, Plot], notes: tuple[str, ...]) -> str:
+def page(
+    analysis: Analysis, collected: Collected, plots: dict[str, Plot], overlays: Overlays, notes: tuple[str, ...]
+) -> str:
     """The page as HTML.
 
     Args:
         analysis: what it tells.
         collected: of what.
         plots: by name; those that are not there are left out.
+        overlays: pictures of single cases; with neither pictures nor notes the section is left out.
         notes: what has to be told before the analysis's own caveats.
     """
     environment = Environment(
@@ -38,6 +42,8 @@ def page(analysis: Analysis, collected: Collected, plots: dict[str, Plot], notes
         not_controlled=NOT_CONTROLLED,
         # The SVG is made here, of text that matplotlib has escaped.
         plots={name: Markup(plot.inline) for name, plot in plots.items()},
+        overlays=overlays,
+        ranks={ranked.loss: ranked.rank for ranked in primary.ranking},
         rows=_rows(analysis, collected),
         gaps=any(ranked.failed or ranked.lacking for ranked in primary.ranking),
         reach=_reach(analysis),

@@ -10,7 +10,7 @@ from pipelines.comparison.statistics import Analysis, MetricAnalysis
 #: Every table that a report can have.
 NAMES = (
     "ranking", "comparisons", "pairs", "groups", "classes", "secondary", "claim_check", "costs", "failures",
-    "learning_curves",
+    "learning_curves", "overlays",
 )  # fmt: skip
 
 

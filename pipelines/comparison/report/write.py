@@ -3,7 +3,10 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from pipelines.comparison.plan import DEFAULT_REFERENCE as DEFAULT_REFERENCE
+from pipelines.comparison.plan import NO_REFERENCE
 from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.overlays.every import every_overlay
 from pipelines.comparison.report.page import page
 from pipelines.comparison.report.plots import NAMES as PLOTS
 from pipelines.comparison.report.plots import every_plot
@@ -13,17 +16,14 @@ from pipelines.comparison.statistics import Analysis, analyse
 from pipelines.errors import UserError
 from pipelines.files import write_atomically, write_json, write_text
 
-#: What nnU-Net trains with.
-DEFAULT_REFERENCE = "dice+binary_cross_entropy"
-
 
 def write_report(
     collected: Collected,
     out: Path,
     *,
-    metric: str = "dice",
+    metric: str | None = None,
     reference: str | None = None,
-    margin: float = 0.01,
+    margin: float | None = None,
     bootstraps: int = 10_000,
 ) -> tuple[Path, Analysis]:
     """Analyse, and write everything; the page comes last, so that what it names is there.
@@ -31,9 +31,10 @@ def write_report(
     Args:
         collected: of a folder or a table.
         out: the report's folder; an older report there is replaced.
-        metric: the primary measure.
-        reference: the loss to compare with; `None`: `DEFAULT_REFERENCE`, where it is among the losses.
-        margin: of equivalence, in the measure's unit.
+        metric: the primary measure; None: the one that the plan named before training.
+        reference: the loss to compare with, or `NO_REFERENCE`; None: the plan's, or, where it named none,
+            `DEFAULT_REFERENCE`, where it is among the losses.
+        margin: of equivalence, in the measure's unit; None: the plan's.
         bootstraps: replicates.
 
     Returns:
@@ -42,8 +43,15 @@ def write_report(
     Raises:
         UserError: no such measure or loss; the folder cannot be written.
     """
-    notes = collected.notes
-    if reference is None and DEFAULT_REFERENCE in collected.table.losses:
+    notes = collected.notes + _after_the_fact(collected, metric, reference, margin)
+    metric = collected.metric if metric is None else metric
+    margin = collected.margin if margin is None else margin
+    if reference is None and collected.reference is not None:
+        # Where it has not ended yet, no other takes its place.
+        reference = collected.reference if collected.reference in collected.table.losses else NO_REFERENCE
+    if reference == NO_REFERENCE:
+        reference = None
+    elif reference is None and DEFAULT_REFERENCE in collected.table.losses:
         reference = DEFAULT_REFERENCE
     elif reference is None:
         notes += (
@@ -53,11 +61,15 @@ def write_report(
         )
     analysis = analyse(collected.table, metric=metric, reference=reference, margin=margin, bootstraps=bootstraps)
     plots = every_plot(analysis, collected)
+    overlays = every_overlay(analysis, collected)
     tables = every_table(analysis, collected)
-    html = page(analysis, collected, plots, notes)
+    if overlays.table is not None:
+        tables["overlays"] = overlays.table
+    html = page(analysis, collected, plots, overlays, notes)
     files: dict[str, bytes] = {}
     for name, plot in plots.items():
         files |= {f"plots/{name}.svg": plot.svg.encode(), f"plots/{name}.png": plot.png}
+    files |= {f"plots/{picture.name}.png": picture.png for picture in overlays.pictures}
     files |= {f"tables/{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
     try:
         for name, content in files.items():
@@ -68,6 +80,22 @@ def write_report(
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
     return out / "report.html", analysis
+
+
+def _after_the_fact(
+    collected: Collected, metric: str | None, reference: str | None, margin: float | None
+) -> tuple[str, ...]:
+    """What was chosen when the results could be seen: a choice made by them finds more than there is."""
+    if collected.reference is None:
+        return ()  # nothing was named before
+    named = {"reference": (collected.reference, reference), "primary measure": (collected.metric, metric),
+             "margin": (collected.margin, margin)}  # fmt: skip
+    return tuple(
+        f"Chosen after the fact: {what} {now}; before training {before} was named. What is chosen by the results "
+        "looks better than it is."
+        for what, (before, now) in named.items()
+        if now is not None and now != before
+    )
 
 
 def _about(collected: Collected, notes: tuple[str, ...]) -> dict[str, object]:
@@ -84,6 +112,7 @@ def _remove_stale(out: Path, written: set[str]) -> None:
     """What an older report had, and this one has nothing to tell of: it would be taken for this one's."""
     own = [f"plots/{name}.{kind}" for name in PLOTS for kind in ("svg", "png")]
     own += [f"tables/{name}.csv" for name in TABLES]
+    own += [f"plots/{path.name}" for path in (out / "plots").glob("overlay_*.png")]
     for name in own:
         if name not in written:
             (out / name).unlink(missing_ok=True)

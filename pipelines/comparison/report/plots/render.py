@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -48,13 +49,20 @@ class Plot:
         return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
 
 
-def drawn(name: str, draw: Callable[[], Figure]) -> Plot:
-    """Draw a plot, and write it in both formats; the same data give the same bytes."""
-    with styled(), warnings.catch_warnings():
+@contextmanager
+def names_as_text() -> Iterator[None]:
+    """Draw in here, within `styled`: names of strangers are text, whatever is in them."""
+    with warnings.catch_warnings():
         # A name in letters that the font lacks: boxes in the plot, the table has it right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        # Names are text: of `$` in them no formula is made.
+        # Of `$` in a name no formula is made.
         matplotlib.rcParams.update({"text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": "medloss"})
+        yield
+
+
+def drawn(name: str, draw: Callable[[], Figure]) -> Plot:
+    """Draw a plot, and write it in both formats; the same data give the same bytes."""
+    with styled(), names_as_text():
         figure = draw()
         svg, png = BytesIO(), BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})

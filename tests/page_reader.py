@@ -1,0 +1,60 @@
+"""Reads a report's page without a browser, and checks that it needs nothing but itself."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+_VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Reads a page: text, elements, ids and attributes; every element has to be closed in its order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.pieces: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.pieces).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in _VOID:
+            self.open.append(tag)
+        self.handle_startendtag(tag, attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), name
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "xlink:href", "srcset", "action", "data"):
+                self.links.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] not in (["style"], ["script"]):
+            self.pieces.append(data)
+
+
+def read_page(page: Path) -> Page:
+    """Read a page, and check that it needs nothing but itself."""
+    text = page.read_text()
+    read = Page(text)
+    assert "script" not in read.tags and "link" not in read.tags and "iframe" not in read.tags
+    assert len(set(read.ids)) == len(read.ids)
+    inside = [link for link in read.links if not link.startswith("data:image/png;base64,")]
+    assert all(link.startswith("#") and link[1:] in read.ids for link in inside), "leads out of the page"
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(read.ids)
+    assert not re.search(r"url\((?!#)|@import", text)
+    return read
