@@ -1,0 +1,47 @@
+"""The mirror at work beside the trainings: a slow server delays neither their display nor a worker's restart."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from pipelines.comparison.state import RunState
+from pipelines.comparison.tracking.mirror import Mirror
+
+#: Seconds between two looks at what MLflow lacks.
+_EVERY_S = 2.0
+
+
+@contextlib.contextmanager
+def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
+    """Bring MLflow up to date, in a thread, while the block runs.
+
+    At the block's end what is being sent is waited for (as long as the server may take for one run); `Mirror.finish`
+    sends the rest.
+
+    Args:
+        mirror: of the comparison.
+
+    Yields:
+        What takes the states of all runs as they are now; it returns at once.
+    """
+    newest: list[list[RunState]] = []
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            if newest:
+                mirror.sync(newest.pop())
+            over.wait(_EVERY_S)
+
+    def hand_over(states: list[RunState]) -> None:
+        newest[:] = [states]
+
+    thread = threading.Thread(target=work, name="MLflow", daemon=True)
+    thread.start()
+    try:
+        yield hand_over
+    finally:
+        over.set()
+        mirror.pause.set()
+        thread.join()
+        mirror.pause.clear()

@@ -1,0 +1,114 @@
+"""Where MLflow keeps things: which store, and how it is asked."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+
+
+def local_uri(folder: Path) -> str:
+    """The tracking URI of a comparison's own SQLite store."""
+    return f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+
+
+def without_password(text: str) -> str:
+    """A URI, or a text with some in it, as it may be shown and written down."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
+
+
+def checked_tracking_uri(named: str | None, folder: Path) -> str | None:
+    """The tracking URI that was given, or that `MLFLOW_TRACKING_URI` holds; None for the folder's own store.
+
+    Raises:
+        UserError: MLflow can use no such URI, or no such folder.
+    """
+    flag, uri = ("--tracking-uri", named) if named else ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
+    if not uri:
+        # In a database's URI one begins the options, the other an escape.
+        if any(mark in str(folder.resolve()) for mark in "?%"):
+            raise UserError(
+                f"--out: {folder.resolve()} has a ? or % in it, which MLflow's store cannot; name another folder"
+            )
+        return None
+    known = uri.partition(":")[0].partition("+")[0] in _SCHEMES
+    if not known or ("://" not in uri and uri != "databricks"):
+        raise UserError(
+            f"{flag}: got '{uri}'; expected a server, as http://localhost:5000, "
+            "or a database, as sqlite:////path/mlflow.db"
+        )
+    return uri
+
+
+def checked_model_name(name: str | None) -> str | None:
+    """A name for MLflow's registry of models.
+
+    Raises:
+        UserError: MLflow would refuse it, hours later.
+    """
+    if name is not None and (not name.strip() or any(mark in name for mark in "/:")):
+        raise UserError(f"--register-model: got '{name}'; expected a name without / and :")
+    return name
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow's own talk off the terminal, its telemetry off, and its patience short."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else a model takes along files of the current folder
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported, later than here or before
+    for name in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def open_client(uri: str) -> Any:
+    """MLflow's client of a store; it makes no connection yet, unless the store is a database."""
+    quiet_mlflow()
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def experiment_of(client: Any, name: str, location: str | None) -> str:
+    """The number of the experiment of this name; it is made if need be.
+
+    Args:
+        client: MLflow's.
+        name: the experiment's.
+        location: of a new one's artifacts; None: as the server says.
+    """
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # Else the page asks every reader whether this is about language models.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=kind))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = client.get_experiment_by_name(name)  # another comparison, which began in the same moment
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)  # MLflow lets nobody take its name
+    return str(experiment.experiment_id)
+
+
+def is_active(client: Any, run_id: str) -> bool:
+    """Whether a run is there, and not removed."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
