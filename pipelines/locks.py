@@ -1,59 +1,194 @@
-"""Locks that the system frees when their holder dies, however it dies."""
+"""Locks between processes, on one machine and between machines that share a folder.
+
+On one machine the system's own lock (`flock`) says all: it is freed when its holder dies, however it dies. Between
+machines it is not enough. Over NFS the server keeps it, and may keep that of a node which never came back; on some
+cluster file systems, and where mounted so, it is not seen on other machines at all. So a holder also writes its name
+into the file and touches it every other second. Another machine's lock is never taken while it is touched. It counts
+as dead when nothing was heard of it for two minutes, of which it was watched for ten seconds at least: by the clock of
+the file system, which stamps the file and is asked for its time, and by counted looks, so that neither clocks that
+differ nor a file server that hung for a while make a lock look dead. A machine that was started anew is another one.
+
+A holder that finds its lock taken (it had been frozen for minutes) ends its process; it looks every other second, and
+whenever it is asked to by `end_if_lost`.
+
+Assumed: all machines see each other's files and their times within seconds, and the kernel's boot id is a machine's
+own. Where `flock` is not seen on other machines, two that begin at the same moment may both go on for two seconds.
+"""
 
 import fcntl
 import os
+import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pipelines import lock_file
+
+#: Seconds between two signs of life.
+_BEAT_S = 2.0
+#: Seconds of silence after which another machine's holder is dead.
+_DEAD_S = 120.0
+#: So many beats must be missed while someone watches, too.
+_MISSED_BEATS = 5
 
 
 @contextmanager
-def held_lock(path: Path, patience: float = 0.3) -> Iterator[bool]:
+def held_lock(path: Path, patience: float = 0.3, *, wait: Callable[[str], None] | None = None) -> Iterator[bool]:
     """Hold a file's lock for a block; gives whether it could be had.
 
     Args:
-        path: the lock's file; it stays, and holds the process id of whoever had it last.
+        path: the lock's file; it stays, and names whoever had it last.
         patience: seconds to try: whoever only looks at a lock holds it for a moment, too.
+        wait: where another machine has the lock, or died with it: wait until it gives a sign of life (seconds), or is
+            found dead (up to two minutes) and its lock is taken over. Called once, with a line for people that says
+            so. None: do not wait, and leave such a lock alone.
+
+    Raises:
+        UserError: the file system knows no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        deadline = time.monotonic() + patience
-        while not _try(handle, fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                yield False
-                return
+    deadline = time.monotonic() + patience
+    watch = _Watch(path)
+    told = False
+    while (handle := _taken(path, watch)) is None:
+        if time.monotonic() < deadline:
             time.sleep(0.02)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
+            continue
+        if wait is None or not watch.undecided:
+            yield False
+            return
+        if not told:
+            told = True
+            host = holder_host(path) or "another machine"
+            wait(f"{path}: {host} had it and may be at work: waiting for a sign of life, two minutes at most")
+        time.sleep(_BEAT_S / 2)
+    stop = threading.Event()
+    beats = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    beats.start()
+    try:
         yield True
     finally:
+        stop.set()
+        beats.join()
+        with suppress(OSError):
+            if not _lost(path):
+                lock_file.write(handle, f"{os.getpid()}\n")  # let go in order: no machine stands there any more
         os.close(handle)
 
 
+def end_if_lost(path: Path) -> None:
+    """End this process, which holds the lock, if another one has taken it over: both would write the same files."""
+    if _lost(path):
+        print(f"{path}: taken over while this process was silent, which ends now", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
+
+
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock."""
-    if not path.is_file():
-        return False
-    handle = os.open(path, os.O_RDONLY)
+    """Whether a living process holds the lock, as far as one look can tell."""
     try:
-        return not _try(handle, fcntl.LOCK_SH)
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        free = lock_file.try_lock(handle, fcntl.LOCK_SH, path)
+        if lock_file.elsewhere(handle):
+            return time.time() + lock_file.clock_ahead(path.parent) - os.fstat(handle).st_mtime < _DEAD_S
+        return not free
     finally:
         os.close(handle)
 
 
 def holder(path: Path) -> int | None:
     """The process that has, or last had, the lock."""
-    try:
-        return int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+    words = lock_file.words(path)
+    return int(words[0]) if words and words[0].isdecimal() else None
 
 
-def _try(handle: int, kind: int) -> bool:
+def holder_host(path: Path) -> str | None:
+    """The machine whose process has the lock, or died with it."""
+    words = lock_file.words(path)
+    return words[2] if len(words) > 2 else None
+
+
+class _Watch:
+    """What was heard of another machine's holder, look by look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last: tuple[int, int] | None = None
+        self.looked = 0.0
+        self.silent_looks = 0
+        self.undecided = False
+
+    def dead(self, handle: int) -> bool:
+        """Look once more; whether the holder is dead by now."""
+        stat = os.fstat(handle)
+        seen = (stat.st_ino, stat.st_mtime_ns)
+        if seen != self.last:
+            self.undecided = self.last is None  # heard of a second time, it is alive
+            self.last, self.looked, self.silent_looks = seen, time.monotonic(), 0
+            return False
+        # However long the file system hung, that was one look.
+        if time.monotonic() - self.looked > _BEAT_S:
+            self.looked, self.silent_looks = time.monotonic(), self.silent_looks + 1
+        if self.silent_looks < _MISSED_BEATS:
+            return False
+        # Where the file's time lies in the future, of a clock that was set back, the looks decide alone.
+        silent = lock_file.clock(self.path.parent) - stat.st_mtime
+        return silent > _DEAD_S or self.silent_looks * _BEAT_S > _DEAD_S
+
+
+def _taken(path: Path, watch: _Watch) -> int | None:
+    """Take the lock; its open file, or None if another has it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    mine = False
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        free = lock_file.try_lock(handle, fcntl.LOCK_EX, path)
+        if not lock_file.same_file(handle, path):
+            watch.undecided = True  # taken over a moment ago
+        elif not lock_file.elsewhere(handle):
+            watch.undecided = False  # the system knows whether a holder on this machine lives
+            mine = free
+        elif watch.dead(handle):
+            mine = free
+            if not free:
+                _take_over(handle, path)
+        if mine:
+            lock_file.write(handle, lock_file.own_name())
+        return handle if mine else None
+    finally:
+        if not mine:
+            os.close(handle)
+
+
+def _take_over(handle: int, path: Path) -> None:
+    """Put a new file, which this machine has, in place of one whose lock the server keeps for a dead machine."""
+    beside = path.with_name(f"{path.name}.takeover")
+    guard = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # Of several that found it dead, one: the others find another file.
+        if lock_file.try_lock(guard, fcntl.LOCK_EX, path) and lock_file.same_file(handle, path):
+            lock_file.new_file(path)
+            beside.unlink(missing_ok=True)
+    finally:
+        os.close(guard)
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    """Touch the lock's file again and again; end the process if another took the lock."""
+    while not stop.wait(_BEAT_S):
+        end_if_lost(path)
+        with suppress(OSError):  # a file server that hangs, or a folder that was removed
+            os.utime(path)
+
+
+def _lost(path: Path) -> bool:
+    """Whether the file names another holder than this process, which had the lock."""
+    try:
+        # A new look, not the open file: over NFS only that asks the server.
+        return path.read_bytes() != lock_file.own_name().encode()
+    except OSError:
+        return False  # nobody's

@@ -1,19 +1,32 @@
 """A worker: trains the waiting runs of a comparison, one after another, and shares nothing but the folder."""
 
 import os
+import signal
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipelines.comparison.plan import PlannedRun, require_plan, run_folder
+from pipelines.comparison.system import sampled
 from pipelines.errors import TrainingError, UserError
 from pipelines.files import read_json, write_json
-from pipelines.locks import held_lock
+from pipelines.locks import end_if_lost, held_lock
 from pipelines.trust import refuse_foreign_losses
+
+#: Signals that end a worker, not its run: it goes on at its last checkpoint.
+ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_ending: list[int] = []
 
 
 def work(folder: Path, index: int | None = None, threads: int | None = None, *, trust: bool = False) -> None:
     """Train every run that is not finished and that no other worker has, until none is left.
+
+    A run of which another machine died is taken over: at its end by a worker of all runs, at once by one that is given
+    just this run; both wait up to two minutes to be sure.
 
     Args:
         folder: the comparison's folder.
@@ -29,10 +42,31 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
         refuse_foreign_losses(plan.losses, folder)
     if index is not None and not 0 <= index < len(plan.runs):
         raise UserError(f"--index: got {index}; the comparison has runs 0 to {len(plan.runs) - 1}")
-    runs = plan.runs if index is None else [plan.runs[index]]
-    for run in runs:
-        if run_folder(folder, run).result is None:
-            _train(folder, run, threads)
+    if index is None:
+        for run in plan.runs:
+            _train(folder, run, threads, None)
+    for run in plan.runs if index is None else [plan.runs[index]]:
+        _train(folder, run, threads, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Have signals by which schedulers end a process end the block in order: locks are let go, nothing has failed."""
+
+    def end(number: int, frame: object) -> None:
+        if not _ending:
+            _ending.append(number)
+            # torch's handler would have the loader's processes, which may have got the signal, too, be an error.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in ENDED_BY}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _ending.clear()
 
 
 def exit_with(parent: int) -> None:
@@ -52,27 +86,42 @@ def attempts(folder: Path, run: PlannedRun) -> int:
     return 0 if content is None else int(content["attempts"])
 
 
-def _train(folder: Path, run: PlannedRun, threads: int | None) -> None:
+def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[str], None] | None) -> None:
+    own = run_folder(folder, run)
+    if own.result is not None:
+        return
+    from ignite.engine import Events
+
     from pipelines.training.run import train_run
 
-    own = run_folder(folder, run)
-    with held_lock(own.path / "lock") as mine:
+    lock = own.path / "lock"
+
+    def attach(trainer: Any, evaluator: Any) -> None:
+        # Before anything is written: a process that was frozen for minutes may have lost its run to another machine.
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, end_if_lost, lock)
+        evaluator.add_event_handler(Events.COMPLETED, end_if_lost, lock)
+
+    with held_lock(lock, wait=wait) as mine:
         if not mine or own.result is not None:
             return
         write_json(own.path / "attempts.json", {"attempts": attempts(folder, run) + 1})
         config = run.config.model_copy(update={"threads": threads, "cache_dir": str(folder / "cache")})
         try:
-            train_run(config, own.path, resume=True)
+            with sampled(own.path):
+                train_run(config, own.path, resume=True, attach=attach)
         except TrainingError:
             return  # the folder says so
         except Exception as error:
+            if _ending:
+                raise SystemExit(128 + _ending[0]) from None  # the signal reached the loader's processes, too
             # Whatever one run meets, the others go on; the traceback goes to the worker's log.
             import traceback
 
             traceback.print_exc()
-            own.write_result({"state": "failed", "error": _one_line(error)})
+            own.write_result({"state": "failed", "error": one_line(error)})
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error as a line of a `result.json`; its kind, too, where it is not written for people."""
     line = " ".join(str(error).split())[:500]
     return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

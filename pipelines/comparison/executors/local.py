@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,10 +12,10 @@ from pathlib import Path
 
 from pipelines.comparison.plan import Plan, run_folder
 from pipelines.errors import UserError
-from pipelines.locks import holder, is_held
+from pipelines.locks import holder, holder_host, is_held
 
 #: A run whose process died so often is failed: it would only die again.
-_MOST_DEATHS = 2
+MOST_DEATHS = 2
 _POLL_S = 0.25
 
 
@@ -31,16 +32,20 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
     Raises:
         UserError: no worker gets as far as a run.
     """
+    # Imports torch, which a job of SLURM needs only in its worker.
+    from pipelines.machine import available_cores
+
     threads = max(1, available_cores() // jobs)
     workers: dict[int, subprocess.Popen[bytes]] = {}
     deaths: Counter[str] = Counter()
+    left = plan.runs
     try:
         while True:
-            left = [run for run in plan.runs if run_folder(folder, run).result is None]
+            left = [run for run in left if run_folder(folder, run).result is None]
             # Who leaves without an error found every run taken: only one that somebody else drops is to be had again.
             wanted = min(jobs, sum(not is_held(run_folder(folder, run).path / "lock") for run in left))
             if not workers:
-                workers = {number: _start(folder, number, threads) for number in range(wanted)}
+                workers = {number: start_worker(_log(folder, number), folder, threads) for number in range(wanted)}
             watch()
             if not left and not workers:
                 break
@@ -51,8 +56,8 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
                 del workers[number]
                 if worker.returncode != 0:
                     _bury(folder, plan, worker, number, deaths, tell)
-                    if any(run_folder(folder, run).result is None for run in plan.runs):
-                        workers[number] = _start(folder, number, threads)
+                    if any(run_folder(folder, run).result is None for run in left):
+                        workers[number] = start_worker(_log(folder, number), folder, threads)
     finally:
         for worker in workers.values():
             worker.terminate()
@@ -64,15 +69,18 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
                 worker.wait()
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def start_worker(log_file: Path, folder: Path, threads: int, index: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a worker that ends with this process.
 
-
-def _start(folder: Path, number: int, threads: int) -> subprocess.Popen[bytes]:
-    log_file = _log(folder, number)
+    Args:
+        log_file: gets what it says.
+        folder: the comparison's.
+        threads: of the processor.
+        index: only the run of this number in the plan.
+    """
     log_file.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pipelines.cli", "worker", str(folder)]
+    command += [] if index is None else ["--index", str(index)]
     # The losses are those that the user named to this process.
     command += ["--threads", str(threads), "--parent", str(os.getpid()), "--trust"]
     environment = os.environ | {
@@ -102,13 +110,14 @@ def _bury(
     if not left:
         return
     for run in left:
-        if holder(run_folder(folder, run).path / "lock") == worker.pid:
+        lock = run_folder(folder, run).path / "lock"
+        if holder(lock) == worker.pid and holder_host(lock) in (None, socket.gethostname()):
             had = run
     # Deaths between runs count together only while nothing else is finished.
     key = f"with {len(left)} left" if had is None else had.id
     deaths[key] += 1
-    cause = f"signal {-worker.returncode}" if worker.returncode < 0 else f"exit code {worker.returncode}"
-    if deaths[key] < _MOST_DEATHS:
+    cause = cause_of_death(worker.returncode)
+    if deaths[key] < MOST_DEATHS:
         if had is not None:
             tell(f"{had.title}: its process died ({cause}) and is started again")
         return
@@ -120,5 +129,14 @@ def _bury(
     advice = f"see {_log(folder, number)}"
     if worker.returncode == -signal.SIGKILL:
         advice = "often a lack of memory: lower --batch-size or --patch, or run fewer jobs"
-    error = f"its process died {_MOST_DEATHS} times ({cause}); {advice}"
-    run_folder(folder, had).write_result({"state": "failed", "error": error})
+    run_folder(folder, had).write_result({"state": "failed", "error": died_too_often(cause, advice)})
+
+
+def cause_of_death(returncode: int) -> str:
+    """How a process ended, for people."""
+    return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+
+
+def died_too_often(cause: str, advice: str) -> str:
+    """Why a run is failed whose process died again and again."""
+    return f"its process died {MOST_DEATHS} times ({cause}); {advice}"
