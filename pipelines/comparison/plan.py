@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.comparison.planning.records import Asked, Halving
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
 from pipelines.training.run_config import INCIDENTAL, RunConfig
@@ -17,6 +18,10 @@ from pipelines.training.run_folder import RunFolder
 _NAME = "plan.json"
 #: What a plan may differ in and still be the same comparison.
 _INCIDENTAL = INCIDENTAL
+#: The loss that the others are compared with if no other is named: what nnU-Net trains with.
+DEFAULT_REFERENCE = "dice+binary_cross_entropy"
+#: In place of a reference's name: all losses are compared with all.
+NO_REFERENCE = "none"
 
 
 class PlannedRun(BaseModel):
@@ -42,6 +47,13 @@ class Plan(BaseModel):
         manifest_name: the data set's name.
         manifest_sha256: the manifest's content.
         runs: in the order in which they are trained.
+        reference: the loss that the others are compared with, or `NO_REFERENCE`; None: not named before training, as
+            in plans of an earlier version.
+        metric: the primary measure.
+        margin: of equivalence, in the measure's unit.
+        asked: what was asked for, where that is not simply what is planned.
+        told: why less is planned than was asked for, a sentence each.
+        halving: the screening before the comparison; None without one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +63,12 @@ class Plan(BaseModel):
     manifest_name: str
     manifest_sha256: str
     runs: list[PlannedRun]
+    reference: str | None = None
+    metric: str = "dice"
+    margin: float = 0.01
+    asked: Asked | None = None
+    told: list[str] = []
+    halving: Halving | None = None
 
     @property
     def losses(self) -> list[str]:
@@ -59,9 +77,22 @@ class Plan(BaseModel):
 
 
 def make_plan(
-    configs: list[RunConfig], folds: list[int], seeds: list[int], manifest_name: str, manifest_sha256: str
+    configs: list[RunConfig],
+    folds: list[int],
+    seeds: list[int],
+    manifest_name: str,
+    manifest_sha256: str,
+    **about: Any,
 ) -> Plan:
     """Plan each config (one a loss) on each fold with each seed; a fold is finished before the next begins.
+
+    Args:
+        configs: one a loss.
+        folds: that validate.
+        seeds: of the trainings.
+        manifest_name: the data set's name.
+        manifest_sha256: the manifest's content.
+        about: further attributes of the plan: `reference`, `metric`, `margin`, `asked`, `told`, `halving`.
 
     Raises:
         UserError: a loss, fold or seed stands twice.
@@ -71,19 +102,27 @@ def make_plan(
             raise UserError(f"--{what}: one of them stands twice in {', '.join(str(v) for v in values)}")
     if min(seeds) < 0:
         raise UserError(f"--seeds: got {min(seeds)}; expected 0 or more")
-    runs = []
-    for fold in folds:
-        for seed in seeds:
-            for config in configs:
-                own = config.model_copy(update={"fold": fold, "seed": seed})
-                runs.append(PlannedRun(id=f"{file_name(config.loss)}-fold{fold}-seed{seed}", config=own))
     return Plan(
         id=uuid.uuid4().hex[:12],
         created=time.time(),
         manifest_name=manifest_name,
         manifest_sha256=manifest_sha256,
-        runs=runs,
+        runs=planned_runs(configs, folds, seeds),
+        **about,
     )
+
+
+def planned_runs(configs: list[RunConfig], folds: list[int], seeds: list[int]) -> list[PlannedRun]:
+    """Each config (one a loss) on each fold with each seed; a fold is finished before the next begins."""
+    return [
+        PlannedRun(
+            id=f"{file_name(config.loss)}-fold{fold}-seed{seed}",
+            config=config.model_copy(update={"fold": fold, "seed": seed}),
+        )
+        for fold in folds
+        for seed in seeds
+        for config in configs
+    ]
 
 
 def file_name(loss: str) -> str:
@@ -101,20 +140,37 @@ def adopt_plan(folder: Path, plan: Plan) -> Plan:
     Raises:
         UserError: the folder holds another comparison; says in what it differs.
     """
-    refuse_foreign(folder)
-    existing = read_plan(folder)
+    existing = refuse_another(folder, plan)
     if existing is None:
-        write_json(folder / _NAME, plan.model_dump(mode="json"))
+        keep_plan(folder, plan)
         return plan
-    difference = _difference(existing, plan)
-    if difference:
-        raise UserError(f"--out: {folder} holds another comparison: {difference}; name another folder")
     configs = {run.id: run.config.model_dump(include=_INCIDENTAL) for run in plan.runs}
     runs = [run.model_copy(update={"config": run.config.model_copy(update=configs[run.id])}) for run in existing.runs]
     if runs != existing.runs:
         existing = existing.model_copy(update={"runs": runs})
-        write_json(folder / _NAME, existing.model_dump(mode="json"))
+        keep_plan(folder, existing)
     return existing
+
+
+def refuse_another(folder: Path, plan: Plan) -> Plan | None:
+    """Read a folder's plan, and leave it alone if it is not the same comparison.
+
+    Returns:
+        The folder's plan; None where there is none.
+
+    Raises:
+        UserError: the folder holds another comparison; says in what it differs.
+    """
+    refuse_foreign(folder)
+    existing = read_plan(folder)
+    if existing is not None and (difference := _difference(existing, plan)):
+        raise UserError(f"--out: {folder} holds another comparison: {difference}; name another folder")
+    return existing
+
+
+def keep_plan(folder: Path, plan: Plan) -> None:
+    """Write the folder's plan, in place of what it has."""
+    write_json(folder / _NAME, plan.model_dump(mode="json"))
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -167,14 +223,24 @@ def _difference(old: Plan, new: Plan) -> str:
         return f"its data set is '{old.manifest_name}', and '{new.manifest_name}' was asked for"
     if old.manifest_sha256 != new.manifest_sha256:
         return f"its data set is '{old.manifest_name}' as it was then, and the manifest has changed since"
+    if (old.asked is None) != (new.asked is None):
+        has, lacks = ("this one", "it") if old.asked is None else ("it", "this one")
+        return f"{has} is planned with --budget or --halving, and {lacks} is not"
     runs = [{run.id: run.config.model_dump(exclude=_INCIDENTAL) for run in plan.runs} for plan in (old, new)]
     for name, theirs, ours in (("has", runs[0], runs[1]), ("lacks", runs[1], runs[0])):
         if missing := [run for run in theirs if run not in ours]:
-            return f"it {name} the run {missing[0]}"
+            joined = name == "lacks" and old.reference is None and new.reference in set(new.losses) - set(old.losses)
+            # Earlier versions planned no reference by themselves.
+            return f"it {name} the run {missing[0]}{'; --reference none goes on without a reference' if joined else ''}"
     for run, config in runs[0].items():
         for field, value in config.items():
             if runs[1][run][field] != value:
                 return f"its {field} is {_shown(value)}, and {_shown(runs[1][run][field])} was asked for"
+    for field in ("reference", "metric", "margin"):
+        theirs, ours = getattr(old, field), getattr(new, field)
+        # An earlier version asked for no reference before training; now it is as it was.
+        if theirs != ours and theirs is not None:
+            return f"its {field} is {theirs}, and {_shown(ours)} was asked for"
     return ""
 
 

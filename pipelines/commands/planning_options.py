@@ -1,0 +1,72 @@
+"""Options of `compare` that are settled before anything is trained: what is named, and what is planned."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from pipelines.errors import UserError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--reference",
+        default="dice+binary_cross_entropy",
+        show_default=True,
+        help="The loss to compare with; joins by itself. none: all with all.",
+    ),
+    click.option("--metric", default="dice", show_default=True, help="The primary measure."),
+    click.option("--margin", type=float, default=0.01, show_default=True, help="Differences up to it do not matter."),
+    click.option(
+        "--dry-run", "is_dry", is_flag=True, help="Measure a few steps a loss, print what all will take, and end."
+    ),
+    click.option(
+        "--budget",
+        type=float,
+        metavar="MINUTES",
+        help="Plan what fits. Gives way in this order: seeds, folds, epochs (to half), the slowest losses.",
+    ),
+    click.option("--halving", is_flag=True, help="Drop the worse half after short trainings on another fold, twice."),
+)
+
+
+def planning_options(command: _Command) -> _Command:
+    """Add the options."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def named_before(names: list[str], reference: str, metric: str, margin: float) -> tuple[list[str], dict[str, Any]]:
+    """The losses with the reference among them, and what a plan keeps of it.
+
+    Args:
+        names: of the losses.
+        reference: one of them, or one that joins, as the first; or `none`.
+        metric: a measure's name.
+        margin: of equivalence.
+
+    Raises:
+        UserError: no such measure, or no such margin.
+    """
+    from medloss.expression import parse_expression
+    from pipelines.comparison.plan import NO_REFERENCE
+    from pipelines.comparison.statistics.metrics import METRICS
+
+    if metric not in METRICS:
+        raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(METRICS)}")
+    if not (math.isfinite(margin) and margin >= 0):
+        raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric}")
+    reference = "".join(reference.split())
+    if reference != NO_REFERENCE and reference not in names:
+
+        def terms(loss: str) -> list[Any]:
+            return sorted((term.name, term.weight) for term in parse_expression(loss))
+
+        # The same sum in another order is the same loss.
+        same = [name for name in names if terms(name) == terms(reference)]
+        reference = same[0] if same else reference
+        names = names if same else [reference, *names]
+    return names, {"reference": reference, "metric": metric, "margin": margin}

@@ -1,0 +1,136 @@
+"""Carries out a plan's screening: trains each rung, drops its worse half, and plans the survivors' runs."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from pipelines.comparison.plan import NO_REFERENCE, Plan, adopt_plan, keep_plan, planned_runs, read_plan, run_folder
+from pipelines.comparison.planning.lines import counted
+from pipelines.comparison.planning.records import Dropped
+from pipelines.comparison.planning.rungs import rung_folder
+from pipelines.comparison.planning.told import dropped_told
+from pipelines.comparison.statistics.metrics import METRICS
+from pipelines.errors import UserError
+from pipelines.training.run_config import RunConfig
+
+
+def screen(
+    folder: Path,
+    plan: Plan,
+    configs: Sequence[RunConfig],
+    train: Callable[[Path, Plan], None],
+    forget: Callable[[Path, Plan], None] | None = None,
+) -> Plan:
+    """Carry out a plan's screening, or what is left of it; the plan then has the survivors' runs.
+
+    Args:
+        folder: the comparison's; the rungs are comparisons of their own in `screening/`.
+        plan: as it was adopted.
+        configs: of all losses.
+        train: trains all runs of a plan in a folder.
+        forget: makes the failed runs of a plan in a folder wait again; of the rung that is under way alone, since on
+            those before it the next one was built.
+
+    Returns:
+        The plan, which the folder has, too.
+
+    Raises:
+        UserError: all losses failed.
+    """
+    halving = plan.halving
+    if halving is None or halving.over:
+        return plan
+    by_loss = {config.loss: config for config in configs}
+    racing, dropped, cases = list(halving.losses), list[Dropped](), 0
+    for rung, epochs in enumerate(halving.rungs, start=1):
+        own = rung_folder(folder, rung)
+        short = [by_loss[loss].model_copy(update={"epochs": epochs}) for loss in racing]
+        runs = planned_runs(short, [halving.fold], [halving.seed])
+        changes = {"id": f"{plan.id}-rung{rung}", "runs": runs, "asked": None, "told": [], "halving": None}
+        rung_plan = adopt_plan(own, plan.model_copy(update=changes | {"reference": NO_REFERENCE}))
+        _share_cache(folder, own)
+        if forget is not None and read_plan(rung_folder(folder, rung + 1)) is None:
+            forget(own, rung_plan)
+        train(own, rung_plan)
+        racing, lost, seen = judge(own, rung_plan, rung, epochs)
+        dropped += lost
+        cases = max(cases, seen)
+    first = plan.runs[0].config
+    folds = list(dict.fromkeys(run.config.fold for run in plan.runs))
+    seeds = list(dict.fromkeys(run.config.seed for run in plan.runs))
+    full = [by_loss[loss].model_copy(update={"epochs": first.epochs}) for loss in (first.loss, *racing)]
+    over = halving.model_copy(update={"over": True, "dropped": dropped, "cases": cases})
+    plan = plan.model_copy(update={"runs": planned_runs(full, folds, seeds), "halving": over})
+    keep_plan(folder, plan)
+    return plan
+
+
+def judge(folder: Path, plan: Plan, rung: int, epochs: int) -> tuple[list[str], list[Dropped], int]:
+    """Who goes on, who is dropped, and how many cases said so; ties are decided by the order of the losses.
+
+    Args:
+        folder: the rung's.
+        plan: the rung's, whose runs have ended.
+        rung: its number.
+        epochs: of its runs.
+
+    Raises:
+        UserError: all losses failed.
+    """
+    metric = METRICS[plan.metric]
+    scores: dict[str, float | None] = {}
+    errors: dict[str, str | None] = {}
+    cases = 0
+    for run in plan.runs:
+        own = run_folder(folder, run)
+        result = own.result or {"state": "failed", "error": "it never ended"}
+        value = (result.get("metrics") or {}).get(plan.metric) if result["state"] == "done" else None
+        scores[run.config.loss] = value
+        errors[run.config.loss] = result.get("error") if value is None else None
+        cases = max(cases, len({row["case"] for row in own.cases}))
+
+    def place(loss: str) -> float:
+        value = scores[loss]
+        return math.inf if value is None else -metric.sign * value
+
+    order = sorted(plan.losses, key=place)
+    count = math.ceil(len(order) / 2)
+    kept = [loss for loss in plan.losses if loss in order[:count] and scores[loss] is not None]
+    if not kept:
+        raise UserError(
+            f"--halving: all losses failed in the screening; {order[0]}: {errors[order[0]]}; see {folder}, and call "
+            "the same command with --retry-failed"
+        )
+    bound = scores[[loss for loss in order if loss in kept][-1]]
+    lost = [
+        Dropped(loss=loss, rung=rung, epochs=epochs, score=scores[loss], bound=bound,
+                error=None if scores[loss] is not None else errors[loss] or f"no {metric.label} could be measured")
+        for loss in order
+        if loss not in kept
+    ]  # fmt: skip
+    return kept, lost, cases
+
+
+def _share_cache(folder: Path, own: Path) -> None:
+    """The rungs read the comparison's prepared cases: they are the same ones."""
+    (folder / "cache").mkdir(exist_ok=True)
+    if not (own / "cache").exists():
+        (own / "cache").symlink_to(Path("..") / ".." / "cache", target_is_directory=True)
+
+
+def train_rung(folder: Path, plan: Plan, jobs: int) -> None:
+    """Train all runs of a rung on this machine, show how far they are, and tell who is dropped."""
+    from pipelines.comparison.display import Display
+    from pipelines.comparison.executors.local import execute
+    from pipelines.comparison.state import run_states
+
+    number, epochs = int(folder.name.removeprefix("rung")), plan.runs[0].config.epochs
+    if any(not state.finished for state in run_states(folder, plan)):
+        where = f"{counted(epochs, 'epoch')} on fold {plan.runs[0].config.fold}"
+        click.echo(f"screening, rung {number}: {counted(len(plan.runs), 'loss')}, {where}", err=True)
+        with Display(jobs) as display:
+            execute(folder, plan, jobs, lambda: display.update(run_states(folder, plan)), display.tell)
+    for dropped in judge(folder, plan, number, epochs)[1]:
+        click.echo(dropped_told(plan, dropped), err=True)
