@@ -13,7 +13,13 @@ from medloss.registry import LOSSES
 
 
 def create_training_loss(
-    spec: str | Mapping[str, Any], *, num_classes: int, arguments: Mapping[str, Any] | None = None
+    spec: str | Mapping[str, Any],
+    *,
+    num_classes: int,
+    arguments: Mapping[str, Any] | None = None,
+    sigmoid: bool | None = None,
+    common: Mapping[str, Any] | None = None,
+    terms: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> nn.Module:
     """Make the loss that a network is trained with, on logits `[B, C, *spatial]` and index maps.
 
@@ -22,6 +28,9 @@ def create_training_loss(
             such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and arguments.
         num_classes: C; one channel gets a sigmoid, more a softmax.
         arguments: arguments of the named loss, before those of its recipe.
+        sigmoid: whether each channel is its own yes/no, however many there are; None: with one channel.
+        common: arguments of every loss that takes them, such as `batch`.
+        terms: arguments of single losses of a sum by their names; they come before `common`.
 
     Raises:
         InputError: an unknown loss or argument, or `arguments` for a sum.
@@ -34,30 +43,33 @@ def create_training_loss(
     arguments = dict(arguments or {})
     if isinstance(spec, Mapping):
         return create_loss(spec, **arguments)
-    terms, schedule, name = parse_expression(spec), "constant", spec
-    if len(terms) > 1 and arguments:
+    parts, schedule, name = parse_expression(spec), "constant", spec
+    if len(parts) > 1 and arguments:
         raise InputError(f"loss: arguments {sorted(arguments)} were given for the sum '{spec}'; name one loss alone")
     shared: Mapping[str, Any] = {}
-    if len(terms) == 1 and terms[0].name in LOSSES:
-        name = terms[0].name
+    if len(parts) == 1 and parts[0].name in LOSSES:
+        name = parts[0].name
         recipe = LOSSES[name].recipe
         schedule, shared = recipe.schedule, recipe.arguments
         if recipe.expression:
-            terms = parse_expression(recipe.expression)
-    losses = []
-    for term in terms:
-        own = arguments if len(terms) == 1 or term.name == name else {}
-        losses.append(_term_loss(term, num_classes, dict(shared) | own))
-    if len(losses) == 1 and terms[0].weight == 1:
-        return losses[0]
-    return CombinedLoss(losses, weights=[term.weight for term in terms], schedule=schedule)
-
-
-def _term_loss(term: Term, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
-    cls = loss_class(term.name)
-    activation = "softmax" if num_classes > 1 else "sigmoid"
+            parts = parse_expression(recipe.expression)
+    activation = "sigmoid" if (num_classes == 1 if sigmoid is None else sigmoid) else "softmax"
     # Of losses from elsewhere we know no more than the names in their signature.
-    wanted: dict[str, Any] = {activation: True, f"use_{activation}": True, "to_onehot_y": num_classes > 1}
-    accepted = accepted_arguments(cls) or set()
-    chosen = {name: value for name, value in wanted.items() if name in accepted}
+    wanted: dict[str, Any] = {activation: True, f"use_{activation}": True, "to_onehot_y": activation == "softmax"}
+    losses = []
+    for part in parts:
+        own = dict((terms or {}).get(part.name, {}))
+        if len(parts) == 1 or part.name == name:
+            own |= arguments
+        losses.append(_term_loss(part, wanted, dict(common or {}), dict(shared) | own))
+    if len(losses) == 1 and parts[0].weight == 1:
+        return losses[0]
+    return CombinedLoss(losses, weights=[part.weight for part in parts], schedule=schedule)
+
+
+def _term_loss(
+    term: Term, wanted: Mapping[str, Any], common: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> nn.Module:
+    accepted = accepted_arguments(loss_class(term.name)) or set()
+    chosen = {name: value for name, value in {**wanted, **common}.items() if name in accepted}
     return create_loss(term.name, **(chosen | dict(arguments)))

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from medloss.create import call_loss
+from medloss.inputs import LossInputs
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 from medloss.voxelwise import VoxelwiseLoss
 
-# What decides how logits, target and mask are read.
-_READING = ("softmax", "sigmoid", "other_act", "include_background", "ignore_index", "validate", "soft_targets")
+# What decides how logits, target and mask are read. Which classes count is each loss's own business: the sums are there
+# for every class that counts for one of them.
+_READING = ("softmax", "sigmoid", "other_act", "ignore_index", "validate", "soft_targets")
 
 
 def values_of(losses: Sequence[nn.Module], logits: Tensor, target: Tensor, **keywords: Any) -> list[Tensor]:
@@ -30,12 +32,19 @@ def values_of(losses: Sequence[nn.Module], logits: Tensor, target: Tensor, **key
 
 def _shared(losses: Sequence[SumsLoss], logits: Tensor, target: Tensor, **keywords: Any) -> list[Tensor]:
     with torch.autocast(logits.device.type, enabled=False):
-        inputs = losses[0].prepare(logits, target, **keywords)
+        widest = next((loss for loss in losses if loss.include_background), losses[0])
+        inputs = widest.prepare(logits, target, **keywords)
         requested = losses[0].requested()
         for loss in losses[1:]:
             requested = _united(requested, loss.requested())
         rows = voxel_sums(inputs, requested).rows
-        return [loss.from_sums(VoxelSums(rows, replace(inputs, class_weight=loss.class_weight))) for loss in losses]
+        return [loss.from_sums(VoxelSums(rows, _seen_by(loss, inputs))) for loss in losses]
+
+
+def _seen_by(loss: SumsLoss, inputs: LossInputs) -> LossInputs:
+    """The inputs, with what a loss of the group has for itself."""
+    background = loss.include_background or inputs.logits.shape[1] == 1
+    return replace(inputs, class_weight=loss.class_weight, include_background=background)
 
 
 def _groups(losses: Sequence[nn.Module]) -> list[list[int]]:

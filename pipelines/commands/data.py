@@ -47,8 +47,8 @@ def check(manifest: str, data_root: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; default: the name with .yaml, here.")
 @click.option("--name", help="The manifest's name; default: by dataset.json, else the folder's.")
 @click.option("--modality", help="MR, CT and so on; default: by dataset.json, else MR.")
-@click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Parts of the patients.")
-@click.option("--seed", default=0, show_default=True, help="Decides which patients come together.")
+@click.option("--folds", type=click.IntRange(min=2), help="Parts of the patients; default: nnU-Net's splits, else 5.")
+@click.option("--seed", type=int, help="Decides which patients come together; default: nnU-Net's splits, else 0.")
 @click.option("--patient", help="Regular expression for the patient at the start of a case's name, as 'p[0-9]+'.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 def manifest(
@@ -56,22 +56,28 @@ def manifest(
     out: Path | None,
     name: str | None,
     modality: str | None,
-    folds: int,
-    seed: int,
+    folds: int | None,
+    seed: int | None,
     patient: str | None,
     force: bool,
 ) -> None:
-    """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side."""
+    """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side.
+
+    A raw data set of nnU-Net keeps its folds, if it has a splits_final.json.
+    """
     from pipelines.dataset.dataset_card import read_card
     from pipelines.dataset.manifest_writer import make_manifest, manifest_text
     from pipelines.errors import UserError
     from pipelines.files import write_text
+    from pipelines.nnunet.splits import find_splits
 
     _refuse_existing(out, force)
+    splits = find_splits(folder) if folds is None and seed is None else None
     with _progress() as progress:
         made = make_manifest(
-            folder, name=name, modality=modality, folds=folds, seed=seed, patient=patient, progress=progress
-        )
+            folder, name=name, modality=modality, folds=folds or 5, seed=seed or 0, patient=patient, splits=splits,
+            progress=progress,
+        )  # fmt: skip
     path = out or Path(f"{made.name}.yaml")
     _refuse_existing(path, force)
     try:
@@ -82,6 +88,8 @@ def manifest(
         click.echo(f"left out: {_line(entry.file, entry.reason)}")
     if modality is None and not read_card(folder).modality:
         click.echo(f"modality: {made.modality} is assumed; pass --modality if it is another")
+    if splits is not None:
+        click.echo(f"folds: as in {splits}; pass --folds to have others drawn")
     if made.spacing_tolerance > 0.05:
         click.echo(f"spacings differ: spacing_tolerance is {made.spacing_tolerance:.4g}, so that all cases pass")
     click.echo(f"{len(made.cases)} cases in {len(made.folds())} folds: written to {path}")

@@ -26,7 +26,8 @@ def read_card(folder: Path) -> DatasetCard:
     """Read a folder's `dataset.json`; an empty card where there is none.
 
     Raises:
-        UserError: it is there, but no JSON, or its labels are no list of values and names.
+        UserError: it is there, but no JSON; its labels are no list of values and names, but regions, say; its files
+            are no NIfTI.
     """
     path = folder / NAME
     try:
@@ -39,6 +40,9 @@ def read_card(folder: Path) -> DatasetCard:
         raise UserError(f"{path}: no JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object with labels and so on; got {type(content).__name__}")
+    ending = content.get("file_ending")
+    if isinstance(ending, str) and ending not in (".nii", ".nii.gz"):
+        raise UserError(f"{path}: file_ending: got '{ending}'; only NIfTI is read, .nii or .nii.gz")
     channels = content.get("modality") or content.get("channel_names")
     channel = channels.get("0") if isinstance(channels, dict) else channels
     modality = str(channel or "")
@@ -61,6 +65,8 @@ def _classes(labels: Any, path: Path) -> dict[int, str]:
     """Value to name, whichever of the two is the key."""
     classes: dict[int, str] = {0: "background"}
     seen: set[int] = set()
+    if isinstance(labels, dict):
+        _refuse_what_only_nnunet_has(labels, path)
     try:
         for key, item in labels.items():
             # The Decathlon has {"1": "liver"}, nnU-Net {"liver": 1}.
@@ -72,3 +78,17 @@ def _classes(labels: Any, path: Path) -> dict[int, str]:
     except (AttributeError, TypeError, ValueError):
         raise UserError(f'{path}: labels: got {labels!r}; expected values with names, as {{"1": "liver"}}') from None
     return dict(sorted(classes.items()))
+
+
+def _refuse_what_only_nnunet_has(labels: dict[str, Any], path: Path) -> None:
+    for name, value in labels.items():
+        if isinstance(value, list):
+            raise UserError(
+                f"{path}: labels: '{name}' is a region of the values {value}; a manifest has one class a value, and "
+                "classes that exclude each other: train regions with nnU-Net itself (medloss nnunet path)"
+            )
+        if name == "ignore":
+            raise UserError(
+                f"{path}: labels: 'ignore' marks voxels that nobody labelled, which a manifest cannot leave out: "
+                "train such data with nnU-Net itself (medloss nnunet path)"
+            )

@@ -16,6 +16,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.manifest_rules import path_problem
 from pipelines.dataset.survey import Survey, survey_folder
 from pipelines.errors import UserError
+from pipelines.nnunet.splits import folds_of
 
 _UNKNOWN = "unknown; to be filled in"
 
@@ -28,6 +29,7 @@ def make_manifest(
     folds: int = 5,
     seed: int = 0,
     patient: str | None = None,
+    splits: Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """A manifest for what lies in a folder. What cannot be used is in its `excluded`, with the reason.
@@ -40,10 +42,12 @@ def make_manifest(
         seed: decides which patients come together.
         patient: regular expression that finds a case's patient at the start of its name; default: each case has its
             own.
+        splits: nnU-Net's `splits_final.json`, whose folds are taken in the place of drawn ones.
         progress: is told how many cases are done, of how many.
 
     Raises:
-        UserError: no such folder, no pairs in it that can be used, fewer patients than folds.
+        UserError: no such folder, no pairs in it that can be used, fewer patients than folds, splits that do not
+            hold out each case once.
     """
     if name is not None and (not name or _clean(name) != name):
         raise UserError(f"name: got '{name}'; expected letters, digits, '_', '.' and '-'")
@@ -55,7 +59,11 @@ def make_manifest(
             f"{folder}: none of {len(survey.facts)} pairs can be used; the first: {first.file}: {first.reason}"
         )
     patients = _patients([fact.case.id for fact in usable], patient)
-    fold_of = _folds(patients, folds, seed)
+    if splits is not None:
+        case_folds = folds_of(splits, patients)
+    else:
+        drawn = _folds(patients, folds, seed)
+        case_folds = {case: drawn[of_case] for case, of_case in patients.items()}
     own = folder.resolve().name
     # Where a folder holds another of its own name, this one would be looked for in there.
     usual = own and path_problem(own) is None and not (folder / own).is_dir()
@@ -73,7 +81,10 @@ def make_manifest(
             spacing_tolerance=survey.tolerance,
             classes=survey.classes,
             folder=own if usual else None,
-            cases=[_case(fact, patients[fact.case.id], fold_of) for fact in usable],  # type: ignore[misc]
+            cases=[
+                _case(fact, patients[fact.case.id], case_folds[fact.case.id])  # type: ignore[misc]
+                for fact in usable
+            ],
             excluded=[{"file": file, "reason": reason} for file, reason in left_out(survey)],  # type: ignore[misc]
         )
     except ValidationError as error:
@@ -115,12 +126,12 @@ def manifest_text(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _case(facts: CaseFacts, patient: str, fold_of: dict[str, int]) -> dict[str, Any]:
+def _case(facts: CaseFacts, patient: str, fold: int) -> dict[str, Any]:
     case = facts.case
     return {
         "id": case.id,
         "patient": patient,
-        "fold": fold_of[patient],
+        "fold": fold,
         "image": case.image,
         "label": case.label,
         "image_sha256": facts.checksums[case.image],

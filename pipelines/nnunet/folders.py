@@ -1,0 +1,16 @@
+"""Where our trainers lie, and where nnU-Net keeps its own things."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+
+def trainer_folder() -> Path:
+    """The folder for `nnUNet_extTrainer`; it holds one module."""
+    return Path(__file__).parent / "trainer_folder"
+
+
+def nnunet_folder(kind: Literal["raw", "preprocessed", "results"]) -> Path | None:
+    """The folder that nnU-Net's environment variable names; None where it is not set."""
+    named = os.environ.get(f"nnUNet_{kind}")
+    return Path(named) if named else None

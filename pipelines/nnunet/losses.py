@@ -1,0 +1,179 @@
+"""A loss as nnU-Net calls it: its targets, its ignore label, its deep supervision, and the plan's spacing."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medloss import CombinedLoss, call_loss, create_training_loss
+from medloss.errors import InputError
+from medloss.expression import Term, parse_expression
+
+#: What nnU-Net itself trains with: its Dice, in which an empty class counts as right, plus cross entropy.
+_DEFAULT = ("binary_cross_entropy", "dice")
+_SMOOTH = 1e-5
+
+
+class NnunetLoss(nn.Module):
+    """Any loss, on nnU-Net's outputs and targets.
+
+    Args:
+        loss: the loss.
+        weights: one a scale, finest first; scales of weight 0 are left out.
+        spacing: mm, of the finest scale, in the order of the patches' axes.
+        regions: whether targets are one map a region, `[B, R, *spatial]`, the ignore label a last one; else they are
+            label maps `[B, 1, *spatial]`.
+        ignore_label: the label whose voxels do not count; None where there is none.
+        offset: added to the loss's value.
+
+    Raises:
+        InputError: there is an ignore label, and a loss that cannot leave voxels out.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        *,
+        weights: Sequence[float],
+        spacing: Sequence[float],
+        regions: bool,
+        ignore_label: int | None,
+        offset: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if ignore_label is not None:
+            _refuse_maskless(loss)
+        self.loss = loss
+        self.weights = tuple(float(weight) for weight in weights)
+        self.spacing = tuple(float(s) for s in spacing)
+        self.regions = regions
+        self.ignore_label = ignore_label
+        self.offset = offset
+
+    def forward(self, outputs: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> Tensor:
+        """The weighted sum over the scales.
+
+        Args:
+            outputs: logits `[B, C, *spatial]` a scale, finest first; a tensor without deep supervision.
+            targets: likewise, each on its output's grid.
+        """
+        if isinstance(outputs, Tensor) or isinstance(targets, Tensor):
+            assert isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+            outputs, targets = [outputs], [targets]
+        finest = outputs[0].shape[2:]
+        total: Tensor | float = 0.0
+        for weight, logits, target in zip(self.weights, outputs, targets, strict=True):
+            if weight:
+                grid = logits.shape[2:]
+                spacing = tuple(s * n / m for s, n, m in zip(self.spacing, finest, grid, strict=True))
+                total = total + weight * (self._at_one_scale(logits, target, spacing) + self.offset)
+        assert isinstance(total, Tensor)
+        return total
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the weights of a sum that has a schedule for them; before the epoch's first batch."""
+        if isinstance(self.loss, CombinedLoss):
+            self.loss.start_epoch(epoch)
+
+    def _at_one_scale(self, logits: Tensor, target: Tensor, spacing: tuple[float, ...]) -> Tensor:
+        mask = None
+        if self.ignore_label is not None:
+            if self.regions:
+                target, ignored = target[:, :-1], target[:, -1:]
+                mask = ignored != 1
+            else:
+                mask = target != self.ignore_label
+        return call_loss(self.loss, logits, target, mask=mask, spacing=spacing)
+
+    def extra_repr(self) -> str:
+        """What `print` shows beside the loss."""
+        ignored = "" if self.ignore_label is None else f", ignore_label={self.ignore_label}"
+        shift = f", offset={self.offset}" if self.offset else ""
+        return f"spacing={self.spacing}, weights={self.weights}, regions={self.regions}{ignored}{shift}"
+
+
+def create_nnunet_loss(
+    spec: str,
+    *,
+    heads: int,
+    regions: bool,
+    ignore_label: int | None,
+    batch_dice: bool,
+    weights: Sequence[float],
+    spacing: Sequence[float],
+) -> NnunetLoss:
+    """Make a loss by its published recipe, with the plan's settings.
+
+    `dice` has nnU-Net's own settings in every sum: smoothing 1e-5, and no background with label maps. The sum
+    `dice+binary_cross_entropy` is nnU-Net's own loss to rounding. So its Dice counts as -D, and with regions and an
+    ignore label its cross entropy is summed over the regions, not averaged.
+
+    Args:
+        spec: as `medloss.create_training_loss` takes it.
+        heads: the network's outputs.
+        regions: see `NnunetLoss`, as for the following.
+        ignore_label: the label whose voxels do not count.
+        batch_dice: whether regions are summed over the batch (of all ranks) first.
+        weights: one a scale.
+        spacing: mm.
+
+    Raises:
+        InputError: an unknown loss, or one that cannot leave out the ignore label.
+    """
+    default = _is_default(spec)
+    if default and regions and ignore_label is not None:
+        spec = f"dice+{heads}*binary_cross_entropy"
+    dice: dict[str, Any] = {"smooth_nr": _SMOOTH, "smooth_dr": _SMOOTH, "include_background": regions}
+    # nnU-Net has checked the labels before; to check each batch's again would make a GPU wait.
+    common: dict[str, Any] = {"batch": batch_dice, "validate": False}
+    loss = create_training_loss(spec, num_classes=heads, sigmoid=regions, common=common, terms={"dice": dice})
+    return NnunetLoss(
+        loss,
+        weights=weights,
+        spacing=spacing,
+        regions=regions,
+        ignore_label=ignore_label,
+        offset=-1.0 if default else 0.0,
+    )
+
+
+def scale_weights(scales: int, *, keep_last: bool) -> list[float]:
+    """nnU-Net's weights of its outputs, finest first: 1, 1/2, 1/4 and so on, the last one 0, divided by their sum.
+
+    Args:
+        scales: how many outputs.
+        keep_last: give the last one 1e-6 in the place of 0: data-parallel training without compilation refuses
+            parameters that get no gradient.
+    """
+    halves = [0.5**i for i in range(scales)]
+    if scales > 1:
+        halves[-1] = 1e-6 if keep_last else 0.0
+    return [half / sum(halves) for half in halves]
+
+
+def loss_state(loss: nn.Module) -> dict[str, list[float]]:
+    """What a loss carries from epoch to epoch, as plain numbers; empty for most."""
+    return {name: value.double().flatten().tolist() for name, value in loss.state_dict().items()}
+
+
+def restore_loss(loss: nn.Module, state: dict[str, list[float]]) -> None:
+    """Set what `loss_state` gave; states of another loss are passed over."""
+    own = loss.state_dict()
+    if own.keys() == state.keys() and all(own[name].numel() == len(state[name]) for name in own):
+        for name, value in own.items():
+            value.copy_(torch.tensor(state[name], dtype=torch.float64).view(value.shape))
+
+
+def _is_default(spec: str) -> bool:
+    return sorted(parse_expression(spec), key=lambda term: term.name) == [Term(1.0, name) for name in _DEFAULT]
+
+
+def _refuse_maskless(loss: nn.Module) -> None:
+    for term in loss.losses if isinstance(loss, CombinedLoss) else [loss]:
+        if "mask" not in inspect.signature(term.forward).parameters:
+            raise InputError(
+                f"loss: {type(term).__name__} takes no mask, so it cannot leave out the voxels of the ignore label; "
+                "expected a loss of medloss"
+            )
