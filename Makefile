@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 OUT    ?= results/phantom
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup compare test lint unit bench clean
+NNUNET := .venv-nnunet
+
+.PHONY: setup compare test test-nnunet lint unit bench clean
 
 setup: $(VENV)/.installed
 
@@ -18,11 +20,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 compare: setup
-	$(BIN)/medloss compare phantom --losses all,dice+binary_cross_entropy --epochs 20 --batch-size 2 --val-interval 5 --out $(OUT)
+	$(BIN)/medloss compare phantom --losses all --epochs 20 --batch-size 2 --val-interval 5 --out $(OUT)
 
 # The tests run against the built wheel, in an environment of its own, from outside the checkout.
 test: lint
 	PYTHON=$(PYTHON) .ci/wheel-test
+
+# nnU-Net's packages need a torch and a torchvision that fit each other, and so an environment of their own.
+test-nnunet: $(NNUNET)/.installed
+	$(NNUNET)/bin/python -m pytest -p no:xdist --durations 10 -q tests/nnunet
+
+$(NNUNET)/.installed: pyproject.toml constraints-nnunet.txt
+	$(PYTHON) -m venv $(NNUNET)
+	@echo "Installing nnU-Net, and torch with CUDA, into $(NNUNET) (some 7 GB, a few minutes)"
+	$(NNUNET)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-nnunet.txt \
+		--editable '.[nnunet,fast]' torchvision pytest
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,6 +51,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.losses --quick
 	$(BIN)/python -m benchmarks.engine_overhead
 	$(BIN)/python -m benchmarks.distance_maps
+	$(BIN)/python -m benchmarks.report_predictions
 
 clean:
-	rm -rf $(VENV) .venv-wheel build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NNUNET) .venv-wheel build dist .pytest_cache .mypy_cache .ruff_cache

@@ -19,6 +19,7 @@ COMMANDS = {
     "worker": ("pipelines.commands.comparison:worker", "Work on the waiting runs of a comparison's folder."),
     "status": ("pipelines.commands.comparison:status", "Show how far a comparison is."),
     "report": ("pipelines.commands.report:report", "Say which loss is best, and whether the difference is real."),
+    "nnunet": ("pipelines.commands.nnunet:nnunet", "Train nnU-Net with our losses; its data sets and checkpoints."),
     "explain": ("pipelines.commands.explain:explain", "Draw where a loss pushes the prediction of your own case."),
     "gallery": ("pipelines.commands.explain:gallery", "Write the gallery of losses: a page and pictures each."),
 }

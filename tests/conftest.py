@@ -92,3 +92,16 @@ def hippocampus_root(data_root: Path) -> Path:
 def _one_thread() -> None:
     # The tests run in parallel processes: threads of their own would fight over the cores.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh SQLite store of MLflow's, to be copied: making one takes seconds."""
+    from pipelines.comparison.tracking import local_uri, quiet_mlflow
+
+    quiet_mlflow()
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("store")
+    mlflow.MlflowClient(tracking_uri=local_uri(folder)).search_experiments()
+    return folder / "mlflow.db"

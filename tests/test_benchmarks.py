@@ -11,7 +11,7 @@ from click.testing import CliRunner
 # They belong to the checkout, not to the wheel. `python -m pytest` finds them in the folder where it was started.
 pytest.importorskip("benchmarks.losses", reason="benchmarks/ is not here: these tests run in the checkout")
 
-from benchmarks import distance_maps, goals, losses, regimes, selections
+from benchmarks import distance_maps, goals, losses, regimes, report_predictions, selections
 from benchmarks.cases import FRESH, RECYCLED, Case, Contender, Row, case_from_json, case_to_json, row, row_from_json
 from benchmarks.contenders import ELSEWHERE, build, installed, kernel_sets, sides_of
 from benchmarks.memory import peak_memory
@@ -179,3 +179,12 @@ def test_distance_maps_agree_with_scipy() -> None:
 def test_rows_survive_json() -> None:
     made = _made_rows()[0]
     assert row_from_json(json.loads(json.dumps(dataclasses.asdict(made)))) == made
+
+
+@pytest.mark.slow
+def test_a_report_of_made_predictions_is_timed() -> None:
+    call = CliRunner().invoke(report_predictions.main, ["--cases", "3", "--rounds", "1"], catch_exceptions=False)
+    shown = call.output
+    assert "3 methods, 3 cases of 40 x 56 x 40 voxels, 2 classes" in shown
+    assert "| 3 folders, 3 cases, 2 classes: 9 pairs measured, 0 read from the cache |" in shown
+    assert "| 3 folders, 3 cases, 2 classes: 0 pairs measured, 9 read from the cache |" in shown

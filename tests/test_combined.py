@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import medloss
+from medloss.compound import shared_pass
 from medloss.expression import Term, parse_expression
 
 LABEL = torch.zeros(2, 1, 12, 12, 12, dtype=torch.long)
@@ -28,6 +29,31 @@ def test_a_sum_is_the_weighted_sum_of_its_terms() -> None:
         loss = medloss.CombinedLoss("0.2*focal+0.8*dice", softmax=True, reduction=reduction)
         focal, dice = (medloss.create_loss(n, softmax=True, reduction=reduction) for n in ("focal", "dice"))
         assert torch.isclose(loss(LOGITS, LABEL), 0.2 * focal(LOGITS, LABEL) + 0.8 * dice(LOGITS, LABEL))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_terms_that_count_other_classes_share_a_pass(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's own sum: Dice without background, cross entropy with it; and the sums of both in one walk."""
+    walks = []
+    walk = shared_pass.voxel_sums
+    monkeypatch.setattr(shared_pass, "voxel_sums", lambda *args: walks.append(1) or walk(*args))
+    mask = LABEL != 2
+    target = LABEL if activation == "softmax" else (torch.arange(3).view(1, 3, 1, 1, 1) == LABEL)
+    common = {activation: True}
+    terms = [
+        medloss.DiceLoss(include_background=False, weight=[0.5, 2.0], **common),
+        medloss.BinaryCrossEntropyLoss(**common),
+        medloss.TverskyLoss(batch=True, include_background=False, **common),
+    ]
+    for order in (terms, terms[::-1]):
+        for given in (None, mask):
+            seen = []
+            for loss in (medloss.CombinedLoss(order), lambda *a, **k: sum(term(*a, **k) for term in terms)):
+                logits = LOGITS.clone().requires_grad_()
+                value = loss(logits, target, mask=given)
+                seen.append((value.detach(), *torch.autograd.grad(value, logits)))
+            torch.testing.assert_close(seen[0], seen[1], rtol=1e-5, atol=1e-8)
+    assert len(walks) == 4
 
 
 def test_a_linear_schedule_goes_from_the_given_to_the_final_weights() -> None:
@@ -117,6 +143,29 @@ def test_recipes_and_arguments() -> None:
     assert binary.sigmoid
     with pytest.raises(medloss.InputError, match=r"arguments .* were given for the sum"):
         medloss.create_training_loss("dice+focal", num_classes=3, arguments={"gamma": 1.0})
+
+
+def test_arguments_of_all_terms_and_of_single_ones() -> None:
+    loss = medloss.create_training_loss(
+        "dice+monai.losses.DiceLoss+focal", num_classes=3, common={"batch": True, "validate": False},
+        terms={"dice": {"include_background": False, "batch": False}},
+    )  # fmt: skip
+    dice, monai, focal = loss.losses
+    assert (dice.include_background, dice.batch, dice.validate, dice.softmax) == (False, False, False, True)
+    assert (monai.batch, monai.include_background) == (True, True)
+    assert (focal.include_background, focal.batch, focal.validate) == (True, True, False)
+    karimi = medloss.create_training_loss(
+        "hausdorff_dt", num_classes=3, arguments={"alpha": 1.0}, terms={"dice": {"smooth_nr": 1e-5}}
+    )
+    assert (karimi.losses[0].alpha, karimi.losses[1].smooth_nr, karimi.schedule) == (1.0, 1e-5, "balanced")
+
+
+def test_several_channels_may_each_be_a_yes_or_no() -> None:
+    for spec in ("focal", "dice+binary_cross_entropy", "monai.losses.DiceLoss"):
+        made = medloss.create_training_loss(spec, num_classes=3, sigmoid=True)
+        for loss in getattr(made, "losses", [made]):
+            assert (loss.sigmoid, loss.softmax, loss.to_onehot_y) == (True, False, False)
+    assert medloss.create_training_loss("focal", num_classes=3, sigmoid=True).alpha == 0.25
 
 
 def test_losses_work_as_monai_config_targets() -> None:

@@ -17,7 +17,7 @@ import pytest
 from tiny import tiny_manifest
 
 from pipelines import cli
-from pipelines.comparison.execute import execute
+from pipelines.comparison.executors.local import execute
 from pipelines.comparison.plan import Plan, PlannedRun, adopt_plan, make_plan, require_plan, run_folder
 from pipelines.comparison.state import RunState, seconds_left
 from pipelines.comparison.tracking import local_uri, quiet_mlflow
@@ -86,7 +86,7 @@ class _Compare:
             "--out",
             str(self.out),
         ]
-        self.arguments += ["--precision", "float32", *options]
+        self.arguments += ["--precision", "float32", "--reference", "none", *options]
         self.environment = os.environ | {
             "PYTHONPATH": str(folder), "ODD_GATE": str(self.gate), "MEDLOSS_CACHE": str(folder / "cache"),
         }  # fmt: skip
@@ -261,7 +261,7 @@ def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monke
     for path in (compare.out / "runs", compare.out / "table.csv", compare.out / "table.md", report):
         assert str(path) in ended.stdout
         assert path.exists()
-    command = ended.stdout.splitlines()[-1].partition("MLflow")[2]
+    (command,) = re.findall(r"^MLflow +(.*)$", ended.stdout, re.MULTILINE)
     assert shlex.split(command)[1:] == ["ui", "--backend-store-uri", local_uri(compare.out)]
     assert re.search(r"^\| odd\.Gated \| 0\.\d{4} ", (compare.out / "table.md").read_text(), re.MULTILINE)
     assert "3 runs: 3 done" in medloss("status", str(compare.out))[1]
@@ -270,7 +270,7 @@ def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monke
     assert set(runs) == {"parent", "dice", "odd.Gated", "focal"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs.pop("parent")
-    assert compare.artifacts(parent) == {"table.csv", "table.md"}
+    assert compare.artifacts(parent) == {"table.csv", "table.md", "cases.csv", "report"}
     for loss, run in runs.items():
         tags = run.data.tags
         assert tags["mlflow.parentRunId"] == parent.info.run_id
@@ -457,7 +457,7 @@ def test_refusals(tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch,
     manifest = tiny_manifest(tmp_path, dims=2)
     adopt_plan(tmp_path / "other", _plan(manifest, "dice", "focal"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    arguments = ["compare", "tiny_2d.yaml", "--losses", "dice", "--out", "out", *changes]
+    arguments = ["compare", "tiny_2d.yaml", "--losses", "dice", "--reference", "none", "--out", "out", *changes]
     assert medloss(*arguments) == (2, "", f"error: {told}\n")
     left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "compare.lock"}
     assert left == before  # nothing was begun

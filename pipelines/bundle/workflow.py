@@ -159,7 +159,7 @@ def run_training(training: Training, output_dir: str, resume: bool) -> dict[str,
             f"{config.network} on {training.manifest.name} with {config.loss}: fold {config.fold}, seed {config.seed}, "
             f"{config.epochs} epochs, patches of {' x '.join(map(str, config.patch_size or ()))}"
         )
-        with held_lock(folder / "lock") as mine:
+        with held_lock(folder / "lock", wait=lambda line: click.echo(line, err=True)) as mine:
             if not mine:
                 raise UserError(f"output_dir: another process trains in {output_dir}; name another folder")
             result = train_run(training, folder, resume=resume, report=print_epoch)

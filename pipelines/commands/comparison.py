@@ -2,12 +2,15 @@
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pipelines.commands.executor_options import chosen_executor, executor_options
 from pipelines.commands.options import run_config, training_options, whole_numbers
+from pipelines.commands.planning_options import named_before, planning_options
 from pipelines.errors import UserError
 
 
@@ -19,8 +22,11 @@ from pipelines.errors import UserError
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: one a core; one on a GPU.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The comparison's folder.")
 @click.option("--tracking-uri", help="An MLflow server; default: SQLite in the folder.")
+@click.option("--register-model", metavar="NAME", help="Register the best loss's best network in MLflow.")
 @click.option("--retry-failed", is_flag=True, help="Train failed runs again.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Read the whole data set first.")
+@executor_options
+@planning_options
 @training_options
 def compare(
     manifest: str,
@@ -30,37 +36,78 @@ def compare(
     jobs: int | None,
     out: Path,
     tracking_uri: str | None,
+    register_model: str | None,
     retry_failed: bool,
     check: bool,
+    reference: str,
+    metric: str,
+    margin: float,
+    is_dry: bool,
+    budget: float | None,
+    halving: bool,
+    executor: str,
     **options: Any,
 ) -> None:
     """Train every loss on MANIFEST, and compare them. Called again, it goes on where it stopped."""
+    began = time.monotonic()
     from medloss import LOSSES
     from pipelines.comparison.compare import compare_losses
-    from pipelines.comparison.plan import make_plan
+    from pipelines.comparison.planning.dry_run import dry_run
+    from pipelines.comparison.planning.plans import Request, plan_comparison
+    from pipelines.comparison.planning.told import planned_told
     from pipelines.dataset.manifest import load_manifest
+    from pipelines.machine import available_cores
 
     items = [item for item in "".join(losses.split()).split(",") if item]
     names = [name for item in items for name in (LOSSES if item == "all" else [item])]
     if not names:
         raise UserError("--losses: got none; expected names by commas, or all")
-    if options.pop("threads", None) is not None:
-        raise UserError("--threads: a comparison divides the cores among its jobs; pass --jobs instead")
+    handover = chosen_executor(executor, jobs, options)
+    for flag, given in (("--halving", halving), ("--budget", budget is not None)):
+        if given and handover is not None:
+            raise UserError(f"{flag}: goes with --executor local, whose machine it measures and trains on")
+    names, about = named_before(names, reference, metric, margin)
     chosen = list(whole_numbers(folds, "--folds"))
     configs = [run_config(manifest=manifest, loss=name, fold=chosen[0], **options) for name in names]
     loaded = load_manifest(configs[0].manifest)
     for fold in chosen:
         loaded.split(fold)
-    plan = make_plan(configs, chosen, list(whole_numbers(seeds, "--seeds")), loaded.name, loaded.sha256)
+    jobs = jobs or _default_jobs()
+    request = Request(
+        configs, chosen, list(whole_numbers(seeds, "--seeds")), loaded, about, epochs=options.get("epochs"),
+        budget=budget, halving=halving, jobs=jobs, cores=available_cores(), began=began,
+    )  # fmt: skip
     # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(compare_losses(out, plan, jobs or _default_jobs(), tracking_uri, retry_failed=retry_failed, check=check))
+    planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
+    if is_dry and planned.forecast is not None:
+        for line in dry_run(out, planned.plan, planned.matrix, planned.forecast, jobs):
+            click.echo(line)
+        if handover is not None:
+            click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")
+        return
+    if planned.plan.asked is not None:
+        for line in planned_told(planned.plan, planned.matrix, planned.seconds):
+            click.echo(line, err=True)
+    sys.exit(
+        compare_losses(
+            out,
+            planned.plan,
+            jobs,
+            tracking_uri,
+            retry_failed=retry_failed,
+            check=check,
+            register_model=register_model,
+            configs=configs,
+            handover=handover,
+        )
+    )
 
 
 def _default_jobs() -> int:
     import torch
 
-    from pipelines.comparison.execute import available_cores
+    from pipelines.machine import available_cores
 
     return 1 if torch.cuda.is_available() else available_cores()
 
@@ -73,11 +120,15 @@ def _default_jobs() -> int:
 @click.option("--parent", type=int, hidden=True, help="End with the process of this number.")
 def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
     """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""
-    from pipelines.comparison.worker import exit_with, work
+    from pipelines.comparison.worker import ending_in_order, exit_with, work
 
     if parent is not None:
         exit_with(parent)
-    work(folder, index, threads, trust=trust)
+    try:
+        with ending_in_order():
+            work(folder, index, threads, trust=trust)
+    except OSError as error:
+        raise UserError(f"{folder}: a worker cannot write there: {error.strerror or error}") from None
 
 
 @click.command()
@@ -87,7 +138,10 @@ def status(folder: Path) -> None:
     from rich.console import Console
 
     from pipelines.comparison.display import states_table
+    from pipelines.comparison.executors.queue import submitted_jobs
     from pipelines.comparison.plan import require_plan
+    from pipelines.comparison.planning.rungs import begun_rungs
+    from pipelines.comparison.planning.told import halving_notes
     from pipelines.comparison.state import run_states
 
     plan = require_plan(folder)
@@ -96,4 +150,13 @@ def status(folder: Path) -> None:
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     console = Console()
     width = None if console.is_terminal else 160
+    for rung in begun_rungs(folder, plan):
+        Console(width=width).print(states_table(rung.states, f"screening, rung {rung.number}, {rung.epochs} epochs"))
     Console(width=width).print(states_table(states, f"{len(states)} runs: {told or 'all waiting'}"))
+    for line in halving_notes(plan):
+        click.echo(line)
+    jobs = submitted_jobs(folder)
+    waiting = [jobs[s.run.id] for s in states if s.state in ("waiting", "interrupted") and s.run.id in jobs]
+    if waiting:
+        numbers = dict.fromkeys(job.partition("_")[0] for job in waiting)
+        click.echo(f"{len(waiting)} of them were handed to SLURM: squeue --jobs {','.join(numbers)}")

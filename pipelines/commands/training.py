@@ -77,7 +77,7 @@ def _train(config: Any, out: Path, resume: bool, first: bool) -> dict[str, float
         if not first:
             train_run(config, out, resume=resume)
             return {}
-        with held_lock(out / "lock") as mine:
+        with held_lock(out / "lock", wait=lambda line: click.echo(line, err=True)) as mine:
             if not mine:
                 raise UserError(f"--out: another process trains in {out}; name another folder")
             metrics: dict[str, float] = train_run(config, out, resume=resume, report=print_epoch, attach=attach_bars)[

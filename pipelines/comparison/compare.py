@@ -2,26 +2,35 @@
 
 import shlex
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from pipelines.comparison.best import best_mean, best_run
 from pipelines.comparison.display import Display
-from pipelines.comparison.execute import execute
+from pipelines.comparison.executors import Handover
+from pipelines.comparison.executors.local import execute
 from pipelines.comparison.plan import Plan, adopt_plan, read_plan, refuse_foreign, run_folder
+from pipelines.comparison.planning.screening import screen, train_rung
+from pipelines.comparison.planning.told import halving_notes
 from pipelines.comparison.state import RunState, run_states
 from pipelines.comparison.table import Table, comparison_table, formatted_rows, write_table
-from pipelines.comparison.tracking import Mirror, checked_tracking_uri, local_uri
+from pipelines.comparison.tracking import (
+    Findings,
+    Mirror,
+    checked_model_name,
+    checked_tracking_uri,
+    local_uri,
+    mirroring,
+)
 from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.errors import UserError
 from pipelines.locks import held_lock
 from pipelines.training.parts import prepared_data
-
-#: Seconds between two looks at what MLflow lacks.
-_MIRROR_S = 2.0
+from pipelines.training.run_config import RunConfig
 
 
 def compare_losses(
@@ -32,6 +41,9 @@ def compare_losses(
     *,
     retry_failed: bool = False,
     check: bool = True,
+    register_model: str | None = None,
+    configs: Sequence[RunConfig] = (),
+    handover: Handover | None = None,
 ) -> int:
     """Carry out a plan in a folder, or what is left of it, and print the table.
 
@@ -42,20 +54,26 @@ def compare_losses(
         tracking_uri: an MLflow server's; None: a store in the folder.
         retry_failed: whether failed runs are trained again.
         check: whether the whole data set is read, and refused if it has bad files, before anything is trained.
+        register_model: the name under which MLflow registers the best loss's best network; None: it does not.
+        configs: of all losses, one each, for a plan that screens them first.
+        handover: has the runs trained by others, and does not wait for them; None: they are trained here.
 
     Returns:
-        The exit code: 0, 1 when a run failed, 130 when it was interrupted.
+        The exit code: 0, also when runs were handed over; 1 when a run failed, 130 when it was interrupted.
 
     Raises:
         UserError: another comparison is in the folder, or at work there; bad files.
     """
+    if handover is not None:
+        handover.check()
     refuse_foreign(folder)
     tracking_uri = checked_tracking_uri(tracking_uri, folder)
+    register_model = checked_model_name(register_model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: cannot make {folder}: {error.strerror}; name another folder") from None
-    with held_lock(folder / "compare.lock") as mine:
+    with held_lock(folder / "compare.lock", wait=lambda line: click.echo(line, err=True)) as mine:
         if not mine:
             raise UserError(f"--out: a comparison is at work in {folder}; see `medloss status {folder}`")
         begun = read_plan(folder) is not None
@@ -66,43 +84,89 @@ def compare_losses(
         plan = plan if begun else adopt_plan(folder, plan)
         if retry_failed:
             _forget_failures(folder, plan)
-        return _carry_out(folder, plan, jobs, tracking_uri)
+        try:
+            forget = _forget_failures if retry_failed else None
+            plan = screen(folder, plan, configs, lambda own, rung: _train_rung(own, rung, jobs), forget)
+        except KeyboardInterrupt:
+            click.echo("interrupted: the same command goes on where it stopped", err=True)
+            return 130
+        return _carry_out(folder, plan, jobs, tracking_uri, register_model, handover)
 
 
-def _carry_out(folder: Path, plan: Plan, jobs: int, tracking_uri: str | None) -> int:
+def _carry_out(
+    folder: Path,
+    plan: Plan,
+    jobs: int,
+    tracking_uri: str | None,
+    register_model: str | None,
+    handover: Handover | None,
+) -> int:
     mirror = Mirror(folder, plan, tracking_uri, lambda line: click.echo(f"warning: {line}", err=True))
     interrupted = False
+    failure: UserError | None = None
     if any(not state.finished for state in run_states(folder, plan)):
         _prepare(folder, plan)
-        # A cold SQLite store breaks when several processes open it: this one makes it, before the others start.
-        mirror.sync(run_states(folder, plan))
-        mirrored = time.monotonic()
-        with Display(jobs) as display:
+        if handover is not None:
+            mirror.sync(run_states(folder, plan))
+            _hand_over(folder, plan, handover)
+            return 0
+        with Display(jobs) as display, mirroring(mirror) as to_mlflow:
 
             def watch() -> None:
-                nonlocal mirrored
                 states = run_states(folder, plan)
                 display.update(states)
-                if time.monotonic() - mirrored > _MIRROR_S:
-                    mirror.sync(states)
-                    mirrored = time.monotonic()
+                to_mlflow(states)
 
             try:
                 execute(folder, plan, jobs, watch, display.tell)
             except KeyboardInterrupt:
                 interrupted = True
-            except UserError:
-                mirror.finish(run_states(folder, plan), [], {})
-                raise
+            except UserError as error:
+                failure = error
+        if failure is not None:
+            mirror.finish(run_states(folder, plan), Findings())
+            raise failure
     states = run_states(folder, plan)
     table = comparison_table(folder, plan)
     written = write_table(folder, table)
-    mirrored_all = mirror.finish(states, written, _headline(table))
-    _print(folder, plan, states, table, mirror, mirrored_all, [] if interrupted else _report(folder, states))
+    report = [] if interrupted else _report(folder, states)
+    findings = Findings(
+        table=written,
+        metrics={} if (best := best_mean(plan, table)) is None else {f"best/{plan.metric}": best[1]},
+        verdict=report[0] if report else None,
+        report=folder / "report" if report else None,
+        best=best_run(folder, plan, table),
+        register=register_model,
+    )
+    # Before MLflow is asked, which may take its time.
+    _print(folder, plan, states, table, report)
+    try:
+        _print_mlflow(folder, mirror, mirror.finish(states, findings))
+    except KeyboardInterrupt:
+        interrupted = True
     if interrupted:
         click.echo("interrupted: the same command goes on where it stopped", err=True)
         return 130
     return 1 if any(state.state == "failed" for state in states) else 0
+
+
+def _hand_over(folder: Path, plan: Plan, handover: Handover) -> None:
+    """Have what is left trained by others; this command, called again, mirrors to MLflow what came of it."""
+    states = run_states(folder, plan)
+
+    def tell(line: str) -> None:
+        click.echo(line, err=handover.for_programs)
+
+    count = {word: sum(state.state == word for state in states) for word in ("done", "failed", "running")}
+    if any(count.values()):
+        tell(f"{len(states)} runs: {', '.join(f'{number} {word}' for word, number in count.items() if number)}")
+    left = [index for index, state in enumerate(states) if not state.finished and state.state != "running"]
+    if left:
+        handover.hand_over(folder, plan, left, tell)
+    shown = shlex.quote(str(folder))
+    tell(f"status    medloss status {shown}")
+    tell(f"report    medloss report {shown}")
+    tell("MLflow    this command, called again, brings it up to date; once all is done it writes table and report, too")
 
 
 def _prepare(folder: Path, plan: Plan) -> None:
@@ -112,16 +176,17 @@ def _prepare(folder: Path, plan: Plan) -> None:
         prepared_data(config.model_copy(update={"memory_mb": 1e-6}), folder / "cache")
 
 
+def _train_rung(folder: Path, plan: Plan, jobs: int) -> None:
+    if any(not state.finished for state in run_states(folder, plan)):
+        _prepare(folder, plan)
+    train_rung(folder, plan, jobs)
+
+
 def _forget_failures(folder: Path, plan: Plan) -> None:
     for run in plan.runs:
         own = run_folder(folder, run)
         if own.result is not None and own.result["state"] == "failed":
             (own.path / "result.json").unlink()
-
-
-def _headline(table: Table) -> dict[str, float]:
-    finished = table.rows.dropna(subset=["dice"])
-    return {"best/dice": float(finished["dice"].iloc[0])} if len(finished) else {}
 
 
 def _report(folder: Path, states: list[RunState]) -> list[str]:
@@ -140,15 +205,7 @@ def _report(folder: Path, states: list[RunState]) -> list[str]:
     return [analysis.verdict, f"report    {page}"]
 
 
-def _print(
-    folder: Path,
-    plan: Plan,
-    states: list[RunState],
-    table: Table,
-    mirror: Mirror,
-    mirrored: bool,
-    report: list[str],
-) -> None:
+def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, report: list[str]) -> None:
     head, *body = formatted_rows(table)
     shown = RichTable(title=f"{plan.manifest_name}: {len(plan.losses)} losses", box=None, pad_edge=False)
     for index, heading in enumerate(head):
@@ -158,6 +215,8 @@ def _print(
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(shown)
     click.echo(table.caveat)
+    for line in (*plan.told, *halving_notes(plan)):
+        click.echo(line)
     for state in states:
         if state.state == "failed":
             click.echo(f"failed: {state.run.title}: {state.error}")
@@ -167,10 +226,19 @@ def _print(
     click.echo(f"table     {folder / 'table.csv'}, {folder / 'table.md'}")
     for line in report[1:]:
         click.echo(line)
-    if not mirrored:
-        click.echo(f"MLflow    not up to date at {mirror.uri}: run the same command again to catch up")
+
+
+def _print_mlflow(folder: Path, mirror: Mirror, up_to_date: bool) -> None:
+    page = mirror.page()
+    if not up_to_date:
+        click.echo(f"MLflow    not up to date at {mirror.state['uri']}: run the same command again to catch up")
     elif mirror.uri == local_uri(folder):
         command = Path(sys.executable).with_name("mlflow")
         click.echo(f"MLflow    {shlex.join([str(command), 'ui', '--backend-store-uri', mirror.uri])}")
+        page = mirror.page("http://127.0.0.1:5000")
     else:
-        click.echo(f"MLflow    {mirror.uri}")
+        click.echo(f"MLflow    {mirror.state['uri']}")
+    if up_to_date and page is not None:
+        click.echo(f"charts    {page}")
+    if mirror.registered is not None:
+        click.echo(f"model     {mirror.registered}, in MLflow's registry")
