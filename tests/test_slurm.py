@@ -104,7 +104,7 @@ def test_an_array_is_submitted_once_and_reported_later(environment: dict[str, st
     assert len(read_json(out / "slurm.json")["submissions"]) == 1
     assert not (out / "table.csv").exists()
     (tmp_path / "gate").touch()
-    _wait(lambda: own["odd.Gated"].result is not None, 60)
+    _wait(lambda: own["odd.Gated"].result is not None, 120)
     code, shown, told = call_medloss(*command)
     assert code == 0, told
     assert re.search(r"^dice +0\.\d{4} .* 1/1$", shown, re.MULTILINE)
@@ -142,14 +142,14 @@ def test_killed_and_requeued_it_goes_on_at_its_checkpoint(environment: dict[str,
     task = worker.parent()
     assert task is not None
     worker.kill()
-    _wait(lambda: under_way(2), 60)
+    _wait(lambda: under_way(2), 120)
     # All of the job dies, as with its node, and an operator re-queues it.
     worker = psutil.Process(holder(lock))
     for process in (task, worker):
         process.kill()
     _wait(lambda: _state(out, plan) == "FAILED", 30)
     subprocess.run(["scontrol", "requeue", job], env=environment, check=True)
-    _wait(lambda: under_way(3), 60)
+    _wait(lambda: under_way(3), 120)
     # Its time is nearly over, or it is preempted.
     subprocess.run(["scancel", "--signal", "USR2", job], env=environment, check=True)
     _wait(lambda: _state(out, plan) == "PENDING", 30)
@@ -158,7 +158,7 @@ def test_killed_and_requeued_it_goes_on_at_its_checkpoint(environment: dict[str,
     Slurm().hand_over(out, plan, [0], told.append)
     assert told[2:] == ["1 run left, and in SLURM's queue"]
     (tmp_path / "gate").touch()
-    _wait(lambda: own.result is not None, 60)
+    _wait(lambda: own.result is not None, 120)
     assert (own.result or {})["state"] == "done"
     assert _attempts(own) == 4
     assert [row["epoch"] for row in own.epochs] == [1, 2, 3]
