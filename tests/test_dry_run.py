@@ -141,4 +141,4 @@ def test_losses_that_fail_are_told_and_the_others_are_measured(
     assert "failing.Dies fails: its process died (signal 9); often a lack of memory" in _flat(shown)
     assert "4 patients; 3 pairs of 3 losses" in shown
     assert "Too few cases to tell: none of 3 pairs can be significant below 7 patients" in _flat(shown)
-    assert "found with 80 % power: none, however large" in _flat(shown)
+    assert "found with 80 % power: none at all" in _flat(shown)

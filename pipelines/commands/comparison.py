@@ -140,6 +140,7 @@ def status(folder: Path) -> None:
     from pipelines.comparison.display import states_table
     from pipelines.comparison.executors.queue import submitted_jobs
     from pipelines.comparison.plan import require_plan
+    from pipelines.comparison.planning.lines import counted
     from pipelines.comparison.planning.rungs import begun_rungs
     from pipelines.comparison.planning.told import halving_notes
     from pipelines.comparison.state import run_states
@@ -151,7 +152,8 @@ def status(folder: Path) -> None:
     console = Console()
     width = None if console.is_terminal else 160
     for rung in begun_rungs(folder, plan):
-        Console(width=width).print(states_table(rung.states, f"screening, rung {rung.number}, {rung.epochs} epochs"))
+        title = f"screening, rung {rung.number}, {counted(rung.epochs, 'epoch')}"
+        Console(width=width).print(states_table(rung.states, title))
     Console(width=width).print(states_table(states, f"{len(states)} runs: {told or 'all waiting'}"))
     for line in halving_notes(plan):
         click.echo(line)

@@ -52,7 +52,7 @@ def _least_difference(plan: Plan, patients: int, comparisons: int) -> Iterator[s
 
     def shown(value: float | None) -> str:
         if value is None:
-            return "none, however large"
+            return "none at all"
         return f"{value:.4f} {metric.label}" if known else f"{value:.2f} standard deviations"
 
     single = f"{shown(least_difference(sd, patients))} where it is the only one that is tested"
