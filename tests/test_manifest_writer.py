@@ -134,7 +134,7 @@ def test_an_nnunet_folder_with_channels(msd: Path) -> None:
         ("[]", "dataset.json: expected an object with labels and so on; got list"),
         ('{"labels": ["a"]}', "labels: got .'a'.; expected values with names"),
         ('{"labels": {"one": "two"}}', "labels: got"),
-        ('{"labels": {"whole": [1, 2]}}', "labels: got"),
+        ('{"labels": {"whole": [1, 2]}}', "labels: .whole. is a region of the values"),
         ('{"labels": {"1": ""}}', "labels: got"),
         ('{"labels": {"a": 1, "b": 1}}', "labels: got"),
         ('{"labels": {"-1": "a"}}', "labels: got"),
