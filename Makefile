@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 NNUNET := .venv-nnunet
 
-.PHONY: setup compare test test-nnunet lint unit bench clean
+.PHONY: setup compare test test-nnunet lint pages unit bench clean
 
 setup: $(VENV)/.installed
 
@@ -23,7 +23,7 @@ compare: setup
 	$(BIN)/medloss compare phantom --losses all --epochs 20 --batch-size 2 --val-interval 5 --out $(OUT)
 
 # The tests run against the built wheel, in an environment of its own, from outside the checkout.
-test: lint
+test: lint pages
 	PYTHON=$(PYTHON) .ci/wheel-test
 
 # nnU-Net's packages need a torch and a torchvision that fit each other, and so an environment of their own.
@@ -41,6 +41,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What does not travel with the wheel: the pages' examples, the bundle's metadata, the benchmarks.
+pages: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q tests/test_own_training.py tests/test_bundle_metadata.py \
+		tests/test_bundle.py::test_the_documented_commands_name_what_is_there tests/test_benchmarks.py \
+		tests/test_comparison_overhead.py
 
 # The same tests in the checkout, for those who work on it.
 unit: setup
