@@ -3,7 +3,6 @@
 import json
 import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from mirrored import (
     stored,
     synced,
 )
+from small_disk import small_disk
 
 from pipelines.comparison.plan import Plan, make_plan, run_folder
 from pipelines.comparison.state import run_states
@@ -270,24 +270,16 @@ def test_a_place_for_files_that_cannot_be_written(folder: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(folder: Path) -> Iterator[Path]:
-    """MLflow's place for files, on a file system of 16 kB, if this machine lets a test mount one."""
-    place = folder / "mlartifacts"
-    place.mkdir()
-    mount = shutil.which("mount")
-    done = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)], capture_output=True, check=False
-    )
-    if not done or done.returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+def full(folder: Path) -> Iterator[Path]:
+    """MLflow's place for files, with room for hardly any."""
+    with small_disk(folder / "mlartifacts", kilobytes=16) as place:
+        yield place
 
 
-def test_a_full_disk(folder: Path, small_disk: Path) -> None:
+def test_a_full_disk(folder: Path, full: Path) -> None:
     plan = small_plan(("dice", "focal"))
     _end(folder, plan)
-    filler = small_disk / "filler"
+    filler = full / "filler"
     filler.write_bytes(b"\0" * 16384)
     mirror, warnings = mirror_of(folder, plan)
     findings = Findings(metrics={"best/dice": 0.3}, verdict="both are alike.")

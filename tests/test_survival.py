@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_disk import small_disk
 from tiny import tiny_manifest
 from torch import Tensor
 
@@ -122,43 +123,35 @@ def test_averaged_weights_are_what_predicts(whole: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 kB, if this machine lets a test mount one."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    done = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if not done or done.returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A place with room for less than a run."""
+    with small_disk(tmp_path / "small", kilobytes=400) as place:
+        yield place
 
 
-def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(small_disk: Path, whole: Path) -> None:
+def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(full: Path, whole: Path) -> None:
     config = _config(whole, cache_dir=str(whole / "cache"), epochs=2)
     command = [sys.executable, "-m", "pipelines.cli", "train", config.manifest, "--data-root", str(config.data_root)]
     command += ["--threads", "1", "--cache-dir", str(whole / "cache"), "--no-check"]
-    first = subprocess.run([*command, "--epochs", "1", "--out", str(small_disk / "run"), "--recipe", _tiny(whole)],
+    first = subprocess.run([*command, "--epochs", "1", "--out", str(full / "run"), "--recipe", _tiny(whole)],
                            capture_output=True, text=True, check=False)  # fmt: skip
     assert first.returncode == 0, first.stderr
-    before = load_checkpoint(small_disk / "run")
+    before = load_checkpoint(full / "run")
     assert before is not None
-    filler = small_disk / "filler"
-    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    filler = full / "filler"
+    free = os.statvfs(full).f_bavail * os.statvfs(full).f_frsize
     filler.write_bytes(b"\0" * (free - 8192))
     # A second run has no room for its checkpoint; a first one that lies there stays whole.
-    second = subprocess.run([*command, "--epochs", "1", "--out", str(small_disk / "other"), "--recipe", _tiny(whole)],
+    second = subprocess.run([*command, "--epochs", "1", "--out", str(full / "other"), "--recipe", _tiny(whole)],
                             capture_output=True, text=True, check=False)  # fmt: skip
     assert second.returncode == 2
-    assert second.stderr.splitlines()[-1].startswith(f"error: --out: cannot write in {small_disk / 'other'}: No space")
+    assert second.stderr.splitlines()[-1].startswith(f"error: --out: cannot write in {full / 'other'}: No space")
     assert "Traceback" not in second.stderr
-    assert not list(small_disk.glob("other/.*.partial"))
-    after = load_checkpoint(small_disk / "run")
+    assert not list(full.glob("other/.*.partial"))
+    after = load_checkpoint(full / "run")
     assert after is not None and _same(before["training"], after["training"])
     filler.unlink()
-    again = subprocess.run([*command, "--epochs", "1", "--out", str(small_disk / "other"), "--recipe", _tiny(whole)],
+    again = subprocess.run([*command, "--epochs", "1", "--out", str(full / "other"), "--recipe", _tiny(whole)],
                            capture_output=True, text=True, check=False)  # fmt: skip
     assert again.returncode == 0, again.stderr
 
