@@ -1,5 +1,6 @@
 """nnU-Net's trainers of a made plan, without data, and a batch for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,25 +94,48 @@ def made_batch(setting: Setting) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     return logits[:, :1].clone(), outputs, targets
 
 
-def _plans(setting: Setting) -> dict[str, Any]:
-    axes = len(setting.patch)
+def made_plans(
+    spacing: Sequence[float],
+    patch: Sequence[int],
+    *,
+    strides: Sequence[Sequence[int]],
+    features: Sequence[int],
+    convolutions: int,
+    batch: int,
+    batch_dice: bool,
+) -> dict[str, Any]:
+    """Plans as nnU-Net writes them, with one configuration, `made`, of a U-Net.
+
+    Args:
+        spacing: mm an axis of the patch.
+        patch: voxels an axis.
+        strides: an axis, of each stage.
+        features: of each stage.
+        convolutions: of each stage, on either side.
+        batch: patches.
+        batch_dice: whether Dice is of the batch.
+    """
+    axes, stages = len(patch), len(strides)
     configuration = {
         "data_identifier": "made",
         "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": setting.batch,
-        "patch_size": list(setting.patch),
-        "spacing": [1.0, 0.8, 1.2][:axes],
-        "batch_dice": setting.batch_dice,
+        "batch_size": batch,
+        "patch_size": list(patch),
+        "median_image_size_in_voxels": list(patch),
+        "spacing": list(spacing),
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": batch_dice,
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
             "arch_kwargs": {
-                "n_stages": _STAGES,
-                "features_per_stage": [setting.features * 2**i for i in range(_STAGES)],
+                "n_stages": stages,
+                "features_per_stage": list(features),
                 "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
-                "kernel_sizes": [[3] * axes] * _STAGES,
-                "strides": [[1] * axes, *([[2] * axes] * (_STAGES - 1))],
-                "n_conv_per_stage": [2] * _STAGES,
-                "n_conv_per_stage_decoder": [2] * (_STAGES - 1),
+                "kernel_sizes": [[3] * axes] * stages,
+                "strides": [list(stride) for stride in strides],
+                "n_conv_per_stage": [convolutions] * stages,
+                "n_conv_per_stage_decoder": [convolutions] * (stages - 1),
                 "conv_bias": True,
                 "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
                 "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -133,3 +157,16 @@ def _plans(setting: Setting) -> dict[str, Any]:
         "label_manager": "LabelManager",
         "continue_training": False,
     }
+
+
+def _plans(setting: Setting) -> dict[str, Any]:
+    axes = len(setting.patch)
+    return made_plans(
+        [1.0, 0.8, 1.2][:axes],
+        setting.patch,
+        strides=[[1] * axes, *([[2] * axes] * (_STAGES - 1))],
+        features=[setting.features * 2**i for i in range(_STAGES)],
+        convolutions=2,
+        batch=setting.batch,
+        batch_dice=setting.batch_dice,
+    )

@@ -7,6 +7,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from benchmarks.nnunet_plan import made_plans
+
 #: mm, three different ones, in the order of the plan's axes.
 SPACING = (3.0, 1.5, 0.8)
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -54,47 +56,15 @@ class Batch:
 def plans(task: Task) -> dict[str, Any]:
     """Plans with one configuration, `made`."""
     axes = task.dimensions
-    configuration = {
-        "data_identifier": "made",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": list(PATCH[-axes:]),
-        "median_image_size_in_voxels": list(PATCH[-axes:]),
-        "spacing": list(SPACING[-axes:]),
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": task.batch_dice,
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": len(STRIDES),
-                "features_per_stage": [4, 8, 8, 8],
-                "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
-                "kernel_sizes": [[3] * axes] * len(STRIDES),
-                "strides": [stride[-axes:] for stride in STRIDES],
-                "n_conv_per_stage": [1] * len(STRIDES),
-                "n_conv_per_stage_decoder": [1] * (len(STRIDES) - 1),
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
-                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-    }
-    return {
-        "dataset_name": "Dataset001_made",
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": list(range(3)),
-        "transpose_backward": list(range(3)),
-        "configurations": {"made": configuration},
-        "label_manager": "LabelManager",
-        "continue_training": False,
-    }
+    return made_plans(
+        SPACING[-axes:],
+        PATCH[-axes:],
+        strides=[stride[-axes:] for stride in STRIDES],
+        features=[4, 8, 8, 8],
+        convolutions=1,
+        batch=2,
+        batch_dice=task.batch_dice,
+    )
 
 
 def make_trainer(cls: type[nnUNetTrainer], task: Task) -> Any:
