@@ -141,7 +141,7 @@ class SegmentationLoss(_Loss):
         item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
         logits, target = _plain(logits), _plain(target).detach()
         channels = logits.shape[1]
-        self._check_channels(channels, target.shape[1])
+        self.check_channels(channels, target.shape[1])
         mask = None if mask is None else _plain(mask) != 0
         signed, ignored = as_signed(target), None
         if self.ignore_index is not None:
@@ -171,7 +171,12 @@ class SegmentationLoss(_Loss):
             ignore_index=ignored,
         )
 
-    def _check_channels(self, channels: int, target_channels: int) -> None:
+    def check_channels(self, channels: int, target_channels: int) -> None:
+        """Refuse logits and targets whose channels do not go with the loss's arguments.
+
+        Raises:
+            InputError: a softmax of one channel, `ignore_index` with a map a class, weights of another number.
+        """
         if channels == 1:
             if self.softmax:
                 raise InputError("softmax: logits have one channel; expected two or more, or sigmoid=True")

@@ -62,9 +62,14 @@ def loss_class(name: str) -> type[nn.Module]:
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
             raise InputError(f"loss: '{name}' is no torch.nn.Module class; expected one")
         return found
+    raise InputError(f"loss: {unknown_loss(name)}")
+
+
+def unknown_loss(name: str) -> str:
+    """What to say of a name that is no registered loss's: the nearest one that is."""
     near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"the losses are {', '.join(LOSSES)}"
-    raise InputError(f"loss: no loss '{name}'; {hint}")
+    return f"no loss '{name}'; {hint}"
 
 
 def accepted_arguments(cls: type[nn.Module]) -> set[str] | None:

@@ -54,6 +54,17 @@ def resolve_spacing(
     return [tuple(row) for row in rows]
 
 
+def scaled_spacing(spacing: Sequence[float], size: Sequence[int], grid: Sequence[int]) -> tuple[float, ...]:
+    """The spacing (mm) of another grid over the same volume: $s\\,n/m$ an axis.
+
+    Args:
+        spacing: $s$, mm, of the grid `size`.
+        size: $n$, voxels an axis.
+        grid: $m$, voxels an axis of the other grid.
+    """
+    return tuple(s * n / m for s, n, m in zip(spacing, size, grid, strict=True))
+
+
 def _as_rows(spacing: Spacing, spatial_dims: int) -> list[list[float]]:
     # A collated batch may come as a list of tensors, one an item.
     parts: Any = [_numbers(part) for part in spacing] if isinstance(spacing, Sequence) else _numbers(spacing)

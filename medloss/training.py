@@ -25,7 +25,7 @@ def create_training_loss(
 
     Args:
         spec: a registered name (its published recipe is applied: `hausdorff_dt` is trained with Dice), a sum
-            such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and arguments.
+            such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and all of its arguments.
         num_classes: C; one channel gets a sigmoid, more a softmax.
         arguments: arguments of the named loss, before those of its recipe.
         sigmoid: whether each channel is its own yes/no, however many there are; None: with one channel.
@@ -33,7 +33,7 @@ def create_training_loss(
         terms: arguments of single losses of a sum by their names; they come before `common`.
 
     Raises:
-        InputError: an unknown loss or argument, or `arguments` for a sum.
+        InputError: an unknown loss or argument; `arguments` for a sum; `sigmoid`, `common` or `terms` for a mapping.
 
     Example:
         >>> import medloss
@@ -42,6 +42,8 @@ def create_training_loss(
     """
     arguments = dict(arguments or {})
     if isinstance(spec, Mapping):
+        if sigmoid is not None or common or terms:
+            raise InputError("loss: a mapping says all of its arguments itself; got sigmoid, common or terms besides")
         return create_loss(spec, **arguments)
     parts, schedule, name = parse_expression(spec), "constant", spec
     if len(parts) > 1 and arguments:

@@ -132,6 +132,23 @@ def test_losses_from_elsewhere_take_part() -> None:
     assert ours.alpha == 0.1
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_weights_are_checked_though_the_pass_is_shared(classes: int) -> None:
+    """One loss prepares for all that share its pass; each has its own classes, and so its own number of weights."""
+    dice = medloss.DiceLoss(softmax=True, include_background=False, weight=[0.5, 2.0, 1.0][:classes])
+    loss = medloss.CombinedLoss([dice, medloss.BinaryCrossEntropyLoss(softmax=True)])
+    label = LABEL.clamp(max=classes - 1)
+    with pytest.raises(medloss.InputError, match=f"weight: got {classes} numbers; expected 1 or {classes - 1}"):
+        loss(LOGITS[:, :classes], label)
+
+
+def test_a_mapping_says_all_of_its_arguments() -> None:
+    mapping = {"_target_": "medloss.DiceLoss", "softmax": True}
+    for more in ({"sigmoid": True}, {"common": {"batch": True}}, {"terms": {"dice": {"batch": True}}}):
+        with pytest.raises(medloss.InputError, match="a mapping says all of its arguments itself"):
+            medloss.create_training_loss(mapping, num_classes=3, **more)
+
+
 def test_recipes_and_arguments() -> None:
     dice = medloss.create_training_loss("dice", num_classes=3, arguments={"smooth_nr": 0.5})
     assert isinstance(dice, medloss.DiceLoss)

@@ -77,6 +77,7 @@ def test_what_cannot_be_a_name_is_refused() -> None:
     with pytest.raises(InputError, match="too many digits"):
         str(TrainerName("0.123456789123*dice+focal"))
     assert "no loss 'focl'; did you mean 'focal'?" in hint("nnUNetTrainerMedloss_dice_plus_0p5_times_focl_3epochs")
+    assert hint("nnUNetTrainerMedloss_0_times_dice").endswith(": expected weights above 0, such as 0p5_times_dice")
 
 
 def checkpoint(path: Path, **changes: Any) -> Path:

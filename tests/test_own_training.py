@@ -98,6 +98,19 @@ def test_the_pages_python_runs(number: int, tmp_path: Path, monkeypatch: pytest.
     assert loss.weights.tolist() != [1.0, 1.0]
 
 
+def test_a_fixed_spacing_can_be_exchanged_for_any_loss() -> None:
+    loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
+    assert isinstance(loss, medloss.CombinedLoss)
+    fixed = medloss.FixedSpacing(loss, spacing=[3.0, 0.8, 1.2])
+    value = fixed(LOGITS, LABEL, spacing=(1.0, 1.0, 1.0))  # as all losses, it takes what it has no use for
+    fixed.start_epoch(1)
+    assert loss.weights.tolist() != [1.0, 1.0]
+    assert value == medloss.FixedSpacing(
+        medloss.create_training_loss("hausdorff_dt", num_classes=3), spacing=[3.0, 0.8, 1.2]
+    )(LOGITS, LABEL)
+    medloss.FixedSpacing(medloss.DiceLoss(softmax=True), spacing=[1.0, 1.0, 1.0]).start_epoch(1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -105,6 +118,7 @@ def test_the_pages_python_runs(number: int, tmp_path: Path, monkeypatch: pytest.
             {"spacing": [1.0, 0.0, 1.0]},
             r"spacing: got \(1.0, 0.0, 1.0\); every spacing must be a positive number of mm",
         ),
+        ({"spacing": 3.0}, r"spacing: got 3.0; expected one number \(mm\) an axis"),
         ({"spacing": [1.0, 1.0], "patch_size": [8, 8, 8]}, r"patch_size: got \[8, 8, 8\]; expected 2 numbers"),
         ({"spacing": [1.0, 1.0], "patch_size": [8, 0]}, r"patch_size: got \[8, 0\]; expected 2 numbers"),
         ({"spacing": [1.0, 1.0]}, r"logits: got 3 spatial axes \(8, 12, 16\); expected 2"),

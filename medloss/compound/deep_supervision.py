@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medloss.create import call_loss
 from medloss.errors import InputError
-from medloss.spacing import Spacing, resolve_spacing
+from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
 
 
 class DeepSupervision(nn.Module):
@@ -72,7 +72,7 @@ class DeepSupervision(nn.Module):
             if weight == 0:
                 continue
             grid = output.shape[2:]
-            scaled = [tuple(s * n / m for s, n, m in zip(row, size, grid, strict=True)) for row in spacings]
+            scaled = [scaled_spacing(row, size, grid) for row in spacings]
             value = call_loss(
                 self.loss,
                 output,

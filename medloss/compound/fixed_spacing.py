@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from medloss.create import call_loss
 from medloss.errors import InputError
-from medloss.spacing import resolve_spacing
+from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
 
 
 class FixedSpacing(nn.Module):
@@ -38,6 +38,8 @@ class FixedSpacing(nn.Module):
 
     def __init__(self, loss: nn.Module, spacing: Sequence[float], patch_size: Sequence[int] | None = None) -> None:
         super().__init__()
+        if not isinstance(spacing, Sequence):
+            raise InputError(f"spacing: got {spacing!r}; expected one number (mm) an axis")
         (self.spacing,) = resolve_spacing(spacing, None, 1, len(spacing))
         if patch_size is not None and (len(patch_size) != len(spacing) or not all(size >= 1 for size in patch_size)):
             raise InputError(
@@ -47,12 +49,24 @@ class FixedSpacing(nn.Module):
         self.patch_size = None if patch_size is None else tuple(patch_size)
 
     def forward(
-        self, logits: Tensor, target: Tensor, *, mask: Tensor | None = None, distance_map: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        mask: Tensor | None = None,
+        spacing: Spacing | None = None,
+        distance_map: Tensor | None = None,
     ) -> Tensor:
-        """The loss; see `SegmentationLoss.forward` for the arguments."""
+        """The loss; see `SegmentationLoss.forward` for the arguments. `spacing` is ignored: the fixed one holds."""
         grid = tuple(logits.shape[2:])
         if len(grid) != len(self.spacing):
             raise InputError(f"logits: got {len(grid)} spatial axes {grid}; expected {len(self.spacing)}, as spacing")
         whole = self.patch_size or grid
-        spacing = [s * n / m for s, n, m in zip(self.spacing, whole, grid, strict=True)]
-        return call_loss(self.loss, logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
+        fixed = scaled_spacing(self.spacing, whole, grid)
+        return call_loss(self.loss, logits, target, mask=mask, spacing=fixed, distance_map=distance_map)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Move the weights of a sum on, where the loss is one; before the epoch's first batch."""
+        start = getattr(self.loss, "start_epoch", None)
+        if start is not None:
+            start(epoch)

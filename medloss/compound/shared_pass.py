@@ -34,6 +34,9 @@ def _shared(losses: Sequence[SumsLoss], logits: Tensor, target: Tensor, **keywor
     with torch.autocast(logits.device.type, enabled=False):
         widest = next((loss for loss in losses if loss.include_background), losses[0])
         inputs = widest.prepare(logits, target, **keywords)
+        for loss in losses:
+            if loss is not widest:  # which the preparation has checked
+                loss.check_channels(logits.shape[1], target.shape[1])
         requested = losses[0].requested()
         for loss in losses[1:]:
             requested = _united(requested, loss.requested())

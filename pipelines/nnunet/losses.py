@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medloss import CombinedLoss, call_loss, create_training_loss
 from medloss.errors import InputError
 from medloss.expression import Term, parse_expression
+from medloss.spacing import scaled_spacing
 
 #: What nnU-Net itself trains with: its Dice, in which an empty class counts as right, plus cross entropy.
 _DEFAULT = ("binary_cross_entropy", "dice")
@@ -66,8 +67,7 @@ class NnunetLoss(nn.Module):
         total: Tensor | float = 0.0
         for weight, logits, target in zip(self.weights, outputs, targets, strict=True):
             if weight:
-                grid = logits.shape[2:]
-                spacing = tuple(s * n / m for s, n, m in zip(self.spacing, finest, grid, strict=True))
+                spacing = scaled_spacing(self.spacing, finest, logits.shape[2:])
                 total = total + weight * (self._at_one_scale(logits, target, spacing) + self.offset)
         assert isinstance(total, Tensor)
         return total
@@ -153,8 +153,10 @@ def scale_weights(scales: int, *, keep_last: bool) -> list[float]:
     return [half / sum(halves) for half in halves]
 
 
-def loss_state(loss: nn.Module) -> dict[str, list[float]]:
-    """What a loss carries from epoch to epoch, as plain numbers; empty for most."""
+def loss_state(loss: NnunetLoss) -> dict[str, list[float]]:
+    """What a balanced sum carries from epoch to epoch, as plain numbers; empty for all others."""
+    if getattr(loss.loss, "schedule", "constant") == "constant":
+        return {}
     return {name: value.double().flatten().tolist() for name, value in loss.state_dict().items()}
 
 

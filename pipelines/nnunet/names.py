@@ -1,9 +1,9 @@
 """Names of trainers: `nnUNetTrainerMedloss_<loss>`, with `_<N>epochs` at the end or without."""
 
-import difflib
 import re
 from dataclasses import dataclass
 
+from medloss.create import unknown_loss
 from medloss.errors import InputError
 from medloss.expression import parse_expression
 from medloss.registry import LOSSES
@@ -69,10 +69,10 @@ def hint(name: str) -> str:
     if found := _EPOCHS.fullmatch(losses):
         losses = found["losses"]
     names = [part.rsplit(_TIMES, 1)[-1] for part in losses.split(_PLUS)]
-    unknown = next((one for one in names if one not in LOSSES), names[0])
-    near = difflib.get_close_matches(unknown, LOSSES, n=1, cutoff=0.4)
-    nearest = f"did you mean '{near[0]}'?" if near else f"the losses are {', '.join(LOSSES)}"
-    return f"medloss: no trainer '{name}': no loss '{unknown}'; {nearest}"
+    unknown = next((one for one in names if one not in LOSSES), None)
+    if unknown is None:
+        return f"medloss: no trainer '{name}': expected weights above 0, such as 0{_POINT}5{_TIMES}{names[0]}"
+    return f"medloss: no trainer '{name}': {unknown_loss(unknown)}"
 
 
 def _number(weight: float) -> str:

@@ -162,7 +162,7 @@ def test_nnunet_trains_and_validates(name: str, folder: Path, trained: dict[str,
     assert checkpoint["trainer_name"] == TRAININGS[name].name
     assert checkpoint["current_epoch"] == 2
     carried = checkpoint["logging"].get("medloss_loss_state")
-    assert (carried is not None) == (name in ("distance", "combination", "regions_and_ignore"))
+    assert (carried is not None) == (name == "distance")
 
 
 def test_the_plans_spacing_belongs_to_the_patches_axes(folder: Path, trained: dict[str, Path]) -> None:
@@ -170,6 +170,7 @@ def test_the_plans_spacing_belongs_to_the_patches_axes(folder: Path, trained: di
     import blosc2
 
     assert plan(folder, TRAININGS["distance"])["spacing"] == [3.0, 1.5, 1.0]
+    assert plan(folder, TRAININGS["2d"])["spacing"] == [1.5, 1.0]
     cases = dataset(folder / "preprocessed", 1) / "nnUNetPlans_3d_fullres"
     assert blosc2.open(str(cases / "phantom_000.b2nd")).shape == (1, 12, 28, 24)
 
