@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from medloss.boundary.balls import Discs, discs
-from medloss.kernels.numba.compilation import EXACT, OPTIONS, compiled
+from medloss.kernels.numba.ball_slopes import STRIP, spread_slopes
+from medloss.kernels.numba.compilation import EXACT, compiled
 from medloss.kernels.numba.rows import (
     add,
     add_four_pairs,
@@ -24,13 +25,14 @@ from medloss.kernels.numba.rows import (
     fill,
     put,
     put_pair,
+    row_sum,
     share_out,
 )
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: Rows that a disc grows over at a time, and planes that a thread draws.
-_STRIP, _PLANES = 16, 8
+#: Planes that a thread draws.
+_PLANES = 8
 #: Points of the largest disc's quarter beyond which Fourier transforms are faster.
 _MANY_POINTS = 1200
 
@@ -76,7 +78,7 @@ def deep_errors(
         share_out(
             shape[2],
             -(-shape[2] // torch.get_num_threads()),
-            lambda b, e: _spread(probability, label, shape, cut, plan.reach, b, e, sizes, by_radius, sides, out),
+            lambda b, e: spread_slopes(probability, label, shape, cut, plan.reach, b, e, sizes, by_radius, sides, out),
         )
     return float(sums.sum())
 
@@ -98,9 +100,9 @@ class _Buffers:
         row = shape[2]
         self.arrays = (
             np.empty((plan.reach[0] + 1) * (shape[1] + 2 * plan.reach[1]) * row, folded),
-            np.empty(_STRIP * row, kind),
-            np.empty(_STRIP * (row + 2 * plan.reach[2]), kind),
-            np.empty(len(plan.sizes) * _STRIP * row, kind),
+            np.empty(STRIP * row, kind),
+            np.empty(STRIP * (row + 2 * plan.reach[2]), kind),
+            np.empty(len(plan.sizes) * STRIP * row, kind),
         )
 
 
@@ -183,14 +185,6 @@ def _pile(shape: Any, far: Any, cut: Any, j: Any, strip: Any, buffers: Any) -> N
             tap += 1
 
 
-@numba.njit(**OPTIONS)
-def _sum(x: Any, o: Any, n: Any) -> Any:
-    total = x.dtype.type(0)
-    for k in range(n):
-        total += x[o + k]
-    return total
-
-
 @numba.njit(**EXACT)
 def _weigh(balls: Any, o: Any, size: Any, weight: Any, n: Any, full: Any, f: Any, empty: Any, e: Any) -> None:
     """Add how full, and how empty, a ball is beyond a half."""
@@ -266,124 +260,9 @@ def _values(
                 label = real(y[base + k])
                 error = p[base + k] - label
                 value[k] = error * error * (full[k] * p[base + k] + empty[k] * label)
-            sums[i] += _sum(value, zero, n)
+            sums[i] += row_sum(value, zero, n)
             if len(out) > 0:
                 for k in range(n):
                     label = real(y[base + k])
                     error = p[base + k] - label
                     out[base + k] = full[k] * error * (two * p[base + k] + error) + empty[k] * two * error * label
-
-
-@numba.njit(**EXACT)
-def _pulls(
-    p: Any,
-    y: Any,
-    base: Any,
-    n: Any,
-    sizes: Any,
-    weights: Any,
-    sides: Any,
-    pulls: Any,
-    width: Any,
-    start: Any,
-    over: Any,
-) -> None:
-    """What each voxel's balls pass on to the voxels in them, a row a radius."""
-    real = p.dtype.type
-    under = n
-    for k in range(n):
-        label = real(y[base + k])
-        error = (p[base + k] - label) ** 2
-        over[k] = error * p[base + k]
-        over[under + k] = error * label
-    for r in range(len(sizes)):
-        factor = weights[r] / real(0.5) / sizes[r]
-        bit, byte, o = np.uint8(1 << (r % 8)), r // 8, at(r * width + start)
-        for k in range(n):
-            up = over[k] if sides[byte, 0, base + k] & bit else real(0)
-            down = over[under + k] if sides[byte, 1, base + k] & bit else real(0)
-            pulls[o + k] = (up - down) * factor
-
-
-@numba.njit(**EXACT)
-def _gather(pulls: Any, centre: Any, width: Any, taps: Any, first: Any, end: Any, grown: Any, o: Any, n: Any) -> None:
-    """Add a disc's taps to a row of what reaches its centre's discs."""
-    for tap in range(first, end):
-        start, height = taps[tap, 0] * width + centre, taps[tap, 1]
-        if height == 0:
-            add(grown, o, pulls, at(start), n)
-        else:
-            add_pair(grown, o, pulls, at(start - height), at(start + height), n)
-
-
-@numba.njit(**EXACT)
-def _fall(grown: Any, start: Any, before: Any, lanes: Any, behind: Any, passed: Any, o: Any) -> None:
-    """A row without what lies beyond its ends, which falls to its first and last voxel."""
-    put(passed, at(o), grown, at(start + before), at(lanes))
-    if before > 0:
-        passed[at(o)] += _sum(grown, at(start), at(before))
-    if behind > 0:
-        passed[at(o + lanes - 1)] += _sum(grown, at(start + before + lanes), at(behind))
-
-
-@compiled
-def _spread(
-    p: Any,
-    y: Any,
-    shape: Any,
-    cut: Any,
-    far: Any,
-    begin: Any,
-    end: Any,
-    sizes: Any,
-    weights: Any,
-    sides: Any,
-    out: Any,
-) -> None:
-    """Add to the slopes in some lanes what the balls pass on: the discs, from the largest to the smallest."""
-    points, ends, taps, tap_ends = cut
-    row, lanes = shape[2], end - begin
-    m = at(lanes)
-    rows, real = shape[1] + 2 * far[1], p.dtype.type
-    # Beyond a border the lanes go on as far as balls reach; in the end they fall to the border's voxel.
-    low, high = begin - (far[2] if begin == 0 else 0), end + (far[2] if end == row else 0)
-    long = at(high - low)
-    nearest = max(begin - far[2], 0)
-    needed = at(min(end + far[2], row) - nearest)
-    width = row + 4 * far[2]
-    block = len(sizes) * width
-    over = np.empty(2 * row, p.dtype)
-    pulls = np.zeros(_STRIP * block, p.dtype)
-    grown, passed = np.empty(_STRIP * (high - low), p.dtype), np.empty(_STRIP * lanes, p.dtype)
-    spread = np.empty((far[0] + 1) * rows * lanes, p.dtype)
-    for i in range(shape[0]):
-        fill(spread, at(0), real(0), at(len(spread)))
-        for j in range(0, shape[1], _STRIP):
-            strip = min(_STRIP, shape[1] - j)
-            for s in range(strip):
-                base = at((i * shape[1] + j + s) * row + nearest)
-                start = s * block + 2 * far[2] + nearest
-                _pulls(p, y, base, needed, sizes, weights, sides, pulls, width, start, over)
-            fill(grown, at(0), real(0), at(len(grown)))
-            for number in range(len(ends) - 1, -1, -1):
-                first_tap = tap_ends[number - 1] if number > 0 else 0
-                for s in range(strip):
-                    centre = s * block + 2 * far[2] + low
-                    _gather(pulls, centre, width, taps, first_tap, tap_ends[number], grown, at(s * (high - low)), long)
-                    _fall(grown, s * (high - low), begin - low, lanes, high - end, passed, s * lanes)
-                first_point = ends[number - 1] if number > 0 else 0
-                for point in range(first_point, ends[number]):
-                    here, across = points[point, 0] * rows + far[1] + j, points[point, 1]
-                    add(spread, at((here - across) * lanes), passed, at(0), at(strip * lanes))
-                    if across > 0:
-                        add(spread, at((here + across) * lanes), passed, at(0), at(strip * lanes))
-        for d in range(far[0] + 1):
-            top, bottom = (d * rows + far[1]) * lanes, (d * rows + far[1] + shape[1] - 1) * lanes
-            for s in range(1, far[1] + 1):
-                add(spread, at(top), spread, at(top - s * lanes), m)
-                add(spread, at(bottom), spread, at(bottom + s * lanes), m)
-            for j in range(shape[1]):
-                source = at((d * rows + far[1] + j) * lanes)
-                add(out, at((max(i - d, 0) * shape[1] + j) * row + begin), spread, source, m)
-                if d > 0:
-                    add(out, at((min(i + d, shape[0] - 1) * shape[1] + j) * row + begin), spread, source, m)

@@ -79,3 +79,12 @@ def add_four_pairs(
     """out += x[a] + ... + x[h]."""
     for k in range(n):
         out[o + k] += ((x[a + k] + x[b + k]) + (x[c + k] + x[d + k])) + ((x[e + k] + x[f + k]) + (x[g + k] + x[h + k]))
+
+
+@numba.njit(**OPTIONS)
+def row_sum(x: Any, o: Any, n: Any) -> Any:
+    """The sum of a row."""
+    total = x.dtype.type(0)
+    for k in range(n):
+        total += x[o + k]
+    return total
