@@ -225,7 +225,7 @@ def test_killed_in_the_middle(
     assert mlflow.pyfunc.load_model(f"models:/killed after {after}/1").predict(np.ones((8, 8), np.float32)).any()
 
 
-@pytest.mark.parametrize("name", ["a/b", "a:b", " ", ""])
+@pytest.mark.parametrize("name", ["a/b", "a:b", "Bob's", ".", "..x", " ", ""])
 def test_names_that_mlflow_would_refuse_hours_later(name: str) -> None:
     with pytest.raises(UserError, match="--register-model: got"):
         checked_model_name(name)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ def page(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterato
     assert charts, told.getvalue()
     work = tmp_path_factory.mktemp("browser")
     store = ("--backend-store-uri", local_uri(folder))
+    command = re.search(r"^MLflow +(.*)$", told.getvalue(), re.MULTILINE)
+    assert command
+    program, *words = shlex.split(command[1])
+    assert Path(program).is_file()
+    assert words == ["ui", *store]
     with (
         open_browser(work, width=1600, height=1000) as browser,
         mlflow_server(work, free_port(), *store, command="ui") as server,

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -103,43 +103,24 @@ def _carry_out(
 ) -> int:
     mirror = Mirror(folder, plan, tracking_uri, lambda line: click.echo(f"warning: {line}", err=True))
     interrupted = False
-    failure: UserError | None = None
-    if any(not state.finished for state in run_states(folder, plan)):
+    left = any(not state.finished for state in run_states(folder, plan))
+    if left:
         _prepare(folder, plan)
         if handover is not None:
-            mirror.sync(run_states(folder, plan))
             _hand_over(folder, plan, handover)
+            mirror.sync(run_states(folder, plan))
             return 0
-        with Display(jobs) as display, mirroring(mirror) as to_mlflow:
-
-            def watch() -> None:
-                states = run_states(folder, plan)
-                display.update(states)
-                to_mlflow(states)
-
-            try:
-                execute(folder, plan, jobs, watch, display.tell)
-            except KeyboardInterrupt:
-                interrupted = True
-            except UserError as error:
-                failure = error
-        if failure is not None:
-            mirror.finish(run_states(folder, plan), Findings())
-            raise failure
+    try:
+        # Table and report come before MLflow is waited for, which may take its time.
+        with mirroring(mirror) as to_mlflow:
+            if left:
+                interrupted = _train(folder, plan, jobs, to_mlflow)
+            to_mlflow(run_states(folder, plan))
+            findings = _conclude(folder, plan, register_model, with_report=not interrupted)
+    except UserError:
+        mirror.finish(run_states(folder, plan), Findings())
+        raise
     states = run_states(folder, plan)
-    table = comparison_table(folder, plan)
-    written = write_table(folder, table)
-    report = [] if interrupted else _report(folder, states)
-    findings = Findings(
-        table=written,
-        metrics={} if (best := best_mean(plan, table)) is None else {f"best/{plan.metric}": best[1]},
-        verdict=report[0] if report else None,
-        report=folder / "report" if report else None,
-        best=best_run(folder, plan, table),
-        register=register_model,
-    )
-    # Before MLflow is asked, which may take its time.
-    _print(folder, plan, states, table, report)
     try:
         _print_mlflow(folder, mirror, mirror.finish(states, findings))
     except KeyboardInterrupt:
@@ -148,6 +129,39 @@ def _carry_out(
         click.echo("interrupted: the same command goes on where it stopped", err=True)
         return 130
     return 1 if any(state.state == "failed" for state in states) else 0
+
+
+def _train(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[RunState]], None]) -> bool:
+    """Train what is left; whether it was interrupted."""
+    with Display(jobs) as display:
+
+        def watch() -> None:
+            states = run_states(folder, plan)
+            display.update(states)
+            to_mlflow(states)
+
+        try:
+            execute(folder, plan, jobs, watch, display.tell)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _conclude(folder: Path, plan: Plan, register_model: str | None, *, with_report: bool) -> Findings:
+    """Write table and report, and print what they say."""
+    states = run_states(folder, plan)
+    table = comparison_table(folder, plan)
+    written = write_table(folder, table)
+    report = _report(folder, states) if with_report else []
+    _print(folder, plan, states, table, report)
+    return Findings(
+        table=written,
+        metrics={} if (best := best_mean(plan, table)) is None else {f"best/{plan.metric}": best[1]},
+        verdict=report[0] if report else None,
+        report=folder / "report" if report else None,
+        best=best_run(folder, plan, table),
+        register=register_model,
+    )
 
 
 def _hand_over(folder: Path, plan: Plan, handover: Handover) -> None:

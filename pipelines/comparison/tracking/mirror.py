@@ -24,6 +24,8 @@ _STATUS = {"running": "RUNNING", "interrupted": "KILLED", "done": "FINISHED", "f
 _NAME = "mlflow.json"
 #: Of a finished run's folder; the checkpoint and the weights stay there.
 _FILES = ("config.json", "result.json", "epochs.csv", "cases.csv")
+#: What failed: the numbers, or the files alone.
+_UNREACHED, _NO_FILES = "cannot be reached", "takes no files"
 #: Seconds until a server that did not answer is asked again.
 _RETRY_S = 20.0
 
@@ -82,10 +84,10 @@ class Mirror:
             return False
         ended = all(state.finished for state in states)
         # Numbers first: a store whose disk for files is full has them all the same.
-        closed = self._try("cannot be reached", lambda: self._close(states, findings if ended else None))
+        closed = self._try(_UNREACHED, lambda: self._close(states, findings if ended else None))
         if not closed or not self._files(states):
             return False
-        return not ended or self._try("takes no files", lambda: self._send_findings(findings))
+        return not ended or self._try(_NO_FILES, lambda: self._send_findings(findings))
 
     def page(self, server: str | None = None) -> str | None:
         """Where a browser finds the charts; None when that is not known.
@@ -101,16 +103,18 @@ class Mirror:
         )
 
     def _numbers(self, states: list[RunState], final: bool) -> bool:
-        return self._try("cannot be reached", lambda: self._send_numbers(states, final))
+        return self._try(_UNREACHED, lambda: self._send_numbers(states, final))
 
     def _files(self, states: list[RunState]) -> bool:
-        return self._try("takes no files", lambda: self._send_files(states))
+        return self._try(_NO_FILES, lambda: self._send_files(states))
 
     def _try(self, what: str, work: Callable[[], None]) -> bool:
         try:
             work()
         except Exception as error:
             self._failed_at = time.monotonic()
+            if what == _UNREACHED:
+                self._client = None  # what somebody removed meanwhile is looked for again
             if what not in self._warned:
                 self._warned.add(what)
                 why = " ".join(without_password(str(error)).split())[:200] or type(error).__name__
@@ -197,20 +201,16 @@ class Mirror:
             return
         if status == "RUNNING":
             self._client.update_run(entry["id"], status=status)
-            entry["files"] = False
         else:
             self._client.set_terminated(entry["id"], status, None if ended is None else int(1000 * ended))
-        entry["status"] = status
+        # Another status, other files: a run that failed may have been tried again since.
+        entry["status"], entry["files"] = status, False
         self._save()
 
     def _close(self, states: list[RunState], findings: Findings | None) -> None:
         """Close the parent: with what was found, or as one that was interrupted."""
         parent = self.state["parent"]
         if findings is None:
-            for state in states:
-                entry = self.state["runs"].get(state.run.id)
-                if not state.finished and entry is not None:
-                    self._set_status(entry, "KILLED")
             self._set_status(parent, "KILLED")
             return
         results = (run_folder(self.folder, run).result for run in self.plan.runs)

@@ -18,7 +18,10 @@ def local_uri(folder: Path) -> str:
 
 def without_password(text: str) -> str:
     """A URI, or a text with some in it, as it may be shown and written down."""
-    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
+    # A database's may hold a slash, and may stand among the options.
+    text = re.sub(r"((?:postgresql|mysql|mssql)[+\w]*://[^/\s:@]*):[^\s@]*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def checked_tracking_uri(named: str | None, folder: Path) -> str | None:
@@ -38,7 +41,7 @@ def checked_tracking_uri(named: str | None, folder: Path) -> str | None:
     known = uri.partition(":")[0].partition("+")[0] in _SCHEMES
     if not known or ("://" not in uri and uri != "databricks"):
         raise UserError(
-            f"{flag}: got '{uri}'; expected a server, as http://localhost:5000, "
+            f"{flag}: got '{without_password(uri)}'; expected a server, as http://localhost:5000, "
             "or a database, as sqlite:////path/mlflow.db"
         )
     return uri
@@ -50,8 +53,10 @@ def checked_model_name(name: str | None) -> str | None:
     Raises:
         UserError: MLflow would refuse it, hours later.
     """
-    if name is not None and (not name.strip() or any(mark in name for mark in "/:")):
-        raise UserError(f"--register-model: got '{name}'; expected a name without / and :")
+    if name is None:
+        return None
+    if not name.strip() or name == "." or name.startswith("..") or any(mark in name for mark in "/:'"):
+        raise UserError(f"--register-model: got '{name}'; expected a name without / : and ', and no dots before it")
     return name
 
 
@@ -60,6 +65,7 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else a model takes along files of the current folder
@@ -74,6 +80,10 @@ def open_client(uri: str) -> Any:
     quiet_mlflow()
     import mlflow
 
+    if not uri.startswith(("http://", "https://")):
+        import mlflow.store.db.utils
+
+        mlflow.store.db.utils.MAX_RETRY_COUNT = 1  # it would sleep for minutes; the mirror asks again by itself
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
