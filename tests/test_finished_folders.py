@@ -433,7 +433,7 @@ CALLS: list[tuple[str, Callable[[Path], Sequence[object]], str]] = [
     (
         "options of predictions alone",
         lambda f: [f, "--labels", f / "labels"],
-        "belong to --predictions; pass them with it",
+        "belong to --predictions; pass that, too",
     ),
     ("two at once", lambda f: [f, *_two(f / "near", f / "far")], "pass one of the three: the FOLDER of a comparison, "),
     ("nothing", lambda f: [], "pass one of the three: the FOLDER of a comparison, "),

@@ -169,6 +169,10 @@ def test_beside_a_folder_of_another_program(tmp_path: Path) -> None:
     found = _finished({"stock": named["stock"], "plain": tmp_path / "plain" / "near"})
     assert set(found.rows["class"]) == {"organ", "core"}
     assert set(found.rows[found.rows["loss"] == "plain"]["fold"]) == {"all"}
+    # Cases of folds that were not asked for do not lack where there are no folds.
+    found = _finished({"stock": named["stock"], "plain": tmp_path / "plain" / "near"}, folds=(0,))
+    assert set(found.rows["case"]) == {"a", "b"}
+    assert not [line for line in found.told if "counted as the worst" in line]
 
 
 def test_a_case_in_two_folds_is_refused(tmp_path: Path) -> None:
@@ -216,8 +220,17 @@ def test_a_fold_that_validates_what_it_trained_with_is_left_out(tmp_path: Path) 
     assert found.rows["case"].nunique() == 4
     for fold in (0, 1):
         shutil.rmtree(named["focal"] / f"fold_{fold}")
-    with pytest.raises(UserError, match="has fold_all alone, which was validated on the cases it was trained with"):
-        _finished(named)
+    alone = named["focal"] / "fold_all"
+    for path in (named["focal"], alone, alone / "validation"):
+        with pytest.raises(UserError, match="has fold_all alone, which was validated on the cases it was trained with"):
+            _finished(named | {"focal": path})
+
+
+def test_a_fold_by_its_path_is_that_fold(tmp_path: Path) -> None:
+    named = {name: path / "fold_0" for name, path in _two(tmp_path).items()}
+    assert set(_finished(named, folds=(0,)).rows["case"]) == {"a", "b"}
+    with pytest.raises(UserError, match="has no fold 1; it has 0: see --folds"):
+        _finished(named, folds=(1,))
 
 
 def test_a_data_sets_folder_is_of_several_trainers(tmp_path: Path) -> None:

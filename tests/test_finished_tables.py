@@ -136,4 +136,7 @@ def test_tables_have_no_references(tmp_path: Path) -> None:
     words = [f"{name}={path}" for name, path in _two(tmp_path).items()]
     code, _, err = call_medloss("report", "--predictions", *words, "--labels", tmp_path, "--out", tmp_path / "out")
     assert code == 2
-    assert err == "error: --labels, --classes and --folds belong to folders of predictions, and tables were named\n"
+    assert err == (
+        "error: --labels, --classes, --folds, --tolerance, --jobs and --cache-dir belong to folders of predictions, "
+        "and tables were named\n"
+    )

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from made_comparison import made_comparison
 from made_pictures import pictured_comparison
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from page_reader import read_page
 from PIL import Image
@@ -21,7 +22,14 @@ from tiny import tiny_manifest
 from pipelines.comparison.plan import run_folder
 from pipelines.comparison.report import DEFAULT_REFERENCE, Collected, from_folder, write_report
 from pipelines.comparison.report.overlays.choice import Choice
-from pipelines.comparison.report.overlays.drawing import PREDICTION, REFERENCE, loss_picture, scale_bar, tints
+from pipelines.comparison.report.overlays.drawing import (
+    PREDICTION,
+    REFERENCE,
+    _draw_panel,
+    loss_picture,
+    scale_bar,
+    tints,
+)
 from pipelines.comparison.report.overlays.every import Overlays, _names, every_overlay
 from pipelines.comparison.report.overlays.reading import read_panels
 from pipelines.comparison.report.predicted import PredictedCase
@@ -54,8 +62,14 @@ def _write(path: Path, array: NDArray[Any], spacing: tuple[float, ...] = SPACING
     return path
 
 
-def _choice(folder: Path, prediction: NDArray[Any] | None, reference: NDArray[Any], image: Any = None) -> Choice:
-    spacing = SPACING[: reference.ndim]
+def _choice(
+    folder: Path,
+    prediction: NDArray[Any] | None,
+    reference: NDArray[Any],
+    image: Any = None,
+    spacing: tuple[float, ...] = SPACING,
+) -> Choice:
+    spacing = spacing[: reference.ndim]
     if prediction is not None:
         _write(folder / "p.nii.gz", prediction, spacing)
     _write(folder / "r.nii.gz", reference, spacing)
@@ -63,6 +77,41 @@ def _choice(folder: Path, prediction: NDArray[Any] | None, reference: NDArray[An
         _write(folder / "i.nii.gz", image, spacing)
     files = folder / "p.nii.gz", folder / "r.nii.gz", None if image is None else folder / "i.nii.gz"
     return Choice("worst", PredictedCase("a", "c", *files), 0.5, {"dice": 0.5, "hd95_mm": None}, 1)
+
+
+#: Spacing -> the plane, mm of its rows and columns, and the letters at the left, right, lower and upper edge.
+PANELS = {
+    (3.0, 1.0, 2.0): ("sagittal", (2.0, 1.0), ("A", "P", "I", "S")),
+    (1.0, 3.0, 2.0): ("coronal", (2.0, 1.0), ("R", "L", "I", "S")),
+    (1.0, 2.0, 3.0): ("axial", (2.0, 1.0), ("R", "L", "P", "A")),
+}
+
+
+@pytest.mark.parametrize("spacing", PANELS)
+def test_a_panel_is_drawn_in_mm(tmp_path: Path, spacing: tuple[float, ...]) -> None:
+    """Each axis has its own length in voxels and in mm: none can be taken for another."""
+    name, (down, across), letters = PANELS[spacing]
+    shape = [{3.0: 4, 2.0: 30, 1.0: 20}[each] for each in spacing]
+    labels = np.zeros(shape, np.uint8)
+    labels[tuple(slice(n // 4, -(n // 4)) for n in shape)] = 1
+    choice = _choice(tmp_path, np.roll(labels, 1, spacing.index(2.0)), labels, spacing=spacing)
+    ((panel,), _) = read_panels([choice], [])
+    assert panel.shown is not None
+    assert panel.shown.plane.name == name
+    axes = Figure().add_subplot()
+    _draw_panel(axes, panel, 40, 1.0)
+    rows, columns = panel.shown.reference.shape
+    width, height = columns * across, rows * down
+    assert width != height and rows != columns
+    assert all(list(image.get_extent()) == [0, width, 0, height] for image in axes.images)
+    assert axes.get_aspect() == 1
+    bar = scale_bar(width)
+    assert np.ptp(axes.lines[0].get_xdata()) == pytest.approx(bar) and not np.ptp(axes.lines[0].get_ydata())
+    at = {text.get_text(): text.get_position() for text in axes.texts}
+    assert set(at) == {f"{bar:g} mm", *letters}
+    left, right, lower, upper = (at[letter] for letter in letters)
+    assert left[0] < 0.1 * width and right[0] > 0.9 * width and left[1] == right[1] == height / 2
+    assert lower[1] < 0.1 * height and upper[1] > 0.9 * height and lower[0] == upper[0] == width / 2
 
 
 def _colours(png: bytes) -> NDArray[np.uint8]:

@@ -67,7 +67,7 @@ def read_finished(
     labels: Path | None,
     classes: str | None,
     folds: str | None,
-    tolerance: float,
+    tolerance: float | None,
     jobs: int | None,
     cache_dir: Path | None,
 ) -> "Finished":
@@ -81,6 +81,7 @@ def read_finished(
     from pipelines.commands.options import whole_numbers
     from pipelines.comparison.finished.classes import read_classes
     from pipelines.comparison.finished.collect import from_predictions
+    from pipelines.evaluation.metrics import NSD_TOLERANCE_MM
     from pipelines.files import write_text
     from pipelines.machine import available_cores
 
@@ -90,9 +91,13 @@ def read_finished(
             f"--predictions: {tables[0]} is a table, and others are folders, measured otherwise; expected all of a kind"
         )
     if tables:
-        if labels is not None or classes is not None or folds is not None:
-            raise UserError("--labels, --classes and --folds belong to folders of predictions, and tables were named")
+        if any(given is not None for given in (labels, classes, folds, tolerance, jobs, cache_dir)):
+            raise UserError(
+                "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir belong to folders of predictions, "
+                "and tables were named"
+            )
         return read_tables(named)
+    tolerance = NSD_TOLERANCE_MM if tolerance is None else tolerance
     if not math.isfinite(tolerance) or tolerance < 0:
         raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
     if jobs is not None and jobs < 1:

@@ -30,7 +30,7 @@ _PATH = click.Path(path_type=Path)
     "--classes", help="The labels' names, as 1=anterior,2=posterior; 1+2=whole; 3=ignore. Default: nnU-Net's."
 )
 @click.option("--folds", help="Only these of nnU-Net's folds, as 0,1,2.")
-@click.option("--tolerance", type=float, default=1.0, show_default=True, help="Of the predictions' NSD, mm.")
+@click.option("--tolerance", type=float, help="Of the predictions' NSD, mm; default: 1.")
 @click.option("--jobs", type=int, help="Processes that measure; default: one a core.")
 @click.option("--cache-dir", type=_PATH, help="Folder of what was measured before; default: cache in that of --out.")
 @click.option("--out", type=_PATH, help="The report's folder; default: FOLDER/report.")
@@ -44,7 +44,7 @@ def report(
     labels: Path | None,
     classes: str | None,
     folds: str | None,
-    tolerance: float,
+    tolerance: float | None,
     jobs: int | None,
     cache_dir: Path | None,
     out: Path | None,
@@ -67,9 +67,9 @@ def report(
         raise UserError(
             "pass one of the three: the FOLDER of a comparison, --cases FILE.csv, or --predictions NAME=DIR NAME=DIR"
         )
-    if not predictions and any(given is not None for given in (labels, classes, folds, jobs, cache_dir)):
+    if not predictions and any(given is not None for given in (labels, classes, folds, tolerance, jobs, cache_dir)):
         raise UserError(
-            "--labels, --classes, --folds, --jobs and --cache-dir belong to --predictions; pass them with it"
+            "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir belong to --predictions; pass that, too"
         )
     out = out or (folder / "report" if folder is not None else None)
     if out is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -61,6 +62,8 @@ def from_predictions(
     methods = read_methods(named, folds)
     references = read_references(labels, methods)
     owned, offences = _matched(methods, references)
+    if folds is not None:
+        owned, references = _of_the_folds(methods, owned, references)
     classes = classes or agreed_classes(methods)
     predicted = set().union(*owned.values())
     needed = [file for case, file in references.files.items() if classes is None or case in predicted]
@@ -105,6 +108,18 @@ def _matched(methods: Sequence[Method], references: References) -> tuple[dict[st
     return owned, offences
 
 
+def _of_the_folds(
+    methods: Sequence[Method], owned: dict[str, dict[str, Path]], references: References
+) -> tuple[dict[str, dict[str, Path]], References]:
+    """Of folders that have no folds the cases of the folds that were asked for, too: others are not lacking."""
+    within = set().union(*(owned[method.name] for method in methods if method.folds))
+
+    def of(files: dict[str, Path]) -> dict[str, Path]:
+        return {case: file for case, file in files.items() if case in within}
+
+    return {name: of(own) for name, own in owned.items()}, replace(references, files=of(references.files))
+
+
 def _sparingly(tell: Callable[[str], None], most: int = 10) -> Callable[[str], None]:
     """Tell each line once, and not very many."""
     told: set[str] = set()
@@ -147,7 +162,7 @@ def _drawn(
     """What pictures of single cases are drawn from; the image's where nnU-Net's raw data are found."""
     images: dict[str, Path] = {}
     for method in methods:
-        if method.nnunet is not None and method.nnunet.validations:
+        if method.nnunet is not None:
             images = found_images(method.nnunet, references.files) | images
     return tuple(
         PredictedCase(

@@ -32,6 +32,14 @@ class HashedFile:
     path: Path
     sha256: str
 
+    @property
+    def size(self) -> int:
+        """Its bytes; 0 of one that is gone."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -57,6 +65,11 @@ class Pair:
         regions = [list(values) for values in self.classes.regions.values()]
         files = [self.prediction.sha256, self.reference.sha256]
         return ["measures", code(), *files, regions, self.classes.ignore, self.tolerance]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the two files."""
+        return self.prediction.size + self.reference.size
 
     def run(self, only_look: bool) -> tuple[list[list[float]] | None, list[Offence]]:
         """The measures; or what keeps the files from being measured."""
@@ -108,6 +121,11 @@ class Values:
     def key(self) -> list[Any]:
         """All that the values depend on."""
         return ["values", code(), self.reference.sha256]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.reference.size
 
     def run(self, only_look: bool) -> tuple[list[int] | None, list[Offence]]:
         """The values, rising; None of a file that cannot be used."""

@@ -75,14 +75,14 @@ def read_results(path: Path, folds: tuple[int, ...] | None = None) -> NnunetResu
         raise UserError(f"{path}: its files end in {ending}; expected NIfTI, {' or '.join(_READABLE)}: convert them")
     if fold is None and not _folds(trained):
         return NnunetResults(trained, _dataset(trained), None, content, {})
-    there = _folds(trained)
-    chosen = [fold] if fold is not None else [name for name in there if name != "all"]
+    there = _folds(trained) if fold is None else [fold]
+    chosen = [name for name in there if name != "all"]
     if not chosen:
         raise UserError(
             f"{path}: has fold_all alone, which was validated on the cases it was trained with; expected fold_0, "
             "fold_1, ..., or predictions of other cases with --labels"
         )
-    if folds is not None and fold is None:
+    if folds is not None:
         lacking = [str(number) for number in folds if str(number) not in there]
         if lacking:
             raise UserError(f"{path}: has no fold {', '.join(lacking)}; it has {', '.join(there)}: see --folds")

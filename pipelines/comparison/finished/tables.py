@@ -33,9 +33,7 @@ def from_tables(named: dict[str, Path]) -> Finished:
         notes += told
     mist = [name for name, path in named.items() if is_mist(path)]
     if mist and len(mist) < len(named):
-        raise UserError(
-            f"--predictions: {mist[0]} is MIST's table, and others are not, which count empty classes otherwise"
-        )
+        raise UserError(f"{mist[0]} is MIST's table, and others are not, which count empty classes otherwise")
     if mist:
         notes.append(
             "The measures are MIST's own: where reference and prediction are both empty its Dice is 1, its distance 0."
@@ -44,7 +42,7 @@ def from_tables(named: dict[str, Path]) -> Finished:
         _check_shared(key, dict(zip(named, frames, strict=True)))
     shared = [metric for metric in METRICS if all(metric in frame.columns for frame in frames)]
     if not shared:
-        raise UserError(f"--predictions: the tables have no measure in common; expected one of {', '.join(METRICS)}")
+        raise UserError(f"the tables have no measure in common; expected one of {', '.join(METRICS)}")
     keys = [key for key in ("case", "class", "loss", "patient", "fold", "seed")
             if any(key in frame.columns for frame in frames)]  # fmt: skip
     for name, frame in zip(named, frames, strict=True):
@@ -66,7 +64,7 @@ def _check_shared(key: str, frames: dict[str, pd.DataFrame]) -> None:
         differ = own ^ others if key == "class" else set() if own & others else own | others
         if differ:
             what = "other classes" if key == "class" else "no case in common"
-            raise UserError(f"--predictions: the tables {one} and {other} have {what}: {', '.join(sorted(differ)[:6])}")
+            raise UserError(f"the tables {one} and {other} have {what}: {', '.join(sorted(differ)[:6])}")
 
 
 def _read(name: str, path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -17,8 +17,8 @@ from pipelines.comparison.finished.cache import ResultCache
 from pipelines.dataset.case_reader import Offence
 from pipelines.errors import UserError
 
-#: So few tasks are done before other processes would have started.
-_FEW = 8
+#: So few tasks, of so few bytes, are done before other processes would have started.
+_FEW, _SMALL = 8, 8 * 2**20
 
 
 class Task(Protocol):
@@ -27,6 +27,10 @@ class Task(Protocol):
     @property
     def key(self) -> list[Any]:
         """All that the result depends on."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
 
     def run(self, only_look: bool) -> tuple[Any, list[Offence]]:
         """The result, or what is wrong with the files; where `only_look`, no more than the latter is wanted."""
@@ -84,7 +88,7 @@ def work(
             tell(trouble)
         progress(1)
 
-    if jobs == 1 or len(left) <= _FEW:
+    if jobs == 1 or (len(left) <= _FEW and sum(tasks[number].size for number in left) < _SMALL):
         for number in left:
             end(number, _one(tasks[number], cache, spoiled or bool(offences)))
     else:
