@@ -76,10 +76,11 @@ def measure(arguments: list[str], jobs: int, folder: Path) -> Row:
     Raises:
         RuntimeError: one of them fails, or they did not train the same.
     """
-    out, threads = folder / "comparison", max(1, available_cores() // jobs)
+    out = folder / "comparison"
     command = [sys.executable, "-m", "pipelines.cli", "compare", *arguments, "--out", str(out), "--jobs", str(jobs)]
     compare, compare_cpu = _timed(command, os.environ | {"MLFLOW_TRACKING_URI": ""})
     plan = require_plan(out)
+    threads = max(1, available_cores() // min(jobs, len(plan.runs)))
     alone = folder / "alone"
     configs = [
         run.config.model_copy(update={"threads": threads, "cache_dir": str(alone / "cache")}) for run in plan.runs

@@ -23,9 +23,15 @@ def machine() -> str:
     return boot.read_text().strip() if boot.is_file() else socket.gethostname()
 
 
+@cache
+def host() -> str:
+    """This machine's name when it was first asked for: by another one a holder would take itself for another."""
+    return socket.gethostname()
+
+
 def own_name() -> str:
     """What this process writes into a lock that it holds: its number, the machine, and the machine's name."""
-    return f"{os.getpid()}\n{machine()}\n{socket.gethostname()}\n"
+    return f"{os.getpid()}\n{machine()}\n{host()}\n"
 
 
 def words(path: Path) -> list[str]:

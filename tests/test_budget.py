@@ -1,6 +1,5 @@
 """Budgets: what gives way for time, in which order, and that a plan once made is kept."""
 
-import math
 import re
 import time
 from pathlib import Path
@@ -216,4 +215,4 @@ def test_no_budget(tmp_path: Path, minutes: str, monkeypatch: pytest.MonkeyPatch
     tiny_manifest(tmp_path, dims=2)
     code, _, told = call_medloss("compare", "tiny_2d.yaml", "--losses", "dice", "--out", "out", "--budget", minutes)
     assert (code, told) == (2, f"error: --budget: got {float(minutes):g}; expected minutes, above 0\n")
-    assert not math.isfinite(float(minutes)) or not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()

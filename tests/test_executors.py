@@ -223,7 +223,10 @@ def test_a_run_whose_jobs_end_in_vain_is_failed(tmp_path: Path) -> None:
     last = Task(str(out), 0, MOST_IN_VAIN - 1)
     last.epochs_before = 1
     assert last.checkpoint() is None
-    assert (own.result or {})["error"] == ("SLURM ended 3 jobs in a row before an epoch was over; raise --slurm-time")
+    assert (own.result or {})["error"] == (
+        "SLURM ended 3 jobs in a row before an epoch was over, by time or for others: "
+        "raise --slurm-time, or name another partition"
+    )
     assert Task(str(out), 0).checkpoint() is None  # finished
 
 

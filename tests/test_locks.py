@@ -130,12 +130,20 @@ def test_a_lost_machine_holds_nothing_for_ever(tmp_path: Path) -> None:
     told: list[str] = []
     with held_lock(path, wait=told.append) as mine:
         assert mine
-        assert 1.5 < time.monotonic() - start < 10
+        assert time.monotonic() - start > 1.5
         assert told == [f"{path}: node7 had it and may be at work: waiting for a sign of life, two minutes at most"]
         assert holder(path) == os.getpid()
         assert is_held(path)
     assert not is_held(path)
     assert holder_host(path) is None
+
+
+def test_a_machine_that_is_renamed_keeps_its_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    with held_lock(path) as mine:
+        assert mine
+        monkeypatch.setattr("socket.gethostname", lambda: "renamed")
+        assert not locks._lost(path)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -165,10 +173,8 @@ def test_another_machine_that_lives_is_left_alone(tmp_path: Path) -> None:
         thread = threading.Thread(target=beat)
         thread.start()
         for one in (path, unseen):
-            start = time.monotonic()
             with held_lock(one, wait=print) as mine:
                 assert not mine
-            assert time.monotonic() - start < 2
         beats.set()
         thread.join()
         assert other.poll() is None

@@ -105,6 +105,9 @@ def test_an_array_is_submitted_once_and_reported_later(environment: dict[str, st
     assert not (out / "table.csv").exists()
     (tmp_path / "gate").touch()
     _wait(lambda: own["odd.Gated"].result is not None, 120)
+    code, shown, told = call_medloss("report", out)
+    assert code == 0, told
+    assert (out / "report" / "report.html").is_file()
     code, shown, told = call_medloss(*command)
     assert code == 0, told
     assert re.search(r"^dice +0\.\d{4} .* 1/1$", shown, re.MULTILINE)

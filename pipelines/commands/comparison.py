@@ -55,6 +55,7 @@ def compare(
     from pipelines.comparison.planning.dry_run import dry_run
     from pipelines.comparison.planning.plans import Request, plan_comparison
     from pipelines.comparison.planning.told import planned_told
+    from pipelines.comparison.tracking import checked_model_name, checked_tracking_uri
     from pipelines.dataset.manifest import load_manifest
     from pipelines.machine import available_cores
 
@@ -72,7 +73,13 @@ def compare(
     loaded = load_manifest(configs[0].manifest)
     for fold in chosen:
         loaded.split(fold)
-    jobs = jobs or _default_jobs()
+    # Before anything is measured, which takes minutes.
+    if handover is not None:
+        handover.check()
+    checked_tracking_uri(tracking_uri, out)
+    checked_model_name(register_model)
+    # Of runs that are handed over it is the array's width, which says nothing of this machine.
+    jobs = _default_jobs() if handover is not None else jobs or _default_jobs()
     request = Request(
         configs, chosen, list(whole_numbers(seeds, "--seeds")), loaded, about, epochs=options.get("epochs"),
         budget=budget, halving=halving, jobs=jobs, cores=available_cores(), began=began,

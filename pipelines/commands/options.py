@@ -109,6 +109,8 @@ def run_config(*, recipe: str, **options: Any) -> Any:
     given = recipe_settings(recipe) | given
     if "data_root" in given:
         given["data_root"] = str(Path(given["data_root"]).resolve())
+    if "cache_dir" in given:
+        given["cache_dir"] = str(Path(given["cache_dir"]).resolve())
     if Path(given["manifest"]).is_file():
         given["manifest"] = str(Path(given["manifest"]).resolve())
     config = checked_config(given)

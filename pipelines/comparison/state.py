@@ -44,11 +44,11 @@ def _state(folder: Path, run: PlannedRun) -> RunState:
     own = run_folder(folder, run)
     epochs = run.config.epochs
     result = own.result
+    if result is not None and result["state"] == "done":
+        return RunState(run, "done", epochs, epochs, dice=result["metrics"]["dice"])
     progress = own.progress or {}
     epoch = int(progress.get("epoch", 0))
     if result is not None:
-        if result["state"] == "done":
-            return RunState(run, "done", epochs, epochs, dice=result["metrics"]["dice"])
         return RunState(run, "failed", epoch, epochs, error=result["error"])
     if is_held(own.path / "lock"):
         return RunState(run, "running", epoch, epochs, progress.get("seconds_left"), progress.get("val_dice"))

@@ -105,7 +105,9 @@ def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[s
         if not mine or own.result is not None:
             return
         write_json(own.path / "attempts.json", {"attempts": attempts(folder, run) + 1})
-        config = run.config.model_copy(update={"threads": threads, "cache_dir": str(folder / "cache")})
+        config = run.config.model_copy(
+            update={"threads": threads, "cache_dir": run.config.cache_dir or str(folder / "cache")}
+        )
         try:
             with sampled(own.path):
                 train_run(config, own.path, resume=True, attach=attach)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines import lock_file
 from pipelines.comparison.plan import Plan, run_folder
 from pipelines.errors import UserError
 from pipelines.locks import holder, holder_host, is_held
@@ -35,7 +35,7 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
     # Imports torch, which a job of SLURM needs only in its worker.
     from pipelines.machine import available_cores
 
-    threads = max(1, available_cores() // jobs)
+    threads = max(1, available_cores() // min(jobs, len(plan.runs)))
     workers: dict[int, subprocess.Popen[bytes]] = {}
     deaths: Counter[str] = Counter()
     left = plan.runs
@@ -43,8 +43,8 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
         while True:
             left = [run for run in left if run_folder(folder, run).result is None]
             # Who leaves without an error found every run taken: only one that somebody else drops is to be had again.
-            wanted = min(jobs, sum(not is_held(run_folder(folder, run).path / "lock") for run in left))
             if not workers:
+                wanted = min(jobs, sum(not is_held(run_folder(folder, run).path / "lock") for run in left))
                 workers = {number: start_worker(_log(folder, number), folder, threads) for number in range(wanted)}
             watch()
             if not left and not workers:
@@ -111,7 +111,7 @@ def _bury(
         return
     for run in left:
         lock = run_folder(folder, run).path / "lock"
-        if holder(lock) == worker.pid and holder_host(lock) in (None, socket.gethostname()):
+        if holder(lock) == worker.pid and holder_host(lock) in (None, lock_file.host()):
             had = run
     # Deaths between runs count together only while nothing else is finished.
     key = f"with {len(left)} left" if had is None else had.id

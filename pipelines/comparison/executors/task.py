@@ -83,7 +83,10 @@ class Task:
             return None
         in_vain = self.in_vain + 1 if len(own.epochs) == self.epochs_before else 0
         if in_vain >= MOST_IN_VAIN:
-            error = f"SLURM ended {in_vain} jobs in a row before an epoch was over; raise --slurm-time"
+            error = (
+                f"SLURM ended {in_vain} jobs in a row before an epoch was over, by time or for others: "
+                "raise --slurm-time, or name another partition"
+            )
             own.write_result({"state": "failed", "error": error})
             return None
         return DelayedSubmission(Task(self.folder, self.index, in_vain))

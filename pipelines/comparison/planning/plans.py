@@ -150,9 +150,9 @@ def _forecast(
 ) -> Forecast:
     named = request.configs[0].cache_dir
     cache = folder / "cache" if named is None else Path(named)
-    threads = max(1, request.cores // request.jobs)
     runs = len(request.configs) * len(request.folds) * len(request.seeds)
-    found = measure(request.configs, request.folds, min(request.jobs, runs), threads, cache, tell)
+    jobs = min(request.jobs, runs)
+    found = measure(request.configs, request.folds, jobs, max(1, request.cores // jobs), cache, tell)
     return Forecast(found, request.manifest)
 
 

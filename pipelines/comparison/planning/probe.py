@@ -164,8 +164,9 @@ def _give_back_memory() -> None:
 
 
 def megabytes(folder: Path) -> float:
-    """Size of the files that lie in a folder, MB."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 2**20
+    """Size of the files that lie in a folder, MB; those that are borrowed, by a link, lie elsewhere."""
+    own = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in own) / 2**20
 
 
 def job_file(folder: Path, number: int) -> Path:
