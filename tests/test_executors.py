@@ -21,6 +21,7 @@ from pipelines.comparison.executors.none import CommandLines
 from pipelines.comparison.executors.slurm import Slurm
 from pipelines.comparison.executors.task import MOST_IN_VAIN, Task
 from pipelines.comparison.plan import Plan, adopt_plan, make_plan, run_folder
+from pipelines.comparison.worker import work
 from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.files import read_json
@@ -36,6 +37,15 @@ def _plan(folder: Path, *losses: str, epochs: int = 3, **settings: Any) -> Plan:
     ]
     content = load_manifest(manifest)
     return adopt_plan(folder / "out put", make_plan(configs, [0], [0], content.name, content.sha256))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_worker_reads_prepared_cases_where_they_are_kept(tmp_path: Path, named: bool) -> None:
+    place = tmp_path / "kept" if named else tmp_path / "out put" / "cache"
+    _plan(tmp_path, "dice", epochs=1, data_root=str(tmp_path), cache_dir=str(place) if named else None)
+    work(tmp_path / "out put", threads=1)
+    assert list(place.iterdir())
+    assert (tmp_path / "out put" / "cache").exists() == (not named)
 
 
 def _options(**given: Any) -> dict[str, Any]:
