@@ -29,6 +29,7 @@ from benchmarks.machine import machine
 from pipelines.comparison.plan import Plan, require_plan, run_folder
 from pipelines.files import read_json, write_json, write_text
 from pipelines.machine import available_cores
+from pipelines.threads import thread_environment
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
 
@@ -86,9 +87,8 @@ def measure(arguments: list[str], jobs: int, folder: Path) -> Row:
         run.config.model_copy(update={"threads": threads, "cache_dir": str(alone / "cache")}) for run in plan.runs
     ]
     write_json(alone / "configs.json", [config.model_dump(mode="json") for config in configs])
-    one = str(threads)
-    environment = {"OMP_NUM_THREADS": one, "MKL_NUM_THREADS": one, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": one}
-    _timed([sys.executable, "-m", "benchmarks.comparison_overhead", "--alone", str(alone)], os.environ | environment)
+    command = [sys.executable, "-m", "benchmarks.comparison_overhead", "--alone", str(alone)]
+    _timed(command, os.environ | thread_environment(threads))
     _refuse_other_work(plan, out, alone)
     seconds = read_json(alone / "seconds.json")
     return Row(jobs, threads, len(plan.runs), seconds["clock"], seconds["cpu"], compare, compare_cpu)

@@ -125,7 +125,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as context, pytest.raises(UserError) as refusal:
         context.setitem(sys.modules, "submitit", None)
         Slurm().check()
-    assert str(refusal.value) == "--executor slurm: no submitit here; pip install 'medloss[slurm]'"
+    assert str(refusal.value) == "--executor slurm: no submitit here; pip install submitit"
     plan = _plan(tmp_path, "dice")
     (tmp_path / "out put" / "slurm.json").write_text('{"submissions": [{"job": "1", "runs": ["dice-fold0-seed0"], '
                                                      '"array": false}]}')  # fmt: skip

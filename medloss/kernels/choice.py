@@ -101,8 +101,7 @@ def _checked(name: str, argument: str) -> str:
     if name != "auto" and name not in NAMES:
         raise InputError(f"{argument}: got '{name}'; expected one of auto, {', '.join(NAMES)}")
     if name != "auto" and not _installed(name):
-        hint = "pip install 'medloss[fast]'" if name == "numba" else f"pip install {name}"
-        raise InputError(f"{argument}: '{name}' is not installed: {hint}")
+        raise InputError(f"{argument}: '{name}' is not installed: pip install {name}")
     return name
 
 

@@ -11,6 +11,7 @@ import click
 from pipelines.commands.executor_options import chosen_executor, executor_options
 from pipelines.commands.options import run_config, training_options, whole_numbers
 from pipelines.commands.planning_options import named_before, planning_options
+from pipelines.commands.trainer_options import chosen_trainer, trainer_options
 from pipelines.errors import UserError
 
 
@@ -25,6 +26,7 @@ from pipelines.errors import UserError
 @click.option("--register-model", metavar="NAME", help="Register the best loss's best network in MLflow.")
 @click.option("--retry-failed", is_flag=True, help="Train failed runs again.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Read the whole data set first.")
+@trainer_options
 @executor_options
 @planning_options
 @training_options
@@ -67,6 +69,8 @@ def compare(
     for flag, given in (("--halving", halving), ("--budget", budget is not None)):
         if given and handover is not None:
             raise UserError(f"{flag}: goes with --executor local, whose machine it measures and trains on")
+    measured = {"--dry-run": is_dry, "--budget": budget is not None, "--register-model": register_model is not None}
+    options = chosen_trainer(manifest, options, measured)
     names, about = named_before(names, reference, metric, margin)
     chosen = list(whole_numbers(folds, "--folds"))
     configs = [run_config(manifest=manifest, loss=name, fold=chosen[0], **options) for name in names]

@@ -27,4 +27,4 @@ def losses(name: str | None) -> None:
     Console(width=None if console.is_terminal else 200).print(table)
     click.echo(f"\nKernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
     if "numba" not in kernels.available():
-        click.echo("pip install 'medloss[fast]' adds numba's, the fastest on a CPU.")
+        click.echo("pip install numba adds compiled ones, the fastest on a CPU.")

@@ -23,7 +23,7 @@ def path() -> None:
 
     click.echo(trainer_folder())
     if importlib.util.find_spec("nnunetv2") is None:
-        click.echo("nnU-Net is not installed beside it: pip install 'medloss[nnunet]'", err=True)
+        click.echo("nnU-Net is not installed beside it: pip install nnunetv2", err=True)
 
 
 @nnunet.command()

@@ -82,6 +82,9 @@ def rates(text: str, flag: str) -> dict[str, float]:
         raise UserError(f"{flag}: got '{text}'; expected losses with rates, as focal=1e-2,tversky=1e-3") from None
 
 
+#: nnU-Net's own.
+_NNUNET_EPOCHS = 1000
+
 _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "patch_size": ("--patch", whole_numbers),
     "flip_axes": ("--flip-axes", whole_numbers),
@@ -92,6 +95,8 @@ _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 
 def run_config(*, recipe: str, **options: Any) -> Any:
     """A `RunConfig` of a recipe and of the options that were given, which come before the recipe's settings.
+
+    What `nnunet` says is nnU-Net's, which goes by no recipe.
 
     Raises:
         UserError: an option out of its range, an unknown recipe, loss, manifest or fold.
@@ -106,7 +111,7 @@ def run_config(*, recipe: str, **options: Any) -> Any:
     for name, (flag, read) in _READERS.items():
         if name in given:
             given[name] = read(given[name], flag)
-    given = recipe_settings(recipe) | given
+    given = ({"epochs": _NNUNET_EPOCHS} if "nnunet" in given else recipe_settings(recipe)) | given
     if "data_root" in given:
         given["data_root"] = str(Path(given["data_root"]).resolve())
     if "cache_dir" in given:

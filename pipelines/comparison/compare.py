@@ -13,7 +13,7 @@ from pipelines.comparison.best import best_mean, best_run
 from pipelines.comparison.display import Display
 from pipelines.comparison.executors import Handover
 from pipelines.comparison.executors.local import execute
-from pipelines.comparison.plan import Plan, adopt_plan, read_plan, refuse_foreign, run_folder
+from pipelines.comparison.plan import Plan, adopt_plan, cache_folder, read_plan, refuse_foreign, run_folder
 from pipelines.comparison.planning.screening import screen, train_rung
 from pipelines.comparison.planning.told import halving_notes
 from pipelines.comparison.state import RunState, run_states
@@ -29,6 +29,7 @@ from pipelines.comparison.tracking import (
 from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.errors import UserError
 from pipelines.locks import held_lock
+from pipelines.machine import available_cores
 from pipelines.training.parts import prepared_data
 from pipelines.training.run_config import RunConfig
 
@@ -185,6 +186,13 @@ def _hand_over(folder: Path, plan: Plan, handover: Handover) -> None:
 
 def _prepare(folder: Path, plan: Plan) -> None:
     """Read and prepare every case once, for all workers; so bad files are found before anything is trained, too."""
+    first = plan.runs[0].config
+    if first.nnunet is not None:
+        from pipelines.nnunet.prepared import prepare
+
+        log = folder / "logs" / "nnunet-prepare.log"
+        prepare(first, cache_folder(folder, first), available_cores(), log, lambda line: click.echo(line, err=True))
+        return
     for config in {run.config.fold: run.config for run in plan.runs}.values():
         # Nothing is kept in memory: this process does not train.
         prepared_data(config.model_copy(update={"memory_mb": 1e-6}), folder / "cache")

@@ -218,6 +218,11 @@ def run_folder(folder: Path, run: PlannedRun) -> RunFolder:
     return RunFolder(folder / "runs" / run.id)
 
 
+def cache_folder(folder: Path, config: RunConfig) -> Path:
+    """Where the prepared cases of a comparison's run are kept."""
+    return folder / "cache" if config.cache_dir is None else Path(config.cache_dir)
+
+
 def _difference(old: Plan, new: Plan) -> str:
     if old.manifest_name != new.manifest_name:
         return f"its data set is '{old.manifest_name}', and '{new.manifest_name}' was asked for"

@@ -6,15 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.comparison.plan import PlannedRun, require_plan, run_folder
+from pipelines.comparison.plan import PlannedRun, cache_folder, require_plan, run_folder
 from pipelines.comparison.system import sampled
 from pipelines.errors import TrainingError, UserError
 from pipelines.files import read_json, write_json
 from pipelines.locks import end_if_lost, held_lock
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
 from pipelines.trust import refuse_foreign_losses
 
 #: Signals that end a worker, not its run: it goes on at its last checkpoint.
@@ -75,6 +77,11 @@ def exit_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -90,6 +97,27 @@ def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[s
     own = run_folder(folder, run)
     if own.result is not None:
         return
+    with held_lock(own.path / "lock", wait=wait) as mine:
+        if not mine or own.result is not None:
+            return
+        write_json(own.path / "attempts.json", {"attempts": attempts(folder, run) + 1})
+        config = run.config.model_copy(update={"threads": threads, "cache_dir": str(cache_folder(folder, run.config))})
+        try:
+            with sampled(own.path):
+                _train_by_engines(config, own) if config.nnunet is None else _train_by_nnunet(config, own)
+        except TrainingError:
+            return  # the folder says so
+        except Exception as error:
+            if _ending:
+                raise SystemExit(128 + _ending[0]) from None  # the signal reached the loader's processes, too
+            # Whatever one run meets, the others go on; the traceback goes to the worker's log.
+            import traceback
+
+            traceback.print_exc()
+            own.write_result({"state": "failed", "error": one_line(error)})
+
+
+def _train_by_engines(config: RunConfig, own: RunFolder) -> None:
     from ignite.engine import Events
 
     from pipelines.training.run import train_run
@@ -101,26 +129,13 @@ def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[s
         trainer.add_event_handler(Events.EPOCH_COMPLETED, end_if_lost, lock)
         evaluator.add_event_handler(Events.COMPLETED, end_if_lost, lock)
 
-    with held_lock(lock, wait=wait) as mine:
-        if not mine or own.result is not None:
-            return
-        write_json(own.path / "attempts.json", {"attempts": attempts(folder, run) + 1})
-        config = run.config.model_copy(
-            update={"threads": threads, "cache_dir": run.config.cache_dir or str(folder / "cache")}
-        )
-        try:
-            with sampled(own.path):
-                train_run(config, own.path, resume=True, attach=attach)
-        except TrainingError:
-            return  # the folder says so
-        except Exception as error:
-            if _ending:
-                raise SystemExit(128 + _ending[0]) from None  # the signal reached the loader's processes, too
-            # Whatever one run meets, the others go on; the traceback goes to the worker's log.
-            import traceback
+    train_run(config, own.path, resume=True, attach=attach)
 
-            traceback.print_exc()
-            own.write_result({"state": "failed", "error": one_line(error)})
+
+def _train_by_nnunet(config: RunConfig, own: RunFolder) -> None:
+    from pipelines.nnunet.run import train_nnunet_run
+
+    train_nnunet_run(config, own.path, Path(str(config.cache_dir)), lambda: end_if_lost(own.path / "lock"))
 
 
 def one_line(error: Exception) -> str:

@@ -10,9 +10,9 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
+from pipelines.nnunet.folders import STOCK
 from pipelines.nnunet.names import PREFIX
 
-STOCK = "nnUNetTrainer"
 #: The item of nnU-Net's log, and so of its checkpoints, that holds what a loss carries from epoch to epoch.
 LOSS_STATE = "medloss_loss_state"
 #: What the exported file is called, beside the checkpoint.

@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
+#: nnU-Net's own trainer, of Dice + cross entropy; folders of results are called by their trainer.
+STOCK = "nnUNetTrainer"
+
 
 def trainer_folder() -> Path:
     """The folder for `nnUNet_extTrainer`; it holds one module."""

@@ -59,6 +59,15 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
     return folder
 
 
+def refuse_unfit(manifest: Manifest) -> None:
+    """Refuse what can be seen to be none of nnU-Net's, before any file is read.
+
+    Raises:
+        UserError: labels that are not 0, 1, 2 and so on, or files of different endings.
+    """
+    _dataset_json(manifest, _ending(manifest))
+
+
 def splits_of(manifest: Manifest) -> list[dict[str, list[str]]]:
     """The manifest's folds as nnU-Net's `splits_final.json` has them."""
     splits = []

@@ -212,8 +212,9 @@ class Run:
         differing = sorted(
             name
             for name, value in self.config.model_dump(mode="json").items()
-            # Of the precision, what it comes to counts.
-            if state["config"].get(name) != value and name not in INCIDENTAL | {"precision"}
+            # Of the precision, what it comes to counts; an earlier version's lacks what came since.
+            if state["config"].get(name, RunConfig.model_fields[name].default) != value
+            and name not in INCIDENTAL | {"precision"}
         )
         if differing:
             raise UserError(f"{where}: its checkpoint was made with another {', '.join(differing)}")

@@ -11,6 +11,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Axes = tuple[Positive, ...]
 
+#: Settings that mean nothing to nnU-Net, which plans such things itself.
+NNUNET_PLANS = {
+    "loss_arguments", "network", "levels", "strides", "kernels", "base_channels", "deep_supervision", "optimizer",
+    "learning_rate", "learning_rates", "schedule", "warmup", "weight_decay", "ema", "clip", "accumulate", "batch_size",
+    "patch_size", "memory_gb", "spacing", "intensity", "intensity_clip", "foreground", "flip_axes", "augmentation",
+    "precision", "compile", "workers", "memory_mb", "val_interval",
+}  # fmt: skip
+#: Those of them that its plans have as well, and that a run's folder tells.
+_NNUNET_TOLD = {"batch_size", "patch_size", "spacing"}
+
 #: What may change while a run goes on, or between runs that are compared: it decides nothing of the result.
 INCIDENTAL = {"threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions"}
 
@@ -70,6 +80,22 @@ class Augmentation(BaseModel):
     low_resolution_share: Share = 0.0
 
 
+class NnunetSettings(BaseModel):
+    """How nnU-Net trains, where it is what trains a run; all else it plans itself.
+
+    Attributes:
+        configuration: of its plans.
+        planner: the class that makes the plans; None: nnU-Net's own default.
+        iterations: steps an epoch; nnU-Net takes 250. A fifth as many look how far it is, as nnU-Net's 50 do.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    configuration: Literal["2d", "3d_fullres", "3d_lowres"] = "3d_fullres"
+    planner: str | None = None
+    iterations: Positive = 250
+
+
 class RunConfig(BaseModel):
     """One training: a loss, a network, a fold, a seed, and how it is trained.
 
@@ -120,6 +146,7 @@ class RunConfig(BaseModel):
         cache_dir: where prepared cases are kept; None: in memory alone.
         keep_predictions: whether the validation cases' label maps are kept after the last epoch.
         device: `cpu`, `cuda`, or `auto`.
+        nnunet: nnU-Net trains this run, so; what `NNUNET_PLANS` names is its own matter then. None: our engines do.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -164,6 +191,14 @@ class RunConfig(BaseModel):
     cache_dir: str | None = None
     keep_predictions: bool = True
     device: str = "auto"
+    nnunet: NnunetSettings | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the training, for tables: without what is not set, or not up to it."""
+        own = self.model_dump(mode="json", exclude={"threads", "cache_dir"}, exclude_none=True)
+        if self.nnunet is None:
+            return own
+        return {name: value for name, value in own.items() if name not in NNUNET_PLANS or name in _NNUNET_TOLD}
 
 
 def checked_config(settings: dict[str, Any]) -> RunConfig:

@@ -10,8 +10,10 @@ from pipelines.evaluation.metrics import METRICS
 from pipelines.files import read_json, write_json, write_text
 from pipelines.training.run_config import RunConfig
 
+#: `pseudo_dice` is nnU-Net's, of the epochs that it trains: over patches of the validation cases.
 EPOCH_COLUMNS = (
-    "epoch", "train_loss", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share", "val_s", "peak_mb", "time",
+    "epoch", "train_loss", "pseudo_dice", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share", "val_s",
+    "peak_mb", "time",
 )  # fmt: skip
 CASE_COLUMNS = ("case", "patient", "class", *METRICS)
 #: What a run that has no checkpoint yet may have left in its folder.

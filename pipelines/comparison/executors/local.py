@@ -13,6 +13,7 @@ from pipelines import lock_file
 from pipelines.comparison.plan import Plan, run_folder
 from pipelines.errors import UserError
 from pipelines.locks import holder, holder_host, is_held
+from pipelines.threads import thread_environment
 
 #: A run whose process died so often is failed: it would only die again.
 MOST_DEATHS = 2
@@ -83,11 +84,7 @@ def start_worker(log_file: Path, folder: Path, threads: int, index: int | None =
     command += [] if index is None else ["--index", str(index)]
     # The losses are those that the user named to this process.
     command += ["--threads", str(threads), "--parent", str(os.getpid()), "--trust"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
-    }
+    environment = os.environ | thread_environment(threads)
     with log_file.open("ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pipelines.comparison.executors.queue import note_submission, slurm_jobs
 from pipelines.comparison.executors.task import Task
 from pipelines.comparison.plan import Plan
+from pipelines.comparison.planning.lines import counted
 from pipelines.errors import UserError
 
 #: Every job goes on so often after its time was over; one that gets nowhere stops by itself.
@@ -60,7 +61,7 @@ class Slurm:
                 "--executor none"
             )
         if importlib.util.find_spec("submitit") is None:
-            raise UserError("--executor slurm: no submitit here; pip install 'medloss[slurm]'")
+            raise UserError("--executor slurm: no submitit here; pip install submitit")
 
     def hand_over(self, folder: Path, plan: Plan, indices: list[int], tell: Callable[[str], None]) -> None:
         """Submit the runs that are not in the queue yet, as one array.
@@ -74,7 +75,7 @@ class Slurm:
         queued = {run for run, job in jobs.items() if job.queued}
         wanted = [index for index in indices if plan.runs[index].id not in queued]
         if not wanted:
-            tell(f"{_count(len(indices))} left, and in SLURM's queue")
+            tell(f"{counted(len(indices), 'run')} left, and in SLURM's queue")
             return
         job = self._submit(folder, wanted)
         note_submission(folder, job, [plan.runs[index].id for index in wanted], array=len(wanted) > 1)
@@ -84,7 +85,7 @@ class Slurm:
                 tell(f"{run.title}: submitted again; its job {last.name} ended as {last.state}, see {folder / 'slurm'}")
         more = len(indices) - len(wanted)
         rest = f"; {more} more in its queue" if more else ""
-        tell(f"submitted {_count(len(wanted))} as SLURM's job {job}{rest}")
+        tell(f"submitted {counted(len(wanted), 'run')} as SLURM's job {job}{rest}")
 
     def _submit(self, folder: Path, indices: list[int]) -> str:
         import submitit
@@ -123,7 +124,3 @@ class Slurm:
             "wckey": None,  # submitit's own is unknown to clusters that keep a list of them
             "additional_parameters": {"requeue": True, **self.more},
         }
-
-
-def _count(runs: int) -> str:
-    return f"{runs} {'run' if runs == 1 else 'runs'}"

@@ -14,7 +14,7 @@ from pipelines.comparison.finished.facts import folders_facts, title
 from pipelines.comparison.finished.files import hash_files, refuse
 from pipelines.comparison.finished.measure import HashedFile, Pair
 from pipelines.comparison.finished.methods import Method, read_methods
-from pipelines.comparison.finished.nnunet_results import STOCK_TRAINER, found_images
+from pipelines.comparison.finished.nnunet_results import found_images
 from pipelines.comparison.finished.references import References, match, read_references
 from pipelines.comparison.finished.result import WHAT_DIFFERS, Finished
 from pipelines.comparison.finished.values import agreed_classes, found_classes
@@ -24,6 +24,7 @@ from pipelines.comparison.report.predicted import ONLY, PredictedCase
 from pipelines.comparison.statistics import check_table
 from pipelines.dataset.case_reader import Offence
 from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM
+from pipelines.nnunet.folders import STOCK
 
 #: Makes a progress bar of so many steps, called so; it gives what is told how many more are done.
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -95,7 +96,7 @@ def from_predictions(
         notes=(WHAT_DIFFERS, *notes),
         predictions=_drawn(asked, references, methods, classes),
     )
-    reference = next((m.name for m in methods if m.nnunet is not None and m.nnunet.trainer == STOCK_TRAINER), None)
+    reference = next((m.name for m in methods if m.nnunet is not None and m.nnunet.trainer == STOCK), None)
     return Finished(collected, rows, reference, (*_told(owned, classes, done), *notes))
 
 

@@ -16,8 +16,6 @@ from pipelines.comparison.finished.classes import Classes, dataset_classes
 from pipelines.dataset.pairing import nifti_files
 from pipelines.errors import UserError
 
-#: The trainer that nnU-Net uses by itself: Dice + cross entropy.
-STOCK_TRAINER = "nnUNetTrainer"
 #: Folders in which nnU-Net pools a cross-validation.
 _POOLED = ("crossval_results", "ensemble___")
 _READABLE = (".nii.gz", ".nii")

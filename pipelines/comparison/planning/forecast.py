@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.comparison.planning.halving import better_half
 from pipelines.comparison.planning.matrix import Matrix, Training, trainings
 from pipelines.comparison.planning.measure import Measured
 from pipelines.comparison.planning.records import Halving
@@ -81,7 +82,7 @@ class Forecast:
         stages = []
         for epochs in halving.rungs:
             stages.append([Training(loss, halving.fold, epochs) for loss in racing])
-            racing = racing[: math.ceil(len(racing) / 2)]
+            racing = racing[: better_half(len(racing))]
         kept = (*(loss for loss in matrix.losses if loss not in halving.losses), *racing)
         return [*stages, trainings(Matrix(kept, matrix.folds, matrix.seeds, matrix.epochs))]
 

@@ -64,5 +64,10 @@ def plan_halving(
 def survivors(count: int) -> int:
     """How many of so many losses the two rungs leave."""
     for _ in _SHARES:
-        count = math.ceil(count / 2)
+        count = better_half(count)
     return count
+
+
+def better_half(count: int) -> int:
+    """How many of so many losses a rung leaves: the better half, an odd one with it."""
+    return math.ceil(count / 2)

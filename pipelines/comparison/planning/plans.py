@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.comparison.plan import (
     NO_REFERENCE,
     Plan,
+    cache_folder,
     make_plan,
     planned_runs,
     read_plan,
@@ -148,8 +149,7 @@ def plan_comparison(
 def _forecast(
     folder: Path, request: Request, tell: Callable[[str], None], measure: Callable[..., Measured]
 ) -> Forecast:
-    named = request.configs[0].cache_dir
-    cache = folder / "cache" if named is None else Path(named)
+    cache = cache_folder(folder, request.configs[0])
     runs = len(request.configs) * len(request.folds) * len(request.seeds)
     jobs = min(request.jobs, runs)
     found = measure(request.configs, request.folds, jobs, max(1, request.cores // jobs), cache, tell)

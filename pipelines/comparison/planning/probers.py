@@ -20,6 +20,7 @@ from pipelines.comparison.planning.probe import (
 )
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
+from pipelines.threads import thread_environment
 from pipelines.training.run_config import RunConfig
 
 _POLL_S = 0.05
@@ -94,11 +95,7 @@ class _Prober:
         write_json(job_file(self.folder, self.number), job | {"first": len(self.steps), "measured": len(self.own)})
         command = [sys.executable, "-m", "pipelines.comparison.planning.probe", str(self.folder)]
         command += [str(self.number), str(os.getpid())]
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(self.threads),
-            "MKL_NUM_THREADS": str(self.threads),
-            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(self.threads),
-        }
+        environment = os.environ | thread_environment(self.threads)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 

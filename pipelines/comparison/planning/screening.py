@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipelines.comparison.plan import NO_REFERENCE, Plan, adopt_plan, keep_plan, planned_runs, read_plan, run_folder
+from pipelines.comparison.planning.halving import better_half
 from pipelines.comparison.planning.lines import counted
 from pipelines.comparison.planning.records import Dropped
 from pipelines.comparison.planning.rungs import rung_folder
@@ -96,8 +97,8 @@ def judge(folder: Path, plan: Plan, rung: int, epochs: int) -> tuple[list[str], 
         return math.inf if value is None else -metric.sign * value
 
     order = sorted(plan.losses, key=place)
-    count = math.ceil(len(order) / 2)
-    kept = [loss for loss in plan.losses if loss in order[:count] and scores[loss] is not None]
+    better = order[: better_half(len(order))]
+    kept = [loss for loss in plan.losses if loss in better and scores[loss] is not None]
     if not kept:
         raise UserError(
             f"--halving: all losses failed in the screening; {order[0]}: {errors[order[0]]}; see {folder}, and call "

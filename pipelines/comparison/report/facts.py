@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.comparison.plan import Plan, PlannedRun, run_folder
 from pipelines.comparison.statistics import CaseTable
 from pipelines.files import sha256
-from pipelines.training.run_config import RunConfig
+from pipelines.training.run_config import NnunetSettings, RunConfig
 
 Facts = tuple[tuple[str, str], ...]
 #: Settings that decide what a score is worth, and how they are called.
@@ -55,10 +55,12 @@ def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -
         ("seeds", _several(run.config.seed for run in plan.runs)),
         ("runs finished", f"{len(results)} of {len(plan.runs)}"),
     ]
+    facts.append(("trainer", _several(_nnunet(config.nnunet) for config in configs if config.nnunet is not None)))
+    settings = [config.settings() for config in configs]
     facts += [
         (heading, told)
         for field, heading in _SETTINGS.items()
-        if (told := _several(getattr(config, field) for config in configs))
+        if (told := _several(own.get(field) for own in settings))
     ]
     rates = {loss: rate for config in configs for loss, rate in config.learning_rates.items()}
     if rates:
@@ -71,6 +73,11 @@ def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -
     facts.append((_COMMIT, "; ".join(dict.fromkeys(own[_COMMIT] for own in versions if _COMMIT in own))))
     facts.append(("report by", f"medloss {version('medloss')}, {_date(time.time())}"))
     return tuple(fact for fact in facts if fact[1])
+
+
+def _nnunet(settings: NnunetSettings) -> str:
+    planner = "" if settings.planner is None else f", planned by {settings.planner}"
+    return f"nnU-Net, {settings.configuration}{planner}, {settings.iterations} steps an epoch"
 
 
 def _config(folder: Path, run: PlannedRun) -> RunConfig:

@@ -10,6 +10,7 @@ from pipelines.training.run_folder import RunFolder
 
 _METRICS = {
     "train_loss": "train/loss",
+    "pseudo_dice": "val/pseudo_dice",
     **{f"val_{name}": f"val/{name}" for name in METRICS},
     "epoch_s": "time/epoch_s",
     "data_share": "time/data_share",

@@ -58,8 +58,7 @@ def child_run(client: Any, experiment: str, plan: Plan, run: PlannedRun, own: Ru
     began = epochs[0]["time"] - epochs[0]["epoch_s"] if epochs else float("nan")
     child = _run(client, experiment, plan, run.id, name, began, tags)
     client.set_tag(child, "mlflow.parentRunId", parent)  # found, it may have another
-    content = config.model_dump(mode="json", exclude={"threads", "cache_dir"})
-    params = [Param(name, str(value)[:6000]) for name, value in content.items() if value is not None]
+    params = [Param(name, str(value)[:6000]) for name, value in config.settings().items()]
     client.log_batch(child, params=params)
     return child
 

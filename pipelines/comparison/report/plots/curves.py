@@ -1,4 +1,4 @@
-"""Learning curves: the validation measure over the epochs, a small panel a loss."""
+"""Learning curves: the validation measure over the epochs, a small panel a loss; of nnU-Net its pseudo Dice."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -46,11 +46,18 @@ def draw_curves(analysis: Analysis, curves: Sequence[Curve]) -> Figure:
         panel.tick_params(labelsize=7.5)
         panel.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     drawn.supxlabel("epoch", fontsize=9)
-    drawn.supylabel(f"validation {unit(analysis)}", fontsize=9)
+    pseudo = any(_is_pseudo(curve) for curve in curves)
+    drawn.supylabel("pseudo Dice, on patches" if pseudo else f"validation {unit(analysis)}", fontsize=9)
     return drawn
 
 
 def _points(curve: Curve, metric: str) -> Points:
-    pairs = [(row["epoch"], row.get(f"val_{metric}", np.nan)) for row in curve.epochs if "epoch" in row]
+    # Whole cases nnU-Net validates once, at the end.
+    column = "pseudo_dice" if _is_pseudo(curve) else f"val_{metric}"
+    pairs = [(row["epoch"], row.get(column, np.nan)) for row in curve.epochs if "epoch" in row]
     kept = [(epoch, value) for epoch, value in pairs if np.isfinite(value)]
     return [epoch for epoch, _ in kept], [value for _, value in kept]
+
+
+def _is_pseudo(curve: Curve) -> bool:
+    return any(np.isfinite(row.get("pseudo_dice", np.nan)) for row in curve.epochs)

@@ -1,0 +1,214 @@
+"""A run of a comparison that nnU-Net trains: its folder is as one of our engines leaves it."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from pipelines.dataset.data_root import resolve_data
+from pipelines.dataset.manifest import Case, load_manifest
+from pipelines.errors import TrainingError
+from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.reference_labels import Reference, References, match
+from pipelines.machine import available_cores, lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
+from pipelines.nnunet.prepared import Prepared, find_prepared
+from pipelines.prediction.files import write_labels
+from pipelines.training.optimization import chosen_device
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
+
+#: nnU-Net's most processes that augment.
+_AUGMENTING = 12
+
+
+def train_nnunet_run(
+    config: RunConfig, run_dir: Path, cache: Path, before_files: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Train one run in its folder, or what is left of it; nnU-Net's own folder of results is `nnunet` in it.
+
+    Args:
+        config: what to train.
+        run_dir: the run's folder, see `RunFolder`.
+        cache: where `prepare` has left the cases.
+        before_files: called at the end of each epoch, before anything is written.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        UserError: the cases are not prepared.
+        TrainingError: weights became infinite, or memory did not suffice; `result.json` says so, too.
+    """
+    folder, prepared = RunFolder(run_dir), find_prepared(config, cache)
+    reset_peak_memory()
+    try:
+        with _environment(prepared, config, run_dir / "nnunet"):
+            return NnunetRun(config, folder, prepared, before_files)()
+    except TrainingError as error:
+        failure = error
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        failure = TrainingError("out of memory with the patches that nnU-Net has planned; run fewer at a time (--jobs)")
+    folder.write_result({"state": "failed", "error": str(failure)})
+    raise failure from None
+
+
+class NnunetRun:
+    """A training of nnU-Net, carried out in its folder.
+
+    Args:
+        config: what to train.
+        folder: where it is kept.
+        prepared: the cases.
+        before_files: called at the end of each epoch, before anything is written.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, prepared: Prepared, before_files: Callable[[], None]
+    ) -> None:
+        # Not before it is asked for.
+        from pipelines.nnunet.compared_trainer import compared_trainer
+
+        assert config.nnunet is not None
+        self.manifest = load_manifest(config.manifest)
+        self.root = resolve_data(self.manifest, None if config.data_root is None else Path(config.data_root))
+        self.device = chosen_device(config.device)
+        self.folder = folder
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.trainer = compared_trainer(config)(
+            prepared.content(prepared.plans) | {"continue_training": _checkpoint(folder.path) is not None},
+            config.nnunet.configuration,
+            self.manifest.folds().index(config.fold),  # nnU-Net counts its splits
+            prepared.content("dataset"),
+            self.device,
+        )
+        self.trainer.before_files, self.trainer.after_epoch = before_files, self._end_epoch
+        self.config = config.model_copy(update=self._planned())
+        self.peaks = {int(row["epoch"]): row["peak_mb"] for row in folder.epochs}
+
+    def __call__(self) -> dict[str, Any]:
+        """Train what is left, validate, and say how it ended."""
+        trainer, path = self.trainer, _checkpoint(self.folder.path)
+        if path is not None:
+            trainer.load_checkpoint(str(path))
+        self.folder.begin(self.config)
+        self._tell()
+        if path is None or path.name != _FINAL:
+            trainer.run_training()
+        began = time.perf_counter()
+        trainer.perform_actual_validation()
+        _, cases = self.manifest.split(self.config.fold)
+        evaluation = self._evaluate(cases)
+        patients = {case.id: case.patient for case in cases}
+        rows = self._rows()
+        rows[-1] |= {f"val_{name}": value for name, value in evaluation.foreground_means().items()}
+        rows[-1]["val_s"] = round(time.perf_counter() - began, 3)
+        result = self._result(evaluation, rows)
+        self.folder.write_epochs(rows)
+        self.folder.write_cases([row | {"patient": patients[row["case"]]} for row in evaluation.rows])
+        self.folder.write_result(result)
+        return result
+
+    def _planned(self) -> dict[str, Any]:
+        """What nnU-Net has planned of that which a run's config says, axes in the order of the files'."""
+        plan = self.trainer.configuration_manager
+        forward = self.trainer.plans_manager.transpose_forward
+        # nnU-Net reads files with their axes reversed, and turns them then; in 2D beside an axis of one slice.
+        dims = self.manifest.dimensions
+        axes = [len(forward) - 1 - axis for axis in forward][len(forward) - len(plan.patch_size) :]
+        order = sorted(range(len(axes)), key=lambda place: axes[place])
+        found: dict[str, Any] = {"batch_size": plan.batch_size}
+        if len(axes) == dims:
+            found["patch_size"] = tuple(int(plan.patch_size[place]) for place in order)
+            found["spacing"] = tuple(float(plan.spacing[place]) for place in order)
+        return found
+
+    def _end_epoch(self) -> None:
+        self.peaks[self.trainer.current_epoch] = round(peak_memory_mb(self.device), 1)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Write how far it is; the last epoch's row has the validation, and comes with it."""
+        rows = self._rows()
+        over, epochs = len(rows), self.config.epochs
+        self.folder.write_epochs(rows[: epochs - 1])
+        left = (epochs - over) * statistics.fmean(row["epoch_s"] for row in rows) if rows else None
+        dice = rows[-1]["pseudo_dice"] if rows else None
+        self.folder.write_progress(over, epochs, left, None if dice is None or dice != dice else dice)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row | {"peak_mb": self.peaks.get(row["epoch"])} for row in self.trainer.rows()]
+
+    def _evaluate(self, cases: list[Case]) -> Evaluation:
+        """Measure nnU-Net's label maps as our engines' are, in mm, from files on the labels' own grid."""
+        written = Path(self.trainer.output_folder) / "validation"
+        for case in cases:
+            ending = self.trainer.dataset_json["file_ending"]
+            values = np.asanyarray(nib.load(written / f"{case.id}{ending}").dataobj)
+            label = nib.load(self.root / case.label)
+            write_labels(self.folder.prediction(case.id), values.reshape(label.shape), label.header)
+        labels = [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases]
+        classes = {value: self.manifest.classes[value] for value in self.manifest.label_values[1:]}
+        references = References(self.root, labels, classes, frozenset({self.manifest.dimensions}))
+        folder = self.folder.prediction("any").parent
+        found = evaluate(folder, references, match(references, folder))
+        if not self.config.keep_predictions:
+            for case in cases:
+                self.folder.prediction(case.id).unlink()
+            folder.rmdir()
+        return found
+
+    def _result(self, evaluation: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        peaks = [row["peak_mb"] for row in rows if row["peak_mb"] is not None]
+        return {
+            "state": "done",
+            "error": None,
+            "metrics": evaluation.foreground_means(),
+            "per_class": evaluation.class_means(),
+            "seconds": round(sum(row["epoch_s"] + row.get("val_s", 0.0) for row in rows), 3),
+            "epoch_s": statistics.median(row["epoch_s"] for row in rows),
+            "peak_mb": max(peaks, default=None),
+            "patch_size": list(self.config.patch_size or ()),
+            "precision": "float16" if self.device.type == "cuda" else "float32",
+            "manifest_sha256": self.manifest.sha256,
+            "versions": versions() | {"nnunetv2": version("nnunetv2")},
+            "machine": machine(self.device),
+        }
+
+
+_FINAL = "checkpoint_final.pth"
+
+
+def _checkpoint(run_dir: Path) -> Path | None:
+    """Where a run can be taken up: at its end, or after its last epoch; None at its beginning."""
+    for name in (_FINAL, "checkpoint_latest.pth"):
+        if found := next((run_dir / "nnunet").glob(f"*/*/fold_*/{name}"), None):
+            return found
+    return None
+
+
+@contextmanager
+def _environment(prepared: Prepared, config: RunConfig, results: Path) -> Iterator[None]:
+    """What nnU-Net reads from the environment; what a user has set stays."""
+    threads = config.threads or available_cores()
+    # Beside a training on the processor, processes that augment would take its cores.
+    augmenting = 0 if chosen_device(config.device).type == "cpu" else min(_AUGMENTING, threads)
+    own = {"nnUNet_def_n_proc": str(threads), "nnUNet_n_proc_DA": str(augmenting)} | dict(os.environ)
+    own |= prepared.environment(results)
+    before = dict(os.environ)
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
