@@ -28,8 +28,7 @@ import click
 from benchmarks.machine import machine
 from pipelines.comparison.plan import Plan, require_plan, run_folder
 from pipelines.files import read_json, write_json, write_text
-from pipelines.machine import available_cores
-from pipelines.threads import thread_environment
+from pipelines.threads import available_cores, thread_environment
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
 

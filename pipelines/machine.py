@@ -1,7 +1,6 @@
 """What the run ran on: versions, machine, and the memory that it took."""
 
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from pipelines.threads import available_cores
 
 _STATUS = Path("/proc/self/status")
 
@@ -36,11 +37,6 @@ def machine(device: torch.device) -> dict[str, str]:
         "system": platform.platform(terse=True),
     }
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -1,4 +1,11 @@
-"""How many threads a process takes: said before it starts, since libraries ask when they are imported."""
+"""Cores, and how many threads a process takes: said before it starts, since libraries ask when they are imported."""
+
+import os
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -52,6 +52,11 @@ def compare(
 ) -> None:
     """Train every loss on MANIFEST, and compare them. Called again, it goes on where it stopped."""
     began = time.monotonic()
+    if executor == "local" and not is_dry:
+        from pipelines.comparison.executors.ready import end_ready, make_ready
+
+        click.get_current_context().call_on_close(end_ready)
+        make_ready(jobs)
     from medloss import LOSSES
     from pipelines.comparison.compare import compare_losses
     from pipelines.comparison.planning.dry_run import dry_run
@@ -59,7 +64,7 @@ def compare(
     from pipelines.comparison.planning.told import planned_told
     from pipelines.comparison.tracking import checked_model_name, checked_tracking_uri
     from pipelines.dataset.manifest import load_manifest
-    from pipelines.machine import available_cores
+    from pipelines.threads import available_cores
 
     items = [item for item in "".join(losses.split()).split(",") if item]
     names = [name for item in items for name in (LOSSES if item == "all" else [item])]
@@ -118,7 +123,7 @@ def compare(
 def _default_jobs() -> int:
     import torch
 
-    from pipelines.machine import available_cores
+    from pipelines.threads import available_cores
 
     return 1 if torch.cuda.is_available() else available_cores()
 
@@ -131,13 +136,15 @@ def _default_jobs() -> int:
 @click.option("--parent", type=int, hidden=True, help="End with the process of this number.")
 def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
     """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""
-    from pipelines.comparison.worker import ending_in_order, exit_with, work
+    from pipelines.comparison.worker import end_at_once, ending_in_order, exit_with, work
 
     if parent is not None:
         exit_with(parent)
     try:
         with ending_in_order():
             work(folder, index, threads, trust=trust)
+            if parent is not None:
+                end_at_once()
     except OSError as error:
         raise UserError(f"{folder}: a worker cannot write there: {error.strerror or error}") from None
 

@@ -83,7 +83,7 @@ def read_finished(
     from pipelines.comparison.finished.collect import from_predictions
     from pipelines.evaluation.metrics import NSD_TOLERANCE_MM
     from pipelines.files import write_text
-    from pipelines.machine import available_cores
+    from pipelines.threads import available_cores
 
     tables = [name for name, path in named.items() if path.is_file()]
     if tables and len(tables) < len(named):

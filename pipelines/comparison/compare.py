@@ -29,7 +29,7 @@ from pipelines.comparison.tracking import (
 from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.errors import UserError
 from pipelines.locks import held_lock
-from pipelines.machine import available_cores
+from pipelines.threads import available_cores
 from pipelines.training.parts import prepared_data
 from pipelines.training.run_config import RunConfig
 

@@ -18,9 +18,10 @@ from pipelines.dataset.manifest import Case, load_manifest
 from pipelines.errors import TrainingError
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.reference_labels import Reference, References, match
-from pipelines.machine import available_cores, lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
+from pipelines.machine import lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
 from pipelines.nnunet.prepared import Prepared, find_prepared
 from pipelines.prediction.files import write_labels
+from pipelines.threads import available_cores
 from pipelines.training.optimization import chosen_device
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines import lock_file
+from pipelines.comparison.executors.ready import take_ready
 from pipelines.comparison.plan import Plan, run_folder
 from pipelines.errors import UserError
 from pipelines.locks import holder, holder_host, is_held
-from pipelines.threads import thread_environment
+from pipelines.threads import available_cores, thread_environment
 
 #: A run whose process died so often is failed: it would only die again.
 MOST_DEATHS = 2
@@ -33,9 +34,6 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
     Raises:
         UserError: no worker gets as far as a run.
     """
-    # Imports torch, which a job of SLURM needs only in its worker.
-    from pipelines.machine import available_cores
-
     threads = max(1, available_cores() // min(jobs, len(plan.runs)))
     workers: dict[int, subprocess.Popen[bytes]] = {}
     deaths: Counter[str] = Counter()
@@ -80,10 +78,12 @@ def start_worker(log_file: Path, folder: Path, threads: int, index: int | None =
         index: only the run of this number in the plan.
     """
     log_file.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "pipelines.cli", "worker", str(folder)]
-    command += [] if index is None else ["--index", str(index)]
+    arguments = ["worker", str(folder), *([] if index is None else ["--index", str(index)])]
     # The losses are those that the user named to this process.
-    command += ["--threads", str(threads), "--parent", str(os.getpid()), "--trust"]
+    arguments += ["--threads", str(threads), "--parent", str(os.getpid()), "--trust"]
+    if (ready := take_ready(threads, arguments, log_file)) is not None:
+        return ready
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
     environment = os.environ | thread_environment(threads)
     with log_file.open("ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)

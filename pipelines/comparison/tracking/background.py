@@ -1,6 +1,8 @@
 """The mirror at work beside the trainings: a slow server delays neither their display nor a worker's restart."""
 
 import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -9,6 +11,8 @@ from pipelines.comparison.tracking.mirror import Mirror
 
 #: Seconds between two looks at what MLflow lacks.
 _EVERY_S = 2.0
+#: What is mirrored gives way to what is trained on the same cores.
+_NICE = 10
 
 
 @contextlib.contextmanager
@@ -28,6 +32,9 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
     over = threading.Event()
 
     def work() -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not over.is_set():
             if newest:
                 mirror.sync(newest.pop())

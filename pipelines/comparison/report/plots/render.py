@@ -66,6 +66,7 @@ def drawn(name: str, draw: Callable[[], Figure]) -> Plot:
         figure = draw()
         svg, png = BytesIO(), BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # everything has its place now
         figure.savefig(png, format="png", dpi=150)
     return Plot(name, svg.getvalue().decode(), png.getvalue())
 
