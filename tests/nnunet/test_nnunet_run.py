@@ -1,5 +1,6 @@
 """nnU-Net's own commands, from a manifest to a prediction: nothing of it is replaced, only its epochs are short."""
 
+import csv
 import json
 import os
 import shutil
@@ -198,3 +199,21 @@ def test_others_predict_with_the_exported_checkpoint(
         expected = np.asanyarray(nib.load(fold / "validation" / f"{case}.nii.gz").dataobj)
         assert predicted.shape == SHAPE
         assert (predicted == expected).mean() > 0.999
+
+
+def test_the_trainings_end_in_the_report(folder: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+    """Three losses, whose folders lie where nnU-Net put them: classes, references and images are found there."""
+    losses = ("combination", "region", "distance")
+    named = [f"{loss}={trained[loss].parent}" for loss in losses]
+    code, printed, err = call_medloss(
+        "report", "--predictions", *named, "--folds", "0", "--reference", "combination", "--out", tmp_path / "report"
+    )
+    assert (code, err) == (0, "")
+    assert "3 folders, 2 cases, 3 classes: 6 pairs measured" in printed
+    assert (tmp_path / "report" / "report.html").is_file()
+    for loss in losses:
+        summary = json.loads((trained[loss] / "validation" / "summary.json").read_text())
+        rows = [row for row in csv.DictReader((tmp_path / "report" / "cases.csv").open()) if row["loss"] == loss]
+        dice = [float(row["dice"]) for row in rows if row["dice"]]
+        per_case = [case["metrics"][label]["Dice"] for case in summary["metric_per_case"] for label in ("1", "2", "3")]
+        assert np.mean(dice) == pytest.approx(np.nanmean(per_case))
