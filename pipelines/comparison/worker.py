@@ -37,11 +37,15 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
         trust: import losses of any package that the plan names.
 
     Raises:
-        UserError: no comparison there, no such run, or a loss that is not to be trusted.
+        UserError: no comparison there, no such run, a loss that is not to be trusted, or no nnU-Net where it trains.
     """
     plan = require_plan(folder)
     if not trust:
         refuse_foreign_losses(plan.losses, folder)
+    if (first := plan.runs[0].config).nnunet is not None:
+        from pipelines.nnunet.prepared import find_prepared
+
+        find_prepared(first, cache_folder(folder, first))  # else each run would fail by itself
     if index is not None and not 0 <= index < len(plan.runs):
         raise UserError(f"--index: got {index}; the comparison has runs 0 to {len(plan.runs) - 1}")
     if index is None:

@@ -96,8 +96,9 @@ def find_prepared(config: RunConfig, cache: Path) -> Prepared:
     """What `prepare` has left in a cache.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or nnU-Net is not.
     """
+    require_nnunet()
     folder = _folder(load_manifest(config.manifest), _settings(config), cache)
     found = _found(folder)
     if found is None:
