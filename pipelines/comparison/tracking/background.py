@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pipelines.comparison.state import RunState
 from pipelines.comparison.tracking.mirror import Mirror
 
-#: Seconds between two looks at what MLflow lacks.
-_EVERY_S = 2.0
+#: Seconds between two looks at what MLflow lacks: an epoch at a time would cost it several times as much.
+_EVERY_S = 10.0
 #: What is mirrored gives way to what is trained on the same cores.
 _NICE = 10
 
