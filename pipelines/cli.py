@@ -1,11 +1,7 @@
 """The command `medloss`: finds the subcommand, and turns errors for people into one line and exit code 2."""
 
-import atexit
-import contextlib
 import importlib
-import os
 import sys
-import threading
 
 import click
 
@@ -70,25 +66,5 @@ def main() -> None:
         sys.exit(2)
 
 
-def program() -> None:
-    """Run the command line as a program: once it has done its work, the process ends at once.
-
-    To tear down all that was imported would take one or two seconds more. What asked to be called at the end is.
-    """
-    code: str | int | None = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a reader that has gone, as of `| head`
-            stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
-
-
 if __name__ == "__main__":
-    program()
+    main()

@@ -14,14 +14,14 @@ from pipelines.files import read_json, write_json
 def test_goals_are_of_the_sum_and_of_its_share() -> None:
     text = report(
         [
-            Row(jobs=1, threads=2, runs=17, bare=100, bare_cpu=180, compare=104, compare_cpu=190),
-            Row(jobs=2, threads=1, runs=17, bare=120, bare_cpu=120, compare=72, compare_cpu=130),
-            Row(jobs=1, threads=2, runs=17, bare=100, bare_cpu=180, compare=120, compare_cpu=190),
-            Row(jobs=1, threads=2, runs=17, bare=100, bare_cpu=180, compare=103, compare_cpu=190),
+            Row(jobs=1, threads=2, runs=17, bare=100, bare_cpu=180, compare=104, compare_cpu=190, inside=102),
+            Row(jobs=2, threads=1, runs=17, bare=120, bare_cpu=120, compare=72, compare_cpu=130, inside=128),
+            Row(jobs=1, threads=2, runs=17, bare=100, bare_cpu=180, compare=120, compare_cpu=190, inside=104),
+            Row(jobs=1, threads=2, runs=17, bare=100, bare_cpu=180, compare=103, compare_cpu=190, inside=100),
         ]
     )
-    assert "| 1 | 2 | 100.0 | 100.0 | 104.0 | 1.040 | 1.05: met |" in text
-    assert "| 2 | 1 | 120.0 | 60.0 | 72.0 | 1.200 | 1.15: **missed** |" in text
+    assert "| 1 | 2 | 100.0 | 100.0 | 104.0 | 1.040 | 1.05: met | 102.0 | 1.030 |" in text
+    assert "| 2 | 1 | 120.0 | 60.0 | 72.0 | 1.200 | 1.15: **missed** | 128.0 | 1.125 |" in text
     assert "| 1 | 180.0 | 190.0 | 1.056 |" in text
 
 
@@ -45,4 +45,5 @@ def test_a_comparison_beside_its_trainings(tmp_path: Path, monkeypatch: pytest.M
     assert (row.jobs, row.runs) == (2, 1)
     assert row.compare > row.bare > 0
     assert row.compare_cpu > 0 and row.bare_cpu > 0
+    assert 0 < row.inside < row.compare
     assert row.ratio == pytest.approx(2 * row.compare / row.bare)

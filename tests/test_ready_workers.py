@@ -1,7 +1,5 @@
 """Workers that import before there is anything to do: told once, and never left behind."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -70,28 +68,3 @@ def test_a_refused_comparison_leaves_none(tmp_path: Path) -> None:
     code, _, _ = call_medloss("compare", tiny_manifest(tmp_path), "--losses", "dyce", "--out", tmp_path / "out")
     assert code == 2
     assert ready._ready == []
-
-
-def test_a_program_says_all_it_has_to_say_before_it_ends() -> None:
-    """Though it ends at once: what is buffered, threads that are at work, and what is to be called at the end."""
-    code = """
-import atexit, sys, threading, time
-from pipelines import cli
-
-def late():
-    time.sleep(0.5)
-    print("thread")
-
-@cli.medloss.command()
-def speak():
-    atexit.register(print, "end")
-    threading.Thread(target=late).start()
-    print("command")
-    sys.exit(7)
-
-cli.COMMANDS["speak"] = ("__main__:speak", "")
-sys.argv = ["medloss", "speak"]
-cli.program()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split(), done.stderr) == (7, ["command", "thread", "end"], "")

@@ -136,13 +136,15 @@ def _default_jobs() -> int:
 @click.option("--parent", type=int, hidden=True, help="End with the process of this number.")
 def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
     """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""
-    from pipelines.comparison.worker import ending_in_order, exit_with, work
+    from pipelines.comparison.worker import end_at_once, ending_in_order, exit_with, work
 
     if parent is not None:
         exit_with(parent)
     try:
         with ending_in_order():
             work(folder, index, threads, trust=trust)
+            if parent is not None:
+                end_at_once()
     except OSError as error:
         raise UserError(f"{folder}: a worker cannot write there: {error.strerror or error}") from None
 

@@ -91,6 +91,13 @@ def exit_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def end_at_once() -> None:
+    """End this process, which is done, without the second that it takes to tear down what it has imported."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def attempts(folder: Path, run: PlannedRun) -> int:
     """How often a run was begun."""
     content = read_json(run_folder(folder, run).path / "attempts.json")

@@ -74,7 +74,7 @@ def main() -> None:
     """Import what a training needs, wait for a command line, and carry it out."""
     gc.disable()  # nothing that is imported becomes garbage
     import pipelines.training.run  # noqa: F401
-    from pipelines.cli import program
+    from pipelines.cli import main as command_line
 
     gc.enable()
     line = sys.stdin.readline()
@@ -86,7 +86,7 @@ def main() -> None:
     for own, other in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(own, other)
     sys.argv = ["medloss", *told["arguments"]]
-    program()
+    command_line()
 
 
 if __name__ == "__main__":
