@@ -1,18 +1,15 @@
 """Tasks done by several processes; each result is kept as soon as it is there, and read where it is kept already."""
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_end
 from typing import Any, Protocol
 
 from nibabel.imageglobals import LoggingOutputSuppressor
 
+from pipelines.children import live_with_the_parent
 from pipelines.comparison.finished.cache import ResultCache
 from pipelines.dataset.case_reader import Offence
 from pipelines.errors import UserError
@@ -109,7 +106,7 @@ def _spread(
     running: dict[Future[tuple[Any, list[Offence], str | None]], int] = {}
     # Not by fork: a copy of a process with threads may wait for a lock for ever.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_live_with_the_parent)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=live_with_the_parent)
     try:
         while True:
             for number in waiting:
@@ -133,16 +130,3 @@ def _one(task: Task, cache: ResultCache, only_look: bool) -> tuple[Any, list[Off
     with LoggingOutputSuppressor():  # nibabel tells each oddity of a header that it mends by itself
         result, offences = task.run(only_look)
     return result, offences, None if result is None else cache.write(task.key, result)
-
-
-def _live_with_the_parent() -> None:
-    """Leave keys pressed on the terminal to the parent, and end when it ends, however that comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_after(sentinel: int) -> None:
-    wait_for_end([sentinel])
-    os._exit(1)

@@ -6,10 +6,9 @@ from pathlib import Path
 from pipelines.comparison.plan import DEFAULT_REFERENCE as DEFAULT_REFERENCE
 from pipelines.comparison.plan import NO_REFERENCE
 from pipelines.comparison.report.collect import Collected
-from pipelines.comparison.report.overlays.every import every_overlay
+from pipelines.comparison.report.drawing import draw_all
 from pipelines.comparison.report.page import page
 from pipelines.comparison.report.plots import NAMES as PLOTS
-from pipelines.comparison.report.plots import every_plot
 from pipelines.comparison.report.tables import NAMES as TABLES
 from pipelines.comparison.report.tables import every_table
 from pipelines.comparison.statistics import Analysis, analyse
@@ -60,8 +59,7 @@ def write_report(
             "of equivalence.",
         )
     analysis = analyse(collected.table, metric=metric, reference=reference, margin=margin, bootstraps=bootstraps)
-    plots = every_plot(analysis, collected)
-    overlays = every_overlay(analysis, collected)
+    plots, overlays = draw_all(analysis, collected)
     tables = every_table(analysis, collected)
     if overlays.table is not None:
         tables["overlays"] = overlays.table
