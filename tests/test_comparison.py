@@ -134,8 +134,11 @@ class _Compare:
         quiet_mlflow()
         import mlflow
 
+        if not (self.out / "mlflow.db").exists():
+            return {}
         client = mlflow.MlflowClient(tracking_uri=local_uri(self.out))
-        runs = client.search_runs([client.get_experiment_by_name("tiny_2d").experiment_id])
+        experiment = client.get_experiment_by_name("tiny_2d")
+        runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
         by_name = {run.data.tags["medloss.run"].removesuffix("-fold0-seed0"): run for run in runs}
         assert len(by_name) == len(runs)
         return by_name

@@ -3,6 +3,8 @@
 import contextlib
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -414,3 +416,25 @@ def test_a_real_server_restarted_in_the_middle(folder: Path, monkeypatch: pytest
             assert [step for step, _ in history_of(uri, runs[name])["train/loss"]] == [1, 2, 3]
             assert artifacts_of(uri, runs[name]) == {"config.json", "result.json", "epochs.csv", "cases.csv"}
         assert artifacts_of(uri, runs["parent"]) == {"table.csv", "cases.csv"}
+
+
+def test_a_store_that_a_killed_process_began_is_none(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from pipelines.comparison.tracking.store import make_local_store
+make_local_store(Path({str(tmp_path)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob(".mlflow.db.*/mlflow.db")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    plan = small_plan()
+    leave_run(tmp_path, plan, 0, 3, "done")
+    synced(tmp_path, plan)
+    assert stored(local_uri(tmp_path))[plan.runs[0].id].info.status == "FINISHED"
+    assert not list(tmp_path.glob(".mlflow*"))

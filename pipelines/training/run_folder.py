@@ -10,11 +10,11 @@ from pipelines.evaluation.metrics import METRICS
 from pipelines.files import read_json, write_json, write_text
 from pipelines.training.run_config import RunConfig
 
-#: `pseudo_dice` is nnU-Net's, of the epochs that it trains: over patches of the validation cases.
 EPOCH_COLUMNS = (
-    "epoch", "train_loss", "pseudo_dice", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share", "val_s",
-    "peak_mb", "time",
+    "epoch", "train_loss", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share", "val_s", "peak_mb", "time",
 )  # fmt: skip
+#: Of the epochs that nnU-Net trains, and of no others: over patches of the validation cases.
+_PSEUDO = "pseudo_dice"
 CASE_COLUMNS = ("case", "patient", "class", *METRICS)
 #: What a run that has no checkpoint yet may have left in its folder.
 OWN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "predictions", "result.json"})
@@ -89,7 +89,8 @@ class RunFolder:
 
     def write_epochs(self, rows: list[dict[str, Any]]) -> None:
         """Write `epochs.csv`."""
-        write_text(self.path / "epochs.csv", _csv(EPOCH_COLUMNS, rows))
+        columns = (*EPOCH_COLUMNS, _PSEUDO) if any(_PSEUDO in row for row in rows) else EPOCH_COLUMNS
+        write_text(self.path / "epochs.csv", _csv(columns, rows))
 
     @property
     def cases(self) -> list[dict[str, str]]:

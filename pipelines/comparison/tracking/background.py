@@ -11,6 +11,8 @@ from pipelines.comparison.tracking.mirror import Mirror
 
 #: Seconds between two looks at what MLflow lacks: an epoch at a time would cost it several times as much.
 _EVERY_S = 10.0
+#: Seconds until it is looked whether there is anything to bring, at the start.
+_FIRST_S = 0.25
 #: What is mirrored gives way to what is trained on the same cores.
 _NICE = 10
 
@@ -36,9 +38,10 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not over.is_set():
+            pause = _EVERY_S if newest else _FIRST_S
             if newest:
                 mirror.sync(newest.pop())
-            over.wait(_EVERY_S)
+            over.wait(pause)
 
     def hand_over(states: list[RunState]) -> None:
         newest[:] = [states]

@@ -15,7 +15,14 @@ from pipelines.comparison.tracking.curves import send_curves
 from pipelines.comparison.tracking.data import DataInputs, send_inputs
 from pipelines.comparison.tracking.findings import Findings
 from pipelines.comparison.tracking.runs import child_run, parent_run
-from pipelines.comparison.tracking.store import experiment_of, is_active, local_uri, open_client, without_password
+from pipelines.comparison.tracking.store import (
+    experiment_of,
+    is_active,
+    local_uri,
+    make_local_store,
+    open_client,
+    without_password,
+)
 from pipelines.comparison.tracking.view import page_address, save_view
 from pipelines.comparison.worker import attempts
 from pipelines.files import read_json, write_json
@@ -146,8 +153,9 @@ class Mirror:
     def _connect(self) -> None:
         if self._client is not None:
             return
+        if own := self.uri == local_uri(self.folder):
+            make_local_store(self.folder)
         client = open_client(self.uri)
-        own = self.uri == local_uri(self.folder)
         location = (self.folder / "mlartifacts").resolve().as_uri() if own else None
         self.state["experiment"] = experiment_of(client, self.plan.manifest_name, location)
         # What someone removed, be it a run or the whole store, is written anew.

@@ -3,17 +3,39 @@
 import logging
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
 
+_NAME = "mlflow.db"
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
 def local_uri(folder: Path) -> str:
     """The tracking URI of a comparison's own SQLite store."""
-    return f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+    return _uri(folder / _NAME)
+
+
+def make_local_store(folder: Path) -> None:
+    """Make a comparison's own store, unless it is there: whole or not at all.
+
+    MLflow makes its tables one by one, and a store of which a killed process has made a part it takes never again.
+    """
+    if (folder / _NAME).exists():
+        return
+    for left in folder.glob(f".{_NAME}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{_NAME}.", dir=folder) as temporary:
+        made = Path(temporary) / _NAME
+        open_client(_uri(made))._tracking_client.store.engine.dispose()
+        made.rename(folder / _NAME)
+
+
+def _uri(file: Path) -> str:
+    return f"sqlite:///{file.resolve()}"
 
 
 def without_password(text: str) -> str:
