@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines import lock_file
-from pipelines.comparison.executors.ready import take_ready
+from pipelines.comparison.executors.ready import end_ready, take_ready
 from pipelines.comparison.plan import Plan, run_folder
 from pipelines.errors import UserError
 from pipelines.locks import holder, holder_host, is_held
@@ -45,6 +45,7 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
             if not workers:
                 wanted = min(jobs, sum(not is_held(run_folder(folder, run).path / "lock") for run in left))
                 workers = {number: start_worker(_log(folder, number), folder, threads) for number in range(wanted)}
+                end_ready()  # they take memory, and any later worker can be started as ever
             watch()
             if not left and not workers:
                 break
