@@ -201,8 +201,12 @@ def test_others_predict_with_the_exported_checkpoint(
         assert (predicted == expected).mean() > 0.999
 
 
-def test_the_trainings_end_in_the_report(folder: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+def test_the_trainings_end_in_the_report(
+    folder: Path, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three losses, whose folders lie where nnU-Net put them: classes, references and images are found there."""
+    for name in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(folder / name))
     losses = ("combination", "region", "distance")
     named = [f"{loss}={trained[loss].parent}" for loss in losses]
     code, printed, err = call_medloss(
