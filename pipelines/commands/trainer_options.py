@@ -1,16 +1,16 @@
 """Options of `compare` that say what trains: our engines, or nnU-Net."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
 from pipelines.errors import UserError
+from pipelines.nnunet.folders import Configuration
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 _OPTIONS = (
     click.option(
         "--trainer",
@@ -21,7 +21,7 @@ _OPTIONS = (
     ),
     click.option(
         "--nnunet-configuration",
-        type=click.Choice(_CONFIGURATIONS),
+        type=click.Choice(get_args(Configuration)),
         help="Of nnU-Net's plans; default: 3d_fullres, and 2d for 2D data.",
     ),
     click.option("--nnunet-planner", metavar="CLASS", help="As nnUNetPlannerResEncM; default: nnU-Net's own."),

@@ -115,7 +115,8 @@ def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[s
         config = run.config.model_copy(update={"threads": threads, "cache_dir": str(cache_folder(folder, run.config))})
         try:
             with sampled(own.path):
-                _train_by_engines(config, own) if config.nnunet is None else _train_by_nnunet(config, own)
+                train = _train_by_engines if config.nnunet is None else _train_by_nnunet
+                train(config, own)
         except TrainingError:
             return  # the folder says so
         except Exception as error:

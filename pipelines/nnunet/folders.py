@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+#: Of nnU-Net's plans; its cascade is none, for that takes two trainings.
+Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
 #: nnU-Net's own trainer, of Dice + cross entropy; folders of results are called by their trainer.
 STOCK = "nnUNetTrainer"
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
 from pipelines.locks import held_lock
+from pipelines.nnunet.folders import Configuration
 from pipelines.nnunet.raw_dataset import write_raw_dataset
 from pipelines.training.run_config import NnunetSettings, RunConfig
 
@@ -87,7 +88,7 @@ def prepare(config: RunConfig, cache: Path, processes: int, log: Path, tell: Cal
     if settings.configuration not in configurations:
         raise UserError(
             f"--nnunet-configuration: got {settings.configuration}; for '{manifest.name}' nnU-Net plans "
-            f"{', '.join(name for name in configurations if name in ('2d', '3d_fullres', '3d_lowres'))}"
+            f"{', '.join(name for name in configurations if name in get_args(Configuration))}"
         )
     return found
 

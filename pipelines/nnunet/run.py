@@ -28,6 +28,8 @@ from pipelines.training.run_folder import RunFolder
 
 #: nnU-Net's most processes that augment.
 _AUGMENTING = 12
+#: Its checkpoint of a training that is over.
+_FINAL = "checkpoint_final.pth"
 
 
 def train_nnunet_run(
@@ -185,9 +187,6 @@ class NnunetRun:
             "versions": versions() | {"nnunetv2": version("nnunetv2")},
             "machine": machine(self.device),
         }
-
-
-_FINAL = "checkpoint_final.pth"
 
 
 def _checkpoint(run_dir: Path) -> Path | None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
+from pipelines.nnunet.folders import Configuration
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -91,7 +92,7 @@ class NnunetSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    configuration: Literal["2d", "3d_fullres", "3d_lowres"] = "3d_fullres"
+    configuration: Configuration = "3d_fullres"
     planner: str | None = None
     iterations: Positive = 250
 

@@ -7,7 +7,7 @@ import pytest
 from made_pictures import pictured_comparison
 from tiny import tiny_manifest
 
-from pipelines.comparison.report import Collected, drawing, from_folder
+from pipelines.comparison.report import Collected, from_folder, parallel
 from pipelines.comparison.report.overlays.every import every_overlay
 from pipelines.comparison.statistics import Analysis, analyse
 from pipelines.dataset.data_root import resolve_data
@@ -18,8 +18,8 @@ LOSSES = ["focal", "dice", "tversky"]
 
 @pytest.fixture
 def drawn_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Analysis, Collected]:
-    monkeypatch.setattr(drawing, "available_cores", lambda: 2)
-    monkeypatch.setattr(drawing, "_MANY", len(LOSSES))
+    monkeypatch.setattr(parallel, "available_cores", lambda: 2)
+    monkeypatch.setattr(parallel, "_MANY", len(LOSSES))
     manifest = tiny_manifest(tmp_path, cases=9)
     resolve_data(load_manifest(manifest), tmp_path / "data")
     pictured_comparison(tmp_path / "c", LOSSES, manifest, tmp_path / "data")
@@ -28,9 +28,9 @@ def drawn_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Analysis,
 
 
 def test_the_same_as_one_after_the_other(drawn_of: tuple[Analysis, Collected], monkeypatch: pytest.MonkeyPatch) -> None:
-    plots, overlays = drawing.draw_all(*drawn_of)
-    monkeypatch.setattr(drawing, "available_cores", lambda: 1)
-    alone, pictures = drawing.draw_all(*drawn_of)
+    plots, overlays = parallel.draw_all(*drawn_of)
+    monkeypatch.setattr(parallel, "available_cores", lambda: 1)
+    alone, pictures = parallel.draw_all(*drawn_of)
     assert plots == alone
     assert overlays.pictures == pictures.pictures and len(overlays.pictures) == 1 + len(LOSSES)
     assert overlays.notes == pictures.notes
@@ -53,7 +53,7 @@ def test_a_process_that_dies_is_done_without(
     # What is handed to the other process goes there by its name.
     in_this_process.__module__, in_this_process.__qualname__ = _die.__module__, _die.__qualname__
     monkeypatch.setattr(f"{__name__}._die", in_this_process)
-    monkeypatch.setattr(drawing, "every_overlay", in_this_process)
-    _, overlays = drawing.draw_all(*drawn_of)
+    monkeypatch.setattr(parallel, "every_overlay", in_this_process)
+    _, overlays = parallel.draw_all(*drawn_of)
     assert calls == [os.getpid()]
     assert len(overlays.pictures) == 1 + len(LOSSES)
