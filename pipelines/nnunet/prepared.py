@@ -17,7 +17,7 @@ from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
-from pipelines.locks import held_lock
+from pipelines.locks import held_lock, is_held
 from pipelines.nnunet.folders import Configuration
 from pipelines.nnunet.raw_dataset import write_raw_dataset
 from pipelines.training.run_config import NnunetSettings, RunConfig
@@ -77,8 +77,10 @@ def prepare(config: RunConfig, cache: Path, processes: int, log: Path, tell: Cal
     """
     manifest, settings = load_manifest(config.manifest), _settings(config)
     folder = _folder(manifest, settings, cache)
-    # Another comparison may be at it, whose cases these are, too.
-    with held_lock(folder.with_name(f"{folder.name}.lock"), math.inf, wait=tell):
+    lock = folder.with_name(f"{folder.name}.lock")
+    if is_held(lock):  # by another comparison, whose cases these are, too
+        tell(f"waiting: another process prepares these cases, in {folder}")
+    with held_lock(lock, math.inf):
         if (found := _found(folder)) is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
             root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))

@@ -179,6 +179,17 @@ def test_a_killed_run_ends_in_the_weights_of_one_that_was_not(out: Path, manifes
     assert finished(out)[0].cases == other.cases
 
 
+def test_killed_in_its_validation_a_run_trains_no_more(out: Path) -> None:
+    own = finished(out)[1]
+    checkpoint = results(own) / "checkpoint_final.pth"
+    before = own.cases, own.epochs[-1]["train_loss"], checkpoint.stat().st_mtime_ns
+    (own.path / "result.json").unlink()
+    code, _, err = call_medloss("worker", out, "--index", "1", "--threads", "1", "--trust")
+    assert code == 0, err
+    assert (own.result or {})["state"] == "done"
+    assert (own.cases, own.epochs[-1]["train_loss"], checkpoint.stat().st_mtime_ns) == before
+
+
 def test_weights_that_are_not_finite_end_a_run(out: Path) -> None:
     own = next(run_folder(out, run) for run in require_plan(out).runs if run.config.loss == "odd.NotANumber")
     assert own.result is not None
