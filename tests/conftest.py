@@ -51,6 +51,12 @@ def _parameter(item: pytest.Item, name: str) -> Any:
     return None if call is None else call.params.get(name)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """No test brings anything to a server of the user's, nor to the store that an earlier test has named to MLflow."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Force the kernel set that the test's parameter names, while it runs."""

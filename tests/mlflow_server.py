@@ -31,7 +31,6 @@ def mlflow_server(folder: Path, port: int, *options: object, command: str = "ser
     """
     arguments = [sys.executable, "-m", "mlflow", command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
     log_file = folder / "server.log"
     with log_file.open("ab") as log:
         process = subprocess.Popen(

@@ -90,7 +90,6 @@ class _Compare:
         self.environment = os.environ | {
             "PYTHONPATH": str(folder), "ODD_GATE": str(self.gate), "MEDLOSS_CACHE": str(folder / "cache"),
         }  # fmt: skip
-        self.environment.pop("MLFLOW_TRACKING_URI", None)
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self) -> subprocess.Popen[str]:
@@ -172,8 +171,6 @@ def comparison(tmp_path: Path) -> Any:
 @pytest.fixture
 def medloss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command in this process: exit code, stdout, stderr."""
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["medloss", *arguments])

@@ -196,7 +196,6 @@ def test_budget_and_halving_together(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_halving_end_to_end_killed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "made"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = tmp_path / "out"
     arguments = ["compare", str(tiny_manifest(tmp_path, dims=2)), "--losses", "dice,focal,tversky,combo", "--halving"]
     arguments += ["--reference", "log_cosh_dice", "--epochs", "4", "--batch-size", "2", "--precision", "float32"]

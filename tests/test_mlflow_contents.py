@@ -31,8 +31,7 @@ from pipelines.training.run_config import RunConfig
 
 
 @pytest.fixture
-def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def folder(tmp_path: Path, empty_store: Path) -> Path:
     folder = tmp_path / "comparison"
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")

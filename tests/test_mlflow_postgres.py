@@ -67,8 +67,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Service]:
 
 
 @pytest.fixture(autouse=True)
-def _no_server_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.comparison.tracking.mirror._RETRY_S", 0.2)
     monkeypatch.setattr("pipelines.comparison.tracking.background._EVERY_S", 0.05)
 

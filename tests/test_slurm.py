@@ -43,7 +43,6 @@ def environment(node: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
     made = node | write_odd_losses(tmp_path) | {"MEDLOSS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     for name, value in made.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     return made
 

@@ -30,15 +30,8 @@ from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
 from pipelines.locks import held_lock
 
-pytestmark = pytest.mark.usefixtures("_no_server_named")
-
 #: Nothing listens there.
 _NOWHERE = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def _no_server_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture
