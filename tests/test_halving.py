@@ -5,11 +5,13 @@ import dataclasses
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_call import call_medloss
+from mirrored import client_of
 from tiny import tiny_manifest
 
 from pipelines.comparison.plan import Plan, PlannedRun, adopt_plan, require_plan, run_folder
@@ -22,6 +24,7 @@ from pipelines.comparison.planning.probe import Common, Step
 from pipelines.comparison.planning.screening import judge, screen
 from pipelines.comparison.planning.told import halving_notes
 from pipelines.comparison.report import from_folder
+from pipelines.comparison.tracking import local_uri
 from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.files import read_json
@@ -229,3 +232,21 @@ def test_halving_end_to_end_killed_on_the_way(tmp_path: Path, monkeypatch: pytes
     notes = read_json(out / "report" / "analysis.json")["notes"]
     assert sum("dropped after" in note for note in notes) == 3
     assert "screening, rung 2, 2 epochs" in call_medloss("status", out)[1]
+    _mlflow_has_the_rungs_too(out, final)
+    (out / "mlflow.db").unlink()  # as if the server had been away all the time
+    assert call_medloss(*arguments)[0] == 0
+    _mlflow_has_the_rungs_too(out, final)
+
+
+def _mlflow_has_the_rungs_too(out: Path, final: Plan) -> None:
+    client = client_of(local_uri(out))
+    (experiment,) = (found for found in client.search_experiments() if found.name == final.manifest_name)
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    named = {run.info.run_id: run.info.run_name.partition(" · ")[0] for run in runs}
+    trained = Counter(named[run.data.tags["mlflow.parentRunId"]] for run in runs if "loss" in run.data.params)
+    assert trained == {
+        "screening, rung 1: 4 losses": 4, "screening, rung 2: 2 losses": 2, "comparison of 2 losses": 2,
+    }  # fmt: skip
+    assert all("val/dice" in run.data.metrics for run in runs if "loss" in run.data.params)
+    assert len(named) == 3 + 8

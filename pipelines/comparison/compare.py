@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from pipelines.comparison.best import best_mean, best_run
-from pipelines.comparison.display import Display
 from pipelines.comparison.executors import Handover
-from pipelines.comparison.executors.local import execute
-from pipelines.comparison.plan import Plan, adopt_plan, cache_folder, read_plan, refuse_foreign, run_folder
+from pipelines.comparison.plan import Plan, adopt_plan, read_plan, refuse_foreign, run_folder
+from pipelines.comparison.planning.rungs import begun_rungs
 from pipelines.comparison.planning.screening import screen, train_rung
 from pipelines.comparison.planning.told import halving_notes
 from pipelines.comparison.state import RunState, run_states
@@ -26,11 +25,10 @@ from pipelines.comparison.tracking import (
     local_uri,
     mirroring,
 )
+from pipelines.comparison.training import prepare_cases, train_left
 from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.errors import UserError
 from pipelines.locks import held_lock
-from pipelines.threads import available_cores
-from pipelines.training.parts import prepared_data
 from pipelines.training.run_config import RunConfig
 
 
@@ -87,7 +85,11 @@ def compare_losses(
             _forget_failures(folder, plan)
         try:
             forget = _forget_failures if retry_failed else None
-            plan = screen(folder, plan, configs, lambda own, rung: _train_rung(own, rung, jobs), forget)
+
+            def train(own: Path, rung: Plan) -> None:
+                train_rung(own, rung, jobs, _mirror(own, rung, tracking_uri, store=folder))
+
+            plan = screen(folder, plan, configs, train, forget)
         except KeyboardInterrupt:
             click.echo("interrupted: the same command goes on where it stopped", err=True)
             return 130
@@ -102,11 +104,11 @@ def _carry_out(
     register_model: str | None,
     handover: Handover | None,
 ) -> int:
-    mirror = Mirror(folder, plan, tracking_uri, lambda line: click.echo(f"warning: {line}", err=True))
+    mirror = _mirror(folder, plan, tracking_uri)
     interrupted = False
     left = any(not state.finished for state in run_states(folder, plan))
     if left:
-        _prepare(folder, plan)
+        prepare_cases(folder, plan)
         if handover is not None:
             _hand_over(folder, plan, handover)
             mirror.sync(run_states(folder, plan))
@@ -115,7 +117,7 @@ def _carry_out(
         # Table and report come before MLflow is waited for, which may take its time.
         with mirroring(mirror) as to_mlflow:
             if left:
-                interrupted = _train(folder, plan, jobs, to_mlflow)
+                interrupted = train_left(folder, plan, jobs, to_mlflow)
             to_mlflow(run_states(folder, plan))
             findings = _conclude(folder, plan, register_model, with_report=not interrupted)
     except UserError:
@@ -123,7 +125,8 @@ def _carry_out(
         raise
     states = run_states(folder, plan)
     try:
-        _print_mlflow(folder, mirror, mirror.finish(states, findings))
+        up_to_date = mirror.finish(states, findings) and _finish_rungs(folder, plan, tracking_uri)
+        _print_mlflow(folder, mirror, up_to_date)
     except KeyboardInterrupt:
         interrupted = True
     if interrupted:
@@ -132,20 +135,14 @@ def _carry_out(
     return 1 if any(state.state == "failed" for state in states) else 0
 
 
-def _train(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[RunState]], None]) -> bool:
-    """Train what is left; whether it was interrupted."""
-    with Display(jobs) as display:
+def _mirror(folder: Path, plan: Plan, tracking_uri: str | None, store: Path | None = None) -> Mirror:
+    return Mirror(folder, plan, tracking_uri, lambda line: click.echo(f"warning: {line}", err=True), store)
 
-        def watch() -> None:
-            states = run_states(folder, plan)
-            display.update(states)
-            to_mlflow(states)
 
-        try:
-            execute(folder, plan, jobs, watch, display.tell)
-        except KeyboardInterrupt:
-            return True
-    return False
+def _finish_rungs(folder: Path, plan: Plan, tracking_uri: str | None) -> bool:
+    """Bring to MLflow what it could not take while losses were screened; whether it has all of it now."""
+    mirrors = ((_mirror(rung.folder, rung.plan, tracking_uri, folder), rung) for rung in begun_rungs(folder, plan))
+    return all(mirror.finish(rung.states, Findings()) for mirror, rung in mirrors)
 
 
 def _conclude(folder: Path, plan: Plan, register_model: str | None, *, with_report: bool) -> Findings:
@@ -182,26 +179,6 @@ def _hand_over(folder: Path, plan: Plan, handover: Handover) -> None:
     tell(f"status    medloss status {shown}")
     tell(f"report    medloss report {shown}")
     tell("MLflow    this command, called again, brings it up to date; once all is done it writes table and report, too")
-
-
-def _prepare(folder: Path, plan: Plan) -> None:
-    """Read and prepare every case once, for all workers; so bad files are found before anything is trained, too."""
-    first = plan.runs[0].config
-    if first.nnunet is not None:
-        from pipelines.nnunet.prepared import prepare
-
-        log = folder / "logs" / "nnunet-prepare.log"
-        prepare(first, cache_folder(folder, first), available_cores(), log, lambda line: click.echo(line, err=True))
-        return
-    for config in {run.config.fold: run.config for run in plan.runs}.values():
-        # Nothing is kept in memory: this process does not train.
-        prepared_data(config.model_copy(update={"memory_mb": 1e-6}), folder / "cache")
-
-
-def _train_rung(folder: Path, plan: Plan, jobs: int) -> None:
-    if any(not state.finished for state in run_states(folder, plan)):
-        _prepare(folder, plan)
-    train_rung(folder, plan, jobs)
 
 
 def _forget_failures(folder: Path, plan: Plan) -> None:

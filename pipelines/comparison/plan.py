@@ -54,6 +54,7 @@ class Plan(BaseModel):
         asked: what was asked for, where that is not simply what is planned.
         told: why less is planned than was asked for, a sentence each.
         halving: the screening before the comparison; None without one.
+        rung: which one of a comparison's screening this is; None: it is no part of another.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,6 +70,7 @@ class Plan(BaseModel):
     asked: Asked | None = None
     told: list[str] = []
     halving: Halving | None = None
+    rung: int | None = None
 
     @property
     def losses(self) -> list[str]:

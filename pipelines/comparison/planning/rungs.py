@@ -13,11 +13,15 @@ class Rung:
 
     Attributes:
         number: from 1.
+        folder: its own.
+        plan: its own: it is a comparison.
         epochs: of its runs.
         states: of its runs.
     """
 
     number: int
+    folder: Path
+    plan: Plan
     epochs: int
     states: list[RunState]
 
@@ -37,5 +41,5 @@ def begun_rungs(folder: Path, plan: Plan) -> list[Rung]:
     for number, epochs in enumerate(() if plan.halving is None else plan.halving.rungs, start=1):
         own = rung_folder(folder, number)
         if (rung := read_plan(own)) is not None:
-            rungs.append(Rung(number, epochs, run_states(own, rung)))
+            rungs.append(Rung(number, own, rung, epochs, run_states(own, rung)))
     return rungs

@@ -12,7 +12,9 @@ from pipelines.comparison.planning.lines import counted
 from pipelines.comparison.planning.records import Dropped
 from pipelines.comparison.planning.rungs import rung_folder
 from pipelines.comparison.planning.told import dropped_told
+from pipelines.comparison.state import run_states
 from pipelines.comparison.statistics.metrics import METRICS
+from pipelines.comparison.tracking import Findings, Mirror, mirroring
 from pipelines.errors import UserError
 from pipelines.training.run_config import RunConfig
 
@@ -49,8 +51,8 @@ def screen(
         own = rung_folder(folder, rung)
         short = [by_loss[loss].model_copy(update={"epochs": epochs}) for loss in racing]
         runs = planned_runs(short, [halving.fold], [halving.seed])
-        changes = {"id": f"{plan.id}-rung{rung}", "runs": runs, "asked": None, "told": [], "halving": None}
-        rung_plan = adopt_plan(own, plan.model_copy(update=changes | {"reference": NO_REFERENCE}))
+        changes = {"id": f"{plan.id}-rung{rung}", "rung": rung, "runs": runs, "reference": NO_REFERENCE}
+        rung_plan = adopt_plan(own, plan.model_copy(update=changes | {"asked": None, "told": [], "halving": None}))
         _share_cache(folder, own)
         if forget is not None and read_plan(rung_folder(folder, rung + 1)) is None:
             forget(own, rung_plan)
@@ -121,17 +123,29 @@ def _share_cache(folder: Path, own: Path) -> None:
         (own / "cache").symlink_to(Path("..") / ".." / "cache", target_is_directory=True)
 
 
-def train_rung(folder: Path, plan: Plan, jobs: int) -> None:
-    """Train all runs of a rung on this machine, show how far they are, and tell who is dropped."""
-    from pipelines.comparison.display import Display
-    from pipelines.comparison.executors.local import execute
-    from pipelines.comparison.state import run_states
+def train_rung(folder: Path, plan: Plan, jobs: int, mirror: Mirror) -> None:
+    """Train all runs of a rung on this machine, show and mirror how far they are, and tell who is dropped.
+
+    Args:
+        folder: the rung's.
+        plan: the rung's.
+        jobs: runs at a time.
+        mirror: of the rung.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; MLflow is told.
+    """
+    from pipelines.comparison.training import prepare_cases, train_left
 
     number, epochs = int(folder.name.removeprefix("rung")), plan.runs[0].config.epochs
     if any(not state.finished for state in run_states(folder, plan)):
+        prepare_cases(folder, plan)
         where = f"{counted(epochs, 'epoch')} on fold {plan.runs[0].config.fold}"
         click.echo(f"screening, rung {number}: {counted(len(plan.runs), 'loss')}, {where}", err=True)
-        with Display(jobs) as display:
-            execute(folder, plan, jobs, lambda: display.update(run_states(folder, plan)), display.tell)
+        with mirroring(mirror) as to_mlflow:
+            interrupted = train_left(folder, plan, jobs, to_mlflow)
+        mirror.finish(run_states(folder, plan), Findings())
+        if interrupted:
+            raise KeyboardInterrupt
     for dropped in judge(folder, plan, number, epochs)[1]:
         click.echo(dropped_told(plan, dropped), err=True)

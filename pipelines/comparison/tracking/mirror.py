@@ -48,6 +48,7 @@ class Mirror:
         plan: its plan.
         tracking_uri: a server; None: `MLFLOW_TRACKING_URI`, else SQLite in the folder.
         warn: gets one line when MLflow cannot be reached, and one when it takes no files.
+        store: the folder whose SQLite store is meant; None: the comparison's.
 
     Attributes:
         uri: where the store is.
@@ -55,11 +56,19 @@ class Mirror:
         registered: `NAME version N` of the network that `finish` registered, or None.
     """
 
-    def __init__(self, folder: Path, plan: Plan, tracking_uri: str | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        tracking_uri: str | None,
+        warn: Callable[[str], None],
+        store: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.plan = plan
         self.warn = warn
-        self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(folder)
+        self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(store or folder)
+        self._store = store or folder
         self.pause = threading.Event()
         self.registered: str | None = None
         self.state: dict[str, Any] = {}
@@ -153,10 +162,10 @@ class Mirror:
     def _connect(self) -> None:
         if self._client is not None:
             return
-        if own := self.uri == local_uri(self.folder):
-            make_local_store(self.folder)
+        if own := self.uri == local_uri(self._store):
+            make_local_store(self._store)
         client = open_client(self.uri)
-        location = (self.folder / "mlartifacts").resolve().as_uri() if own else None
+        location = (self._store / "mlartifacts").resolve().as_uri() if own else None
         self.state["experiment"] = experiment_of(client, self.plan.manifest_name, location)
         # What someone removed, be it a run or the whole store, is written anew.
         if self.state.get("parent") and not is_active(client, self.state["parent"]["id"]):

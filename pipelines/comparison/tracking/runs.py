@@ -16,9 +16,10 @@ _COLOURS = (
 
 
 def comparison_name(plan: Plan) -> str:
-    """How a comparison is called among others on the same data."""
+    """How a comparison, or a rung of its screening, is called among others on the same data."""
     losses = f"{len(plan.losses)} losses" if len(plan.losses) > 1 else "one loss"
-    return f"comparison of {losses} · {datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M}"
+    what = "comparison of" if plan.rung is None else f"screening, rung {plan.rung}:"
+    return f"{what} {losses} · {datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M}"
 
 
 def parent_run(client: Any, experiment: str, plan: Plan) -> str:

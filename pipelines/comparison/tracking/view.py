@@ -27,7 +27,9 @@ _LINE = {
 
 
 def save_view(client: Any, experiment: str, plan: Plan) -> bool:
-    """Save the view, unless it is there; whether it is."""
+    """Save the view, unless it is there; whether it is. A screening needs none."""
+    if plan.rung is not None:
+        return False
     tags = client.get_experiment(experiment).tags
     if _TAG + _key(plan) in tags:
         return True
