@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from pipelines.errors import UserError
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that a reader, or a crash, sees the old one or the new one, never half of one.
@@ -46,6 +48,24 @@ def _flush_folder(folder: Path) -> None:
         return  # some network file systems cannot
     finally:
         os.close(handle)
+
+
+def refuse_unwritable(path: Path, flag: str) -> None:
+    """Find out before the work whether its result can be written.
+
+    Args:
+        path: the file; its folder is made if need be.
+        flag: the option that named it.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}: {path} cannot be written: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:

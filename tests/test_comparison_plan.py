@@ -3,8 +3,18 @@
 from pathlib import Path
 
 import pytest
+from cli_call import call_medloss
 
-from pipelines.comparison.plan import Plan, adopt_plan, file_name, make_plan, read_plan, refuse_foreign, require_plan
+from pipelines.comparison.plan import (
+    Plan,
+    adopt_plan,
+    file_name,
+    make_plan,
+    read_plan,
+    refuse_foreign,
+    require_plan,
+    run_folder,
+)
 from pipelines.errors import UserError
 from pipelines.training.run_config import RunConfig
 
@@ -124,3 +134,14 @@ def test_no_plan_and_a_damaged_one(tmp_path: Path) -> None:
         plan.write_text(damaged)
         with pytest.raises(UserError, match=r"plan\.json is damaged"):
             require_plan(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"state": "odd"}'])
+def test_a_damaged_result_is_named(tmp_path: Path, content: str) -> None:
+    adopt_plan(tmp_path, plan := _plan())
+    own = run_folder(tmp_path, plan.runs[0])
+    own.write_progress(1, 2, None, None)
+    (own.path / "result.json").write_text(content)
+    code, shown, told = call_medloss("status", tmp_path)
+    expected = f"error: {own.path / 'result.json'} is damaged; remove it, and run the same command again\n"
+    assert (code, shown, told) == (2, "", expected)

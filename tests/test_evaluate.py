@@ -260,7 +260,7 @@ def test_one_fold_of_a_manifest(folder: Path) -> None:
     held_out = [case["id"] for case in cases if case["fold"] == 1]
     code, _, err = _call(folder, "--fold", 1, "--out", folder / "o.csv", manifest=True)
     assert code == 0
-    assert "left out, predictions without a label: " in err
+    assert "left out, predictions without a label in fold 1: " in err
     assert list(dict.fromkeys(row["case"] for row in _rows(folder / "o.csv"))) == held_out
     assert len(held_out) == 2
 
@@ -410,7 +410,7 @@ def test_no_name_in_common(folder: Path) -> None:
 def test_labels_that_are_none(folder: Path) -> None:
     for path in (folder / "data/labels").iterdir():
         rewrite(path, np.zeros(SHAPE, np.uint8))
-    assert "hold no value above 0, or cannot be read" in _call(folder)[2]
+    assert "hold no whole numbers above 0 alone, or cannot be read" in _call(folder)[2]
     rewrite(folder / "data/labels/b.nii.gz", np.arange(math.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
     assert re.search("hold 2687 values above 0; expected labels, no images", _call(folder)[2])
 
@@ -426,9 +426,38 @@ def test_names_that_would_break_the_line(folder: Path) -> None:
     assert "\x1b" not in err
 
 
-def test_a_prediction_is_not_read_through_a_link_that_leaves_its_folder(folder: Path) -> None:
-    linked(folder / "predictions" / "b.nii.gz", folder / "data/labels/b.nii.gz")
-    assert _call(folder)[2].endswith("predictions/b.nii.gz: leaves the data root through a symbolic link\n")
+def test_links_are_followed_wherever_they_lead(folder: Path) -> None:
+    plain = _call(folder)[1]
+    for part in ("predictions", "data/labels"):
+        for file in list((folder / part).iterdir()):
+            elsewhere = folder / f"store of {part.replace('/', ' ')}" / f"object-{file.name.partition('.')[0]}"
+            elsewhere.parent.mkdir(exist_ok=True)
+            file.rename(elsewhere)
+            file.symlink_to(elsewhere)
+    assert _call(folder)[:2] == (0, plain)
+    (folder / "store of predictions" / "object-b").unlink()
+    assert _call(folder)[2].endswith("predictions/b.nii.gz: a symbolic link to nothing\n")
+
+
+def test_two_predictions_of_one_name_are_told_and_not_their_label(folder: Path) -> None:
+    shutil.copy(folder / "predictions" / "d.nii", folder / "predictions" / "d_0000.nii")
+    code, _, err = _call(folder)
+    assert code == 2
+    assert err.startswith(f"error: {folder / 'predictions'}/d") and "is another file's, too; expected one" in err
+
+
+def test_images_in_place_of_labels_are_told(folder: Path) -> None:
+    for file in (folder / "data/labels").iterdir():
+        with_voxel(file, 0.25, np.float32)
+    code, _, err = _call(folder)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "hold no whole numbers above 0 alone, or cannot be read; expected label maps" in err
+
+
+def test_where_nothing_can_be_written_is_told_first(folder: Path) -> None:
+    code, shown, err = _call(folder, "--out", folder / "data/labels/b.nii.gz/o.csv")
+    assert (code, shown, err.count("\n")) == (2, "", 1)
+    assert "--out: " in err and "cannot be written" in err
 
 
 def test_all_files_are_looked_at_though_the_first_is_bad(folder: Path) -> None:

@@ -247,7 +247,9 @@ def test_two_calls_at_once(tmp_path: Path) -> None:
     command = _slow(tmp_path, 6)
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(*process.communicate(), process.returncode) for process in both]
-    assert [(err, code) for _, err, code in ended] == [("", 0)] * 2
+    waited = f"waiting for another process, which writes the report in {tmp_path / 'out'}\n"
+    assert {code for _, _, code in ended} == {0}
+    assert sorted(err for _, err, _ in ended) in (["", waited], ["", ""])  # one may have come too late for it
     assert ended[0][0].splitlines()[-2:] == ended[1][0].splitlines()[-2:]
     assert len(list((tmp_path / "out" / "cache").iterdir())) == 12
     assert len(pd.read_csv(tmp_path / "out" / "cases.csv")) == 24
@@ -481,7 +483,7 @@ def test_no_name_in_common(folder: Path) -> None:
 def test_labels_that_are_none(folder: Path) -> None:
     for path in (folder / "labels").iterdir():
         rewrite(path, np.zeros(SHAPE, np.uint8))
-    assert "hold no value above 0, or cannot be read" in _call(folder)[2]
+    assert "hold no whole numbers above 0 alone, or cannot be read" in _call(folder)[2]
     rewrite(folder / "labels/b.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
     assert "hold more than 1000 values above 0; expected labels, no images" in _call(folder)[2]
     for path in (folder / "labels").iterdir():

@@ -245,6 +245,7 @@ def test_the_message_has_the_path_the_count_and_a_line_an_offence(tmp_path: Path
         ("- a\n- b", "no manifest: expected a mapping"),
         ("!!python/object/apply:os.system ['touch owned']", "no YAML"),
         ("\x00", "no YAML"),
+        ("a: &a [*a]", "no YAML"),
     ],
 )
 def test_what_is_no_manifest_is_refused(

@@ -131,11 +131,11 @@ def test_precision(tmp_path: Path, manifests: dict[int, Manifest]) -> None:
     assert load_model(tmp_path / NAME, CPU).dtype is None
     model = load_model(tmp_path / NAME, CPU, "bfloat16")
     assert model.dtype is torch.bfloat16
-    image = torch.rand(1, 40, 32)
+    image = torch.rand(1, 40, 32, generator=torch.Generator().manual_seed(0))
     half, whole = model.logits(image), load_model(tmp_path / NAME, CPU).logits(image)
     assert half.dtype is torch.float32
     assert not torch.equal(half, whole)
-    torch.testing.assert_close(half, whole, rtol=0.05, atol=0.05)
+    assert (half - whole).norm() < 0.05 * whole.norm()
     with pytest.raises(UserError, match="precision: got float16"):
         load_model(tmp_path / NAME, CPU, "float16")
     # Trained on a GPU in numbers that a processor does not compute in: it predicts all the same.
@@ -156,7 +156,7 @@ def test_no_model(tmp_path: Path) -> None:
     assert _told(tmp_path / NAME) == "no model there; a run writes one when it is finished"
     for content in (b"", b"hello", b"\x80\x02"):
         (tmp_path / NAME).write_bytes(content)
-        assert re.match("damaged, or no model: .|refused: damaged", _told(tmp_path / NAME))
+        assert re.match("damaged, or no model(: .*)?; expected the file model.pt|refused: damaged", _told(tmp_path / NAME))
     torch.save({"network": {}}, tmp_path / NAME)
     assert _told(tmp_path / NAME) == "no model of this version of medloss (format 1)"
 

@@ -316,6 +316,12 @@ def test_bad_input(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     plan = made_comparison(damaged, ["dice", "focal"])
     (run_folder(damaged, plan.runs[0]).path / "result.json").write_text('{"state": "do')
+    cases = tmp_path / "cases"
+    plan = made_comparison(cases, ["dice", "focal"])
+    (run_folder(cases, plan.runs[0]).path / "cases.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "strangers.csv").write_text("case,loss,dice\na,x,0.5\nb,x,0.5\nc,y,0.5\n")
+    (tmp_path / "semicolons.csv").write_text("case;loss;dice\na;x;0.5\na;y;0.5\n")
+    (tmp_path / "far.csv").write_text("case,loss,hd95_mm\na,x,1e300\na,y,3\n")
     no_cases = tmp_path / "no cases"
     plan = made_comparison(no_cases, ["dice", "focal"])
     (run_folder(no_cases, plan.runs[1]).path / "cases.csv").unlink()
@@ -327,11 +333,15 @@ def test_bad_input(tmp_path: Path) -> None:
         (["--cases", csv, "--out", tmp_path / "file" / "in"], "--out: "),
         (["--cases", tmp_path / "none.csv", "--out", tmp_path / "r"], "none.csv: no such file"),
         (["--cases", tmp_path / "text.csv", "--out", tmp_path / "r"], "expected a number, 0 to 1 (not percent)"),
+        (["--cases", tmp_path / "strangers.csv", "--out", tmp_path / "r"], "x and y have no case in common"),
+        (["--cases", tmp_path / "semicolons.csv", "--out", tmp_path / "r"], "by semicolons; expected commas"),
+        (["--cases", tmp_path / "far.csv", "--out", tmp_path / "r"], "expected a number, mm, 0 to 1e6 or inf"),
         (["--cases", csv, "--out", tmp_path / "r", "--metric", "iou"], "metric iou: no such column"),
         (["--cases", csv, "--out", tmp_path / "r", "--reference", "loss_1"], "did you mean loss_01?"),
         (["--cases", csv, "--out", tmp_path / "r", "--margin", "-1"], "margin: got -1.0"),
         ([tmp_path / "nowhere"], "holds no comparison"),
         ([damaged], "result.json is damaged"),
+        ([cases], "cases.csv is damaged"),
         ([no_cases], "cases.csv: no such file"),
     ):
         code, shown, told = call_medloss("report", *arguments)

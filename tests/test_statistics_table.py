@@ -36,7 +36,7 @@ def test_all_measures_of_the_evaluation_are_known() -> None:
         (GOOD.replace("0.7", "-0.1"), "dice: got -0.1"),
         (GOOD.replace("0.7", "good"), r"dice: got good \(case 2, loss a\)"),
         (GOOD.replace("0.7", "inf"), "dice: got inf"),
-        (GOOD.replace("dice", "hd95_mm").replace("0.7", "-3"), "hd95_mm: got -3 .*mm, 0 or more"),
+        (GOOD.replace("dice", "hd95_mm").replace("0.7", "-3"), "hd95_mm: got -3 .*mm, 0 to 1e6 or inf"),
         (GOOD.replace("2,a", "2,"), "column loss: empty in row 3"),
         ("case,loss,dice,patient\n1,a,1,x\n1,b,1,y\n", "case 1: has 2 patients"),
         ("case,loss,dice,seed\n1,a,1,0\n1,b,1,0\n1,b,1,1\n", "loss a: no row of seed 1, which others have"),

@@ -33,12 +33,11 @@ def evaluate(
 
     A prediction is named as its label is, or, with a manifest, as its case, label or image is.
     """
-    from tqdm import tqdm
-
     from pipelines.errors import UserError
     from pipelines.evaluation.evaluate import evaluate as measured
     from pipelines.evaluation.reference_labels import folder_references, listed, manifest_references, match
-    from pipelines.files import write_text
+    from pipelines.files import refuse_unwritable, write_text
+    from pipelines.progress import terminal_bar
 
     if (labels is None) == (manifest is None):
         raise UserError("pass the labels as one of the two: --labels FOLDER or --manifest NAME_OR_FILE")
@@ -48,19 +47,23 @@ def evaluate(
         raise UserError(f"--out: {out} is a folder; expected a file to write")
     if out is not None and out.exists() and not force:
         raise UserError(f"--out: {out} is there already; pass --force to overwrite it, or name another file")
-    references = (
-        folder_references(labels) if labels is not None else manifest_references(str(manifest), data_root, fold)
-    )
+    if out is not None:
+        refuse_unwritable(out, "--out")
+    if labels is not None:
+        references = folder_references(labels, terminal_bar)
+    else:
+        references = manifest_references(str(manifest), data_root, fold)
     matched = match(references, predictions)
     missing = listed([references.root / label.file for label in matched.unpredicted])
     if missing and not allow_missing:
         raise UserError(f"labels without a prediction: {missing}; pass --allow-missing to leave them out")
     unlabelled = listed([predictions / file for file in matched.unlabelled])
-    for what, left_out in (("predictions without a label", unlabelled), ("labels without a prediction", missing)):
+    unknown = "predictions without a label" + ("" if fold is None else f" in fold {fold}")
+    for what, left_out in ((unknown, unlabelled), ("labels without a prediction", missing)):
         if left_out:
             click.echo(f"left out, {what}: {left_out}", err=True)
-    with tqdm(total=len(matched.pairs), unit="case", leave=False, disable=None) as bar:
-        evaluation = measured(predictions, references, matched, nsd_tolerance_mm=tolerance, progress=bar.update)
+    with terminal_bar("measuring", len(matched.pairs), "case") as step:
+        evaluation = measured(predictions, references, matched, nsd_tolerance_mm=tolerance, progress=lambda: step(1))
     _print(evaluation, tolerance)
     if out is not None:
         try:

@@ -1,7 +1,6 @@
 """What `medloss report` does with finished predictions: names and folders to a report's contents."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import UserError
+from pipelines.progress import terminal_bar
 
 if TYPE_CHECKING:
     from pipelines.comparison.finished.result import Finished
@@ -110,7 +110,7 @@ def read_finished(
         folds=None if folds is None else whole_numbers(folds, "--folds"),
         nsd_tolerance_mm=tolerance,
         jobs=jobs or available_cores(),
-        bar=_bar,
+        bar=terminal_bar,
         tell=lambda line: click.echo(line, err=True),
     )
     try:
@@ -130,11 +130,3 @@ def read_tables(named: dict[str, Path]) -> "Finished":
     for line in found.told:
         click.echo(line)
     return found
-
-
-@contextmanager
-def _bar(name: str, total: int) -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=name, unit="file", leave=False, disable=None) as bar:
-        yield bar.update

@@ -53,12 +53,8 @@ def named_before(names: list[str], reference: str, metric: str, margin: float) -
     """
     from medloss.expression import parse_expression
     from pipelines.comparison.plan import NO_REFERENCE
-    from pipelines.comparison.statistics.metrics import METRICS
 
-    if metric not in METRICS:
-        raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(METRICS)}")
-    if not (math.isfinite(margin) and margin >= 0):
-        raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric}")
+    refuse_measure(metric, margin)
     reference = "".join(reference.split())
     if reference != NO_REFERENCE and reference not in names:
 
@@ -70,3 +66,21 @@ def named_before(names: list[str], reference: str, metric: str, margin: float) -
         reference = same[0] if same else reference
         names = names if same else [reference, *names]
     return names, {"reference": reference, "metric": metric, "margin": margin}
+
+
+def refuse_measure(metric: str | None, margin: float | None) -> None:
+    """Refuse a measure or a margin that makes no sense, before anything is trained or measured.
+
+    Args:
+        metric: the primary measure's name; None: none was named.
+        margin: of equivalence; None: none was named.
+
+    Raises:
+        UserError: no such measure, or no such margin.
+    """
+    from pipelines.comparison.statistics.metrics import METRICS
+
+    if metric is not None and metric not in METRICS:
+        raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(METRICS)}")
+    if margin is not None and not (math.isfinite(margin) and margin >= 0):
+        raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric or 'the measure'}")

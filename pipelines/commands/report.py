@@ -6,6 +6,7 @@ import click
 
 from pipelines.commands.many_values import ManyValues
 from pipelines.errors import UserError
+from pipelines.progress import terminal_note
 
 _PATH = click.Path(path_type=Path)
 
@@ -61,7 +62,9 @@ def report(
     named otherwise here, the page says so.
     """
     from pipelines.commands.finished import contents
-    from pipelines.comparison.report import from_folder, write_report
+    from pipelines.commands.planning_options import refuse_measure
+    from pipelines.comparison.plan import require_plan
+    from pipelines.comparison.report import claimed, from_folder, write_report
 
     if (folder is not None) + bool(cases) + bool(predictions) != 1:
         raise UserError(
@@ -75,14 +78,17 @@ def report(
     if out is None:
         needed = "--predictions" if predictions else "--cases"
         raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is no folder; name another one")
+    refuse_measure(metric, margin)
     if folder is not None:
-        collected = from_folder(folder)
-    else:
-        options = {"labels": labels, "classes": classes, "folds": folds, "tolerance": tolerance, "jobs": jobs,
-                   "cache_dir": cache_dir}  # fmt: skip
-        collected, reference = contents(cases, predictions, out, reference, options)
-    path, analysis = write_report(collected, out, metric=metric, reference=reference, margin=margin)
+        require_plan(folder)
+    options = {"labels": labels, "classes": classes, "folds": folds, "tolerance": tolerance, "jobs": jobs,
+               "cache_dir": cache_dir}  # fmt: skip
+    with claimed(out):
+        if folder is not None:
+            collected = from_folder(folder)
+        else:
+            collected, reference = contents(cases, predictions, out, reference, options)
+        with terminal_note("comparing and drawing"):
+            path, analysis = write_report(collected, out, metric=metric, reference=reference, margin=margin)
     click.echo(analysis.verdict)
     click.echo(f"report    {path}")

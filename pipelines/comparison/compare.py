@@ -192,10 +192,11 @@ def _report(folder: Path, states: list[RunState]) -> list[str]:
     """Write the report, once two losses have finished; returns its verdict and where it lies, for people."""
     if len({state.run.config.loss for state in states if state.state == "done"}) < 2:
         return []
-    from pipelines.comparison.report import from_folder, write_report
+    from pipelines.comparison.report import claimed, from_folder, write_report
 
     try:
-        page, analysis = write_report(from_folder(folder), folder / "report")
+        with claimed(folder / "report"):
+            page, analysis = write_report(from_folder(folder), folder / "report")
     except Exception as error:
         # Hours of training are over, and their table is written: whatever goes wrong here must not end in a traceback.
         why = " ".join(str(error).split()) or type(error).__name__

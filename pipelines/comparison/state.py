@@ -45,14 +45,14 @@ def _state(folder: Path, run: PlannedRun) -> RunState:
     epochs = run.config.epochs
     result = own.result
     if result is not None and result["state"] == "done":
-        return RunState(run, "done", epochs, epochs, dice=result["metrics"]["dice"])
+        return RunState(run, "done", epochs, epochs, dice=(result.get("metrics") or {}).get("dice"))
     progress = own.progress or {}
     epoch = int(progress.get("epoch", 0))
     if result is not None:
-        return RunState(run, "failed", epoch, epochs, error=result["error"])
+        return RunState(run, "failed", epoch, epochs, error=result.get("error"))
     if is_held(own.path / "lock"):
         return RunState(run, "running", epoch, epochs, progress.get("seconds_left"), progress.get("val_dice"))
-    return RunState(run, "interrupted" if own.config is not None else "waiting", epoch, epochs)
+    return RunState(run, "interrupted" if own.begun else "waiting", epoch, epochs)
 
 
 def epochs_over(states: list[RunState]) -> int:

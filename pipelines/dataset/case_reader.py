@@ -120,11 +120,18 @@ def _image_problems(image: Volume) -> Iterator[str]:
 
 
 def _label_problems(label: Volume) -> Iterator[str]:
-    if label.data.dtype.kind != "f":
-        return
-    off = label.data[~(np.isfinite(label.data) & (label.data == np.rint(label.data)))]
-    if off.size:
-        yield f"label values that are no whole numbers in {_voxels(off.size)}, such as {float(off[0]):.6g}"
+    if (problem := label_problem(label.data)) is not None:
+        yield problem
+
+
+def label_problem(label: NDArray[Any]) -> str | None:
+    """Why an array is no label map, whatever its classes are; None of one."""
+    if label.dtype.kind != "f":
+        return None
+    off = label[~(np.isfinite(label) & (label == np.rint(label)))]
+    if not off.size:
+        return None
+    return f"label values that are no whole numbers in {_voxels(off.size)}, such as {float(off[0]):.6g}"
 
 
 def _voxels(count: int) -> str:

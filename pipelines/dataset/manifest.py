@@ -222,13 +222,13 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     path = manifest_path(name_or_path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        refuse_code(content, path)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: no manifest: expected a mapping with name, classes, cases and so on")
-    refuse_code(content, path)
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

@@ -39,7 +39,7 @@ class Volume:
 
 
 def read_volume(root: Path, file: str, dimensions: Iterable[int] = (2, 3)) -> Volume:
-    """Read a NIfTI file to its last byte.
+    """Read a NIfTI file of a data set to its last byte.
 
     Args:
         root: the data root, which the file may not leave.
@@ -47,11 +47,26 @@ def read_volume(root: Path, file: str, dimensions: Iterable[int] = (2, 3)) -> Vo
         dimensions: numbers of axes that it may have.
 
     Raises:
+        BadFileError: it leaves the root, or as `read_file`.
+    """
+    if not Path(os.path.realpath(root / file)).is_relative_to(os.path.realpath(root)):
+        raise BadFileError("leaves the data root through a symbolic link")
+    return read_file(root / file, dimensions)
+
+
+def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
+    """Read a NIfTI file to its last byte. A link is followed, wherever it leads.
+
+    Args:
+        path: the file, which the caller named, or found in a folder that was named.
+        dimensions: numbers of axes that it may have.
+
+    Raises:
         BadFileError: it is missing, damaged, incomplete, or not of the wanted kind.
     """
     try:
-        raw = _bytes(root, file)
-        kind, content = _content(raw, file)
+        raw = _bytes(path)
+        kind, content = _content(raw, path.name)
         image = kind.from_bytes(content)
         axes = len(image.shape)
         if axes not in dimensions:
@@ -75,16 +90,12 @@ def by(numbers: Iterable[float]) -> str:
     return " x ".join(f"{number:.6g}" for number in numbers)
 
 
-def _bytes(root: Path, file: str) -> bytes:
-    path = root / file
-    real = Path(os.path.realpath(path))
-    if not real.is_relative_to(os.path.realpath(root)):
-        raise BadFileError("leaves the data root through a symbolic link")
-    if not real.exists():
+def _bytes(path: Path) -> bytes:
+    if not path.exists():
         raise BadFileError("a symbolic link to nothing" if path.is_symlink() else "missing")
-    if not real.is_file():
+    if not path.is_file():
         raise BadFileError("is no regular file")
-    raw = real.read_bytes()
+    raw = path.read_bytes()
     if not raw:
         raise BadFileError("0 bytes")
     return raw

@@ -82,6 +82,21 @@ def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
     return Pairing(sorted(pairs), sorted(unpaired))
 
 
+def pair_predictions(predictions: list[str], labels: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """Pair files of two folders, where a prediction is called as an image with that label would be.
+
+    Returns:
+        Label to prediction; and the predictions, and the labels, that share their name with another of their folder.
+    """
+    pairing = pair_by_name([f"p/{name}" for name in predictions], [f"l/{name}" for name in labels])
+    # Where one side has two of a name, all of that name are left unpaired.
+    sides = {"images": "p/", "labels": "l/"}
+    doubled = [file for file, reason in pairing.unpaired
+               if reason.startswith("doubled") and file.startswith(sides[reason.rsplit(" ", 1)[1]])]  # fmt: skip
+    of_side = {side: [file[2:] for file in doubled if file.startswith(side)] for side in ("p/", "l/")}
+    return {label[2:]: prediction[2:] for _, prediction, label in pairing.pairs}, of_side["p/"], of_side["l/"]
+
+
 def pair_folder(folder: Path) -> Pairing:
     """Pair the files of a data set's folder, paths relative to it.
 

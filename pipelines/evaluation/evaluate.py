@@ -16,7 +16,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 
 from pipelines.dataset.case_reader import Offence
 from pipelines.dataset.geometry import grid_problem
-from pipelines.dataset.nifti import BadFileError, read_volume
+from pipelines.dataset.nifti import BadFileError, read_file
 from pipelines.errors import UserError
 from pipelines.evaluation.label_values import label_channels
 from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM, ClassMetrics, case_metrics, mean_metrics, nanmean
@@ -104,15 +104,15 @@ def _measure(
     offences = []
     volumes, channels = [], []
     values = [0, *references.classes]
-    for root, name, sha256 in ((references.root, label.file, label.sha256), (predictions, file, None)):
+    reads = ((references.root / label.file, lambda: references.read(label)),
+             (predictions / file, lambda: read_file(predictions / file, references.dimensions)))  # fmt: skip
+    for path, read in reads:
         try:
-            volume = read_volume(root, name, references.dimensions)
-            if sha256 not in (None, volume.sha256):
-                raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
+            volume = read()
             channels.append(torch.from_numpy(label_channels(volume.data, values)))
             volumes.append(volume)
         except BadFileError as error:
-            offences.append(Offence(str(root / name), str(error)))
+            offences.append(Offence(str(path), str(error)))
     if len(volumes) == 2:
         problem = grid_problem(volumes[1], volumes[0], "label")
         if problem is not None:

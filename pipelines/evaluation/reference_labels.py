@@ -8,14 +8,19 @@ from pathlib import Path
 
 from nibabel.imageglobals import LoggingOutputSuppressor
 
-from pipelines.dataset.case_reader import count_values
+from pipelines.dataset.case_reader import count_values, label_problem
 from pipelines.dataset.data_root import located_cases
-from pipelines.dataset.nifti import BadFileError, read_volume
-from pipelines.dataset.pairing import is_label_name, nifti_files, pair_by_name, stem
+from pipelines.dataset.nifti import BadFileError, Volume, read_file, read_volume
+from pipelines.dataset.pairing import is_label_name, nifti_files, pair_predictions, stem
 from pipelines.errors import UserError
+from pipelines.progress import Bar, no_bar
 
 #: More values than any atlas has: the files are images.
 _MOST_VALUES = 1000
+#: Why a file cannot be paired by its name.
+DOUBLED = "its name, but for endings, is another file's, too; expected one"
+#: Why a folder's files are no references.
+NO_LABELS = "hold no whole numbers above 0 alone, or cannot be read; expected label maps"
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,28 @@ class References:
         labels: one a case.
         classes: label value to name, foreground alone, values rising.
         dimensions: numbers of axes that the files may have.
+        rooted: whether no file may leave the root, by a link: a manifest may be a stranger's.
     """
 
     root: Path
     labels: list[Reference]
     classes: dict[int, str]
     dimensions: frozenset[int] = frozenset({2, 3})
+    rooted: bool = False
+
+    def read(self, label: Reference) -> Volume:
+        """Read one of the labels.
+
+        Raises:
+            BadFileError: it cannot be used, or is not the one whose SHA-256 was recorded.
+        """
+        if self.rooted:
+            volume = read_volume(self.root, label.file, self.dimensions)
+        else:
+            volume = read_file(self.root / label.file, self.dimensions)
+        if label.sha256 not in (None, volume.sha256):
+            raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
+        return volume
 
 
 @dataclass(frozen=True)
@@ -65,13 +86,17 @@ def listed(paths: list[Path]) -> str:
     return ", ".join(map(shown, paths[:5])) + more
 
 
-def folder_references(folder: Path) -> References:
+def folder_references(folder: Path, bar: Bar = no_bar) -> References:
     """The labels of a folder; its classes are all values above 0 that they hold.
 
     Where some of the folder's names end as labels' do (`a_seg.nii.gz`), the others are taken for images.
 
+    Args:
+        folder: theirs.
+        bar: shows how far it is: each file is read.
+
     Raises:
-        UserError: there is no such folder, it holds no labels, or nothing but background.
+        UserError: there is no such folder, it holds no labels, or nothing but background; or images.
     """
     if not folder.is_dir():
         raise UserError(f"--labels: {folder}: no such folder")
@@ -82,14 +107,23 @@ def folder_references(folder: Path) -> References:
 
     def values(file: str) -> set[int]:
         try:
-            return set(count_values(read_volume(folder, file).data))
+            data = read_file(folder / file).data
         except BadFileError:
             return set()  # told when it is measured, if it is
+        return set() if label_problem(data) is not None else set(count_values(data))
 
-    with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = sorted(value for value in set().union(*pool.map(values, files)) if value > 0)
+    held: set[int] = set()
+    with (
+        LoggingOutputSuppressor(),
+        ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
+        bar("looking for labels", len(files)) as step,
+    ):
+        for own in pool.map(values, files):
+            held |= own
+            step(1)
+    found = sorted(value for value in held if value > 0)
     if not found:
-        raise UserError(f"--labels: the files of {folder} hold no value above 0, or cannot be read")
+        raise UserError(f"--labels: the files of {folder} {NO_LABELS}")
     if len(found) > _MOST_VALUES:
         raise UserError(f"--labels: the files of {folder} hold {len(found)} values above 0; expected labels, no images")
     return References(folder, [Reference(stem(file), file) for file in files], {value: str(value) for value in found})
@@ -107,6 +141,7 @@ def manifest_references(name: str, data_root: Path | None, fold: int | None = No
         [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases],
         {value: manifest.classes[value] for value in manifest.label_values if value != 0},
         frozenset({manifest.dimensions}),
+        rooted=True,
     )
 
 
@@ -159,11 +194,7 @@ def _by_case(references: References, predictions: Path, files: list[str]) -> dic
 
 def _by_name(references: References, predictions: Path, files: list[str]) -> dict[str, str]:
     """Label to prediction, of a folder: a prediction is called as an image with that label would be."""
-    pairing = pair_by_name([f"p/{file}" for file in files], [f"l/{label.file}" for label in references.labels])
-    for file, reason in pairing.unpaired:
-        if reason.startswith("doubled"):
-            folder = predictions if file.startswith("p/") else references.root
-            raise UserError(
-                f"{shown(folder / file[2:])}: its name, but for endings, is another file's, too; expected one"
-            )
-    return {label[2:]: prediction[2:] for _, prediction, label in pairing.pairs}
+    found, doubled, doubled_labels = pair_predictions(files, [label.file for label in references.labels])
+    for file in (*(predictions / name for name in doubled), *(references.root / name for name in doubled_labels)):
+        raise UserError(f"{shown(file)}: {DOUBLED}")
+    return found

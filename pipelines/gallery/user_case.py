@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
-from pipelines.dataset.nifti import BadFileError, by, read_volume
+from pipelines.dataset.nifti import BadFileError, by, read_file
 from pipelines.errors import UserError
 
 _WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
@@ -45,11 +45,10 @@ def read_user_file(path: Path, flag: str) -> UserFile:
     Raises:
         UserError: the file is missing, damaged, has another number of axes, or an affine without sense.
     """
-    real = path.resolve()
     try:
         # nibabel logs each oddity of a header that it mends by itself.
         with LoggingOutputSuppressor():
-            volume = read_volume(real.parent, real.name)
+            volume = read_file(path)
     except BadFileError as error:
         raise UserError(f"{flag}: {path}: {error}; expected a NIfTI image, 2D or 3D") from None
     data, spacing = volume.data, volume.spacing

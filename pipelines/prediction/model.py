@@ -127,8 +127,9 @@ def _read(path: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # torch raises whatever damaged bytes lead to
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: damaged, or no model: {reason}") from None
+        reason = " ".join(str(error).split())[:200]
+        told = f": {reason}" if any(mark.isalpha() for mark in reason) else ""
+        raise UserError(f"{path}: damaged, or no model{told}; expected the file {NAME} of a finished run") from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise UserError(f"{path}: no model of this version of medloss (format {_FORMAT})")
     try:

@@ -10,7 +10,9 @@ from pipelines.dataset.pairing import nifti_files, stem
 from pipelines.errors import UserError
 from pipelines.evaluation.reference_labels import shown
 
-_ENDING, _PROBABILITIES = ".nii.gz", "_probabilities.nii.gz"
+_ENDING = ".nii.gz"
+#: How the file of an image's probabilities ends, after the image's name.
+PROBABILITIES = "_probabilities.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Source:
 
     def probabilities(self, folder: Path) -> Path:
         """Where its probabilities are written."""
-        return folder / (self.name + _PROBABILITIES)
+        return folder / (self.name + PROBABILITIES)
 
 
 def image_sources(paths: Iterable[Path]) -> list[Source]:

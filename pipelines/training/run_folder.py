@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import UserError
 from pipelines.evaluation.metrics import METRICS
 from pipelines.files import read_json, write_json, write_text
 from pipelines.training.run_config import RunConfig
@@ -36,6 +37,11 @@ class RunFolder:
         content = read_json(self.path / "config.json")
         return None if content is None else RunConfig.model_validate(content)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an attempt was begun: it writes first what is asked for."""
+        return (self.path / "config.json").is_file()
+
     def begin(self, config: RunConfig) -> None:
         """Write what is asked for, and remove how an earlier attempt ended."""
         (self.path / "result.json").unlink(missing_ok=True)
@@ -47,9 +53,15 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """How the run ended: `state` is `done` or `failed`; None before."""
-        content: dict[str, Any] | None = read_json(self.path / "result.json")
-        return content
+        """How the run ended: `state` is `done` or `failed`; None before.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        result = self._object("result.json")
+        if result is not None and result.get("state") not in ("done", "failed"):
+            raise self._damaged("result.json")
+        return result
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write how it ended; the last thing that a run does."""
@@ -61,9 +73,12 @@ class RunFolder:
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        """Where the run is; None before it started."""
-        content: dict[str, Any] | None = read_json(self.path / "progress.json")
-        return content
+        """Where the run is; None before it started.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self._object("progress.json")
 
     def write_progress(self, epoch: int, epochs: int, seconds_left: float | None, dice: float | None) -> None:
         """Write where the run is, after `epoch` of `epochs`."""
@@ -100,6 +115,18 @@ class RunFolder:
     def write_cases(self, rows: list[dict[str, Any]]) -> None:
         """Write `cases.csv`."""
         write_text(self.path / "cases.csv", _csv(CASE_COLUMNS, rows))
+
+    def _object(self, name: str) -> dict[str, Any] | None:
+        try:
+            content = read_json(self.path / name)
+        except ValueError:
+            raise self._damaged(name) from None
+        if content is not None and not isinstance(content, dict):
+            raise self._damaged(name)
+        return content
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(f"{self.path / name} is damaged; remove it, and run the same command again")
 
 
 def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:

@@ -1,7 +1,6 @@
 """From names with folders to what a report is made of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +24,7 @@ from pipelines.comparison.statistics import check_table
 from pipelines.dataset.case_reader import Offence
 from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM
 from pipelines.nnunet.folders import STOCK
-
-#: Makes a progress bar of so many steps, called so; it gives what is told how many more are done.
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+from pipelines.progress import Bar, no_bar
 
 
 def from_predictions(
@@ -39,7 +36,7 @@ def from_predictions(
     folds: tuple[int, ...] | None = None,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
     jobs: int = 1,
-    bar: Bar = lambda name, total: nullcontext(lambda number: None),
+    bar: Bar = no_bar,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Finished:
     """Measure folders of label maps against references.

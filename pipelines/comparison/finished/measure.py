@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import os
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 
 from pipelines.comparison.finished.classes import Classes
 from pipelines.dataset import geometry, nifti
-from pipelines.dataset.case_reader import Offence, count_values
-from pipelines.dataset.nifti import BadFileError, Volume, read_volume
+from pipelines.dataset.case_reader import Offence, count_values, label_problem
+from pipelines.dataset.nifti import BadFileError, Volume, read_file
 from pipelines.evaluation import label_values, metrics, surface
 
 #: More values than any atlas has: the files are images.
@@ -77,7 +76,7 @@ class Pair:
         ignore = self.classes.ignore
         for file, unlabelled in ((self.reference, ignore), (self.prediction, None)):
             try:
-                volume = read_file(file)
+                volume = read_hashed(file)
                 values = [*self.classes.values, *([] if unlabelled is None else [unlabelled])]
                 read.append((volume, label_values.label_channels(volume.data, values)))
             except BadFileError as error:
@@ -128,22 +127,23 @@ class Values:
         return self.reference.size
 
     def run(self, only_look: bool) -> tuple[list[int] | None, list[Offence]]:
-        """The values, rising; None of a file that cannot be used."""
+        """The values, rising; None of a file that cannot be used, or is no label map."""
         try:
-            values = sorted(value for value in count_values(read_file(self.reference).data) if value > 0)
-            return values[: MOST_VALUES + 1], []
+            data = read_hashed(self.reference).data
         except BadFileError:
             return None, []  # told when it is measured
+        if label_problem(data) is not None:
+            return None, []  # as well
+        return sorted(value for value in count_values(data) if value > 0)[: MOST_VALUES + 1], []
 
 
-def read_file(file: HashedFile) -> Volume:
-    """Read a label map; a link is followed, wherever it leads: the files are the caller's own.
+def read_hashed(file: HashedFile) -> Volume:
+    """Read a label map.
 
     Raises:
         BadFileError: it cannot be used, or has changed since it was looked at.
     """
-    real = Path(os.path.realpath(file.path))
-    volume = read_volume(real.parent, real.name)
+    volume = read_file(file.path)
     if volume.sha256 != file.sha256:
         raise BadFileError("has changed while this ran; run the command again")
     return volume

@@ -10,6 +10,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.reference_labels import shown
 
 _EXPECTED = "expected NAME=FOLDER or NAME=TABLE.csv, two or more"
+_EXPECTED_TABLES = "expected one table, or NAME=TABLE.csv, two or more"
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,20 @@ def read_names(given: Sequence[str], flag: str = "--predictions") -> dict[str, P
     Raises:
         UserError: a word is not so, a name comes twice, or there are fewer than two.
     """
+    expected = _EXPECTED if flag == "--predictions" else _EXPECTED_TABLES
     named: dict[str, Path] = {}
     for word in given:
         name, separator, path = word.partition("=")
         name = name.strip()
-        if not (separator and name and path.strip()) or "/" in name or not name.isprintable():
-            raise UserError(f"{flag}: got {shown(word)}; {_EXPECTED}")
+        if not (separator and name and path.strip()):
+            raise UserError(f"{flag}: got {shown(word)}; {expected}")
+        if "/" in name or not name.isprintable():
+            raise UserError(f"{flag}: got the name {shown(name)}; expected one without / and control characters")
         if name in named:
             raise UserError(f"{flag}: the name {name} comes twice; expected one of its own for each")
         named[name] = Path(path.strip()).expanduser()
     if len(named) < 2:
-        raise UserError(f"{flag}: got {shown(given[0]) if given else 'none'} alone; {_EXPECTED}")
+        raise UserError(f"{flag}: got {shown(given[0]) if given else 'none'} alone; {expected}")
     return named
 
 
@@ -65,6 +69,10 @@ def read_methods(named: dict[str, Path], folds: tuple[int, ...] | None) -> list[
     Raises:
         UserError: no such folder, nothing in it, or folds that do not fit.
     """
+    places: dict[Path, str] = {}
+    for name, path in named.items():
+        if (other := places.setdefault(path.resolve(), name)) != name:
+            raise UserError(f"--predictions: {other} and {name} are one folder, {shown(path)}; expected two")
     methods = [_method(name, path, folds) for name, path in named.items()]
     validated = {method.name: tuple(method.nnunet.validations) for method in methods
                  if method.nnunet is not None and method.nnunet.validations}  # fmt: skip

@@ -8,9 +8,10 @@ from pathlib import Path
 from pipelines.comparison.finished.methods import Method
 from pipelines.comparison.finished.nnunet_results import found_references
 from pipelines.dataset.case_reader import Offence
-from pipelines.dataset.pairing import is_label_name, nifti_files, pair_by_name, stem
+from pipelines.dataset.pairing import is_label_name, nifti_files, pair_predictions, stem
 from pipelines.errors import UserError
-from pipelines.evaluation.reference_labels import shown
+from pipelines.evaluation.reference_labels import DOUBLED, shown
+from pipelines.prediction.sources import PROBABILITIES
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def match(references: References, method: Method) -> tuple[dict[str, Path], list
             f"for example; expected {case}.nii.gz"
         )
     told = {offence.file for offence in offences}
-    extra = [file for file in method.files if file not in owned.values() and str(file) not in told]
+    known = {*owned.values(), *(file.with_name(stem(file.name) + PROBABILITIES) for file in owned.values())}
+    extra = [file for file in method.files if file not in known and str(file) not in told]
     reason = f"no reference of that name in {shown(references.folder)}; remove it, or add its reference"
     return owned, [*offences, *(Offence(str(file), reason) for file in extra)]
 
@@ -84,16 +86,12 @@ def _of_folds(references: References, method: Method) -> tuple[dict[str, Path], 
 
 
 def _by_name(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
-    files = {f"p/{file.name}": file for file in method.files} | {f"l/{f.name}": f for f in references.files.values()}
-    cases = {f"l/{file.name}": case for case, file in references.files.items()}
-    pairing = pair_by_name([name for name in files if name.startswith("p/")], list(cases))
-    # Where one side has two of a name, all of that name are left unpaired.
-    sides = {"images": "p/", "labels": "l/"}
-    doubled = [name for name, reason in pairing.unpaired
-               if reason.startswith("doubled") and name.startswith(sides[reason.rsplit(" ", 1)[1]])]  # fmt: skip
-    told = "its name, but for endings, is another file's, too; expected one"
-    return {cases[label]: files[prediction] for _, prediction, label in pairing.pairs}, [
-        Offence(str(files[name]), told) for name in doubled
+    files = {file.name: file for file in method.files}
+    labels = {file.name: (case, file) for case, file in references.files.items()}
+    found, doubled, doubled_labels = pair_predictions(list(files), list(labels))
+    twice = [*(files[name] for name in doubled), *(labels[name][1] for name in doubled_labels)]
+    return {labels[label][0]: files[prediction] for label, prediction in found.items()}, [
+        Offence(str(file), DOUBLED) for file in twice
     ]
 
 

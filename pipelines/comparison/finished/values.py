@@ -10,7 +10,7 @@ from pipelines.comparison.finished.methods import Method
 from pipelines.comparison.finished.references import References
 from pipelines.comparison.finished.work import work
 from pipelines.errors import UserError
-from pipelines.evaluation.reference_labels import shown
+from pipelines.evaluation.reference_labels import NO_LABELS, shown
 
 
 def agreed_classes(methods: Sequence[Method]) -> Classes | None:
@@ -49,7 +49,7 @@ def found_classes(
     done = work(tasks, cache, jobs=jobs, progress=progress, tell=tell)
     values = sorted(set().union(*(own for own in done.results if own is not None)))
     if not values:
-        raise UserError(f"--labels: the files of {shown(references.folder)} hold no value above 0, or cannot be read")
+        raise UserError(f"--labels: the files of {shown(references.folder)} {NO_LABELS}")
     if len(values) > MOST_VALUES:
         raise UserError(
             f"--labels: the files of {shown(references.folder)} hold more than {MOST_VALUES} values above 0; expected "

@@ -2,6 +2,7 @@
 
 import statistics
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,10 @@ def from_csv(path: Path) -> Collected:
     """Read a table of results.
 
     Raises:
-        UserError: not such a table.
+        UserError: not such a table, or two of its losses have no case in common.
     """
     table = read_table(path)
+    _refuse_strangers(path, table)
     return Collected(path.name, table, csv_facts(path, table))
 
 
@@ -106,7 +108,7 @@ def from_folder(folder: Path) -> Collected:
         UserError: no comparison, fewer than two losses have ended, or a run's files are damaged.
     """
     plan = require_plan(folder)
-    results = {run.id: _result(folder, run) for run in plan.runs}
+    results = {run.id: run_folder(folder, run).result for run in plan.runs}
     ended = {run.id for run in plan.runs if results[run.id] is not None}
     done = {run.id for run in plan.runs if (results[run.id] or {}).get("state") == "done"}
     selection = select(plan.runs, ended)
@@ -144,26 +146,29 @@ def from_folder(folder: Path) -> Collected:
     )  # fmt: skip
 
 
+def _refuse_strangers(path: Path, table: CaseTable) -> None:
+    """What a loss lacks counts as the worst there: where names differ, that would be all."""
+    cases = {str(loss): set(own) for loss, own in table.frame.groupby("loss")["case"]}
+    for (one, own), (other, others) in combinations(cases.items(), 2):
+        if not own & others:
+            raise UserError(
+                f"{path}: the losses {one} and {other} have no case in common: {min(own)} and {min(others)}, for "
+                "example; expected one name a case"
+            )
+
+
 def _losses(plan: Plan, ids: set[str]) -> int:
     return len({run.config.loss for run in plan.runs if run.id in ids})
 
 
-def _result(folder: Path, run: PlannedRun) -> dict[str, Any] | None:
-    own = run_folder(folder, run)
-    try:
-        result = own.result
-    except ValueError:
-        result = {}
-    if result is None or (isinstance(result, dict) and result.get("state") in ("done", "failed")):
-        return result
-    raise UserError(f"{own.path / 'result.json'} is damaged; remove it, and go on with the comparison")
-
-
 def _cases(folder: Path, plan: Plan, runs: list[PlannedRun]) -> pd.DataFrame:
     for run in runs:
-        path = run_folder(folder, run).path / "cases.csv"
+        own = run_folder(folder, run)
+        path = own.path / "cases.csv"
         if not path.is_file():
             raise UserError(f"{path}: no such file, though the run is finished; remove its folder and train it again")
+        if not all(row.get("case") for row in own.cases):
+            raise UserError(f"{path} is damaged; remove its folder and train it again")
     try:
         return case_table(folder, plan.model_copy(update={"runs": runs}))
     except ValueError as error:

@@ -43,7 +43,9 @@ def analyse(
     if not isinstance(table, CaseTable):
         table = check_table(table)
     if metric not in table.metrics:
-        raise UserError(f"metric {metric}: no such column; the table has {', '.join(table.metrics)}")
+        raise UserError(
+            f"metric {metric}: no such column; the table has {', '.join(table.metrics)}: name one of them (--metric)"
+        )
     if reference is not None and reference not in table.losses:
         near = difflib.get_close_matches(reference, table.losses, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

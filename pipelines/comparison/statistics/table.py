@@ -29,6 +29,8 @@ KEYS = ("loss", "case", "class", "fold", "seed", "patient")
 _ONE = "all"
 #: What tools write where there is no number.
 _EMPTY = ("", "nan", "na", "none")
+#: No distance in a patient is so large: it stands for a missing one, and is not one to calculate with.
+_FARTHEST_MM = 1e6
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def with_failed_runs(frame: pd.DataFrame, runs: Iterable[tuple[str, int | str, i
 
 
 def _checked_columns(columns: list[str]) -> tuple[str, ...]:
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
+        raise UserError(f"its columns are separated by {'tabs' if mark != ';' else 'semicolons'}; expected commas")
     for column in columns:
         if columns.count(column) > 1:
             raise UserError(f"column {column}: comes twice")
@@ -161,10 +165,10 @@ def _numbers(column: pd.Series, keys: pd.DataFrame) -> pd.Series:
     low, high = -1e-6, metric.upper + 1e-6
     text = numbers.isna() & column.notna()
     # An infinite distance is what some tools give for an empty prediction.
-    wrong = text | (numbers < low) | (numbers > high)
+    wrong = text | (numbers < low) | (numbers > high) | (np.isfinite(numbers) & (numbers > _FARTHEST_MM))
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
-        expected = "0 to 1 (not percent)" if metric.bounded else "mm, 0 or more"
+        expected = "0 to 1 (not percent)" if metric.bounded else "mm, 0 to 1e6 or inf"
         row = f"case {keys['case'].iloc[at]}, loss {keys['loss'].iloc[at]}"
         raise UserError(
             f"{metric.name}: got {column.iloc[at]} ({row}); expected a number, {expected}, or an empty cell"

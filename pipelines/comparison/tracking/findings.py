@@ -70,7 +70,11 @@ def send_files(client: Any, run_id: str, findings: Findings, folder: Path, plan:
             cases.to_csv(path, index=False)
             client.log_artifact(run_id, str(path))
     if findings.report is not None:
-        client.log_artifacts(run_id, str(findings.report), "report")
+        for path in sorted(findings.report.iterdir()):
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), f"report/{path.name}")
+            elif path.suffix != ".lock":
+                client.log_artifact(run_id, str(path), "report")
 
 
 def send_network(client: Any, experiment: str, run_id: str, findings: Findings, folder: Path, plan: Plan) -> str | None:

@@ -15,7 +15,7 @@ from pipelines.comparison.report.overlays.choice import Choice
 from pipelines.comparison.report.overlays.view import Plane, largest_section, planes, telling_slice, window
 from pipelines.comparison.report.predicted import PredictedCase
 from pipelines.dataset.geometry import grid_problem
-from pipelines.dataset.nifti import BadFileError, Volume, read_volume
+from pipelines.dataset.nifti import BadFileError, Volume, read_file
 
 Labels = NDArray[Any]
 #: What predictions that are read together share: label, image, values that count, and the value that does not.
@@ -184,8 +184,7 @@ def _labels(path: Path, what: str, on: Volume | None = None) -> Volume:
 def _volume(path: Path, what: str, on: Volume | None) -> Volume:
     try:
         # It may be a link, which the data's check has judged.
-        real = path.resolve()
-        volume = read_volume(real.parent, real.name)
+        volume = read_file(path)
     except BadFileError as error:
         raise BadFileError(f"{what} {path}: {error}") from None
     problem = None if on is None else grid_problem(volume, on, "label")
