@@ -1,9 +1,10 @@
 """`SegmentationLoss`: checks, targets, mask, spacing and type, once for every loss."""
 
+import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar, TypedDict
 
 import torch
 from monai.data import MetaTensor
@@ -194,13 +195,16 @@ class SegmentationLoss(_Loss):
             )
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their defaults, for `print(loss)`."""
-        shown: dict[str, Any] = {
-            name: value
-            for name, value in vars(self).items()
-            if not name.startswith("_") and name not in ("training", "validate", "to_onehot_y")
+        """The arguments, as they hold, that differ from their defaults, for `print(loss)`."""
+        usual = {
+            name: parameter.default
+            for cls in reversed(type(self).__mro__)
+            if issubclass(cls, SegmentationLoss)
+            for name, parameter in inspect.signature(cls).parameters.items()
         }
-        return ", ".join(f"{name}={value}" for name, value in shown.items() if value not in (None, False))
+        own = {"weight": None if self.class_weight is None else self.class_weight.tolist()} | vars(self)
+        shown = {name: own[name] for name in usual if name in own and name not in ("validate", "to_onehot_y")}
+        return ", ".join(f"{name}={value}" for name, value in shown.items() if value != usual[name])
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -217,6 +221,6 @@ def _wrapped(label: int, dtype: torch.dtype) -> int:
 
 def _class_weight(weight: Sequence[float] | float | Tensor) -> Tensor:
     values = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).clone()
-    if not bool((values >= 0).all()):
-        raise InputError(f"weight: got {values.tolist()}; expected numbers >= 0")
+    if not bool((values >= 0).all() and values.isfinite().all()):
+        raise InputError(f"weight: got {values.tolist()}; expected finite numbers >= 0")
     return values

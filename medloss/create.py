@@ -95,3 +95,10 @@ def call_loss(
     keywords = inspect.signature(loss.forward).parameters
     value: Tensor = loss(logits, target, **{name: given[name] for name in given if name in keywords})
     return value
+
+
+def pass_epoch_on(loss: nn.Module, epoch: int) -> None:
+    """Tell a loss which epoch begins, counted from 0, where it is one whose weights move on (`CombinedLoss`)."""
+    start = getattr(loss, "start_epoch", None)
+    if start is not None:
+        start(epoch)

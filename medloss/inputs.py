@@ -92,8 +92,11 @@ class LossInputs:
         if self.target.shape[1] == channels:
             return self.target_maps() > 0.5
         masks = torch.empty(self.logits.shape, dtype=torch.bool, device=self.target.device)
+        labels = self.target[:, 0]
+        if channels > 128 and labels.dtype in (torch.uint8, torch.int8):
+            labels = labels.short()  # compared in its own type, 259 would be 3
         for c in range(channels):
-            masks[:, c] = self.target[:, 0] == c
+            masks[:, c] = labels == c
         if self.ignore_index is not None and 0 <= self.ignore_index < channels:
             masks[:, self.ignore_index] = False
         return masks

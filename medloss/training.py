@@ -54,7 +54,7 @@ def create_training_loss(
         recipe = LOSSES[name].recipe
         schedule, shared = recipe.schedule, recipe.arguments
         if recipe.expression:
-            parts = parse_expression(recipe.expression)
+            parts = [Term(parts[0].weight * part.weight, part.name) for part in parse_expression(recipe.expression)]
     activation = "sigmoid" if (num_classes == 1 if sigmoid is None else sigmoid) else "softmax"
     # Of losses from elsewhere we know no more than the names in their signature.
     wanted: dict[str, Any] = {activation: True, f"use_{activation}": True, "to_onehot_y": activation == "softmax"}

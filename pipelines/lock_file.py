@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.files import SHARED_MODE
 
 #: Seconds for which the difference of two clocks is believed.
 _CLOCK_S = 60.0
@@ -58,9 +59,7 @@ def write(handle: int, text: str) -> None:
 def new_file(path: Path) -> None:
     """Put a new file with this process's name, which others may read as the umask says, in the place of a lock's."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    umask = os.umask(0)
-    os.umask(umask)
-    os.fchmod(handle, 0o666 & ~umask)
+    os.fchmod(handle, SHARED_MODE)
     write(handle, own_name())
     os.close(handle)
     Path(name).replace(path)

@@ -1,9 +1,12 @@
 """Checkpoints that are damaged, interrupted, or hold code."""
 
+import contextlib
 import errno
+import itertools
 import os
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,26 +132,28 @@ def test_a_full_disk_leaves_the_old_ones(folder: Path, monkeypatch: pytest.Monke
     assert _epoch(folder) == 2
 
 
-def test_a_kill_at_any_moment_leaves_one_to_resume_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Every step by which `save_checkpoint` changes the folder is a rename: killed before the n-th, for every n.
-    replace = Path.replace
-    left: list[int] = []
+class _KilledError(BaseException):
+    pass
 
-    class _KilledError(BaseException):
-        pass
 
-    def killed(self: Path, target: Path) -> Path:
-        if not left[0]:
+def _killed_before(steps: int) -> Callable[[Path, Path], Path]:
+    """`Path.replace` until a kill: every step by which `save_checkpoint` changes the folder is a rename."""
+    replace, done = Path.replace, itertools.count()
+
+    def until_killed(self: Path, target: Path) -> Path:
+        if next(done) >= steps:
             raise _KilledError
-        left[0] -= 1
         return replace(self, target)
 
+    return until_killed
+
+
+def test_a_kill_at_any_moment_leaves_one_to_resume_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 0
     epoch = 2
     while True:
-        left[:] = [steps]
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", killed)
+            patch.setattr(Path, "replace", _killed_before(steps))
             try:
                 save_checkpoint(folder, _state(epoch + 1))
             except _KilledError:
@@ -166,6 +171,29 @@ def test_a_kill_at_any_moment_leaves_one_to_resume_from(folder: Path, monkeypatc
         assert _epoch(folder) == epoch
         steps += 1
     assert steps >= 4
+
+
+@pytest.mark.parametrize("first", range(6))
+@pytest.mark.parametrize("second", range(6))
+def test_two_kills_in_a_row_leave_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int
+) -> None:
+    # Also from a folder without any: there is none yet, or a whole one.
+    for saved in (0, 2):
+        folder = tmp_path / f"after {saved}"
+        folder.mkdir()
+        for epoch in range(saved):
+            save_checkpoint(folder, _state(epoch + 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for steps in (first, second):
+                with monkeypatch.context() as patch, contextlib.suppress(_KilledError):
+                    patch.setattr(Path, "replace", _killed_before(steps))
+                    save_checkpoint(folder, _state(saved + 1))
+                if saved or has_checkpoint(folder):
+                    assert _epoch(folder) in (saved, saved + 1)
+            save_checkpoint(folder, _state(saved + 1))
+            assert _epoch(folder) == saved + 1
 
 
 def test_what_a_killed_run_left_half_written_is_removed(folder: Path) -> None:

@@ -67,6 +67,28 @@ def test_a_linear_schedule_goes_from_the_given_to_the_final_weights() -> None:
     assert seen == [[1.0, 0.0], [0.75, 0.5], [0.5, 1.0], [0.25, 1.5], [0.0, 2.0], [0.0, 2.0], [0.0, 2.0]]
 
 
+def test_a_weight_before_a_loss_with_a_recipe_weights_all_of_it() -> None:
+    plain, half = (medloss.create_training_loss(f"{w}hausdorff_dt", num_classes=3) for w in ("", "0.5*"))
+    assert torch.isclose(half(LOGITS, LABEL), 0.5 * plain(LOGITS, LABEL))
+
+
+def test_wrapped_a_schedule_goes_on_too() -> None:
+    loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
+    wrapped = medloss.DeepSupervision(medloss.FixedSpacing(loss, (1.0,) * (LOGITS.ndim - 2)))
+    wrapped(LOGITS, LABEL)
+    wrapped.start_epoch(1)
+    assert bool(loss.settled)
+    medloss.DeepSupervision(medloss.DiceLoss(softmax=True)).start_epoch(1)  # one without weights has no use for it
+
+
+def test_unreduced_terms_of_different_shapes_are_refused() -> None:
+    loss = medloss.CombinedLoss("focal+dice", softmax=True, reduction="none")
+    with pytest.raises(
+        medloss.InputError, match=r"reduction: the terms' values have the shapes .2, 1, 12, 12, 12. and"
+    ):
+        loss(LOGITS, LABEL)
+
+
 def test_a_balanced_schedule_makes_both_terms_weigh_the_same() -> None:
     loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
     assert isinstance(loss, medloss.CombinedLoss)

@@ -490,7 +490,7 @@ def test_time_left() -> None:
 
     def left(*states: tuple[str, int], elapsed: float, before: int) -> float | None:
         all_states = [RunState(run, word, epoch, 10, seconds_left=None) for word, epoch in states]
-        return seconds_left(all_states, 2, elapsed, before)
+        return seconds_left(all_states, elapsed, before)
 
     assert left(("running", 0), ("waiting", 0), elapsed=5, before=0) is None
     assert left(("done", 10), ("running", 5), elapsed=30, before=0) == 10

@@ -37,6 +37,14 @@ def test_the_map_is_the_whole_volumes_in_mm() -> None:
     assert torch.equal(plain["label_distance"], _expected(_label(), (1.0, 1.0, 1.0)))
 
 
+@pytest.mark.parametrize("value", [1.5, float("nan")])
+def test_labels_that_are_no_whole_numbers_are_refused(value: float) -> None:
+    label = _label().as_tensor().float()
+    label[0, 0, 0, 0] = value
+    with pytest.raises(medloss.InputError, match="'label': got labels that are no whole numbers; expected 0 to 2"):
+        DistanceMapd("label", num_classes=3)({"label": label})
+
+
 @pytest.mark.parametrize(
     "move",
     [

@@ -157,6 +157,24 @@ def test_unsigned_labels_are_ignored_and_named_as_they_are(kernels: str) -> None
             medloss.ComboLoss(softmax=True)(drawn.logits, index)
 
 
+@pytest.mark.parametrize("name", ["structural_similarity", "shape_aware", "hausdorff_dt", "dice"])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8])
+def test_more_classes_than_the_labels_type_can_count(name: str, kind: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, label = (
+        torch.randn(1, 300, 6, 6, generator=generator),
+        torch.randint(120, (1, 1, 6, 6), generator=generator),
+    )
+    loss = medloss.create_loss(name, softmax=True)
+    assert_close(loss(logits, label.to(kind)), loss(logits, label))
+
+
+def test_only_what_differs_from_the_defaults_is_printed() -> None:
+    assert str(medloss.DiceLoss()) == "DiceLoss()"
+    loss = medloss.FocalLoss(softmax=True, gamma=0.0, include_background=False, weight=[1.0, 2.0])
+    assert str(loss) == "FocalLoss(include_background=False, softmax=True, weight=[1.0, 2.0], gamma=0.0, alpha=None)"
+
+
 def test_use_forces_a_set_and_gives_it_back() -> None:
     before = medloss.kernels.in_use()
     with medloss.kernels.use("eager"):

@@ -19,7 +19,7 @@ from monai.networks import one_hot as one_hot_of
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.evaluation.metrics import METRICS, ClassMetrics, argmax_labels, case_metrics, mean_metrics, nanmean
+from pipelines.evaluation.metrics import METRICS, ClassMetrics, case_metrics, mean_metrics, nanmean
 
 SHAPES = [((11, 14, 9), (3.0, 1.0, 0.6)), ((9, 12, 13), (0.5, 2.0, 1.1)), ((17, 23), (2.5, 0.4))]
 
@@ -220,12 +220,3 @@ def test_means_are_of_cases_and_leave_out_what_has_no_meaning() -> None:
     assert (means["iou"], means["assd_mm"], means["nsd"]) == pytest.approx((0.325, 4 / 3, 1.0))
     assert all(math.isnan(value) for value in mean_metrics([]).values())
     assert math.isnan(nanmean([nan, nan]))
-
-
-def test_argmax_keeps_the_axes() -> None:
-    logits = torch.zeros(2, 3, 4, 5)
-    logits[1, 2, 3, 1] = 1
-    labels = argmax_labels(logits)
-    assert labels.shape == (2, 4, 5)
-    assert labels.nonzero().tolist() == [[1, 3, 1]]
-    assert labels[1, 3, 1] == 2

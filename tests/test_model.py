@@ -154,9 +154,10 @@ def _told(path: Path) -> str:
 
 def test_no_model(tmp_path: Path) -> None:
     assert _told(tmp_path / NAME) == "no model there; a run writes one when it is finished"
+    told = "damaged, or no model(: .*)?; expected the file model.pt|refused: damaged"
     for content in (b"", b"hello", b"\x80\x02"):
         (tmp_path / NAME).write_bytes(content)
-        assert re.match("damaged, or no model(: .*)?; expected the file model.pt|refused: damaged", _told(tmp_path / NAME))
+        assert re.match(told, _told(tmp_path / NAME))
     torch.save({"network": {}}, tmp_path / NAME)
     assert _told(tmp_path / NAME) == "no model of this version of medloss (format 1)"
 

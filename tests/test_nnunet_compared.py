@@ -54,7 +54,7 @@ def test_where_nnunet_is_missing_a_line_says_how_to_get_it(tmp_path: Path) -> No
 def test_a_worker_without_nnunet_leaves_the_runs_alone(tmp_path: Path) -> None:
     plan = small_plan()
     keep_plan(tmp_path, plan := plan.model_copy(update={"runs": [_by_nnunet(run) for run in plan.runs]}))
-    code, _, err = call_medloss("worker", tmp_path)
+    code, _, err = call_medloss("worker", tmp_path, "--trust")
     assert (code, err.count("\n"), "nnU-Net is not installed here" in err) == (2, 1, True)
     assert not (tmp_path / "runs").exists()
     assert all(run_folder(tmp_path, run).result is None for run in plan.runs)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipelines.comparison.best import best_mean, best_run
 from pipelines.comparison.plan import Plan, make_plan, run_folder
 from pipelines.comparison.table import case_table, comparison_table, formatted_rows, write_table
 from pipelines.training.run_config import RunConfig
@@ -68,7 +69,9 @@ def test_seeds_then_classes_then_cases_are_averaged(compared: tuple[Path, Plan])
     assert rows.loc["dice", "epoch_s"] == 2.5
     assert rows.loc["focal", "dice"] == pytest.approx((0.9 + 0.7) / 2)
     assert rows["runs"].to_dict() == {"focal": "1/4", "dice": "4/4", "tversky": "0/4", "combo": "0/4"}
-    assert list(table.rows["loss"]) == ["focal", "dice", "tversky", "combo"]  # best first, then those without
+    assert list(table.rows["loss"]) == ["dice", "focal", "tversky", "combo"]  # then those on fewer cases, and without
+    assert best_mean(compared[1], table) == ("dice", rows.loc["dice", "dice"])
+    assert (best_run(*compared, table) or compared[1].runs[0]).config.loss == "dice"
     assert rows.loc[["tversky", "combo"], "dice"].isna().all()
     assert table.failed == {"tversky"}
     assert (table.cases, table.seeds) == (3, 2)
@@ -83,8 +86,8 @@ def test_failed_and_not_begun_are_told_apart(compared: tuple[Path, Plan]) -> Non
     rows = formatted_rows(comparison_table(*compared))
     assert rows == [
         ["loss", "Dice", "NSD", "sensitivity", "specificity", "HD95 (mm)", "s/epoch", "runs"],
-        ["focal", "0.8000", "0.2000", "0.4000", "1.0000", "8.00", "0.5", "1/4"],
         ["dice", "0.6000", "0.4000", "0.3000", "1.0000", "6.00", "2.5", "4/4"],
+        ["focal", "0.8000", "0.2000", "0.4000", "1.0000", "8.00", "0.5", "1/4"],
         ["tversky", "failed", "-", "-", "-", "-", "-", "0/4"],
         ["combo", "-", "-", "-", "-", "-", "-", "0/4"],
     ]
@@ -98,13 +101,13 @@ def test_files(compared: tuple[Path, Plan]) -> None:
     assert list(read.columns) == [
         "loss", "dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd", "epoch_s", "runs",
     ]  # fmt: skip
-    assert read["dice"].tolist()[:2] == pytest.approx([0.8, 0.6])
+    assert read["dice"].tolist()[:2] == pytest.approx([0.6, 0.8])
     assert read["dice"].isna().tolist() == [False, False, True, True]
     assert markdown.read_text().splitlines() == [
         "| loss | Dice | NSD | sensitivity | specificity | HD95 (mm) | s/epoch | runs |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| focal | 0.8000 | 0.2000 | 0.4000 | 1.0000 | 8.00 | 0.5 | 1/4 |",
         "| dice | 0.6000 | 0.4000 | 0.3000 | 1.0000 | 6.00 | 2.5 | 4/4 |",
+        "| focal | 0.8000 | 0.2000 | 0.4000 | 1.0000 | 8.00 | 0.5 | 1/4 |",
         "| tversky | failed | - | - | - | - | - | 0/4 |",
         "| combo | - | - | - | - | - | - | 0/4 |",
         "",

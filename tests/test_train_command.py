@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cli_call import call_medloss
 from tiny import tiny_manifest
 from torch import Tensor, nn
 
@@ -170,12 +171,14 @@ def test_a_flipped_byte_that_readers_let_pass_is_refused(train: _Command) -> Non
 
 def test_what_a_run_killed_in_its_first_epoch_leaves_is_no_hindrance(train: _Command) -> None:
     run = train.folder / "run"
+    unfinished = ("checkpoint.new.pt", "checkpoint.pt.sha256", ".checkpoint.new.pt.abc.partial", ".config.json.partial")
     assert train("--epochs", "1", "--out", str(run))[0] == 0
-    for path in run.glob("checkpoint*"):
-        path.unlink()
-    for name in ("result.json", "model.pt", "cases.csv"):
-        (run / name).unlink()
-    assert train("--epochs", "1", "--out", str(run))[0] == 0
+    for left in ((), unfinished):
+        for path in (*run.glob("checkpoint*"), *(run / name for name in ("result.json", "model.pt", "cases.csv"))):
+            path.unlink()
+        for name in left:
+            (run / name).touch()
+        assert train("--epochs", "1", "--out", str(run))[0] == 0
     (run / "notes.txt").touch()
     for path in run.glob("checkpoint*"):
         path.unlink()
@@ -227,6 +230,22 @@ def test_bad_recipes(train: _Command, monkeypatch: pytest.MonkeyPatch, content: 
     assert told in err
     assert err.count("\n") == 1
     assert not Path("run").exists() and not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_rate_of_a_loss_that_is_not_trained_is_refused(tmp_path: Path, command: str) -> None:
+    option = ("--loss", "focal") if command == "train" else ("--losses", "focal")
+    code, _, err = call_medloss(
+        command, "phantom", *option, "--loss-lr", "focle=1", "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert code == 2
+    assert err == "error: --loss-lr: focle is none of the losses that are trained; did you mean focal?\n"
+
+
+def test_a_loss_from_elsewhere_that_cannot_take_the_shapes(train: _Command) -> None:
+    code, _, err = train("--epochs", "1", "--loss", "torch.nn.NLLLoss", "--out", str(train.folder / "run"))
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: the loss NLLLoss cannot take logits (")
 
 
 def test_a_place_that_cannot_be_written(train: _Command) -> None:

@@ -7,11 +7,12 @@ import pytest
 import yaml
 from tiny import tiny_manifest
 
-from pipelines.comparison.plan import adopt_plan, make_plan
+from pipelines.comparison.executors.none import worker_command
+from pipelines.comparison.plan import adopt_plan, make_plan, require_plan
 from pipelines.comparison.worker import work
 from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
-from pipelines.training.run_config import RunConfig
+from pipelines.training.run_config import NnunetSettings, RunConfig
 from pipelines.trust import refuse_code, refuse_foreign_losses
 
 EVIL = "raise SystemExit('imported')\n"
@@ -63,3 +64,11 @@ def test_a_comparison_from_a_stranger_is_not_imported(tmp_path: Path, monkeypatc
     assert not list((tmp_path / "out").glob("runs/*/*"))
     with pytest.raises(SystemExit, match="imported"):
         work(tmp_path / "out", trust=True)
+
+
+def test_nnunet_does_not_unpickle_a_strangers_cases(tmp_path: Path) -> None:
+    config = RunConfig(manifest="none", nnunet=NnunetSettings())
+    adopt_plan(tmp_path, make_plan([config], [0], [0], "any", "0" * 64))
+    with pytest.raises(UserError, match=r"refused: nnU-Net reads the folder's prepared cases as pickles.*--trust"):
+        work(tmp_path)
+    assert worker_command(tmp_path, require_plan(tmp_path))[-1] == "--trust"

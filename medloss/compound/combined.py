@@ -36,7 +36,8 @@ class CombinedLoss(nn.Module):
         **arguments: what every loss that is made here gets (`softmax=True`, say).
 
     Raises:
-        InputError: an unknown loss or schedule, a wrong number of weights.
+        InputError: no loss, an unknown one or schedule, a wrong number of weights; from the call, terms whose unreduced
+            values have different shapes.
 
     References:
         Karimi and Salcudean (2019), arXiv 1904.10030, for `balanced`.
@@ -71,6 +72,8 @@ class CombinedLoss(nn.Module):
             losses = [term.name for term in terms]
             weights = [term.weight for term in terms] if weights is None else weights
         made = [loss if isinstance(loss, nn.Module) else create_loss(loss, **arguments) for loss in losses]
+        if not made:
+            raise InputError("losses: got none; expected one or more")
         weights = [1.0] * len(made) if weights is None else list(weights)
         if schedule not in SCHEDULES:
             raise InputError(f"schedule: got '{schedule}'; expected one of {', '.join(SCHEDULES)}")
@@ -100,9 +103,11 @@ class CombinedLoss(nn.Module):
         distance_map: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum; arguments as `SegmentationLoss.forward`."""
-        values = torch.stack(
-            values_of(list(self.losses), logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
-        )
+        own = values_of(list(self.losses), logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
+        if any(value.shape != own[0].shape for value in own):
+            shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(value.shape for value in own))
+            raise InputError(f"reduction: the terms' values have the shapes {shapes}; expected one: 'mean' or 'sum'")
+        values = torch.stack(own)
         if self.schedule == "balanced" and self.training:
             means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
             # The mean over ranks, so that all of them train with the same weights.

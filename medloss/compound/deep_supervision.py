@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medloss.create import call_loss
+from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
 from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
 
@@ -83,6 +83,10 @@ class DeepSupervision(nn.Module):
             )
             total = total + weight * value
         return total
+
+    def start_epoch(self, epoch: int) -> None:
+        """Move the weights of a sum on, where the loss is one; before the epoch's first batch."""
+        pass_epoch_on(self.loss, epoch)
 
     def _weights(self, scales: int) -> tuple[float, ...]:
         if self.weights is None:

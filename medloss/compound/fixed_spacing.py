@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from medloss.create import call_loss
+from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
 from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
 
@@ -67,6 +67,4 @@ class FixedSpacing(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Move the weights of a sum on, where the loss is one; before the epoch's first batch."""
-        start = getattr(self.loss, "start_epoch", None)
-        if start is not None:
-            start(epoch)
+        pass_epoch_on(self.loss, epoch)

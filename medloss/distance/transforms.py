@@ -71,7 +71,9 @@ class DistanceMapd(MapTransform):
     def _one_hot(self, index: torch.Tensor, key: Hashable) -> torch.Tensor:
         if self.num_classes is None:
             raise InputError(f"num_classes: '{key}' is an index map; expected the number of classes")
+        if index.is_floating_point() and not bool((index == index.round()).all()):
+            raise InputError(f"'{key}': got labels that are no whole numbers; expected 0 to {self.num_classes - 1}")
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= self.num_classes:
             raise InputError(f"'{key}': got labels from {low} to {high}; expected 0 to {self.num_classes - 1}")
-        return index == torch.arange(self.num_classes).view(-1, *(1,) * (index.ndim - 1))
+        return index == torch.arange(self.num_classes, device=index.device).view(-1, *(1,) * (index.ndim - 1))

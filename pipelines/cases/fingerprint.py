@@ -17,7 +17,8 @@ from pipelines.training.run_config import Clip
 _VERSION = "facts 1"
 #: So many foreground intensities of a case are looked at, evenly spread: with hundreds of cases that is plenty.
 _MOST_INTENSITIES = 5_000
-#: Axes at least this much coarser than the finest are not sampled up to the median: nnU-Net's bound for anisotropy.
+#: An axis more than so much coarser than the coarsest of the others is not sampled up to the median: nnU-Net's bound
+#: for anisotropy.
 ANISOTROPIC = 3.0
 
 
@@ -39,7 +40,7 @@ class Fingerprint:
         """The spacing (mm an axis) to train at: the median; along a coarse axis the 10th percentile.
 
         As in nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z): where one axis is both three times as
-        coarse as the finest and three times as short, its median would make most cases' slices anew.
+        coarse as the coarsest of the others and three times as short, its median would make most cases' slices anew.
         """
         spacings, shapes = np.array(self.spacings), np.array(self.shapes)
         target, size = np.median(spacings, axis=0), np.median(shapes, axis=0)

@@ -13,12 +13,12 @@ from pipelines.dataset.manifest import Case, Manifest
 from pipelines.errors import UserError
 from pipelines.files import sha256
 
-#: Changes when `data.py` or `preprocessing.py` do: cached cases of another version are not read.
+#: Changes when `reading.py` or `preprocessing.py` do: cached cases of another version are not read.
 _CACHE_VERSION = "3"
 
 
 class CaseStore(Sequence[dict[str, Any]]):
-    """Prepared cases, see `data.prepared`, by number.
+    """Prepared cases, see `reading.prepared`, by number.
 
     So many of them as fit into `memory_mb` stay in memory, the first that were asked for; the others are read from the
     cache each time, or decoded anew where there is none. Those that stay are not exchanged: over random orders, keeping

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipelines.commands.executor_options import chosen_executor, executor_options
-from pipelines.commands.options import run_config, training_options, whole_numbers
+from pipelines.commands.options import refuse_unused_rates, run_config, training_options, whole_numbers
 from pipelines.commands.planning_options import named_before, planning_options
 from pipelines.commands.trainer_options import chosen_trainer, trainer_options
 from pipelines.errors import UserError
@@ -77,6 +77,7 @@ def compare(
     measured = {"--dry-run": is_dry, "--budget": budget is not None, "--register-model": register_model is not None}
     options = chosen_trainer(manifest, options, measured)
     names, about = named_before(names, reference, metric, margin)
+    refuse_unused_rates(options.get("learning_rates"), names)
     chosen = list(whole_numbers(folds, "--folds"))
     configs = [run_config(manifest=manifest, loss=name, fold=chosen[0], **options) for name in names]
     loaded = load_manifest(configs[0].manifest)
@@ -132,7 +133,7 @@ def _default_jobs() -> int:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--index", type=int, help="Only the run of this number in the plan.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
-@click.option("--trust", is_flag=True, help="Import losses of any package that the folder names.")
+@click.option("--trust", is_flag=True, help="Import any losses that the folder names; let nnU-Net unpickle its cases.")
 @click.option("--parent", type=int, hidden=True, help="End with the process of this number.")
 def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
     """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""

@@ -1,6 +1,7 @@
 """Options that `train` and `compare` share, and the config that they make."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +81,19 @@ def rates(text: str, flag: str) -> dict[str, float]:
         return {loss.strip(): float(rate) for loss, rate in (part.rsplit("=", 1) for part in text.split(","))}
     except ValueError:
         raise UserError(f"{flag}: got '{text}'; expected losses with rates, as focal=1e-2,tversky=1e-3") from None
+
+
+def refuse_unused_rates(text: str | None, losses: Sequence[str]) -> None:
+    """Refuse rates (as `rates` reads them) of losses that are not trained: a misspelt one would train at another.
+
+    Raises:
+        UserError: there is one; says the nearest loss.
+    """
+    for loss in rates(text, "--loss-lr") if text else ():
+        if loss not in losses:
+            near = difflib.get_close_matches(loss, losses, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(losses)}"
+            raise UserError(f"--loss-lr: {loss} is none of the losses that are trained{hint}")
 
 
 #: nnU-Net's own.

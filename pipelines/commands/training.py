@@ -23,11 +23,12 @@ def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: boo
 
     Started by torchrun, its processes share every batch.
     """
-    from pipelines.commands.options import run_config
+    from pipelines.commands.options import refuse_unused_rates, run_config
     from pipelines.dataset.precheck import refuse_bad_data
     from pipelines.errors import TrainingError, let_the_first_rank_tell
     from pipelines.training.ranks import joined_ranks, rank, wait_for_all
 
+    refuse_unused_rates(options.get("learning_rates"), [loss])
     config = run_config(manifest=manifest, loss=loss, fold=fold, seed=seed, **options)
     _refuse_folder(out, resume)
     if config.cache_dir is None:
@@ -50,7 +51,7 @@ def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: boo
 
 def _refuse_folder(out: Path, resume: bool) -> None:
     from pipelines.errors import UserError
-    from pipelines.training.checkpoint import has_checkpoint
+    from pipelines.training.checkpoint import has_checkpoint, is_unfinished
     from pipelines.training.run_folder import OWN_FILES
 
     if out.exists() and not out.is_dir():
@@ -62,7 +63,7 @@ def _refuse_folder(out: Path, resume: bool) -> None:
     if has_checkpoint(out):
         raise UserError(f"--out: {out} holds a run; pass --resume to go on with it, or name another folder")
     # What a run leaves that was killed in its first epoch is no reason to refuse.
-    if any(path.name not in OWN_FILES for path in out.iterdir()):
+    if any(path.name not in OWN_FILES and not is_unfinished(path.name) for path in out.iterdir()):
         raise UserError(f"--out: {out} is not empty; name another folder")
 
 

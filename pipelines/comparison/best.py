@@ -8,8 +8,13 @@ from pipelines.comparison.table import Table
 
 
 def best_mean(plan: Plan, table: Table) -> tuple[str, float] | None:
-    """The loss with the best mean of the primary measure, and that mean; None when no run has finished."""
+    """The loss with the best mean of the primary measure, and that mean; None when no run has finished.
+
+    A loss of which a run failed has its mean over easier cases, perhaps: it is the best only where all are such.
+    """
     finished = table.rows.dropna(subset=[plan.metric])
+    whole = finished[~finished["loss"].isin(table.partial)]
+    finished = whole if len(whole) else finished
     if not len(finished):
         return None
     row = finished.iloc[int((METRICS[plan.metric].sign * finished[plan.metric]).argmax())]

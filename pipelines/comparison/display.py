@@ -19,8 +19,7 @@ _COLOURS = {"done": "green", "failed": "red", "running": "cyan", "interrupted": 
 class Display:
     """Shows the states of the runs while they change; used as a context manager around the work."""
 
-    def __init__(self, jobs: int, console: Console | None = None) -> None:
-        self.jobs = jobs
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.started = time.monotonic()
         self.done_before: int | None = None
@@ -46,7 +45,7 @@ class Display:
             # The clock starts with the first epoch that is over: what comes before is the workers' start.
             self.under_way = self.done_before is not None
             self.done_before, self.started = done, time.monotonic()
-        left = seconds_left(states, self.jobs, time.monotonic() - self.started, self.done_before)
+        left = seconds_left(states, time.monotonic() - self.started, self.done_before)
         if self.console.is_terminal:
             finished = sum(state.finished for state in states)
             title = f"{finished} of {len(states)} runs{'' if left is None else f', about {duration(left)} left'}"

@@ -60,12 +60,11 @@ def epochs_over(states: list[RunState]) -> int:
     return sum(state.epochs if state.finished else state.epoch for state in states)
 
 
-def seconds_left(states: list[RunState], jobs: int, elapsed: float, done_before: int) -> float | None:
+def seconds_left(states: list[RunState], elapsed: float, done_before: int) -> float | None:
     """Expected seconds until all runs are finished; None before the first epoch is over.
 
     Args:
         states: of all runs.
-        jobs: how many run at a time.
         elapsed: seconds since the start of this process.
         done_before: epochs that were over then.
     """

@@ -27,7 +27,8 @@ class Table:
     """The comparison's table.
 
     Attributes:
-        rows: a row a loss with all measures, best Dice first; a loss without a finished run has NaN.
+        rows: a row a loss with all measures, best Dice first, those of `partial` after the others; a loss without a
+            finished run has NaN, and is last.
         failed: losses of which nothing came, and nothing will.
         cases: how many cases the finished runs validated.
         seeds: how many seeds.
@@ -90,9 +91,10 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
         elif None not in results:
             failed.add(loss)
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=["loss", *METRICS, "epoch_s", "runs"]).sort_values(
-        "dice", ascending=False, na_position="last"
-    )
+    frame = pd.DataFrame(rows, columns=["loss", *METRICS, "epoch_s", "runs"])
+    frame = frame.sort_values("dice", ascending=False, na_position="last")
+    # Behind those that were measured on all cases.
+    frame = pd.concat([frame[~(behind := frame["loss"].isin(partial) | frame["dice"].isna())], frame[behind]])
     seeds = len({run.config.seed for run in plan.runs})
     count = cases["case"].nunique() if len(cases) else 0
     return Table(frame.reset_index(drop=True), frozenset(failed), count, seeds, tuple(partial))

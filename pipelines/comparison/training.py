@@ -41,7 +41,7 @@ def train_left(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[Ru
         jobs: runs at a time.
         to_mlflow: takes the states of all runs, as often as they are looked at.
     """
-    with Display(jobs) as display:
+    with Display() as display:
 
         def watch() -> None:
             states = run_states(folder, plan)

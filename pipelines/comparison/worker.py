@@ -34,7 +34,7 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
         folder: the comparison's folder.
         index: only the run of this number in the plan.
         threads: of the processor.
-        trust: import losses of any package that the plan names.
+        trust: import losses of any package that the plan names, and have nnU-Net read the folder's pickles.
 
     Raises:
         UserError: no comparison there, no such run, a loss that is not to be trusted, or no nnU-Net where it trains.
@@ -42,6 +42,11 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
     plan = require_plan(folder)
     if not trust:
         refuse_foreign_losses(plan.losses, folder)
+        if plan.runs[0].config.nnunet is not None:
+            raise UserError(
+                f"{folder}: refused: nnU-Net reads the folder's prepared cases as pickles, which could run anything; "
+                "pass --trust if you know it"
+            )
     if (first := plan.runs[0].config).nnunet is not None:
         from pipelines.nnunet.prepared import find_prepared
 

@@ -182,8 +182,3 @@ def nanmean(values: list[float]) -> float:
     """Mean of the values that are not NaN; NaN if there are none."""
     kept = [value for value in values if not math.isnan(value)]
     return float(np.mean(kept)) if kept else math.nan
-
-
-def argmax_labels(logits: Tensor) -> Tensor:
-    """Labels 0..C-1 `[B, *spatial]` of logits `[B, C, *spatial]`."""
-    return logits.argmax(1)

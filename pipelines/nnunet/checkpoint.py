@@ -37,7 +37,7 @@ def export_checkpoint(path: Path, out: Path | None = None) -> Path:
         raise UserError(f"--out: {out} is a folder; expected a file to write")
     if out.exists():
         raise UserError(f"--out: {out} is there already; remove it, or name another file")
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     trainer = checkpoint.get("trainer_name")
     if trainer == STOCK:
         raise UserError(f"{path}: names {STOCK} already, so anybody can predict with it as it is")
@@ -54,7 +54,12 @@ def export_checkpoint(path: Path, out: Path | None = None) -> Path:
     return out
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of nnU-Net's; nothing in it can run.
+
+    Raises:
+        UserError: it is none, is damaged, or holds more than plain data.
+    """
     try:
         # Beside tensors nnU-Net's have NumPy's numbers, in its log, and nothing else.
         with torch.serialization.safe_globals(_numbers()), warnings.catch_warnings():

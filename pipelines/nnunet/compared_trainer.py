@@ -1,5 +1,6 @@
 """nnU-Net's trainer as a run of a comparison: seeded, killed and resumed at any time, and heard after each epoch."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,7 +59,10 @@ class ComparedTrainer(MedlossTrainer):
         """Whole, or not at all: a kill leaves the checkpoint before."""
         written = Path(f"{filename}.partial")
         super().save_checkpoint(str(written))
-        written.replace(filename)
+        if written.is_file():  # of several processes the first one writes
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+            written.replace(filename)
 
     def rows(self) -> list[dict[str, Any]]:
         """Of each epoch that is over, what nnU-Net's log says, as columns of `epochs.csv`."""

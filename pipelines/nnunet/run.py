@@ -15,10 +15,11 @@ import torch
 
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Case, load_manifest
-from pipelines.errors import TrainingError
+from pipelines.errors import TrainingError, UserError
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.reference_labels import Reference, References, match
 from pipelines.machine import lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
+from pipelines.nnunet.checkpoint import read_checkpoint
 from pipelines.nnunet.prepared import Prepared, find_prepared
 from pipelines.prediction.files import write_labels
 from pipelines.threads import available_cores
@@ -103,6 +104,7 @@ class NnunetRun:
         """Train what is left, validate, and say how it ended."""
         trainer, path = self.trainer, _checkpoint(self.folder.path)
         if path is not None:
+            _refuse_damaged(path)
             trainer.load_checkpoint(str(path))
         self.folder.begin(self.config)
         self._tell()
@@ -146,8 +148,8 @@ class NnunetRun:
         over, epochs = len(rows), self.config.epochs
         self.folder.write_epochs(rows[: epochs - 1])
         left = (epochs - over) * statistics.fmean(row["epoch_s"] for row in rows) if rows else None
-        dice = rows[-1]["pseudo_dice"] if rows else None
-        self.folder.write_progress(over, epochs, left, None if dice is None or dice != dice else dice)
+        # Without a Dice: nnU-Net's is over patches, and what is shown for runs that are over is over whole cases.
+        self.folder.write_progress(over, epochs, left, None)
 
     def _rows(self) -> list[dict[str, Any]]:
         return [row | {"peak_mb": self.peaks.get(row["epoch"])} for row in self.trainer.rows()]
@@ -195,6 +197,14 @@ def _checkpoint(run_dir: Path) -> Path | None:
         if found := next((run_dir / "nnunet").glob(f"*/*/fold_*/{name}"), None):
             return found
     return None
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Refuse a checkpoint that is not whole, or has code in it, which nnU-Net would run."""
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        raise TrainingError(f"{error}; remove it, and train the run anew by --retry-failed") from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pipelines.files import sha256, write_atomically, write_text
 
 NAME = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+_NEW = "checkpoint.new.pt"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -21,16 +22,23 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         folder: the run's folder.
         state: tensors, numbers, strings, and lists and dictionaries of them.
     """
-    path, previous, new = folder / NAME, folder / PREVIOUS, folder / "checkpoint.new.pt"
+    path, previous, new = folder / NAME, folder / PREVIOUS, folder / _NEW
     # Whole on the disk before the older ones move: a full disk, or a kill while it is written, costs nothing.
     write_atomically(new, lambda file: torch.save(state, file))
     digest = sha256(new)
-    if _checksum(path).is_file():
-        if path.is_file():
-            path.replace(previous)
+    if path.is_file() and _checksum(path).is_file():
+        path.replace(previous)
         _checksum(path).replace(_checksum(previous))
-    new.replace(path)
+    elif previous.is_file() and sha256(previous) in _words(_checksum(path)):
+        _checksum(path).replace(_checksum(previous))  # a run was killed between the two
+    # The checksum first: a file without one would be none, though it were the first and only.
     write_text(_checksum(path), f"{digest}  {path.name}\n")
+    new.replace(path)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file of this name is what a run may leave that was killed while it wrote its first files."""
+    return name in (_NEW, f"{NAME}.sha256") or (name.startswith(".") and name.endswith(".partial"))
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import medloss
+from medloss.errors import InputError
+from pipelines.errors import TrainingError
 from pipelines.evaluation.metrics import case_metrics
+from pipelines.machine import lacks_memory
 from pipelines.prediction.windows import AutocastInferer, WindowInferer, label_map
 from pipelines.prediction.windows import channels_last as channels_last
 from pipelines.training.step import TrainingStep
@@ -66,14 +70,29 @@ def create_trainer(
         network=network,
         optimizer=optimizer,
         # `targets` is the batch: the engine hands on whatever `prepare_batch` made.
-        loss_function=lambda logits, targets: medloss.call_loss(
-            loss, logits, targets["label"], spacing=targets["spacing"]
-        ),
+        loss_function=partial(_loss_value, loss),
         prepare_batch=_prepare_batch,
         inferer=AutocastInferer(dtype, device, channels_last(spatial_dims)),
         iteration_update=step,
         decollate=False,
     )
+
+
+def _loss_value(loss: nn.Module, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+    try:
+        return medloss.call_loss(loss, logits, batch["label"], spacing=batch["spacing"])
+    except Exception as error:
+        foreign = [type(part).__name__ for part in loss.modules() if _is_foreign(part)]
+        if isinstance(error, InputError) or lacks_memory(error) or not foreign:
+            raise
+        shapes = f"logits {tuple(logits.shape)} and labels {tuple(batch['label'].shape)}"
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise TrainingError(f"the loss {' + '.join(foreign)} cannot take {shapes}: {why}") from error
+
+
+def _is_foreign(part: nn.Module) -> bool:
+    module = type(part).__module__
+    return not module.startswith(("medloss.", "torch.nn.modules.container"))
 
 
 def create_evaluator(

@@ -24,8 +24,9 @@ OWN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.
 class RunFolder:
     """One run's folder; every file in it is written atomically.
 
-    `config.json` (what was asked for), `progress.json` (where it is), `epochs.csv`, `cases.csv` (the validation cases
-    after the last epoch), `predictions/` (their label maps), `result.json` (how it ended), and the checkpoint.
+    `config.json` (what is trained: what was asked for, and what was planned for it), `progress.json` (where it is),
+    `epochs.csv`, `cases.csv` (the validation cases after the last epoch), `predictions/` (their label maps),
+    `result.json` (how it ended), and the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:

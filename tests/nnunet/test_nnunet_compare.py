@@ -168,7 +168,7 @@ def test_a_killed_run_ends_in_the_weights_of_one_that_was_not(out: Path, manifes
     asked = ("--losses", LOSSES[0], "--reference", LOSSES[0], "--epochs", EPOCHS, "--cache-dir", out / "cache")
     code, _, err = compare(manifest, tmp_path / "out", *asked, "--executor", "none", "--threads", "1")
     assert (code, "preparing" in err) == (0, False), err
-    code, _, err = call_medloss("worker", tmp_path / "out", "--threads", "1")
+    code, _, err = call_medloss("worker", tmp_path / "out", "--threads", "1", "--trust")
     assert code == 0, err
     other = run_folder(tmp_path / "out", require_plan(tmp_path / "out").runs[0])
     weights = [

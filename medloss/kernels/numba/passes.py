@@ -16,7 +16,7 @@ from medloss.kernels.numba.blocks import (
 )
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 
-#: What a plan holds, in this order; `Plan` in sums.py makes it.
+#: What a plan holds, in this order; `_Work.of` in sums.py makes it.
 SOFTMAX, SIGMOID, GIVEN = 0, 1, 2
 MODE, FIRST, OVERLAP, SQUARES, ERRORS, ENTROPY = 0, 1, 2, 3, 4, 5
 INDEXED, KIND, MASKED, WEIGHTS, CLASSES, VOXELS, BLOCK = 6, 7, 8, 9, 10, 11, 12

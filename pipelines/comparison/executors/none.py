@@ -45,7 +45,8 @@ def worker_command(folder: Path, plan: Plan) -> list[str]:
     command += ["worker", str(folder.resolve())]
     try:
         refuse_foreign_losses(plan.losses, folder)
+        trusted = plan.runs[0].config.nnunet is not None
     except UserError:
-        # The losses are those that the user named to this process.
-        command.append("--trust")
-    return command
+        trusted = True
+    # The losses are those that the user named to this process, which has the cases prepared, too.
+    return [*command, *(["--trust"] if trusted else [])]

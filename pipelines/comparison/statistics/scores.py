@@ -1,9 +1,9 @@
 """From rows to one number a loss and patient: what is missing, what counts as worst, and what is averaged.
 
-A prediction that is missing or failed counts as the worst: 0, or of a distance the largest one in the table (a
-distance has no bound; so the true cost of a failure is understated there). It never drops out, since a loss that
-fails on the hard cases would gain by it. So count: a loss's rows that are not there although another loss has that
-case, class and seed; an infinite distance; an empty cell.
+A prediction that is missing or failed counts as the worst: 0, or of a distance the largest one in the table, of its
+class alone where that is looked at alone (a distance has no bound; so the true cost of a failure is understated there).
+It never drops out, since a loss that fails on the hard cases would gain by it. So count: a loss's rows that are not
+there although another loss has that case, class and seed; an infinite distance; an empty cell.
 
 A measure that has no meaning is left out for all losses alike, case and class: reference and prediction both empty,
 so there is nothing to overlap. An empty cell is that
