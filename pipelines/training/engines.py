@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ def create_trainer(
         network=network,
         optimizer=optimizer,
         # `targets` is the batch: the engine hands on whatever `prepare_batch` made.
-        loss_function=partial(_loss_value, loss),
+        loss_function=_LossCall(loss),
         prepare_batch=_prepare_batch,
         inferer=AutocastInferer(dtype, device, channels_last(spatial_dims)),
         iteration_update=step,
@@ -78,16 +77,28 @@ def create_trainer(
     )
 
 
-def _loss_value(loss: nn.Module, logits: Tensor, batch: dict[str, Any]) -> Tensor:
-    try:
-        return medloss.call_loss(loss, logits, batch["label"], spacing=batch["spacing"])
-    except Exception as error:
-        foreign = [type(part).__name__ for part in loss.modules() if _is_foreign(part)]
-        if isinstance(error, InputError) or lacks_memory(error) or not foreign:
-            raise
-        shapes = f"logits {tuple(logits.shape)} and labels {tuple(batch['label'].shape)}"
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise TrainingError(f"the loss {' + '.join(foreign)} cannot take {shapes}: {why}") from error
+class _LossCall:
+    """A loss's value of a batch. A loss from elsewhere that cannot take the first one is told in a line.
+
+    What goes wrong later is a defect, whose traceback says more.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        self.loss = loss
+        self.untried = [type(part).__name__ for part in loss.modules() if _is_foreign(part)]
+
+    def __call__(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        try:
+            value = medloss.call_loss(self.loss, logits, batch["label"], spacing=batch["spacing"])
+        except Exception as error:
+            if not self.untried or isinstance(error, InputError) or lacks_memory(error):
+                raise
+            finest = logits if isinstance(logits, Tensor) else logits[0]
+            shapes = f"logits {tuple(finest.shape)} and labels {tuple(batch['label'].shape)}"
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise TrainingError(f"the loss {' + '.join(self.untried)} cannot take {shapes}: {why}") from error
+        self.untried = []
+        return value
 
 
 def _is_foreign(part: nn.Module) -> bool:
