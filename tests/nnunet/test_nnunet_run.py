@@ -215,9 +215,9 @@ def test_the_trainings_end_in_the_report(
     assert (code, err) == (0, "")
     assert "3 folders, 2 cases, 3 classes: 6 pairs measured" in printed
     assert (tmp_path / "report" / "report.html").is_file()
+    rows = list(csv.DictReader((tmp_path / "report" / "cases.csv").read_text().splitlines()))
     for loss in losses:
         summary = json.loads((trained[loss] / "validation" / "summary.json").read_text())
-        rows = [row for row in csv.DictReader((tmp_path / "report" / "cases.csv").open()) if row["loss"] == loss]
-        dice = [float(row["dice"]) for row in rows if row["dice"]]
+        dice = [float(row["dice"]) for row in rows if row["loss"] == loss and row["dice"]]
         per_case = [case["metrics"][label]["Dice"] for case in summary["metric_per_case"] for label in ("1", "2", "3")]
         assert np.mean(dice) == pytest.approx(np.nanmean(per_case))
