@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from cli_call import call_medloss
 from made_comparison import made_comparison
 from mirrored import leave_run, small_plan, stored, synced
@@ -13,7 +14,8 @@ from tiny import tiny_manifest
 from pipelines.comparison.plan import PlannedRun, adopt_plan, keep_plan, make_plan, run_folder
 from pipelines.comparison.report import from_folder, write_report
 from pipelines.comparison.tracking import local_uri
-from pipelines.errors import UserError
+from pipelines.errors import TrainingError, UserError
+from pipelines.nnunet.run import refuse_damaged
 from pipelines.training.run_config import NNUNET_PLANS, NnunetSettings, RunConfig
 
 _NNUNET = ("--trainer", "nnunet")
@@ -125,3 +127,17 @@ def test_mlflow_has_the_pseudo_dice_and_no_setting_of_our_engines(tmp_path: Path
     assert run.data.metrics["val/pseudo_dice"] == 0.25
     assert "iterations" in run.data.params["nnunet"]
     assert not run.data.params.keys() & {"optimizer", "learning_rate", "network"}
+
+
+@pytest.mark.parametrize("content", [b"half of one", None], ids=["damaged", "with code"])
+def test_a_checkpoint_that_nnunet_must_not_read_fails_the_run_in_a_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "checkpoint_latest.pth"
+    if content is None:
+        torch.save({"network_weights": {}, "trainer_name": "x", "init_args": Path("code")}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(TrainingError) as caught:
+        refuse_damaged(path)
+    told = str(caught.value)
+    assert told.startswith(f"{path}: ") and "\n" not in told
+    assert told.endswith("; remove it, and train the run anew by --retry-failed")

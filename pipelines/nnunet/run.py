@@ -104,7 +104,7 @@ class NnunetRun:
         """Train what is left, validate, and say how it ended."""
         trainer, path = self.trainer, _checkpoint(self.folder.path)
         if path is not None:
-            _refuse_damaged(path)
+            refuse_damaged(path)
             trainer.load_checkpoint(str(path))
         self.folder.begin(self.config)
         self._tell()
@@ -199,8 +199,12 @@ def _checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
-def _refuse_damaged(path: Path) -> None:
-    """Refuse a checkpoint that is not whole, or has code in it, which nnU-Net would run."""
+def refuse_damaged(path: Path) -> None:
+    """Refuse a checkpoint that is not whole, or has code in it, which nnU-Net would run.
+
+    Raises:
+        TrainingError: it is such a one; says what to do.
+    """
     try:
         read_checkpoint(path)
     except UserError as error:
