@@ -108,7 +108,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     (
         "other cases",
         MIST.replace("p_0", "q_").replace("003", "q_3"),
-        "dice and focal have no case in common: 003, p_01",
+        "dice and focal have no case in common: 003 and q_1, for example",
     ),
     ("percent", MIST.replace("0.91", "91"), r"dice: got 91 \(case p_01, loss focal\); expected a number, 0 to 1"),
     ("text", MIST.replace("0.91", "good"), r"dice: got good \(case p_01, loss focal\); expected a number"),

@@ -9,7 +9,7 @@ from pipelines.comparison.finished.facts import tables_facts
 from pipelines.comparison.finished.mist import is_mist, mist_rows
 from pipelines.comparison.finished.result import WHAT_DIFFERS, Finished
 from pipelines.comparison.report.collect import Collected
-from pipelines.comparison.statistics import METRICS, check_table
+from pipelines.comparison.statistics import METRICS, check_table, refuse_disjoint
 from pipelines.errors import UserError
 
 _EXPECTED = (
@@ -38,8 +38,7 @@ def from_tables(named: dict[str, Path]) -> Finished:
         notes.append(
             "The measures are MIST's own: where reference and prediction are both empty its Dice is 1, its distance 0."
         )
-    for key in ("case", "class"):
-        _check_shared(key, dict(zip(named, frames, strict=True)))
+    _check_classes(dict(zip(named, frames, strict=True)))
     shared = [metric for metric in METRICS if all(metric in frame.columns for frame in frames)]
     if not shared:
         raise UserError(f"the tables have no measure in common; expected one of {', '.join(METRICS)}")
@@ -53,18 +52,17 @@ def from_tables(named: dict[str, Path]) -> Finished:
             notes.append(f"{name}: measures that are not in every table are left out: {', '.join(extra)}.")
     rows = pd.concat([frame[[*keys, *shared]] for frame in frames], ignore_index=True)
     table = check_table(rows)
+    refuse_disjoint(table)
     collected = Collected(title=" and ".join(named), table=table, facts=tables_facts(named, table), notes=tuple(notes))
     return Finished(collected, rows, None, tuple(notes[1:]))
 
 
-def _check_shared(key: str, frames: dict[str, pd.DataFrame]) -> None:
-    """Classes have to be the same, and some cases: what a table lacks counts as the worst there."""
-    names = {name: set(frame[key].str.strip()) for name, frame in frames.items() if key in frame.columns}
+def _check_classes(frames: dict[str, pd.DataFrame]) -> None:
+    """They have to be the same: what a table lacks counts as the worst there."""
+    names = {name: set(frame["class"].str.strip()) for name, frame in frames.items() if "class" in frame.columns}
     for (one, own), (other, others) in pairwise(names.items()):
-        differ = own ^ others if key == "class" else set() if own & others else own | others
-        if differ:
-            what = "other classes" if key == "class" else "no case in common"
-            raise UserError(f"the tables {one} and {other} have {what}: {', '.join(sorted(differ)[:6])}")
+        if own != others:
+            raise UserError(f"the tables {one} and {other} have other classes: {', '.join(sorted(own ^ others)[:6])}")
 
 
 def _read(name: str, path: Path) -> tuple[pd.DataFrame, list[str]]:

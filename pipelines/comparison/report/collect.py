@@ -2,7 +2,6 @@
 
 import statistics
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pipelines.comparison.planning.told import halving_notes
 from pipelines.comparison.report.facts import csv_facts, folder_facts
 from pipelines.comparison.report.predicted import PredictedCase, folder_predictions
 from pipelines.comparison.report.selection import Selection, select
-from pipelines.comparison.statistics import CaseTable, check_table, read_table, with_failed_runs
+from pipelines.comparison.statistics import CaseTable, check_table, read_table, refuse_disjoint, with_failed_runs
 from pipelines.comparison.table import case_table
 from pipelines.errors import UserError
 
@@ -97,7 +96,10 @@ def from_csv(path: Path) -> Collected:
         UserError: not such a table, or two of its losses have no case in common.
     """
     table = read_table(path)
-    _refuse_strangers(path, table)
+    try:
+        refuse_disjoint(table)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return Collected(path.name, table, csv_facts(path, table))
 
 
@@ -144,17 +146,6 @@ def from_folder(folder: Path) -> Collected:
         predictions=predictions,
         no_pictures=no_pictures,
     )  # fmt: skip
-
-
-def _refuse_strangers(path: Path, table: CaseTable) -> None:
-    """What a loss lacks counts as the worst there: where names differ, that would be all."""
-    cases = {str(loss): set(own) for loss, own in table.frame.groupby("loss")["case"]}
-    for (one, own), (other, others) in combinations(cases.items(), 2):
-        if not own & others:
-            raise UserError(
-                f"{path}: the losses {one} and {other} have no case in common: {min(own)} and {min(others)}, for "
-                "example; expected one name a case"
-            )
 
 
 def _losses(plan: Plan, ids: set[str]) -> int:

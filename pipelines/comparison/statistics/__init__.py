@@ -18,4 +18,5 @@ from pipelines.comparison.statistics.results import MetricAnalysis as MetricAnal
 from pipelines.comparison.statistics.table import CaseTable as CaseTable
 from pipelines.comparison.statistics.table import check_table as check_table
 from pipelines.comparison.statistics.table import read_table as read_table
+from pipelines.comparison.statistics.table import refuse_disjoint as refuse_disjoint
 from pipelines.comparison.statistics.table import with_failed_runs as with_failed_runs

@@ -15,6 +15,7 @@ An empty cell of a measure is a prediction that failed, or a measure without mea
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,21 @@ def check_table(frame: pd.DataFrame) -> CaseTable:
     classes = tuple(sorted(checked["class"].unique())) if "class" in given else ()
     ordered = checked.sort_values(key, ignore_index=True)
     return CaseTable(ordered, metrics, losses, classes, given)
+
+
+def refuse_disjoint(table: CaseTable) -> None:
+    """Refuse losses without a common case, as where names differ: what a loss lacks counts as the worst there.
+
+    Raises:
+        UserError: two losses are so. In a comparison under way they may be.
+    """
+    cases = {str(loss): set(own) for loss, own in table.frame.groupby("loss")["case"]}
+    for (one, own), (other, others) in combinations(cases.items(), 2):
+        if not own & others:
+            raise UserError(
+                f"{one} and {other} have no case in common: {min(own)} and {min(others)}, for example; expected one "
+                "name a case"
+            )
 
 
 def with_failed_runs(frame: pd.DataFrame, runs: Iterable[tuple[str, int | str, int | str]]) -> pd.DataFrame:
