@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 NNUNET := .venv-nnunet
 
-.PHONY: setup compare test test-nnunet lint pages unit bench clean
+.PHONY: setup compare test test-all test-nnunet lint unit bench clean
 
 setup: $(VENV)/.installed
 
@@ -22,9 +22,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 compare: setup
 	$(BIN)/medloss compare phantom --losses all --epochs 20 --batch-size 2 --val-interval 5 --out $(OUT)
 
-# The tests run against the built wheel, in an environment of its own, from outside the checkout.
-test: lint pages
-	PYTHON=$(PYTHON) .ci/wheel-test
+# Lint, types, and the tests that decide. They run against the built wheel, from outside the checkout.
+test: lint
+	.ci/wheel-test -m "not slow"
+
+# All tests: also long trainings, Triton's interpreter over the whole contract, many examples of each property, and what
+# needs Chromium, PostgreSQL, SLURM (skipped, with the reason, where they are not installed) or nnU-Net.
+test-all: lint
+	@echo "make test-all: XX minutes on two quiet cores, installing nnU-Net's environment apart"
+	MEDLOSS_TEST_EVERYTHING=1 .ci/wheel-test --durations 10
+	$(MAKE) test-nnunet
 
 # nnU-Net's packages need a torch and a torchvision that fit each other, and so an environment of their own.
 test-nnunet: $(NNUNET)/.installed
@@ -42,15 +49,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What does not travel with the wheel: the pages' examples, the bundle's metadata, the benchmarks.
-pages: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q tests/test_own_training.py tests/test_bundle_metadata.py \
-		tests/test_bundle.py::test_the_documented_commands_name_what_is_there tests/test_benchmarks.py \
-		tests/test_comparison_overhead.py
-
-# The same tests in the checkout, for those who work on it.
+# The tests of `make test` in the checkout, for those who work on it.
 unit: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 10 -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow"
 
 # The losses' table takes some twenty minutes; `python -m benchmarks.losses --full`, with all sizes, some three hours.
 bench: setup

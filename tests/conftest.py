@@ -1,10 +1,11 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and what `make test` leaves to `make test-all`."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,15 @@ if not torch.cuda.is_available():
 
 import medloss
 from medloss.kernels import choice
+
+#: `make test-all` sets it: Triton's interpreter runs the whole contract, and hypothesis draws many examples.
+EVERYTHING = bool(os.environ.get("MEDLOSS_TEST_EVERYTHING"))
+
+hypothesis.settings.register_profile("few", max_examples=20, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=200, deadline=None)
+hypothesis.settings.load_profile("many" if EVERYTHING else "few")
+
+_LEFT_OUT = pytest.StashKey[int]()
 
 KERNEL_SETS = [name for name in medloss.kernels.available() if choice.module(name).supports("cpu", torch.float64)]
 
@@ -29,15 +39,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In parallel, a file's tests stay in one process, for their fixtures; the contract's are shared out.
 
+    A test of the contract runs over all kernel sets in the same process, which then computes its references once.
+
     The interpreter takes some half an hour for the whole contract: by default it has a loss for each kind of sum.
     """
-    if not os.environ.get("MEDLOSS_TEST_EVERYTHING") and os.environ.get("TRITON_INTERPRET") == "1":
+    if not EVERYTHING and os.environ.get("TRITON_INTERPRET") == "1":
         left_out = [item for item in items if _parameter(item, "kernel_set") == "triton" and not _interpreted(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
-    for item in items:
-        if config.pluginmanager.hasplugin("xdist") and item.path.stem != "test_contract":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    if item.path.stem != "test_contract":
+        return item.path.stem
+    parameters = {name: value for name, value in item.callspec.params.items() if name != "kernel_set"}  # type: ignore[attr-defined]
+    return f"{item.originalname}{sorted(map(str, parameters.values()))}"  # type: ignore[attr-defined]
 
 
 def _interpreted(item: pytest.Item) -> bool:
@@ -49,6 +68,31 @@ def _interpreted(item: pytest.Item) -> bool:
 def _parameter(item: pytest.Item, name: str) -> Any:
     call = getattr(item, "callspec", None)
     return None if call is None else call.params.get(name)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what is left out, for the summary."""
+    if items:
+        stash = items[0].config.stash
+        stash[_LEFT_OUT] = stash.get(_LEFT_OUT, 0) + len(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the count from a worker process to the one that writes the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take that count: all workers collect the same tests."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Report at the end how many tests did not run; skipped ones are listed with their reasons."""
+    if left_out := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} tests were left out of this run: `make test-all` runs them, too")
 
 
 @pytest.hookimpl(tryfirst=True)
