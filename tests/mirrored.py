@@ -64,10 +64,10 @@ def finished(folder: Path, plan: Plan, uri: str | None = None, dice: float = 0.3
     assert warnings == []
 
 
-def stored(uri: str) -> dict[str, Any]:
-    """Every run of the store, by its tag `medloss.run`; each must be there once."""
+def stored(uri: str, name: str = "phantom") -> dict[str, Any]:
+    """Every run of an experiment, by its tag `medloss.run`; each must be there once."""
     client = client_of(uri)
-    experiment = client.get_experiment_by_name("phantom")
+    experiment = client.get_experiment_by_name(name)
     runs = client.search_runs([experiment.experiment_id])
     by_name = {run.data.tags["medloss.run"]: run for run in runs}
     assert len(by_name) == len(runs)

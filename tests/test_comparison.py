@@ -4,23 +4,27 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from mirrored import history_of, stored
+from thread_workers import DIES, FAILS, WAITS, Workers, mirrored_status
 from tiny import tiny_manifest
+from waiting import PROCESS_S, wait_for
 
 from pipelines import cli
 from pipelines.comparison.executors.local import execute
 from pipelines.comparison.plan import Plan, PlannedRun, adopt_plan, make_plan, require_plan, run_folder
 from pipelines.comparison.state import RunState, seconds_left
 from pipelines.comparison.tracking import local_uri, quiet_mlflow
+from pipelines.comparison.worker import ending_in_order
 from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.files import read_json
@@ -103,7 +107,9 @@ class _Compare:
 
     def run(self, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pipelines.cli", *self.arguments, *more]
-        return subprocess.run(command, capture_output=True, text=True, env=self.environment | environment, timeout=240)
+        return subprocess.run(
+            command, capture_output=True, text=True, env=self.environment | environment, timeout=PROCESS_S
+        )
 
     def clean_up(self) -> None:
         for process in self.started:
@@ -156,7 +162,20 @@ class _Compare:
 
 
 @pytest.fixture
-def comparison(tmp_path: Path) -> Any:
+def signals() -> Iterator[None]:
+    """Signals as a terminal's process has them, also where the tests are a background job, which ignores Ctrl-C.
+
+    What is ignored stays so in every process that is started.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def comparison(tmp_path: Path, signals: None) -> Any:
     made: list[_Compare] = []
 
     def make(losses: str, *options: str) -> _Compare:
@@ -186,15 +205,6 @@ def medloss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return call
 
 
-def _wait(until: Callable[[], bool], seconds: float, process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        if process is not None and process.poll() is not None:
-            raise AssertionError(f"ended early: {process.communicate()}")
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
 def _alive(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
@@ -209,19 +219,21 @@ def _only_our_lines(stderr: str) -> bool:
     )
 
 
-@pytest.mark.slow
+# Once through the real command: two workers' processes, killed with it, and resumed.
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
 def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare = comparison("dice,odd.Gated,focal", "--jobs", "2")
+    compare = comparison("dice,odd.Gated", "--jobs", "2")
     process = compare.start()
-    _wait(lambda: compare.done("dice", "focal") and compare.under_way("odd.Gated"), 120, process)
+    wait_for(lambda: compare.done("dice") and compare.under_way("odd.Gated"), process, "dice is done")
     plan = require_plan(compare.out)
 
     code, shown, _ = medloss("status", str(compare.out))
     assert code == 0
-    assert "3 runs: 2 done, 1 running" in shown
+    assert "2 runs: 1 done, 1 running" in shown
     assert re.search(r"odd\.Gated +0 +0 +running +[01]/3", shown)
     # Another comparison, and another worker for the same run: both leave.
-    monkeypatch.setenv("PYTHONPATH", str(compare.folder))
+    for name in ("PYTHONPATH", "ODD_GATE", "MEDLOSS_CACHE"):
+        monkeypatch.setenv(name, compare.environment[name])
     monkeypatch.syspath_prepend(str(compare.folder))
     code, shown, told = medloss(*compare.arguments)
     assert (code, shown) == (2, "")
@@ -234,40 +246,38 @@ def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monke
     workers = {holder(run_folder(compare.out, run).path / "lock") for run in plan.runs}
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    _wait(lambda: not any(_alive(pid) for pid in workers if pid is not None), 3)
-    _wait(lambda: not is_held(compare.own("odd.Gated").path / "lock"), 3)
+    wait_for(lambda: not any(_alive(pid) for pid in workers if pid is not None), what="the workers are gone")
+    wait_for(lambda: not is_held(compare.own("odd.Gated").path / "lock"), what="the lock is free")
     assert compare.own("odd.Gated").result is None
-    before = compare.files("dice"), compare.files("focal")
-    assert "2 done, 1 interrupted" in medloss("status", str(compare.out))[1]
+    before = compare.files("dice")
+    assert "1 done, 1 interrupted" in medloss("status", str(compare.out))[1]
 
     compare.gate.touch()
-    ended = compare.run()
-    assert ended.returncode == 0, ended.stderr
-    assert (compare.files("dice"), compare.files("focal")) == before
+    code, shown, told = medloss(*compare.arguments)
+    assert code == 0, told
+    assert compare.files("dice") == before
     assert read_json(compare.own("odd.Gated").path / "attempts.json") == {"attempts": 2}
     assert require_plan(compare.out) == plan
 
-    assert _only_our_lines(ended.stderr)
-    assert "dice" not in ended.stderr.replace(", dice 0.", "").replace(
-        "odd.Gated", ""
-    )  # finished before: not told again
-    assert re.search(r"\[2/3\] odd\.Gated fold 0 seed 0: done, dice 0\.\d{3} \(0 s left in all\)", ended.stderr)
-    for loss in ("dice", "odd.Gated", "focal"):
-        assert re.search(rf"^{re.escape(loss)} +0\.\d{{4}} .* 1/1$", ended.stdout, re.MULTILINE)
+    assert _only_our_lines(told)
+    assert "dice" not in told.replace(", dice 0.", "").replace("odd.Gated", "")  # finished before: not told again
+    assert re.search(r"\[2/2\] odd\.Gated fold 0 seed 0: done, dice 0\.\d{3} \(0 s left in all\)", told)
+    for loss in ("dice", "odd.Gated"):
+        assert re.search(rf"^{re.escape(loss)} +0\.\d{{4}} .* 1/1$", shown, re.MULTILINE)
         assert [row["epoch"] for row in compare.own(loss).epochs] == [1, 2, 3]
-    assert "means over 2 cases and one seed: small differences may be chance" in ended.stdout
-    assert "\nToo few cases to tell: with 2 patients " in ended.stdout
+    assert "means over 2 cases and one seed: small differences may be chance" in shown
+    assert "\nToo few cases to tell: with 2 patients " in shown
     report = compare.out / "report" / "report.html"
     for path in (compare.out / "runs", compare.out / "table.csv", compare.out / "table.md", report):
-        assert str(path) in ended.stdout
+        assert str(path) in shown
         assert path.exists()
-    (command,) = re.findall(r"^MLflow +(.*)$", ended.stdout, re.MULTILINE)
+    (command,) = re.findall(r"^MLflow +(.*)$", shown, re.MULTILINE)
     assert shlex.split(command)[1:] == ["ui", "--backend-store-uri", local_uri(compare.out)]
     assert re.search(r"^\| odd\.Gated \| 0\.\d{4} ", (compare.out / "table.md").read_text(), re.MULTILINE)
-    assert "3 runs: 3 done" in medloss("status", str(compare.out))[1]
+    assert "2 runs: 2 done" in medloss("status", str(compare.out))[1]
 
     runs = compare.stored()
-    assert set(runs) == {"parent", "dice", "odd.Gated", "focal"}
+    assert set(runs) == {"parent", "dice", "odd.Gated"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs.pop("parent")
     assert compare.artifacts(parent) == {"table.csv", "table.md", "cases.csv", "report"}
@@ -286,21 +296,23 @@ def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monke
 def test_killed_alone_then_interrupted_then_done(comparison: Any) -> None:
     compare = comparison("odd.Gated,dice", "--jobs", "1")
     process = compare.start()
-    _wait(lambda: compare.under_way("odd.Gated"), 120, process)
+    wait_for(lambda: compare.under_way("odd.Gated"), process, "the run is under way")
     worker = holder(compare.own("odd.Gated").path / "lock")
     assert worker is not None
     process.kill()
     process.wait()
-    _wait(lambda: not _alive(worker), 4)  # it looks every half second
+    wait_for(lambda: not _alive(worker), what="the worker has seen that its comparison is gone")
 
     process = compare.start()
-    _wait(lambda: compare.under_way("odd.Gated", attempt=2), 120, process)
+    wait_for(lambda: compare.under_way("odd.Gated", attempt=2), process, "the run is under way")
     under_way = {"parent": "RUNNING", "odd.Gated": "RUNNING"}
-    _wait(lambda: {name: run.info.status for name, run in compare.stored().items()} == under_way, 60, process)
+    wait_for(
+        lambda: {name: run.info.status for name, run in compare.stored().items()} == under_way, process, "MLflow has it"
+    )
     worker = holder(compare.own("odd.Gated").path / "lock")
     assert worker is not None
     os.killpg(process.pid, signal.SIGINT)
-    shown, told = process.communicate(timeout=60)
+    shown, told = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 130
     assert told.endswith("interrupted: the same command goes on where it stopped\n")
     assert _only_our_lines(told)
@@ -327,10 +339,10 @@ def test_killed_alone_then_interrupted_then_done(comparison: Any) -> None:
 def test_ended_by_a_scheduler(comparison: Any) -> None:
     compare = comparison("odd.Gated", "--jobs", "1")
     process = compare.start()
-    _wait(lambda: compare.under_way("odd.Gated"), 120, process)
+    wait_for(lambda: compare.under_way("odd.Gated"), process, "the run is under way")
     worker = holder(compare.own("odd.Gated").path / "lock")
     process.terminate()
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 130
     assert told.endswith("interrupted: the same command goes on where it stopped\n")
     assert worker is not None and not _alive(worker)
@@ -374,6 +386,137 @@ def test_some_fail_and_the_others_go_on(comparison: Any, medloss: Any, monkeypat
     runs = compare.stored()
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert not any("medloss.error" in run.data.tags for run in runs.values())
+
+
+def _tiny_comparison(folder: Path, empty_store: Path, losses: str) -> tuple[Path, list[str]]:
+    """A comparison's folder, and the command for it."""
+    out = folder / "out"
+    out.mkdir()
+    adopt_plan(out, _plan(tiny_manifest(folder, dims=2), *losses.split(",")))
+    shutil.copy(empty_store, out / "mlflow.db")
+    command = ["compare", str(folder / "tiny_2d.yaml"), "--losses", losses, "--epochs", str(_EPOCHS), "--jobs", "1"]
+    return out, [*command, "--precision", "float32", "--reference", "none", "--out", str(out)]
+
+
+def _statuses(out: Path) -> dict[str, str]:
+    return {
+        name.removesuffix("-fold0-seed0"): run.info.status for name, run in stored(local_uri(out), "tiny_2d").items()
+    }
+
+
+def _run_files(out: Path) -> dict[Path, tuple[int, bytes]]:
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "runs").rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_worker_that_dies_and_a_run_that_fails_stop_no_other(
+    tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
+    out, command = _tiny_comparison(tmp_path, empty_store, "focal,tversky,dice")
+    workers = Workers(monkeypatch)
+    workers.behaviour = {"focal": DIES, "tversky": FAILS}
+    code, shown, told = medloss(*command)
+    assert code == 1, told
+    died = (
+        "its process died 2 times (signal 9); often a lack of memory: lower --batch-size or --patch, or run fewer jobs"
+    )
+    assert f"failed: focal fold 0 seed 0: {died}\n" in shown
+    diverged = "the loss is nan in epoch 1, on the cases [a, b]"
+    assert f"failed: tversky fold 0 seed 0: {diverged}\n" in shown
+    assert f"tversky fold 0 seed 0: failed: {diverged}" in told
+    assert "focal fold 0 seed 0: its process died (signal 9) and is started again\n" in told
+    assert _only_our_lines(told)
+    assert re.search(r"^focal +failed .*0/1$", shown, re.MULTILINE)
+    assert re.search(r"^dice +0\.\d{4} .* 1/1$", shown, re.MULTILINE)
+    assert workers.started == {"focal-fold0-seed0": 2, "tversky-fold0-seed0": 1, "dice-fold0-seed0": 1}
+    assert _statuses(out) == {"parent": "FAILED", "focal": "FAILED", "tversky": "FAILED", "dice": "FINISHED"}
+    tags = stored(local_uri(out), "tiny_2d")["focal-fold0-seed0"].data.tags
+    assert (tags["medloss.error"], tags["medloss.attempt"]) == (died, "2")
+
+    before = _run_files(out)
+    assert medloss(*command) == (1, shown, "")
+    assert _run_files(out) == before
+
+    workers.behaviour = {}
+    code, shown, told = medloss(*command, "--retry-failed")
+    assert code == 0, told
+    assert "failed" not in shown
+    assert workers.started["dice-fold0-seed0"] == 1
+    assert set(_statuses(out).values()) == {"FINISHED"}
+    assert not any("medloss.error" in run.data.tags for run in stored(local_uri(out), "tiny_2d").values())
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_comparison_ends_its_workers_and_goes_on(
+    tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch, empty_store: Path, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
+    for name in ("_FIRST_S", "_EVERY_S"):
+        monkeypatch.setattr(f"pipelines.comparison.tracking.background.{name}", 0.05)
+    out, command = _tiny_comparison(tmp_path, empty_store, "focal,dice")
+    workers = Workers(monkeypatch)
+    workers.behaviour = {"focal": WAITS}
+
+    def interrupt() -> None:
+        wait_for(lambda: mirrored_status(out, "focal-fold0-seed0") == "RUNNING", what="MLflow has the run")
+        os.kill(os.getpid(), number)
+
+    workers.waits = interrupt
+    code, shown, told = medloss(*command)
+    assert code == 130
+    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert _only_our_lines(told)
+    assert not re.search("failed|Traceback", shown + told)  # what has not ended has not failed
+    assert not any(worker.thread.is_alive() for worker in workers.all)
+    assert _statuses(out) == {"parent": "KILLED", "focal": "KILLED"}
+
+    workers.behaviour = {}
+    code, shown, told = medloss(*command)
+    assert code == 0, told
+    assert _only_our_lines(told)
+    assert _statuses(out) == {"parent": "FINISHED", "focal": "FINISHED", "dice": "FINISHED"}
+    run = stored(local_uri(out), "tiny_2d")["focal-fold0-seed0"]
+    assert [step for step, _ in history_of(local_uri(out), run)["train/loss"]] == [1, 2, 3]
+    assert run.data.tags["medloss.attempt"] == "2"
+
+
+def test_a_worker_ends_with_its_comparison(tmp_path: Path) -> None:
+    """As where the comparison alone is killed; what the worker has started ends, too."""
+    worker = (
+        "import os, subprocess, sys, time\n"
+        "from pipelines.comparison.worker import exit_with\n"
+        "exit_with(os.getppid())\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(os.getpid(), child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    comparison = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    with subprocess.Popen(
+        [sys.executable, "-c", comparison, worker], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            started = [int(word) for word in process.stdout.readline().split()]
+            assert len(started) == 2 and all(map(_alive, started))
+            process.kill()
+            wait_for(lambda: not any(map(_alive, started)), what="the worker and its child are gone")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("signals")
+def test_signals_that_are_ignored_end_no_worker() -> None:
+    """The job of a script, in the background: Ctrl-C is not meant for it, and its comparison ignores it, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with ending_in_order():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(SystemExit) as end:
+            signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")

@@ -62,7 +62,11 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Have signals by which schedulers end a process end the block in order: locks are let go, nothing has failed."""
+    """Have signals by which schedulers end a process end the block in order: locks are let go, nothing has failed.
+
+    Signals that the process was started to ignore, as a script's background job ignores Ctrl-C, stay ignored: its
+    comparison ignores them, too, and would take the end of its workers for their death.
+    """
 
     def end(number: int, frame: object) -> None:
         if not _ending:
@@ -71,7 +75,8 @@ def ending_in_order() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, end) for number in ENDED_BY}
+    ours = [number for number in ENDED_BY if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in ours}
     try:
         yield
     finally:
