@@ -3,9 +3,8 @@
 import csv
 import json
 import math
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from tiny import TinySet, tiny_manifest
 from torch import Tensor, nn
 
@@ -155,21 +155,32 @@ def test_predictions_that_cannot_be_kept_are_told(sets: dict[int, _Set], tmp_pat
         train_run(sets[2].config(epochs=1), tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_vnet(tmp_path: Path) -> None:
-    manifest = tiny_manifest(tmp_path, cases=3, generator={"shape": [16, 16, 16]})
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_vnet(tmp_path: Path, dims: int) -> None:
+    manifest = tiny_manifest(tmp_path, dims, cases=3, generator={"shape": [16] * dims})
     config = RunConfig(manifest=str(manifest), data_root=str(tmp_path), network="vnet", epochs=1, threads=1)
     result = train_run(config, tmp_path / "run")
-    assert result["patch_size"] == [16, 16, 16]
+    assert result["patch_size"] == [16] * dims
     _check_folder(tmp_path / "run", load_manifest(manifest), 1, validated=[1])
 
 
-@pytest.mark.slow
-def test_a_compiled_network_trains_as_the_plain_one(sets: dict[int, _Set], tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_network_trains_as_the_plain_one(
+    sets: dict[int, _Set], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    compiled_networks = []
+    compiler = torch.compile
+
+    def compile(network: nn.Module) -> Any:
+        compiled_networks.append(network)
+        return compiler(network, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compile)
     settings = {"network": "dynunet", "deep_supervision": 1, "base_channels": 4, "ema": 0.9, "epochs": 2}
     losses = []
     for compiled in (False, True):
         train_run(sets[2].config(compile=compiled, **settings), tmp_path / str(compiled))
+        assert len(compiled_networks) == compiled
         losses.append([row["train_loss"] for row in RunFolder(tmp_path / str(compiled)).epochs])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert load_model(tmp_path / "True", torch.device("cpu")).config.compile
@@ -207,40 +218,32 @@ def test_losses_start_from_the_same_weights(sets: dict[int, _Set]) -> None:
     assert not _equal(dice, start(seed=1))
 
 
-# Kills itself, as the kernel would, in the middle of the second epoch: in a step, or while the checkpoint is written.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from pipelines.prediction.model import load_model
-from pipelines.training.checkpoint import NAME
-from pipelines.training.run import train_run
-from pipelines.training.run_config import RunConfig
+def _killed_run(config: RunConfig, folder: Path, where: str) -> None:
+    """Train, and end as by the kernel in the middle of the second epoch: in a step, or as its checkpoint is written."""
 
-def killed_at(count, function):
-    def wrapped(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    calls = [0]
-    return wrapped
+    def killed_at(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
+        calls = [0]
 
-config, folder, where = sys.argv[1:]
-if where == "step":
-    torch.optim.AdamW.step = killed_at(4, torch.optim.AdamW.step)
-else:
-    torch.save = killed_at(2, torch.save)
-train_run(RunConfig.model_validate_json(config), Path(folder), resume=False)
-"""
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    # In a process that ends here.
+    if where == "step":
+        torch.optim.AdamW.step = killed_at(4, torch.optim.AdamW.step)  # type: ignore[method-assign]
+    else:
+        torch.save = killed_at(2, torch.save)
+    train_run(config, folder, resume=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "where"), [("dice", "step"), ("hausdorff_dt", "step"), ("dice", "save")])
 def test_killed_and_resumed_is_as_never_killed(sets: dict[int, _Set], tmp_path: Path, loss: str, where: str) -> None:
     config = sets[3].config(loss=loss, epochs=3)
-    command = [sys.executable, "-c", KILLED, config.model_dump_json(), str(tmp_path / "killed"), where]
-    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    assert Forked(_killed_run, config, tmp_path / "killed", where).join() == -signal.SIGKILL
     assert RunFolder(tmp_path / "killed").result is None
     before = RunFolder(tmp_path / "killed").epochs
     assert before[0]["epoch"] == 1

@@ -1,16 +1,17 @@
 """What happens in a laboratory: killed processes, full disks, damaged files; made for real, and outlived."""
 
+import io
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_call import call_medloss
+from forked import Forked
 from small_disk import small_disk
 from tiny import tiny_manifest
 from torch import Tensor
@@ -29,41 +30,37 @@ SETTINGS: dict[str, Any] = {
                      "gamma_share": 0.5, "blur_share": 0.5},
 }  # fmt: skip
 
-# Ends itself, as the kernel would: in a step of the second epoch, or half way through its checkpoint's bytes.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from pipelines.training.run import train_run
-from pipelines.training.run_config import RunConfig
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
+def _killed_run(config: RunConfig, folder: Path, where: str) -> None:
+    """Train, and end as by the kernel: in a step of the second epoch, or half way through its checkpoint's bytes."""
+    calls = [0]
+    step, save = torch.optim.AdamW.step, torch.save
 
-config, folder, where = sys.argv[1:]
-calls = [0]
-if where == "epoch":
-    step = torch.optim.AdamW.step
-    def stepped(*args, **kwargs):
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def stepped(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        die() if calls[0] == 2 else None
+        if calls[0] == 2:
+            die()
         return step(*args, **kwargs)
-    torch.optim.AdamW.step = stepped
-else:
-    save = torch.save
-    def saved(state, file):
+
+    def saved(state: Any, file: Any) -> None:
         calls[0] += "training" in state
         if calls[0] == 2:
-            import io
             whole = io.BytesIO()
             save(state, whole)
             file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
             file.flush()
             die()
-        return save(state, file)
-    torch.save = saved
-train_run(RunConfig.model_validate_json(config), Path(folder), resume=False)
-"""
+        save(state, file)
+
+    # In a process that ends here.
+    if where == "epoch":
+        torch.optim.AdamW.step = stepped  # type: ignore[method-assign]
+    else:
+        torch.save = saved
+    train_run(config, folder, resume=False)
 
 
 def _config(folder: Path, **changes: Any) -> RunConfig:
@@ -96,13 +93,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("where", ["epoch", "save"])
 def test_killed_and_resumed_ends_in_the_same_bits(whole: Path, tmp_path: Path, where: str, workers: int) -> None:
     config = _config(whole, workers=workers)
-    command = [sys.executable, "-c", KILLED, config.model_dump_json(), str(tmp_path / "run"), where]
-    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    assert Forked(_killed_run, config, tmp_path / "run", where).join() == -signal.SIGKILL
     left = load_checkpoint(tmp_path / "run")
     assert left is not None and left["epoch"] == 1
     resumed = train_run(config, tmp_path / "run", resume=True)
@@ -129,31 +124,28 @@ def full(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(full: Path, whole: Path) -> None:
-    config = _config(whole, cache_dir=str(whole / "cache"), epochs=2)
-    command = [sys.executable, "-m", "pipelines.cli", "train", config.manifest, "--data-root", str(config.data_root)]
-    command += ["--threads", "1", "--cache-dir", str(whole / "cache"), "--no-check"]
-    first = subprocess.run([*command, "--epochs", "1", "--out", str(full / "run"), "--recipe", _tiny(whole)],
-                           capture_output=True, text=True, check=False)  # fmt: skip
-    assert first.returncode == 0, first.stderr
+def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(full: Path, whole: Path, tmp_path: Path) -> None:
+    config = _config(whole)
+    command = ["train", config.manifest, "--data-root", config.data_root, "--threads", "1", "--no-check"]
+    command += ["--cache-dir", tmp_path / "cache", "--epochs", "1", "--recipe", _tiny(tmp_path)]
+    code, _, err = call_medloss(*command, "--out", full / "run")
+    assert code == 0, err
     before = load_checkpoint(full / "run")
     assert before is not None
     filler = full / "filler"
     free = os.statvfs(full).f_bavail * os.statvfs(full).f_frsize
     filler.write_bytes(b"\0" * (free - 8192))
     # A second run has no room for its checkpoint; a first one that lies there stays whole.
-    second = subprocess.run([*command, "--epochs", "1", "--out", str(full / "other"), "--recipe", _tiny(whole)],
-                            capture_output=True, text=True, check=False)  # fmt: skip
-    assert second.returncode == 2
-    assert second.stderr.splitlines()[-1].startswith(f"error: --out: cannot write in {full / 'other'}: No space")
-    assert "Traceback" not in second.stderr
+    code, _, err = call_medloss(*command, "--out", full / "other")
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: --out: cannot write in {full / 'other'}: No space")
+    assert "Traceback" not in err
     assert not list(full.glob("other/.*.partial"))
     after = load_checkpoint(full / "run")
     assert after is not None and _same(before["training"], after["training"])
     filler.unlink()
-    again = subprocess.run([*command, "--epochs", "1", "--out", str(full / "other"), "--recipe", _tiny(whole)],
-                           capture_output=True, text=True, check=False)  # fmt: skip
-    assert again.returncode == 0, again.stderr
+    code, _, err = call_medloss(*command, "--out", full / "other")
+    assert code == 0, err
 
 
 def _tiny(folder: Path) -> str:
