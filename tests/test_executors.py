@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from cli_call import call_medloss
 from odd_losses import write_odd_losses
 from tiny import tiny_manifest
+from waiting import PROCESS_S, wait_for
 
 from pipelines import cli, locks
 from pipelines.commands.executor_options import chosen_executor, minutes, sbatch_options
@@ -21,7 +21,7 @@ from pipelines.comparison.executors.none import CommandLines
 from pipelines.comparison.executors.slurm import Slurm
 from pipelines.comparison.executors.task import MOST_IN_VAIN, Task
 from pipelines.comparison.plan import Plan, adopt_plan, make_plan, run_folder
-from pipelines.comparison.worker import work
+from pipelines.comparison.worker import ENDED_BY, work
 from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.files import read_json
@@ -151,9 +151,11 @@ def test_what_only_this_machine_can(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
-def test_the_lines_for_another_scheduler_do_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_a_shell", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_lines_for_another_scheduler_do_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_shell: bool
+) -> None:
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "out put"
@@ -166,8 +168,13 @@ def test_the_lines_for_another_scheduler_do_it_all(tmp_path: Path, monkeypatch: 
     lines = [shlex.split(line) for line in shown.splitlines()]
     assert [line[-5:] for line in lines] == [[str(out), "--index", str(i), "--threads", "1"] for i in (0, 1)]
     assert told.splitlines()[:2] == ["2 command lines, one a run", f"status    medloss status '{out}'"]
-    workers = [subprocess.Popen(line, shell=True, cwd="/") for line in shown.splitlines()]
-    assert [worker.wait(120) for worker in workers] == [0, 0]
+    if in_a_shell:
+        workers = [subprocess.Popen(line, shell=True, cwd="/") for line in shown.splitlines()]
+        assert [worker.wait(PROCESS_S) for worker in workers] == [0, 0]
+    else:
+        monkeypatch.chdir("/")
+        assert Path(lines[0][0]).is_file()
+        assert [call_medloss(*line[line.index("worker") :])[0] for line in lines] == [0, 0]
     code, shown, told = call_medloss(*command)
     assert code == 0, told
     assert "Too few cases to tell" in shown and str(out / "table.csv") in shown
@@ -239,11 +246,39 @@ def test_a_run_whose_jobs_end_in_vain_is_failed(tmp_path: Path) -> None:
     assert Task(str(out), 0).checkpoint() is None  # finished
 
 
-def _wait(until: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+@pytest.mark.parametrize("number", ENDED_BY)
+def test_a_signal_in_the_midst_of_a_training_ends_it_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    (tmp_path / "signalled.py").write_text(
+        "import signal\n"
+        "from torch import nn\n"
+        "class Loss(nn.Module):\n"
+        "    steps = 0\n"
+        "    def forward(self, logits, target):\n"
+        "        self.steps += 1\n"
+        "        if self.steps > 1:\n"
+        f"            signal.raise_signal({int(number)})\n"
+        "        return nn.functional.cross_entropy(logits, target.squeeze(1).long())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "signalled", raising=False)
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out put"
+    own = run_folder(out, _plan(tmp_path, "signalled.Loss").runs[0])
+    before = signal.signal(number, signal.SIG_DFL)  # a background job of a script ignores Ctrl-C
+    try:
+        code, _, told = call_medloss("worker", out, "--trust", "--threads", 1)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert code == 128 + number, told
+    assert len(own.epochs) == 1
+    assert own.result is None  # it has not failed
+    assert not is_held(own.path / "lock")
+    assert (own.path / "lock").read_text() == f"{os.getpid()}\n"  # let go in order
+    assert read_json(own.path / "attempts.json") == {"attempts": 1}
 
 
 @pytest.mark.slow
@@ -259,10 +294,10 @@ def test_a_signal_ends_a_worker_in_order(tmp_path: Path, monkeypatch: pytest.Mon
         env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        _wait(lambda: len(own.epochs) == 1 and is_held(lock), 120)
+        wait_for(lambda: len(own.epochs) == 1 and is_held(lock), worker, "its second step")
         # Some schedulers signal all processes of a job, those of the loader, too.
         os.killpg(worker.pid, signal.SIGTERM)
-        _, told = worker.communicate(timeout=60)
+        _, told = worker.communicate(timeout=PROCESS_S)
     finally:
         worker.kill()
         worker.wait()
