@@ -22,7 +22,7 @@ _FLAGS = (
     "--no-default-browser-check", "--hide-scrollbars", "--remote-debugging-port=0",
 )  # fmt: skip
 #: Seconds: a busy machine starts a browser slowly.
-_PATIENCE_S = 60.0
+_PATIENCE_S = 300.0
 
 
 def require_chromium() -> str:

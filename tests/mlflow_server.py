@@ -38,7 +38,7 @@ def mlflow_server(folder: Path, port: int, *options: object, command: str = "ser
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             assert process.poll() is None and time.monotonic() < deadline, log_file.read_text()
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):

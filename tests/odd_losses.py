@@ -14,7 +14,7 @@ class Gated(nn.Module):
     steps = 0
     def forward(self, logits, target):
         self.steps += 1
-        for _ in range(10_000):  # ten minutes: of a killed test nothing stays for ever
+        for _ in range(30_000):  # half an hour: of a killed test nothing stays for ever
             if self.steps == 1 or Path(os.environ["ODD_GATE"]).exists():
                 break
             time.sleep(0.06)

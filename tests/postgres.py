@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow_server import free_port
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 300.0
 
 
 def _programs() -> Path:
@@ -79,7 +79,7 @@ def postgres() -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

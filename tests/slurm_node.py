@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "setpriv")
-_WAIT_S = 30.0
+_WAIT_S = 120.0
 #: Daemons end with the process that started them, however that ends.
 _WITH_THIS_PROCESS = ["setpriv", "--pdeathsig", "TERM"]
 
@@ -84,7 +84,7 @@ def slurm_node() -> Iterator[dict[str, str]]:
         for daemon in reversed(daemons):
             daemon.terminate()
             try:
-                daemon.wait(timeout=10)
+                daemon.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
@@ -95,7 +95,7 @@ def _end_jobs(folder: Path, environment: dict[str, str]) -> None:
     """End every process of this SLURM's jobs: they outlive slurmd, so that it can be started anew."""
 
     def call(*command: str) -> str:
-        shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         return shown.stdout.strip()
 
     call("scancel", "--user", "root")

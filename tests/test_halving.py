@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from cli_call import call_medloss
 from mirrored import client_of
+from thread_workers import WAITS, Workers
 from tiny import tiny_manifest
+from waiting import wait_for
 
 from pipelines.comparison.plan import Plan, PlannedRun, adopt_plan, require_plan, run_folder
 from pipelines.comparison.planning.budget import PLANNED_SHARE
@@ -196,22 +199,53 @@ def test_budget_and_halving_together(tmp_path: Path) -> None:
     assert (less.matrix.folds, less.matrix.epochs, len(less.matrix.losses)) == ((1,), 4, 6)
 
 
+def _command(tmp_path: Path, out: Path) -> list[str]:
+    arguments = ["compare", str(tiny_manifest(tmp_path, dims=2)), "--losses", "dice,focal,tversky,combo", "--halving"]
+    arguments += ["--reference", "log_cosh_dice", "--epochs", "4", "--batch-size", "2", "--precision", "float32"]
+    return [*arguments, "--device", "cpu", "--jobs", "1", "--out", str(out)]
+
+
+def test_halving_interrupted_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "made"))
+    out = tmp_path / "out"
+    workers = Workers(monkeypatch)
+    workers.behaviour = {"focal": WAITS}
+    workers.waits = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    arguments = _command(tmp_path, out)
+    first = out / "screening" / "rung1" / "runs" / "dice-fold1-seed0" / "result.json"
+    # Its handler is the command's; nothing but that changes.
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code, _, told = call_medloss(*arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 130, told
+    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    workers.behaviour = {}
+    _goes_on(out, arguments, first)
+    assert workers.started["dice-fold1-seed0"] == 2  # once in each rung
+    assert workers.started["focal-fold1-seed0"] == 3
+
+
 @pytest.mark.slow
 def test_halving_end_to_end_killed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "made"))
     out = tmp_path / "out"
-    arguments = ["compare", str(tiny_manifest(tmp_path, dims=2)), "--losses", "dice,focal,tversky,combo", "--halving"]
-    arguments += ["--reference", "log_cosh_dice", "--epochs", "4", "--batch-size", "2", "--precision", "float32"]
-    arguments += ["--device", "cpu", "--jobs", "1", "--out", str(out)]
+    arguments = _command(tmp_path, out)
     first = out / "screening" / "rung1" / "runs" / "dice-fold1-seed0" / "result.json"
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "pipelines.cli", *arguments], stdout=log, stderr=log)
-    deadline = time.monotonic() + 240
-    while not first.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
+    try:
+        wait_for(lambda: first.is_file() or process.poll() is not None, what="the first run has ended")
+    finally:
+        process.kill()
+        process.wait()
     assert first.is_file(), (tmp_path / "log").read_text()
+    _goes_on(out, arguments, first)
+
+
+def _goes_on(out: Path, arguments: list[str], first: Path) -> None:
+    """Called again, it is carried through; what had ended is left as it was."""
     code, shown, _ = call_medloss("status", out)
     assert code == 0 and "screening, rung 1, 1 epoch" in shown and "Halving is under way: 4 losses" in shown
     finished = first.stat().st_mtime_ns

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -46,15 +47,16 @@ def _surface(mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> NDArray[np.
 
 
 def _slow_distances(
-    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: tuple[float, ...], tolerance: float
-) -> tuple[float, float, float]:
-    """HD95, ASSD and NSD, from every pair of voxels."""
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: tuple[float, ...], tolerances: Sequence[float]
+) -> list[tuple[float, float, float]]:
+    """HD95, ASSD and NSD for each tolerance, from every pair of voxels."""
     one, other = _surface(prediction, spacing), _surface(reference, spacing)
     pairs = np.sqrt(((one[:, None] - other[None]) ** 2).sum(-1))
     directed = pairs.min(1), pairs.min(0)
     both = [*directed[0], *directed[1]]
     hd95 = max(float(np.percentile(distances, 95)) for distances in directed)
-    return hd95, sum(both) / len(both), sum(distance <= tolerance + 1e-9 for distance in both) / len(both)
+    assd = sum(both) / len(both)
+    return [(hd95, assd, sum(distance <= limit + 1e-9 for distance in both) / len(both)) for limit in tolerances]
 
 
 def _slow_counts(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> tuple[float, float, float, float]:
@@ -76,14 +78,15 @@ def test_the_measures_and_their_order() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_loops(seed: int, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     prediction, reference = _blobs(seed, shape), _blobs(seed + 100, shape)
-    for tolerance in (0.0, 1.0, 2.5):
-        pair = torch.from_numpy(prediction), torch.from_numpy(reference)
-        measures = case_metrics(*pair, 3, spacing, nsd_tolerance_mm=tolerance)
-        assert len(measures) == 2
-        for c, measured in enumerate(measures, start=1):
-            masks = prediction == c, reference == c
-            expected = [*_slow_counts(*masks), *_slow_distances(*masks, spacing, tolerance)]
-            assert _values(measured) == pytest.approx(expected, rel=1e-12)
+    tolerances = (0.0, 1.0, 2.5)
+    pair = torch.from_numpy(prediction), torch.from_numpy(reference)
+    measures = [case_metrics(*pair, 3, spacing, nsd_tolerance_mm=tolerance) for tolerance in tolerances]
+    assert [len(own) for own in measures] == [2, 2, 2]
+    for c in (1, 2):
+        masks = prediction == c, reference == c
+        counts = _slow_counts(*masks)
+        for own, distances in zip(measures, _slow_distances(*masks, spacing, tolerances), strict=True):
+            assert _values(own[c - 1]) == pytest.approx([*counts, *distances], rel=1e-12)
 
 
 @pytest.mark.parametrize(("shape", "spacing"), SHAPES)

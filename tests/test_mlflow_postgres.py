@@ -7,9 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mirrored import client_of, leave_run, mirror_of, small_plan
 from mlflow_server import free_port, mlflow_server
 from postgres import postgres
 from tiny import tiny_manifest
+from waiting import PROCESS_S, wait_for
 
 from pipelines.cases.preprocessing import Preprocessing
 from pipelines.comparison.compare import compare_losses
@@ -38,7 +38,6 @@ pytestmark = pytest.mark.slow
 _WORKERS = 10
 #: Epochs before the server is killed, while it is gone, and after.
 _EPOCHS = (8, 16, 24)
-_PATIENCE_S = 120.0
 
 
 class _Service:
@@ -70,13 +69,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Service]:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.comparison.tracking.mirror._RETRY_S", 0.2)
     monkeypatch.setattr("pipelines.comparison.tracking.background._EVERY_S", 0.05)
-
-
-def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def _rows(service: _Service, query: str) -> list[tuple[Any, ...]]:
@@ -166,25 +158,25 @@ def test_the_server_is_killed_while_ten_workers_train(
     script = Path(__file__).with_name("folder_workers.py")
     workers = subprocess.Popen([sys.executable, str(script), str(folder)], start_new_session=True)
     try:
-        _until(lambda: epochs_over() >= 1, "ten workers begin")
+        wait_for(lambda: epochs_over() >= 1, what="ten workers begin")
         comparison.start()
-        _until(lambda: len(set(_rows(service, query))) == _WORKERS, "all ten runs are in MLflow")
+        wait_for(lambda: len(set(_rows(service, query))) == _WORKERS, what="all ten runs are in MLflow")
 
         allow(_EPOCHS[0])
-        _until(lambda: epochs_over() >= 2, "they go on")
+        wait_for(lambda: epochs_over() >= 2, what="they go on")
         service.kill()
         allow(_EPOCHS[1])
-        _until(lambda: epochs_over() == _EPOCHS[1], "they go on without MLflow")
+        wait_for(lambda: epochs_over() == _EPOCHS[1], what="they go on without MLflow")
         sent = len(_rows(service, query))
         service.start()
-        _until(lambda: len(_rows(service, query)) > sent, "MLflow gets more of them")
+        wait_for(lambda: len(_rows(service, query)) > sent, what="MLflow gets more of them")
         allow(_EPOCHS[2])
-        assert workers.wait(_PATIENCE_S) == 0
+        assert workers.wait(PROCESS_S) == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(workers.pid, signal.SIGKILL)
         workers.wait()
-    comparison.join(_PATIENCE_S)
+    comparison.join(PROCESS_S)
     assert codes == [0]
 
     shown = capsys.readouterr()

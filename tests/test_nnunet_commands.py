@@ -40,6 +40,7 @@ def test_the_folder_holds_one_module_and_needs_no_nnunet() -> None:
     assert [path.name for path in folder.iterdir() if path.name != "__pycache__"] == ["medloss_trainers.py"]
 
 
+@pytest.mark.slow
 def test_nothing_of_nnunet_is_imported_unasked() -> None:
     code = "import sys, medloss, pipelines.cli, pipelines.commands.nnunet; print('nnunetv2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

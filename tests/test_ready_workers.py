@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cli_call import call_medloss
 from tiny import tiny_manifest
+from waiting import PROCESS_S
 
 from pipelines.comparison.executors import ready
 from pipelines.comparison.executors.ready import end_ready, make_ready, take_ready
@@ -19,13 +20,14 @@ def ended() -> Iterator[None]:
     end_ready()
 
 
+@pytest.mark.slow
 def test_one_carries_out_a_command_line_and_is_gone(tmp_path: Path) -> None:
     make_ready(1)
     log = tmp_path / "worker.log"
     process = take_ready(available_cores(), ["--version"], log)
     assert process is not None
     assert take_ready(available_cores(), ["--version"], log) is None
-    assert process.wait(60) == 0
+    assert process.wait(PROCESS_S) == 0
     assert version("medloss") in log.read_text()
 
 
@@ -35,7 +37,8 @@ def test_errors_of_its_command_line_are_in_the_log(tmp_path: Path) -> None:
     log.write_text("before\n")
     process = take_ready(available_cores(), ["worker", str(tmp_path / "nothing")], log)
     assert process is not None
-    assert process.wait(60) == 2
+    assert take_ready(available_cores(), ["--version"], log) is None
+    assert process.wait(PROCESS_S) == 2
     before, told = log.read_text().splitlines()
     assert (before, told.split(":")[0]) == ("before", "error")
 

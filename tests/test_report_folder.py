@@ -8,6 +8,7 @@ import pytest
 from cli_call import call_medloss
 from made_comparison import made_comparison
 from made_predictions import made_folders
+from waiting import wait_for
 
 from pipelines.comparison.report import claimed, from_folder, write_report
 from pipelines.comparison.report.folder import LOCK
@@ -72,11 +73,13 @@ def test_another_processs_report_is_waited_for(tmp_path: Path, capfd: pytest.Cap
     with claimed(tmp_path / "out"):
         thread = threading.Thread(target=second)
         thread.start()
-        thread.join(1.0)
+        told = wait_for(lambda: capfd.readouterr().err, what="the second says that it waits")
         ended.append("first")
-    thread.join(30)
+    thread.join(300)
     assert ended == ["first", "second"]
-    assert capfd.readouterr().err == f"waiting for another process, which writes the report in {tmp_path / 'out'}\n"
+    assert (
+        told + capfd.readouterr().err == f"waiting for another process, which writes the report in {tmp_path / 'out'}\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ from cli_call import call_medloss
 from odd_losses import write_odd_losses
 from slurm_node import SlurmMissing, slurm_node
 from tiny import tiny_manifest
+from waiting import PROCESS_S, wait_for
 
 from pipelines.comparison.executors.queue import slurm_jobs
 from pipelines.comparison.executors.slurm import Slurm
@@ -45,13 +45,6 @@ def environment(node: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(str(tmp_path))
     return made
-
-
-def _wait(until: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
 
 
 def _plan(folder: Path, *losses: str, epochs: int) -> Plan:
@@ -96,14 +89,14 @@ def test_an_array_is_submitted_once_and_reported_later(environment: dict[str, st
     for told in ("TimeLimit=00:10:00", "MinMemoryNode=2G", "CPUs/Task=1", "TresPerNode=gres:gpu:1", "Comment=a b"):
         assert told in shown
     own = {run.config.loss: run_folder(out, run) for run in plan.runs}
-    _wait(lambda: (own["dice"].result or {}).get("state") == "done" and len(own["odd.Gated"].epochs) == 1, 120)
+    wait_for(lambda: (own["dice"].result or {}).get("state") == "done" and len(own["odd.Gated"].epochs) == 1)
 
     code, shown, told = call_medloss(*command)
     assert shown.startswith("2 runs: 1 done, 1 running\nstatus "), shown + told
     assert len(read_json(out / "slurm.json")["submissions"]) == 1
     assert not (out / "table.csv").exists()
     (tmp_path / "gate").touch()
-    _wait(lambda: own["odd.Gated"].result is not None, 120)
+    wait_for(lambda: own["odd.Gated"].result is not None)
     code, shown, told = call_medloss("report", out)
     assert code == 0, told
     assert (out / "report" / "report.html").is_file()
@@ -128,12 +121,12 @@ def test_killed_and_requeued_it_goes_on_at_its_checkpoint(environment: dict[str,
     def under_way(attempt: int) -> bool:
         return _attempts(own) == attempt and len(own.epochs) == 1 and is_held(lock)
 
-    _wait(lambda: under_way(1), 120)
+    wait_for(lambda: under_way(1))
     first_epoch = own.epochs
     # Another worker leaves it alone, and so does a second submission.
     assert subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "worker", str(out), "--index", "0", "--trust"],
-        env=environment, timeout=60, check=False,
+        env=environment, timeout=PROCESS_S, check=False,
     ).returncode == 0  # fmt: skip
     Slurm().hand_over(out, plan, [0], told.append)
     assert told[1:] == ["1 run left, and in SLURM's queue"]
@@ -144,28 +137,28 @@ def test_killed_and_requeued_it_goes_on_at_its_checkpoint(environment: dict[str,
     task = worker.parent()
     assert task is not None
     worker.kill()
-    _wait(lambda: under_way(2), 120)
+    wait_for(lambda: under_way(2))
     # All of the job dies, as with its node, and an operator re-queues it.
     worker = psutil.Process(holder(lock))
     for process in (task, worker):
         process.kill()
-    _wait(lambda: _state(out, plan) == "FAILED", 30)
+    wait_for(lambda: _state(out, plan) == "FAILED")
     subprocess.run(["scontrol", "requeue", job], env=environment, check=True)
-    _wait(lambda: under_way(3), 120)
+    wait_for(lambda: under_way(3))
     # Its time is nearly over, or it is preempted.
     subprocess.run(["scancel", "--signal", "USR2", job], env=environment, check=True)
-    _wait(lambda: _state(out, plan) == "PENDING", 30)
+    wait_for(lambda: _state(out, plan) == "PENDING")
     assert not is_held(lock) and own.result is None
     assert lock.read_text().split()[1:] == []  # let go in order: a worker on another machine need not wait
     Slurm().hand_over(out, plan, [0], told.append)
     assert told[2:] == ["1 run left, and in SLURM's queue"]
     (tmp_path / "gate").touch()
-    _wait(lambda: own.result is not None, 120)
+    wait_for(lambda: own.result is not None)
     assert (own.result or {})["state"] == "done"
     assert _attempts(own) == 4
     assert [row["epoch"] for row in own.epochs] == [1, 2, 3]
     assert own.epochs[0] == first_epoch[0]  # its time of day, too: never trained again
-    _wait(lambda: _state(out, plan) == "COMPLETED", 30)
+    wait_for(lambda: _state(out, plan) == "COMPLETED")
 
 
 def test_what_slurm_refuses_is_told_in_a_line(environment: dict[str, str], tmp_path: Path) -> None:
@@ -188,12 +181,12 @@ def test_what_left_the_queue_is_submitted_again(environment: dict[str, str], tmp
     array = told[0].rpartition(" ")[2]
     assert (_state(out, plan), told) == ("PENDING", [f"submitted 2 runs as SLURM's job {array}"])
     subprocess.run(["scancel", f"{array}_0"], env=environment, check=True)
-    _wait(lambda: _state(out, plan) is None, 30)  # of an array that has not started nothing is kept
+    wait_for(lambda: _state(out, plan) is None)  # of an array that has not started nothing is kept
     held.hand_over(out, plan, [0, 1], told.append)
     single = told[1].partition("job ")[2].partition(";")[0]
     assert told[1:] == [f"submitted 1 run as SLURM's job {single}; 1 more in its queue"]
     subprocess.run(["scancel", single], env=environment, check=True)
-    _wait(lambda: _state(out, plan) == "CANCELLED", 30)
+    wait_for(lambda: _state(out, plan) == "CANCELLED")
     held.hand_over(out, plan, [0, 1], told.append)
     again = told[3].partition("job ")[2].partition(";")[0]
     assert told[2:] == [

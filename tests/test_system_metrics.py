@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_for
 
 from pipelines.comparison.system import NAME, read_samples, sampled
 
@@ -20,10 +21,7 @@ _MEASURES = {
 
 
 def _wait_for(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(read_samples(folder)) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(read_samples(folder)) >= count, what=f"{count} samples")
 
 
 def test_samples_of_the_machine(tmp_path: Path) -> None:
@@ -57,11 +55,10 @@ def test_a_busy_processor_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_short_training_has_one_sample_and_leaves_no_thread(tmp_path: Path) -> None:
-    threads = threading.active_count()
     with sampled(tmp_path):
-        pass
+        assert "system metrics" in {thread.name for thread in threading.enumerate()}
     assert len(read_samples(tmp_path)) == 1
-    assert threading.active_count() == threads
+    assert "system metrics" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_an_error_of_the_training_goes_through(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,10 +23,12 @@ from mirrored import (
     synced,
 )
 from mlflow_server import free_port, mlflow_server
+from waiting import wait_for
 
 from pipelines.comparison.plan import run_folder
 from pipelines.comparison.state import run_states
 from pipelines.comparison.tracking import Findings, checked_tracking_uri, local_uri, quiet_mlflow
+from pipelines.comparison.tracking.store import make_local_store
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
 from pipelines.locks import held_lock
@@ -411,6 +414,28 @@ def test_a_real_server_restarted_in_the_middle(folder: Path, monkeypatch: pytest
         assert artifacts_of(uri, runs["parent"]) == {"table.csv", "cases.csv"}
 
 
+def test_a_store_that_was_begun_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Path] = []
+
+    def killed(uri: str) -> None:
+        begun.append(Path(uri.removeprefix("sqlite:///")))
+        begun[0].write_bytes(b"SQLite format 3")
+        shutil.copytree(begun[0].parent, tmp_path / ".mlflow.db.left")  # a killed process cleans nothing up
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipelines.comparison.tracking.store.open_client", killed)
+        make_local_store(tmp_path)
+    assert begun[0].parent.parent == tmp_path and begun[0].parent.match(".mlflow.db.*")
+    assert not (tmp_path / "mlflow.db").exists()
+    plan = small_plan()
+    leave_run(tmp_path, plan, 0, 3, "done")
+    synced(tmp_path, plan)
+    assert stored(local_uri(tmp_path))[plan.runs[0].id].info.status == "FINISHED"
+    assert not list(tmp_path.glob(".mlflow*"))
+
+
+@pytest.mark.slow
 def test_a_store_that_a_killed_process_began_is_none(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
@@ -418,11 +443,11 @@ from pipelines.comparison.tracking.store import make_local_store
 make_local_store(Path({str(tmp_path)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in tmp_path.glob(".mlflow.db.*/mlflow.db")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(
+        lambda: any(path.stat().st_size for path in tmp_path.glob(".mlflow.db.*/mlflow.db")),
+        process, "a store is begun", pause=0.001,
+    )  # fmt: skip
+    process.send_signal(signal.SIGSTOP)  # from here on it makes no table
     process.kill()
     process.wait()
     assert not (tmp_path / "mlflow.db").exists()
