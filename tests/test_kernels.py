@@ -1,6 +1,8 @@
 """The choice of a kernel set, and what the kernels promise besides the contract."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -212,6 +214,14 @@ def test_a_set_that_cannot_be_imported_is_passed_over_with_a_warning(monkeypatch
     with medloss.kernels.use("auto"), pytest.warns(UserWarning, match="'numba' is installed, and cannot be imported"):
         assert medloss.kernels.in_use() == "eager"
     choice._best.cache_clear()
+
+
+def test_medloss_works_without_triton() -> None:
+    # torch may import it, so what counts is that medloss comes along without.
+    code = "import sys; sys.modules['triton'] = None; import medloss; print(medloss.kernels.available())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "triton" not in ran.stdout and "eager" in ran.stdout
 
 
 def test_losses_of_one_prediction_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
