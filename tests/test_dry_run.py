@@ -1,8 +1,11 @@
 """Dry runs: measured, printed, and no trace left."""
 
+import contextlib
 import re
 import shutil
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from cli_call import call_medloss
 from tiny import tiny_manifest
 
 from pipelines.comparison.plan import adopt_plan, make_plan, run_folder
+from pipelines.comparison.planning import probe
 from pipelines.comparison.planning.forecast import Forecast
 from pipelines.comparison.planning.left import stages_left
 from pipelines.comparison.planning.matrix import Matrix, Training, trainings
@@ -41,11 +45,72 @@ def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return call
 
 
+class _Killed(BaseException):
+    """Ends a prober's thread as a signal would end its process."""
+
+
+class _Prober:
+    """As much of a prober's process as is looked at: a thread, in which a loss named Dies kills it."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        self.returncode: int | None = None
+        folder, number, parent = command[-3:]
+
+        def run() -> None:
+            with contextlib.suppress(_Killed):
+                probe.main(Path(folder), int(number), int(parent))
+            self.returncode = -9
+
+        self.thread = threading.Thread(target=run)
+        self.thread.start()
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        _over.add(self.thread.ident)
+
+    def wait(self) -> None:
+        self.thread.join()
+        _over.discard(self.thread.ident)
+
+
+#: The threads of probers that were killed.
+_over: set[int | None] = set()
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probers measure in threads of this process, and little."""
+    measured = probe.measured
+
+    def until_killed(config: RunConfig, folder: Path, common: bool) -> Any:
+        if threading.get_ident() in _over or config.loss.endswith(".Dies"):
+            raise _Killed
+        return measured(config, folder, common)
+
+    monkeypatch.setattr(probe, "measured", until_killed)
+    monkeypatch.setattr(probe, "exit_with", lambda parent: None)
+    monkeypatch.setattr(probe, "_LEAST_S", 0.01)
+    monkeypatch.setattr("pipelines.comparison.planning.probers.subprocess.Popen", _Prober)
+
+
+@pytest.fixture
+def where(request: pytest.FixtureRequest) -> None:
+    if request.param == "threads":
+        request.getfixturevalue("in_threads")
+
+
+#: Quick in threads; for real in processes.
+_both = pytest.mark.parametrize("where", ["threads", pytest.param("processes", marks=pytest.mark.slow)], indirect=True)
+
+
 def _flat(shown: str) -> str:
     """In one line, however it was wrapped."""
     return " ".join(shown.split())
 
 
+# Once by real processes.
 def test_everything_is_measured_and_nothing_is_left(dry_run: Any, tmp_path: Path) -> None:
     code, shown, told = dry_run("--folds", "0,1", "--epochs", "5", "--jobs", "2")
     assert code == 0, told
@@ -67,7 +132,8 @@ def test_everything_is_measured_and_nothing_is_left(dry_run: Any, tmp_path: Path
     assert "Too few" not in shown
 
 
-@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+@pytest.mark.usefixtures("in_threads")
 def test_what_is_there_is_counted_and_left_as_it_is(
     dry_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +183,9 @@ def test_what_is_left_is_counted_from_where_it_stopped(tmp_path: Path) -> None:
     assert stages_left(folder, plan, matrix, forecast) == [[Training("tversky", 0, 8, 3), *trainings(matrix)[3:]]]
 
 
-@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+@pytest.mark.usefixtures("where")
+@_both
 def test_losses_that_fail_are_told_and_the_others_are_measured(
     dry_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +201,7 @@ def test_losses_that_fail_are_told_and_the_others_are_measured(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
     losses = "failing.Diverges,failing.Dies,dice"
     code, shown, _ = dry_run("--losses", losses, "--reference", "none", "--metric", "hd95_mm", "--epochs", "1")
     assert code == 0

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from faults import cut, flip, linked, sheared, stretched, with_voxel
 from faults import moved as moved_off
 from made_predictions import CASES, SHAPE, SPACING, label_map, made_folders, moved, write_map
 from small_files import array_of, rewrite
+from waiting import PROCESS_S, wait_for
 
 from pipelines.commands.many_values import ManyValues
 from pipelines.comparison.finished.classes import Classes, read_classes
 from pipelines.comparison.finished.collect import from_predictions
+from pipelines.comparison.finished.measure import Pair
 from pipelines.comparison.finished.result import Finished
 from pipelines.comparison.statistics.scores import scores
 from pipelines.errors import UserError
@@ -213,11 +214,24 @@ def _slow(folder: Path, cases: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _wait(until: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
+def test_an_ended_call_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    run = Pair.run
+
+    def ended(self: Pair, only_look: bool) -> Any:
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(1)
+        return run(self, only_look)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pair, "run", ended)
+        _finished(folder, classes=Classes({"1": (1,), "2": (2,)}))
+    (folder / "cache" / ".half.json.partial").write_text('{"case": ')
+    told: list[str] = []
+    done = _finished(folder, classes=Classes({"1": (1,), "2": (2,)}), tell=told.append)
+    assert done.told[0].endswith("5 pairs measured, 3 read from the cache")
+    assert told == []
 
 
 @pytest.mark.slow
@@ -226,13 +240,13 @@ def test_a_killed_call_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path
     cache = tmp_path / "out" / "cache"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        _wait(lambda: cache.is_dir() and len(list(cache.glob("*.json"))) >= 3)
+        wait_for(lambda: len(list(cache.glob("*.json"))) >= 3, process, "three pairs are measured")
         children = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert len(children) >= 2
-    psutil.wait_procs(children, timeout=60)
+    psutil.wait_procs(children, timeout=PROCESS_S)
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not (tmp_path / "out" / "report.html").exists()
     kept = len(list(cache.glob("*.json")))
@@ -256,13 +270,16 @@ def test_two_calls_at_once(tmp_path: Path) -> None:
 
 
 def test_a_measuring_process_that_dies_is_told(tmp_path: Path) -> None:
-    command = _slow(tmp_path, 20)
+    command = _slow(tmp_path, 5)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    cache = tmp_path / "out" / "cache"
-    _wait(lambda: cache.is_dir() and len(list(cache.glob("*.json"))) >= 1)
-    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-    os.kill(workers[0].pid, signal.SIGKILL)
-    _, err = process.communicate()
+
+    def workers() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children()
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    # Before it has imported what it needs to measure: so it has not ended by then, however slow this process is.
+    wait_for(workers, process, "a process that measures")[0].kill()
+    _, err = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 2
     assert err.startswith("error: a process that measured was ended from outside") and err.count("\n") == 1
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,12 @@ def _command(tmp_path: Path, out: Path) -> list[str]:
 def test_halving_interrupted_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "made"))
     out = tmp_path / "out"
+
+    def make_store(folder: Path) -> None:
+        if not (folder / "mlflow.db").exists():
+            shutil.copy(empty_store, folder / "mlflow.db")
+
+    monkeypatch.setattr("pipelines.comparison.tracking.mirror.make_local_store", make_store)
     workers = Workers(monkeypatch)
     workers.behaviour = {"focal": WAITS}
     workers.waits = lambda: os.kill(os.getpid(), signal.SIGTERM)

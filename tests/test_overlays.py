@@ -212,7 +212,7 @@ def _overlays(collected: Collected) -> Overlays:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_pictures_beside_the_page_and_in_it(tmp_path: Path, dims: int) -> None:
-    made = tiny_manifest(tmp_path, dims, cases=9)
+    made = tiny_manifest(tmp_path, dims, cases=6)
     losses = ["focal", DEFAULT_REFERENCE, "tversky"]
     runs = pictured_comparison(tmp_path / "c", losses, made, tmp_path / "data", folds=(0, 1), seeds=(0, 1)).runs
     page, analysis = write_report(from_folder(tmp_path / "c"), tmp_path / "r", bootstraps=10)
