@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.phantom_shapes import phantom_case
 from pipelines.errors import UserError
 from pipelines.files import sha256
 
@@ -55,8 +56,6 @@ def recorded_checksums(folder: Path) -> dict[str, str]:
 
 
 def _write(manifest: Manifest, folder: Path) -> None:
-    from pipelines.dataset.phantom_shapes import phantom_case  # not above, for the time that scipy takes
-
     assert manifest.generator is not None
     affine = _affine(manifest.spacing)
     values = np.array(manifest.label_values, np.uint8 if max(manifest.label_values) < 256 else np.int32)
