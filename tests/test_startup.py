@@ -127,3 +127,20 @@ def test_a_losss_file_has_its_name_and_its_folder_its_familys() -> None:
     assert set(loss_names()) == ours
     for name, entry in medloss.LOSSES.items():
         assert entry.cls.__module__ == f"medloss.{entry.family}.{name}"
+
+
+@pytest.mark.slow
+def test_a_worker_imports_monai_without_mlflow() -> None:
+    program = """
+import io, json, sys
+from pipelines.comparison.executors.ready import main
+sys.stdin = io.StringIO("")
+main()
+modules = list(sys.modules)
+import mlflow.entities
+print()
+print(json.dumps([0, modules]))
+"""
+    modules = _run(program)[2]
+    assert {"pipelines.training.run", "monai.handlers"} <= modules
+    assert not [name for name in modules if name.partition(".")[0] == "mlflow"]
