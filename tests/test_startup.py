@@ -67,7 +67,7 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("status {out}", 2, "{out} holds no comparison", _ALL),
     ("status {made}", 0, "2 runs: 2 done", _ALL),
     ("report {made}", 0, "report.html", _TRAINING),
-    ("losses", 0, "soft overlap", ("monai", "ignite", "mlflow", "SimpleITK", *_REPORT)),
+    ("losses", 0, "soft overlap", ("torch._dynamo", "monai", "ignite", "mlflow", "SimpleITK", *_REPORT)),
 ]
 
 
@@ -118,7 +118,7 @@ print(json.dumps([0, list(sys.modules)]))
 """
     modules = _run(program)[2]
     assert "torch" in modules
-    assert not modules & {"monai", "ignite", "mlflow", "SimpleITK", "numba", *_REPORT}
+    assert not modules & {"torch._dynamo", "monai", "ignite", "mlflow", "SimpleITK", "numba", "triton", *_REPORT}
 
 
 def test_a_losss_file_has_its_name_and_its_folder_its_familys() -> None:
