@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, TypedDict
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
@@ -15,7 +14,7 @@ from medloss.checks import as_signed, check_distance_map, check_probabilities, c
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
 from medloss.kernels.terms import sum_type
-from medloss.spacing import Spacing, resolve_spacing
+from medloss.spacing import Spacing, is_meta_tensor, resolve_spacing
 
 
 class CommonArguments(TypedDict, total=False):
@@ -208,7 +207,7 @@ class SegmentationLoss(_Loss):
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+    return tensor.as_tensor() if is_meta_tensor(tensor) else tensor
 
 
 def _wrapped(label: int, dtype: torch.dtype) -> int:

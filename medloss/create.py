@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medloss.base import CommonArguments, SegmentationLoss
 from medloss.errors import InputError
+from medloss.names import unknown_loss
 from medloss.registry import LOSSES
 from medloss.spacing import Spacing
 
@@ -63,13 +64,6 @@ def loss_class(name: str) -> type[nn.Module]:
             raise InputError(f"loss: '{name}' is no torch.nn.Module class; expected one")
         return found
     raise InputError(f"loss: {unknown_loss(name)}")
-
-
-def unknown_loss(name: str) -> str:
-    """What to say of a name that is no registered loss's: the nearest one that is."""
-    near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'?" if near else f"the losses are {', '.join(LOSSES)}"
-    return f"no loss '{name}'; {hint}"
 
 
 def accepted_arguments(cls: type[nn.Module]) -> set[str] | None:

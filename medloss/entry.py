@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from medloss.base import SegmentationLoss
-
-#: The families of the survey, in its order.
-FAMILIES = ("distribution", "region", "boundary", "compound")
+from medloss.names import FAMILIES
 
 
 @dataclass(frozen=True)

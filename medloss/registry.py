@@ -1,25 +1,28 @@
-"""`LOSSES`: every loss by name. A new loss is a file of its own and one line here."""
+"""`LOSSES`: every loss by name. A new loss is a file of its own, named as the loss is, and one line here."""
 
+# The lines' order is that of tables and comparisons, and `names.py` reads it: no sorting.
+# isort: off
+from medloss.distribution.weighted_cross_entropy import WeightedCrossEntropyLoss as WeightedCrossEntropyLoss
+from medloss.distribution.balanced_cross_entropy import BalancedCrossEntropyLoss as BalancedCrossEntropyLoss
+from medloss.distribution.binary_cross_entropy import BinaryCrossEntropyLoss as BinaryCrossEntropyLoss
+from medloss.distribution.distance_penalty import DistancePenaltyLoss as DistancePenaltyLoss
+from medloss.distribution.focal import FocalLoss as FocalLoss
+from medloss.distribution.structural_similarity import StructuralSimilarityLoss as StructuralSimilarityLoss
+from medloss.region.dice import DiceLoss as DiceLoss
+from medloss.region.tversky import TverskyLoss as TverskyLoss
+from medloss.region.focal_tversky import FocalTverskyLoss as FocalTverskyLoss
+from medloss.region.log_cosh_dice import LogCoshDiceLoss as LogCoshDiceLoss
+from medloss.region.sensitivity_specificity import SensitivitySpecificityLoss as SensitivitySpecificityLoss
 from medloss.boundary.hausdorff_cv import HausdorffCVLoss as HausdorffCVLoss
 from medloss.boundary.hausdorff_dt import HausdorffDTLoss as HausdorffDTLoss
 from medloss.boundary.hausdorff_er import HausdorffERLoss as HausdorffERLoss
 from medloss.boundary.shape_aware import ShapeAwareLoss as ShapeAwareLoss
 from medloss.compound.combo import ComboLoss as ComboLoss
 from medloss.compound.exponential_logarithmic import ExponentialLogarithmicLoss as ExponentialLogarithmicLoss
-from medloss.distribution.balanced_cross_entropy import BalancedCrossEntropyLoss as BalancedCrossEntropyLoss
-from medloss.distribution.binary_cross_entropy import BinaryCrossEntropyLoss as BinaryCrossEntropyLoss
-from medloss.distribution.distance_penalty import DistancePenaltyLoss as DistancePenaltyLoss
-from medloss.distribution.focal import FocalLoss as FocalLoss
-from medloss.distribution.structural_similarity import StructuralSimilarityLoss as StructuralSimilarityLoss
-from medloss.distribution.weighted_cross_entropy import WeightedCrossEntropyLoss as WeightedCrossEntropyLoss
-from medloss.entry import FAMILIES, REGISTERED, LossEntry
-from medloss.region.dice import DiceLoss as DiceLoss
-from medloss.region.focal_tversky import FocalTverskyLoss as FocalTverskyLoss
-from medloss.region.log_cosh_dice import LogCoshDiceLoss as LogCoshDiceLoss
-from medloss.region.sensitivity_specificity import SensitivitySpecificityLoss as SensitivitySpecificityLoss
-from medloss.region.tversky import TverskyLoss as TverskyLoss
+
+# isort: on
+from medloss.entry import REGISTERED, LossEntry
+from medloss.names import loss_names
 
 #: Name to entry, family by family.
-LOSSES: dict[str, LossEntry] = {
-    entry.name: entry for family in FAMILIES for entry in REGISTERED.values() if entry.family == family
-}
+LOSSES: dict[str, LossEntry] = {name: REGISTERED[name] for name in loss_names()}

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 
 from medloss.errors import InputError
@@ -30,7 +29,7 @@ def resolve_spacing(
         InputError: a spacing that is not positive and finite, or of the wrong length or count.
     """
     if spacing is None:
-        if not isinstance(target, MetaTensor):
+        if not is_meta_tensor(target):
             return [(1.0,) * spatial_dims] * batch_size
         # A 2D image's affine is 4 x 4, too: its spacing then has a third number that no axis carries.
         pixdim = target.pixdim if target.is_batch else [target.pixdim]
@@ -52,6 +51,11 @@ def resolve_spacing(
         if not all(math.isfinite(s) and s > 0 for s in row):
             raise InputError(f"spacing: got {tuple(row)}; every spacing must be a positive number of mm")
     return [tuple(row) for row in rows]
+
+
+def is_meta_tensor(value: Any) -> TypeGuard[Any]:
+    """Whether it is MONAI's `MetaTensor`, known by a method that it alone has: importing MONAI takes seconds."""
+    return type(value) is not Tensor and hasattr(value, "as_tensor")
 
 
 def scaled_spacing(spacing: Sequence[float], size: Sequence[int], grid: Sequence[int]) -> tuple[float, ...]:

@@ -78,6 +78,24 @@ def refuse_unwritable(path: Path, flag: str) -> None:
         raise UserError(f"{flag}: {path} cannot be written: {error.strerror}") from None
 
 
+def refuse_unwritable_folder(folder: Path, flag: str) -> None:
+    """Find out whether files can be written in a folder, without making it: its nearest parent that is there is tried.
+
+    Args:
+        folder: need not be there.
+        flag: the option that named it.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write in {folder}: {error.strerror}; name another folder") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text, atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from medloss.expression import parse_expression
 from pipelines.errors import UserError
 
 #: Losses of these packages are imported without being asked.
@@ -35,9 +36,6 @@ def refuse_foreign_losses(losses: list[str], where: object) -> None:
     Raises:
         UserError: names the first such loss, and the option that allows it.
     """
-    # Not above: it brings torch along, seconds for commands that read a manifest alone.
-    from medloss.expression import parse_expression
-
     for loss in losses:
         for term in parse_expression(loss):
             if "." in term.name and term.name.split(".")[0] not in ALLOWED:

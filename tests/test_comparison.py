@@ -591,7 +591,8 @@ def test_a_run_that_someone_else_has_is_waited_for(tmp_path: Path) -> None:
         (["--epochs", "0"], "epochs: got 0, Input should be greater than or equal to 1"),
         (["--out", "tiny_2d.yaml"], "--out: tiny_2d.yaml is no folder; name another one"),
         (["--out", "."], "--out: . is not empty and holds no comparison; name another folder"),
-        (["--out", "tiny_2d.yaml/out"], "--out: cannot make tiny_2d.yaml/out: Not a directory; name another folder"),
+        (["--out", "tiny_2d.yaml/out"], "--out: cannot write in tiny_2d.yaml/out: Not a directory; "
+         "name another folder"),
         (["--out", "other"], "--out: other holds another comparison: it has the run focal-fold0-seed0; "
          "name another folder"),
     ],

@@ -3,12 +3,11 @@
 from importlib import import_module
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 
 from medloss.errors import InputError
 from medloss.kernels import choice
-from medloss.spacing import Spacing, resolve_spacing
+from medloss.spacing import Spacing, is_meta_tensor, resolve_spacing
 
 
 def distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
@@ -114,7 +113,7 @@ def _transform_each(mask: Tensor, spacing: Spacing | None, transform: str) -> Te
     if mask.ndim not in (4, 5):
         raise InputError(f"mask: got shape {tuple(mask.shape)}; expected [B, C, H, W] (2D) or [B, C, D, H, W] (3D)")
     spacings = resolve_spacing(spacing, mask, mask.shape[0], mask.ndim - 2)
-    plain = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask).detach()
+    plain = (mask.as_tensor() if is_meta_tensor(mask) else mask).detach()
     masks = (plain if plain.dtype == torch.bool else plain > 0.5).contiguous()
     name, device = _kernels(masks.device.type)
     maps: Tensor = getattr(import_module(name), transform)(masks.to(device or masks.device), spacings)

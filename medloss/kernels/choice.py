@@ -53,11 +53,14 @@ def in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     return _best(forced, device, dtype)
 
 
-# Torch's compiler takes the answer at the time of tracing.
-@torch.compiler.assume_constant_result
 def choose(device: str, dtype: torch.dtype) -> str:
     """`in_use`, for operators."""
     return in_use(device, dtype)
+
+
+# Torch's compiler takes the answer at the time of tracing. `torch.compiler.assume_constant_result` does this too, but
+# imports the compiler, which takes as long as the whole of torch.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache

@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from pipelines.commands.executor_options import chosen_executor, executor_options
-from pipelines.commands.options import refuse_unused_rates, run_config, training_options, whole_numbers
+from pipelines.commands.options import (
+    refuse_untrainable,
+    refuse_unused_rates,
+    run_config,
+    training_options,
+    whole_numbers,
+)
 from pipelines.commands.planning_options import named_before, planning_options
 from pipelines.commands.trainer_options import chosen_trainer, trainer_options
 from pipelines.errors import UserError
@@ -52,22 +58,17 @@ def compare(
 ) -> None:
     """Train every loss on MANIFEST, and compare them. Called again, it goes on where it stopped."""
     began = time.monotonic()
-    if executor == "local" and not is_dry:
-        from pipelines.comparison.executors.ready import end_ready, make_ready
-
-        click.get_current_context().call_on_close(end_ready)
-        make_ready(jobs)
-    from medloss import LOSSES
-    from pipelines.comparison.compare import compare_losses
-    from pipelines.comparison.planning.dry_run import dry_run
-    from pipelines.comparison.planning.plans import Request, plan_comparison
-    from pipelines.comparison.planning.told import planned_told
-    from pipelines.comparison.tracking import checked_model_name, checked_tracking_uri
+    # First what can be refused without the packages that a comparison takes seconds to import.
+    from medloss.names import loss_names
+    from pipelines.comparison.plan import refuse_foreign, refuse_repeated
+    from pipelines.comparison.tracking.store import checked_model_name, checked_tracking_uri
     from pipelines.dataset.manifest import load_manifest
+    from pipelines.files import refuse_unwritable_folder
     from pipelines.threads import available_cores
+    from pipelines.training.planning import refuse_settings
 
     items = [item for item in "".join(losses.split()).split(",") if item]
-    names = [name for item in items for name in (LOSSES if item == "all" else [item])]
+    names = [name for item in items for name in (loss_names() if item == "all" else [item])]
     if not names:
         raise UserError("--losses: got none; expected names by commas, or all")
     handover = chosen_executor(executor, jobs, options)
@@ -78,20 +79,35 @@ def compare(
     options = chosen_trainer(manifest, options, measured)
     names, about = named_before(names, reference, metric, margin)
     refuse_unused_rates(options.get("learning_rates"), names)
-    chosen = list(whole_numbers(folds, "--folds"))
+    chosen, seed_numbers = list(whole_numbers(folds, "--folds")), list(whole_numbers(seeds, "--seeds"))
+    refuse_repeated(names, chosen, seed_numbers)
     configs = [run_config(manifest=manifest, loss=name, fold=chosen[0], **options) for name in names]
     loaded = load_manifest(configs[0].manifest)
+    refuse_settings(configs[0], loaded)  # the others differ in their loss alone
     for fold in chosen:
         loaded.split(fold)
+    refuse_foreign(out)
+    refuse_unwritable_folder(out, "--out")
     # Before anything is measured, which takes minutes.
     if handover is not None:
         handover.check()
     checked_tracking_uri(tracking_uri, out)
     checked_model_name(register_model)
+    if executor == "local" and not is_dry:
+        from pipelines.comparison.executors.ready import end_ready, make_ready
+
+        click.get_current_context().call_on_close(end_ready)
+        make_ready(jobs)
+    refuse_untrainable(configs, loaded)
+    from pipelines.comparison.compare import compare_losses
+    from pipelines.comparison.planning.dry_run import dry_run
+    from pipelines.comparison.planning.plans import Request, plan_comparison
+    from pipelines.comparison.planning.told import planned_told
+
     # Of runs that are handed over it is the array's width, which says nothing of this machine.
     jobs = _default_jobs() if handover is not None else jobs or _default_jobs()
     request = Request(
-        configs, chosen, list(whole_numbers(seeds, "--seeds")), loaded, about, epochs=options.get("epochs"),
+        configs, chosen, seed_numbers, loaded, about, epochs=options.get("epochs"),
         budget=budget, halving=halving, jobs=jobs, cores=available_cores(), began=began,
     )  # fmt: skip
     # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.

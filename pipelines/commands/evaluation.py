@@ -34,7 +34,6 @@ def evaluate(
     A prediction is named as its label is, or, with a manifest, as its case, label or image is.
     """
     from pipelines.errors import UserError
-    from pipelines.evaluation.evaluate import evaluate as measured
     from pipelines.evaluation.reference_labels import folder_references, listed, manifest_references, match
     from pipelines.files import refuse_unwritable, write_text
     from pipelines.progress import terminal_bar
@@ -62,6 +61,9 @@ def evaluate(
     for what, left_out in ((unknown, unlabelled), ("labels without a prediction", missing)):
         if left_out:
             click.echo(f"left out, {what}: {left_out}", err=True)
+    # Not above, for the seconds that torch, pandas and scipy take.
+    from pipelines.evaluation.evaluate import evaluate as measured
+
     with terminal_bar("measuring", len(matched.pairs), "case") as step:
         evaluation = measured(predictions, references, matched, nsd_tolerance_mm=tolerance, progress=lambda: step(1))
     _print(evaluation, tolerance)

@@ -19,7 +19,10 @@ def explain(
     loss: str, image: Path, label: Path, prediction: Path | None, label_class: int, axis: int | None, out: Path | None
 ) -> None:
     """Draw where a loss pushes the prediction of your own case, on the slice with most error."""
-    from pipelines.gallery.explain import explain_case
+    from medloss.names import refuse_unknown_losses
+
+    refuse_unknown_losses(loss)
+    from pipelines.gallery.explain import explain_case  # not above, for the seconds that it takes
 
     explained = explain_case(loss, image, label, prediction=prediction, label_class=label_class, axis=axis, out=out)
     for line in explained.told:
@@ -32,15 +35,15 @@ def explain(
 @click.option("--loss", "losses", multiple=True, help="Only this loss's page; may be given several times.")
 def gallery(out: Path, losses: tuple[str, ...]) -> None:
     """Write the gallery of losses: a page and pictures each, from the code."""
-    from medloss.create import loss_class
-    from medloss.registry import LOSSES
+    from medloss.names import loss_names, refuse_unknown_losses
     from pipelines.errors import UserError
-    from pipelines.gallery.build import write_gallery
 
     for name in losses:
-        loss_class(name)
-        if name not in LOSSES:
+        refuse_unknown_losses(name)
+        if name not in loss_names():
             raise UserError(f"--loss: '{name}' is not registered; the gallery shows the losses of `medloss losses`")
+    from pipelines.gallery.build import write_gallery  # not above, for the seconds that it takes
+
     try:
         write_gallery(out, losses, click.echo)
     except OSError as error:

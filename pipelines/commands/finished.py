@@ -34,11 +34,12 @@ def contents(
         UserError: tables, options, folders or files that do not fit.
     """
     from pipelines.comparison.finished.methods import read_names
-    from pipelines.comparison.finished.mist import is_mist
     from pipelines.comparison.plan import DEFAULT_REFERENCE, NO_REFERENCE
-    from pipelines.comparison.report import from_csv
 
     if len(cases) == 1 and ("=" not in cases[0] or Path(cases[0]).is_file()):
+        from pipelines.comparison.finished.mist import is_mist
+        from pipelines.comparison.report.collect import from_csv
+
         if is_mist(Path(cases[0])):
             raise UserError(
                 f"--cases: {cases[0]} is MIST's table of one method; expected two or more, with names: --cases "
@@ -80,7 +81,6 @@ def read_finished(
 
     from pipelines.commands.options import whole_numbers
     from pipelines.comparison.finished.classes import read_classes
-    from pipelines.comparison.finished.collect import from_predictions
     from pipelines.evaluation.metrics import NSD_TOLERANCE_MM
     from pipelines.files import write_text
     from pipelines.threads import available_cores
@@ -102,6 +102,8 @@ def read_finished(
         raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs: got {jobs}; expected at least 1")
+    from pipelines.comparison.finished.collect import from_predictions  # not above, for the time that pandas takes
+
     found = from_predictions(
         named,
         cache_dir or out / "cache",

@@ -7,18 +7,14 @@ import click
 @click.argument("name", required=False)
 def losses(name: str | None) -> None:
     """List the losses, or show the documentation of one NAME."""
-    import inspect
-
+    if name is not None:
+        _print_documentation(name)
+        return
     from rich.console import Console
     from rich.table import Table
 
-    from medloss import kernels
-    from medloss.create import loss_class
-    from medloss.registry import LOSSES
+    from medloss import LOSSES, kernels
 
-    if name is not None:
-        click.echo(inspect.getdoc(loss_class(name)))
-        return
     table = Table("loss", "family", "what it is", "trained as", "paper", box=None, pad_edge=False)
     for entry in LOSSES.values():
         table.add_row(entry.name, entry.family, entry.summary, entry.recipe.expression or "alone", entry.paper)
@@ -28,3 +24,14 @@ def losses(name: str | None) -> None:
     click.echo(f"\nKernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
     if "numba" not in kernels.available():
         click.echo("pip install numba adds compiled ones, the fastest on a CPU.")
+
+
+def _print_documentation(name: str) -> None:
+    import inspect
+
+    from medloss.names import refuse_unknown_losses
+
+    refuse_unknown_losses(name)
+    from medloss.create import loss_class  # not above, for the second that torch takes
+
+    click.echo(inspect.getdoc(loss_class(name)))

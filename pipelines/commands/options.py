@@ -3,11 +3,15 @@
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:  # `--help` does not wait for them
+    from pipelines.dataset.manifest import Manifest
+    from pipelines.training.run_config import RunConfig
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -107,20 +111,19 @@ _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 }
 
 
-def run_config(*, recipe: str, **options: Any) -> Any:
+def run_config(*, recipe: str, **options: Any) -> "RunConfig":
     """A `RunConfig` of a recipe and of the options that were given, which come before the recipe's settings.
 
     What `nnunet` says is nnU-Net's, which goes by no recipe.
 
     Raises:
-        UserError: an option out of its range, an unknown recipe, loss, manifest or fold.
+        UserError: an option out of its range, an unknown recipe or loss.
     """
-    from pipelines.dataset.manifest import load_manifest
-    from pipelines.training.optimization import chosen_device
-    from pipelines.training.planning import refuse_misfit
+    from medloss.names import refuse_unknown_losses
     from pipelines.training.recipes import recipe_settings
     from pipelines.training.run_config import checked_config
 
+    refuse_unknown_losses(options["loss"])
     given = {name: value for name, value in options.items() if value is not None}
     for name, (flag, read) in _READERS.items():
         if name in given:
@@ -132,7 +135,19 @@ def run_config(*, recipe: str, **options: Any) -> Any:
         given["cache_dir"] = str(Path(given["cache_dir"]).resolve())
     if Path(given["manifest"]).is_file():
         given["manifest"] = str(Path(given["manifest"]).resolve())
-    config = checked_config(given)
-    chosen_device(config.device)
-    refuse_misfit(config, load_manifest(config.manifest))
-    return config
+    return checked_config(given)
+
+
+def refuse_untrainable(configs: "Sequence[RunConfig]", manifest: "Manifest") -> None:
+    """Refuse configs (as `run_config` makes them) whose device is not there, or whose losses cannot be made.
+
+    Raises:
+        UserError: a device or loss that this machine does not have, or that does not fit the data.
+    """
+    # Torch takes a second: what can be refused without it has been refused by now.
+    from pipelines.training.optimization import chosen_device
+    from pipelines.training.planning import refuse_misfit
+
+    for config in configs:
+        chosen_device(config.device)
+        refuse_misfit(config, manifest)

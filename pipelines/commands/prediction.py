@@ -50,15 +50,10 @@ def predict(
     An image that cannot be predicted does not stop the others: it is named at the end, and the exit code is 1. It is 2
     where the call itself is wrong, and nothing is predicted.
     """
-    import torch
-
     from pipelines.errors import UserError
     from pipelines.evaluation.reference_labels import listed, shown
-    from pipelines.prediction.model import load_model
-    from pipelines.prediction.predict import Settings
-    from pipelines.prediction.predict import predict as predicted
+    from pipelines.files import refuse_unwritable_folder
     from pipelines.prediction.sources import Source, image_sources, manifest_sources, refuse_collisions
-    from pipelines.training.optimization import chosen_device
 
     path = _model_path(run_dir, model_file)
     if bool(images) == (manifest is not None):
@@ -69,17 +64,29 @@ def predict(
         raise UserError("--force and --resume: the one predicts again what is there, the other does not; pass one")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is no folder; name another")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    settings = Settings(probabilities=probabilities, flips=flips, windows=batch_size)
     sources = image_sources(images) if manifest is None else manifest_sources(manifest, data_root, fold)
     refuse_collisions(sources, out, probabilities=probabilities)
-    outputs = {source: settings.outputs(source, out) for source in sources}
+    outputs = {source: source.outputs(out, probabilities=probabilities) for source in sources}
     there = [file for files in outputs.values() for file in files if file.exists()]
     if there and not force and not resume:
         told = "pass --force to overwrite, or --resume to leave out what is predicted"
         raise UserError(f"--out: there already: {listed(there)}; {told}")
     left = [source for source, files in outputs.items() if force or not all(file.exists() for file in files)]
+    refuse_unwritable_folder(out, "--out")
+    # Not above, for the seconds that torch and MONAI take.
+    import torch
+
+    from pipelines.imports import without_mlflow
+
+    with without_mlflow():
+        from pipelines.prediction.model import load_model
+        from pipelines.prediction.predict import Settings
+        from pipelines.prediction.predict import predict as predicted
+    from pipelines.training.optimization import chosen_device
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = Settings(probabilities=probabilities, flips=flips, windows=batch_size)
     model = load_model(path, chosen_device(device), precision)
     if flips and not model.config.flip_axes:
         raise UserError("--flips: this network's training flipped no axis; leave it out")

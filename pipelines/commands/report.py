@@ -64,7 +64,7 @@ def report(
     from pipelines.commands.finished import contents
     from pipelines.commands.planning_options import refuse_measure
     from pipelines.comparison.plan import require_plan
-    from pipelines.comparison.report import claimed, from_folder, write_report
+    from pipelines.comparison.report.folder import claimed
 
     if (folder is not None) + bool(cases) + bool(predictions) != 1:
         raise UserError(
@@ -85,10 +85,14 @@ def report(
                "cache_dir": cache_dir}  # fmt: skip
     with claimed(out):
         if folder is not None:
+            from pipelines.comparison.report.collect import from_folder  # not above, for the time that pandas takes
+
             collected = from_folder(folder)
         else:
             collected, reference = contents(cases, predictions, out, reference, options)
         with terminal_note("comparing and drawing"):
+            from pipelines.comparison.report.write import write_report  # and matplotlib
+
             path, analysis = write_report(collected, out, metric=metric, reference=reference, margin=margin)
     click.echo(analysis.verdict)
     click.echo(f"report    {path}")

@@ -23,14 +23,21 @@ def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: boo
 
     Started by torchrun, its processes share every batch.
     """
-    from pipelines.commands.options import refuse_unused_rates, run_config
-    from pipelines.dataset.precheck import refuse_bad_data
+    from pipelines.commands.options import refuse_untrainable, refuse_unused_rates, run_config
+    from pipelines.dataset.manifest import load_manifest
     from pipelines.errors import TrainingError, let_the_first_rank_tell
-    from pipelines.training.ranks import joined_ranks, rank, wait_for_all
+    from pipelines.training.planning import refuse_settings
 
     refuse_unused_rates(options.get("learning_rates"), [loss])
     config = run_config(manifest=manifest, loss=loss, fold=fold, seed=seed, **options)
+    loaded = load_manifest(config.manifest)
+    refuse_settings(config, loaded)
     _refuse_folder(out, resume)
+    refuse_untrainable([config], loaded)
+    # Not above, for the seconds that MONAI takes.
+    from pipelines.dataset.precheck import refuse_bad_data
+    from pipelines.training.ranks import joined_ranks, rank, wait_for_all
+
     if config.cache_dir is None:
         config = config.model_copy(update={"cache_dir": str(out / "cache")})
     try:
@@ -51,11 +58,13 @@ def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: boo
 
 def _refuse_folder(out: Path, resume: bool) -> None:
     from pipelines.errors import UserError
+    from pipelines.files import refuse_unwritable_folder
     from pipelines.training.checkpoint import has_checkpoint, is_unfinished
     from pipelines.training.run_folder import OWN_FILES
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is no folder; name another")
+    refuse_unwritable_folder(out, "--out")
     if resume and not has_checkpoint(out):
         raise UserError(f"--resume: {out} holds no checkpoint; start the run without --resume")
     if resume or not out.is_dir():
@@ -70,9 +79,12 @@ def _refuse_folder(out: Path, resume: bool) -> None:
 def _train(config: Any, out: Path, resume: bool, first: bool) -> dict[str, float]:
     """Train; the metrics, for the first process alone."""
     from pipelines.errors import UserError
+    from pipelines.imports import without_mlflow
     from pipelines.locks import held_lock
-    from pipelines.training.progress import attach_bars, print_epoch
-    from pipelines.training.run import train_run
+
+    with without_mlflow():
+        from pipelines.training.progress import attach_bars, print_epoch
+        from pipelines.training.run import train_run
 
     try:
         if not first:

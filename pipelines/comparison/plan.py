@@ -4,6 +4,7 @@ import hashlib
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,7 @@ def make_plan(
     Raises:
         UserError: a loss, fold or seed stands twice.
     """
-    for what, values in (("losses", [c.loss for c in configs]), ("folds", folds), ("seeds", seeds)):
-        if len(set(values)) < len(values):
-            raise UserError(f"--{what}: one of them stands twice in {', '.join(str(v) for v in values)}")
-    if min(seeds) < 0:
-        raise UserError(f"--seeds: got {min(seeds)}; expected 0 or more")
+    refuse_repeated([config.loss for config in configs], folds, seeds)
     return Plan(
         id=uuid.uuid4().hex[:12],
         created=time.time(),
@@ -112,6 +109,20 @@ def make_plan(
         runs=planned_runs(configs, folds, seeds),
         **about,
     )
+
+
+def refuse_repeated(losses: Sequence[str], folds: Sequence[int], seeds: Sequence[int]) -> None:
+    """Refuse losses, folds or seeds of which one stands twice, and negative seeds.
+
+    Raises:
+        UserError: there are such.
+    """
+    given: dict[str, Sequence[object]] = {"losses": losses, "folds": folds, "seeds": seeds}
+    for what, values in given.items():
+        if len(set(values)) < len(values):
+            raise UserError(f"--{what}: one of them stands twice in {', '.join(str(v) for v in values)}")
+    if min(seeds) < 0:
+        raise UserError(f"--seeds: got {min(seeds)}; expected 0 or more")
 
 
 def planned_runs(configs: list[RunConfig], folds: list[int], seeds: list[int]) -> list[PlannedRun]:

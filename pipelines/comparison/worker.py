@@ -14,6 +14,7 @@ from pipelines.comparison.plan import PlannedRun, cache_folder, require_plan, ru
 from pipelines.comparison.system import sampled
 from pipelines.errors import TrainingError, UserError
 from pipelines.files import read_json, write_json
+from pipelines.imports import without_mlflow
 from pipelines.locks import end_if_lost, held_lock
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
@@ -140,9 +141,10 @@ def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[s
 
 
 def _train_by_engines(config: RunConfig, own: RunFolder) -> None:
-    from ignite.engine import Events
+    with without_mlflow():
+        from ignite.engine import Events
 
-    from pipelines.training.run import train_run
+        from pipelines.training.run import train_run
 
     lock = own.path / "lock"
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 #: Changes when the drawing does: a data set that an older version made lies apart.
 VERSION = 3
@@ -66,6 +65,8 @@ def _radius(rng: np.random.Generator, scaled: NDArray, wave: float) -> NDArray:
 
 def _add_lesions(rng: np.random.Generator, label: NDArray[np.uint8], grid: NDArray, spacing: tuple[float, ...]) -> None:
     """Scatter small balls over the background, as long as they are less than the share that they may be."""
+    from scipy import ndimage  # not above: commands that make no phantom do not wait for it
+
     free = np.argwhere(ndimage.binary_erosion(label == 0))
     if not len(free):
         free = np.argwhere(label == 0)
@@ -86,6 +87,8 @@ def _add_lesions(rng: np.random.Generator, label: NDArray[np.uint8], grid: NDArr
 def _image(
     rng: np.random.Generator, label: NDArray[np.uint8], grid: NDArray, size: NDArray, spacing: tuple[float, ...]
 ) -> NDArray[np.int16]:
+    from scipy import ndimage
+
     intensities = _INTENSITIES * rng.normal(1, 0.04, len(_INTENSITIES))
     # Partial volume: the scanner's blur is as wide as a voxel of the finest axis.
     image = ndimage.gaussian_filter(intensities[label], [0.6 * min(spacing) / s for s in spacing])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from pipelines.evaluation.surface import surface_distances
 
@@ -102,6 +101,9 @@ def region_metrics(
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
     """
+    # Not above: commands that only need the names of the metrics do not wait for scipy.
+    from scipy.ndimage import find_objects
+
     maps = prediction, reference
     if maps[0].shape != maps[1].shape or len(spacing) != maps[0].ndim:
         shapes = f"{maps[0].shape} and {maps[1].shape}"

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
 #: A distance counts as within a tolerance when it exceeds it by less than float32 headers round.
 _ROUNDING = 1e-6
@@ -123,5 +122,7 @@ def _to_nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDA
     """
     if not len(points):
         return np.zeros(0)
+    from scipy.spatial import KDTree  # not above: see `metrics.py`
+
     tree = KDTree(others, leafsize=32, balanced_tree=False, compact_nodes=False)
     return np.asarray(tree.query(points)[0], np.float64)

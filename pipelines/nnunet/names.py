@@ -3,10 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from medloss.create import unknown_loss
 from medloss.errors import InputError
 from medloss.expression import parse_expression
-from medloss.registry import LOSSES
+from medloss.names import loss_names, unknown_loss
 
 PREFIX = "nnUNetTrainerMedloss_"
 _EPOCHS = re.compile(r"(?P<losses>.+)_(?P<epochs>[1-9][0-9]*)epochs?")
@@ -30,7 +29,7 @@ class TrainerName:
     def __str__(self) -> str:
         parts = []
         for term in parse_expression(self.loss):
-            if term.name not in LOSSES:
+            if term.name not in loss_names():
                 raise InputError(f"loss: '{term.name}' is no registered loss, so no trainer is named after it")
             weight = "" if term.weight == 1 else f"{_number(term.weight)}{_TIMES}"
             parts.append(f"{weight}{term.name}")
@@ -54,7 +53,7 @@ def trainer_name(name: str) -> TrainerName | None:
     terms = []
     for part in losses.split(_PLUS):
         term = _TERM.fullmatch(part)
-        if term is None or term["name"] not in LOSSES:
+        if term is None or term["name"] not in loss_names():
             return None
         weight = term["weight"]
         if weight is not None and float(weight.replace(_POINT, ".")) == 0:
@@ -69,7 +68,7 @@ def hint(name: str) -> str:
     if found := _EPOCHS.fullmatch(losses):
         losses = found["losses"]
     names = [part.rsplit(_TIMES, 1)[-1] for part in losses.split(_PLUS)]
-    unknown = next((one for one in names if one not in LOSSES), None)
+    unknown = next((one for one in names if one not in loss_names()), None)
     if unknown is None:
         return f"medloss: no trainer '{name}': expected weights above 0, such as 0{_POINT}5{_TIMES}{names[0]}"
     return f"medloss: no trainer '{name}': {unknown_loss(unknown)}"

@@ -36,11 +36,6 @@ class Settings:
     flips: bool = False
     windows: int = WINDOWS
 
-    def outputs(self, source: Source, folder: Path) -> list[Path]:
-        """The files that an image's prediction becomes, the label map last: with it, all are there."""
-        first = [source.probabilities(folder)] if self.probabilities else []
-        return [*first, source.labels(folder)]
-
 
 def predict(
     model: Model,

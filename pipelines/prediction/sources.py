@@ -37,6 +37,10 @@ class Source:
         """Where its probabilities are written."""
         return folder / (self.name + PROBABILITIES)
 
+    def outputs(self, folder: Path, *, probabilities: bool) -> list[Path]:
+        """The files that its prediction becomes, the label map last: with it, all are there."""
+        return [*([self.probabilities(folder)] if probabilities else []), self.labels(folder)]
+
 
 def image_sources(paths: Iterable[Path]) -> list[Source]:
     """The images of paths to files and folders, in that order; a folder's by name, its own folders left out.
@@ -80,7 +84,7 @@ def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities:
     images = {place: source for source in sources for place in _places(source.path)}
     written: dict[Path, Source] = {}
     for source in sources:
-        for target in [source.labels(folder), *([source.probabilities(folder)] if probabilities else [])]:
+        for target in source.outputs(folder, probabilities=probabilities):
             other = written.setdefault(target, source)
             if other is not source:
                 both = f"{shown(other.path)} and {shown(source.path)}"

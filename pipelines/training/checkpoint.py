@@ -5,8 +5,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipelines.errors import UserError
 from pipelines.files import sha256, write_atomically, write_text
 
@@ -22,6 +20,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         folder: the run's folder.
         state: tensors, numbers, strings, and lists and dictionaries of them.
     """
+    import torch  # not above: `has_checkpoint` answers without the seconds that it takes
+
     path, previous, new = folder / NAME, folder / PREVIOUS, folder / _NEW
     # Whole on the disk before the older ones move: a full disk, or a kill while it is written, costs nothing.
     write_atomically(new, lambda file: torch.save(state, file))
@@ -70,6 +70,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    import torch
+
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -9,8 +9,6 @@ from pipelines.training.run_config import RunConfig
 
 #: nnU-Net's bound on channels: coarser levels see few voxels, and need no more.
 _MOST_CHANNELS = 320
-#: The V-Net halves every axis four times.
-VNET_DIVISOR = 16
 
 
 def create_network(config: RunConfig, spatial_dims: int, num_classes: int) -> nn.Module:

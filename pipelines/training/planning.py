@@ -3,21 +3,26 @@
 By nnU-Net's rules (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z), in our own words and numbers.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from medloss import create_training_loss
-from pipelines.cases.fingerprint import Fingerprint
-from pipelines.cases.preprocessing import Preprocessing
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
-from pipelines.training.networks import VNET_DIVISOR
-from pipelines.training.ranks import ranks
 from pipelines.training.run_config import RunConfig
 
+if TYPE_CHECKING:  # `refuse_settings` answers before the seconds that torch and MONAI take
+    import torch
+
+    from pipelines.cases.fingerprint import Fingerprint
+    from pipelines.cases.preprocessing import Preprocessing
+
+#: The V-Net halves every axis four times.
+_VNET_DIVISOR = 16
 #: Feature maps keep at least so many voxels an axis; below that a convolution sees its padding, mostly.
 _LEAST_MAP = 4
 #: An axis twice as coarse as the finest is not halved, nor convolved along, until the others have come up to it.
@@ -39,6 +44,19 @@ def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
 
     Raises:
         UserError: what was asked for does not fit the data, or does not fit together.
+        InputError: there is no such loss, or it does not take the arguments.
+    """
+    from medloss import create_training_loss
+
+    refuse_settings(config, manifest)
+    create_training_loss(config.loss, num_classes=manifest.num_classes, arguments=config.loss_arguments)
+
+
+def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
+    """`refuse_misfit` without the loss, which takes torch to be made.
+
+    Raises:
+        UserError: what was asked for does not fit the data, or does not fit together.
     """
     dims = manifest.dimensions
     manifest.split(config.fold)
@@ -53,7 +71,6 @@ def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
         raise UserError(f"spacing: got {config.spacing}; expected {dims} numbers, mm, for '{manifest.name}'")
     if config.patch_size is not None and (config.levels is not None or len(config.patch_size) != dims):
         _refuse_patch(config, manifest, config.patch_size)
-    create_training_loss(config.loss, num_classes=manifest.num_classes, arguments=config.loss_arguments)
 
 
 def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, device: torch.device) -> RunConfig:
@@ -68,6 +85,8 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
     Raises:
         UserError: what was asked for does not fit the data, or does not fit together.
     """
+    from pipelines.cases.preprocessing import Preprocessing
+
     refuse_misfit(config, manifest)
     dims = manifest.dimensions
     spacing = config.spacing or fingerprint.target_spacing()
@@ -91,13 +110,15 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
 
 def preprocessing(config: RunConfig, manifest: Manifest) -> Preprocessing:
     """What a planned config does to every image."""
+    from pipelines.cases.preprocessing import Preprocessing
+
     return Preprocessing(dimensions=manifest.dimensions, spacing=config.spacing, clip=config.intensity_clip)
 
 
 def divisor(config: RunConfig, dims: int) -> tuple[int, ...]:
     """By what a patch must be divisible, axis by axis: the network halves it so often."""
     if config.network == "vnet":
-        return (VNET_DIVISOR,) * dims
+        return (_VNET_DIVISOR,) * dims
     if config.strides is None:
         return (2 ** ((config.levels or 3) - 1),) * dims
     return tuple(math.prod(stride[axis] for stride in config.strides) for axis in range(dims))
@@ -181,6 +202,8 @@ def activations_gb(config: RunConfig, patch: Sequence[int]) -> float:
 
 
 def _batch(config: RunConfig) -> int:
+    from pipelines.training.ranks import ranks
+
     fits = int((config.memory_gb or 0) / activations_gb(config, config.patch_size or ()))
     share = ranks()
     # Processes share a batch evenly.
@@ -189,5 +212,7 @@ def _batch(config: RunConfig) -> int:
 
 def _memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
+        import torch
+
         return round(0.8 * torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     return _CPU_MEMORY_GB

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pipelines.imports import without_mlflow
 from pipelines.threads import available_cores, thread_environment
 
 _GPU = Path("/proc/driver/nvidia")
@@ -73,7 +74,8 @@ def end_ready() -> None:
 def main() -> None:
     """Import what a training needs, wait for a command line, and carry it out."""
     gc.disable()  # nothing that is imported becomes garbage
-    import pipelines.training.run  # noqa: F401
+    with without_mlflow():
+        import pipelines.training.run  # noqa: F401
     from pipelines.cli import main as command_line
 
     gc.enable()

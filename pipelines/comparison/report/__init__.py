@@ -4,9 +4,12 @@
 self-contained HTML file, and `write` writes all of it, into a `folder`.
 """
 
-from pipelines.comparison.report.collect import Collected as Collected
-from pipelines.comparison.report.collect import from_csv as from_csv
-from pipelines.comparison.report.collect import from_folder as from_folder
-from pipelines.comparison.report.folder import claimed as claimed
-from pipelines.comparison.report.write import DEFAULT_REFERENCE as DEFAULT_REFERENCE
-from pipelines.comparison.report.write import write_report as write_report
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.comparison.report.exports import *  # noqa: F403
+else:
+    # Commands use single modules of the package before, or without, the seconds that all of it takes.
+    from medloss.lazy import lazy_exports as _lazy_exports
+
+    __getattr__, __dir__ = _lazy_exports(__name__)

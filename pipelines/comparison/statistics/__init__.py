@@ -10,13 +10,12 @@ print(analysis.verdict, *analysis.caveats, sep="\\n")
 does not control. `NOT_CONTROLLED` is what no table of results can: a page that shows an analysis shows that, too.
 """
 
-from pipelines.comparison.statistics.analysis import analyse as analyse
-from pipelines.comparison.statistics.caveats import NOT_CONTROLLED as NOT_CONTROLLED
-from pipelines.comparison.statistics.metrics import METRICS as METRICS
-from pipelines.comparison.statistics.results import Analysis as Analysis
-from pipelines.comparison.statistics.results import MetricAnalysis as MetricAnalysis
-from pipelines.comparison.statistics.table import CaseTable as CaseTable
-from pipelines.comparison.statistics.table import check_table as check_table
-from pipelines.comparison.statistics.table import read_table as read_table
-from pipelines.comparison.statistics.table import refuse_disjoint as refuse_disjoint
-from pipelines.comparison.statistics.table import with_failed_runs as with_failed_runs
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.comparison.statistics.exports import *  # noqa: F403
+else:
+    # Commands use single modules of the package before, or without, the seconds that all of it takes.
+    from medloss.lazy import lazy_exports as _lazy_exports
+
+    __getattr__, __dir__ = _lazy_exports(__name__)

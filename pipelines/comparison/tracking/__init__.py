@@ -1,10 +1,11 @@
 """MLflow: one process mirrors the runs' folders into it, as often as it can, and never stops a training."""
 
-from pipelines.comparison.tracking.background import mirroring as mirroring
-from pipelines.comparison.tracking.findings import Findings as Findings
-from pipelines.comparison.tracking.mirror import Mirror as Mirror
-from pipelines.comparison.tracking.store import checked_model_name as checked_model_name
-from pipelines.comparison.tracking.store import checked_tracking_uri as checked_tracking_uri
-from pipelines.comparison.tracking.store import local_uri as local_uri
-from pipelines.comparison.tracking.store import quiet_mlflow as quiet_mlflow
-from pipelines.comparison.tracking.store import without_password as without_password
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.comparison.tracking.exports import *  # noqa: F403
+else:
+    # Commands use single modules of the package before, or without, the seconds that all of it takes.
+    from medloss.lazy import lazy_exports as _lazy_exports
+
+    __getattr__, __dir__ = _lazy_exports(__name__)

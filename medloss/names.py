@@ -1,0 +1,48 @@
+"""The registered losses' names, for those who only check a name: importing the losses imports torch."""
+
+import difflib
+import re
+from functools import lru_cache
+from importlib.resources import files
+
+from medloss.errors import InputError
+from medloss.expression import parse_expression
+
+#: The families of the survey, in its order.
+FAMILIES = ("distribution", "region", "boundary", "compound")
+
+
+@lru_cache
+def loss_names() -> tuple[str, ...]:
+    """The names of the registered losses, in the order of `LOSSES`.
+
+    They are read from the lines of `registry.py`: a loss's file has its name, and its folder its family's.
+    """
+    registry = files("medloss").joinpath("registry.py").read_text(encoding="utf-8")
+    found = re.findall(rf"^from medloss\.({'|'.join(FAMILIES)})\.(\w+) import", registry, re.MULTILINE)
+    return tuple(name for family in FAMILIES for folder, name in found if folder == family)
+
+
+def unknown_loss(name: str) -> str:
+    """The message for a name that no registered loss has; it contains the nearest name that one has."""
+    near = difflib.get_close_matches(name, loss_names(), n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else f"the losses are {', '.join(loss_names())}"
+    return f"no loss '{name}'; {hint}"
+
+
+def refuse_unknown_losses(expression: str) -> None:
+    """Refuse a sum of losses with a name in it that no registered loss has; dotted paths are not looked at.
+
+    Args:
+        expression: as `parse_expression` reads it.
+
+    Raises:
+        InputError: there is such a name, or the sum cannot be read.
+
+    Example:
+        >>> from medloss.names import refuse_unknown_losses
+        >>> refuse_unknown_losses("dice+0.5*monai.losses.FocalLoss")
+    """
+    for term in parse_expression(expression):
+        if "." not in term.name and term.name not in loss_names():
+            raise InputError(f"loss: {unknown_loss(term.name)}")
