@@ -169,7 +169,7 @@ def test_a_scaled_image_is_judged_by_its_scaled_values(root: Path, manifest: Man
     assert "too large for float32" in offence.reason
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_to_a_file_goes_unseen_or_ends_the_check(data: st.DataObject, root: Path, manifest: Manifest) -> None:
     file = data.draw(st.sampled_from([IMAGE, LABEL, "images/d.nii", "labels/d.nii"]))
@@ -191,7 +191,6 @@ def test_no_damage_to_a_file_goes_unseen_or_ends_the_check(data: st.DataObject, 
         assert {offence.file.split("/")[1] for offence in report.offences} == {case}
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-3, 300), min_size=1, max_size=50), st.sampled_from([np.int16, np.float32]))
 def test_voxels_are_counted_by_value(values: list[int], dtype: type) -> None:
     counted = count_values(np.array(values, dtype))

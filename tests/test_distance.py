@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 from torch.utils.data import DataLoader
@@ -99,7 +99,6 @@ def _signed(masks: torch.Tensor) -> torch.Tensor:
     return signed_distance_map(masks[None], SPACING)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     shape=st.lists(st.integers(2, 9), min_size=2, max_size=3),
     spacing=st.lists(st.floats(0.2, 6.0), min_size=3, max_size=3),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.dataset.data_root import resolve_data
@@ -207,7 +207,6 @@ TOGETHER: list[tuple[Change, str]] = [
 ]
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.sets(st.integers(0, len(TOGETHER) - 1), min_size=1))
 def test_several_broken_rules_are_all_told_and_no_others(
     tmp_path_factory: pytest.TempPathFactory, chosen: set[int]
@@ -274,7 +273,6 @@ json_like = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     field=st.sampled_from([*Manifest.model_fields, "cases.0", "cases.0.fold", "cases.0.image", "cases.0.id"]),
     value=json_like,
@@ -347,7 +345,6 @@ def test_the_checksum_is_of_the_content_and_not_of_the_layout(tmp_path: Path) ->
     assert load_manifest(written(content, tmp_path)).sha256 != first
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.text(st.sampled_from("ab./\\C: \n~é"), max_size=12))
 def test_a_path_without_problem_stays_inside_whatever_root(path: str) -> None:
     if path_problem(path) is None:

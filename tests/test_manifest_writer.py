@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cli_call import call_medloss
 from faults import cut, sheared, with_voxel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_files import SPACING, affine_of, array_of, rewrite, small_folder
 
@@ -299,7 +299,6 @@ def test_names_that_are_a_pair(image: str, label: str) -> None:
     assert files == [image, label]
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     images=st.lists(st.from_regex(r"[ab1]{1,2}(_image|_0000|_0001)?\.nii(\.gz)?", fullmatch=True), unique=True),
     labels=st.lists(st.from_regex(r"[ab1]{1,2}(_label|_seg)?\.nii(\.gz)?", fullmatch=True), unique=True),
@@ -313,7 +312,6 @@ def test_each_file_is_in_one_pair_or_told(images: list[str], labels: list[str]) 
     assert all(image in images and label in labels for _, image, label in pairing.pairs)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 6), min_size=2, max_size=40),
     folds=st.integers(2, 8),

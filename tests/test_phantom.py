@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 from tiny import tiny_manifest
@@ -78,7 +78,6 @@ def test_the_shipped_phantoms_have_all_classes_and_small_lesions(name: str) -> N
         assert depth <= 3 * min(manifest.spacing), "the shell is thin"
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     shape=st.lists(st.integers(12, 24), min_size=2, max_size=3),
     spacing=st.tuples(*[st.floats(0.3, 4.0)] * 3),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from forked import LIMIT_S, Ranks
 from loss_inputs import SMALL, SPACING, assert_close, mask_like, sample
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -140,18 +140,16 @@ def balance(network: nn.Module, items: slice) -> list[Tensor]:
     return seen
 
 
-def rank_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=2)
-    )
+def rank_process(folder: Path) -> None:
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=LIMIT_S))
+    rank = dist.get_rank()
     parallel = DistributedDataParallel(network())
     with medloss.kernels.use("eager"):
         told: dict[str, Any] = {name: case.run(parallel, case.parts[rank]) for name, case in (CASES | MEANS).items()}
         if rank == 0:  # alone: it must not wait for the other
             told["validation"] = validate(slice(0, 2))
         told["weights"] = balance(parallel, slice(2 * rank, 2 * rank + 2))
-    torch.save(told, f"{folder}/{rank}.pt")
+    torch.save(told, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -159,7 +157,8 @@ def rank_process(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(rank_process, (str(folder),), nprocs=2)
+    done = Ranks(rank_process, folder).join()
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ LOSSES = "abcde"
 TABLES = st.tuples(st.integers(2, 5), st.integers(2, 14)).flatmap(
     lambda shape: arrays(np.int64, shape, elements=st.one_of(st.integers(380, 420), st.integers(0, 500)))
 )
-few = settings(max_examples=40, deadline=None)
 
 
 def _frame(values: NDArray[Any], metric: str = "dice", losses: str = LOSSES) -> pd.DataFrame:
@@ -35,7 +34,6 @@ def _words(found: Analysis) -> dict[str, str]:
     return {own.loss: own.verdict for own in found.primary.comparisons}
 
 
-@few
 @given(TABLES, st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(values: NDArray[Any], random: Any) -> None:
     frame = _frame(values / 1000)
@@ -44,7 +42,6 @@ def test_the_order_of_rows_changes_nothing(values: NDArray[Any], random: Any) ->
     assert _analysed(frame).to_dict() == _analysed(frame.iloc[order]).to_dict()
 
 
-@few
 @given(TABLES)
 def test_names_of_losses_change_nothing(values: NDArray[Any]) -> None:
     new = dict(zip(LOSSES, "zvbya", strict=True))
@@ -60,7 +57,6 @@ def test_names_of_losses_change_nothing(values: NDArray[Any]) -> None:
         )
 
 
-@few
 @given(TABLES, st.randoms(use_true_random=False))
 def test_names_of_cases_change_no_test(values: NDArray[Any], random: Any) -> None:
     order = list(range(values.shape[1]))
@@ -72,7 +68,6 @@ def test_names_of_cases_change_no_test(values: NDArray[Any], random: Any) -> Non
     )
 
 
-@few
 @given(TABLES, st.integers(1, 500))
 def test_a_constant_changes_no_word_and_no_rank(values: NDArray[Any], constant: int) -> None:
     one, two = _analysed(_frame(values / 1000)), _analysed(_frame(values / 1000 + constant / 1000))
@@ -85,7 +80,6 @@ def test_a_constant_changes_no_word_and_no_rank(values: NDArray[Any], constant: 
         assert own.p_first == two.primary.bootstrap.losses[loss].p_first
 
 
-@few
 @given(TABLES)
 def test_a_copy_is_never_better(values: NDArray[Any]) -> None:
     values = np.concatenate([values[:1], values])
@@ -95,7 +89,6 @@ def test_a_copy_is_never_better(values: NDArray[Any]) -> None:
     assert (copy.difference, copy.p, copy.effect) == (0, 1, 0)
 
 
-@few
 @given(TABLES)
 def test_a_monotone_transform_leaves_ranks(values: NDArray[Any]) -> None:
     one, two = (case_ranks(own) for own in (values / 1000, (values / 1000) ** 3))
@@ -103,7 +96,6 @@ def test_a_monotone_transform_leaves_ranks(values: NDArray[Any]) -> None:
     assert friedman(one) == friedman(two)
 
 
-@few
 @given(TABLES)
 def test_less_of_a_distance_is_more_of_an_overlap(values: NDArray[Any]) -> None:
     one = _analysed(_frame(values / 1000))
@@ -115,7 +107,6 @@ def test_less_of_a_distance_is_more_of_an_overlap(values: NDArray[Any]) -> None:
         assert mine.effect == other.effect
 
 
-@few
 @given(TABLES)
 def test_the_mirror_of_better_is_worse(values: NDArray[Any]) -> None:
     frame = _frame(values[:2] / 1000)
@@ -124,7 +115,6 @@ def test_the_mirror_of_better_is_worse(values: NDArray[Any]) -> None:
     assert _words(_analysed(frame, reference="b"))["a"] == mirrored.get(word, word)
 
 
-@few
 @given(TABLES)
 def test_every_number_is_in_its_range(values: NDArray[Any]) -> None:
     found = _analysed(_frame(values / 1000))

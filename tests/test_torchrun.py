@@ -1,41 +1,37 @@
-"""Real processes under `torchrun`: they train as one does on the same batches, and one that fails ends them all."""
+"""Two processes train as one does on the same batches, and one that fails ends them all.
 
-import json
+Most are forked, and find each other as `torchrun`'s do. What `torchrun` itself has a part in is run by it as well: one
+training in `make test`, the rest in `make test-all`, for each start imports everything twice.
+"""
+
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
-import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import LIMIT_S, Ended, Forked, Ranks
 from tiny import TinySet, tiny_manifest
+from waiting import wait_for
 
+from pipelines import errors
 from pipelines.dataset.manifest import load_manifest
 from pipelines.evaluation.metrics import METRICS
+from pipelines.training import ranks
 from pipelines.training.checkpoint import load_checkpoint
 from pipelines.training.parts import Training
 from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
 
-# As `medloss train` does it; several trainings for one start of two processes.
-MANY = """
-import json, sys
-from pathlib import Path
-from pipelines.training.ranks import joined_ranks
-from pipelines.training.run import train_run
-from pipelines.training.run_config import RunConfig
-
-with joined_ranks("cpu"):
-    for name, config in json.loads(Path(sys.argv[1]).read_text()).items():
-        train_run(RunConfig.model_validate(config), Path(sys.argv[2]) / name)
-"""
-
-# What goes wrong in one process alone; the moment is noted.
+# What goes wrong in one process alone.
 FAULTY = """
-import os, signal, time
-from pathlib import Path
+import os, signal
 import torch
 from torch import nn
 
@@ -49,7 +45,6 @@ class Faulty(nn.Module):
         self.steps += 1
         value = logits.square().mean()
         if self.steps == 4 and os.environ["RANK"] == "1":
-            Path(os.environ["NOTE"]).write_text(str(time.time()))
             return self.fault(value)
         return value
 
@@ -93,15 +88,30 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, _Set]:
     return {name: _Set(path, path.parent / "data") for name, path in made.items()}
 
 
-def torchrun(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Two processes, on a port that no other test has."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+Launch = Callable[..., Ended]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def torchrun(*arguments: str, **environment: str) -> Ended:
+    """`medloss` in two processes, on a port that no other test has."""
+    command = [*TORCHRUN, "-m", "pipelines.cli", *arguments]
     env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
-def medloss(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return torchrun("-m", "pipelines.cli", *arguments, **options)
+def forked(*arguments: str, **environment: str) -> Ended:
+    """The same without the start-up."""
+    return Ranks.of_module("pipelines.cli", *arguments, **environment).join()
+
+
+BOTH = pytest.mark.parametrize("launch", [forked, pytest.param(torchrun, marks=pytest.mark.slow)])
+
+
+@pytest.fixture(autouse=True)
+def _the_first_one_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked processes that wait to be ended wait long enough on any machine."""
+    monkeypatch.setattr(errors, "_HEAD_START_S", LIMIT_S)
+    monkeypatch.setattr(ranks, "_PATIENCE_S", LIMIT_S)
 
 
 #: Data set, and changes of the config.
@@ -121,27 +131,44 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 BATCH_NORM: dict[str, tuple[str, dict[str, Any]]] = {"vnet": ("2d", {"network": "vnet", "epochs": 1})}
 
 
+def _train_all(configs: dict[str, RunConfig], folder: Path) -> None:
+    """As `medloss train` does it; several trainings one after the other."""
+    with ranks.joined_ranks("cpu"):
+        for name, config in configs.items():
+            train_run(config, folder / name)
+
+
 @pytest.fixture(scope="module")
 def runs(sets: dict[str, _Set], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs' folders, made by two processes."""
     folder = tmp_path_factory.mktemp("runs")
     configs = {name: sets[of].config(**changes) for name, (of, changes) in (SAME | BATCH_NORM).items()}
-    todo, script = folder / "configs.json", folder / "many.py"
-    todo.write_text(json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()}))
-    script.write_text(MANY)
-    done = torchrun(str(script), str(todo), str(folder))
+    done = Ranks(_train_all, configs, folder).join()
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "arning" not in done.stderr
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_train_as_one(sets: dict[str, _Set], runs: Path, tmp_path: Path, name: str) -> None:
     data, changes = SAME[name]
     alone = train_run(sets[data].config(**changes), tmp_path / "run")
-    one, two = RunFolder(tmp_path / "run"), RunFolder(runs / name)
+    _assert_same(tmp_path / "run", alone, runs / name)
+    assert _files(runs / name) == _files(tmp_path / "run")
+
+
+def test_torchrun_trains_as_one_process(sets: dict[str, _Set], tmp_path: Path) -> None:
+    alone = train_run(sets["2d"].config(epochs=1), tmp_path / "alone")
+    done = torchrun(*sets["2d"].options(tmp_path / "run", epochs=1))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["epoch", *METRICS, "written"]
+    _assert_same(tmp_path / "alone", alone, tmp_path / "run")
+
+
+def _assert_same(one_folder: Path, alone: dict[str, Any], two_folder: Path) -> None:
+    """One process and two came to the same in two folders; `alone` is what the one returned."""
+    one, two = RunFolder(one_folder), RunFolder(two_folder)
     assert [row["train_loss"] for row in two.epochs] == pytest.approx([row["train_loss"] for row in one.epochs], 1e-4)
     for metric in METRICS:
         column = f"val_{metric}"
@@ -154,14 +181,12 @@ def test_two_processes_train_as_one(sets: dict[str, _Set], runs: Path, tmp_path:
     assert two.result is not None
     assert two.result["metrics"]["dice"] == pytest.approx(alone["metrics"]["dice"], rel=1e-2)
     assert two.result.keys() == alone.keys() | {"finished"}
-    assert _files(runs / name) == _files(tmp_path / "run")
 
 
 def _files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deep", "vnet"])
 def test_all_processes_validate_the_network_that_is_saved(sets: dict[str, _Set], runs: Path, name: str) -> None:
     data, changes = (SAME | BATCH_NORM)[name]
@@ -178,29 +203,18 @@ def test_all_processes_validate_the_network_that_is_saved(sets: dict[str, _Set],
         )
 
 
-@pytest.mark.slow
-def test_the_command_prints_once_and_goes_on(sets: dict[str, _Set], tmp_path: Path) -> None:
+@BOTH
+def test_the_command_prints_once_and_goes_on(sets: dict[str, _Set], tmp_path: Path, launch: Launch) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    done = medloss(*sets["2d"].options(whole, epochs=3))
+    done = launch(*sets["2d"].options(whole, epochs=3))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert [line.split()[0] for line in lines[3:]] == [*METRICS, "written"]
     assert done.stderr == ""
 
-    # Killed, as by the system, after an epoch.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen(
-        [*command, "-m", "pipelines.cli", *sets["2d"].options(stopped, epochs=3)], start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("epoch 1/3")
-    os.killpg(process.pid, 9)
-    process.wait()
-    process.stdout.close()
-    resumed = medloss(*sets["2d"].options(stopped, epochs=3), "--resume")
+    _killed_after_an_epoch(launch, sets["2d"].options(stopped, epochs=3))
+    resumed = launch(*sets["2d"].options(stopped, epochs=3), "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert not resumed.stdout.startswith("epoch 1/3")
     for name in ("train_loss", "val_dice"):
@@ -209,7 +223,28 @@ def test_the_command_prints_once_and_goes_on(sets: dict[str, _Set], tmp_path: Pa
     assert _files(whole) == _files(stopped)
 
 
-@pytest.mark.slow
+def _killed_after_an_epoch(launch: Launch, arguments: list[str]) -> None:
+    """Start `medloss`, and kill it, as the system does, when it has printed the first epoch."""
+    if launch is forked:
+        started = Ranks.of_module("pipelines.cli", *arguments)
+        first = started.processes[0]
+        wait_for(lambda: first.stdout.startswith("epoch 1/3") or not first.process.is_alive())
+        started.kill()
+        assert first.stdout.startswith("epoch 1/3"), first.stderr
+        return
+    process = subprocess.Popen(
+        [*TORCHRUN, "-m", "pipelines.cli", *arguments], start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch 1/3")
+    os.killpg(process.pid, 9)
+    process.wait()
+    process.stdout.close()
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("loss", "told"),
     [
@@ -218,43 +253,60 @@ def test_the_command_prints_once_and_goes_on(sets: dict[str, _Set], tmp_path: Pa
         ("NoMemory", r"out of memory with 2 patches of 32 x 32 voxels a step; lower the batch size"),
     ],
 )
-def test_one_that_fails_ends_all(sets: dict[str, _Set], tmp_path: Path, loss: str, told: str) -> None:
-    done, seconds = _with_fault(sets["2d"], tmp_path, loss)
-    errors = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1, done.stderr
-    assert re.search(told, errors[0])
+def test_one_that_fails_ends_all(
+    sets: dict[str, _Set], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Launch, loss: str, told: str
+) -> None:
+    if loss == "NoMemory":  # it fails alone, so the first does not tell it
+        monkeypatch.setattr(errors, "_HEAD_START_S", 0)
+    done = _with_fault(launch, sets["2d"], tmp_path, loss)
+    lines = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1, done.stderr
+    assert re.search(told, lines[0])
     assert "pipelines/" not in done.stderr  # no traceback but torchrun's own
-    assert seconds < 20
     result = RunFolder(tmp_path / "run").result
     assert result is not None
     assert result["state"] == "failed"
-    assert result["error"] in errors[0]
+    assert result["error"] in lines[0]
 
 
-@pytest.mark.slow
+@BOTH
 @pytest.mark.parametrize(("loss", "told"), [("Killed", "Signal 9 (SIGKILL)"), ("Defect", "KeyError: 'a defect'")])
-def test_one_that_is_gone_ends_all(sets: dict[str, _Set], tmp_path: Path, loss: str, told: str) -> None:
-    done, seconds = _with_fault(sets["2d"], tmp_path, loss)
+def test_one_that_is_gone_ends_all(sets: dict[str, _Set], tmp_path: Path, launch: Launch, loss: str, told: str) -> None:
+    done = _with_fault(launch, sets["2d"], tmp_path, loss)
     assert told in done.stderr
     assert "error:" not in done.stderr  # of the one that waited
-    assert seconds < 20
     assert RunFolder(tmp_path / "run").result is None
 
 
-def _with_fault(data: _Set, folder: Path, loss: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """What two processes print, and the seconds that they last after the fault."""
-    (folder / "faulty.py").write_text(FAULTY)
-    note = folder / "note"
-    # Six cases train: the fourth step is in the second epoch.
-    done = medloss(*data.options(folder / "run", loss=f"faulty.{loss}"), NOTE=str(note), PYTHONPATH=str(folder))
-    ended = time.time()
+def test_one_that_nobody_ends_says_what_it_lacks(
+    sets: dict[str, _Set], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "_PATIENCE_S", 0)
+    command = _faulty(sets["2d"], tmp_path, "Killed")
+    started = Ranks.of_module("pipelines.cli", *command, PYTHONPATH=str(tmp_path))
+    first, second = started.processes
+    assert second.join() == -9
+    assert first.join() == 1
+    assert first.stderr == "error: another process of this training has ended, and this one needs it\n"
+
+
+def _with_fault(launch: Launch, data: _Set, folder: Path, loss: str) -> Ended:
+    """What two processes print, of which one has a fault; both end."""
+    done = launch(*_faulty(data, folder, loss), PYTHONPATH=str(folder))
     assert done.returncode == 1
-    return done, ended - float(note.read_text())
+    return done
 
 
-@pytest.mark.slow
+def _faulty(data: _Set, folder: Path, loss: str) -> list[str]:
+    """The command of a training in which the second process has a fault."""
+    (folder / "faulty.py").write_text(FAULTY)
+    # Six cases train: the fourth step is in the second epoch.
+    return data.options(folder / "run", loss=f"faulty.{loss}")
+
+
+@BOTH
 @pytest.mark.parametrize("what", ["batch", "case"])
-def test_what_is_refused_is_refused_once(tmp_path: Path, what: str) -> None:
+def test_what_is_refused_is_refused_once(tmp_path: Path, launch: Launch, what: str) -> None:
     manifest = tiny_manifest(tmp_path, 2, cases=6)
     data = _Set(manifest, tmp_path / "data")
     options = data.options(tmp_path / "run", batch_size=3 if what == "batch" else 2)
@@ -262,14 +314,14 @@ def test_what_is_refused_is_refused_once(tmp_path: Path, what: str) -> None:
         made = Training(data.config()).cases
         (made.root / made.cases[1].image).write_bytes(b"")
         options.append("--no-check")
-    done = medloss(*options)
-    errors = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1
+    done = launch(*options)
+    lines = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1
     told = {
         "batch": "batch size: 3 items cannot be shared evenly by 2 processes; expected a multiple of 2",
         "case": "case 'phantom_002': ",
     }
-    assert told[what] in errors[0]
+    assert told[what] in lines[0]
     assert done.stdout == ""
     assert done.returncode == 1
     assert not (tmp_path / "run" / "config.json").exists()
@@ -278,28 +330,16 @@ def test_what_is_refused_is_refused_once(tmp_path: Path, what: str) -> None:
 def test_many_make_a_data_set_and_fill_a_cache_at_once(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path, 3, cases=6)
     config = _Set(manifest, tmp_path / "data").config(cache_dir=str(tmp_path / "cache"))
-    script = (
-        "import sys\nfrom pipelines.training.run_config import RunConfig\n"
-        "from pipelines.training.parts import Training\n"
-        "print(flush=True)\nsys.stdin.readline()\nTraining(RunConfig.model_validate_json(sys.argv[1]))\n"
-    )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error::UserWarning", "-c", script, config.model_dump_json()],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(3)
-    ]  # fmt: skip
+    barrier = multiprocessing.get_context("fork").Barrier(3)
+
+    def make() -> None:
+        warnings.simplefilter("error", UserWarning)
+        barrier.wait()
+        Training(config)
+
+    started = [Forked(make) for _ in range(3)]
     for process in started:
-        assert process.stdout is not None
-        process.stdout.readline()  # it has imported all, and waits
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in started:
-        _, told = process.communicate(timeout=120)
-        assert process.returncode == 0, told
+        assert process.join() == 0, process.stderr
     assert not list(tmp_path.rglob(".*"))  # nothing unfinished
     (folder,) = (tmp_path / "data").iterdir()
     assert len(load_manifest(manifest).cases) == len(list((folder / "images").iterdir()))
