@@ -1,5 +1,7 @@
 """Real processes, forked from the test's: they may be killed, fail or train together, and import nothing again."""
 
+import io
+import logging
 import multiprocessing
 import os
 import runpy
@@ -47,6 +49,7 @@ class Forked:
         for number, file in enumerate(self._files, 1):
             os.dup2(file.fileno(), number)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+        _log_to(sys.stdout)
         _warn_as_usual()
         os.environ.update(self._environment)
         if self._cwd is not None:
@@ -89,9 +92,18 @@ class Forked:
         return self._printed[number] if file.closed else os.pread(file.fileno(), 2**24, 0).decode()
 
 
+def _log_to(stream: Any) -> None:
+    """Lead what libraries log to the output that they took when they were imported: it is the test's."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", [])}:
+        if type(handler) is logging.StreamHandler and isinstance(handler.stream, io.TextIOWrapper):
+            handler.setStream(stream)
+
+
 def _warn_as_usual() -> None:
     """Print warnings as the interpreter does outside pytest, which collects them and makes errors of them."""
     warnings.resetwarnings()
+    warnings.filterwarnings("ignore", "'.*' found in sys.modules after import", RuntimeWarning)  # of `runpy`
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)
 

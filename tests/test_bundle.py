@@ -15,6 +15,7 @@ import monai.bundle
 import pytest
 import torch
 from cli_call import call_medloss
+from forked import LIMIT_S, Ended, Ranks, run_module
 from monai.bundle import ConfigParser, ConfigWorkflow
 from tiny import tiny_manifest
 from torch import Tensor, nn
@@ -58,17 +59,22 @@ def configs(*names: str) -> list[str]:
     return [str(CONFIGS / f"{name}.yaml") for name in names]
 
 
-def command(
-    cwd: Path, verb: str, *names: str, launcher: tuple[str, ...] = (), **values: object
-) -> subprocess.CompletedProcess[str]:
-    """MONAI's command in a process of its own, in a folder that is not the repository."""
+def words(verb: str, *names: str, **values: object) -> list[str]:
     files = configs(*names)
-    words = [sys.executable, *launcher, "-m", "monai.bundle", verb]
-    words += ["--config_file", files[0] if len(files) == 1 else repr(files)]
-    for name, value in values.items():
-        words += [f"--{name}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=300)
+    given = {"config_file": files[0] if len(files) == 1 else repr(files)} | values
+    return [verb, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+
+
+def command(cwd: Path, verb: str, *names: str, **values: object) -> Ended:
+    """MONAI's command in a process of its own, in a folder that is not the repository."""
+    return run_module("monai.bundle", *words(verb, *names, **values), cwd=cwd)
+
+
+def started(cwd: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> Ended:
+    """The same in a fresh interpreter, which has to import everything."""
+    line = [sys.executable, *launcher, "-m", "monai.bundle", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=LIMIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +82,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny data set's manifest, and with a run that MONAI's command trained there."""
     folder = tmp_path_factory.mktemp("bundle")
     manifest = tiny_manifest(folder)
-    done = command(
-        folder, "run", "train",
-        loss_name="focal_tversky", max_epochs=2, manifest=manifest.name, data_root="data", output_dir="run",
-        settings="{threads: 1}",
-    )  # fmt: skip
+    values = {"manifest": manifest.name, "data_root": "data", "output_dir": "run", "settings": "{threads: 1}"}
+    done = started(folder, *words("run", "train", loss_name="focal_tversky", max_epochs=2, **values))
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith("epoch")] == [
         "epoch 1/2", "epoch 2/2",
@@ -124,7 +127,6 @@ def told(
     return line
 
 
-@pytest.mark.slow
 def test_monais_command_trains_as_medloss_train_does(folder: Path, workflow: Callable[..., ConfigWorkflow]) -> None:
     run = RunFolder(folder / "run")
     assert run.result is not None
@@ -154,7 +156,6 @@ def test_monais_command_trains_as_medloss_train_does(folder: Path, workflow: Cal
     assert [row["train_loss"] for row in RunFolder(folder / "again").epochs] == [r["train_loss"] for r in run.epochs]
 
 
-@pytest.mark.slow
 def test_monais_command_evaluates_a_run_as_training_did(folder: Path, tmp_path: Path) -> None:
     done = command(tmp_path, "run", "train", "evaluate", output_dir=folder / "run")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -166,7 +167,6 @@ def test_monais_command_evaluates_a_run_as_training_did(folder: Path, tmp_path: 
     assert re.search(r"^dice +0\.\d{4}$", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.slow
 def test_monais_command_predicts_what_medloss_predict_does(folder: Path, tmp_path: Path) -> None:
     images = next((folder / "data").glob("*/images"))
     done = command(
@@ -180,7 +180,6 @@ def test_monais_command_predicts_what_medloss_predict_does(folder: Path, tmp_pat
         assert (tmp_path / "predictions" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
-@pytest.mark.slow
 def test_monais_command_exports_a_network_with_the_same_logits(folder: Path, tmp_path: Path) -> None:
     done = command(
         tmp_path, "ckpt_export", "inference",
@@ -197,7 +196,6 @@ def test_monais_command_exports_a_network_with_the_same_logits(folder: Path, tmp
         torch.testing.assert_close(exported(image), load_model(folder / "run", CPU).network(image))
 
 
-@pytest.mark.slow
 def test_monais_command_verifies_the_network_against_the_metadata(tmp_path: Path) -> None:
     values = {"net_id": "network_def", "meta_file": CONFIGS / "metadata.json"}
     done = command(tmp_path, "verify_net_in_out", "inference", **values)
@@ -215,12 +213,15 @@ def test_every_network_takes_the_metadatas_shapes(network: str, workflow: Callab
     assert inference.channel_def == {str(k): v for k, v in load_manifest("phantom").classes.items()}
 
 
-@pytest.mark.slow
-def test_two_processes_train_together(folder: Path, tmp_path: Path) -> None:
-    done = command(
-        tmp_path, "run", "train", "multi_gpu_train", launcher=("-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        manifest=folder / "tiny_3d.yaml", data_root=folder / "data", output_dir="run", max_epochs=1, device="cpu",
-    )  # fmt: skip
+@pytest.mark.parametrize("launch", ["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_train_together(folder: Path, tmp_path: Path, launch: str) -> None:
+    values = {"manifest": folder / "tiny_3d.yaml", "data_root": folder / "data", "output_dir": tmp_path / "run"}
+    line = words("run", "train", "multi_gpu_train", **values, max_epochs=1, device="cpu")
+    if launch == "forked":
+        done = Ranks.of_module("monai.bundle", *line).join()
+    else:
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        done = started(tmp_path, *line, launcher=torchrun)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("epoch 1/1") == 1
     run = RunFolder(tmp_path / "run")
@@ -416,7 +417,6 @@ def test_the_documented_commands_name_what_is_there() -> None:
             assert name.removeprefix("--") in {*ids, *inspect.signature(verb).parameters}, (name, words)
 
 
-@pytest.mark.slow
 def test_an_error_ends_monais_command_in_one_line(tmp_path: Path) -> None:
     done = command(tmp_path, "run", "train", loss_name="dise", output_dir="run")
     assert done.returncode == 1
@@ -428,7 +428,7 @@ def test_an_error_ends_monais_command_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_loss_in_a_config_of_nothing_but_monai(tmp_path: Path) -> None:
     (tmp_path / "alone.yaml").write_text(ALONE)
-    done = command(tmp_path, "run", str(tmp_path / "alone"))
+    done = started(tmp_path, "run", "--config_file", str(tmp_path / "alone.yaml"))
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = (float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("loss "))
     assert 0 < after < before < 1

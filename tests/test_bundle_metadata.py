@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Ended, run_module
 from monai.bundle import verify_metadata
 
 from pipelines.resources import resource_folder
@@ -31,18 +30,8 @@ def metadata() -> dict[str, Any]:
     return content
 
 
-def command(file: Path) -> subprocess.CompletedProcess[str]:
-    words = [
-        sys.executable,
-        "-m",
-        "monai.bundle",
-        "verify_metadata",
-        "--meta_file",
-        str(file),
-        "--filepath",
-        str(SCHEMA),
-    ]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+def command(file: Path) -> Ended:
+    return run_module("monai.bundle", "verify_metadata", "--meta_file", file, "--filepath", SCHEMA)
 
 
 def verify(file: Path) -> None:

@@ -1,13 +1,12 @@
 """`medloss explain` on tiny NIfTI files, and each of its refusals: one line, exit code 2."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from cli_call import call_medloss
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
@@ -159,13 +158,10 @@ def test_refuses_unknown_losses_before_it_reads_anything(loss: str, tmp_path: Pa
     assert "\n" not in str(refusal.value)
 
 
-def test_the_command_line_says_one_line_and_exits_with_2(case: tuple[Path, Path], tmp_path: Path) -> None:
-    arguments = ["explain", "--loss", "dise", "--image", str(case[0]), "--label", str(case[1])]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: loss: no loss 'dise'; did you mean 'dice'?"]
+def test_the_command_line_says_one_line_and_exits_with_2(case: tuple[Path, Path]) -> None:
+    code, out, err = call_medloss("explain", "--loss", "dise", "--image", case[0], "--label", case[1])
+    assert (code, out) == (2, "")
+    assert err.splitlines() == ["error: loss: no loss 'dise'; did you mean 'dice'?"]
 
 
 def test_gallery_refuses_what_is_not_registered(tmp_path: Path) -> None:

@@ -569,7 +569,7 @@ def test_memory_that_does_not_suffice(tmp_path: Path, models: dict[int, Path], i
     nib.Nifti1Image(_image(np.int16, (9, 8, 10)), np.diag([160.0, 160, 160, 1])).to_filename(images / "b.nii.gz")
     words = ["predict", "--model", models[3], images, "--out", tmp_path / "out", "--device", "cpu", "--probabilities"]
     command = [sys.executable, "-c", LITTLE_MEMORY, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 1, done.stderr
     told = "out of memory, with 720 x 640 x 800 voxels; lower --batch-size (4 windows at once), or leave out "
     assert done.stderr.splitlines()[-1] == f"error: {images}/b.nii.gz: {told}--probabilities"

@@ -1,15 +1,14 @@
 """`medloss train`: what it prints, and with which code it ends."""
 
 import gzip
-import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cli_call import call_medloss
+from forked import run_module
 from tiny import tiny_manifest
 from torch import Tensor, nn
 
@@ -49,12 +48,10 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return _Command(tmp_path, tiny_manifest(tmp_path, 2, cases=3), monkeypatch, capsys)
 
 
-@pytest.mark.slow
 def test_one_line_an_epoch_and_the_measures(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path, 3, cases=3)
-    command = [sys.executable, "-m", "pipelines.cli", "train", str(manifest), "--data-root", str(tmp_path / "data")]
-    command += ["--epochs", "2", "--threads", "1", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ))
+    command = ["train", manifest, "--data-root", tmp_path / "data"]
+    done = run_module("pipelines.cli", *command, "--epochs", 2, "--threads", 1, "--out", tmp_path / "run")
     assert done.returncode == 0
     assert done.stderr == ""  # no library's warnings, either
     *lines, written = done.stdout.splitlines()
