@@ -10,9 +10,11 @@ import pytest
 import torch
 from tiny import tiny_manifest
 
+from pipelines.cases import store
 from pipelines.cases.cache import EntryCache
 from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.cases.preprocessing import Preprocessing
+from pipelines.cases.reading import read_case
 from pipelines.cases.store import CaseStore
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Case, Manifest, load_manifest
@@ -60,6 +62,19 @@ def _set(
 
 
 SPACINGS: list[tuple[float, ...]] = [(3.0, 1.0, 0.6), (0.5, 2.0, 1.5)]
+
+
+def test_cases_stay_in_memory_as_far_as_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, root = _set(tmp_path, [*SPACINGS, *SPACINGS])
+    decoded: list[str] = []
+    monkeypatch.setattr(store, "read_case", lambda m, case, r: decoded.append(case.id) or read_case(m, case, r))
+    one_mb = store._bytes(decode_cases(manifest, manifest.cases, root)[0]) / 2**20
+    for allowed, again in ((0, 4), (2.5 * one_mb, 2), (10 * one_mb, 0)):
+        cases = CaseStore(manifest, manifest.cases, root, memory_mb=allowed)
+        list(cases)
+        decoded.clear()
+        list(cases)
+        assert len(decoded) == again
 
 
 def test_label_values_are_mapped_by_order(tmp_path: Path) -> None:
