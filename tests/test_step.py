@@ -89,6 +89,11 @@ def test_the_scaler_leaves_out_steps_that_overflow() -> None:
     assert not torch.equal(network.weight, plain.weight)
 
 
+def test_the_bound_of_clipping_is_of_the_unscaled_gradient() -> None:
+    scaled, _ = _run(BATCHES[:2], clip=0.5, scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
+    assert torch.allclose(scaled.weight, _run(BATCHES[:2], clip=0.5)[0].weight)
+
+
 def test_a_scaler_that_has_given_up_ends_the_run() -> None:
     class _Broken(torch.autograd.Function):
         @staticmethod
