@@ -35,7 +35,7 @@ _OWN_TEST = "tests/test_mutants.py"
 _PYTEST = ("-x", "-q", "-n", "0", "-p", "no:randomly", "-p", "no:cacheprovider", f"--ignore={_OWN_TEST}")
 #: Seconds for one run of the named test files, and of all.
 _TIMEOUT_S, _WHOLE_TIMEOUT_S = 600.0, 4 * 3600.0
-_FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+_FAILURE = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
