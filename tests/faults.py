@@ -45,9 +45,9 @@ def moved(path: Path, axis: int, mm: float) -> None:
     rewrite(path, affine=affine)
 
 
-def sheared(path: Path) -> None:
+def sheared(path: Path, share: float = 0.1) -> None:
     affine = affine_of(path)
-    affine[:3, 1] += 0.1 * affine[:3, 0]
+    affine[:3, 1] += share * affine[:3, 0]
     rewrite(path, affine=affine, zooms=tuple(np.linalg.norm(affine[:3, :3], axis=0)))
 
 
@@ -189,6 +189,7 @@ FAULTS = [
         IMAGE,
         r"^its direction matrix is sheared: [\d.]+ degrees between axes 0 and 1",
     ),
+    Fault("image sheared the other way", on(IMAGE, sheared, -0.1), IMAGE, "^its direction matrix is sheared"),
     Fault("singular image", on(IMAGE, singular), IMAGE, "^its direction matrix is singular"),
     Fault("affine of zeros", on(IMAGE, with_header, {"srow_x": 0, "srow_y": 0, "srow_z": 0}), IMAGE, "is singular"),
     Fault("NaN in the affine", on(IMAGE, with_header, {"srow_x": np.nan}), IMAGE, "^its affine holds NaN or Inf"),

@@ -141,6 +141,23 @@ def test_a_label_under_the_mask_may_be_anything() -> None:
     assert torch.isfinite(make("dice", "softmax")(LOGITS, soft, mask=mask))
 
 
+def test_a_mask_and_an_ignored_label_leave_out_both() -> None:
+    label, mask = LABEL.clone(), torch.ones_like(LABEL, dtype=torch.bool)
+    label[:, :, 0] = 255
+    mask[:, :, :, 0] = False
+    value = make("dice", "softmax", ignore_index=255)(LOGITS, label, mask=mask)
+    assert torch.equal(value, make("dice", "softmax")(LOGITS, LABEL, mask=mask & (label != 255)))
+
+
+def test_nan_under_a_mask_does_not_come_back_through_an_activation() -> None:
+    logits, mask = LOGITS.clone(), torch.ones_like(LABEL, dtype=torch.bool)
+    mask[:, :, 0] = False
+    logits[:, :, 0] = float("nan")
+    logits.requires_grad_()
+    medloss.DiceLoss(other_act=torch.sigmoid)(logits, LABEL, mask=mask).backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
 def test_validation_can_be_turned_off() -> None:
     assert torch.isfinite(make("dice", "softmax", validate=False)(LOGITS, LABEL + 9))
     with pytest.raises(medloss.InputError, match="target: got shape"):

@@ -113,6 +113,13 @@ def test_spacing_beyond_the_tolerance_is_told_and_within_it_is_not(root: Path, m
     assert check_data(strict.model_copy(update={"spacing_tolerance": 0.2}), root).ok
 
 
+def test_spacing_below_the_tolerance_is_told(root: Path, manifest: Manifest) -> None:
+    coarse = manifest.model_copy(update={"spacing": (3.6, 1.2, 2.4)})
+    offences = check_data(coarse, root).offences
+    assert {offence.file for offence in offences} == {case.image for case in manifest.cases}
+    assert all("expected 3.6 x 1.2 x 2.4 mm within 5 %" in offence.reason for offence in offences)
+
+
 def test_hidden_files_and_other_endings_are_nothing_to_tell(root: Path, manifest: Manifest) -> None:
     for name in ("images/.DS_Store", "images/._b.nii.gz", "labels/.x.nii.gz", "images/readme.txt", "x.nii.gz"):
         (root / name).write_bytes(b"")

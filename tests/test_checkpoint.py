@@ -49,6 +49,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (tmp_path / f"{NAME}.sha256").read_text() == f"{sha256(tmp_path / NAME)}  {NAME}\n"
 
 
+def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, _state(7))
+    (tmp_path / "usual").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "usual").stat().st_mode}
+
+
 def test_the_one_before_is_kept_and_no_more(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         PREVIOUS, f"{PREVIOUS}.sha256", NAME, f"{NAME}.sha256",

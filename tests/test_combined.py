@@ -106,6 +106,11 @@ def test_a_balanced_schedule_makes_both_terms_weigh_the_same() -> None:
     before = copy.deepcopy(loss.state_dict())
     loss(5 * LOGITS, LABEL)
     assert all(torch.equal(before[key], value) for key, value in loss.state_dict().items())
+    loss.train()
+    loss(2 * LOGITS, LABEL)
+    loss.start_epoch(2)
+    parts = torch.stack([torch.stack([part(z, LABEL) for z in (LOGITS, 2 * LOGITS)]).mean() for part in loss.losses])
+    assert torch.isclose(loss.weights[1].float(), parts[0] / parts[1])
 
 
 def test_a_schedules_state_is_saved_and_restored() -> None:

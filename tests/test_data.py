@@ -339,6 +339,21 @@ def test_flips_are_of_the_named_axes(tiny: list[dict[str, Any]]) -> None:
     assert signs((0, 1)) == {(False, False), (True, False), (False, True), (True, True)}
 
 
+def test_patches_are_centred_on_foreground_as_often_as_asked() -> None:
+    label = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
+    label[0, 10, 6, 8] = 1
+    centres = [label.flatten().nonzero()[:, 0].to(torch.int32)]
+    item = {"case": "a", "image": label.float(), "label": label, "spacing": torch.ones(3), "centres": centres}
+
+    def found(foreground: float) -> list[bool]:
+        patches = PatchDataset([item], (4, 4, 4), seed=0, foreground=foreground)
+        return [bool(patches[epoch, 0]["label"][0, 2, 2, 2]) for epoch in range(60)]
+
+    assert all(found(1.0))
+    assert sum(found(0.0)) < 10
+    assert 25 < sum(found(2 / 3)) < 55
+
+
 def test_a_case_without_foreground_is_cropped_quietly(tiny: list[dict[str, Any]]) -> None:
     for value in (0, 1):
         item = tiny[0] | {"label": torch.full_like(tiny[0]["label"], value), "centres": []}

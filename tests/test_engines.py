@@ -1,5 +1,6 @@
 """The engines: what a step does, precision, sliding windows, and the stop at what is not finite."""
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, 
 from pipelines.errors import TrainingError
 from pipelines.training.engines import channels_last, create_evaluator, create_trainer
 from pipelines.training.networks import create_network
+from pipelines.training.optimization import create_optimizer, create_schedule
 from pipelines.training.run_config import RunConfig
 
 CPU = torch.device("cpu")
@@ -83,6 +85,24 @@ def test_steps_are_those_of_a_loop_by_hand() -> None:
         weight = weight - 0.5 * 0.5**step * gradient
     assert len(batches) == 2
     assert network.get_parameter("weight").tolist() == pytest.approx(weight.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "polynomial"])
+def test_the_learning_rate_rises_from_the_first_step_and_falls_to_0_after_the_last(schedule: str) -> None:
+    # Of five batches an epoch, two at a time make three steps: twelve in all, of which a quarter warms up.
+    config = RunConfig(
+        manifest="phantom", epochs=4, accumulate=2, warmup=0.25, learning_rate=0.3, optimizer="sgd", schedule=schedule
+    )
+    optimizer = create_optimizer(_Linear(), config)
+    scheduler = create_schedule(optimizer, config, 5)
+    rates = []
+    for _ in range(12):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.3])
+    assert all(before > after > 0 for before, after in itertools.pairwise(rates[3:]))
+    assert scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_loss_gets_float32_and_each_items_spacing() -> None:

@@ -183,6 +183,9 @@ def test_use_forces_a_set_and_gives_it_back() -> None:
         assert medloss.kernels.in_use() == "eager"
         with pytest.raises(medloss.InputError, match="kernels: got 'cuda'; expected one of auto, triton, numba, eager"):
             medloss.kernels.use("cuda")
+        with medloss.kernels.use("auto"):
+            pass
+        assert medloss.kernels.in_use() == "eager"
     assert medloss.kernels.in_use() == before
 
 

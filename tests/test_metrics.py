@@ -20,7 +20,7 @@ from monai.networks import one_hot as one_hot_of
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.evaluation.metrics import METRICS, ClassMetrics, case_metrics, mean_metrics, nanmean
+from pipelines.evaluation.metrics import METRICS, ClassMetrics, case_metrics, mean_metrics, nanmean, region_metrics
 
 SHAPES = [((11, 14, 9), (3.0, 1.0, 0.6)), ((9, 12, 13), (0.5, 2.0, 1.1)), ((17, 23), (2.5, 0.4))]
 
@@ -186,6 +186,13 @@ def test_what_lies_around_changes_specificity_alone() -> None:
     for plain, padded in zip(*(case_metrics(*pair, 3, (3.0, 1.0, 0.6)) for pair in pairs), strict=True):
         assert padded.specificity > plain.specificity
         assert dataclasses.replace(padded, specificity=plain.specificity) == plain
+
+
+def test_voxels_that_are_not_counted_are_no_true_negatives() -> None:
+    reference, prediction = np.array([[1, 1, 0, 0, 2]]), np.array([[1, 1, 1, 0, 2]])
+    (measured,) = region_metrics(prediction, reference, [(1,)], (1.0, 1.0), not_counted=2)
+    assert measured.specificity == 0.5
+    assert measured.sensitivity == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.float32])

@@ -22,6 +22,7 @@ from medloss.errors import InputError
 from pipelines.dataset.manifest import load_manifest
 from pipelines.nnunet import names
 from pipelines.nnunet.folders import trainer_folder
+from pipelines.nnunet.losses import create_nnunet_loss
 from pipelines.nnunet.names import TrainerName, hint, trainer_name
 
 
@@ -252,3 +253,16 @@ def test_links_are_symbolic_where_there_are_no_hard_ones(tmp_path: Path, monkeyp
     image = tmp_path / "raw" / "Dataset001_tiny_3d" / "imagesTr" / "phantom_000_0000.nii.gz"
     assert image.is_symlink()
     assert image.is_file()
+
+
+def test_voxels_of_the_ignore_label_are_not_trained() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 4, 4, 4, generator=generator)
+    label = torch.randint(2, (2, 1, 4, 4, 4), generator=generator)
+    ignored = label.clone()
+    ignored[..., 0] = 2
+    loss = create_nnunet_loss(
+        "tversky", heads=2, regions=False, ignore_label=2, batch_dice=False, weights=[1.0], spacing=(1.0, 1.0, 1.0)
+    )
+    expected = medloss.TverskyLoss(softmax=True)(logits, label, mask=ignored != 2)
+    assert torch.isclose(loss([logits], [ignored]), expected)

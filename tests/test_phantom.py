@@ -131,6 +131,7 @@ def test_made_data_lie_by_their_parameters_in_the_cache(tmp_path: Path, monkeypa
     folders = {resolve_data(one), resolve_data(other)}
     assert len(folders) == 2
     assert {folder.parent for folder in folders} == {tmp_path / "cache"}
+    assert len({tuple(all_files(folder).values()) for folder in folders}) == 2
     monkeypatch.setattr(phantom_shapes, "VERSION", phantom_shapes.VERSION + 1)
     assert resolve_data(one) not in folders
 

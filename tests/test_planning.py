@@ -33,6 +33,9 @@ def test_fine_axes_are_halved_first() -> None:
     strides, kernels = topology((24, 160, 160), (3.0, 0.8, 0.8))
     assert strides[:3] == ((1, 1, 1), (1, 2, 2), (2, 2, 2))
     assert kernels[:3] == ((1, 3, 3), (3, 3, 3), (3, 3, 3))
+    # An axis twice as coarse waits, too; one a little finer does not.
+    assert topology((32, 32, 32), (2.0, 1.0, 1.0))[0][1] == (1, 2, 2)
+    assert topology((32, 32, 32), (1.9, 1.0, 1.0))[0][1] == (2, 2, 2)
 
 
 def test_equal_axes_are_halved_together_while_maps_are_large_enough() -> None:

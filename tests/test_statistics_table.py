@@ -95,6 +95,9 @@ def test_a_case_without_a_row_counts_as_worst_and_is_named() -> None:
     found = scores(check_table(frame.drop(index=[1])), "dice")
     assert found.by_patient[0].tolist() == [0.9, 0.0, 0.9]
     assert found.lacking == {"a": ("c001",)}
+    frame = long_table({"a": [2.0, 4.0], "b": [9.0, 3.0]}, "hd95_mm")
+    found = scores(check_table(frame.drop(index=[1])), "hd95_mm")
+    assert found.by_patient.tolist() == [[2.0, 9.0], [9.0, 3.0]]  # of a distance the largest in the table
 
 
 def _empty_reference(**others: Any) -> pd.DataFrame:

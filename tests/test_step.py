@@ -78,6 +78,12 @@ def test_clipping_bounds_the_step() -> None:
     assert torch.equal(_run(BATCHES[:1], clip=1e6)[0].weight, free.weight)
 
 
+def test_an_infinite_gradient_is_not_learned() -> None:
+    # The root of 0, whose value is finite.
+    with pytest.raises(TrainingError, match="the gradient is inf in epoch 1, on the case a case"):
+        _run(BATCHES, loss=lambda z, _: (z - z.detach()).sum().sqrt())
+
+
 def test_the_scaler_leaves_out_steps_that_overflow() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
     network, steps = _run(BATCHES, scaler=scaler)
@@ -87,6 +93,11 @@ def test_the_scaler_leaves_out_steps_that_overflow() -> None:
     assert torch.allclose(plain.weight, _run(BATCHES)[0].weight)
     assert network.weight.isfinite().all()
     assert not torch.equal(network.weight, plain.weight)
+
+
+def test_the_bound_of_clipping_is_of_the_unscaled_gradient() -> None:
+    scaled, _ = _run(BATCHES[:2], clip=0.5, scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
+    assert torch.allclose(scaled.weight, _run(BATCHES[:2], clip=0.5)[0].weight)
 
 
 def test_a_scaler_that_has_given_up_ends_the_run() -> None:

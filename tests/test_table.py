@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.comparison.best import best_mean, best_run
 from pipelines.comparison.plan import Plan, make_plan, run_folder
-from pipelines.comparison.table import case_table, comparison_table, formatted_rows, write_table
+from pipelines.comparison.table import Table, case_table, comparison_table, formatted_rows, write_table
 from pipelines.training.run_config import RunConfig
 
 _NAN = math.nan
@@ -80,6 +80,12 @@ def test_seeds_then_classes_then_cases_are_averaged(compared: tuple[Path, Plan])
         "means over 3 cases and 2 seeds: small differences may be chance; focal: not all runs are finished, "
         "so on fewer cases or seeds than the others"
     )
+
+
+def test_of_a_distance_the_shortest_is_the_best() -> None:
+    rows = pd.DataFrame({"loss": ["focal", "dice", "tversky"], "hd95_mm": [4.0, 2.5, _NAN]})
+    plan = _plan(list(rows["loss"]), [0], [0]).model_copy(update={"metric": "hd95_mm"})
+    assert best_mean(plan, Table(rows, frozenset(), cases=2, seeds=1)) == ("dice", 2.5)
 
 
 def test_failed_and_not_begun_are_told_apart(compared: tuple[Path, Plan]) -> None:
