@@ -14,11 +14,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from loss_inputs import EVERYTHING
+
 import medloss
 from medloss.kernels import choice
-
-#: `make test-all` sets it: Triton's interpreter runs the whole contract, and hypothesis draws many examples.
-EVERYTHING = bool(os.environ.get("MEDLOSS_TEST_EVERYTHING"))
 
 hypothesis.settings.register_profile("few", max_examples=20, deadline=None)
 hypothesis.settings.register_profile("many", max_examples=200, deadline=None)

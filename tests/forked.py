@@ -19,6 +19,8 @@ import torch.distributed as dist
 
 #: Seconds after which a process counts as hanging: a busy machine is never so slow.
 LIMIT_S = 600
+#: Seconds from the signal that asks a process to end to the one that ends it, as `torchrun` has them.
+_GRACE_S = 30
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -57,13 +59,18 @@ class Forked:
             sys.path.insert(0, str(self._cwd))
         if "PYTHONPATH" in self._environment:
             sys.path[:0] = self._environment["PYTHONPATH"].split(os.pathsep)
+        code: object = 0
         try:
             self._function(*self._arguments)
-        except SystemExit:
-            raise
+        except SystemExit as end:
+            code = end.code
         except BaseException:
             sys.excepthook(*sys.exc_info())
-            sys.exit(1)
+            code = 1
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # At once: what was forked from a process with threads may wait for them for ever when it tidies up.
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
     @property
     def stdout(self) -> str:
@@ -162,7 +169,11 @@ class Ranks:
         running = {own.process.sentinel: own for own in self.processes}
         failed: list[int] = []
         while running:
-            ended = wait(list(running), LIMIT_S)
+            ended = wait(list(running), _GRACE_S if failed else LIMIT_S)
+            if not ended and failed:
+                for own in running.values():
+                    own.process.kill()
+                continue
             if not ended:
                 self.kill()
                 raise TimeoutError(f"processes hang; they printed {[own.stderr for own in self.processes]}")

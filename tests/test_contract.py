@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import EVERYTHING
-from loss_inputs import MODES, SMALL, SPACING, assert_close, make, mask_like, sample, to_numpy
+from loss_inputs import EVERYTHING, MODES, SMALL, SPACING, assert_close, make, mask_like, sample, to_numpy
 from references import REFERENCES
 from references import directional_derivative as _directional_derivative
 from torch import Tensor
