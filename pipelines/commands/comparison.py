@@ -44,6 +44,8 @@ def compare(
     reference: str,
     metric: str,
     margin: float,
+    empty: str,
+    non_inferior: bool,
     is_dry: bool,
     budget: float | None,
     halving: bool,
@@ -77,6 +79,7 @@ def compare(
     measured = {"--dry-run": is_dry, "--budget": budget is not None, "--register-model": register_model is not None}
     options = chosen_trainer(manifest, options, measured)
     names, about = named_before(names, reference, metric, margin)
+    about |= {"empty": empty, "non_inferior": non_inferior}
     refuse_unused_rates(options.get("learning_rates"), names)
     chosen = list(whole_numbers(folds, "--folds"))
     configs = [run_config(manifest=manifest, loss=name, fold=chosen[0], **options) for name in names]
