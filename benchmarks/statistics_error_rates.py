@@ -192,8 +192,10 @@ def false_equivalence(count: int, deviation: str, patients: int) -> tuple[Rate, 
         "normal": lambda: random.normal(size=(count, patients)),
         "exponential": lambda: random.exponential(size=(count, patients)) - 1.0,
         "lognormal": lambda: random.lognormal(size=(count, patients)) - math.exp(0.5),
-        "5 % collapse": lambda: np.where(random.uniform(size=(count, patients)) < 0.05, 7.6, -0.4)
-        + random.normal(0, 0.3, (count, patients)),
+        "5 % collapse": lambda: (
+            np.where(random.uniform(size=(count, patients)) < 0.05, 7.6, -0.4)
+            + random.normal(0, 0.3, (count, patients))
+        ),
     }
     margin = 8.0
     d = draw[deviation]()
@@ -258,7 +260,10 @@ def _sections(scale: float) -> Iterator[list[str]]:
     many = max(20, round(4000 * scale))
     yield _grid(count)
     lines = ["**False words, differences that are all skewed to one side** (one seed, one fold).", ""]
-    lines += ["| differences | comparisons | n = 8 | n = 20 | n = 50 | n = 104 |", "| --- | ---: | --- | --- | --- | --- |"]
+    lines += [
+        "| differences | comparisons | n = 8 | n = 20 | n = 50 | n = 104 |",
+        "| --- | ---: | --- | --- | --- | --- |",
+    ]
     for name, comparisons in itertools.product(SKEWED_DIFFERENCES, COMPARISONS):
         rates = [false_words(count, name, comparisons, n, 1, 1) for n in PATIENTS]
         lines.append(f"| {name} | {comparisons} | {' | '.join(map(str, rates))} |")
@@ -267,7 +272,10 @@ def _sections(scale: float) -> Iterator[list[str]]:
         lines.append(f"| +0.01 on 95 %, -0.19 on 5 % of cases | {comparisons} | {' | '.join(map(str, rates))} |")
     yield lines
     lines = ["**False pairs, and sets of ranks** (50 patients): any pair called different; all rank sets true.", ""]
-    lines += ["| seeds x folds | losses | differences | any false pair | sets all true |", "| --- | ---: | --- | --- | --- |"]
+    lines += [
+        "| seeds x folds | losses | differences | any false pair | sets all true |",
+        "| --- | ---: | --- | --- | --- |",
+    ]
     few = max(20, round(400 * scale))
     for (seeds, folds), (losses, name) in itertools.product(
         ((1, 1), (1, 5), (2, 1), (3, 1), (5, 1), (2, 5)), ((6, "normal"), (6, "bounded"), (18, "normal"))
@@ -275,25 +283,40 @@ def _sections(scale: float) -> Iterator[list[str]]:
         wrong, covered = false_pairs(few, name, losses, 50, seeds, folds)
         lines.append(f"| {seeds} x {folds} | {losses} | {name} | {wrong} | {covered} |")
     yield lines
-    lines = ["**Sets of ranks of 18 near-equal losses** (steps of 0.02 SD): the first's set has 1; all sets are true.", ""]
+    lines = [
+        "**Sets of ranks of 18 near-equal losses** (steps of 0.02 SD): the first's set has 1; all sets are true.",
+        "",
+    ]
     lines += ["| patients | of the first | of all |", "| ---: | --- | --- |"]
     for n in (10, 20, 50):
         one, every = rank_coverage(few, n)
         lines.append(f"| {n} | {one} | {every} |")
     yield lines
-    lines = ["**Power**, one seed and fold, normal differences, one loss better by the difference that the page names.", ""]
-    lines += ["| patients | comparisons | difference, SDs | found | by Holm over Wilcoxon |", "| ---: | ---: | --- | --- | --- |"]
+    lines = [
+        "**Power**, one seed and fold, normal differences, one loss better by the difference that the page names.",
+        "",
+    ]
+    lines += [
+        "| patients | comparisons | difference, SDs | found | by Holm over Wilcoxon |",
+        "| ---: | ---: | --- | --- | --- |",
+    ]
     for n, comparisons in itertools.product(PATIENTS, COMPARISONS):
         shift, here, there = power(count, comparisons, n)
         lines.append(f"| {n} | {comparisons} | {shift:.2f} | {here} | {there} |")
     yield lines
-    lines = ["**Power with several trainings**, 104 patients, one loss better by 0.5 SD of one patient's difference.", ""]
+    lines = [
+        "**Power with several trainings**, 104 patients, one loss better by 0.5 SD of one patient's difference.",
+        "",
+    ]
     lines += [f"| seeds x folds | {' | '.join(f'{k} comparisons' for k in COMPARISONS)} |", "| --- | --- | --- | --- |"]
     for seeds, folds in itertools.product(SEEDS, FOLDS):
         rates = [power_of_trainings(few, seeds, folds, k, 0.5) for k in COMPARISONS]
         lines.append(f"| {seeds} x {folds} | {' | '.join(map(str, rates))} |")
     yield lines
-    lines = ["**A loss whose retraining varies three times as much** (17 comparisons, 104 patients): any false word.", ""]
+    lines = [
+        "**A loss whose retraining varies three times as much** (17 comparisons, 104 patients): any false word.",
+        "",
+    ]
     lines += ["| seeds x folds | false words |", "| --- | --- |"]
     for seeds, folds in ((1, 2), (1, 5), (2, 1), (3, 1), (2, 5)):
         lines.append(f"| {seeds} x {folds} | {unequal_trainings(count, folds, seeds)} |")
@@ -317,9 +340,9 @@ def main(write: bool, scale: float) -> None:
     minutes = (time.monotonic() - began) / 60
     head = (
         f"Monte Carlo error: over {count:,} tables a true share of 0.05 has the standard error "
-        f"{math.sqrt(0.05 * 0.95 / count):.3f}, over {round(0.5 * count):,} {math.sqrt(0.05 * 0.95 / (0.5 * count)):.3f}, "
-        "and the highest of four such shares is one standard error above 0.05 on average. "
-        f"One core, {minutes:.0f} minutes."
+        f"{math.sqrt(0.05 * 0.95 / count):.3f}, over {round(0.5 * count):,} "
+        f"{math.sqrt(0.05 * 0.95 / (0.5 * count)):.3f}, and the highest of four such shares lies one standard error "
+        f"above 0.05 on average. `python -m benchmarks.statistics_error_rates --write`, one busy core, {minutes:.0f} minutes."
     )
     text = "\n\n".join([head, *("\n".join(lines) for lines in sections)])
     if not write:

@@ -80,7 +80,9 @@ def test_of_a_table(tmp_path: Path) -> None:
     matrix = analysis.primary.omnibus
     assert len(pairs) == 6
     for row in pairs.itertuples():
-        assert row.p_adjusted == pytest.approx(matrix.p_adjusted[matrix.losses.index(row.loss)][matrix.losses.index(row.other)])
+        assert row.p_adjusted == pytest.approx(
+            matrix.p_adjusted[matrix.losses.index(row.loss)][matrix.losses.index(row.other)]
+        )
     secondary = pd.read_csv(out / "tables" / "secondary.csv")
     assert set(secondary["metric"]) == {"hd95_mm"} and list(secondary["loss"]) == list(ranking["loss"])
 

@@ -90,7 +90,9 @@ def test_intervals_of_means_cover(n: int) -> None:
         for own in bootstrap(made, bootstraps=600).losses.values():
             low, high = own.mean_interval or (0, 0)
             hit += low < 0.5 < high
-        lows, highs = np.percentile(resampled_means(made.values, made.folds, bootstraps=600, seed=0), [2.5, 97.5], axis=0)
+        lows, highs = np.percentile(
+            resampled_means(made.values, made.folds, bootstraps=600, seed=0), [2.5, 97.5], axis=0
+        )
         plain += int(((lows < 0.5) & (highs > 0.5)).sum())
     least = 400 * 0.95 - 3 * np.sqrt(400 * 0.95 * 0.05)
     assert plain < least <= hit

@@ -7,9 +7,7 @@ from pipelines.comparison.statistics.inference import infer, least_patients
 from pipelines.comparison.statistics.power import cases_needed, least_difference, power
 
 
-@pytest.mark.parametrize(
-    ("n", "comparisons"), [(7, 1), (8, 1), (8, 5), (10, 17), (20, 1), (20, 17), (52, 1), (52, 17)]
-)
+@pytest.mark.parametrize(("n", "comparisons"), [(7, 1), (8, 1), (8, 5), (10, 17), (20, 1), (20, 17), (52, 1), (52, 17)])
 def test_the_least_difference_is_found_four_times_in_five(n: int, comparisons: int) -> None:
     difference = least_difference(2.0, n, comparisons=comparisons)
     assert difference is not None

@@ -12,7 +12,18 @@ COUNT = 300
 #: Of so many tables with a true share of 5 % more are wrong once in a thousand.
 MOST = scipy.stats.binom.isf(0.001, COUNT, 0.05) / COUNT
 
-DESIGNS = [(1, 1, 5), (1, 2, 1), (1, 2, 17), (1, 5, 5), (2, 1, 1), (2, 1, 17), (3, 1, 5), (5, 1, 17), (2, 5, 5), (3, 2, 1)]
+DESIGNS = [
+    (1, 1, 5),
+    (1, 2, 1),
+    (1, 2, 17),
+    (1, 5, 5),
+    (2, 1, 1),
+    (2, 1, 17),
+    (3, 1, 5),
+    (5, 1, 17),
+    (2, 5, 5),
+    (3, 2, 1),
+]
 
 
 @pytest.mark.parametrize(("seeds", "folds", "comparisons"), DESIGNS)
@@ -81,6 +92,6 @@ def test_the_interval_over_trainings_covers(seeds: int, folds: int) -> None:
     hit = count = 0
     for values, fold in rates.tables(random, rates.DEVIATIONS["normal"], 400, 2, 20, seeds, folds, retraining=0.5):
         found = infer(values, np.array([1]), np.array([0]), fold, flips=20)
-        hit += int(((found.low < 0) & (0 < found.high)).sum())
+        hit += int(((found.low < 0) & (found.high > 0)).sum())
         count += len(values)
     assert hit / count >= scipy.stats.binom.ppf(0.001, count, 0.95) / count

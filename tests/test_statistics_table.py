@@ -139,7 +139,9 @@ def test_a_method_with_false_alarms_on_all_healthy_patients_is_not_better() -> N
 
 
 @pytest.mark.parametrize(("others", "value"), [("0", 1.0), ("nan", 1.0), ("0.3", 0.0)])
-def test_nnunets_nan_is_a_rightly_empty_prediction_unless_another_finds_what_is_there(others: str, value: float) -> None:
+def test_nnunets_nan_is_a_rightly_empty_prediction_unless_another_finds_what_is_there(
+    others: str, value: float
+) -> None:
     frame = long_table({"a": ["0.9", "nan"], "b": ["0.8", others], "c": ["0.5", "NaN"]})
     found = scores(check_table(frame), "dice")
     assert found.by_patient[0].tolist() == [0.9, value]

@@ -98,7 +98,8 @@ def make_plan(
         seeds: of the trainings.
         manifest_name: the data set's name.
         manifest_sha256: the manifest's content.
-        about: further attributes of the plan: `reference`, `metric`, `margin`, `empty`, `non_inferior`, `asked`, `told`, `halving`.
+        about: further attributes of the plan: `reference`, `metric`, `margin`, `empty`, `non_inferior`, `asked`,
+            `told`, `halving`.
 
     Raises:
         UserError: a loss, fold or seed stands twice.

@@ -59,10 +59,13 @@ def _least_difference(plan: Plan, matrix: Matrix, patients: int, comparisons: in
     single = f"{shown(least_difference(sd, patients))} where it is the only one that is tested"
     family = f"{shown(least_difference(sd, patients, comparisons=comparisons))} as one of {comparisons}"
     yield from item(
-        "", f"Least true mean difference found with 80 % power: {single if comparisons == 1 else f'{single}; {family}'}."
+        "",
+        f"Least true mean difference found with 80 % power: {single if comparisons == 1 else f'{single}; {family}'}.",
     )
     if len(matrix.folds) * len(matrix.seeds) > 1:
-        yield from item("", "That is without what retraining changes, which several trainings show and words allow for.")
+        yield from item(
+            "", "That is without what retraining changes, which several trainings show and words allow for."
+        )
     if known:
         yield from item(
             "",

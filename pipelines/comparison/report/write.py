@@ -1,5 +1,6 @@
 """A report's folder: the page, its plots and tables, and all numbers as JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -102,7 +103,7 @@ _NAMED_BEFORE = {
 }  # fmt: skip
 
 
-def _after_the_fact(collected: Collected, named: dict[str, object]) -> tuple[str, ...]:
+def _after_the_fact(collected: Collected, named: Mapping[str, object]) -> tuple[str, ...]:
     """What was chosen when the results could be seen: a choice made by them finds more than there is."""
     if collected.reference is None:
         return ()  # nothing was named before

@@ -7,7 +7,8 @@ print(analysis.verdict, *analysis.caveats, sep="\\n")
 
 `table` reads and checks, `scores` makes one number per loss and patient of it, `inference` has the tests and intervals
 of mean differences, `paired` compares with the reference, `omnibus` all with all, `bootstrap` resamples, `power` shows
-what could be seen at all; each says in its head what it does not control. `docs/statistics.md` is the whole in prose. `NOT_CONTROLLED` is what no table of results can: a page that shows an analysis shows that, too.
+what could be seen at all; each says in its head what it does not control. `docs/statistics.md` is the whole in prose.
+`NOT_CONTROLLED` is what no table of results can show: a page that shows an analysis shows that, too.
 """
 
 from pipelines.comparison.statistics.analysis import analyse as analyse

@@ -9,9 +9,9 @@ import pandas as pd
 
 from pipelines.comparison.statistics.bootstrap import Bootstrap, bootstrap
 from pipelines.comparison.statistics.caveats import caveats
+from pipelines.comparison.statistics.inference import least_patients
 from pipelines.comparison.statistics.omnibus import Omnibus, all_pairs
 from pipelines.comparison.statistics.paired import Comparison, compare_with
-from pipelines.comparison.statistics.inference import least_patients
 from pipelines.comparison.statistics.power import least_difference
 from pipelines.comparison.statistics.results import Analysis, MetricAnalysis, Ranked, Reach
 from pipelines.comparison.statistics.scores import DIGITS, EMPTY, Scores, misses, scores
@@ -68,8 +68,10 @@ def analyse(
         if not found.patients:
             return None
         # The margin was named for the primary measure alone: 0.01 of specificity would be nearly all there is.
-        about = {"margin": margin if name == metric else None, "non_inferior": non_inferior}
-        comparisons = () if reference is None else compare_with(found, reference, seed=seed, **about)
+        known = margin if name == metric else None
+        comparisons: tuple[Comparison, ...] = ()
+        if reference is not None:
+            comparisons = compare_with(found, reference, margin=known, non_inferior=non_inferior, seed=seed)
         primary = name == metric and class_name is None
         resampled = bootstrap(found, bootstraps=bootstraps, seed=seed)
         return found, _analysed(

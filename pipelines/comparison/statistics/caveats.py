@@ -3,7 +3,7 @@
 from pipelines.comparison.statistics.inference import ALPHA
 from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.comparison.statistics.paired import EQUIVALENT, NON_INFERIOR
-from pipelines.comparison.statistics.results import Analysis, MetricAnalysis
+from pipelines.comparison.statistics.results import Analysis
 from pipelines.comparison.statistics.scores import Scores
 from pipelines.comparison.statistics.sentence import counted, listed
 from pipelines.comparison.statistics.table import CaseTable
@@ -34,7 +34,7 @@ def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, 
 
 
 def empty_notes(analysis: Analysis) -> list[str]:
-    """What counts where the reference has nothing of a class; who raised false alarms; who missed a class altogether."""
+    """What counts where the reference has nothing of a class; false alarms, and complete misses, per loss."""
     primary, notes = analysis.primary, []
     metric = METRICS[primary.metric]
     if primary.empty and metric.name not in ("sensitivity", "specificity"):

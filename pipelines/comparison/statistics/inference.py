@@ -26,8 +26,8 @@ $$v = v_\text{patient} + v_\text{retraining} + v_\text{fold}, \qquad
 of freedom. With several folds their means show what is left, F-1 degrees; with one seed that is retraining and fold in
 one, and then the interval is never narrower than Student's over the fold means. So few degrees of freedom say hardly
 anything, and so, as in a mixed model, these two parts are estimated from all L losses of the table together, with L-1
-times as many degrees. A loss whose trainings vary far more than the others' is not: it, and what is compared with it,
-go by their own variance and degrees of freedom.
+times as many degrees; where a comparison's own estimate is larger, that counts. A loss whose trainings vary far more
+than the others' is not pooled: it, and what is compared with it, go by their own variance and degrees of freedom.
 
 With several trainings a second p-value is the level at which that interval would end at 0 (without the correction for
 skewness), Holm over the comparisons. With one fold and one seed nothing shows what retraining changes, and all is said
@@ -205,7 +205,7 @@ def least_patients(level: float = ALPHA) -> int:
 
 @lru_cache(maxsize=16)
 def _signs(n: int, flips: int, seed: int) -> Floats:
-    """Patterns of signs `[n, B]`, the first without a flip. A pattern and its opposite give the same |h|: one of two."""
+    """Patterns of signs `[n, B]`, the first without a flip; one of two opposite ones, which give the same |h|."""
     if n <= 30 and 2 ** (n - 1) <= flips:
         bits = (np.arange(2 ** (n - 1)) >> np.arange(n)[:, None]) & 1
         return np.asarray(1.0 - 2.0 * bits)
@@ -303,8 +303,8 @@ def variance_parts(values: Floats, d: Floats, first: Indices, second: Indices, f
                 kept &= _alike(ones, freedom[name])
         pooled, others = _pooled(values, kept, folds)
         both = kept[..., first] & kept[..., second] & (others[..., None] > 0)
-        retraining = np.where(both, pooled.retraining[..., None], retraining)
-        fold_seen = np.where(both, pooled.fold[..., None], fold_seen)
+        retraining = np.where(both, np.maximum(pooled.retraining[..., None], retraining), retraining)
+        fold_seen = np.where(both, np.maximum(pooled.fold[..., None], fold_seen), fold_seen)
         patient_seen = np.where(both, np.maximum(pooled.patient - pooled.rest, 0.0)[..., None], patient_seen)
         freedoms = {
             name: np.where(both, np.maximum(others, 1)[..., None] * ones, ones) for name, ones in freedoms.items()

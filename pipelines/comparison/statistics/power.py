@@ -1,14 +1,14 @@
 r"""What so many cases can show at all, with one training per loss.
 
 **The least difference.** Step-down max-T over k comparisons with one reference (`inference`) rejects about where
-Student's t, at the level $\alpha_k$ at which the largest of k equally correlated (one half) normal statistics is as rare
-as $\alpha$, does; from that quantile q, a noncentral t's equation gives the difference found with 80 % power, without
-simulation, hence the same number every time. At few cases sign flips, and the correction for skewness, cost more than
-that: by simulation the difference has to be larger by a factor of about $1 + (q / \sqrt n)^{3.5} / 4$. The test holds the
-result against simulated comparisons. It is for normal differences.
+Student's t does at the level $\alpha_k$ at which any of k equally correlated (one half) normal tests rejects with
+$\alpha$; from that quantile q a noncentral t's equation gives the difference found with 80 % power, without simulation,
+hence the same number every time. At few cases sign flips, and the correction for skewness, cost more than that: by
+simulation the difference has to be larger by a factor of about $1 + (q / \sqrt n)^{3.5} / 4$. The test holds the result
+against simulated comparisons. It is for normal differences.
 
-**Too few cases.** The least two-sided p-value of n sign flips is $2 / 2^n$: with 6 cases differences can be significant,
-with 5 none, however large, and however many comparisons there are.
+**Too few cases.** The least two-sided p-value of n sign flips is $2 / 2^n$: with 6 cases differences can be
+significant, with 5 none, however large, and however many comparisons there are.
 """
 
 from functools import lru_cache

@@ -207,7 +207,9 @@ def _find_empty(checked: pd.DataFrame, frame: pd.DataFrame, metrics: tuple[str, 
     overlap = [metric for metric in OVERLAP if metric in metrics]
     empty = np.zeros(len(checked), bool)
     if "specificity" in metrics:
-        empty = empty | (values["specificity"].notna() & values.drop(columns="specificity").isna().all(axis=1)).to_numpy()
+        empty = (
+            empty | (values["specificity"].notna() & values.drop(columns="specificity").isna().all(axis=1)).to_numpy()
+        )
     if overlap:
         spelled = [frame[metric].astype(str).str.strip().str.lower() == "nan" for metric in overlap
                    if not pd.api.types.is_numeric_dtype(frame[metric])]  # fmt: skip

@@ -78,4 +78,3 @@ def _cumulative(doubled: tuple[int, ...]) -> Floats:
         moved[rank:] = chance[: len(chance) - rank]
         chance = (chance + moved) / 2
     return np.cumsum(chance)
-
