@@ -338,11 +338,11 @@ def main(write: bool, scale: float) -> None:
     sections = list(_sections(scale))
     count = round(1000 * scale)
     minutes = (time.monotonic() - began) / 60
+    errors = [math.sqrt(0.05 * 0.95 / tables) for tables in (count, 0.5 * count)]
     head = (
-        f"Monte Carlo error: over {count:,} tables a true share of 0.05 has the standard error "
-        f"{math.sqrt(0.05 * 0.95 / count):.3f}, over {round(0.5 * count):,} "
-        f"{math.sqrt(0.05 * 0.95 / (0.5 * count)):.3f}, and the highest of four such shares lies one standard error "
-        f"above 0.05 on average. `python -m benchmarks.statistics_error_rates --write`, one busy core, {minutes:.0f} minutes."
+        f"Monte Carlo error: over {count:,} tables a true share of 0.05 has the standard error {errors[0]:.3f}, over "
+        f"{round(0.5 * count):,} {errors[1]:.3f}; the highest of four such shares lies one standard error above 0.05 on "
+        f"average. `python -m benchmarks.statistics_error_rates --write`, one busy core, {minutes:.0f} minutes."
     )
     text = "\n\n".join([head, *("\n".join(lines) for lines in sections)])
     if not write:

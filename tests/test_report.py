@@ -112,7 +112,7 @@ def test_of_a_folder(tmp_path: Path) -> None:
     page = read_page(out / "report.html")
     for piece in ("Learning curves", "Time and score", "s/epoch", "Single classes (secondary)", "organ", "shell",
                   "the loss is nan in epoch 3, case <c1>", "ab" * 32, "made data", "version of torch 2.13.0",
-                  "folds 0, 1", "24 patients", "2 trainings"):  # fmt: skip
+                  "folds 0, 1", "24 cases", "4 trainings (2 folds x 2 seeds) per loss"):  # fmt: skip
         assert piece in page.text, piece
     assert "not finished" not in page.text
     costs = pd.read_csv(out / "tables" / "costs.csv").set_index("loss")

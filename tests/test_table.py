@@ -163,7 +163,9 @@ def test_nothing_finished_yet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("empty", "dice"), [("one", (1.0, 0.0)), ("exclude", (_NAN, _NAN)), ("worst", (0.0, 0.0))])
-def test_a_false_alarm_never_looks_better_than_a_rightly_empty_prediction(empty: str, dice: tuple[float, float]) -> None:
+def test_a_false_alarm_never_looks_better_than_a_rightly_empty_prediction(
+    empty: str, dice: tuple[float, float]
+) -> None:
     rightly = {"dice": _NAN, "iou": _NAN, "nsd": _NAN, "sensitivity": _NAN, "specificity": 1.0, "hd95_mm": _NAN,
                "assd_mm": _NAN}  # fmt: skip
     alarm = rightly | {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "specificity": 0.9, "hd95_mm": 9.0, "assd_mm": 9.0}

@@ -163,7 +163,8 @@ def misses(table: CaseTable, class_name: str | None = None) -> dict[str, tuple[i
     nothing = ((overlap == 0) | overlap.isna()).to_numpy().all(1) & (overlap == 0).to_numpy().any(1)
     alarms = absent & nothing
     if "specificity" in table.metrics:
-        alarms |= absent & (frame["specificity"].to_numpy(float) < 1)
+        wrong = ~frame[RIGHTLY_EMPTY].to_numpy(bool) & (frame["specificity"].to_numpy(float) < 1)
+        alarms = alarms | (absent & wrong)
     found = pd.DataFrame({"loss": frame["loss"], "missed": nothing & ~absent, "alarms": alarms})
     sums = found.groupby("loss")[["missed", "alarms"]].sum().reindex(list(table.losses), fill_value=0)
     return {str(loss): (int(own["missed"]), int(own["alarms"])) for loss, own in sums.iterrows()}
