@@ -46,7 +46,7 @@ lint: setup
 pages: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q tests/test_own_training.py tests/test_bundle_metadata.py \
 		tests/test_bundle.py::test_the_documented_commands_name_what_is_there tests/test_benchmarks.py \
-		tests/test_comparison_overhead.py
+		tests/test_comparison_overhead.py tests/test_statistics_simulation.py
 
 # The same tests in the checkout, for those who work on it.
 unit: setup

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
+pytest.importorskip(
+    "benchmarks.statistics_error_rates", reason="benchmarks/ is not here: these tests run in the checkout"
+)
+
 from benchmarks import statistics_error_rates as rates
 from pipelines.comparison.statistics.inference import infer
 from pipelines.comparison.statistics.wilcoxon import signed_rank

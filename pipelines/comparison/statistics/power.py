@@ -4,7 +4,7 @@ r"""What so many cases can show at all, with one training per loss.
 Student's t does at the level $\alpha_k$ at which any of k equally correlated (one half) normal tests rejects with
 $\alpha$; from that quantile q a noncentral t's equation gives the difference found with 80 % power, without simulation,
 hence the same number every time. At few cases sign flips, and the correction for skewness, cost more than that: by
-simulation the difference has to be larger by a factor of about $1 + (q / \sqrt n)^{3.5} / 4$. The test holds the result
+simulation the difference has to be larger by a factor of about $1 + (q / \sqrt n)^{2.2} / 6$. The test holds the result
 against simulated comparisons. It is for normal differences.
 
 **Too few cases.** The least two-sided p-value of n sign flips is $2 / 2^n$: with 6 cases differences can be
@@ -47,7 +47,7 @@ def power(difference: float, sd: float, cases: int, *, comparisons: int = 1, lev
     if cases < least_patients(level):
         return 0.0
     quantile = -float(stdtrit(cases - 1, _level(comparisons, level) / 2))
-    shift = abs(difference) / sd * sqrt(cases) / (1 + (quantile / sqrt(cases)) ** 3.5 / 4)
+    shift = abs(difference) / sd * sqrt(cases) / (1 + (quantile / sqrt(cases)) ** 2.2 / 6)
     return 1 - float(nctdtr(cases - 1, shift, quantile))
 
 
