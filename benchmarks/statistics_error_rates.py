@@ -347,7 +347,8 @@ def main(write: bool, scale: float) -> None:
     head = (
         f"Monte Carlo error: over {count:,} tables a true share of 0.05 has the standard error {errors[0]:.3f}, over "
         f"{round(0.5 * count):,} {errors[1]:.3f}; the highest of four such shares lies one standard error above it on "
-        f"average. `python -m benchmarks.statistics_error_rates --write`, one busy core, {minutes:.0f} minutes."
+        f"average. `python -m benchmarks.statistics_error_rates --write --scale {scale:g}`, one core, "
+        f"{minutes:.0f} minutes."
     )
     text = "\n\n".join([head, *("\n".join(lines) for lines in sections)])
     if not write:
