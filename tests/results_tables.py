@@ -21,9 +21,19 @@ def long_table(values: dict[str, Any], metric: str = "dice", **columns: object) 
     )
 
 
-def made_scores(values: NDArray[np.float64], metric: str = "dice") -> Scores:
+def made_scores(values: NDArray[np.float64], metric: str = "dice", folds: NDArray[np.intp] | None = None) -> Scores:
     """Scores of losses `a`, `b`, ... from `[L, n]` or `[L, n, S]`."""
     values = values[..., None] if values.ndim == 2 else values
     losses = tuple("abcdefghijklmnopqrstuvwxyz"[: len(values)])
     patients = tuple(f"p{number:03d}" for number in range(values.shape[1]))
-    return Scores(METRICS[metric], losses, patients, values, True, {}, {}, ())
+    return Scores(
+        METRICS[metric],
+        losses,
+        patients,
+        values,
+        True,
+        {},
+        {},
+        (),
+        np.zeros(values.shape[1], np.intp) if folds is None else folds,
+    )

@@ -17,7 +17,7 @@ from pipelines.comparison.planning.measure import Measured
 from pipelines.comparison.planning.plans import Planned, Request, plan_comparison
 from pipelines.comparison.planning.probe import Common, Step
 from pipelines.comparison.planning.records import Halving
-from pipelines.comparison.statistics.power import least_cases
+from pipelines.comparison.statistics.inference import least_patients
 from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.training.run_config import RunConfig
@@ -30,15 +30,11 @@ def _seconds(matrix: Matrix) -> float:
     return each * len(matrix.folds) * len(matrix.seeds) * matrix.epochs
 
 
-def _comparisons(losses: int) -> int:
-    return losses - 1
-
-
 def _fit(minutes: float, *, folds: int = 5, seeds: int = 1, epochs: int = 20, asked: bool = True, own: int = 10,
          losses: tuple[str, ...] = ("ref", "dice", "focal", "slow")) -> Fitted:  # fmt: skip
     matrix = Matrix(losses, tuple(range(folds)), tuple(range(seeds)), epochs)
     return fit(
-        matrix, minutes, _seconds, lambda some: own * len(some), _SPEED.__getitem__, _comparisons,
+        matrix, minutes, _seconds, lambda some: own * len(some), _SPEED.__getitem__,
         reference="ref", epochs_asked=asked,
     )  # fmt: skip
 
@@ -71,8 +67,8 @@ def test_seeds_go_before_folds_folds_before_epochs_epochs_before_losses() -> Non
 
 
 def test_folds_stay_as_many_as_the_test_needs() -> None:
-    # Three comparisons need seven patients: two folds of four.
-    assert least_cases(3) == 7
+    # Sign flips need six patients: two folds of four.
+    assert least_patients() == 6
     fitted = _fit(_minutes(14 * 2 * 12), own=4)
     assert (fitted.matrix.folds, fitted.matrix.epochs) == ((0, 1), 12)
 
@@ -88,7 +84,7 @@ def test_epochs_that_were_not_asked_for_give_way_before_folds_and_grow_to_the_re
 def test_the_reference_is_never_left_out_though_it_be_the_slowest() -> None:
     slow = ("dice", "focal", "slow")
     matrix = Matrix(slow, (0,), (0,), 4)
-    fitted = fit(matrix, _minutes(11 * 2), _seconds, lambda some: 50, _SPEED.__getitem__, _comparisons,
+    fitted = fit(matrix, _minutes(11 * 2), _seconds, lambda some: 50, _SPEED.__getitem__,
                  reference="slow", epochs_asked=True)  # fmt: skip
     assert fitted.matrix.losses == ("dice", "slow")
 

@@ -49,6 +49,21 @@ def test_the_report_takes_what_the_plan_named(tmp_path: Path) -> None:
     assert "Chosen after the fact: reference dice" in (folder / "report" / "report.html").read_text()
 
 
+def test_what_counts_where_nothing_is_and_non_inferiority_are_named_before(tmp_path: Path) -> None:
+    folder = _named(tmp_path, reference="focal", empty="exclude", non_inferior=True)
+    assert call_medloss("report", folder)[0] == 0
+    about = json.loads((folder / "report" / "analysis.json").read_text())
+    assert (about["empty"], about["non_inferior"]) == ("exclude", True)
+    assert not any("after the fact" in note for note in about["notes"])
+    page = (folder / "report" / "report.html").read_text()
+    assert "margin of non-inferiority" in page and "--empty exclude" in page
+    assert call_medloss("report", folder, "--empty", "worst")[0] == 0
+    about = json.loads((folder / "report" / "analysis.json").read_text())
+    assert (about["empty"], about["non_inferior"]) == ("worst", True)
+    told = [note for note in about["notes"] if "after the fact" in note]
+    assert len(told) == 1 and "empty worst; before training exclude was named" in told[0]
+
+
 def test_a_reference_that_has_not_ended_is_not_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "made"
     losses = ["dice", "focal", "dice+binary_cross_entropy", "tversky"]
@@ -84,7 +99,8 @@ def test_plans_of_an_earlier_version_are_read_and_others_told_apart(tmp_path: Pa
     with pytest.raises(UserError, match="lacks the run tversky-fold0-seed0; --reference none goes on without"):
         adopt_plan(tmp_path / "old", joined)
     adopt_plan(tmp_path / "new", plan)
-    for field, value in (("reference", "focal"), ("metric", "nsd"), ("margin", 0.02)):
+    others = (("reference", "focal"), ("metric", "nsd"), ("margin", 0.02), ("empty", "worst"), ("non_inferior", True))
+    for field, value in others:
         with pytest.raises(UserError, match=f"its {field} is .*, and {value} was asked for"):
             adopt_plan(tmp_path / "new", plan.model_copy(update={field: value}))
     assert read_plan(tmp_path / "new") == plan

@@ -32,11 +32,48 @@ def test_the_sentence_names_what_is_better_by_how_much_and_on_what() -> None:
     assert words == {"good": "better", "same": "equivalent", "poor": "worse"}
     first = found.primary.comparisons[0]
     assert found.verdict.startswith(
-        "On 60 patients, one training a loss: good was better than the reference ref in Dice"
+        "On 60 cases, one training per loss: good was better than the reference ref in Dice"
     )
     assert f"by {first.difference:+.4f}" in found.verdict
     assert "same equivalent to it within 0.0100; poor worse." in found.verdict
     assert found.verdict.count(".") == found.verdict.count("0.") + 1  # one sentence
+    assert _told(found, "same: equivalent on average. What none of 60 cases showed, a collapse for example, may still ")
+    assert _told(found, "in up to 5% of cases (3/n)")
+
+
+def test_certain_and_small_is_within_the_margin() -> None:
+    found = _analysed(_frame(60, {"ref": 0, "more": 0.005, "less": -0.005, "much": 0.05}, 0.004))
+    assert {own.loss: own.words for own in found.primary.comparisons} == {
+        "much": "better", "more": "better, within the margin", "less": "worse, within the margin",
+    }  # fmt: skip
+    assert "more better, by less than the margin of 0.0100; less worse, by less than the margin" in found.verdict
+    alone = _analysed(_frame(60, {"ref": 0, "more": 0.005}, 0.004))
+    assert "no loss was shown to be better than the reference ref in Dice by more than the margin" in alone.verdict
+    asked = analyse(_frame(60, {"ref": 0, "same": 0}, 0.004), reference="ref", non_inferior=True, bootstraps=20)
+    assert "same non-inferior to it within 0.0100" in asked.verdict and asked.non_inferior
+
+
+def test_the_unit_is_the_patient_where_patients_are_known() -> None:
+    frame = _frame(30, {"ref": 0, "x": 0.05})
+    assert _analysed(frame).unit == "case" and _told(_analysed(frame), "every case counts as independent")
+    assert _analysed(frame.assign(patient=frame["case"])).unit == "case"
+    found = _analysed(frame.assign(patient="p" + frame["case"].str[1:-1]))
+    assert (found.unit, found.primary.patients) == ("patient", 3)
+    assert found.verdict.startswith("Too few cases to tell: with 3 patients no difference")
+    assert not _told(found, "every case counts as independent")
+
+
+def test_trainings_are_folds_times_seeds() -> None:
+    rows = pd.concat([_frame(40, {"ref": 0, "x": 0.05}, seed=seed).assign(seed=seed) for seed in (0, 1)])
+    found = _analysed(rows.assign(fold=[number % 5 for number in range(len(rows))]))
+    assert (found.trainings, found.folds, found.seeds) == (10, 5, 2)
+    assert "10 trainings (5 folds x 2 seeds) per loss" in found.verdict
+    variance = found.primary.comparisons[0].variance
+    assert variance is not None and (variance.retraining_freedom, variance.fold_freedom) == (5, 4)
+    assert found.primary.reach.difference is None, "it hangs on how much trainings differ"
+    one_seed = _analysed(rows[rows["seed"] == 0].assign(fold=[number % 2 for number in range(80)]))
+    assert (one_seed.trainings, one_seed.folds, one_seed.seeds) == (2, 2, 1)
+    assert _told(one_seed, "One seed in each of 2 folds")
 
 
 def test_several_better_ones_that_are_not_told_apart() -> None:
@@ -56,17 +93,21 @@ def test_none_better() -> None:
 def test_too_few_cases_to_tell(n: int, enough: bool) -> None:
     found = _analysed(_frame(n, {"ref": 0, "much": 0.15}))
     assert (found.primary.comparisons[0].verdict == "better") == enough
-    assert found.verdict.startswith("Too few cases to tell: with 5 patients no difference") != enough
+    assert found.verdict.startswith("Too few cases to tell: with 5 cases no difference") != enough
     assert _told(found, "Too few cases to tell") != enough
     assert (found.primary.reach.difference is None) != enough
     assert _told(found, "are few (under 50)")
 
 
-def test_too_few_cases_for_all_pairs() -> None:
-    found = _analysed(_frame(9, {"ref": 0} | {f"l{i}": i / 50 for i in range(5)}))
-    assert found.primary.reach.least_cases_pairs == 10
-    assert _told(found, "All 15 pairs together cannot be significant below 10 patients")
-    assert found.primary.omnibus.groups == (found.primary.omnibus.losses,)
+def test_few_cases_can_tell_many_losses() -> None:
+    """Holm over Wilcoxon's tests of 15 pairs needs 10 cases."""
+    frame = _frame(8, {"ref": 0} | {f"l{i}": i / 20 for i in range(1, 5)}, 0.002)
+    found = _analysed(frame)
+    assert {own.verdict for own in found.primary.comparisons} == {"better"}
+    assert found.primary.omnibus.groups == ()
+    assert _told(found, "skewed differences make false words more likely than 5 %")
+    few = _analysed(frame[frame["case"] < "c005"])
+    assert few.primary.omnibus.groups == (few.primary.omnibus.losses,)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -81,7 +122,10 @@ def test_without_a_reference() -> None:
     assert found.primary.comparisons == ()
     assert "without a significant difference from" in found.verdict
     alone = _analysed(_frame(60, {"a": 0, "b": 0.1}), None)
-    assert "b had the best mean Dice" in alone.verdict and "differed significantly from every other" in alone.verdict
+    assert "b had the best mean Dice" in alone.verdict and "significantly better than every other loss" in alone.verdict
+    tied = _frame(20, {"a": 0.1, "c": 0})
+    tied = pd.concat([tied, tied[tied["loss"] == "a"].assign(loss="b")])
+    assert "a and b share the best mean Dice" in _analysed(tied, None).verdict
     few = _analysed(_frame(4, {"a": 0, "b": 0.1}), None)
     assert few.verdict.startswith("Too few cases to tell")
 
@@ -101,14 +145,14 @@ def test_one_training_says_so_and_several_say_what_they_cover() -> None:
     frame = _frame(30, {"ref": 0, "x": 0.05})
     one = _analysed(frame)
     assert one.trainings == 1
-    assert _told(one, "One training a loss")
+    assert _told(one, "One training per loss")
     assert one.primary.bootstrap.losses["x"].retraining is None
     again = _frame(30, {"ref": 0, "x": 0.05}, seed=1)
     again["dice"] = frame["dice"] + np.random.default_rng(2).normal(0, 0.005, len(frame))
     two = _analysed(pd.concat([frame.assign(seed=0), again.assign(seed=1)]))
     assert two.trainings == 2
-    assert not _told(two, "One training a loss")
-    assert "2 trainings a loss" in two.verdict
+    assert not _told(two, "One training per loss")
+    assert "2 trainings per loss" in two.verdict
     share = two.primary.bootstrap.losses["x"].retraining
     assert share is not None and 0 < share < 0.2
 
@@ -153,7 +197,7 @@ def test_it_is_json_and_the_same_each_time() -> None:
 def test_few_and_many_losses() -> None:
     found = _analysed(_frame(60, {"ref": 0} | {f"l{i:02}": 0.02 + i / 1000 for i in range(16)}))
     assert "and 10 more" in found.verdict
-    assert len(found.primary.omnibus.p_holm) == 17
+    assert len(found.primary.omnibus.p_adjusted) == 17
     assert "and 10 more" in found.verdict and len(found.verdict) < 500
 
 

@@ -63,8 +63,8 @@ def test_names_of_cases_change_no_test(values: NDArray[Any], random: Any) -> Non
     random.shuffle(order)
     one, two = _analysed(_frame(values / 1000)), _analysed(_frame(values[:, order] / 1000))
     assert _words(one) == _words(two)
-    assert [own.p_holm for own in one.primary.comparisons] == pytest.approx(
-        [own.p_holm for own in two.primary.comparisons]
+    assert [own.p_adjusted for own in one.primary.comparisons] == pytest.approx(
+        [own.p_adjusted for own in two.primary.comparisons]
     )
 
 
@@ -73,8 +73,9 @@ def test_a_constant_changes_no_word_and_no_rank(values: NDArray[Any], constant: 
     one, two = _analysed(_frame(values / 1000)), _analysed(_frame(values / 1000 + constant / 1000))
     assert _words(one) == _words(two)
     assert [own.loss for own in one.primary.ranking] == [own.loss for own in two.primary.ranking]
-    assert [own.p for own in one.primary.comparisons] == [own.p for own in two.primary.comparisons]
-    assert one.primary.omnibus.p_holm == two.primary.omnibus.p_holm
+    assert [own.p for own in one.primary.comparisons] == pytest.approx([own.p for own in two.primary.comparisons])
+    for mine, other in zip(one.primary.omnibus.p_adjusted, two.primary.omnibus.p_adjusted, strict=True):
+        assert mine == pytest.approx(other)
     assert one.primary.omnibus.friedman == two.primary.omnibus.friedman
     for loss, own in one.primary.bootstrap.losses.items():
         assert own.p_first == two.primary.bootstrap.losses[loss].p_first
@@ -122,8 +123,10 @@ def test_every_number_is_in_its_range(values: NDArray[Any]) -> None:
     assert sum(own.p_first for own in primary.bootstrap.losses.values()) == pytest.approx(1)
     k = len(primary.ranking)
     assert sum(own.rank for own in primary.ranking) == pytest.approx(k * (k + 1) / 2)
+    for own in primary.ranking:
+        assert 1 <= own.rank_set[0] <= own.rank <= own.rank_set[1] <= k
     assert -1 <= primary.bootstrap.tau_low <= 1 and -1 <= primary.bootstrap.tau <= 1
     for own in primary.comparisons:
-        assert own.p_wilcoxon <= own.p <= own.p_holm <= 1
+        assert own.p <= own.p_adjusted <= 1 and own.p_wilcoxon <= own.p_ranks <= 1
         assert own.wins + own.losses + own.ties == primary.patients
         assert own.interval is not None and own.interval[0] <= own.difference <= own.interval[1]

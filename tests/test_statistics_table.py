@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from results_tables import long_table
 
+from pipelines.comparison.statistics import analyse
 from pipelines.comparison.statistics.metrics import METRICS
-from pipelines.comparison.statistics.scores import scores
+from pipelines.comparison.statistics.scores import misses, scores
 from pipelines.comparison.statistics.table import check_table, read_table, with_failed_runs
 from pipelines.errors import UserError
 from pipelines.evaluation import metrics as measured
@@ -72,8 +73,9 @@ def test_names_stay_text_and_rows_may_come_in_any_order(tmp_path: Path) -> None:
     file = tmp_path / "results.csv"
     file.write_text("loss,dice,case\nb,0.8,001\na,,1\na,0.7,001\nb,NaN,1\nb,na,2\na,0.1,2\n")
     found = scores(read_table(file), "dice")
-    assert found.patients == ("001", "2")  # of case 1 nothing is known
-    assert found.by_patient.tolist() == [[0.7, 0.1], [0.8, 0.0]]
+    assert found.patients == ("001", "1", "2")
+    # NaN is nnU-Net's word for nothing to find and nothing found; the empty cell of the other is a failure.
+    assert found.by_patient.tolist() == [[0.7, 0.0, 0.1], [0.8, 1.0, 0.0]]
 
 
 def test_a_failed_prediction_counts_as_worst() -> None:
@@ -105,11 +107,59 @@ def _empty_reference(**others: Any) -> pd.DataFrame:
     return long_table({"a": [0.9, NAN], "b": [0.8, 0.0]}).assign(**others)
 
 
-def test_a_measure_without_meaning_is_left_out_for_all_alike() -> None:
-    found = scores(check_table(_empty_reference(specificity=[1.0, 1.0, 1.0, 0.9])), "dice")
-    assert found.patients == ("c000",)
-    assert found.excluded == ("c001",)
-    assert found.failed == {}
+def test_false_alarms_never_drop_out() -> None:
+    table = check_table(_empty_reference(specificity=[1.0, 1.0, 1.0, 0.9]))
+    found = scores(table, "dice")
+    assert found.by_patient.tolist() == [[0.9, 1.0], [0.8, 0.0]]
+    assert (found.excluded, found.empty, found.failed) == ((), ("c001",), {})
+    assert misses(table) == {"a": (0, 0), "b": (0, 1)}
+    excluded = scores(table, "dice", empty="exclude")
+    assert (excluded.patients, excluded.excluded) == (("c000",), ("c001",))
+    worst = scores(table, "dice", empty="worst")
+    assert worst.by_patient.tolist() == [[0.9, 0.0], [0.8, 0.0]] and worst.failed == {"a": 1}
+
+
+def test_a_distance_of_a_rightly_empty_prediction_is_nothing() -> None:
+    frame = _empty_reference(specificity=[1.0, 1.0, 1.0, 0.9], hd95_mm=[1.0, NAN, 2.0, 77.0])
+    assert scores(check_table(frame), "hd95_mm").by_patient.tolist() == [[1.0, 0.0], [2.0, 77.0]]
+
+
+def test_a_method_with_false_alarms_on_all_healthy_patients_is_not_better() -> None:
+    """12 patients with the lesion, 8 without; `b` is better by 0.01 where there is one, and finds one everywhere."""
+    lesion = np.linspace(0.7, 0.9, 12)
+    frame = long_table({"a": [*lesion, *[NAN] * 8], "b": [*(lesion + 0.01), *[0.0] * 8], "c": [*lesion, *[NAN] * 8]})
+    frame["specificity"] = np.where(frame["dice"] == 0, 0.9, 1.0)
+    for losses in ("ab", "abc"):
+        found = analyse(frame[frame["loss"].isin(list(losses))], reference="a", bootstraps=20)
+        compared = next(own for own in found.primary.comparisons if own.loss == "b")
+        assert compared.verdict == "worse" and compared.difference < -0.3
+        assert next(own for own in found.primary.ranking if own.loss == "b").false_alarms == 8
+        told = " ".join(found.caveats)
+        assert "The reference of 8 cases" in told and "(--empty one)" in told
+        assert "False alarms (something found of a class that is not there): b 8." in told
+    left_out = analyse(frame, reference="a", empty="exclude", bootstraps=20)
+    assert left_out.primary.patients == 12 and "(--empty exclude)" in " ".join(left_out.caveats)
+
+
+@pytest.mark.parametrize(("others", "value"), [("0", 1.0), ("nan", 1.0), ("0.3", 0.0)])
+def test_nnunets_nan_is_a_rightly_empty_prediction_unless_another_finds_what_is_there(
+    others: str, value: float
+) -> None:
+    frame = long_table({"a": ["0.9", "nan"], "b": ["0.8", others], "c": ["0.5", "NaN"]})
+    found = scores(check_table(frame), "dice")
+    assert found.by_patient[0].tolist() == [0.9, value]
+    assert found.by_patient[2].tolist() == [0.5, value]
+
+
+def test_a_false_alarm_is_seen_by_the_missing_sensitivity() -> None:
+    frame = long_table({"a": [0.9, 0.0], "b": [0.8, 0.0]}).assign(sensitivity=[0.9, NAN, 0.8, NAN])
+    table = check_table(frame)
+    assert misses(table) == {"a": (0, 1), "b": (0, 1)}
+    missed = long_table({"a": [0.9, 0.0], "b": [0.8, 0.1]}).assign(sensitivity=[0.9, 0.0, 0.8, 0.1])
+    assert misses(check_table(missed)) == {"a": (1, 0), "b": (0, 0)}
+
+
+def test_specificity_of_an_empty_reference() -> None:
     specificity = scores(check_table(_empty_reference(specificity=[1.0, 1.0, 1.0, 0.9])), "specificity")
     assert specificity.by_patient.tolist() == [[1.0, 1.0], [1.0, 0.9]]
 
@@ -147,8 +197,11 @@ def test_what_the_measures_say_of_empty_masks_is_read_as_such() -> None:
         for case, (prediction, reference) in enumerate(own)
     ]
     found = scores(check_table(pd.DataFrame(rows)), "dice")
-    assert found.patients == ("0", "2")
-    assert found.by_patient.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+    assert found.patients == ("0", "1", "2")
+    assert found.by_patient.tolist() == [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
+    assert misses(check_table(pd.DataFrame(rows))) == {"a": (1, 0), "b": (0, 1)}
+    distance = scores(check_table(pd.DataFrame(rows)), "hd95_mm")
+    assert distance.by_patient[0, 1] == 0 < distance.by_patient[1, 1]
     assert scores(check_table(pd.DataFrame(rows)), "specificity").patients == ("0", "1", "2")
 
 
@@ -166,12 +219,13 @@ def test_folds_seeds_classes_and_cases_are_averaged_never_counted() -> None:
     table = check_table(frame)
     found = scores(table, "dice")
     assert found.patients == ("p", "q")
-    assert found.values.shape == (2, 2, 2)
-    by_case = frame.groupby(["loss", "seed", "case"])["dice"].mean()
+    assert found.values.shape == (2, 2, 4)  # each case in both folds: every fold with every seed is a training
+    assert found.folds.tolist() == [0, 0]
+    by_case = frame.groupby(["loss", "fold", "seed", "case"])["dice"].mean()
     for i, loss in enumerate("ab"):
-        for seed in (0, 1):
-            own = by_case[loss][seed]
-            assert found.values[i, :, seed] == pytest.approx([(own["p1"] + own["p2"]) / 2, own["q1"]])
+        for training, (fold, seed) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+            own = by_case[loss][fold][seed]
+            assert found.values[i, :, training] == pytest.approx([(own["p1"] + own["p2"]) / 2, own["q1"]])
     left = frame[(frame["class"] == "left") & (frame["loss"] == "a") & (frame["case"] == "q1")]["dice"].mean()
     assert scores(table, "dice", "left").by_patient[0, 1] == pytest.approx(left)
 
@@ -185,7 +239,7 @@ def test_seeds_of_folds_need_not_be_the_same() -> None:
     frame = long_table({"a": [0.1, 0.2], "b": [0.3, 0.4]}).assign(seed=[7, 8] * 2, fold=[0, 1] * 2)
     found = scores(check_table(frame), "dice")
     assert found.values.tolist() == [[[0.1], [0.2]], [[0.3], [0.4]]]
-    assert found.balanced
+    assert found.balanced and found.folds.tolist() == [0, 1]
     more = pd.concat([frame, frame.iloc[[0, 2]].assign(seed=9, dice=[0.5, 0.7])])
     found = scores(check_table(more), "dice")
     assert found.values.tolist() == [[[0.1, 0.5], [0.2, 0.2]], [[0.3, 0.7], [0.4, 0.4]]]
@@ -198,3 +252,12 @@ def test_failed_runs_rank_worst_in_the_cases_of_their_fold() -> None:
     found = scores(check_table(with_failed_runs(frame, [("b", 1, 3), ("c", 0, 3), ("c", 1, 3)])), "dice")
     assert found.by_patient.tolist() == [[0.5, 0.5], [0.6, 0.0], [0.0, 0.0]]
     assert found.failed == {"b": 1, "c": 2}
+
+
+def test_rows_that_a_repeated_fold_lacks_are_missing() -> None:
+    """12 cases in folds 0 and 1; `b` lacks six rows of fold 1."""
+    frame = pd.concat([long_table({"a": [0.8] * 12, "b": [0.8] * 12}).assign(fold=fold) for fold in (0, 1)])
+    lacks = (frame["loss"] == "b") & (frame["fold"] == 1) & (frame["case"] >= "c006")
+    found = scores(check_table(frame[~lacks]), "dice")
+    assert found.lacking == {"b": tuple(f"c{number:03d}" for number in range(6, 12))}
+    assert found.by_patient[1].tolist() == [0.8] * 6 + [0.4] * 6

@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 from results_tables import made_scores
 
-from pipelines.comparison.statistics.holm import holm
+from pipelines.comparison.statistics.inference import holm, infer
 from pipelines.comparison.statistics.omnibus import all_pairs, case_ranks, cliques, friedman
-from pipelines.comparison.statistics.wilcoxon import EXACT_UP_TO, attainable_level, signed_rank
+from pipelines.comparison.statistics.wilcoxon import EXACT_UP_TO, signed_rank
 
 #: Demsar, Statistical comparisons of classifiers over multiple data sets, JMLR 7 (2006), table 6: AUC of C4.5, C4.5+m,
 #: C4.5+cf, C4.5+m+cf on 14 data sets. "Voting", the last but one, has 0.975 twice there, with ranks 2 and 3: what was
@@ -92,17 +92,6 @@ def test_rank_biserial_is_what_kerby_says() -> None:
     assert signed_rank(np.zeros(3)).p == 1
 
 
-@pytest.mark.parametrize("n", [5, 6, 20])
-def test_attainable_level_is_a_p_value_of_the_test(n: int) -> None:
-    possible = {
-        scipy.stats.wilcoxon(np.arange(1, n + 1) * np.where(np.arange(n) < k, -1.0, 1.0)).pvalue for k in range(n)
-    }
-    level = attainable_level(n, 0.05)
-    assert level <= 0.05
-    assert (level == 0) == (2 / 2**n > 0.05)
-    assert level >= max((p for p in possible if p <= 0.05), default=0) - 1e-12
-
-
 def test_holm_is_the_worked_one_and_statsmodels() -> None:
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -133,15 +122,26 @@ def test_friedman_of_unison_and_of_no_difference() -> None:
     assert (same.chi2, same.f, same.p) == (0, 0, 1)
 
 
-def test_pairs_are_those_of_scikit_posthocs() -> None:
-    posthocs = pytest.importorskip("scikit_posthocs")
+def test_pairs_groups_and_rank_sets_follow_one_rule() -> None:
     values = np.random.default_rng(2).normal(size=(6, 25)) + np.array([0, 0, 0.2, 0.9, 1, 1])[:, None]
+    values[3, 0] -= 30  # one collapse: better on most patients, but not on average
     found = all_pairs(made_scores(values / 20 + 0.5))
+    p = np.array(found.p_adjusted)
     order = ["abcdef".index(loss) for loss in found.losses]
-    for adjustment, matrix in ((None, found.p), ("holm", found.p_holm)):
-        expected = posthocs.posthoc_wilcoxon(list(values), p_adjust=adjustment).to_numpy()
-        assert np.array(matrix) == pytest.approx(expected[np.ix_(order, order)])
-    assert np.array(found.p).min() < 0.05 < np.median(np.array(found.p_holm))
+    first, second = np.triu_indices(6, 1)
+    inferred = infer(values[order][..., None] / 20, first, second, np.zeros(25, np.intp))
+    assert p[first, second] == pytest.approx(inferred.p_adjusted)
+    assert (p == p.T).all() and (np.diag(p) == 1).all()
+    assert p.min() < 0.05 < np.median(p)
+    assert (p >= np.array(found.p) - 1e-12).all()
+    means = values.mean(1)[order]
+    for i, loss in enumerate(found.losses):
+        better = sum(p[i, j] <= 0.05 and means[j] > means[i] for j in range(6))
+        worse = sum(p[i, j] <= 0.05 and means[j] < means[i] for j in range(6))
+        assert found.rank_sets[loss] == (1 + better, 6 - worse)
+    for group in found.groups:
+        places = [found.losses.index(loss) for loss in group]
+        assert (p[np.ix_(places, places)] > 0.05).all()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -3,12 +3,20 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from pipelines.comparison.best import best_mean, best_run
 from pipelines.comparison.plan import Plan, make_plan, run_folder
-from pipelines.comparison.table import Table, case_table, comparison_table, formatted_rows, write_table
+from pipelines.comparison.table import (
+    Table,
+    case_table,
+    comparison_table,
+    formatted_rows,
+    with_empty,
+    write_table,
+)
 from pipelines.training.run_config import RunConfig
 
 _NAN = math.nan
@@ -60,14 +68,17 @@ def compared(tmp_path: Path) -> tuple[Path, Plan]:
 def test_seeds_then_classes_then_cases_are_averaged(compared: tuple[Path, Plan]) -> None:
     table = comparison_table(*compared)
     rows = table.rows.set_index("loss")
-    # dice: a = ((0.8 + 0.6) / 2 + 0.4) / 2 = 0.55; b = 0.7; c = (1 + 0.1) / 2 = 0.55.
-    assert rows.loc["dice", "dice"] == pytest.approx((0.55 + 0.7 + 0.55) / 3)
+    # Where the label has nothing of a class, the rightly empty prediction counts 1, or 0 mm.
+    # dice: a = ((0.8 + 0.6) / 2 + (0.4 + 1) / 2) / 2 = 0.7; b = (0.7 + 1) / 2 = 0.85; c = (1 + 0.1) / 2 = 0.55.
+    assert rows.loc["dice", "dice"] == pytest.approx((0.7 + 0.85 + 0.55) / 3)
     assert rows.loc["dice", "sensitivity"] == pytest.approx((0.55 + 0.7 + 0.55) / 6)
     assert rows.loc["dice", "specificity"] == 1.0
-    assert rows.loc["dice", "hd95_mm"] == pytest.approx(10 * (0.55 + 0.7 + 0.55) / 3)
-    assert rows.loc["dice", ["iou", "assd_mm", "nsd"]].tolist() == pytest.approx([0.15, 1.8, 0.4])
+    assert rows.loc["dice", "hd95_mm"] == pytest.approx(10 * (0.45 + 0.35 + 0.55) / 3)
+    iou = ((0.175 + 0.55) / 2 + (0.175 + 1) / 2 + (0.25 + 0.025) / 2) / 3
+    nsd = ((0.3 + 0.8) / 2 + (0.3 + 1) / 2 + (0.0 + 0.9) / 2) / 3
+    assert rows.loc["dice", ["iou", "assd_mm", "nsd"]].tolist() == pytest.approx([iou, 1.35, nsd])
     assert rows.loc["dice", "epoch_s"] == 2.5
-    assert rows.loc["focal", "dice"] == pytest.approx((0.9 + 0.7) / 2)
+    assert rows.loc["focal", "dice"] == pytest.approx((0.9 + (0.7 + 1) / 2) / 2)
     assert rows["runs"].to_dict() == {"focal": "1/4", "dice": "4/4", "tversky": "0/4", "combo": "0/4"}
     assert list(table.rows["loss"]) == ["dice", "focal", "tversky", "combo"]  # then those on fewer cases, and without
     assert best_mean(compared[1], table) == ("dice", rows.loc["dice", "dice"])
@@ -92,8 +103,8 @@ def test_failed_and_not_begun_are_told_apart(compared: tuple[Path, Plan]) -> Non
     rows = formatted_rows(comparison_table(*compared))
     assert rows == [
         ["loss", "Dice", "NSD", "sensitivity", "specificity", "HD95 (mm)", "s/epoch", "runs"],
-        ["dice", "0.6000", "0.4000", "0.3000", "1.0000", "6.00", "2.5", "4/4"],
-        ["focal", "0.8000", "0.2000", "0.4000", "1.0000", "8.00", "0.5", "1/4"],
+        ["dice", "0.7000", "0.5500", "0.3000", "1.0000", "4.50", "2.5", "4/4"],
+        ["focal", "0.8750", "0.3750", "0.4000", "1.0000", "6.25", "0.5", "1/4"],
         ["tversky", "failed", "-", "-", "-", "-", "-", "0/4"],
         ["combo", "-", "-", "-", "-", "-", "-", "0/4"],
     ]
@@ -107,13 +118,13 @@ def test_files(compared: tuple[Path, Plan]) -> None:
     assert list(read.columns) == [
         "loss", "dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd", "epoch_s", "runs",
     ]  # fmt: skip
-    assert read["dice"].tolist()[:2] == pytest.approx([0.6, 0.8])
+    assert read["dice"].tolist()[:2] == pytest.approx([0.7, 0.875])
     assert read["dice"].isna().tolist() == [False, False, True, True]
     assert markdown.read_text().splitlines() == [
         "| loss | Dice | NSD | sensitivity | specificity | HD95 (mm) | s/epoch | runs |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| dice | 0.6000 | 0.4000 | 0.3000 | 1.0000 | 6.00 | 2.5 | 4/4 |",
-        "| focal | 0.8000 | 0.2000 | 0.4000 | 1.0000 | 8.00 | 0.5 | 1/4 |",
+        "| dice | 0.7000 | 0.5500 | 0.3000 | 1.0000 | 4.50 | 2.5 | 4/4 |",
+        "| focal | 0.8750 | 0.3750 | 0.4000 | 1.0000 | 6.25 | 0.5 | 1/4 |",
         "| tversky | failed | - | - | - | - | - | 0/4 |",
         "| combo | - | - | - | - | - | - | 0/4 |",
         "",
@@ -138,7 +149,7 @@ def test_a_measure_that_no_case_has(tmp_path: Path) -> None:
     _finish(tmp_path, plan, "dice-fold0-seed0", {("a", "organ"): _NAN}, epoch_s=1.0)
     table = comparison_table(tmp_path, plan)
     assert table.failed == frozenset()
-    assert formatted_rows(table)[1] == ["dice", "-", "-", "-", "1.0000", "-", "1.0", "1/1"]
+    assert formatted_rows(table)[1] == ["dice", "1.0000", "1.0000", "-", "1.0000", "0.00", "1.0", "1/1"]
     assert table.caveat == "means over one case and one seed: small differences may be chance"
 
 
@@ -162,3 +173,18 @@ def test_nothing_finished_yet(tmp_path: Path) -> None:
     assert case_table(tmp_path, plan).empty
     assert (table.cases, table.failed) == (0, frozenset())
     assert [row[1] for row in formatted_rows(table)] == ["Dice", "-", "-"]
+
+
+@pytest.mark.parametrize(("empty", "dice"), [("one", (1.0, 0.0)), ("exclude", (_NAN, _NAN)), ("worst", (0.0, 0.0))])
+def test_a_false_alarm_never_looks_better_than_a_rightly_empty_prediction(
+    empty: str, dice: tuple[float, float]
+) -> None:
+    rightly = {"dice": _NAN, "iou": _NAN, "nsd": _NAN, "sensitivity": _NAN, "specificity": 1.0, "hd95_mm": _NAN,
+               "assd_mm": _NAN}  # fmt: skip
+    alarm = rightly | {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "specificity": 0.9, "hd95_mm": 9.0, "assd_mm": 9.0}
+    found = with_empty(pd.DataFrame([rightly, alarm]), empty)
+    np.testing.assert_array_equal(found["dice"], dice)
+    assert found["specificity"].tolist() == [1.0, 0.9]
+    np.testing.assert_array_equal(
+        found["hd95_mm"], {"one": [0.0, 9.0], "exclude": [_NAN, _NAN], "worst": [9.0, 9.0]}[empty]
+    )

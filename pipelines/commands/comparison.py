@@ -50,6 +50,8 @@ def compare(
     reference: str,
     metric: str,
     margin: float,
+    empty: str,
+    non_inferior: bool,
     is_dry: bool,
     budget: float | None,
     halving: bool,
@@ -78,6 +80,7 @@ def compare(
     measured = {"--dry-run": is_dry, "--budget": budget is not None, "--register-model": register_model is not None}
     options = chosen_trainer(manifest, options, measured)
     names, about = named_before(names, reference, metric, margin)
+    about |= {"empty": empty, "non_inferior": non_inferior}
     refuse_unused_rates(options.get("learning_rates"), names)
     chosen, seed_numbers = list(whole_numbers(folds, "--folds")), list(whole_numbers(seeds, "--seeds"))
     refuse_repeated(names, chosen, seed_numbers)

@@ -20,6 +20,15 @@ _OPTIONS = (
     click.option("--metric", default="dice", show_default=True, help="The primary measure."),
     click.option("--margin", type=float, default=0.01, show_default=True, help="Differences up to it do not matter."),
     click.option(
+        "--empty",
+        type=click.Choice(["one", "exclude", "worst"]),
+        default="one",
+        show_default=True,
+        help="Where the label has nothing of a class, an empty prediction counts 1 (a false alarm 0), is left out, or "
+        "counts as the worst.",
+    ),
+    click.option("--non-inferior", is_flag=True, help="Ask for non-inferior (one-sided), in place of equivalent."),
+    click.option(
         "--dry-run", "is_dry", is_flag=True, help="Measure a few steps a loss, print what all will take, and end."
     ),
     click.option(

@@ -37,7 +37,14 @@ _PATH = click.Path(path_type=Path)
 @click.option("--out", type=_PATH, help="The report's folder; default: FOLDER/report.")
 @click.option("--reference", help="The loss to compare with; or none; default: the comparison's own.")
 @click.option("--metric", help="The primary measure; default: the comparison's own, or dice.")
-@click.option("--margin", type=float, help="Differences up to it do not matter; default: its own, or 0.01.")
+@click.option("--margin", type=float, help="Differences up to it do not matter; default: the comparison's, or 0.01.")
+@click.option(
+    "--empty",
+    type=click.Choice(["one", "exclude", "worst"]),
+    help="Where the reference has nothing of a class, an empty prediction counts 1 (a false alarm 0), is left out, or "
+    "counts as the worst; default: the comparison's, or one.",
+)
+@click.option("--non-inferior", is_flag=True, help="Ask for non-inferior (one-sided), in place of equivalent.")
 def report(
     folder: Path | None,
     cases: tuple[str, ...],
@@ -52,6 +59,8 @@ def report(
     reference: str | None,
     metric: str | None,
     margin: float | None,
+    empty: str | None,
+    non_inferior: bool,
 ) -> None:
     """Write the report of the comparison in FOLDER, of a table of results, or of finished predictions: one HTML page.
 
@@ -93,6 +102,17 @@ def report(
         with terminal_note("comparing and drawing"):
             from pipelines.comparison.report.write import write_report  # and matplotlib
 
-            path, analysis = write_report(collected, out, metric=metric, reference=reference, margin=margin)
-    click.echo(analysis.verdict)
+            path, analysis = write_report(
+                collected,
+                out,
+                metric=metric,
+                reference=reference,
+                margin=margin,
+                empty=empty,
+                non_inferior=non_inferior or None,
+            )
+    from pipelines.comparison.statistics.caveats import empty_notes
+
+    for line in (analysis.verdict, *empty_notes(analysis)):
+        click.echo(line)
     click.echo(f"report    {path}")

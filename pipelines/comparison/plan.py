@@ -52,6 +52,8 @@ class Plan(BaseModel):
             in plans of an earlier version.
         metric: the primary measure.
         margin: of equivalence, in the measure's unit.
+        empty: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`.
+        non_inferior: whether *non-inferior* takes the place of *equivalent*.
         asked: what was asked for, where that is not simply what is planned.
         told: why less is planned than was asked for, a sentence each.
         halving: the screening before the comparison; None without one.
@@ -68,6 +70,8 @@ class Plan(BaseModel):
     reference: str | None = None
     metric: str = "dice"
     margin: float = 0.01
+    empty: str = "one"
+    non_inferior: bool = False
     asked: Asked | None = None
     told: list[str] = []
     halving: Halving | None = None
@@ -95,7 +99,8 @@ def make_plan(
         seeds: of the trainings.
         manifest_name: the data set's name.
         manifest_sha256: the manifest's content.
-        about: further attributes of the plan: `reference`, `metric`, `margin`, `asked`, `told`, `halving`.
+        about: further attributes of the plan: `reference`, `metric`, `margin`, `empty`, `non_inferior`, `asked`,
+            `told`, `halving`.
 
     Raises:
         UserError: a loss, fold or seed stands twice.
@@ -254,7 +259,7 @@ def _difference(old: Plan, new: Plan) -> str:
         for field, value in config.items():
             if runs[1][run][field] != value:
                 return f"its {field} is {_shown(value)}, and {_shown(runs[1][run][field])} was asked for"
-    for field in ("reference", "metric", "margin"):
+    for field in ("reference", "metric", "margin", "empty", "non_inferior"):
         theirs, ours = getattr(old, field), getattr(new, field)
         # An earlier version asked for no reference before training; now it is as it was.
         if theirs != ours and theirs is not None:

@@ -68,9 +68,30 @@ def case_table(folder: Path, plan: Plan) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def with_empty(cases: pd.DataFrame, empty: str) -> pd.DataFrame:
+    """What counts where the label has nothing of a class, as in the report: a false alarm never looks better.
+
+    Args:
+        cases: as `case_table` makes it; there all measures but specificity are NaN of a rightly empty prediction.
+        empty: `one`, `exclude` or `worst`.
+    """
+    if not len(cases):
+        return cases
+    others = [name for name in METRICS if name not in ("specificity", "sensitivity")]
+    absent = cases["sensitivity"].isna() & cases[list(METRICS)].notna().any(axis=1)
+    filled = cases.copy()
+    for name in others:
+        best, worst = (0.0, cases[name].max()) if name.endswith("_mm") else (1.0, 0.0)
+        if empty == "exclude":
+            filled.loc[absent, name] = float("nan")
+        else:
+            filled.loc[absent & cases[name].isna(), name] = best if empty == "one" else worst
+    return filled
+
+
 def comparison_table(folder: Path, plan: Plan) -> Table:
     """Average what the runs left: seeds within a case and class, then a case's classes, then cases."""
-    cases = case_table(folder, plan)
+    cases = with_empty(case_table(folder, plan), plan.empty)
     metrics = list(METRICS)
     rows = []
     failed = set()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.comparison.planning.lines import listed
 from pipelines.comparison.planning.matrix import Matrix
-from pipelines.comparison.statistics.power import least_cases
+from pipelines.comparison.statistics.inference import least_patients
 from pipelines.duration import duration
 from pipelines.errors import UserError
 
@@ -50,7 +50,6 @@ def fit(
     seconds: Callable[[Matrix], float],
     patients: Callable[[tuple[int, ...]], int],
     slowness: Callable[[str], float],
-    comparisons: Callable[[int], int],
     *,
     reference: str | None,
     epochs_asked: bool,
@@ -65,7 +64,6 @@ def fit(
         seconds: that a plan takes.
         patients: how many validate in some folds.
         slowness: of a loss.
-        comparisons: how many tests so many losses come to.
         reference: that is never left out; None: there is none.
         epochs_asked: whether the epochs were asked for.
         least_losses: that are needed at all.
@@ -77,7 +75,7 @@ def fit(
     planned_s = minutes * 60 * PLANNED_SHARE
     left = asked
     while True:
-        needed = least_cases(max(1, comparisons(len(left.losses))))
+        needed = least_patients()
         for candidate in _candidates(left, needed, patients, epochs_asked, least_epochs):
             fitting = _with_epochs(candidate, planned_s, seconds)
             if fitting is not None:

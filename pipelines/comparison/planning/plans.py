@@ -19,7 +19,7 @@ from pipelines.comparison.plan import (
 )
 from pipelines.comparison.planning.budget import Fitted, fit
 from pipelines.comparison.planning.forecast import Forecast
-from pipelines.comparison.planning.halving import LEAST_EPOCHS, LEAST_LOSSES, plan_halving, survivors
+from pipelines.comparison.planning.halving import LEAST_EPOCHS, LEAST_LOSSES, plan_halving
 from pipelines.comparison.planning.matrix import Matrix
 from pipelines.comparison.planning.measure import Measured, measure
 from pipelines.comparison.planning.records import Asked, Halving
@@ -174,18 +174,12 @@ def _fitted(request: Request, asked: Matrix, forecast: Forecast) -> Fitted:
     def patients(folds: tuple[int, ...]) -> int:
         return len({case.patient for fold in folds for case in request.manifest.split(fold)[1]})
 
-    def comparisons(losses: int) -> int:
-        if request.halving:
-            return survivors(losses - 1)
-        return losses - 1 if request.reference else losses * (losses - 1) // 2
-
     return fit(
         asked,
         request.budget or 0,
         seconds,
         patients,
         lambda loss: forecast.epoch_s(loss, asked.folds[0]),
-        comparisons,
         reference=request.reference,
         epochs_asked=request.epochs is not None,
         least_losses=1 + LEAST_LOSSES if request.halving else 2,

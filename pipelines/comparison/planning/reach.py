@@ -6,8 +6,9 @@ from pipelines.comparison.plan import NO_REFERENCE, Plan
 from pipelines.comparison.planning.halving import survivors
 from pipelines.comparison.planning.lines import counted, item
 from pipelines.comparison.planning.matrix import Matrix
+from pipelines.comparison.statistics.inference import least_patients
 from pipelines.comparison.statistics.metrics import METRICS
-from pipelines.comparison.statistics.power import cases_needed, least_cases, least_difference
+from pipelines.comparison.statistics.power import cases_needed, least_difference
 from pipelines.dataset.manifest import Manifest
 
 #: Standard deviation over patients of the Dice difference of two networks, seen with two nnU-Nets on the hippocampus.
@@ -35,17 +36,17 @@ def reach(plan: Plan, matrix: Matrix, manifest: Manifest) -> Iterator[str]:
     what = f"of {losses} losses" if alone else f"with {plan.reference}"
     noun = "pair" if alone else "comparison"
     yield from item("evidence", f"{told}; {counted(comparisons, noun)} {what}")
-    least = least_cases(comparisons)
+    least = least_patients()
     if patients < least:
         yield from item(
             "",
             f"Too few cases to tell: none of {counted(comparisons, noun)} can be significant below {least} patients, "
-            "whatever the losses do. Take more --folds, or fewer losses.",
+            "whatever the losses do. Take more --folds.",
         )
-    yield from _least_difference(plan, patients, comparisons)
+    yield from _least_difference(plan, matrix, patients, comparisons)
 
 
-def _least_difference(plan: Plan, patients: int, comparisons: int) -> Iterator[str]:
+def _least_difference(plan: Plan, matrix: Matrix, patients: int, comparisons: int) -> Iterator[str]:
     metric = METRICS[plan.metric]
     known = plan.metric == "dice"
     sd = ASSUMED_SD if known else 1.0
@@ -56,10 +57,15 @@ def _least_difference(plan: Plan, patients: int, comparisons: int) -> Iterator[s
         return f"{value:.4f} {metric.label}" if known else f"{value:.2f} standard deviations"
 
     single = f"{shown(least_difference(sd, patients))} where it is the only one that is tested"
-    holm = f"{shown(least_difference(sd, patients, comparisons=comparisons))} as the strictest of {comparisons} (Holm)"
+    family = f"{shown(least_difference(sd, patients, comparisons=comparisons))} as one of {comparisons}"
     yield from item(
-        "", f"Least true mean difference found with 80 % power: {single if comparisons == 1 else f'{single}; {holm}'}."
+        "",
+        f"Least true mean difference found with 80 % power: {single if comparisons == 1 else f'{single}; {family}'}.",
     )
+    if len(matrix.folds) * len(matrix.seeds) > 1:
+        yield from item(
+            "", "That is without what retraining changes, which several trainings show and words allow for."
+        )
     if known:
         yield from item(
             "",

@@ -71,6 +71,8 @@ class Collected:
             older one.
         metric: the plan's primary measure.
         margin: the plan's.
+        empty: the plan's: what counts where the reference has nothing of a class.
+        non_inferior: the plan's.
         predictions: label maps of the trainings that ended well, to draw single cases of.
         no_pictures: why there are none, where there could be some.
     """
@@ -85,6 +87,8 @@ class Collected:
     reference: str | None = None
     metric: str = "dice"
     margin: float = 0.01
+    empty: str = "one"
+    non_inferior: bool = False
     predictions: tuple[PredictedCase, ...] = ()
     no_pictures: str | None = None
 
@@ -143,6 +147,8 @@ def from_folder(folder: Path) -> Collected:
         reference=plan.reference,
         metric=plan.metric,
         margin=plan.margin,
+        empty=plan.empty,
+        non_inferior=plan.non_inferior,
         predictions=predictions,
         no_pictures=no_pictures,
     )  # fmt: skip

@@ -46,6 +46,7 @@ def page(
         ranks={ranked.loss: ranked.rank for ranked in primary.ranking},
         rows=_rows(analysis, collected),
         gaps=any(ranked.failed or ranked.lacking for ranked in primary.ranking),
+        misses=any(ranked.missed or ranked.false_alarms for ranked in primary.ranking),
         reach=_reach(analysis),
         friedman=_friedman(primary),
         classes=_grid(primary, analysis.classes, list(analysis.classes)),
@@ -107,8 +108,7 @@ def _grid(primary: MetricAnalysis, analyses: dict[str, MetricAnalysis], heads: l
                     "mean": ranked.mean,
                     "interval": own.bootstrap.losses[place.loss].mean_interval,
                     "best": ranked.rank == own.ranking[0].rank,
-                    "verdict": compared.verdict if compared is not None else None,
-                    "p": compared.p_holm if compared is not None else None,
+                    "compared": compared,
                 }
             )
         rows.append((place.loss, cells))
@@ -118,15 +118,15 @@ def _grid(primary: MetricAnalysis, analyses: dict[str, MetricAnalysis], heads: l
 def _reach(analysis: Analysis) -> str | None:
     """What could be seen at all, as a sentence."""
     reach, metric = analysis.primary.reach, METRICS[analysis.primary.metric]
-    if reach.difference is None or reach.sd is None or reach.cases < (reach.least_cases or 0):
+    if reach.difference is None or reach.sd is None:
         return None
-    told = (
-        f"What could be seen at all: with these {reach.cases} patients a comparison with the reference finds, with "
-        f"80 % power, a true mean difference of {metric.shown(reach.difference)}"
+    text = (
+        f"What could be seen at all: with these {reach.cases} {analysis.unit}s a comparison with the reference finds, "
+        f"with 80 % power, a true mean difference of {metric.shown(reach.difference)}"
     )
-    if reach.difference_holm is not None and len(analysis.primary.comparisons) > 1:
-        told += f" alone, and of {metric.shown(reach.difference_holm)} as one of {len(analysis.primary.comparisons)}"
-    return f"{told} (the differences' standard deviation is {metric.shown(reach.sd)})."
+    if reach.difference_family is not None and len(analysis.primary.comparisons) > 1:
+        text += f" alone, and of {metric.shown(reach.difference_family)} as one of {len(analysis.primary.comparisons)}"
+    return f"{text} (the differences' standard deviation is {metric.shown(reach.sd)})."
 
 
 def _friedman(primary: MetricAnalysis) -> str | None:

@@ -67,10 +67,12 @@ def _ranking(own: MetricAnalysis) -> pd.DataFrame:
                 "median": ranked.median,
                 "sd": ranked.sd,
                 "average_rank": ranked.average_rank,
-                **_interval("rank", resampled.rank_interval),
+                **_interval("rank", ranked.rank_set),
                 "p_first": resampled.p_first,
                 "failed": ranked.failed,
                 "lacking": len(ranked.lacking),
+                "missed": ranked.missed,
+                "false_alarms": ranked.false_alarms,
             }
         )
     return pd.DataFrame(rows)
@@ -81,6 +83,8 @@ def _comparisons(own: MetricAnalysis) -> pd.DataFrame:
     for comparison in own.comparisons:
         row = dict(vars(comparison))
         row |= _interval("difference", row.pop("interval"))
+        variance = row.pop("variance")
+        row |= {} if variance is None else {f"variance_{name}": value for name, value in vars(variance).items()}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -89,7 +93,7 @@ def _pairs(own: MetricAnalysis) -> pd.DataFrame:
     matrix = own.omnibus
     return pd.DataFrame(
         [
-            {"loss": first, "other": second, "p": matrix.p[i][j], "p_holm": matrix.p_holm[i][j]}
+            {"loss": first, "other": second, "p": matrix.p[i][j], "p_adjusted": matrix.p_adjusted[i][j]}
             for i, first in enumerate(matrix.losses)
             for j, second in enumerate(matrix.losses)
             if i < j
@@ -103,7 +107,7 @@ def _others(analyses: Any) -> pd.DataFrame:
         compared = _comparisons(own)
         ranking = _ranking(own)
         if len(compared):
-            columns = ["loss", "difference", "difference_low", "difference_high", "p", "p_holm", "verdict"]
+            columns = ["loss", "difference", "difference_low", "difference_high", "p", "p_adjusted", "verdict"]
             ranking = ranking.merge(compared[columns], on="loss", how="left")
         ranking.insert(0, "class", own.class_name or "")
         ranking.insert(0, "metric", own.metric)
@@ -111,6 +115,6 @@ def _others(analyses: Any) -> pd.DataFrame:
     return pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame()
 
 
-def _interval(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+def _interval(name: str, interval: tuple[float, float] | tuple[int, int] | None) -> dict[str, float | None]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}

@@ -1,5 +1,6 @@
 """A report's folder: the page, its plots and tables, and all numbers as JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def write_report(
     metric: str | None = None,
     reference: str | None = None,
     margin: float | None = None,
+    empty: str | None = None,
+    non_inferior: bool | None = None,
     bootstraps: int = 10_000,
 ) -> tuple[Path, Analysis]:
     """Analyse, and write everything; the page comes last, so that what it names is there.
@@ -34,6 +37,8 @@ def write_report(
         reference: the loss to compare with, or `NO_REFERENCE`; None: the plan's, or, where it named none,
             `DEFAULT_REFERENCE`, where it is among the losses.
         margin: of equivalence, in the measure's unit; None: the plan's.
+        empty: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`; None: the plan's.
+        non_inferior: whether *non-inferior* takes the place of *equivalent*; None: the plan's.
         bootstraps: replicates.
 
     Returns:
@@ -42,9 +47,12 @@ def write_report(
     Raises:
         UserError: no such measure or loss; the folder cannot be written.
     """
-    notes = collected.notes + _after_the_fact(collected, metric, reference, margin)
+    named = {"reference": reference, "metric": metric, "margin": margin, "empty": empty, "non_inferior": non_inferior}
+    notes = collected.notes + _after_the_fact(collected, named)
     metric = collected.metric if metric is None else metric
     margin = collected.margin if margin is None else margin
+    empty = collected.empty if empty is None else empty
+    non_inferior = collected.non_inferior if non_inferior is None else non_inferior
     if reference is None and collected.reference is not None:
         # Where it has not ended yet, no other takes its place.
         reference = collected.reference if collected.reference in collected.table.losses else NO_REFERENCE
@@ -58,7 +66,15 @@ def write_report(
             "(--reference, before the results are seen): all losses are compared with all, and there is no verdict "
             "of equivalence.",
         )
-    analysis = analyse(collected.table, metric=metric, reference=reference, margin=margin, bootstraps=bootstraps)
+    analysis = analyse(
+        collected.table,
+        metric=metric,
+        reference=reference,
+        margin=margin,
+        empty=empty,
+        non_inferior=non_inferior,
+        bootstraps=bootstraps,
+    )
     plots, overlays = draw_all(analysis, collected)
     tables = every_table(analysis, collected)
     if overlays.table is not None:
@@ -80,19 +96,22 @@ def write_report(
     return out / "report.html", analysis
 
 
-def _after_the_fact(
-    collected: Collected, metric: str | None, reference: str | None, margin: float | None
-) -> tuple[str, ...]:
+#: Attributes of what a report is made of that are named before training, and what they are called.
+_NAMED_BEFORE = {
+    "reference": "reference", "metric": "primary measure", "margin": "margin", "empty": "empty",
+    "non_inferior": "non-inferior",
+}  # fmt: skip
+
+
+def _after_the_fact(collected: Collected, named: Mapping[str, object]) -> tuple[str, ...]:
     """What was chosen when the results could be seen: a choice made by them finds more than there is."""
     if collected.reference is None:
         return ()  # nothing was named before
-    named = {"reference": (collected.reference, reference), "primary measure": (collected.metric, metric),
-             "margin": (collected.margin, margin)}  # fmt: skip
     return tuple(
-        f"Chosen after the fact: {what} {now}; before training {before} was named. What is chosen by the results "
-        "looks better than it is."
-        for what, (before, now) in named.items()
-        if now is not None and now != before
+        f"Chosen after the fact: {what} {named[name]}; before training {getattr(collected, name)} was named. What is "
+        "chosen by the results looks better than it is."
+        for name, what in _NAMED_BEFORE.items()
+        if named[name] is not None and named[name] != getattr(collected, name)
     )
 
 

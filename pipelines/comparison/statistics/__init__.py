@@ -5,9 +5,10 @@ analysis = analyse(read_table(Path("results.csv")), reference="dice+binary_cross
 print(analysis.verdict, *analysis.caveats, sep="\\n")
 ```
 
-`table` reads and checks, `scores` makes one number a loss and patient of it, `paired` compares with the reference,
-`omnibus` all with all, `bootstrap` resamples, `power` says what could be seen at all; each says in its head what it
-does not control. `NOT_CONTROLLED` is what no table of results can: a page that shows an analysis shows that, too.
+`table` reads and checks, `scores` makes one number per loss and patient of it, `inference` has the tests and intervals
+of mean differences, `paired` compares with the reference, `omnibus` all with all, `bootstrap` resamples, `power` shows
+what could be seen at all; each says in its head what it does not control. `docs/statistics.md` is the whole in prose.
+`NOT_CONTROLLED` is what no table of results can show: a page that shows an analysis shows that, too.
 """
 
 from typing import TYPE_CHECKING

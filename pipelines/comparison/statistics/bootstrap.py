@@ -1,17 +1,17 @@
-r"""What another sample of patients would have shown: intervals of means and ranks, the chance of being first.
+r"""What another sample of patients would have shown: intervals of single means, and how stable first place is.
 
 Each replicate draws n patients with replacement, the same for all losses, averages, and ranks the losses by their
-means. With S seeds it draws S of those as well, for all patients and losses at once (patients and seeds are crossed).
-A draw of S from S has $(S-1)/S$ of the seeds' variance, half of it with two: so before, each value's distance from
-its patient's mean over seeds is stretched by $\sqrt{S / (S-1)}$.
+means. With S seeds it draws, in each fold, S of those as well, for all its patients and losses at once. A draw of S
+from S has $(S-1)/S$ of the seeds' variance, half of it with two: so before, each value's distance from its patient's
+mean over seeds is stretched by $\sqrt{S / (S-1)}$.
 
-Intervals of means and ranks are percentiles, taken further out by as much as t's quantile is beyond the normal's and
-a sample's spread below the population's (the expanded percentile interval, Hesterberg 2015), so that they cover at
-few cases.
+Intervals of means are percentiles, taken further out by as much as t's quantile is beyond the normal's and a sample's
+spread below the population's (the expanded percentile interval, Hesterberg 2015), so that they cover at few cases. Of
+ranks no percentiles are given: they cover badly (`omnibus` has sets of ranks that hold).
 
 Not controlled: the loss that is first in the sample tends to be first in its resamples; P(rank 1) is how stable the
 ranking is against the choice of patients, not the chance of being the best loss. With one seed retraining is not in
-it.
+it, and what the folds' training data change never is.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 from scipy.stats import rankdata
 
-from pipelines.comparison.statistics.difference import retraining_share
+from pipelines.comparison.statistics.inference import retraining_share
 from pipelines.comparison.statistics.scores import DIGITS, Floats, Scores
 
 #: Replicates at a time, for memory. A part of the result: the draws depend on it.
@@ -35,13 +35,11 @@ class Resampled:
 
     Attributes:
         mean_interval: 95 %, of the mean; none with one patient.
-        rank_interval: 95 %, of the rank by mean, 1 the best; none with one patient.
         p_first: the share of replicates in which it is first; ties share one.
         retraining: the share of this loss's variance between seeds, within patients; none with one seed.
     """
 
     mean_interval: tuple[float, float] | None
-    rank_interval: tuple[float, float] | None
     p_first: float
     retraining: float | None
 
@@ -70,7 +68,7 @@ def bootstrap(scores: Scores, *, bootstraps: int = 10_000, seed: int = 0) -> Boo
         seed: of the draws; the same gives the same.
     """
     gains = scores.metric.sign * scores.values
-    means = resampled_means(gains, bootstraps=bootstraps, seed=seed)
+    means = resampled_means(gains, scores.folds, bootstraps=bootstraps, seed=seed)
     ranks = np.asarray(rankdata(-np.round(means, DIGITS), axis=1))
     observed = np.round(gains.mean((1, 2)), DIGITS)
     first = ranks == ranks.min(1, keepdims=True)
@@ -82,7 +80,6 @@ def bootstrap(scores: Scores, *, bootstraps: int = 10_000, seed: int = 0) -> Boo
     losses = {
         loss: Resampled(
             mean_interval=None if quantiles is None else _pair(np.percentile(natural[:, i], quantiles)),
-            rank_interval=None if quantiles is None else _pair(np.percentile(ranks[:, i], quantiles)),
             p_first=float(p_first[i]),
             retraining=retraining_share(scores.values[i]),
         )
@@ -91,11 +88,12 @@ def bootstrap(scores: Scores, *, bootstraps: int = 10_000, seed: int = 0) -> Boo
     return Bootstrap(losses, float(taus.mean()), float(np.percentile(taus, 2.5)))
 
 
-def resampled_means(values: Floats, *, bootstraps: int, seed: int) -> Floats:
+def resampled_means(values: Floats, folds: NDArray[np.intp], *, bootstraps: int, seed: int) -> Floats:
     """Means over resampled patients and seeds `[bootstraps, L]`.
 
     Args:
         values: `[L, n, S]`.
+        folds: `[n]`, the number of each patient's fold.
         bootstraps: how many.
         seed: of the draws.
     """
@@ -104,15 +102,19 @@ def resampled_means(values: Floats, *, bootstraps: int, seed: int) -> Floats:
         centre = values.mean(-1, keepdims=True)
         values = centre + (values - centre) * sqrt(seeds / (seeds - 1))
     columns = values.transpose(1, 0, 2).reshape(n, -1)
+    # With one seed there is nothing to draw within folds.
+    parts = [folds == fold for fold in np.unique(folds)] if seeds > 1 else [np.ones(n, bool)]
     random = np.random.default_rng(seed)
-    parts = []
+    drawn = []
     for start in range(0, bootstraps, _CHUNK):
         size = min(_CHUNK, bootstraps - start)
-        means = (_drawn(random, size, n) @ columns).reshape(size, losses, seeds)
-        if seeds > 1:
-            means = np.einsum("bls,bs->bl", means, _drawn(random, size, seeds))[..., None]
-        parts.append(means[..., 0])
-    return np.concatenate(parts)
+        patients = _drawn(random, size, n)
+        total = np.zeros((size, losses))
+        for part in parts:
+            sums = (patients[:, part] @ columns[part]).reshape(size, losses, seeds)
+            total += np.einsum("bls,bs->bl", sums, _drawn(random, size, seeds)) if seeds > 1 else sums[..., 0]
+        drawn.append(total)
+    return np.concatenate(drawn)
 
 
 def _drawn(random: np.random.Generator, size: int, n: int) -> Floats:

@@ -1,17 +1,19 @@
 """What an analysis does not cover, in words."""
 
+from pipelines.comparison.statistics.inference import ALPHA
 from pipelines.comparison.statistics.metrics import METRICS
-from pipelines.comparison.statistics.paired import ALPHA, UNDECIDED
-from pipelines.comparison.statistics.results import MetricAnalysis
+from pipelines.comparison.statistics.paired import EQUIVALENT, NON_INFERIOR
+from pipelines.comparison.statistics.results import Analysis
 from pipelines.comparison.statistics.scores import Scores
+from pipelines.comparison.statistics.sentence import counted, listed
 from pipelines.comparison.statistics.table import CaseTable
 
 #: Below so many patients intervals and p-values are shaky.
 FEW = 50
 #: What no table can tell, of any comparison.
 NOT_CONTROLLED = (
-    "Folds share training data, so the networks of different folds are not independent; the tests take patients as "
-    "independent.",
+    "Folds share training data, so the networks of different folds are not independent; the tests take patients, and "
+    "trainings, as independent.",
     "A checkpoint chosen by the reported cases makes its score too good; the tests do not see how it was chosen.",
     "The best of many losses, chosen and measured on the same cases, looks better than it is: expect less on new ones.",
     "One learning rate and schedule for all losses is a confound: a loss may do better with settings of its own.",
@@ -20,114 +22,141 @@ NOT_CONTROLLED = (
 )
 
 
-def caveats(
-    table: CaseTable,
-    scores: Scores,
-    primary: MetricAnalysis,
-    classes: dict[str, MetricAnalysis],
-    secondary: dict[str, MetricAnalysis],
-) -> tuple[str, ...]:
+def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, ...]:
     """The caveats of this analysis, the gravest first."""
     return (
-        *_of_size(primary),
-        *_of_trainings(scores),
-        *_of_gaps(scores),
-        *_of_disagreement(primary),
-        *_of_columns(table, classes, secondary),
+        *_of_size(analysis),
+        *_of_gaps(scores, analysis),
+        *_of_trainings(scores, analysis),
+        *_of_words(analysis),
+        *_of_columns(table, analysis),
     )
 
 
-def _of_size(primary: MetricAnalysis) -> list[str]:
-    told = []
-    n, reach = primary.patients, primary.reach
-    if reach.least_cases is not None and n < reach.least_cases:
-        told.append(
-            f"Too few cases to tell: {_count(len(primary.comparisons), 'comparison')} with the reference cannot be "
-            f"significant below {reach.least_cases} patients, and there are {n}. Every verdict is therefore undecided."
+def empty_notes(analysis: Analysis) -> list[str]:
+    """What counts where the reference has nothing of a class; false alarms, and complete misses, per loss."""
+    primary, notes = analysis.primary, []
+    metric = METRICS[primary.metric]
+    if primary.empty and metric.name not in ("sensitivity", "specificity"):
+        higher = metric.higher_is_better
+        what = {
+            "one": f"an empty prediction counts {'1' if higher else '0 mm'} there, and a false alarm "
+            f"{'0' if higher else 'the distance measured'}",
+            "exclude": f"left out for all losses alike, so false alarms there are not in the {metric.label}",
+            "worst": "an empty prediction counts as the worst there",
+        }[analysis.empty]
+        notes.append(
+            f"The reference of {counted(len(primary.empty), 'case')} ({listed(list(primary.empty))}) has nothing of a "
+            f"class: {what} (--empty {analysis.empty})."
         )
-    if n < reach.least_cases_pairs:
-        pairs = len(primary.ranking) * (len(primary.ranking) - 1) // 2
-        told.append(
-            f"All {_count(pairs, 'pair')} together cannot be significant below {reach.least_cases_pairs} patients."
+    alarms = [f"{ranked.loss} {ranked.false_alarms}" for ranked in primary.ranking if ranked.false_alarms]
+    missed = [f"{ranked.loss} {ranked.missed}" for ranked in primary.ranking if ranked.missed]
+    if alarms:
+        notes.append(f"False alarms (something found of a class that is not there): {listed(alarms)}.")
+    if missed:
+        notes.append(f"Complete misses (nothing found of a class that is there): {listed(missed)}.")
+    return notes
+
+
+def _of_size(analysis: Analysis) -> list[str]:
+    primary, unit = analysis.primary, analysis.unit
+    n, least = primary.patients, primary.reach.least_cases
+    notes = []
+    if n < least:
+        notes.append(
+            f"Too few cases to tell: no difference can be significant below {least} {unit}s, and there are {n}. Every "
+            "verdict is therefore undecided."
         )
     if n < FEW:
-        told.append(
-            f"{n} patients are few (under {FEW}): intervals and p-values are rough, small differences go unseen."
+        skewed = ", and skewed differences make false words more likely than 5 %" if n < 20 else ""
+        notes.append(
+            f"{counted(n, unit)} are few (under {FEW}): intervals and p-values are rough, small differences go "
+            f"unseen{skewed}."
         )
-    return told
+    return notes
 
 
-def _of_trainings(scores: Scores) -> list[str]:
-    seeds = scores.values.shape[-1]
-    if seeds == 1:
+def _of_trainings(scores: Scores, analysis: Analysis) -> list[str]:
+    if analysis.trainings == 1:
         return [
-            "One training a loss: intervals, tests and ranks do not cover what another seed would change; they speak "
-            "of these networks, and of the losses only as far as retraining changes little."
+            "One training per loss: intervals, tests and ranks do not cover what another seed would change; they are "
+            "about these networks, and about the losses only as far as retraining changes little."
         ]
-    told = []
-    if seeds < 5:
-        told.append(f"{seeds} trainings a loss say little of how much seeds differ: the intervals are wide for it.")
-    if not scores.balanced:
-        told.append(
-            "Not every patient has all seeds: the mean of those it has stands for the others, which understates what "
-            "retraining changes."
+    notes = []
+    if analysis.folds > 1 and analysis.seeds == 1:
+        notes.append(
+            f"One seed in each of {analysis.folds} folds: what retraining changes is estimated from how the folds' "
+            "means differ, over all losses together; more seeds would show it better."
         )
-    return told
+    elif analysis.seeds < 5 and analysis.folds * (analysis.seeds - 1) < 4:
+        notes.append(
+            f"{analysis.trainings} trainings per loss show little of what retraining changes; it is estimated over all "
+            "losses together, as if it changed all alike, and the intervals are wide for it."
+        )
+    if not scores.balanced:
+        notes.append(
+            f"Not every {analysis.unit} has all trainings: the mean of those it has stands for the others, which "
+            "understates what retraining changes."
+        )
+    return notes
 
 
-def _of_gaps(scores: Scores) -> list[str]:
-    worst = "0" if scores.metric.higher_is_better else "the largest distance in the table, which may understate it"
-    told = [
-        f"{loss}: no result of {_count(len(cases), 'case')} ({_some(cases)}); counted as the worst, {worst}."
+def _of_gaps(scores: Scores, analysis: Analysis) -> list[str]:
+    metric = scores.metric
+    worst = "0" if metric.higher_is_better else "the largest distance in the table, which may understate it"
+    notes = [
+        f"{loss}: no result of {counted(len(cases), 'case')} ({listed(list(cases))}); counted as the worst, {worst}."
         for loss, cases in scores.lacking.items()
     ]
-    told += [
-        f"{loss}: {_count(count, 'failed prediction')}, counted as the worst, {worst}."
+    notes += [
+        f"{loss}: {counted(count, 'failed prediction')}, counted as the worst, {worst}."
         for loss, count in scores.failed.items()
     ]
-    if scores.excluded:
-        told.append(
-            f"{_count(len(scores.excluded), 'case')} ({_some(scores.excluded)}) left out, or a class of theirs, for "
-            f"all losses alike: {scores.metric.label} has no meaning where reference and prediction are empty. False "
-            "alarms there are not in it; specificity shows them."
+    notes += empty_notes(analysis)
+    others = [case for case in scores.excluded if case not in scores.empty or metric.name == "sensitivity"]
+    if others:
+        notes.append(
+            f"{counted(len(others), 'case')} ({listed(others)}) left out, or a class of theirs, for all losses alike: "
+            f"{metric.label} has no meaning there, or no loss has a value."
         )
-    return told
+    return notes
 
 
-def _of_disagreement(primary: MetricAnalysis) -> list[str]:
+def _of_words(analysis: Analysis) -> list[str]:
+    primary, unit = analysis.primary, analysis.unit
     sign = METRICS[primary.metric].sign
-    return [
-        f"{own.loss}: the mean and the ranks disagree on its direction against the reference (few large differences "
-        "one way, many small ones the other): undecided."
-        for own in primary.comparisons
-        if own.p_holm <= ALPHA and own.effect * sign * own.difference <= 0 and own.verdict == UNDECIDED
-    ]
-
-
-def _of_columns(
-    table: CaseTable, classes: dict[str, MetricAnalysis], secondary: dict[str, MetricAnalysis]
-) -> list[str]:
-    told = []
-    if "patient" not in table.given:
-        told.append(
-            "No column patient: every case counts as a patient of its own; several of one would count too much."
+    notes = []
+    alike = [own.loss for own in primary.comparisons if own.verdict in (EQUIVALENT, NON_INFERIOR)]
+    if alike:
+        n = primary.patients
+        notes.append(
+            f"{listed(alike)}: {'non-inferior' if analysis.non_inferior else 'equivalent'} on average. What none of "
+            f"{counted(n, unit)} showed, a collapse for example, may still happen in up to {min(1.0, 3 / n):.0%} of "
+            f"{unit}s (3/n)."
         )
-    if table.frame["fold"].nunique() > 1:
-        told.append("The cases are from several folds, whose networks share training data: they are not independent.")
+    notes += [
+        f"{own.loss}: the mean and the ranks point opposite ways (few large differences one way, many small ones the "
+        "other); the word is about the mean."
+        for own in primary.comparisons
+        if min(own.p_adjusted, own.p_ranks) <= ALPHA and own.effect * sign * own.difference < 0
+    ]
+    return notes
+
+
+def _of_columns(table: CaseTable, analysis: Analysis) -> list[str]:
+    notes = []
+    if analysis.unit == "case":
+        notes.append(
+            "No patient is known by another name than its case: every case counts as independent; several of one "
+            "patient would count too much."
+        )
+    if analysis.folds > 1:
+        notes.append("The cases are from several folds, whose networks share training data: they are not independent.")
     if len(table.losses) > 2:
-        told.append("The best of several, chosen and measured on the same cases, looks better than it is.")
-    if secondary or classes:
-        told.append(
-            "Other measures and single classes are secondary: Holm goes over the losses within each, not over all of "
+        notes.append("The best of several, chosen and measured on the same cases, looks better than it is.")
+    if analysis.secondary or analysis.classes:
+        notes.append(
+            "Other measures and single classes are secondary: p is adjusted for the losses within each, not for all of "
             "them, so some small p-values there are chance. The margin of equivalence is of the primary measure alone."
         )
-    return told
-
-
-def _some(names: tuple[str, ...], at_most: int = 5) -> str:
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return notes

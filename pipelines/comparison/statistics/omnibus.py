@@ -8,12 +8,15 @@ C = \tfrac14 N k (k+1)^2, \qquad F = \frac{(N - 1) \chi^2}{N (k - 1) - \chi^2}$$
 with $k - 1$ and $(k - 1)(N - 1)$ degrees of freedom. The denominator corrects for ties; without any it is
 $N k (k+1)(k-1) / 12$, which Demsar (2006) uses always.
 
-Pairs are tested by Wilcoxon with Holm over all of them, not by Nemenyi's test of average ranks, whose verdict on two
-losses depends on which others are in the pool (Benavoli et al. 2016). Holm needs no Friedman before it: the F is
-reported, and decides nothing.
+Pairs are tested like comparisons with a reference (`inference`), all of them as one family, not by Nemenyi's test of
+average ranks, whose verdict on two losses depends on which others are in the pool (Benavoli et al. 2016). No Friedman
+is needed before it: the F is reported, and decides nothing.
 
-Not controlled: Friedman's test and the average ranks are over patients, seeds averaged; retraining is not in them.
-The pairs' tests have it where there are several seeds (`difference`).
+**Rank sets** (Mogstad et al. 2024): a loss of which b losses are significantly better and w significantly worse has a
+rank from 1 + b to L - w. All sets hold all true ranks at once wherever no pair is falsely called different: in at least
+95 % of tables.
+
+Not controlled: Friedman's test and the average ranks are over patients, trainings averaged; retraining is not in them.
 """
 
 from collections import Counter
@@ -25,8 +28,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc
 from scipy.stats import rankdata
 
-from pipelines.comparison.statistics.difference import difference_test
-from pipelines.comparison.statistics.holm import holm
+from pipelines.comparison.statistics.inference import ALPHA, Indices, infer
 from pipelines.comparison.statistics.scores import Floats, Scores
 
 
@@ -57,18 +59,20 @@ class Omnibus:
         losses: in the order of the average ranks, best first; matrices have this order.
         average_ranks: over patients, 1 the best.
         friedman: the test of no difference between any; none with one patient.
-        p: of every pair `[L][L]`, as `difference` tests; 1 on the diagonal.
-        p_holm: the same, Holm over all pairs.
+        p: of every pair alone `[L][L]`, as `inference` tests; 1 on the diagonal.
+        p_adjusted: the same, family-wise over all pairs; at most 0.05: the pair differs significantly.
         groups: the largest sets (of two and more) whose losses do not differ significantly, any from any. They can
             overlap, and a loss between two of a group may be outside it.
+        rank_sets: loss -> the lowest and highest rank by mean that the pairs leave open.
     """
 
     losses: tuple[str, ...]
     average_ranks: tuple[float, ...]
     friedman: Friedman | None
     p: tuple[tuple[float, ...], ...]
-    p_holm: tuple[tuple[float, ...], ...]
+    p_adjusted: tuple[tuple[float, ...], ...]
     groups: tuple[tuple[str, ...], ...]
+    rank_sets: dict[str, tuple[int, int]]
 
 
 def case_ranks(gains: Floats) -> Floats:
@@ -107,29 +111,51 @@ def _chance_of_unison(ranks: Floats) -> float:
     return float(orders) ** -(n - 1)
 
 
-def all_pairs(scores: Scores, level: float = 0.05) -> Omnibus:
+def all_pairs(scores: Scores, *, seed: int = 0) -> Omnibus:
     """Test all losses, and every pair.
 
     Args:
         scores: of one measure.
-        level: of the groups.
+        seed: of drawn sign patterns.
     """
     ranks = case_ranks(scores.metric.sign * scores.by_patient)
     average = ranks.mean(1)
     order = np.argsort(np.round(average, 9), kind="stable")
-    values = scores.values[order]
-    first, second = np.triu_indices(len(order), 1)
-    p = np.array([difference_test(values[i] - values[j]).p for i, j in zip(first, second, strict=True)])
+    size = len(order)
+    first, second = np.triu_indices(size, 1)
+    found = infer(scores.metric.sign * scores.values[order], first, second, scores.folds, seed=seed)
     names = [scores.losses[i] for i in order]
-    adjusted = _matrix(holm(p), first, second)
+    differ = found.p_adjusted <= ALPHA
+    low, high = rank_sets(found.mean, differ, first, second, size)
+    linked = _matrix(~differ, first, second, size).astype(bool)
     return Omnibus(
         losses=tuple(names),
         average_ranks=tuple(average[order].tolist()),
         friedman=friedman(ranks) if ranks.shape[1] > 1 else None,
-        p=_rows(_matrix(p, first, second)),
-        p_holm=_rows(adjusted),
-        groups=tuple(tuple(names[i] for i in group) for group in cliques(adjusted > level)),
+        p=_rows(_matrix(found.p, first, second, size)),
+        p_adjusted=_rows(_matrix(found.p_adjusted, first, second, size)),
+        groups=tuple(tuple(names[i] for i in group) for group in cliques(linked)),
+        rank_sets=dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
     )
+
+
+def rank_sets(
+    means: Floats, differ: NDArray[np.bool_], first: Indices, second: Indices, losses: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The lowest and highest rank of each loss that pairs leave open, each `[..., L]`; 1 is the best.
+
+    Args:
+        means: `[..., k]`, of first minus second; more is better.
+        differ: `[..., k]`, whether a pair differs significantly.
+        first: `[k]`, numbers of losses.
+        second: `[k]`, numbers of losses.
+        losses: how many there are.
+    """
+    one, other = (np.eye(losses, dtype=np.int64)[own] for own in (first, second))
+    over, under = ((differ & (sign * means > 0)).astype(np.int64) for sign in (1, -1))
+    better = under @ one + over @ other
+    worse = over @ one + under @ other
+    return 1 + better, losses - worse
 
 
 def cliques(linked: NDArray[np.bool_]) -> list[tuple[int, ...]]:
@@ -154,8 +180,7 @@ def cliques(linked: NDArray[np.bool_]) -> list[tuple[int, ...]]:
     return sorted(found)
 
 
-def _matrix(p: Floats, first: NDArray[np.intp], second: NDArray[np.intp]) -> Floats:
-    size = int(second.max()) + 1
+def _matrix(p: NDArray[np.generic], first: Indices, second: Indices, size: int) -> Floats:
     full = np.ones((size, size))
     full[first, second] = full[second, first] = p
     return full

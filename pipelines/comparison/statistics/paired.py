@@ -1,38 +1,57 @@
 """Every loss against the one reference loss, patient by patient: a difference, an interval, a test, and one word.
 
-- *equivalent*: the 95 % interval of the mean difference lies inside the margin, on both sides. That is two one-sided
-  tests at 2.5 % each, stricter than the usual 5 % (a 90 % interval), so that the interval that is shown decides. It
-  goes first: a difference shown to be smaller than what matters is not *better*, however certain.
-- *better*, *worse*: Holm's p over all comparisons with the reference is at most 0.05, and the mean difference has the
-  sign of the ranks'. So the chance of any such word where no loss differs is at most 5 %. With several trainings the
-  interval, which covers retraining, has to leave out 0 as well.
-- *undecided*: all else. Also everything, where there are too few patients for any test to reject (`least_cases`): a
-  narrow interval of three cases is no evidence.
+The words are about the mean difference (`inference` has interval and tests):
 
-Not controlled: *equivalent* is held at 2.5 % a comparison, not over all of them (`p_equivalence_holm` is). Metrics
-and classes are families of their own: Holm goes over the losses within one. With one training a loss, everything is
-said of these networks; see `difference`.
+- *better*, *worse*: the family-wise p over all comparisons with the reference is at most 0.05. That asks the interval
+  to leave out 0, too. Where the interval also lies inside the margin, it is *better* or *worse, within the margin*:
+  certain, and smaller than what matters.
+- *equivalent*: not that, and the 95 % interval, with more caution for skewness than the one that is shown, lies inside
+  the margin on both sides: two one-sided tests at 2.5 % each.
+- *non-inferior*, in its place and only where it was asked for: that interval's lower end lies above minus the margin.
+- *undecided*: all else. Also everything with fewer patients than any test can reject with (`least_patients`): a narrow
+  interval of three cases is no evidence.
+
+On how many patients a loss is better, and Wilcoxon's test of that, are another question, with numbers of their own:
+`wins`, `effect`, `p_ranks`. They decide no word.
+
+Not controlled: *equivalent* and *non-inferior* are held at 2.5 % a comparison, not over all of them
+(`p_equivalence_holm` is). Metrics and classes are families of their own. What no case of n shows may still happen in
+3 / n of them (`unseen`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.comparison.statistics.difference import (
-    DifferenceTest,
-    difference_test,
-    equivalence_p,
-    retraining_share,
-)
-from pipelines.comparison.statistics.holm import holm
-from pipelines.comparison.statistics.metrics import Metric
-from pipelines.comparison.statistics.power import least_cases
+from pipelines.comparison.statistics.inference import ALPHA as ALPHA
+from pipelines.comparison.statistics.inference import Parts, holm, infer, least_patients, retraining_share
 from pipelines.comparison.statistics.scores import DIGITS, Floats, Scores
+from pipelines.comparison.statistics.wilcoxon import signed_rank
 
-#: The level of all tests.
-ALPHA = 0.05
-BETTER, WORSE, EQUIVALENT, UNDECIDED = VERDICTS = ("better", "worse", "equivalent", "undecided")
+BETTER, WORSE, EQUIVALENT, NON_INFERIOR, UNDECIDED = VERDICTS = (
+    "better", "worse", "equivalent", "non-inferior", "undecided",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VarianceParts:
+    """What the variance of a mean difference is made of.
+
+    Attributes:
+        patient: the patients' part.
+        patient_freedom: its degrees of freedom.
+        retraining: the part of seeds within folds; none with one seed.
+        retraining_freedom: its degrees of freedom.
+        fold: the part of folds beyond the other two (with one seed, of retraining and fold in one); none with one fold.
+        fold_freedom: its degrees of freedom.
+    """
+
+    patient: float
+    patient_freedom: int
+    retraining: float | None
+    retraining_freedom: float | None
+    fold: float | None
+    fold_freedom: float | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,7 @@ class Comparison:
         loss: the loss.
         difference: mean of loss minus reference, in the measure's unit; of a distance, less is better.
         interval: 95 %, of the mean; none with one patient.
-        sd: standard deviation of the patients' differences (seeds averaged); none with one patient.
+        sd: standard deviation of the patients' differences (trainings averaged); none with one patient.
         wins: patients of whom the loss is better than the reference.
         losses: patients of whom it is worse.
         ties: the others.
@@ -51,13 +70,19 @@ class Comparison:
         w_minus: the sum of ranks for the reference.
         exact: whether Wilcoxon's distribution was computed exactly.
         effect: the matched-pairs rank-biserial correlation, 1: better of every patient, -1: worse of every one.
-        p_wilcoxon: of Wilcoxon's signed-rank test, two-sided.
-        p: that; with several seeds the larger of it and the mean's, over patients and seeds.
-        p_holm: p, Holm over the comparisons.
-        p_equivalence: of two one-sided t-tests against the margin; none without a margin. With one training it is at
-            most 0.025 where the interval lies inside.
+        p_wilcoxon: of Wilcoxon's signed-rank test, two-sided; trainings averaged.
+        p_ranks: that, Holm over the comparisons.
+        p: of the mean difference alone, without adjustment.
+        p_adjusted: family-wise over the comparisons; at most 0.05 only where the interval leaves out 0.
+        p_trainings: the part of p that is over trainings; none with one.
+        p_equivalence: of two one-sided tests against the margin, at most 0.025 where it is shown; none without a
+            margin.
         p_equivalence_holm: that, Holm over the comparisons.
-        retraining: the share of the differences' variance between seeds, within patients; none with one seed.
+        p_non_inferior: of the one-sided test; none without a margin.
+        variance: of the mean difference, by source; none with one patient.
+        retraining: the share of the differences' variance between trainings, within patients; none with one seed.
+        within_margin: whether the mean is shown to lie inside the margin.
+        unseen: the share of patients that may do something which none of these did: 3 / n, at most 1.
         verdict: one of `VERDICTS`.
     """
 
@@ -73,84 +98,110 @@ class Comparison:
     exact: bool
     effect: float
     p_wilcoxon: float
+    p_ranks: float
     p: float
-    p_holm: float
+    p_adjusted: float
+    p_trainings: float | None
     p_equivalence: float | None
     p_equivalence_holm: float | None
+    p_non_inferior: float | None
+    variance: VarianceParts | None
     retraining: float | None
+    within_margin: bool
+    unseen: float
     verdict: str
 
+    @property
+    def words(self) -> str:
+        """The verdict, with what limits it."""
+        limited = self.within_margin and self.verdict in (BETTER, WORSE)
+        return f"{self.verdict}, within the margin" if limited else self.verdict
 
-def compare_with(scores: Scores, reference: str, *, margin: float | None = None) -> tuple[Comparison, ...]:
+
+def compare_with(
+    scores: Scores, reference: str, *, margin: float | None = None, non_inferior: bool = False, seed: int = 0
+) -> tuple[Comparison, ...]:
     """Compare every loss with the reference.
 
     Args:
         scores: of one measure.
         reference: one of its losses.
         margin: differences up to it do not matter, in the measure's unit; `None`: no word *equivalent*.
+        non_inferior: whether *non-inferior* takes the place of *equivalent*.
+        seed: of drawn sign patterns.
 
     Returns:
-        One a loss, without the reference's own, in the order of `scores.losses`.
+        One per loss, without the reference, in the order of `scores.losses`.
     """
-    base = scores.values[scores.losses.index(reference)]
-    others = [loss for loss in scores.losses if loss != reference]
-    gains = [scores.metric.sign * (scores.values[scores.losses.index(loss)] - base) for loss in others]
-    tests = [difference_test(gain) for gain in gains]
-    adjusted = holm(np.array([test.p for test in tests]))
-    same = [None if margin is None else equivalence_p(test.mean, margin) for test in tests]
-    same_adjusted: Sequence[float | None] = same if margin is None else holm(np.array(same, float)).tolist()
-    enough = len(scores.patients) >= least_cases(len(others))
-    return tuple(
-        _comparison(scores.metric, loss, gain, test, float(p), (alike, alike_adjusted), _word(test, p, margin, enough))
-        for loss, gain, test, p, alike, alike_adjusted in zip(
-            others, gains, tests, adjusted, same, same_adjusted, strict=True
+    sign = scores.metric.sign
+    base = scores.losses.index(reference)
+    others = np.array([i for i in range(len(scores.losses)) if i != base], np.intp)
+    found = infer(sign * scores.values, others, np.full_like(others, base), scores.folds, seed=seed)
+    gains = sign * (scores.values[others] - scores.values[base])
+    ranks = [signed_rank(gain.mean(1)) for gain in gains]
+    p_ranks = holm(np.array([rank.p for rank in ranks]))
+    known = len(scores.patients) > 1
+    same = above = None
+    if margin is not None:
+        above = found.p_below(-margin) if known else np.ones(len(others))
+        same = np.maximum(above, found.p_above(margin)) if known else above
+    same_holm = None if same is None else holm(same)
+    enough = len(scores.patients) >= least_patients()
+    comparisons = []
+    for i, (other, gain, rank) in enumerate(zip(others, gains, ranks, strict=True)):
+        by_patient = np.round(gain.mean(1), DIGITS)
+        ends = (float(found.low[i]), float(found.high[i])) if known else None
+        within = same is not None and bool(same[i] <= ALPHA / 2)
+        verdict = UNDECIDED
+        if enough and ends is not None:
+            if found.p_adjusted[i] <= ALPHA:
+                verdict = BETTER if found.mean[i] > 0 else WORSE
+            elif above is not None and non_inferior:
+                verdict = NON_INFERIOR if above[i] <= ALPHA / 2 else UNDECIDED
+            elif within:
+                verdict = EQUIVALENT
+        comparisons.append(
+            Comparison(
+                loss=scores.losses[other],
+                difference=float(sign * found.mean[i]),
+                interval=ends if ends is None or sign > 0 else (-ends[1], -ends[0]),
+                sd=float(by_patient.std(ddof=1)) if known else None,
+                wins=int((by_patient > 0).sum()),
+                losses=int((by_patient < 0).sum()),
+                ties=int((by_patient == 0).sum()),
+                w_plus=rank.positive,
+                w_minus=rank.negative,
+                exact=rank.exact,
+                effect=rank.effect,
+                p_wilcoxon=rank.p,
+                p_ranks=float(p_ranks[i]),
+                p=float(found.p[i]),
+                p_adjusted=float(found.p_adjusted[i]),
+                p_trainings=_known(found.p_trainings[i]),
+                p_equivalence=None if same is None else float(same[i]),
+                p_equivalence_holm=None if same_holm is None else float(same_holm[i]),
+                p_non_inferior=None if above is None else float(above[i]),
+                variance=_variance(found.parts, i, *gain.shape) if known else None,
+                retraining=retraining_share(gain),
+                within_margin=within,
+                unseen=min(1.0, 3 / len(scores.patients)),
+                verdict=verdict,
+            )
         )
+    return tuple(comparisons)
+
+
+def _variance(parts: Parts, i: int, patients: int, seeds: int) -> VarianceParts:
+    of_seeds, of_folds = seeds > 1, patients - parts.patient_freedom > 1
+    return VarianceParts(
+        patient=float(parts.patient[i]),
+        patient_freedom=parts.patient_freedom,
+        retraining=float(parts.retraining[i]) if of_seeds else None,
+        retraining_freedom=float(parts.retraining_freedom[i]) if of_seeds else None,
+        fold=float(parts.fold[i]) if of_folds else None,
+        fold_freedom=float(parts.fold_freedom[i]) if of_folds else None,
     )
 
 
-def _word(test: DifferenceTest, p_holm: float, margin: float | None, enough: bool) -> str:
-    interval = test.mean.interval()
-    if not enough or interval is None:
-        return UNDECIDED
-    if margin is not None and -margin < interval[0] and interval[1] < margin:
-        return EQUIVALENT
-    retrained = len(test.mean.parts) > 1
-    clear = interval[0] > 0 or interval[1] < 0
-    if p_holm <= ALPHA and test.rank.effect * test.mean.mean > 0 and (clear or not retrained):
-        return BETTER if test.mean.mean > 0 else WORSE
-    return UNDECIDED
-
-
-def _comparison(
-    metric: Metric,
-    loss: str,
-    gain: Floats,
-    test: DifferenceTest,
-    p_holm: float,
-    alike: tuple[float | None, float | None],
-    verdict: str,
-) -> Comparison:
-    by_patient = np.round(gain.mean(1), DIGITS)
-    interval = test.mean.interval()
-    if interval is not None and metric.sign < 0:
-        interval = -interval[1], -interval[0]
-    return Comparison(
-        loss=loss,
-        difference=metric.sign * test.mean.mean,
-        interval=interval,
-        sd=float(by_patient.std(ddof=1)) if len(by_patient) > 1 else None,
-        wins=int((by_patient > 0).sum()),
-        losses=int((by_patient < 0).sum()),
-        ties=int((by_patient == 0).sum()),
-        w_plus=test.rank.positive,
-        w_minus=test.rank.negative,
-        exact=test.rank.exact,
-        effect=test.rank.effect,
-        p_wilcoxon=test.rank.p,
-        p=test.p,
-        p_holm=p_holm,
-        p_equivalence=alike[0],
-        p_equivalence_holm=alike[1],
-        retraining=retraining_share(gain),
-        verdict=verdict,
-    )
+def _known(value: Floats) -> float | None:
+    return None if np.isnan(value) else float(value)

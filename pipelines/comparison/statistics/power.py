@@ -1,68 +1,69 @@
-r"""What so many cases can show at all.
+r"""What so many cases can show at all, with one training per loss.
 
-**The least difference.** Wilcoxon's test on n normal differences has about the power of a t-test on $n \cdot 3/\pi$
-(its asymptotic relative efficiency, 0.955), at the level that its discrete p-values can attain. So the difference
-found with 80 % power solves a noncentral t's equation, without simulation, hence the same number every time; the test
-holds it against simulated Wilcoxon tests. Differences with heavy tails, as Dice's, are found somewhat more often than
-that for the same standard deviation: the number is on the safe side.
+**The least difference.** Step-down max-T over k comparisons with one reference (`inference`) rejects about where
+Student's t does at the level $\alpha_k$ at which any of k equally correlated (one half) normal tests rejects with
+$\alpha$; from that quantile q a noncentral t's equation gives the difference found with 80 % power, without simulation,
+hence the same number every time. At few cases sign flips, and the correction for skewness, cost more than that: by
+simulation the difference has to be larger by a factor of about $1 + (q / \sqrt n)^{2.2} / 6$. The test holds the result
+against simulated comparisons. It is for normal differences.
 
-**Too few cases.** The smallest two-sided p-value of n pairs is $2 / 2^n$. Holm's first step asks for $0.05 / k$;
-where that is below it, no difference, however large, is found. 105 pairs need 13 cases, 14 comparisons with one
-reference 10.
+**Too few cases.** The least two-sided p-value of n sign flips is $2 / 2^n$: with 6 cases differences can be
+significant, with 5 none, however large, and however many comparisons there are.
 """
 
-from math import ceil, log2, pi, sqrt
+from functools import lru_cache
+from math import sqrt
 
+import numpy as np
 from scipy.optimize import brentq
-from scipy.special import nctdtr, stdtrit
+from scipy.special import nctdtr, ndtr, stdtrit
 
-from pipelines.comparison.statistics.wilcoxon import attainable_level
-
-_EFFICIENCY = 3 / pi
+from pipelines.comparison.statistics.inference import ALPHA, least_patients
 
 
-def least_cases(comparisons: int, level: float = 0.05) -> int:
-    """The smallest number of cases at which one of so many comparisons can be significant after Holm.
+@lru_cache(maxsize=256)
+def _level(comparisons: int, level: float) -> float:
+    """The level of one of k equally correlated (0.5) two-sided normal tests, such that any rejects with `level`."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    shared, weights = nodes * sqrt(0.5), weights / weights.sum()
 
-    Args:
-        comparisons: k, at least 1.
-        level: of all of them together.
-    """
-    return max(1, ceil(1 + log2(comparisons / level) - 1e-9))
+    def excess(z: float) -> float:
+        within = ndtr((z - shared) / sqrt(0.5)) - ndtr((-z - shared) / sqrt(0.5))
+        return float((weights * within**comparisons).sum()) - (1 - level)
+
+    return 2 * float(ndtr(-brentq(excess, 0.1, 12.0)))
 
 
-def power(difference: float, sd: float, cases: int, *, comparisons: int = 1, level: float = 0.05) -> float:
-    """The chance that Wilcoxon's test, two-sided, finds a mean difference, in its direction.
+def power(difference: float, sd: float, cases: int, *, comparisons: int = 1, level: float = ALPHA) -> float:
+    """The chance that a mean difference is found, in its direction.
 
     Args:
         difference: the true mean difference.
         sd: standard deviation of the paired differences over cases, in the same unit; above 0.
         cases: n.
-        comparisons: for how many the level is divided: Holm's first, strictest step.
+        comparisons: with one reference, as one of which it is found.
         level: of all of them together.
     """
-    attained = attainable_level(cases, level / comparisons)
-    if attained == 0 or cases < 2:
+    if cases < least_patients(level):
         return 0.0
-    freedom = max(cases * _EFFICIENCY - 1, 1.0)
-    quantile = -float(stdtrit(freedom, attained / 2))
-    shift = abs(difference) / sd * sqrt(cases * _EFFICIENCY)
-    return 1 - float(nctdtr(freedom, shift, quantile))
+    quantile = -float(stdtrit(cases - 1, _level(comparisons, level) / 2))
+    shift = abs(difference) / sd * sqrt(cases) / (1 + (quantile / sqrt(cases)) ** 2.2 / 6)
+    return 1 - float(nctdtr(cases - 1, shift, quantile))
 
 
 def least_difference(
-    sd: float, cases: int, *, comparisons: int = 1, wanted: float = 0.8, level: float = 0.05
+    sd: float, cases: int, *, comparisons: int = 1, wanted: float = 0.8, level: float = ALPHA
 ) -> float | None:
     """The smallest mean difference that is found with the wanted power; none where the cases are too few for any.
 
     Args:
         sd: standard deviation of the paired differences over cases.
         cases: n.
-        comparisons: for how many the level is divided: Holm's first, strictest step.
+        comparisons: with one reference, as one of which it is found.
         wanted: the power.
         level: of all comparisons together.
     """
-    if cases < least_cases(comparisons, level):
+    if cases < least_patients(level):
         return None
     if sd == 0:
         return 0.0
@@ -82,7 +83,7 @@ def cases_needed(difference: float, sd: float, *, comparisons: int = 1, wanted: 
     Args:
         difference: the true mean difference, not 0.
         sd: standard deviation of the paired differences over cases; above 0.
-        comparisons: for how many the level is divided.
+        comparisons: with one reference, as one of which it is found.
         wanted: the power.
     """
     low, high = 1, 2

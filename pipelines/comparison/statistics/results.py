@@ -20,8 +20,11 @@ class Ranked:
         median: over patients, seeds averaged.
         sd: over patients, seeds averaged; none with one.
         average_rank: over patients.
+        rank_set: the lowest and highest rank by mean that the pairs leave open, of all losses at once (95 %).
         failed: empty cells that counted as worst.
-        lacking: cases of which there was no row, which counted as worst.
+        lacking: cases of which a row was missing, which counted as worst.
+        missed: predictions with nothing of a class that is there.
+        false_alarms: predictions with something of a class that is not there.
     """
 
     loss: str
@@ -30,8 +33,11 @@ class Ranked:
     median: float
     sd: float | None
     average_rank: float
+    rank_set: tuple[int, int]
     failed: int
     lacking: tuple[str, ...]
+    missed: int
+    false_alarms: int
 
 
 @dataclass(frozen=True)
@@ -40,19 +46,18 @@ class Reach:
 
     Attributes:
         cases: patients.
-        least_cases: below so many no comparison with the reference can be significant; none without a reference.
-        least_cases_pairs: below so many no pair of all can.
+        least_cases: below so many no comparison can be significant, with the reference or of a pair.
         sd: median over the comparisons of the differences' standard deviation; none with one patient or no reference.
-        difference: the least true mean difference that one comparison alone finds with 80 % power; none if none.
-        difference_holm: the same for the strictest step of Holm's, among all comparisons.
+        difference: the least true mean difference that one comparison alone finds with 80 % power; none if none, and
+            with several trainings, where it hangs on how much these differ.
+        difference_family: the same as one of all comparisons.
     """
 
     cases: int
-    least_cases: int | None
-    least_cases_pairs: int
+    least_cases: int
     sd: float | None
     difference: float | None
-    difference_holm: float | None
+    difference_family: float | None
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,11 @@ class MetricAnalysis:
         primary: named before; all others are secondary, and say no more than that there is something to look at.
         patients: how many were compared.
         excluded: cases of which a class, or all, were left out, since the measure has no meaning there.
+        empty: cases in which the reference has nothing of a class.
         ranking: best mean first.
         comparisons: with the reference, in the order of the ranking; empty without one.
         omnibus: all losses and pairs.
-        bootstrap: intervals of means and ranks.
+        bootstrap: intervals of means, and how stable first place is.
         reach: what could be seen at all.
     """
 
@@ -77,6 +83,7 @@ class MetricAnalysis:
     primary: bool
     patients: int
     excluded: tuple[str, ...]
+    empty: tuple[str, ...]
     ranking: tuple[Ranked, ...]
     comparisons: tuple[Comparison, ...]
     omnibus: Omnibus
@@ -95,9 +102,14 @@ class Analysis:
         margin: differences up to it do not matter, in the primary measure's unit.
         bootstraps: replicates.
         seed: of their draws.
-        trainings: seeds a patient.
+        empty: what counts where the reference has nothing of a class, as `scores` says.
+        non_inferior: whether *non-inferior* takes the place of *equivalent*.
+        unit: what is counted, `patient` or `case`; the latter where no patient is known by another name than its case.
+        trainings: per loss: folds times seeds.
+        folds: of the trainings, where each patient is in one; otherwise 1.
+        seeds: per fold.
         patients: their names.
-        scores: loss -> the primary measure a patient, in the order of `patients`; failures counted as worst.
+        scores: loss -> the primary measure per patient, in the order of `patients`; failures counted as worst.
         primary: the primary measure.
         classes: class -> the primary measure; empty with fewer than two.
         secondary: measure -> its analysis.
@@ -109,7 +121,12 @@ class Analysis:
     margin: float
     bootstraps: int
     seed: int
+    empty: str
+    non_inferior: bool
+    unit: str
     trainings: int
+    folds: int
+    seeds: int
     patients: tuple[str, ...]
     scores: dict[str, tuple[float, ...]]
     primary: MetricAnalysis

@@ -1,4 +1,4 @@
-"""The table of results: a row a loss and case, and where they are repeated a class, fold and seed; read and checked.
+"""The table of results: a row per loss and case, and where they are repeated a class, fold and seed; read and checked.
 
 Columns: `case`, `loss`, and of the measures at least one (`METRICS`); optionally
 
@@ -6,10 +6,13 @@ Columns: `case`, `loss`, and of the measures at least one (`METRICS`); optionall
 - `patient`: of several cases of one patient; the patient is the unit, the cases are averaged. Without it, or where it
   is empty, each case is a patient of its own.
 - `seed`: of several trainings; averaged within the case.
-- `fold`: in which fold the case was validated. Folds are never counted as cases: where a case comes in several
-  (repeated cross-validation), they are averaged, as seeds are.
+- `fold`: in which fold the case was validated. A training is a fold with a seed. Folds are never counted as cases:
+  where a case comes in several (repeated cross-validation), they are averaged, as seeds are.
 
-An empty cell of a measure is a prediction that failed, or a measure without meaning: `scores` says which.
+An empty cell of a measure is a prediction that failed, or one that is rightly empty: reference and prediction have
+nothing of the class. The latter is a row that has a specificity and nothing else, as `medloss evaluate` writes it, or
+one whose overlap measures are spelled `nan`, as nnU-Net's are, where no loss overlaps with anything. The reference has
+nothing of a class, too, where a row has a Dice and no sensitivity. `scores` says what is made of that.
 """
 
 import difflib
@@ -32,6 +35,10 @@ _ONE = "all"
 _EMPTY = ("", "nan", "na", "none")
 #: No distance in a patient is so large: it stands for a missing one, and is not one to calculate with.
 _FARTHEST_MM = 1e6
+#: Measures that are 0 where nothing was found of what is there.
+OVERLAP = ("dice", "iou", "sensitivity")
+#: Columns of the checked table: the reference has nothing of the class; and the prediction rightly neither.
+ABSENT, RIGHTLY_EMPTY = "reference empty", "rightly empty"
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class CaseTable:
     """A checked table.
 
     Attributes:
-        frame: all of `KEYS`, as text, and the measures, as numbers; rows in the order of the keys.
+        frame: all of `KEYS`, as text, the measures, as numbers, `ABSENT` and `RIGHTLY_EMPTY`; rows in the order of the
+            keys.
         metrics: the measures, in the order of `METRICS`.
         losses: sorted.
         classes: sorted; empty without the column.
@@ -100,6 +108,7 @@ def check_table(frame: pd.DataFrame) -> CaseTable:
     if len(losses) < 2:
         raise UserError(f"got {len(losses)} loss(es) ({', '.join(losses)}); expected at least two to compare")
     _check_seeds(checked)
+    _find_empty(checked, frame, metrics)
     classes = tuple(sorted(checked["class"].unique())) if "class" in given else ()
     ordered = checked.sort_values(key, ignore_index=True)
     return CaseTable(ordered, metrics, losses, classes, given)
@@ -190,6 +199,32 @@ def _numbers(column: pd.Series, keys: pd.DataFrame) -> pd.Series:
             f"{metric.name}: got {column.iloc[at]} ({row}); expected a number, {expected}, or an empty cell"
         )
     return numbers
+
+
+def _find_empty(checked: pd.DataFrame, frame: pd.DataFrame, metrics: tuple[str, ...]) -> None:
+    """Add `ABSENT` and `RIGHTLY_EMPTY`."""
+    values = checked[list(metrics)]
+    overlap = [metric for metric in OVERLAP if metric in metrics]
+    empty = np.zeros(len(checked), bool)
+    if "specificity" in metrics:
+        empty = (
+            empty | (values["specificity"].notna() & values.drop(columns="specificity").isna().all(axis=1)).to_numpy()
+        )
+    if overlap:
+        spelled = [frame[metric].astype(str).str.strip().str.lower() == "nan" for metric in overlap
+                   if not pd.api.types.is_numeric_dtype(frame[metric])]  # fmt: skip
+        if len(spelled) == len(overlap):
+            empty = empty | np.logical_and.reduce([own.to_numpy() for own in spelled])
+    absent = empty.copy()
+    if "sensitivity" in metrics:
+        absent = absent | (values["sensitivity"].isna() & values.notna().any(axis=1)).to_numpy()
+    present = (values[overlap] > 0).to_numpy().any(1) if overlap else np.zeros(len(checked), bool)
+    if "sensitivity" in metrics:
+        present = present | values["sensitivity"].notna().to_numpy()
+    groups = pd.DataFrame({"case": checked["case"], "class": checked["class"], "absent": absent, "present": present})
+    of_all = groups.groupby(["case", "class"])[["absent", "present"]].transform("any")
+    checked[ABSENT] = of_all["absent"] & ~of_all["present"]
+    checked[RIGHTLY_EMPTY] = checked[ABSENT] & empty
 
 
 def _check_seeds(checked: pd.DataFrame) -> None:

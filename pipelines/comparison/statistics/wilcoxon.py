@@ -10,7 +10,8 @@ and zeros, whose sign does not matter, only lift the other ranks (Pratt 1959): d
 can turn a smaller difference into a smaller p-value, and half of a zero's rank to each side (`zsplit`) gives this
 same test. Beyond 50, the normal approximation with the exact variance $\frac14 \sum_{d_i \ne 0} r_i^2$.
 
-What is tested is symmetry around zero. Where differences are skewed, that is not the same as a mean of zero.
+What is tested is symmetry around zero: where differences are skewed, that is not the same as a mean of zero. So it
+decides no word, and answers another question: on which side most patients are.
 """
 
 from dataclasses import dataclass
@@ -77,16 +78,3 @@ def _cumulative(doubled: tuple[int, ...]) -> Floats:
         moved[rank:] = chance[: len(chance) - rank]
         chance = (chance + moved) / 2
     return np.cumsum(chance)
-
-
-def attainable_level(cases: int, level: float) -> float:
-    """The largest two-sided p-value at most `level` that the test can give without ties; 0 if there is none.
-
-    Args:
-        cases: n.
-        level: 0 to 1.
-    """
-    if cases > EXACT_UP_TO:
-        return level
-    values = 2 * _cumulative(tuple(range(2, 2 * cases + 1, 2)))
-    return float(values[values <= level * (1 + 1e-12)].max(initial=0.0))

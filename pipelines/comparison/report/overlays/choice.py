@@ -34,21 +34,23 @@ class Choice:
     trainings: int
 
 
-def case_scores(table: CaseTable, metric: str) -> dict[str, dict[str, float]]:
+def case_scores(table: CaseTable, metric: str, empty: str = "one") -> dict[str, dict[str, float]]:
     """Loss -> case -> the measure, made of the rows as the statistics make it, of each case by itself.
 
     A case is not there where the measure has no meaning.
     """
     # Of patients with several cases the statistics take the mean; a picture is of one.
     single = replace(table, frame=table.frame.assign(patient="case " + table.frame["case"]))
-    found = scores(single, metric)
+    found = scores(single, metric, empty=empty)
     return {
         loss: dict(zip(found.patients, values, strict=True))
         for loss, values in zip(found.losses, found.by_patient.tolist(), strict=True)
     }
 
 
-def choose(table: CaseTable, metric: str, predictions: Iterable[PredictedCase]) -> dict[str, list[Choice]]:
+def choose(
+    table: CaseTable, metric: str, predictions: Iterable[PredictedCase], empty: str = "one"
+) -> dict[str, list[Choice]]:
     """Each loss's worst, median and best case, of those that it has a prediction of; of fewer than three all.
 
     Of an even number the median is the worse of the two in the middle; of equals the first by name is the worse.
@@ -57,8 +59,9 @@ def choose(table: CaseTable, metric: str, predictions: Iterable[PredictedCase]) 
         table: the results.
         metric: the primary measure.
         predictions: of the trainings that ended well.
+        empty: what counts where the reference has nothing of a class, as the statistics take it.
     """
-    by_case = case_scores(table, metric)
+    by_case = case_scores(table, metric, empty)
     own = _own(table, metric)
     chosen = {}
     for loss, of_loss in _grouped(predictions, by_case).items():
@@ -76,12 +79,14 @@ def choose(table: CaseTable, metric: str, predictions: Iterable[PredictedCase]) 
     return chosen
 
 
-def most_different(table: CaseTable, metric: str, predictions: Iterable[PredictedCase]) -> list[Choice]:
+def most_different(
+    table: CaseTable, metric: str, predictions: Iterable[PredictedCase], empty: str = "one"
+) -> list[Choice]:
     """The case on which the losses' scores have the largest standard deviation: a choice a loss; none if all agree.
 
     Only cases count of which the most losses have a prediction; of equals the first by name is taken.
     """
-    by_case = case_scores(table, metric)
+    by_case = case_scores(table, metric, empty)
     groups = _grouped(predictions, by_case)
     losses: dict[str, list[str]] = {}
     for loss, of_loss in groups.items():

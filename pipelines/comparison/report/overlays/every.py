@@ -76,8 +76,8 @@ def every_overlay(analysis: Analysis, collected: Collected) -> Overlays:
         return Overlays(notes=() if reason is None else (f"No pictures of single cases: {reason}.",))
     metric = analysis.primary.metric
     order = [ranked.loss for ranked in analysis.primary.ranking]
-    chosen = choose(collected.table, metric, collected.predictions)
-    different = most_different(collected.table, metric, collected.predictions)
+    chosen = choose(collected.table, metric, collected.predictions, analysis.empty)
+    different = most_different(collected.table, metric, collected.predictions, analysis.empty)
     different.sort(key=lambda choice: order.index(choice.predicted.loss))
     flat = [choice for loss in order for choice in chosen.get(loss, [])]
     panels, together = read_panels(flat, different)

@@ -40,7 +40,7 @@ def draw_boxes(analysis: Analysis) -> Figure:
         for row, (own, box) in enumerate(zip(values, boxes, strict=True)):
             _draw_row(axes, row, own, box)
     name_rows(panels[0], losses, analysis.reference)
-    told = f"{unit(analysis)}, a point a patient; line: median, diamond: mean"
+    told = f"{unit(analysis)}, a point per {analysis.unit}; line: median, diamond: mean"
     if closer:
         panels[0].set_xlabel("all")
         panels[1].set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))

@@ -1,4 +1,4 @@
-"""The critical-difference diagram, turned upright: average ranks, and the groups that are not told apart."""
+"""The critical-difference diagram, turned upright: average ranks, and the groups without a significant difference."""
 
 from matplotlib.figure import Figure
 
@@ -26,7 +26,7 @@ def draw_critical(analysis: Analysis) -> Figure:
         axes.plot([rank], [row], marker="o", color=BLUE, markersize=6, linestyle="none")
         axes.annotate(f"{rank:.2f}", (rank, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_xlim(0.9, len(losses) + 0.25)
-    axes.set_xlabel("average rank over patients (1 the best)")
+    axes.set_xlabel(f"average rank over {analysis.unit}s (1 the best)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     for column, group in enumerate(groups):
         rows = [losses.index(loss) for loss in group]
@@ -34,7 +34,7 @@ def draw_critical(analysis: Analysis) -> Figure:
         right.plot([column] * len(rows), rows, marker="o", color=GREY, markersize=6, linestyle="none")
     right.set_xlim(-0.7, max(len(groups) - 0.3, 0.7))
     right.set_xticks([])
-    right.set_xlabel("not told apart" if groups else "all told apart")
+    right.set_xlabel("no significant difference" if groups else "all differ significantly")
     right.grid(False)
     right.spines[["left", "bottom"]].set_visible(False)
     name_rows(axes, losses, analysis.reference)

@@ -33,7 +33,8 @@ def draw_forest(analysis: Analysis) -> Figure:
                 if beyond:
                     axes.plot([end], [row], marker=arrow, color=colour, markersize=8, clip_on=False)
         axes.plot([own.difference], [row], marker=marker, color=colour, markersize=7, linestyle="none")
-        told = f" {own.verdict}, p {p_text(own.p_holm)}"
+        words = own.words.replace(", within the margin", " (within margin)")
+        told = f" {words}, p {p_text(own.p_adjusted)}"
         axes.text(1.01, row, told, transform=axes.get_yaxis_transform(), va="center", color="#222222")
     name_rows(axes, [own.loss for own in compared], None)
     better = "right" if METRICS[analysis.primary.metric].higher_is_better else "left"

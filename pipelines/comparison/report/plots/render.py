@@ -21,6 +21,7 @@ VERDICT_STYLE = {
     "better": (BLUE, "^"),
     "worse": (ORANGE, "v"),
     "equivalent": (GREEN, "s"),
+    "non-inferior": (GREEN, "D"),
     "undecided": (NEIGHBOUR_GREY, "o"),
 }
 #: Inches: on the page 864 pixels wide, so that text of 9 points is read as such.

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -10,14 +9,13 @@ from matplotlib.patches import Patch, Rectangle
 from pipelines.comparison.report.plots.render import BLUE, ORANGE, WIDTH, p_text, short
 from pipelines.comparison.statistics import METRICS, Analysis
 from pipelines.comparison.statistics.paired import ALPHA
-from pipelines.comparison.statistics.wilcoxon import signed_rank
 from pipelines.gallery.style import figure, plain
 
 _PALE_BLUE, _PALE_ORANGE, _NONE = "#A9CDE6", "#F4C3A0", "#F5F5F5"
 
 
 def draw_significance(analysis: Analysis) -> Figure:
-    """Holm's p over all pairs; losses by average rank; colours say whether the row is better or worse."""
+    """Adjusted p of all pairs; losses by average rank; colours show whether the row's mean is better or worse."""
     matrix = analysis.primary.omnibus
     size = len(matrix.losses)
     means = {ranked.loss: ranked.mean for ranked in analysis.primary.ranking}
@@ -30,8 +28,8 @@ def draw_significance(analysis: Analysis) -> Figure:
             if row == column:
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color="#BBBBBB", linewidth=0))
                 continue
-            p = matrix.p_holm[row][column]
-            style = _style(p, sign * (means[first] - means[second]), _ranks(analysis, first, second))
+            p = matrix.p_adjusted[row][column]
+            style = _style(p, sign * (means[first] - means[second]))
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
             weight = "bold" if p <= ALPHA else "normal"
             size_pt = 9 if size <= 8 else 6.5
@@ -46,22 +44,12 @@ def draw_significance(analysis: Analysis) -> Figure:
     keys: list[Artist] = [
         Patch(facecolor=_PALE_BLUE, edgecolor=BLUE, label="the row is better"),
         Patch(facecolor=_PALE_ORANGE, edgecolor=ORANGE, label="the row is worse"),
-        Patch(facecolor=_NONE, edgecolor="#999999", label=f"not told apart (p > {ALPHA})"),
+        Patch(facecolor=_NONE, edgecolor="#999999", label=f"no significant difference (p > {ALPHA})"),
     ]
     drawn.legend(handles=keys, loc="outside lower center", ncols=3)
     return drawn
 
 
-def _ranks(analysis: Analysis, first: str, second: str) -> float:
-    """What the test goes by: positive where the first is better on the whole."""
-    sign = METRICS[analysis.primary.metric].sign
-    return signed_rank(sign * (np.array(analysis.scores[first]) - np.array(analysis.scores[second]))).effect
-
-
-def _style(p: float, gain: float, ranks: float) -> dict[str, Any]:
-    framed = {"edgecolor": "white", "linewidth": 1.5}
-    if p > ALPHA:
-        return {"facecolor": _NONE} | framed
-    if gain * ranks <= 0:
-        return {"facecolor": _NONE, "hatch": "////", "edgecolor": "#B5B5B5", "linewidth": 0.5}
-    return {"facecolor": _PALE_BLUE if gain > 0 else _PALE_ORANGE} | framed
+def _style(p: float, gain: float) -> dict[str, Any]:
+    colour = _NONE if p > ALPHA else _PALE_BLUE if gain > 0 else _PALE_ORANGE
+    return {"facecolor": colour, "edgecolor": "white", "linewidth": 1.5}

@@ -1,0 +1,365 @@
+"""How often the statistics are wrong, by simulation: the table in `docs/statistics.md`.
+
+`python -m benchmarks.statistics_error_rates --write` runs the full grid (some 15 minutes on one core) and writes the
+table between the marks in `docs/statistics.md`; without `--write` it prints it. `--scale 0.1` runs a tenth of it.
+
+Every world has losses that do not differ in their true mean unless said; each patient has a deviation of its own per
+loss (standard deviation 1), each prediction one more (0.5, with several seeds), and each training one that all its
+patients share (`RETRAINING`, with several trainings).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.comparison.statistics.inference import ALPHA, Indices, Inference, holm, infer
+from pipelines.comparison.statistics.omnibus import rank_sets
+from pipelines.comparison.statistics.power import least_difference
+from pipelines.comparison.statistics.wilcoxon import signed_rank
+
+Floats = NDArray[np.float64]
+Random = np.random.Generator
+DOCUMENT = Path(__file__).parents[1] / "docs" / "statistics.md"
+#: Standard deviation of what all patients of a training share, in that of one patient's deviation.
+RETRAINING = 0.3
+#: Sign patterns that are drawn here: the error rate does not depend on it, and power hardly does.
+FLIPS = 499
+#: Values of tables at a time, for memory.
+_AT_ONCE = 1_500_000
+SEEDS, FOLDS, COMPARISONS, PATIENTS = (1, 2, 3, 5), (1, 2, 5), (1, 5, 17), (8, 20, 50, 104)
+
+
+def _bounded(random: Random, shape: tuple[int, ...]) -> Floats:
+    """Dice: 0 to 1, most near 1, and in 5 % of cases 0."""
+    found = np.where(random.uniform(size=shape) < 0.05, 0.0, random.beta(8.0, 1.5, shape))
+    return (found - 0.8) / 0.21
+
+
+def _one_sided(random: Random, shape: tuple[int, ...]) -> Floats:
+    """The first loss is symmetric, the others skewed: so are the differences from it, all to the same side."""
+    found = 1.0 - random.exponential(size=shape)
+    found[..., 0, :, :] = random.normal(0, 0.5, found[..., 0, :, :].shape)
+    return found
+
+
+def _lognormal(random: Random, shape: tuple[int, ...]) -> Floats:
+    found = (math.exp(0.5) - random.lognormal(size=shape)) / 2.16
+    found[..., 0, :, :] = 0.0
+    return found
+
+
+#: Deviations of patients, mean 0, standard deviation about 1: `(random, shape [M, L, n, 1])`.
+DEVIATIONS: dict[str, Callable[[Random, tuple[int, ...]], Floats]] = {
+    "normal": lambda random, shape: random.normal(size=shape),
+    "heavy-tailed": lambda random, shape: random.standard_t(3, shape) / math.sqrt(3),
+    "skewed": lambda random, shape: 1.0 - random.exponential(size=shape),
+    "bounded": _bounded,
+}
+#: The reference alone is not skewed: the hardest there is for a mean.
+SKEWED_DIFFERENCES = {"exponential": _one_sided, "lognormal": _lognormal}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share, and of how many simulations."""
+
+    share: float
+    count: int
+
+    @property
+    def error(self) -> float:
+        """Monte Carlo standard error."""
+        return math.sqrt(max(self.share * (1 - self.share), 1 / self.count**2) / self.count)
+
+    def __str__(self) -> str:
+        return f"{self.share:.3f}"
+
+
+def tables(
+    random: Random,
+    deviation: Callable[[Random, tuple[int, ...]], Floats],
+    count: int,
+    losses: int,
+    patients: int,
+    seeds: int = 1,
+    folds: int = 1,
+    retraining: float = RETRAINING,
+) -> Iterator[tuple[Floats, Indices]]:
+    """Tables of losses that do not differ: values `[m, L, n, S]`, some at a time, and each patient's fold."""
+    fold = np.arange(patients) % folds
+    step = max(1, min(count, 100, _AT_ONCE // (losses * max(patients * seeds, FLIPS))))
+    for start in range(0, count, step):
+        m = min(step, count - start)
+        values = deviation(random, (m, losses, patients, 1))
+        if seeds > 1:
+            values = values + random.normal(0, 0.5, (m, losses, patients, seeds))
+        if seeds * folds > 1 and retraining > 0:
+            values = values + random.normal(0, retraining, (m, losses, folds, seeds))[:, :, fold]
+        yield values, fold
+
+
+def compared(values: Floats, first: Indices, second: Indices, fold: Indices) -> Inference:
+    """As `infer`, with other sign patterns for other tables: the same few for all would make errors go together."""
+    return infer(values, first, second, fold, flips=FLIPS, seed=int(abs(values[0, 1, 0, 0]) * 1e9) % 2**32)
+
+
+def against_reference(values: Floats, fold: Indices) -> Inference:
+    """Every loss against the first."""
+    others = np.arange(1, values.shape[1])
+    return compared(values, others, np.zeros_like(others), fold)
+
+
+def false_words(count: int, deviation: str, comparisons: int, patients: int, seeds: int, folds: int) -> Rate:
+    """The share of tables with any false *better* or *worse*."""
+    random = np.random.default_rng([comparisons, patients, seeds, folds, len(deviation)])
+    draw = (DEVIATIONS | SKEWED_DIFFERENCES)[deviation]
+    worlds = tables(random, draw, count, comparisons + 1, patients, seeds, folds)
+    wrong = sum(int((against_reference(*world).p_adjusted.min(-1) <= ALPHA).sum()) for world in worlds)
+    return Rate(wrong / count, count)
+
+
+def false_pairs(count: int, deviation: str, losses: int, patients: int, seeds: int, folds: int) -> tuple[Rate, Rate]:
+    """The share of tables in which any pair differs, and in which any rank set leaves out a true rank.
+
+    All losses are equal, so every rank from 1 to L is true of each; a set that leaves one out is wrong.
+    """
+    random = np.random.default_rng([losses, patients, seeds, folds, 7])
+    first, second = np.triu_indices(losses, 1)
+    wrong = left_out = 0
+    for values, fold in tables(random, DEVIATIONS[deviation], count, losses, patients, seeds, folds):
+        found = compared(values, first, second, fold)
+        differ = found.p_adjusted <= ALPHA
+        wrong += int(differ.any(-1).sum())
+        low, high = rank_sets(found.mean, differ, first, second, losses)
+        left_out += int(((low > 1) | (high < losses)).any(-1).sum())
+    return Rate(wrong / count, count), Rate(1 - left_out / count, count)
+
+
+def rank_coverage(count: int, patients: int, losses: int = 18) -> tuple[Rate, Rate]:
+    """How often the set of ranks has the truly first of near-equal losses; and how often all sets have all truths."""
+    random = np.random.default_rng([patients, losses])
+    first, second = np.triu_indices(losses, 1)
+    truth = -0.02 * np.arange(losses)[:, None, None]
+    one = every = 0
+    for values, fold in tables(random, DEVIATIONS["normal"], count, losses, patients):
+        found = compared(values + truth, first, second, fold)
+        low, high = rank_sets(found.mean, found.p_adjusted <= ALPHA, first, second, losses)
+        ranks = np.arange(1, losses + 1)
+        has = (low <= ranks) & (ranks <= high)
+        one += int(has[:, 0].sum())
+        every += int(has.all(-1).sum())
+    return Rate(one / count, count), Rate(every / count, count)
+
+
+def power(count: int, comparisons: int, patients: int) -> tuple[float, Rate, Rate]:
+    """One of the losses is better, normal differences: the shift in SDs of the difference, and how often it is found.
+
+    Here, and by Holm over Wilcoxon's tests.
+    """
+    random = np.random.default_rng([comparisons, patients, 3])
+    shift = least_difference(1.0, patients, comparisons=comparisons) or 2.0
+    here = there = 0
+    for values, fold in tables(random, DEVIATIONS["normal"], count, comparisons + 1, patients):
+        values[:, 1] += shift * math.sqrt(2)
+        found = against_reference(values, fold)
+        here += int(((found.p_adjusted[:, 0] <= ALPHA) & (found.mean[:, 0] > 0)).sum())
+        d = (values[:, 1:] - values[:, :1])[..., 0]
+        p = np.array([[signed_rank(own).p for own in one] for one in d])
+        there += int(((holm(p)[:, 0] <= ALPHA) & (d[:, 0].mean(-1) > 0)).sum())
+    return shift, Rate(here / count, count), Rate(there / count, count)
+
+
+def power_of_trainings(count: int, seeds: int, folds: int, comparisons: int, shift: float) -> Rate:
+    """How often a shift (in SDs of one patient's difference) is found with 104 patients and several trainings."""
+    random = np.random.default_rng([comparisons, seeds, folds, 4])
+    found_here = 0
+    for values, fold in tables(random, DEVIATIONS["normal"], count, comparisons + 1, 104, seeds, folds):
+        values[:, 1] += shift * math.sqrt(2)
+        found = against_reference(values, fold)
+        found_here += int(((found.p_adjusted[:, 0] <= ALPHA) & (found.mean[:, 0] > 0)).sum())
+    return Rate(found_here / count, count)
+
+
+def false_equivalence(count: int, deviation: str, patients: int) -> tuple[Rate, Rate]:
+    """The true mean is at the margin, which is wide: how often *equivalent* is said, and *non-inferior* of a loss."""
+    random = np.random.default_rng([patients, len(deviation), 5])
+    draw: dict[str, Callable[[], Floats]] = {
+        "normal": lambda: random.normal(size=(count, patients)),
+        "exponential": lambda: random.exponential(size=(count, patients)) - 1.0,
+        "lognormal": lambda: random.lognormal(size=(count, patients)) - math.exp(0.5),
+        "5 % collapse": lambda: (
+            np.where(random.uniform(size=(count, patients)) < 0.05, 7.6, -0.4)
+            + random.normal(0, 0.3, (count, patients))
+        ),
+    }
+    margin = 8.0
+    d = draw[deviation]()
+    # The tail lies beyond the margin on either side: what few cases show too little of.
+    values = np.zeros((2 * count, 2, patients, 1))
+    values[:count, 1, :, 0], values[count:, 1, :, 0] = d + margin, -d - margin
+    found = against_reference(values, np.zeros(patients, np.intp))
+    above, below = found.p_below(-margin), found.p_above(margin)
+    equivalent = np.maximum(above, below) <= ALPHA / 2
+    return Rate(float(equivalent[:count].mean()), count), Rate(float((above <= ALPHA / 2)[count:].mean()), count)
+
+
+def rare_collapse(count: int, comparisons: int, patients: int) -> Rate:
+    """Equal means: +0.01 on 95 % of cases, -0.19 on 5 %: any false word. No method sees what the cases do not hold."""
+    random = np.random.default_rng([comparisons, patients, 6])
+    wrong = 0
+    for _ in range(10):
+        shape = (count // 10, comparisons + 1, patients, 1)
+        values = np.where(random.uniform(size=shape) < 0.05, -0.19, 0.01) + random.normal(0, 0.01, shape)
+        values[:, 0] = 0.0
+        wrong += int((against_reference(values, np.zeros(patients, np.intp)).p_adjusted.min(-1) <= ALPHA).sum())
+    return Rate(wrong / (count // 10 * 10), count // 10 * 10)
+
+
+def unequal_trainings(count: int, folds: int, seeds: int, comparisons: int = 17) -> Rate:
+    """As `false_words`, of 104 patients, but the retraining of one loss varies three times as much as the others'."""
+    random = np.random.default_rng([folds, seeds, 8])
+    wrong = 0
+    for values, fold in tables(random, DEVIATIONS["normal"], count, comparisons + 1, 104, seeds, folds):
+        more = random.normal(0, RETRAINING * math.sqrt(8), (len(values), folds, seeds))
+        values[:, 1] += more[:, fold]
+        wrong += int((against_reference(values, fold).p_adjusted.min(-1) <= ALPHA).sum())
+    return Rate(wrong / count, count)
+
+
+def _grid(count: int) -> list[str]:
+    """False words: a row per design, a column per number of patients; the highest of the four distributions."""
+    lines = [
+        "**False words**: share of tables with any false *better* or *worse*, no loss differing; the mean over "
+        f"{', '.join(DEVIATIONS)} deviations, and in brackets the highest of the four ({round(1.5 * count):,}, "
+        f"{count:,} and {round(0.5 * count):,} tables of each for 1, 5 and 17 comparisons).",
+        "",
+        f"| seeds x folds | comparisons | {' | '.join(f'n = {n}' for n in PATIENTS)} |",
+        f"| --- | ---: | {' | '.join('---' for _ in PATIENTS)} |",
+    ]
+    for seeds, folds, comparisons in itertools.product(SEEDS, FOLDS, COMPARISONS):
+        cells = []
+        # With many comparisons each table takes longer.
+        tables_each = round(count * {1: 1.5, 5: 1.0, 17: 0.5}[comparisons])
+        for n in PATIENTS:
+            rates = {name: false_words(tables_each, name, comparisons, n, seeds, folds) for name in DEVIATIONS}
+            name = max(rates, key=lambda own: rates[own].share)
+            mean = sum(rate.share for rate in rates.values()) / len(rates)
+            cells.append(f"{mean:.3f} ({rates[name]} {name})")
+        lines.append(f"| {seeds} x {folds} | {comparisons} | {' | '.join(cells)} |")
+        click.echo(lines[-1], err=True)
+    return lines
+
+
+def _sections(scale: float) -> Iterator[list[str]]:
+    count = max(20, round(1000 * scale))
+    many = max(20, round(4000 * scale))
+    yield _grid(count)
+    lines = ["**False words, differences that are all skewed to one side** (one seed, one fold).", ""]
+    lines += [
+        "| differences | comparisons | n = 8 | n = 20 | n = 50 | n = 104 |",
+        "| --- | ---: | --- | --- | --- | --- |",
+    ]
+    for name, comparisons in itertools.product(SKEWED_DIFFERENCES, COMPARISONS):
+        rates = [false_words(count, name, comparisons, n, 1, 1) for n in PATIENTS]
+        lines.append(f"| {name} | {comparisons} | {' | '.join(map(str, rates))} |")
+    for comparisons in (1, 5):
+        rates = [rare_collapse(count, comparisons, n) for n in PATIENTS]
+        lines.append(f"| +0.01 on 95 %, -0.19 on 5 % of cases | {comparisons} | {' | '.join(map(str, rates))} |")
+    yield lines
+    lines = ["**False pairs, and sets of ranks** (50 patients): any pair called different; all rank sets true.", ""]
+    lines += [
+        "| seeds x folds | losses | differences | any false pair | sets all true |",
+        "| --- | ---: | --- | --- | --- |",
+    ]
+    few = max(20, round(400 * scale))
+    for (seeds, folds), (losses, name) in itertools.product(
+        ((1, 1), (1, 5), (2, 1), (3, 1), (5, 1), (2, 5)), ((6, "normal"), (6, "bounded"), (18, "normal"))
+    ):
+        wrong, covered = false_pairs(few, name, losses, 50, seeds, folds)
+        lines.append(f"| {seeds} x {folds} | {losses} | {name} | {wrong} | {covered} |")
+    yield lines
+    lines = [
+        "**Sets of ranks of 18 near-equal losses** (steps of 0.02 SD): the first's set has 1; all sets are true.",
+        "",
+    ]
+    lines += ["| patients | of the first | of all |", "| ---: | --- | --- |"]
+    for n in (10, 20, 50):
+        one, every = rank_coverage(few, n)
+        lines.append(f"| {n} | {one} | {every} |")
+    yield lines
+    lines = [
+        "**Power**, one seed and fold, normal differences, one loss better by the difference that the page names.",
+        "",
+    ]
+    lines += [
+        "| patients | comparisons | difference, SDs | found | by Holm over Wilcoxon |",
+        "| ---: | ---: | --- | --- | --- |",
+    ]
+    for n, comparisons in itertools.product(PATIENTS, COMPARISONS):
+        shift, here, there = power(count, comparisons, n)
+        lines.append(f"| {n} | {comparisons} | {shift:.2f} | {here} | {there} |")
+    yield lines
+    lines = [
+        "**Power with several trainings**, 104 patients, one loss better by 0.5 SD of one patient's difference.",
+        "",
+    ]
+    lines += [f"| seeds x folds | {' | '.join(f'{k} comparisons' for k in COMPARISONS)} |", "| --- | --- | --- | --- |"]
+    for seeds, folds in itertools.product(SEEDS, FOLDS):
+        rates = [power_of_trainings(few, seeds, folds, k, 0.5) for k in COMPARISONS]
+        lines.append(f"| {seeds} x {folds} | {' | '.join(map(str, rates))} |")
+    yield lines
+    lines = [
+        "**A loss whose retraining varies three times as much** (17 comparisons, 104 patients): any false word.",
+        "",
+    ]
+    lines += ["| seeds x folds | false words |", "| --- | --- |"]
+    for seeds, folds in ((1, 2), (1, 5), (2, 1), (3, 1), (2, 5)):
+        lines.append(f"| {seeds} x {folds} | {unequal_trainings(count, folds, seeds)} |")
+    yield lines
+    lines = ["**False *equivalent* and *non-inferior***: the true mean is at the margin.", ""]
+    lines += ["| differences | patients | equivalent | non-inferior |", "| --- | ---: | --- | --- |"]
+    for name, n in itertools.product(("normal", "exponential", "lognormal", "5 % collapse"), (10, 20, 50, 104)):
+        one, other = false_equivalence(many, name, n)
+        lines.append(f"| {name} | {n} | {one} | {other} |")
+    yield lines
+
+
+@click.command()
+@click.option("--write", is_flag=True, help="Write the tables into docs/statistics.md.")
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Share of the simulations.")
+def main(write: bool, scale: float) -> None:
+    """Simulate, and show how often the statistics are wrong."""
+    began = time.monotonic()
+    sections = list(_sections(scale))
+    count = round(1000 * scale)
+    minutes = (time.monotonic() - began) / 60
+    errors = [math.sqrt(0.05 * 0.95 / tables) for tables in (count, 0.5 * count)]
+    head = (
+        f"Monte Carlo error: over {count:,} tables a true share of 0.05 has the standard error {errors[0]:.3f}, over "
+        f"{round(0.5 * count):,} {errors[1]:.3f}; the highest of four such shares lies one standard error above it on "
+        f"average. `python -m benchmarks.statistics_error_rates --write --scale {scale:g}`, one core, "
+        f"{minutes:.0f} minutes."
+    )
+    text = "\n\n".join([head, *("\n".join(lines) for lines in sections)])
+    if not write:
+        click.echo(text)
+        return
+    document = DOCUMENT.read_text()
+    marked = re.sub(r"(<!-- error rates -->\n).*(\n<!-- end -->)", lambda found: found[1] + text + found[2], document,
+                    flags=re.DOTALL)  # fmt: skip
+    DOCUMENT.write_text(marked)
+    click.echo(f"written to {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()
