@@ -71,6 +71,7 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
     for row in rows:
         assert (row["val_dice"] != "") == (row["val_s"] != "") == (int(row["epoch"]) in validated)
         assert math.isfinite(float(row["train_loss"]))
+        assert float(row["grad_norm"]) > 0 and 0 < float(row["update_ratio"]) < 1
         assert float(row["epoch_s"]) > 0
         assert float(row["peak_mb"]) > 0
     with (folder / "cases.csv").open(newline="") as file:
