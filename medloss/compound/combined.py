@@ -18,6 +18,9 @@ from medloss.spacing import Spacing
 SCHEDULES = ("constant", "linear", "ramp", "balanced")
 #: Of the epochs: where a ramp begins, and where it is over. Ours; users ask for such a warm-up, and no paper fixes it.
 RAMP = (0.1, 0.5)
+#: In a batch, a balanced term counts for at most so many times the anchor. Ours: where the errors of most batches
+#: vanish, as those of `hausdorff_er` do, its weight grows by orders of magnitude; one batch would outweigh an epoch.
+_MOST_SHARE = 10.0
 
 
 class CombinedLoss(nn.Module):
@@ -38,7 +41,9 @@ class CombinedLoss(nn.Module):
     one, the first term that is not boundary-based; else the first. Region-based losses are bounded: they begin near 1
     and end at some tenths. A Hausdorff loss falls by orders of magnitude meanwhile. Were Dice scaled to it, the whole
     sum would fall with it, and an adaptive optimizer would all but stop: AdamW's second moment remembers the large
-    early gradients for a thousand steps. Scaled to Dice, the sum stays at twice Dice.
+    early gradients for a thousand steps. Scaled to Dice, the sum stays near twice Dice. In a single batch no term
+    counts for more than ten times the anchor (ours): where most batches have no errors that the term sees, a batch
+    that has some would outweigh an epoch.
 
     A term of weight 0 is not called, unless the schedule is `balanced`.
 
@@ -145,17 +150,19 @@ class CombinedLoss(nn.Module):
         if any(value.shape != parts[0].shape for value in parts):
             shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(value.shape for value in parts))
             raise InputError(f"reduction: the terms' values have the shapes {shapes}; expected one: 'mean' or 'sum'")
-        values = torch.stack(parts)
+        values, weights = torch.stack(parts), self.weights[self._called]
         # Without gradients nothing is trained: such a call must not decide how training goes on.
         if self.schedule == "balanced" and self.training and torch.is_grad_enabled():
             means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
             # The mean over ranks, so that all of them train with the same weights.
             total, ranks = sum_over_ranks(logits, means, means.new_ones(()))
-            self.sums += total / ranks
+            means = total / ranks
+            self.sums += means
             if not self.settled:
                 self._balance()
-        weights = self.weights[self._called].to(values).view(-1, *(1,) * (values.ndim - 1))
-        return (weights * values).sum(0)
+            most = _MOST_SHARE * self.given_weights * means[self.anchor] / means
+            weights = torch.where(most > 0, torch.minimum(self.weights, most), self.weights)
+        return (weights.to(values).view(-1, *(1,) * (values.ndim - 1)) * values).sum(0)
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights for an epoch, counted from 0; call it before the epoch's first batch."""
