@@ -75,6 +75,8 @@ def test_it_is_named_in_table_terminal_and_page(tmp_path: Path) -> None:
     analysis = read_json(tmp_path / "report" / "analysis.json")
     assert analysis is not None
     assert analysis["stood_still"] == [{"loss": "hausdorff_dt", "fold": 0, "seed": 1, "epochs": [2, 3]}]
+    assert analysis["relative_steps"] == pytest.approx({REFERENCE: 1.0, "hausdorff_dt": 0.004, "focal": 0.5})
+    assert f"Steps: the ratio of update to weights over that of {REFERENCE}, median over the epochs" in page
     assert analysis["trained_as"]["hausdorff_dt"] == "hausdorff_dt+dice, balanced"
     assert {own["loss"] for own in analysis["primary"]["ranking"]} == set(LOSSES)
     assert "the optimizer stood still in epochs 2 to 3" in " ".join(call_medloss("status", tmp_path)[1].split())
@@ -90,7 +92,8 @@ def test_folders_of_an_earlier_version_have_no_ratios(tmp_path: Path) -> None:
     assert formatted_rows(comparison_table(tmp_path, plan))[0][-1] == "runs"
     code, _, told = call_medloss("report", tmp_path)
     assert code == 0, told
-    assert "stood still" not in read_page(tmp_path / "report" / "report.html").text
+    page = read_page(tmp_path / "report" / "report.html").text
+    assert "stood still" not in page and "Steps:" not in page
 
 
 @pytest.mark.parametrize(("weight", "still"), [("1e-13*", True), ("", False)])

@@ -46,20 +46,23 @@ def stood_still(folder: Path, plan: Plan) -> tuple[StoodStill, ...]:
         folder: the comparison's.
         plan: its plan.
     """
-    ratios = {run.id: _ratios(folder, run) for run in plan.runs}
-    found = []
+    relative = _relative(folder, plan)
+    found = ((run, tuple(epoch for epoch, share in relative[run.id].items() if share < SHARE)) for run in plan.runs)
+    return tuple(StoodStill(run, epochs) for run, epochs in found if epochs)
+
+
+def relative_steps(folder: Path, plan: Plan) -> dict[str, float]:
+    """Loss -> the median, over its runs and epochs, of its ratio of update to weights over the reference's.
+
+    Args:
+        folder: the comparison's.
+        plan: its plan; without a reference, as in `stood_still`.
+    """
+    relative = _relative(folder, plan)
+    shares: dict[str, list[float]] = {loss: [] for loss in plan.losses}
     for run in plan.runs:
-        peers = [other for other in plan.runs if _block(other) == _block(run)]
-        if plan.reference not in (None, NO_REFERENCE):
-            peers = [other for other in peers if other.config.loss == plan.reference]
-        epochs = []
-        for epoch, ratio in ratios[run.id].items():
-            known = [ratios[other.id][epoch] for other in peers if epoch in ratios[other.id]]
-            if known and ratio < SHARE * statistics.median(known):
-                epochs.append(epoch)
-        if epochs:
-            found.append(StoodStill(run, tuple(epochs)))
-    return tuple(found)
+        shares[run.config.loss] += relative[run.id].values()
+    return {loss: statistics.median(values) for loss, values in shares.items() if values}
 
 
 def stood_still_notes(plan: Plan, found: tuple[StoodStill, ...]) -> tuple[str, ...]:
@@ -72,6 +75,22 @@ def stood_still_notes(plan: Plan, found: tuple[StoodStill, ...]) -> tuple[str, .
         "learning rate (--tune-lr, --loss-lr)."
         for still in found
     )
+
+
+def _relative(folder: Path, plan: Plan) -> dict[str, dict[int, float]]:
+    """Of each run, epoch by epoch, the ratio over the reference's."""
+    ratios = {run.id: _ratios(folder, run) for run in plan.runs}
+    found: dict[str, dict[int, float]] = {}
+    for run in plan.runs:
+        peers = [other for other in plan.runs if _block(other) == _block(run)]
+        if plan.reference not in (None, NO_REFERENCE):
+            peers = [other for other in peers if other.config.loss == plan.reference]
+        found[run.id] = {}
+        for epoch, ratio in ratios[run.id].items():
+            known = [ratios[other.id][epoch] for other in peers if epoch in ratios[other.id]]
+            if known and (norm := statistics.median(known)) > 0:
+                found[run.id][epoch] = ratio / norm
+    return found
 
 
 def _ratios(folder: Path, run: PlannedRun) -> dict[int, float]:

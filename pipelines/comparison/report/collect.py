@@ -14,7 +14,7 @@ from pipelines.comparison.report.facts import csv_facts, folder_facts
 from pipelines.comparison.report.predicted import PredictedCase, folder_predictions
 from pipelines.comparison.report.selection import Selection, select
 from pipelines.comparison.statistics import CaseTable, check_table, read_table, refuse_disjoint, with_failed_runs
-from pipelines.comparison.stood_still import StoodStill, stood_still, stood_still_notes
+from pipelines.comparison.stood_still import StoodStill, relative_steps, stood_still, stood_still_notes
 from pipelines.comparison.table import case_table
 from pipelines.errors import UserError
 
@@ -77,6 +77,7 @@ class Collected:
         no_pictures: why there are none, where there could be some.
         names: loss -> what was trained in its name, where that is known.
         still: runs whose optimizer stood still.
+        steps: loss -> how large its steps were, over the reference's; empty where that is not known.
         tuning: the learning rates that were tried before.
     """
 
@@ -94,6 +95,7 @@ class Collected:
     no_pictures: str | None = None
     names: dict[str, str] = field(default_factory=dict)
     still: tuple[StoodStill, ...] = ()
+    steps: dict[str, float] = field(default_factory=dict)
     tuning: Tuning | None = None
 
 
@@ -156,6 +158,7 @@ def from_folder(folder: Path) -> Collected:
         no_pictures=no_pictures,
         names={run.config.loss: run.config.trained_as for run in plan.runs},
         still=still,
+        steps=relative_steps(folder, plan),
         tuning=plan.tuning,
     )  # fmt: skip
 

@@ -104,6 +104,7 @@ def _about(collected: Collected, notes: tuple[str, ...]) -> dict[str, object]:
         "costs": {loss: asdict(cost) for loss, cost in (collected.costs or {}).items()},
         "failures": [asdict(failure) for failure in collected.failures],
         "trained_as": collected.names,
+        "relative_steps": collected.steps,
         "stood_still": [
             {
                 "loss": one.run.config.loss,
