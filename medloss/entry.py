@@ -4,26 +4,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from torch import nn
+
 from medloss.base import SegmentationLoss
 from medloss.names import FAMILIES
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a loss is trained where it was published.
+    """How a loss is trained.
 
     Attributes:
         expression: the loss alone, or a sum such as `hausdorff_dt+dice`; empty for the loss alone.
-        schedule: how the weights of a sum change: `constant`, `linear`, or `balanced` (each epoch anew, so that
-            the terms weigh the same).
+        schedule: how the weights of a sum change, as in `CombinedLoss`.
         arguments: keyword arguments of every term.
-        note: where it comes from.
+        note: where it comes from, and what we have changed.
+        published: whether it was read where the loss was published, and is that one; else it is our recipe.
     """
 
     expression: str = ""
     schedule: str = "constant"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     note: str = "alone, over all classes"
+    published: bool = False
+
+    @property
+    def origin(self) -> str:
+        """`published recipe` or `our recipe`."""
+        return "published recipe" if self.published else "our recipe"
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class LossEntry:
         family: one of `FAMILIES`.
         paper: authors, year, arXiv or DOI.
         summary: one line.
-        recipe: how it is trained where it was published.
+        recipe: how it is trained.
     """
 
     name: str
@@ -67,3 +75,10 @@ def register(
         return cls
 
     return add
+
+
+def family_of(loss: nn.Module) -> str | None:
+    """The family of a loss, through a wrapper such as `FixedSpacing`, too; None for one that is not registered."""
+    while isinstance(inner := getattr(loss, "loss", None), nn.Module):
+        loss = inner
+    return next((entry.family for entry in REGISTERED.values() if isinstance(loss, entry.cls)), None)

@@ -20,6 +20,7 @@ def made_comparison(
     folds: tuple[int, ...] = (0,),
     seeds: tuple[int, ...] = (0,),
     cases: int = 12,
+    ratio: Callable[[RunConfig, int], float] | None = None,
 ) -> Plan:
     """Write a comparison; returns its plan.
 
@@ -30,6 +31,7 @@ def made_comparison(
         folds: that validate.
         seeds: of the trainings.
         cases: a fold.
+        ratio: of update to weights, in an epoch of a run; None: as earlier versions, which did not measure it.
     """
     configs = [RunConfig(manifest="made", loss=loss, epochs=3) for loss in losses]
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,11 +39,18 @@ def made_comparison(
     for run in plan.runs:
         state = ended(run.config)
         if state is not None:
-            _end(folder, run, state, losses.index(run.config.loss), cases)
+            _end(folder, run, state, losses.index(run.config.loss), cases, ratio)
     return plan
 
 
-def _end(folder: Path, run: PlannedRun, state: str, place: int, cases: int) -> None:
+def _end(
+    folder: Path,
+    run: PlannedRun,
+    state: str,
+    place: int,
+    cases: int,
+    ratio: Callable[[RunConfig, int], float] | None,
+) -> None:
     own = run_folder(folder, run)
     config = run.config
     own.begin(config)
@@ -53,6 +62,7 @@ def _end(folder: Path, run: PlannedRun, state: str, place: int, cases: int) -> N
                 "val_dice": 0.5 + 0.1 * epoch - 0.02 * place,
                 "epoch_s": 2.0,
                 "time": 1_700_000_000.0 + 2 * epoch,
+                **({} if ratio is None else {"grad_norm": 0.5, "update_ratio": ratio(config, epoch)}),
             }
             for epoch in (1, 2, 3)[: 3 if state == "done" else 2]
         ]

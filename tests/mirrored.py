@@ -31,6 +31,7 @@ def leave_run(folder: Path, plan: Plan, index: int, epochs: int, end: str | None
     rows: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         row: dict[str, Any] = {"epoch": epoch, "train_loss": 1 / epoch, "epoch_s": 2.5, "peak_mb": 300.0}
+        row |= {"grad_norm": 0.5 / epoch, "update_ratio": 0.01}
         row |= {"time": 1_700_000_000.0 + 60 * epoch, "data_share": 0.125}
         if epoch % 2 == 0 or epoch == run.config.epochs:
             row |= {"val_dice": 0.1 * epoch, "val_iou": 0.05 * epoch, "val_sensitivity": 0.5, "val_specificity": 0.9}

@@ -186,7 +186,7 @@ def test_a_plan_once_made_is_gone_on_with(tmp_path: Path) -> None:
     assert again.matrix.folds == (0,)
     for other, told in (({"budget": 30.0}, "planned for budget_minutes 60.0, and 30.0 was asked for"),
                         ({"budget": 60.0, "epochs": 4}, "planned for epochs None, and 4 was asked for"),
-                        ({}, "it is planned with --budget or --halving, and this one is not")):  # fmt: skip
+                        ({}, "it is planned with --budget, --tune-lr or --halving, and this one is not")):  # fmt: skip
         with pytest.raises(UserError, match=told):
             plan(**other)
 

@@ -1,13 +1,16 @@
 """Sums of losses, their schedules, and losses from elsewhere."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 import medloss
 from medloss.compound import shared_pass
+from medloss.entry import Recipe
 from medloss.expression import Term, parse_expression
+from medloss.training import has_boundary_term, trained_as
 
 LABEL = torch.zeros(2, 1, 12, 12, 12, dtype=torch.long)
 LABEL[..., 3:9, 3:9, 3:9] = 1
@@ -67,6 +70,82 @@ def test_a_linear_schedule_goes_from_the_given_to_the_final_weights() -> None:
     assert seen == [[1.0, 0.0], [0.75, 0.5], [0.5, 1.0], [0.25, 1.5], [0.0, 2.0], [0.0, 2.0], [0.0, 2.0]]
 
 
+def test_a_ramp_raises_boundary_terms_next_to_the_others() -> None:
+    expression = "dice+0.5*binary_cross_entropy+2*hausdorff_dt"
+    loss = medloss.CombinedLoss(expression, schedule="ramp", epochs=20, softmax=True)
+    seen = []
+    for epoch in (0, 2, 3, 6, 10, 19):
+        loss.start_epoch(epoch)
+        seen.append(loss.weights.tolist())
+    # From 0 at 10 % to the given weight at 50 % of the epochs.
+    assert seen == [[1.0, 0.5, weight] for weight in (0.0, 0.0, 0.25, 1.0, 2.0, 2.0)]
+    made = medloss.create_training_loss(expression, num_classes=3, schedule="ramp", epochs=20)
+    assert made.given_weights.tolist() == [1.0, 0.5, 0.0]
+    assert made.ramp == loss.ramp == (2.0, 10.0)
+    by_recipe = medloss.create_training_loss("hausdorff_dt", num_classes=3, schedule="ramp", epochs=20)
+    assert (by_recipe.given_weights.tolist(), by_recipe.final_weights) == ([0.0, 1.0], (1.0, 1.0))
+    chosen = medloss.CombinedLoss(
+        "dice+focal", weights=[1.0, 0.5], schedule="ramp", final_weights=[0.5, 1.5], ramp=(4, 8), softmax=True
+    )
+    for epoch, weights in ((4, [1.0, 0.5]), (5, [0.875, 0.75]), (8, [0.5, 1.5]), (50, [0.5, 1.5])):
+        chosen.start_epoch(epoch)
+        assert chosen.weights.tolist() == weights
+
+
+def test_a_term_of_weight_zero_is_not_called() -> None:
+    class Counted(medloss.HausdorffDTLoss):
+        calls = 0
+
+        def forward(self, *args: Any, **keywords: Any) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(*args, **keywords)
+
+    counted = Counted(softmax=True)
+    dice = medloss.DiceLoss(softmax=True)
+    loss = medloss.CombinedLoss([counted, dice], schedule="ramp", ramp=(1, 2))
+    assert torch.equal(loss(LOGITS, LABEL), dice(LOGITS, LABEL)) and counted.calls == 0
+    loss.start_epoch(2)
+    value = loss(LOGITS, LABEL)
+    assert counted.calls == 1
+    assert torch.isclose(value, dice(LOGITS, LABEL) + medloss.HausdorffDTLoss(softmax=True)(LOGITS, LABEL))
+    # A state says it, too, before the next epoch begins.
+    other = medloss.CombinedLoss([Counted(softmax=True), dice], schedule="ramp", ramp=(1, 2))
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other(LOGITS, LABEL), value)
+    loss.start_epoch(0)
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other(LOGITS, LABEL), dice(LOGITS, LABEL))
+
+
+def test_what_is_trained_in_a_losss_name() -> None:
+    assert trained_as("hausdorff_er") == "hausdorff_er+dice, balanced"
+    assert trained_as("0.5*hausdorff_er") == "0.5*hausdorff_er+0.5*dice, balanced"
+    assert trained_as("hausdorff_er+dice") == "hausdorff_er+dice"
+    assert trained_as("dice+binary_cross_entropy+hausdorff_dt", "ramp").endswith("+hausdorff_dt, ramp")
+    assert trained_as("monai.losses.DiceLoss") == "monai.losses.DiceLoss"
+    assert [has_boundary_term(spec) for spec in ("hausdorff_dt", "shape_aware", "dice+shape_aware", "dice+focal")] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    assert Recipe(published=True).origin == "published recipe"
+    assert {entry.recipe.origin for entry in medloss.LOSSES.values()} == {"our recipe"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "schedule", "message"),
+    [
+        ("dice", "ramp", r"schedule: got 'ramp' for 'dice', which is no sum; expected one such as dice\+binary"),
+        ("dice+focal", "ramp", "'ramp' raises boundary-based terms next to others, and no term is boundary-based"),
+        ("hausdorff_dt+hausdorff_er", "ramp", "next to others, and every term is boundary-based"),
+        ("dice+hausdorff_dt", "linear", "schedule: got 'linear'; expected one of constant, ramp, balanced"),
+        ({"_target_": "medloss.DiceLoss"}, "ramp", "a mapping says all of its arguments itself"),
+    ],
+)
+def test_schedules_that_make_no_sense(spec: Any, schedule: str, message: str) -> None:
+    with pytest.raises(medloss.InputError, match=message) as refusal:
+        medloss.create_training_loss(spec, num_classes=3, schedule=schedule, epochs=20)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_weight_before_a_loss_with_a_recipe_weights_all_of_it() -> None:
     plain, half = (medloss.create_training_loss(f"{w}hausdorff_dt", num_classes=3) for w in ("", "0.5*"))
     assert torch.isclose(half(LOGITS, LABEL), 0.5 * plain(LOGITS, LABEL))
@@ -94,16 +173,19 @@ def test_a_balanced_schedule_makes_both_terms_weigh_the_same() -> None:
     assert isinstance(loss, medloss.CombinedLoss)
     hausdorff, dice = (part(LOGITS, LABEL) for part in loss.losses)
     # In the first epoch by what has been seen so far, ...
-    assert torch.isclose(loss(LOGITS, LABEL), 2 * hausdorff)
+    assert torch.isclose(loss(LOGITS, LABEL), 2 * dice)
     loss(3 * LOGITS, LABEL)
     loss.start_epoch(1)
     # ... later by the means of the epoch before, and by nothing else.
     parts = torch.stack([torch.stack([part(z, LABEL) for z in (LOGITS, 3 * LOGITS)]).mean() for part in loss.losses])
-    assert torch.isclose(loss.weights[1].float(), parts[0] / parts[1])
+    assert torch.isclose(loss.weights[0].float(), parts[1] / parts[0])
+    assert loss.weights[1] == 1
     value = loss(LOGITS, LABEL)
-    assert torch.isclose(value, hausdorff + parts[0] / parts[1] * dice)
-    loss.eval()
+    assert torch.isclose(value, parts[1] / parts[0] * hausdorff + dice)
     before = copy.deepcopy(loss.state_dict())
+    with torch.no_grad():
+        loss(5 * LOGITS, LABEL)
+    loss.eval()
     loss(5 * LOGITS, LABEL)
     assert all(torch.equal(before[key], value) for key, value in loss.state_dict().items())
     loss.train()
@@ -111,6 +193,70 @@ def test_a_balanced_schedule_makes_both_terms_weigh_the_same() -> None:
     loss.start_epoch(2)
     parts = torch.stack([torch.stack([part(z, LABEL) for z in (LOGITS, 2 * LOGITS)]).mean() for part in loss.losses])
     assert torch.isclose(loss.weights[1].float(), parts[0] / parts[1])
+
+
+@pytest.mark.parametrize(
+    ("expression", "anchor"),
+    [
+        ("hausdorff_dt+dice", 1),
+        ("dice+hausdorff_dt", 0),
+        ("hausdorff_er+binary_cross_entropy+tversky", 2),
+        ("shape_aware+focal+combo", 1),
+        ("hausdorff_dt+monai.losses.DiceLoss", 1),
+        ("hausdorff_dt+shape_aware", 0),
+    ],
+)
+def test_a_balanced_sum_is_anchored_on_its_bounded_term(expression: str, anchor: int) -> None:
+    loss = medloss.CombinedLoss(expression, schedule="balanced", softmax=True)
+    assert loss.anchor == anchor
+    wrapped = [medloss.FixedSpacing(term, (1.0,) * 3) for term in loss.losses]
+    assert medloss.CombinedLoss(wrapped, schedule="balanced").anchor == anchor
+
+
+@pytest.mark.parametrize("expression", ["hausdorff_dt+dice", "dice+hausdorff_dt"])
+def test_a_balanced_sums_scale_stays_whatever_the_order(expression: str) -> None:
+    """Anchored on the Hausdorff term, the sum would fall as that does: by more than a hundred here."""
+    loss = medloss.CombinedLoss(expression, schedule="balanced", sigmoid=True)
+    label = torch.zeros(2, 1, 24, 24)
+    label[0, :, 4:14, 6:20] = 1
+    label[1, :, 10:20, 3:9] = 1
+    logits = torch.nn.Parameter(torch.randn(label.shape, generator=torch.Generator().manual_seed(0)))
+    optimizer = torch.optim.AdamW([logits], 0.1)
+    place = [type(term).__name__ for term in loss.losses].index("DiceLoss")
+    dice, hausdorff, shares, moved = [], [], [], []
+    for epoch in range(12):
+        loss.start_epoch(epoch)
+        for _ in range(6):
+            before = logits.detach().clone()
+            value = loss(logits, label)
+            parts = [part(logits, label).item() for part in loss.losses]
+            dice.append(parts[place])
+            hausdorff.append(parts[1 - place])
+            shares.append(value.item() / parts[place])
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            moved.append((logits.detach() - before).norm().item())
+    assert hausdorff[-1] < hausdorff[0] / 100 and dice[-1] < dice[0] / 5
+    # Twice Dice, but for what the terms' ratio changes within an epoch.
+    assert max(shares) < 4 and min(shares) >= 1
+    assert min(moved) > 0.1 * moved[0]
+
+
+def test_a_batch_with_errors_does_not_outweigh_an_epoch_without() -> None:
+    """No error below 0.7 survives the first erosion: the term's mean, and so its weight, is that of few batches."""
+    loss = medloss.CombinedLoss("hausdorff_er+dice", schedule="balanced", sigmoid=True)
+    label = torch.zeros(1, 1, 24, 24)
+    label[..., 4:20, 4:20] = 1
+    nearly, wrong = torch.full_like(label, -0.9), torch.full_like(label, -8.0)
+    for _ in range(8):
+        loss(nearly.index_fill(3, torch.arange(4, 6), -2.0), label)
+    loss.start_epoch(1)
+    hausdorff, dice = (part(wrong, label).item() for part in loss.losses)
+    assert loss.weights[0] * hausdorff > 200 * dice
+    assert loss(wrong, label).item() == pytest.approx(101 * dice, rel=1e-5)
+    loss.eval()
+    assert loss(wrong, label).item() > 200 * dice  # what is measured is the sum as it is weighted
 
 
 def test_a_schedules_state_is_saved_and_restored() -> None:
@@ -139,6 +285,8 @@ def test_terms_that_are_zero_keep_their_weight() -> None:
         ({"losses": "dice+focal", "schedule": "cosine"}, "schedule: got 'cosine'"),
         ({"losses": "dice+focal", "weights": [1.0]}, "weights: got .* expected 2 numbers"),
         ({"losses": "dice+focal", "schedule": "linear"}, "'linear' needs final_weights"),
+        ({"losses": "dice+hausdorff_dt", "schedule": "ramp"}, "'ramp' needs epochs >= 1, or ramp="),
+        ({"losses": "dice+hausdorff_dt", "schedule": "ramp", "ramp": (5, 5)}, r"ramp: got \(5, 5\); expected epochs"),
         ({"losses": "dice+fokal"}, "no loss 'fokal'; did you mean 'focal'"),
     ],
 )

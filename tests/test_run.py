@@ -71,6 +71,7 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
     for row in rows:
         assert (row["val_dice"] != "") == (row["val_s"] != "") == (int(row["epoch"]) in validated)
         assert math.isfinite(float(row["train_loss"]))
+        assert float(row["grad_norm"]) > 0 and 0 < float(row["update_ratio"]) < 1
         assert float(row["epoch_s"]) > 0
         assert float(row["peak_mb"]) > 0
     with (folder / "cases.csv").open(newline="") as file:
@@ -302,6 +303,22 @@ def test_resume_in_another_precision_is_refused(sets: dict[int, _Set], tmp_path:
     with pytest.raises(UserError, match=r"made in bfloat16, .* go on in float32; pass --precision bfloat16"):
         train_run(changed, tmp_path, resume=True)
     assert train_run(config, tmp_path, resume=True)["precision"] == "bfloat16"
+
+
+def test_a_checkpoint_without_what_came_since_is_resumed(sets: dict[int, _Set], tmp_path: Path) -> None:
+    """Its rows have no gradient norm and no ratio, and its config no schedule of the loss."""
+    config = sets[2].config(keep_predictions=False)
+    train_run(config.model_copy(update={"epochs": 1}), tmp_path)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    for row in state["rows"]:
+        del row["grad_norm"], row["update_ratio"]
+    del state["config"]["loss_schedule"]
+    state["config"]["epochs"] = 2
+    save_checkpoint(tmp_path, state)
+    assert train_run(config, tmp_path, resume=True)["state"] == "done"
+    ratios = [row["update_ratio"] for row in RunFolder(tmp_path).epochs]
+    assert math.isnan(ratios[0]) and ratios[1] > 0
 
 
 def test_a_checkpoint_of_another_version_is_refused(sets: dict[int, _Set], tmp_path: Path) -> None:

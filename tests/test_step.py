@@ -1,5 +1,6 @@
 """The training step: accumulation, clipping, float16's scaler, and what must not reach the optimizer."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipelines.errors import TrainingError
-from pipelines.training.step import TrainingStep
+from pipelines.training.step import GRAD_NORM, UPDATE_RATIO, TrainingStep
+from pipelines.training.step_size import StepSize
 
 
 class _Scale(nn.Module):
@@ -23,11 +25,15 @@ class _Scale(nn.Module):
 
 
 def _run(
-    batches: list[Tensor], loss: Any = lambda z, _: z.square().mean(), epochs: int = 1, **settings: Any
+    batches: list[Tensor],
+    loss: Any = lambda z, _: z.square().mean(),
+    epochs: int = 1,
+    kind: type[TrainingStep] = TrainingStep,
+    **settings: Any,
 ) -> tuple[_Scale, list[int]]:
     network, steps = _Scale(), []
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    step = TrainingStep(network, stepped=lambda: steps.append(trainer.state.iteration), **settings)
+    step = kind(network, stepped=lambda: steps.append(trainer.state.iteration), **settings)
     loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer = SupervisedTrainer(
         device=torch.device("cpu"), max_epochs=epochs, train_data_loader=loader, network=network, optimizer=optimizer,
@@ -113,6 +119,46 @@ def test_a_scaler_that_has_given_up_ends_the_run() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     with pytest.raises(TrainingError, match=r"the gradient is .* on the case a case"):
         _run(BATCHES * 10, loss=lambda z, _: _Broken.apply(z), scaler=scaler)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_the_ratio_of_update_to_weights(decay: float) -> None:
+    """AdamW's own decay of the weights is no update: without any gradient the ratio is 0."""
+    weights = [nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([[12.0]]))]
+    for optimizer, moved in (
+        (torch.optim.SGD(weights, 0.1, weight_decay=0.0), 0.1 * math.hypot(1, 2, 2)),
+        (torch.optim.AdamW(weights, 0.1, weight_decay=decay), 0.1 * math.sqrt(3)),  # each weight by the rate
+    ):
+        for weight, value in zip(weights, ([3.0, 4.0], [[12.0]]), strict=True):
+            weight.data = torch.tensor(value)
+        weights[0].grad, weights[1].grad = torch.tensor([1.0, -2.0]), torch.tensor([[2.0]])
+        size = StepSize(optimizer)
+        optimizer.step()
+        assert size.ratio().item() == pytest.approx(moved / 13, rel=1e-5)
+    still = torch.optim.AdamW(weights, 0.1, weight_decay=decay)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    size = StepSize(still)
+    still.step()
+    assert size.ratio().item() < 1e-6
+
+
+def test_each_step_says_how_large_it_was() -> None:
+    seen: list[dict[str, Any]] = []
+
+    class _Seen(TrainingStep):
+        def __call__(self, engine: SupervisedTrainer, batch: Any) -> dict[str, Any]:
+            output = super().__call__(engine, batch)
+            seen.append({name: float(output[name]) for name in (GRAD_NORM, UPDATE_RATIO) if name in output})
+            return output
+
+    _run(BATCHES, accumulate=2, clip=0.5, kind=_Seen)
+    assert [bool(one) for one in seen] == [False, True, False, True, True]
+    start = torch.tensor([1.0, 2.0])
+    # The gradient's norm is that before clipping; the step is that after it.
+    gradient = torch.stack([k * k * torch.tensor([1.0, 4.0]) * start for k in (1, 2)]).mean(0)
+    assert seen[1][GRAD_NORM] == pytest.approx(gradient.norm().item(), rel=1e-5)
+    assert seen[1][UPDATE_RATIO] == pytest.approx(0.05 / start.norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

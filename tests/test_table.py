@@ -117,6 +117,7 @@ def test_files(compared: tuple[Path, Plan]) -> None:
     read = pd.read_csv(csv)
     assert list(read.columns) == [
         "loss", "dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd", "epoch_s", "runs",
+        "trained_as", "stood_still",
     ]  # fmt: skip
     assert read["dice"].tolist()[:2] == pytest.approx([0.7, 0.875])
     assert read["dice"].isna().tolist() == [False, False, True, True]

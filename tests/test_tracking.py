@@ -71,12 +71,15 @@ def test_a_comparison_is_mirrored(folder: Path) -> None:
     children = [run for name, run in runs.items() if name != "parent"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     expected = {"comparison": plan.id, "loss": "dice", "fold": "1", "seed": "5", "attempt": "1"}
+    expected["trained_as"] = "dice"
     assert {name: dice.data.tags[f"medloss.{name}"] for name in expected} == expected
     assert dice.data.params["learning_rate"] == "0.01"
     assert dice.data.params["epochs"] == "3"
     assert dice.data.params["loss"] == "dice"
     assert history_of(uri, dice) == {
         "train/loss": [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))],
+        "train/grad_norm": [(1, 0.5), (2, 0.25), (3, pytest.approx(1 / 6))],
+        "train/update_ratio": [(1, 0.01), (2, 0.01), (3, 0.01)],
         "time/epoch_s": [(1, 2.5), (2, 2.5), (3, 2.5)],
         "time/data_share": [(1, 0.125), (2, 0.125), (3, 0.125)],
         "mem/peak_mb": [(1, 300.0), (2, 300.0), (3, 300.0)],

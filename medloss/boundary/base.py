@@ -29,5 +29,7 @@ def karimi_recipe(name: str) -> Recipe:
     return Recipe(
         f"{name}+dice",
         schedule="balanced",
-        note="Karimi 2019: together with Dice, its weight set anew each epoch so that both terms weigh the same",
+        note="After Karimi 2019: together with Dice, the weights set again each epoch so that both terms weigh the "
+        "same. Ours: Dice keeps its weight, and the Hausdorff term is scaled to it; the other way the sum's scale "
+        "falls by orders of magnitude, and the steps of an adaptive optimizer with it",
     )

@@ -55,6 +55,7 @@ def compare(
     is_dry: bool,
     budget: float | None,
     halving: bool,
+    tune_lr: int | None,
     executor: str,
     **options: Any,
 ) -> None:
@@ -74,17 +75,24 @@ def compare(
     if not names:
         raise UserError("--losses: got none; expected names by commas, or all")
     handover = chosen_executor(executor, jobs, options)
-    for flag, given in (("--halving", halving), ("--budget", budget is not None)):
+    before = {"--halving": halving, "--budget": budget is not None, "--tune-lr": tune_lr is not None}
+    for flag, given in before.items():
         if given and handover is not None:
             raise UserError(f"{flag}: goes with --executor local, whose machine it measures and trains on")
     measured = {"--dry-run": is_dry, "--budget": budget is not None, "--register-model": register_model is not None}
-    options = chosen_trainer(manifest, options, measured)
+    measured |= {"--tune-lr": tune_lr is not None}
+    schedule = options.pop("loss_schedule")
+    options = chosen_trainer(manifest, options, measured | {"--schedule": schedule is not None})
     names, about = named_before(names, reference, metric, margin)
     about |= {"empty": empty, "non_inferior": non_inferior}
     refuse_unused_rates(options.get("learning_rates"), names)
     chosen, seed_numbers = list(whole_numbers(folds, "--folds")), list(whole_numbers(seeds, "--seeds"))
     refuse_repeated(names, chosen, seed_numbers)
-    configs = [run_config(manifest=manifest, loss=name, fold=chosen[0], **options) for name in names]
+    scheduled = _scheduled(names, schedule)
+    configs = [
+        run_config(manifest=manifest, loss=name, loss_schedule=scheduled.get(name), fold=chosen[0], **options)
+        for name in names
+    ]
     loaded = load_manifest(configs[0].manifest)
     refuse_settings(configs[0], loaded)  # the others differ in their loss alone
     for fold in chosen:
@@ -111,7 +119,7 @@ def compare(
     jobs = _default_jobs() if handover is not None else jobs or _default_jobs()
     request = Request(
         configs, chosen, seed_numbers, loaded, about, epochs=options.get("epochs"),
-        budget=budget, halving=halving, jobs=jobs, cores=available_cores(), began=began,
+        budget=budget, halving=halving, tune_lr=tune_lr, jobs=jobs, cores=available_cores(), began=began,
     )  # fmt: skip
     # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -138,6 +146,21 @@ def compare(
             handover=handover,
         )
     )
+
+
+def _scheduled(names: list[str], schedule: str | None) -> dict[str, str]:
+    """The losses that `--schedule` is for: boundary-based terms next to others; the rest is trained as without it."""
+    if schedule is None:
+        return {}
+    from medloss.training import has_boundary_term  # not above, for the second that torch takes
+
+    scheduled = {name: schedule for name in names if has_boundary_term(name)}
+    if not scheduled:
+        raise UserError(
+            f"--schedule: got {schedule}, and no loss is a sum with a boundary-based term; "
+            "expected one such as dice+binary_cross_entropy+hausdorff_dt"
+        )
+    return scheduled
 
 
 def _default_jobs() -> int:
@@ -180,8 +203,9 @@ def status(folder: Path) -> None:
     from pipelines.comparison.plan import require_plan
     from pipelines.comparison.planning.lines import counted
     from pipelines.comparison.planning.rungs import begun_rungs
-    from pipelines.comparison.planning.told import halving_notes
+    from pipelines.comparison.planning.told import screening_notes
     from pipelines.comparison.state import run_states
+    from pipelines.comparison.stood_still import stood_still, stood_still_notes
 
     plan = require_plan(folder)
     states = run_states(folder, plan)
@@ -190,10 +214,10 @@ def status(folder: Path) -> None:
     console = Console()
     width = None if console.is_terminal else 160
     for rung in begun_rungs(folder, plan):
-        title = f"screening, rung {rung.number}, {counted(rung.epochs, 'epoch')}"
+        title = f"{rung.title}, {counted(rung.epochs, 'epoch')}"
         Console(width=width).print(states_table(rung.states, title))
     Console(width=width).print(states_table(states, f"{len(states)} runs: {told or 'all waiting'}"))
-    for line in halving_notes(plan):
+    for line in (*screening_notes(plan), *stood_still_notes(plan, stood_still(folder, plan))):
         click.echo(line)
     jobs = submitted_jobs(folder)
     waiting = [jobs[s.run.id] for s in states if s.state in ("waiting", "interrupted") and s.run.id in jobs]

@@ -14,14 +14,18 @@ def losses(name: str | None) -> None:
     from rich.table import Table
 
     from medloss import LOSSES, kernels
+    from medloss.training import trained_as
 
     table = Table("loss", "family", "what it is", "trained as", "paper", box=None, pad_edge=False)
     for entry in LOSSES.values():
-        table.add_row(entry.name, entry.family, entry.summary, entry.recipe.expression or "alone", entry.paper)
+        trained = trained_as(entry.name) if entry.recipe.expression else "alone"
+        trained += f" ({entry.recipe.origin})" if entry.recipe.published else ""
+        table.add_row(entry.name, entry.family, entry.summary, trained, entry.paper)
     console = Console()
     # In a pipe nothing is cut off.
     Console(width=None if console.is_terminal else 200).print(table)
-    click.echo(f"\nKernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
+    click.echo("\nTrained as: by our recipe, unless a published one is named.")
+    click.echo(f"Kernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
     if "numba" not in kernels.available():
         click.echo("pip install numba adds compiled ones, the fastest on a CPU.")
 

@@ -21,6 +21,12 @@ _OPTIONS = (
     click.option("--epochs", type=int, help="Passes over the training cases; default: by the recipe."),
     click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA]."),
     click.option("--optimizer", type=click.Choice(["adamw", "sgd"])),
+    click.option(
+        "--schedule",
+        "loss_schedule",
+        type=click.Choice(["constant", "ramp", "balanced"]),
+        help="Of the weights of a sum with a boundary-based term; default: by the loss's recipe.",
+    ),
     click.option("--lr", "learning_rate", type=float, help="Highest learning rate."),
     click.option("--loss-lr", "learning_rates", help="Rates of single losses, as focal=1e-2,tversky=1e-3."),
     click.option("--batch-size", type=int, help="Patches a step."),

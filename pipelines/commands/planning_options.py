@@ -37,6 +37,12 @@ _OPTIONS = (
         metavar="MINUTES",
         help="Plan what fits. Gives way in this order: seeds, folds, epochs (to half), the slowest losses.",
     ),
+    click.option(
+        "--tune-lr",
+        type=int,
+        metavar="N",
+        help="Try N learning rates per loss (factors of 3) on another fold, and train each loss at its best.",
+    ),
     click.option("--halving", is_flag=True, help="Drop the worse half after short trainings on another fold, twice."),
 )
 

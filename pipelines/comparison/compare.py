@@ -14,8 +14,10 @@ from pipelines.comparison.executors import Handover
 from pipelines.comparison.plan import Plan, adopt_plan, read_plan, refuse_foreign, run_folder
 from pipelines.comparison.planning.rungs import begun_rungs
 from pipelines.comparison.planning.screening import screen, train_rung
-from pipelines.comparison.planning.told import halving_notes
+from pipelines.comparison.planning.told import screening_notes
+from pipelines.comparison.planning.tuning import tune
 from pipelines.comparison.state import RunState, run_states
+from pipelines.comparison.stood_still import stood_still_notes
 from pipelines.comparison.table import Table, comparison_table, formatted_rows, write_table
 from pipelines.comparison.tracking import (
     Findings,
@@ -54,7 +56,7 @@ def compare_losses(
         retry_failed: whether failed runs are trained again.
         check: whether the whole data set is read, and refused if it has bad files, before anything is trained.
         register_model: the name under which MLflow registers the best loss's best network; None: it does not.
-        configs: of all losses, one each, for a plan that screens them first.
+        configs: of all losses, one each, for a plan that tunes or screens them first.
         handover: has the runs trained by others, and does not wait for them; None: they are trained here.
 
     Returns:
@@ -89,6 +91,7 @@ def compare_losses(
             def train(own: Path, rung: Plan) -> None:
                 train_rung(own, rung, jobs, _mirror(own, rung, tracking_uri, store=folder))
 
+            plan = tune(folder, plan, configs, train, forget)
             plan = screen(folder, plan, configs, train, forget)
         except KeyboardInterrupt:
             click.echo("interrupted: the same command goes on where it stopped", err=True)
@@ -216,7 +219,7 @@ def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, repor
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(shown)
     click.echo(table.caveat)
-    for line in (*plan.told, *halving_notes(plan)):
+    for line in (*plan.told, *screening_notes(plan), *stood_still_notes(plan, table.still)):
         click.echo(line)
     for state in states:
         if state.state == "failed":

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.comparison.planning.records import Asked, Halving
+from pipelines.comparison.planning.records import Asked, Halving, Tuning
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json
 from pipelines.training.run_config import INCIDENTAL, RunConfig
@@ -56,8 +56,11 @@ class Plan(BaseModel):
         non_inferior: whether *non-inferior* takes the place of *equivalent*.
         asked: what was asked for, where that is not simply what is planned.
         told: why less is planned than was asked for, a sentence each.
+        tuning: the choice of learning rates before all else; None without one.
         halving: the screening before the comparison; None without one.
-        rung: which one of a comparison's screening this is; None: it is no part of another.
+        rung: which one of a comparison's screening, or of the trials of its tuning, this is; None: it is no part of
+            another.
+        factor: in a trial of a tuning, of the recipe's learning rates; None elsewhere.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,8 +77,10 @@ class Plan(BaseModel):
     non_inferior: bool = False
     asked: Asked | None = None
     told: list[str] = []
+    tuning: Tuning | None = None
     halving: Halving | None = None
     rung: int | None = None
+    factor: float | None = None
 
     @property
     def losses(self) -> list[str]:
@@ -99,8 +104,7 @@ def make_plan(
         seeds: of the trainings.
         manifest_name: the data set's name.
         manifest_sha256: the manifest's content.
-        about: further attributes of the plan: `reference`, `metric`, `margin`, `empty`, `non_inferior`, `asked`,
-            `told`, `halving`.
+        about: further attributes of the plan, such as `reference`, `metric` and `margin`.
 
     Raises:
         UserError: a loss, fold or seed stands twice.
@@ -248,7 +252,7 @@ def _difference(old: Plan, new: Plan) -> str:
         return f"its data set is '{old.manifest_name}' as it was then, and the manifest has changed since"
     if (old.asked is None) != (new.asked is None):
         has, lacks = ("this one", "it") if old.asked is None else ("it", "this one")
-        return f"{has} is planned with --budget or --halving, and {lacks} is not"
+        return f"{has} is planned with --budget, --tune-lr or --halving, and {lacks} is not"
     runs = [{run.id: run.config.model_dump(exclude=_INCIDENTAL) for run in plan.runs} for plan in (old, new)]
     for name, theirs, ours in (("has", runs[0], runs[1]), ("lacks", runs[1], runs[0])):
         if missing := [run for run in theirs if run not in ours]:

@@ -7,14 +7,15 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.comparison.plan import Plan, run_folder
+from pipelines.comparison.stood_still import StoodStill, stood_still
 from pipelines.evaluation.metrics import METRICS
 from pipelines.files import write_text
 from pipelines.training.run_folder import CASE_COLUMNS
 
-#: What is shown, in this order; the CSV has all measures.
+#: What is shown, in this order; the CSV has all metrics, and the loss's name as its key.
 _HEADINGS = {
-    "loss": "loss", "dice": "Dice", "nsd": "NSD", "sensitivity": "sensitivity", "specificity": "specificity",
-    "hd95_mm": "HD95 (mm)", "epoch_s": "s/epoch", "runs": "runs",
+    "trained_as": "loss", "dice": "Dice", "nsd": "NSD", "sensitivity": "sensitivity", "specificity": "specificity",
+    "hd95_mm": "HD95 (mm)", "epoch_s": "s/epoch", "runs": "runs", "stood_still": "stood still",
 }  # fmt: skip
 _FORMATS = {
     "dice": "{:.4f}", "nsd": "{:.4f}", "sensitivity": "{:.4f}", "specificity": "{:.4f}", "hd95_mm": "{:.2f}",
@@ -33,6 +34,7 @@ class Table:
         cases: how many cases the finished runs validated.
         seeds: how many seeds.
         partial: losses of which some runs are finished, and some are not or failed: their means are over other cases.
+        still: runs whose optimizer stood still.
     """
 
     rows: pd.DataFrame
@@ -40,6 +42,7 @@ class Table:
     cases: int
     seeds: int
     partial: tuple[str, ...] = ()
+    still: tuple[StoodStill, ...] = ()
 
     @property
     def caveat(self) -> str:
@@ -96,11 +99,14 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
     rows = []
     failed = set()
     partial = []
+    still = stood_still(folder, plan)
     for loss in plan.losses:
         runs = [run for run in plan.runs if run.config.loss == loss]
         results = [run_folder(folder, run).result for run in runs]
         done = [result for result in results if result is not None and result["state"] == "done"]
         row: dict[str, object] = {"loss": loss, "runs": f"{len(done)}/{len(runs)}"}
+        found = [one for one in still if one.run.config.loss == loss]
+        row |= {"trained_as": runs[0].config.trained_as, "stood_still": _stood_still(found, len(runs))}
         if 0 < len(done) < len(runs):
             partial.append(loss)
         if done:
@@ -112,22 +118,30 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
         elif None not in results:
             failed.add(loss)
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=["loss", *METRICS, "epoch_s", "runs"])
+    frame = pd.DataFrame(rows, columns=["loss", *METRICS, "epoch_s", "runs", "trained_as", "stood_still"])
     frame = frame.sort_values("dice", ascending=False, na_position="last")
     # Behind those that were measured on all cases.
     frame = pd.concat([frame[~(behind := frame["loss"].isin(partial) | frame["dice"].isna())], frame[behind]])
     seeds = len({run.config.seed for run in plan.runs})
     count = cases["case"].nunique() if len(cases) else 0
-    return Table(frame.reset_index(drop=True), frozenset(failed), count, seeds, tuple(partial))
+    return Table(frame.reset_index(drop=True), frozenset(failed), count, seeds, tuple(partial), still)
+
+
+def _stood_still(found: list[StoodStill], runs: int) -> str:
+    """In which epochs; of several runs, in how many of them."""
+    if not found:
+        return ""
+    return found[0].when if runs == 1 else f"{len(found)} of {runs} runs"
 
 
 def formatted_rows(table: Table) -> list[list[str]]:
     """The table as text, its headings first."""
-    rows = [list(_HEADINGS.values())]
+    headings = {name: text for name, text in _HEADINGS.items() if name != "stood_still" or table.still}
+    rows = [list(headings.values())]
     for _, row in table.rows.iterrows():
         failed = row["loss"] in table.failed
         cells = []
-        for name in _HEADINGS:
+        for name in headings:
             value = row[name]
             if name in _FORMATS:
                 value = (

@@ -41,6 +41,8 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
         UserError: no comparison there, no such run, a loss that is not to be trusted, or no nnU-Net where it trains.
     """
     plan = require_plan(folder)
+    if plan.tuning is not None and not plan.tuning.over:
+        raise UserError(f"{folder}: its learning rates are not chosen yet; run the same `medloss compare` to its end")
     if not trust:
         refuse_foreign_losses(plan.losses, folder)
         if plan.runs[0].config.nnunet is not None:

@@ -78,8 +78,7 @@ def index_page(entries: Iterable[LossEntry], overview: bool) -> str:
         _MADE,
         "# The losses",
         "Each page has the loss's formula, defaults, advice and three pictures, made from the code by `medloss "
-        "gallery`. The last column is how `medloss train` trains the loss: alone, or in the sum that it was published "
-        "with.",
+        "gallery`. The last column is how `medloss train` trains the loss by its recipe: alone, or in a sum.",
         "\n".join(["| loss | family | what it is | trained as |", "| --- | --- | --- | --- |", *rows]),
     ]
     if overview:
@@ -98,9 +97,10 @@ def _sum(entry: LossEntry) -> str:
 
 def _recipe(entry: LossEntry) -> str:
     recipe = entry.recipe
+    origin = f"{recipe.origin[:1].upper()}{recipe.origin[1:]}"
     if not recipe.expression:
-        return f"{recipe.note[:1].upper()}{recipe.note[1:]}."
-    return f"{_sum(entry)}, weights {recipe.schedule}. {recipe.note}."
+        return f"{recipe.note[:1].upper()}{recipe.note[1:]}. {origin}."
+    return f"{_sum(entry)}, weights {recipe.schedule}. {origin}. {recipe.note}."
 
 
 def _defaults(described: Description) -> str:

@@ -104,7 +104,7 @@ def create_nnunet_loss(
     weights: Sequence[float],
     spacing: Sequence[float],
 ) -> NnunetLoss:
-    """Make a loss by its published recipe, with the plan's settings.
+    """Make a loss by its recipe, with the plan's settings.
 
     `dice` has nnU-Net's own settings in every sum: smoothing 1e-5, and no background with label maps. The sum
     `dice+binary_cross_entropy` is nnU-Net's own loss to rounding. So its Dice counts as -D, and with regions and an

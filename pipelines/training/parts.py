@@ -126,7 +126,11 @@ class Training:
         network = create_network(config, manifest.dimensions, manifest.num_classes)
         self.network: nn.Module = network.to(self.device).to(memory_format=channels_last(manifest.dimensions))  # type: ignore[call-overload]
         self.loss = medloss.create_training_loss(
-            config.loss, num_classes=manifest.num_classes, arguments=config.loss_arguments
+            config.loss,
+            num_classes=manifest.num_classes,
+            arguments=config.loss_arguments,
+            schedule=config.loss_schedule,
+            epochs=config.epochs,
         ).to(self.device)
         self.optimizer = create_optimizer(self.network, config)
         self.scheduler = create_schedule(self.optimizer, config, len(self.loader))

@@ -49,7 +49,13 @@ def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
     from medloss import create_training_loss
 
     refuse_settings(config, manifest)
-    create_training_loss(config.loss, num_classes=manifest.num_classes, arguments=config.loss_arguments)
+    create_training_loss(
+        config.loss,
+        num_classes=manifest.num_classes,
+        arguments=config.loss_arguments,
+        schedule=config.loss_schedule,
+        epochs=config.epochs,
+    )
 
 
 def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
@@ -98,7 +104,7 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
             "intensity": "clip" if clipped else "zscore",
             "intensity_clip": clip,
             "base_channels": config.base_channels or (32 if device.type == "cuda" else 16),
-            "learning_rate": config.learning_rates.get(config.loss, config.learning_rate or _RATES[config.optimizer]),
+            "learning_rate": recipe_rate(config),
             "memory_gb": config.memory_gb or _memory_gb(device),
         }
     )
@@ -106,6 +112,11 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
     shapes = [grid.shape(s, m) for s, m in zip(fingerprint.shapes, fingerprint.spacings, strict=True)]
     config = _with_patch(config, manifest, np.median(np.array(shapes), axis=0).tolist())
     return config if config.batch_size else config.model_copy(update={"batch_size": _batch(config)})
+
+
+def recipe_rate(config: RunConfig) -> float:
+    """The highest learning rate of a config's schedule."""
+    return config.learning_rates.get(config.loss, config.learning_rate or _RATES[config.optimizer])
 
 
 def preprocessing(config: RunConfig, manifest: Manifest) -> Preprocessing:

@@ -26,6 +26,7 @@ from pipelines.training.progress import Progress
 from pipelines.training.ranks import most_over_ranks, rank
 from pipelines.training.run_config import INCIDENTAL, RunConfig
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.step import GRAD_NORM, UPDATE_RATIO
 
 #: Of the checkpoint's content.
 _FORMAT = 2
@@ -124,12 +125,14 @@ class Run:
     def _attach(self) -> None:
         trainer = self.training.trainer
         losses: list[float] = []
+        steps: list[tuple[float, float]] = []
         clock = {"epoch": 0.0, "batch": 0.0, "waited": 0.0}
 
         @trainer.on(Events.EPOCH_STARTED)
         def _start() -> None:
             self.training.start_epoch(trainer.state.epoch)
             losses.clear()
+            steps.clear()
             clock.update(epoch=time.perf_counter(), waited=0.0)
 
         @trainer.on(Events.GET_BATCH_STARTED)
@@ -142,12 +145,18 @@ class Run:
 
         @trainer.on(Events.ITERATION_COMPLETED)
         def _note() -> None:
-            losses.append(trainer.state.output[CommonKeys.LOSS].item())
+            output = trainer.state.output
+            losses.append(output[CommonKeys.LOSS].item())
+            # A step that float16's scaler left out has no finite norm, and is none.
+            if UPDATE_RATIO in output and math.isfinite(norm := float(output[GRAD_NORM])):
+                steps.append((norm, float(output[UPDATE_RATIO])))
 
         @trainer.on(Events.EPOCH_COMPLETED)
         def _end() -> None:
             seconds = time.perf_counter() - clock["epoch"]
             row = {"epoch": trainer.state.epoch, "train_loss": statistics.fmean(losses), "epoch_s": round(seconds, 3)}
+            if steps:
+                row |= zip((GRAD_NORM, UPDATE_RATIO), map(statistics.fmean, zip(*steps, strict=True)), strict=True)
             share = most_over_ranks(clock["waited"] / seconds)
             self._end_epoch(row | {"data_share": round(share, 4)})
 

@@ -14,7 +14,8 @@ Axes = tuple[Positive, ...]
 
 #: Settings that mean nothing to nnU-Net, which plans such things itself.
 NNUNET_PLANS = {
-    "loss_arguments", "network", "levels", "strides", "kernels", "base_channels", "deep_supervision", "optimizer",
+    "loss_arguments", "loss_schedule",
+    "network", "levels", "strides", "kernels", "base_channels", "deep_supervision", "optimizer",
     "learning_rate", "learning_rates", "schedule", "warmup", "weight_decay", "ema", "clip", "accumulate", "batch_size",
     "patch_size", "memory_gb", "spacing", "intensity", "intensity_clip", "foreground", "flip_axes", "augmentation",
     "precision", "compile", "workers", "memory_mb", "val_interval",
@@ -108,6 +109,7 @@ class RunConfig(BaseModel):
         data_root: the folder of its files; None as in `resolve_data`.
         loss: as in `medloss.create_training_loss`.
         loss_arguments: arguments of that loss.
+        loss_schedule: of the weights of a sum: as `schedule` of `medloss.create_training_loss`.
         network: `unet` (MONAI's, residual), `vnet` (MONAI's), or `dynunet` (MONAI's, of nnU-Net's design). Several
             processes train a `vnet` not quite as one does: its batch norm sees each process's own part of a batch.
         levels: resolutions of a `unet` or `dynunet`; a number halves every axis, None plans axis by axis.
@@ -156,6 +158,7 @@ class RunConfig(BaseModel):
     data_root: str | None = None
     loss: str = "dice"
     loss_arguments: dict[str, Any] = Field(default_factory=dict)
+    loss_schedule: Literal["constant", "ramp", "balanced"] | None = None
     network: Literal["unet", "vnet", "dynunet"] = "unet"
     levels: Annotated[int, Field(ge=2, le=8)] | None = 3
     strides: tuple[Axes, ...] | None = None
@@ -193,6 +196,14 @@ class RunConfig(BaseModel):
     keep_predictions: bool = True
     device: str = "auto"
     nnunet: NnunetSettings | None = None
+
+    @property
+    def trained_as(self) -> str:
+        """What is trained in the loss's name, for people: `hausdorff_dt+dice, balanced`."""
+        # Not before it is asked for: a worker that waits for work needs no torch.
+        from medloss.training import trained_as
+
+        return trained_as(self.loss, self.loss_schedule)
 
     def settings(self) -> dict[str, Any]:
         """What decides the training, for tables: without what is not set, or not up to it."""

@@ -12,7 +12,8 @@ from pipelines.files import read_json, write_json, write_text
 from pipelines.training.run_config import RunConfig
 
 EPOCH_COLUMNS = (
-    "epoch", "train_loss", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share", "val_s", "peak_mb", "time",
+    "epoch", "train_loss", "grad_norm", "update_ratio", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share",
+    "val_s", "peak_mb", "time",
 )  # fmt: skip
 #: Of the epochs that nnU-Net trains, and of no others: over patches of the validation cases.
 _PSEUDO = "pseudo_dice"

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from pipelines.errors import TrainingError
 from pipelines.training.ranks import mean_over_ranks, texts_over_ranks
+from pipelines.training.step_size import StepSize
 
+#: In the engine's output, of a batch that ends with a step: the gradient's norm, before it is clipped, and the ratio of
+#: the update to the weights.
+GRAD_NORM, UPDATE_RATIO = "grad_norm", "update_ratio"
 #: A scale below which float16's loss scaling has given up: every step before was skipped.
 _LEAST_SCALE = 2.0**-10
 
@@ -83,6 +87,7 @@ class TrainingStep:
             raise _not_finite(engine, "gradient", float(norm))
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), self.clip, norm)
+        size = StepSize(engine.optimizer)
         if self.scaler is None:
             engine.optimizer.step()
         else:
@@ -90,6 +95,7 @@ class TrainingStep:
             self.scaler.update()
             if self.scaler.get_scale() < _LEAST_SCALE:
                 raise _not_finite(engine, "gradient", float(norm))
+        engine.state.output |= {GRAD_NORM: norm, UPDATE_RATIO: size.ratio()}
         self.stepped()
 
 

@@ -63,7 +63,7 @@ def _there(folder: Path, plan: Plan, states: Sequence[RunState]) -> str:
     rungs = begun_rungs(folder, plan)
     if not states and not rungs:
         return f"nothing yet in {folder}"
-    told = [f"{_words(rung.states)} of rung {rung.number} of the screening" for rung in rungs]
+    told = [f"{_words(rung.states)} of {rung.title}" for rung in rungs]
     return f"{'; '.join([*told, f'{_words(states)} of the runs'])}, in {folder}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipelines.comparison.planning.halving import better_half
 from pipelines.comparison.planning.matrix import Matrix, Training, trainings
 from pipelines.comparison.planning.measure import Measured
-from pipelines.comparison.planning.records import Halving
+from pipelines.comparison.planning.records import Halving, Tuning
 from pipelines.dataset.manifest import Manifest
 
 #: Beside the trainings: a store for MLflow, and at the end table, report and MLflow. Importing their packages is most
@@ -69,13 +69,19 @@ class Forecast:
             heapq.heapreplace(workers, workers[0] + self.run_s(run))
         return max(workers)
 
-    def stages(self, matrix: Matrix, halving: Halving | None = None) -> list[list[Training]]:
+    def stages(
+        self, matrix: Matrix, halving: Halving | None = None, tuning: Tuning | None = None
+    ) -> list[list[Training]]:
         """All that a plan trains, one after another; with halving, the losses that survive are taken to be the slowest.
 
         Args:
             matrix: with all losses.
             halving: the screening; None without one.
+            tuning: the choice of learning rates; None without one.
         """
+        if tuning is not None:
+            trial = [Training(loss, tuning.fold, tuning.epochs) for loss in matrix.losses]
+            return [*(trial for _ in tuning.factors), *self.stages(matrix, halving)]
         if halving is None:
             return [trainings(matrix)]
         racing = sorted(halving.losses, key=lambda loss: -self.epoch_s(loss, halving.fold))

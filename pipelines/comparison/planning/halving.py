@@ -49,16 +49,31 @@ def plan_halving(
         raise UserError(
             f"--halving: got {epochs} epochs; expected {LEAST_EPOCHS} or more, of which a quarter and half screen"
         )
-    unused = [fold for fold in known if fold not in folds]
-    fold = unused[0] if unused else folds[0]
-    left = [own for own in folds if own != fold]
-    if not left:
-        raise UserError(
-            "--halving: got a data set of one fold; expected two or more: the cases that drop losses are not those "
-            "that compare them"
-        )
+    fold, left = screening_fold("--halving", folds, known)
     rungs = [round(epochs * share) for share in _SHARES]
     return Halving(fold=fold, seed=seeds[0], losses=racing, rungs=rungs), left
+
+
+def screening_fold(flag: str, folds: list[int], known: list[int]) -> tuple[int, list[int]]:
+    """The fold whose cases decide before the comparison, and those that are left to compare on.
+
+    Args:
+        flag: the option that needs one.
+        folds: asked for.
+        known: the data set's folds.
+
+    Raises:
+        UserError: there is one fold alone.
+    """
+    unused = [fold for fold in known if fold not in folds]
+    fold = unused[0] if unused else folds[0]
+    left = [other for other in folds if other != fold]
+    if not left:
+        raise UserError(
+            f"{flag}: got a data set of one fold; expected two or more: the cases that decide before the comparison "
+            "are not those that compare the losses"
+        )
+    return fold, left
 
 
 def survivors(count: int) -> int:

@@ -20,12 +20,12 @@ def stages_left(folder: Path, plan: Plan, matrix: Matrix, forecast: Forecast) ->
         forecast: knows which losses are slow.
     """
     if read_plan(folder) is None:
-        return forecast.stages(matrix, plan.halving)
-    if plan.halving is None or plan.halving.over:
+        return forecast.stages(matrix, plan.halving, plan.tuning)
+    if (plan.halving is None or plan.halving.over) and (plan.tuning is None or plan.tuning.over):
         return [_left(run_states(folder, plan))]
-    stages = forecast.stages(matrix, plan.halving)
-    for rung in begun_rungs(folder, plan):
-        stages[rung.number - 1] = _left(rung.states)
+    stages = forecast.stages(matrix, plan.halving, plan.tuning)
+    for place, rung in enumerate(begun_rungs(folder, plan)):
+        stages[place] = _left(rung.states)
     return stages
 
 

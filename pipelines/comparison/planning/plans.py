@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from pipelines.comparison.planning.forecast import Forecast
 from pipelines.comparison.planning.halving import LEAST_EPOCHS, LEAST_LOSSES, plan_halving
 from pipelines.comparison.planning.matrix import Matrix
 from pipelines.comparison.planning.measure import Measured, measure
-from pipelines.comparison.planning.records import Asked, Halving
+from pipelines.comparison.planning.records import Asked, Halving, Tuning
+from pipelines.comparison.planning.tuning import plan_tuning, tuned
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
 from pipelines.training.run_config import RunConfig
@@ -41,6 +42,7 @@ class Request:
         epochs: asked for; None: the recipe's.
         budget: minutes, from `began` on; None: no bound.
         halving: whether losses are screened.
+        tune_lr: learning rates that are tried per loss; None: the recipe's alone.
         jobs: runs at a time.
         cores: of the processor, divided among the jobs.
         began: when the command was called, by `time.monotonic`.
@@ -54,6 +56,7 @@ class Request:
     epochs: int | None = None
     budget: float | None = None
     halving: bool = False
+    tune_lr: int | None = None
     jobs: int = 1
     cores: int = 1
     began: float = field(default_factory=time.monotonic)
@@ -66,11 +69,11 @@ class Request:
     @property
     def asked(self) -> Asked | None:
         """As the plan keeps it; None where the plan is simply what is asked for."""
-        if self.budget is None and not self.halving:
+        if self.budget is None and not self.halving and self.tune_lr is None:
             return None
         losses = [config.loss for config in self.configs]
         return Asked(losses=losses, folds=self.folds, seeds=self.seeds, epochs=self.epochs,
-                     budget_minutes=self.budget, halving=self.halving)  # fmt: skip
+                     budget_minutes=self.budget, halving=self.halving, tune_lr=self.tune_lr)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,7 @@ def plan_comparison(
     if request.halving and request.reference is None:
         raise UserError("--halving: got no reference; expected one, which is never dropped: name a --reference")
     asked = Matrix(tuple(simple.losses), tuple(request.folds), tuple(request.seeds), request.configs[0].epochs)
-    if request.halving:
-        asked = Matrix(asked.losses, tuple(_screening(request, asked)[1]), asked.seeds, asked.epochs)
+    asked = replace(asked, folds=_before(request, asked)[2])
     refuse_foreign(folder)
     begun = read_plan(folder)
     if begun is not None and (begun.asked is None) == (request.asked is None):
@@ -136,12 +138,12 @@ def plan_comparison(
         fitted = _fitted(request, asked, forecast)
     matrix = fitted.matrix
     by_loss = {config.loss: config.model_copy(update={"epochs": matrix.epochs}) for config in request.configs}
-    halving = _screening(request, matrix)[0] if request.halving else None
+    halving, tuning, _ = _before(request, matrix)
     # Until the screening is over, nobody knows who survives but the reference.
     losses = matrix.losses if halving is None else (str(request.reference),)
     runs = planned_runs([by_loss[loss] for loss in losses], list(matrix.folds), list(matrix.seeds))
     plan = simple.model_copy(
-        update={"runs": runs, "asked": request.asked, "told": list(fitted.told), "halving": halving}
+        update={"runs": runs, "asked": request.asked, "told": list(fitted.told), "halving": halving, "tuning": tuning}
     )
     return Planned(plan, matrix, forecast, fitted.seconds)
 
@@ -156,11 +158,22 @@ def _forecast(
     return Forecast(found, request.manifest)
 
 
-def _screening(request: Request, matrix: Matrix) -> tuple[Halving, list[int]]:
-    return plan_halving(
-        list(matrix.losses), str(request.reference), request.folds, request.seeds, matrix.epochs,
-        request.manifest.folds(),
-    )  # fmt: skip
+def _before(request: Request, matrix: Matrix) -> tuple[Halving | None, Tuning | None, tuple[int, ...]]:
+    """The screening and the tuning before a comparison, if asked for, and the folds that they leave to it.
+
+    Both have the same fold: what either decides is decided on cases that the comparison does not have.
+    """
+    known = request.manifest.folds()
+    halving, tuning, folds = None, None, list(matrix.folds)
+    if request.halving:
+        halving, folds = plan_halving(
+            list(matrix.losses), str(request.reference), request.folds, request.seeds, matrix.epochs, known
+        )
+    if request.tune_lr is not None:
+        tuning, folds = plan_tuning(
+            request.tune_lr, request.configs, request.folds, request.seeds, matrix.epochs, known
+        )
+    return halving, tuning, tuple(folds)
 
 
 def _fitted(request: Request, asked: Matrix, forecast: Forecast) -> Fitted:
@@ -168,8 +181,8 @@ def _fitted(request: Request, asked: Matrix, forecast: Forecast) -> Fitted:
     spent = time.monotonic() - request.began
 
     def seconds(matrix: Matrix) -> float:
-        halving = _screening(request, matrix)[0] if request.halving else None
-        return spent + forecast.total_s(forecast.stages(matrix, halving), request.jobs)
+        halving, tuning, _ = _before(request, matrix)
+        return spent + forecast.total_s(forecast.stages(matrix, halving, tuning), request.jobs)
 
     def patients(folds: tuple[int, ...]) -> int:
         return len({case.patient for fold in folds for case in request.manifest.split(fold)[1]})
@@ -203,8 +216,9 @@ def _gone_on_with(folder: Path, begun: Plan, simple: Plan, request: Request) -> 
     runs = []
     for run in begun.runs:
         own = {"fold": run.config.fold, "seed": run.config.seed, "epochs": run.config.epochs}
-        runs.append(run.model_copy(update={"config": by_loss[run.config.loss].model_copy(update=own)}))
-    kept = {"runs": runs, "asked": begun.asked, "told": begun.told, "halving": begun.halving}
+        config = tuned(by_loss[run.config.loss], begun.tuning)
+        runs.append(run.model_copy(update={"config": config.model_copy(update=own)}))
+    kept = {"runs": runs, "asked": begun.asked, "told": begun.told, "halving": begun.halving, "tuning": begun.tuning}
     return simple.model_copy(update=kept)
 
 

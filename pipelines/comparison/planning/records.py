@@ -1,4 +1,4 @@
-"""What a plan keeps of how it came about: what was asked for, and how losses are screened."""
+"""What a plan keeps of how it came about: what was asked for, how rates are tuned, and how losses are screened."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,7 @@ class Asked(BaseModel):
         epochs: asked for; None: the recipe's.
         budget_minutes: in which all of it was to end; None: no bound.
         halving: whether the worse losses are dropped on the way.
+        tune_lr: how many learning rates are tried per loss; None: the recipe's alone.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -23,6 +24,49 @@ class Asked(BaseModel):
     epochs: int | None = None
     budget_minutes: float | None = None
     halving: bool = False
+    tune_lr: int | None = None
+
+
+class Tried(BaseModel):
+    """A learning rate that was tried.
+
+    Attributes:
+        loss: its name.
+        rate: the highest of the schedule.
+        score: mean of the primary metric over the cases that decide; None: the run failed.
+        error: why it failed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    loss: str
+    rate: float
+    score: float | None = None
+    error: str | None = None
+
+
+class Tuning(BaseModel):
+    """How each loss's learning rate is chosen before the comparison; see `planning/tuning.py`.
+
+    Attributes:
+        fold: whose cases decide; none of the comparison's own.
+        seed: of the runs.
+        epochs: of each run.
+        factors: of the recipe's rate, in the order in which they are tried.
+        over: whether all were tried; before, the plan's runs have the recipe's rates.
+        tried: every loss at every rate; empty before.
+        chosen: loss -> rate; empty before.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    fold: int
+    seed: int
+    epochs: int
+    factors: list[float]
+    over: bool = False
+    tried: list[Tried] = []
+    chosen: dict[str, float] = {}
 
 
 class Dropped(BaseModel):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipelines.comparison.plan import NO_REFERENCE, Plan, adopt_plan, keep_plan, planned_runs, read_plan, run_folder
+from pipelines.comparison.plan import NO_REFERENCE, Plan, keep_plan, planned_runs, read_plan
 from pipelines.comparison.planning.halving import better_half
 from pipelines.comparison.planning.lines import counted
 from pipelines.comparison.planning.records import Dropped
-from pipelines.comparison.planning.rungs import rung_folder
+from pipelines.comparison.planning.rungs import adopt_rung, rung_folder, rung_title, scores
 from pipelines.comparison.planning.told import dropped_told
+from pipelines.comparison.planning.tuning import tuned
 from pipelines.comparison.state import run_states
 from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.comparison.tracking import Findings, Mirror, mirroring
@@ -45,19 +46,17 @@ def screen(
     halving = plan.halving
     if halving is None or halving.over:
         return plan
-    by_loss = {config.loss: config for config in configs}
+    by_loss = {config.loss: tuned(config, plan.tuning) for config in configs}
     racing, dropped, cases = list(halving.losses), list[Dropped](), 0
     for rung, epochs in enumerate(halving.rungs, start=1):
-        own = rung_folder(folder, rung)
         short = [by_loss[loss].model_copy(update={"epochs": epochs}) for loss in racing]
         runs = planned_runs(short, [halving.fold], [halving.seed])
         changes = {"id": f"{plan.id}-rung{rung}", "rung": rung, "runs": runs, "reference": NO_REFERENCE}
-        rung_plan = adopt_plan(own, plan.model_copy(update=changes | {"asked": None, "told": [], "halving": None}))
-        _share_cache(folder, own)
+        begun = adopt_rung(folder, rung, plan, changes)
         if forget is not None and read_plan(rung_folder(folder, rung + 1)) is None:
-            forget(own, rung_plan)
-        train(own, rung_plan)
-        racing, lost, seen = judge(own, rung_plan, rung, epochs)
+            forget(begun.folder, begun.plan)
+        train(begun.folder, begun.plan)
+        racing, lost, seen = judge(begun.folder, begun.plan, rung, epochs)
         dropped += lost
         cases = max(cases, seen)
     first = plan.runs[0].config
@@ -83,48 +82,32 @@ def judge(folder: Path, plan: Plan, rung: int, epochs: int) -> tuple[list[str], 
         UserError: all losses failed.
     """
     metric = METRICS[plan.metric]
-    scores: dict[str, float | None] = {}
-    errors: dict[str, str | None] = {}
-    cases = 0
-    for run in plan.runs:
-        own = run_folder(folder, run)
-        result = own.result or {"state": "failed", "error": "it never ended"}
-        value = (result.get("metrics") or {}).get(plan.metric) if result["state"] == "done" else None
-        scores[run.config.loss] = value
-        errors[run.config.loss] = result.get("error") if value is None else None
-        cases = max(cases, len({row["case"] for row in own.cases}))
+    found = scores(folder, plan)
+    cases = max(one.cases for one in found.values())
 
     def place(loss: str) -> float:
-        value = scores[loss]
+        value = found[loss].score
         return math.inf if value is None else -metric.sign * value
 
     order = sorted(plan.losses, key=place)
     better = order[: better_half(len(order))]
-    kept = [loss for loss in plan.losses if loss in better and scores[loss] is not None]
+    kept = [loss for loss in plan.losses if loss in better and found[loss].score is not None]
     if not kept:
         raise UserError(
-            f"--halving: all losses failed in the screening; {order[0]}: {errors[order[0]]}; see {folder}, and call "
-            "the same command with --retry-failed"
+            f"--halving: all losses failed in the screening; {order[0]}: {found[order[0]].error}; see {folder}, and "
+            "call the same command with --retry-failed"
         )
-    bound = scores[[loss for loss in order if loss in kept][-1]]
-    lost = [
-        Dropped(loss=loss, rung=rung, epochs=epochs, score=scores[loss], bound=bound,
-                error=None if scores[loss] is not None else errors[loss] or f"no {metric.label} could be measured")
-        for loss in order
-        if loss not in kept
-    ]  # fmt: skip
+    bound = found[[loss for loss in order if loss in kept][-1]].score
+    lost = []
+    for loss in (loss for loss in order if loss not in kept):
+        one = found[loss]
+        error = None if one.score is not None else one.error or f"no {metric.label} could be measured"
+        lost.append(Dropped(loss=loss, rung=rung, epochs=epochs, score=one.score, bound=bound, error=error))
     return kept, lost, cases
 
 
-def _share_cache(folder: Path, own: Path) -> None:
-    """The rungs read the comparison's prepared cases: they are the same ones."""
-    (folder / "cache").mkdir(exist_ok=True)
-    if not (own / "cache").exists():
-        (own / "cache").symlink_to(Path("..") / ".." / "cache", target_is_directory=True)
-
-
 def train_rung(folder: Path, plan: Plan, jobs: int, mirror: Mirror) -> None:
-    """Train all runs of a rung on this machine, show and mirror how far they are, and tell who is dropped.
+    """Train all runs of a rung, or a trial, on this machine; show and mirror how far they are, and who is dropped.
 
     Args:
         folder: the rung's.
@@ -137,15 +120,17 @@ def train_rung(folder: Path, plan: Plan, jobs: int, mirror: Mirror) -> None:
     """
     from pipelines.comparison.training import prepare_cases, train_left
 
-    number, epochs = int(folder.name.removeprefix("rung")), plan.runs[0].config.epochs
+    epochs = plan.runs[0].config.epochs
     if any(not state.finished for state in run_states(folder, plan)):
         prepare_cases(folder, plan)
         where = f"{counted(epochs, 'epoch')} on fold {plan.runs[0].config.fold}"
-        click.echo(f"screening, rung {number}: {counted(len(plan.runs), 'loss')}, {where}", err=True)
+        click.echo(f"{rung_title(plan)}: {counted(len(plan.runs), 'loss')}, {where}", err=True)
         with mirroring(mirror) as to_mlflow:
             interrupted = train_left(folder, plan, jobs, to_mlflow)
         mirror.finish(run_states(folder, plan), Findings())
         if interrupted:
             raise KeyboardInterrupt
-    for dropped in judge(folder, plan, number, epochs)[1]:
+    if plan.factor is not None or plan.rung is None:
+        return  # nothing is decided before all rates were tried
+    for dropped in judge(folder, plan, plan.rung, epochs)[1]:
         click.echo(dropped_told(plan, dropped), err=True)

@@ -6,7 +6,7 @@ from pipelines.comparison.plan import NO_REFERENCE, Plan
 from pipelines.comparison.planning.halving import survivors
 from pipelines.comparison.planning.lines import counted, item, listed
 from pipelines.comparison.planning.matrix import Matrix
-from pipelines.comparison.planning.records import Dropped
+from pipelines.comparison.planning.records import Dropped, Tuning
 from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.duration import duration
 
@@ -20,6 +20,7 @@ def planned_told(plan: Plan, matrix: Matrix, seconds: float | None = None) -> It
         seconds: that all of it takes, if that is known.
     """
     halving = None if plan.halving is None or plan.halving.over else plan.halving
+    tuning = None if plan.tuning is None or plan.tuning.over else plan.tuning
     count = len(matrix.losses) if halving is None else 1 + survivors(len(halving.losses))
     runs = count * len(matrix.folds) * len(matrix.seeds)
     losses = counted(count, "loss") if halving is None else f"{count} of {len(matrix.losses)} losses"
@@ -34,6 +35,13 @@ def planned_told(plan: Plan, matrix: Matrix, seconds: float | None = None) -> It
     named = "no reference, all with all" if plan.reference in (None, NO_REFERENCE) else f"reference {plan.reference}"
     margin = f"{plan.margin:g} {'mm' if not metric.bounded else metric.label}"
     yield from item("verdict", f"{named}; primary measure {metric.label}; margin of equivalence {margin}")
+    if tuning is not None:
+        yield from item(
+            "rates",
+            f"before that, each of {counted(len(matrix.losses), 'loss')} is trained on fold {tuning.fold} at "
+            f"{len(tuning.factors)} learning rates ({_factors(tuning)} of the recipe's) with "
+            f"{counted(tuning.epochs, 'epoch')}, and then at its best",
+        )
     if halving is not None:
         yield from item(
             "halving",
@@ -44,6 +52,31 @@ def planned_told(plan: Plan, matrix: Matrix, seconds: float | None = None) -> It
         yield from item("cut", told)
     if seconds is not None:
         yield from item("time", f"about {duration(seconds)} in all, what measuring took included")
+
+
+def screening_notes(plan: Plan) -> tuple[str, ...]:
+    """What was decided before the comparison: learning rates and dropped losses, a sentence each."""
+    return (*tuning_notes(plan), *halving_notes(plan))
+
+
+def tuning_notes(plan: Plan) -> tuple[str, ...]:
+    """How the learning rates were chosen, and which; none without tuning."""
+    tuning = plan.tuning
+    if tuning is None:
+        return ()
+    what = f"{len(tuning.factors)} learning rates per loss ({_factors(tuning)} of the recipe's)"
+    if not tuning.over:
+        return (f"Tuning is under way: {what} are tried with {counted(tuning.epochs, 'epoch')}.",)
+    failed = [loss for loss in tuning.chosen if all(own.score is None for own in tuning.tried if own.loss == loss)]
+    note = (
+        f"Learning rates: {what} were tried on fold {tuning.fold}, in one run each of "
+        f"{counted(tuning.epochs, 'epoch')}, and each loss is trained at its best by {_label(plan)}. None of these "
+        "cases is in the verdict. The choice is one run's: near-equal rates were decided by chance. Schedule and all "
+        "else are common to all losses."
+    )
+    chosen = ", ".join(f"{loss} {rate:g}" for loss, rate in tuning.chosen.items())
+    lost = f" Every run failed, so at the recipe's rate: {', '.join(failed)}." if failed else ""
+    return (note, f"Chosen rates: {chosen}.{lost}")
 
 
 def halving_notes(plan: Plan) -> tuple[str, ...]:
@@ -71,6 +104,11 @@ def dropped_told(plan: Plan, dropped: Dropped) -> str:
     shown = METRICS[plan.metric].shown
     bound = "" if dropped.bound is None else f"; the last that was kept had {shown(dropped.bound)}"
     return f"{when}: {_label(plan)} {shown(dropped.score)}{bound}."
+
+
+def _factors(tuning: Tuning) -> str:
+    words = [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in sorted(tuning.factors)]
+    return ", ".join(words)
 
 
 def _rungs(plan: Plan) -> str:

@@ -1,18 +1,20 @@
 """What a report is made of: the table of results, and of a comparison's folder costs, curves and failures."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pipelines.comparison.plan import NO_REFERENCE, Plan, PlannedRun, require_plan, run_folder
-from pipelines.comparison.planning.told import halving_notes
+from pipelines.comparison.planning.records import Tuning
+from pipelines.comparison.planning.told import screening_notes
 from pipelines.comparison.report.facts import csv_facts, folder_facts
 from pipelines.comparison.report.predicted import PredictedCase, folder_predictions
 from pipelines.comparison.report.selection import Selection, select
 from pipelines.comparison.statistics import CaseTable, check_table, read_table, refuse_disjoint, with_failed_runs
+from pipelines.comparison.stood_still import StoodStill, relative_steps, stood_still, stood_still_notes
 from pipelines.comparison.table import case_table
 from pipelines.errors import UserError
 
@@ -75,6 +77,10 @@ class Collected:
         non_inferior: the plan's.
         predictions: label maps of the trainings that ended well, to draw single cases of.
         no_pictures: why there are none, where there could be some.
+        names: loss -> what was trained in its name, where that is known.
+        still: runs whose optimizer stood still.
+        steps: loss -> how large its steps were, over the reference's; empty where that is not known.
+        tuning: the learning rates that were tried before.
     """
 
     title: str
@@ -91,6 +97,10 @@ class Collected:
     non_inferior: bool = False
     predictions: tuple[PredictedCase, ...] = ()
     no_pictures: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    still: tuple[StoodStill, ...] = ()
+    steps: dict[str, float] = field(default_factory=dict)
+    tuning: Tuning | None = None
 
 
 def from_csv(path: Path) -> Collected:
@@ -131,12 +141,13 @@ def from_folder(folder: Path) -> Collected:
         table = check_table(with_failed_runs(frame, worst))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+    still = stood_still(folder, plan)
     predictions, no_pictures = folder_predictions(folder, plan, [run for run in selection.runs if run.id in done])
     return Collected(
         title=plan.manifest_name,
         table=table,
         facts=folder_facts(folder, plan, {key: own for key, own in results.items() if own and key in done}),
-        notes=_notes(plan, ended, selection),
+        notes=(*_notes(plan, ended, selection), *stood_still_notes(plan, still)),
         costs={loss: _cost([results[r.id] or {} for r in plan.runs if r.id in done and r.config.loss == loss])
                for loss in compared},
         curves=tuple(_curve(folder, run, run.id not in done) for run in plan.runs if run.id in ended),
@@ -151,6 +162,10 @@ def from_folder(folder: Path) -> Collected:
         non_inferior=plan.non_inferior,
         predictions=predictions,
         no_pictures=no_pictures,
+        names={run.config.loss: run.config.trained_as for run in plan.runs},
+        still=still,
+        steps=relative_steps(folder, plan),
+        tuning=plan.tuning,
     )  # fmt: skip
 
 
@@ -205,4 +220,4 @@ def _notes(plan: Plan, ended: set[str], selection: Selection) -> tuple[str, ...]
         told.append(f"Left out, since not every loss has ended there: {dropped}.")
     if plan.reference not in (None, NO_REFERENCE) and plan.reference in selection.left_out:
         told.append(f"The reference that was named before training, {plan.reference}, has not ended: no verdict yet.")
-    return (*told, *plan.told, *halving_notes(plan))
+    return (*told, *plan.told, *screening_notes(plan))

@@ -62,7 +62,7 @@ def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -
         for field, heading in _SETTINGS.items()
         if (told := _several(own.get(field) for own in settings))
     ]
-    rates = {loss: rate for config in configs for loss, rate in config.learning_rates.items()}
+    rates = {c.loss: c.learning_rates[c.loss] for c in configs if c.loss in c.learning_rates}
     if rates:
         facts.append(("learning rates of their own", ", ".join(f"{loss} {rate:g}" for loss, rate in rates.items())))
     facts.append(("precision", _several(own.get("precision") for own in results.values())))

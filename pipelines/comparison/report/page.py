@@ -33,6 +33,7 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters |= {"p": p_value, "interval": interval, "shown": shown, "number": number}
+    environment.filters["trained"] = lambda loss: collected.names.get(loss, loss)
     primary = analysis.primary
     return environment.get_template("template.html").render(
         analysis=analysis,
@@ -89,6 +90,7 @@ def _rows(analysis: Analysis, collected: Collected) -> list[dict[str, Any]]:
             "resampled": analysis.primary.bootstrap.losses[ranked.loss],
             "comparison": words.get(ranked.loss),
             "cost": (collected.costs or {}).get(ranked.loss),
+            "still": [one for one in collected.still if one.run.config.loss == ranked.loss],
         }
         for ranked in analysis.primary.ranking
     ]

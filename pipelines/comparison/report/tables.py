@@ -10,7 +10,7 @@ from pipelines.comparison.statistics import Analysis, MetricAnalysis
 #: Every table that a report can have.
 NAMES = (
     "ranking", "comparisons", "pairs", "groups", "classes", "secondary", "claim_check", "costs", "failures",
-    "learning_curves", "overlays",
+    "learning_curves", "learning_rates", "overlays",
 )  # fmt: skip
 
 
@@ -42,6 +42,14 @@ def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFr
                 {"loss": curve.loss, "fold": curve.fold, "seed": curve.seed, "failed": curve.failed, **row}
                 for curve in collected.curves
                 for row in curve.epochs
+            ]
+        ),
+        "learning_rates": pd.DataFrame(
+            [
+                {**own.model_dump(), "chosen": tuning.chosen.get(own.loss) == own.rate}
+                for tuning in (collected.tuning,)
+                if tuning is not None
+                for own in tuning.tried
             ]
         ),
     }

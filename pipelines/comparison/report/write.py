@@ -122,6 +122,17 @@ def _about(collected: Collected, notes: tuple[str, ...]) -> dict[str, object]:
         "facts": dict(collected.facts),
         "costs": {loss: asdict(cost) for loss, cost in (collected.costs or {}).items()},
         "failures": [asdict(failure) for failure in collected.failures],
+        "trained_as": collected.names,
+        "relative_steps": collected.steps,
+        "stood_still": [
+            {
+                "loss": one.run.config.loss,
+                "fold": one.run.config.fold,
+                "seed": one.run.config.seed,
+                "epochs": one.epochs,
+            }
+            for one in collected.still
+        ],
     }
 
 

@@ -10,6 +10,8 @@ from pipelines.training.run_folder import RunFolder
 
 _METRICS = {
     "train_loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "update_ratio": "train/update_ratio",
     "pseudo_dice": "val/pseudo_dice",
     **{f"val_{name}": f"val/{name}" for name in METRICS},
     "epoch_s": "time/epoch_s",

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from pipelines.comparison.plan import Plan, PlannedRun
+from pipelines.comparison.planning.rungs import rung_title
 from pipelines.training.run_folder import RunFolder
 
 #: Told apart by most eyes as far as twenty colours can be; a loss has one in all its runs.
@@ -18,7 +19,7 @@ _COLOURS = (
 def comparison_name(plan: Plan) -> str:
     """How a comparison, or a rung of its screening, is called among others on the same data."""
     losses = f"{len(plan.losses)} losses" if len(plan.losses) > 1 else "one loss"
-    what = "comparison of" if plan.rung is None else f"screening, rung {plan.rung}:"
+    what = "comparison of" if plan.rung is None else f"{rung_title(plan)}:"
     return f"{what} {losses} · {datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M}"
 
 
@@ -51,6 +52,7 @@ def child_run(client: Any, experiment: str, plan: Plan, run: PlannedRun, own: Ru
         "mlflow.runType": "evaluation",
         "mlflow.runColor": _COLOURS[plan.losses.index(config.loss) % len(_COLOURS)],
         "medloss.loss": config.loss,
+        "medloss.trained_as": config.trained_as,
         "medloss.fold": str(config.fold),
         "medloss.seed": str(config.seed),
         "medloss.attempt": "1",
