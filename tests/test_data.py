@@ -12,7 +12,7 @@ from tiny import tiny_manifest
 
 from pipelines.cases import store
 from pipelines.cases.cache import EntryCache
-from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, validation_loader
+from pipelines.cases.patches import EpochBatches, PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.cases.preprocessing import Preprocessing
 from pipelines.cases.reading import read_case
 from pipelines.cases.store import CaseStore
@@ -358,6 +358,12 @@ def test_a_case_without_foreground_is_cropped_quietly(tiny: list[dict[str, Any]]
     for value in (0, 1):
         item = tiny[0] | {"label": torch.full_like(tiny[0]["label"], value), "centres": []}
         assert PatchDataset([item], (8, 8, 8), 0)[0, 0]["label"].unique().tolist() == [value]
+
+
+def test_ranks_share_each_batch() -> None:
+    whole, *shares = (list(EpochBatches(9, 0, 4, *rank)) for rank in ((), (0, 2), (1, 2)))
+    assert [one + other for one, other in zip(*shares, strict=True)] == whole
+    assert [len(batch) for batch in shares[0]] == [2, 2]
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 6), (4, [4]), (6, [6]), (50, [6])])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.errors import TrainingError
+from pipelines.prediction.windows import AutocastInferer, WindowInferer
 from pipelines.training.engines import channels_last, create_evaluator, create_trainer
 from pipelines.training.networks import create_network
 from pipelines.training.optimization import create_optimizer, create_schedule
@@ -191,6 +192,16 @@ def _evaluate(network: nn.Module, items: list[dict[str, Any]], patch: tuple[int,
     )  # fmt: skip
     evaluator.run()
     return told
+
+
+def test_the_middle_of_a_window_counts_more_than_its_border() -> None:
+    # Windows of eight columns begin at columns 0 and 6; each says how far a column lies from its own beginning.
+    run = AutocastInferer(None, CPU, channels_last(2))
+    column = WindowInferer((8, 8), run)(
+        torch.zeros(1, 1, 8, 14), lambda window: torch.arange(8.0).repeat(len(window), 1, 8, 1)
+    )[0, 0, 4]
+    assert column[:6].tolist() == pytest.approx(list(range(6)), abs=1e-4)
+    assert column[6] > 3.5 and column[7] < 3.5  # plain means are 3 and 4
 
 
 class _Threshold(nn.Module):

@@ -17,6 +17,7 @@ from waiting import PROCESS_S, wait_for
 
 from pipelines import cli, locks
 from pipelines.commands.executor_options import chosen_executor, minutes, sbatch_options
+from pipelines.comparison.executors import local
 from pipelines.comparison.executors.none import CommandLines
 from pipelines.comparison.executors.slurm import Slurm
 from pipelines.comparison.executors.task import MOST_IN_VAIN, Task
@@ -307,3 +308,18 @@ def test_a_signal_ends_a_worker_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     assert lock.read_text() == f"{worker.pid}\n"  # let go in order
     assert holder(lock) == worker.pid
     assert read_json(own.path / "attempts.json") == {"attempts": 1}
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, 8), (2, 4), (5, 2)])
+def test_jobs_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, threads: int) -> None:
+    configs = [RunConfig(manifest="phantom", loss=loss) for loss in ("dice", "focal", "tversky")]
+    plan = make_plan(configs, [0], [0], "phantom", "0" * 64)
+
+    def start(log: Path, folder: Path, given: int) -> None:
+        assert given == threads  # of more jobs than runs, as many as there are runs
+        raise InterruptedError
+
+    monkeypatch.setattr(local, "start_worker", start)
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    with pytest.raises(InterruptedError):
+        local.execute(tmp_path, plan, jobs, lambda: None, print)

@@ -72,6 +72,15 @@ def test_structural_error_is_the_difference(
             torch.testing.assert_close(some, structural_error(p, y, window, 0.01, average=False)[:, 1:])
 
 
+def test_slabs_know_of_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, y = _maps((9, 5, 6))
+    window = gaussian_window(5, 1.5)
+    with medloss.kernels.use("eager"):
+        whole = structural_error(p, y, window, 0.01, average=False)
+        monkeypatch.setattr("medloss.local_statistics._SLAB_VOXELS", 60)  # two planes at a time
+        torch.testing.assert_close(structural_error(p, y, window, 0.01, average=False), whole)
+
+
 @every_set
 def test_constants_have_no_structure(kernels: str) -> None:
     window = gaussian_window(3, 1.5)

@@ -219,6 +219,15 @@ def test_losses_start_from_the_same_weights(sets: dict[int, _Set]) -> None:
     assert not _equal(dice, start(seed=1))
 
 
+def test_each_epoch_has_random_numbers_of_its_own(sets: dict[int, _Set]) -> None:
+    training = Training(sets[2].config())
+    drawn = []
+    for epoch in (1, 2, 1):
+        training.start_epoch(epoch)
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
 def _killed_run(config: RunConfig, folder: Path, where: str) -> None:
     """Train, and end as by the kernel in the middle of the second epoch: in a step, or as its checkpoint is written."""
 
