@@ -192,7 +192,7 @@ def test_a_balanced_schedule_makes_both_terms_weigh_the_same() -> None:
     loss(2 * LOGITS, LABEL)
     loss.start_epoch(2)
     parts = torch.stack([torch.stack([part(z, LABEL) for z in (LOGITS, 2 * LOGITS)]).mean() for part in loss.losses])
-    assert torch.isclose(loss.weights[1].float(), parts[0] / parts[1])
+    assert torch.isclose(loss.weights[0].float(), parts[1] / parts[0])
 
 
 @pytest.mark.parametrize(
