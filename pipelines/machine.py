@@ -93,5 +93,6 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice; of a loader process, that the system killed it."""
-    signs = ("allocate memory", "bad_alloc", "killed by signal: Killed")
+    # torch says how a loader process ended, or, where it was reaped before torch looked, only that it did.
+    signs = ("allocate memory", "bad_alloc", "killed by signal: Killed", ") exited unexpectedly")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

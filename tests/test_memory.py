@@ -18,6 +18,7 @@ from tiny import tiny_manifest
 
 from pipelines.errors import TrainingError, UserError
 from pipelines.files import sha256
+from pipelines.machine import lacks_memory
 from pipelines.training.parts import Training
 from pipelines.training.run import Run, train_run
 from pipelines.training.run_config import RunConfig
@@ -130,6 +131,21 @@ def test_too_fine_a_grid_says_what_to_lower(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(TrainingError, match=r"while the cases were prepared; train on a coarser grid \(--spacing\)$"):
         train_run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), True),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Segmentation fault. "), False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (ValueError("a defect"), False),
+    ],
+)
+def test_what_a_lack_of_memory_looks_like(error: Exception, expected: bool) -> None:
+    assert lacks_memory(error) == expected
 
 
 class Killing(Sequence[dict[str, Any]]):
