@@ -268,7 +268,7 @@ def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monke
         assert re.search(rf"^{re.escape(loss)} +0\.\d{{4}} .* 1/1$", shown, re.MULTILINE)
         assert [row["epoch"] for row in compare.own(loss).epochs] == [1, 2, 3]
     assert "means over 2 cases and one seed: small differences may be chance" in shown
-    assert "\nToo few cases to tell: with 2 patients " in shown
+    assert "\nToo few cases to tell: with 2 cases " in shown
     report = compare.out / "report" / "report.html"
     for path in (compare.out / "runs", compare.out / "table.csv", compare.out / "table.md", report):
         assert str(path) in shown
