@@ -14,7 +14,7 @@ from loss_inputs import MODES, assert_close, make, mask_like, sample
 from torch import Tensor
 
 import medloss
-from medloss.kernels import choice, operators
+from medloss.kernels import choice, eager, operators
 from medloss.kernels.terms import VoxelTerms
 
 SETS = [name for name in medloss.kernels.available() if choice.module(name).supports("cpu", torch.float32)]
@@ -77,6 +77,19 @@ def test_sets_agree_in_every_type(kernels: str, mode: str, wanted: dict[str, Any
             single["atol"] *= float(slope.abs().max())
         assert gradient.dtype == dtype
         assert_close(gradient.double(), slope, **single)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_of_voxels_add_up(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = sample(mode, 3)
+    terms = VoxelTerms(mode, overlap=True, squares=True, errors=True, entropy="plain")
+    results = []
+    with medloss.kernels.use("eager"):
+        for voxels in (drawn.index[0].numel(), 32):
+            monkeypatch.setattr(eager, "_VOXELS", voxels)
+            results.append(sums_and_gradient(terms, drawn.logits, drawn.index, mask=mask_like(drawn.index)))
+    assert_close(results[0][0], results[1][0], rtol=1e-12)
+    assert_close(results[0][1], results[1][1], rtol=1e-12)
 
 
 @every_set
@@ -248,6 +261,7 @@ def test_losses_that_read_otherwise_have_a_pass_of_their_own() -> None:
         medloss.FocalLoss(softmax=True, alpha=0.3),
         medloss.BinaryCrossEntropyLoss(softmax=True, weight=[0.5, 1.0, 2.0]),
         medloss.FocalLoss(softmax=True, gamma=1.0),
+        medloss.DiceLoss(softmax=True, ignore_index=2),
     ]
     combined = medloss.CombinedLoss(losses)
     assert_close(combined(drawn.logits, drawn.index), sum(loss(drawn.logits, drawn.index) for loss in losses))

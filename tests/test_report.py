@@ -21,6 +21,7 @@ from pipelines.comparison.report.collect import Cost
 from pipelines.comparison.report.plots.cost import pareto_front
 from pipelines.comparison.report.plots.forest import forest_limits
 from pipelines.comparison.report.selection import select
+from pipelines.comparison.report.tables import _pairs
 from pipelines.comparison.state import run_states
 from pipelines.comparison.statistics import NOT_CONTROLLED, analyse, check_table
 from pipelines.training.run_config import RunConfig
@@ -39,6 +40,16 @@ def _csv(folder: Path, table: pd.DataFrame) -> Path:
     path = folder / "results.csv"
     table.to_csv(path, index=False)
     return path
+
+
+def test_pairs_have_the_adjusted_p_value_next_to_their_own() -> None:
+    random = np.random.default_rng(0)
+    table = long_table({loss: 0.8 + 0.02 * random.standard_normal(14) for loss in "abcd"})
+    analysis = analyse(check_table(table), reference=None)
+    pairs, matrix = _pairs(analysis.primary), analysis.primary.omnibus
+    for name, expected in (("p", matrix.p), ("p_adjusted", matrix.p_adjusted)):
+        assert list(pairs[name]) == [expected[i][j] for i in range(4) for j in range(4) if i < j]
+    assert (pairs["p"] < pairs["p_adjusted"]).any()
 
 
 def test_of_a_table(tmp_path: Path) -> None:
