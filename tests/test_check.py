@@ -294,6 +294,14 @@ def test_the_real_manifest_passes_and_without_exclusions_names_the_three(hippoca
     ]
 
 
+def test_the_real_sarcoma_manifest_passes(data_root: Path) -> None:
+    if not (data_root / "sts_pet").is_dir():
+        pytest.skip(f"no sts_pet in {data_root}")
+    report = check_data(load_manifest("tcia_sts_pet"), data_root / "sts_pet")
+    assert report.offences == []
+    assert len(report.volumes["tumour"]) == 51
+
+
 # The command.
 
 

@@ -317,6 +317,15 @@ def test_the_hippocampus_manifest_says_what_the_data_are() -> None:
     }
 
 
+def test_the_sarcoma_manifest_says_what_the_data_are() -> None:
+    manifest = load_manifest("tcia_sts_pet")
+    assert len({case.patient for case in manifest.cases}) == len(manifest.cases) == 51
+    assert sorted(sum(case.fold == fold for case in manifest.cases) for fold in manifest.folds()) == [10] * 4 + [11]
+    assert (manifest.modality, manifest.license) == ("PT", "CC BY 3.0")
+    assert "10.1088/0031-9155/60/14/5471" in manifest.citation
+    assert "10.7937/K9/TCIA.2015.7GO2GSKS" in manifest.source
+
+
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'phantom'"):
         load_manifest("phantm")
