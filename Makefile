@@ -29,7 +29,7 @@ test: lint
 # All tests: also long trainings, Triton's interpreter over the whole contract, many examples of each property, and what
 # needs Chromium, PostgreSQL, SLURM (skipped, with the reason, where they are not installed) or nnU-Net.
 test-all: lint
-	@echo "make test-all: XX minutes on two quiet cores, installing nnU-Net's environment apart"
+	@echo "make test-all: about an hour on two quiet cores, and some 10 minutes more where nnU-Net's environment is not installed"
 	MEDLOSS_TEST_EVERYTHING=1 .ci/wheel-test --durations 10
 	$(MAKE) test-nnunet
 
