@@ -6,27 +6,63 @@ from typing import Any, TypeVar
 
 import click
 
+from pipelines.commands.option_groups import PLACE, option, typed
 from pipelines.comparison.executors import EXECUTORS, Handover
 from pipelines.errors import UserError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option(
+    option(
         "--executor",
+        group=PLACE,
         type=click.Choice(EXECUTORS),
         default="local",
         show_default=True,
-        help="local: this machine. slurm: submit all runs. none: print a command line for each.",
+        metavar="NAME",
+        help="local: this machine; slurm: a SLURM job array (--set slurm.partition=gpu, slurm.time, slurm.cpus, "
+        "slurm.mem, slurm.gres, ...); none: print one command line per run.",
     ),
-    click.option("--slurm-partition", metavar="NAME", help="Default: the cluster's, as for what follows."),
-    click.option("--slurm-time", metavar="TIME", help="Of a job, which then goes on in another; default: 4:00:00."),
-    click.option("--slurm-mem", metavar="SIZE", help="Memory a job, as 16G."),
-    click.option("--slurm-cpus", type=click.IntRange(min=1), help="Cores a job."),
-    click.option("--slurm-gres", metavar="GRES", help="Generic resources a job, as gpu:1 or gpu:a100:1."),
-    click.option("--slurm-account", metavar="NAME", help="Whose time it is."),
-    click.option("--slurm-setup", metavar="COMMAND", help="Shell command before each job, as 'module load cuda'."),
-    click.option("--slurm-option", "slurm_options", metavar="KEY=VALUE", multiple=True, help="Any other of sbatch."),
+    option(
+        "--slurm-partition",
+        group=PLACE,
+        rare=True,
+        metavar="NAME",
+        help="Default: the cluster's, as for the following.",
+    ),
+    option(
+        "--slurm-time",
+        group=PLACE,
+        rare=True,
+        metavar="TIME",
+        help="Time limit per job, default 4:00:00; a longer run is resumed by another job.",
+    ),
+    option("--slurm-mem", group=PLACE, rare=True, metavar="SIZE", help="Memory per job, such as 16G."),
+    option("--slurm-cpus", group=PLACE, rare=True, type=click.IntRange(min=1), metavar="N", help="Cores per job."),
+    option(
+        "--slurm-gres",
+        group=PLACE,
+        rare=True,
+        metavar="GRES",
+        help="Generic resources per job, such as gpu:1 or gpu:a100:1.",
+    ),
+    option("--slurm-account", group=PLACE, rare=True, metavar="NAME", help="Account that is charged."),
+    option(
+        "--slurm-setup",
+        group=PLACE,
+        rare=True,
+        metavar="COMMAND",
+        help="Shell command before each job, such as 'module load cuda'.",
+    ),
+    option(
+        "--slurm-option",
+        "slurm_options",
+        group=PLACE,
+        rare=True,
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Any other option of sbatch, such as qos=low or exclusive. May be repeated.",
+    ),
 )
 
 #: The signal to go on elsewhere comes up to two and a half minutes before a job's end.
@@ -44,8 +80,8 @@ _TAKEN = {
 
 def executor_options(command: _Command) -> _Command:
     """Add the options."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
+    for decorate in reversed(_OPTIONS):
+        command = decorate(command)
     return command
 
 
@@ -63,13 +99,13 @@ def chosen_executor(name: str, jobs: int | None, options: dict[str, Any]) -> Han
     threads = options.pop("threads", None)
     slurm = {key: options.pop(key) for key in [key for key in options if key.startswith("slurm_")]}
     if threads is not None and name == "local":
-        raise UserError("--threads: a comparison divides the cores among its jobs; pass --jobs instead")
+        raise UserError(f"{typed('--threads')}: a comparison divides the cores among its jobs; pass --jobs instead")
     if threads is not None and name == "slurm":
-        raise UserError("--threads: a run has its job's cores; pass --slurm-cpus instead")
+        raise UserError(f"{typed('--threads')}: a run has its job's cores; pass --slurm-cpus instead")
     given = [key for key, value in slurm.items() if value not in (None, ())]
     if given and name != "slurm":
         flag = f"--{given[0].removesuffix('s') if given[0] == 'slurm_options' else given[0]}".replace("_", "-")
-        raise UserError(f"{flag}: it goes with --executor slurm, and got --executor {name}")
+        raise UserError(f"{typed(flag)}: it goes with --executor slurm, and got --executor {name}")
     if name == "none":
         from pipelines.comparison.executors.none import CommandLines
 
@@ -113,7 +149,7 @@ def _slurm(
 
 def _refuse(flag: str, value: str | None, pattern: str, expected: str) -> None:
     if value is not None and not re.fullmatch(pattern, value):
-        raise UserError(f"{flag}: got '{value}'; expected {expected}")
+        raise UserError(f"{typed(flag)}: got '{value}'; expected {expected}")
 
 
 def minutes(text: str) -> int:
@@ -132,7 +168,8 @@ def minutes(text: str) -> int:
     total = -(-(((days * 24 + hours) * 60 + whole) * 60 + seconds) // 60)
     if total < _LEAST_MINUTES:
         raise UserError(
-            f"--slurm-time: got '{text}'; expected {_LEAST_MINUTES} minutes or more, as 90, 4:00:00 or 2-12:00:00"
+            f"{typed('--slurm-time')}: got '{text}'; expected {_LEAST_MINUTES} minutes or more, as 90, 4:00:00 or "
+            "2-12:00:00"
         )
     return total
 
@@ -148,10 +185,14 @@ def sbatch_options(given: tuple[str, ...]) -> dict[str, str | bool]:
         key, equals, value = text.partition("=")
         key = key.strip().removeprefix("--").replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9-]+", key) or (equals and not value.strip()) or "\n" in value:
-            raise UserError(f"--slurm-option: got '{text}'; expected one of sbatch's, as qos=low or exclusive")
+            raise UserError(
+                f"{typed('--slurm-option')}: got '{text}'; expected one of sbatch's, as qos=low or exclusive"
+            )
         if key in _OWN:
-            raise UserError(f"--slurm-option: got '{text}'; pass {_OWN[key]} instead")
+            raise UserError(f"{typed('--slurm-option')}: got '{text}'; pass {_OWN[key]} instead")
         if key in _TAKEN:
-            raise UserError(f"--slurm-option: got '{text}'; --{key} is not free, for the array of runs needs its own")
+            raise UserError(
+                f"{typed('--slurm-option')}: got '{text}'; --{key} is not free, for the array of runs needs its own"
+            )
         options[key] = value if equals else True
     return options
