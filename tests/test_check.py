@@ -149,9 +149,21 @@ def test_links_inside_the_root_are_followed(root: Path, manifest: Manifest) -> N
     assert check_data(manifest, root).ok
 
 
-def test_a_root_that_is_itself_a_link_is_no_way_out(root: Path, manifest: Manifest, tmp_path: Path) -> None:
+def test_links_are_followed_wherever_they_lead(root: Path, manifest: Manifest, tmp_path: Path) -> None:
+    """Folders of links into a store are how many keep their data: the store's names and places are its own."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for number, file in enumerate(sorted(root.rglob("*.nii*"))):
+        shutil.move(file, store / str(number))
+        file.symlink_to(store / str(number))
     (tmp_path / "link").symlink_to(root)
-    assert check_data(manifest, tmp_path / "link").ok
+    for folder in (root, tmp_path / "link"):
+        assert check_data(manifest, folder).ok
+        assert check_folder(folder).ok
+    out = tmp_path / "made.yaml"
+    code, shown, err = call_medloss("manifest", root, "--out", out, "--folds", 2)
+    assert (code, err) == (0, "") and "4 cases in 2 folds" in shown
+    assert load_manifest(out).cases == manifest.cases
 
 
 def test_nifti_2_and_big_endian_files_pass(root: Path, manifest: Manifest) -> None:

@@ -427,7 +427,7 @@ def test_names_that_would_break_the_line(folder: Path) -> None:
 
 
 def test_links_are_followed_wherever_they_lead(folder: Path) -> None:
-    plain = _call(folder)[1]
+    plain, by_manifest = _call(folder)[1], _call(folder, manifest=True)[1]
     for part in ("predictions", "data/labels"):
         for file in list((folder / part).iterdir()):
             elsewhere = folder / f"store of {part.replace('/', ' ')}" / f"object-{file.name.partition('.')[0]}"
@@ -435,6 +435,7 @@ def test_links_are_followed_wherever_they_lead(folder: Path) -> None:
             file.rename(elsewhere)
             file.symlink_to(elsewhere)
     assert _call(folder)[:2] == (0, plain)
+    assert _call(folder, manifest=True)[:2] == (0, by_manifest)
     (folder / "store of predictions" / "object-b").unlink()
     assert _call(folder)[2].endswith("predictions/b.nii.gz: a symbolic link to nothing\n")
 

@@ -26,6 +26,8 @@ from pipelines.comparison.finished.classes import Classes, read_classes
 from pipelines.comparison.finished.collect import from_predictions
 from pipelines.comparison.finished.measure import Pair
 from pipelines.comparison.finished.result import Finished
+from pipelines.comparison.report.overlays.choice import Choice
+from pipelines.comparison.report.overlays.reading import read_panels
 from pipelines.comparison.statistics.scores import scores
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import METRICS, region_metrics
@@ -394,8 +396,13 @@ def test_names_may_differ_in_what_says_label_and_links_are_followed(folder: Path
     shutil.move(folder / "far", folder / "elsewhere")
     (folder / "far").mkdir()
     for case in CASES:
-        (folder / "far" / f"{case}.nii.gz").symlink_to(folder / "elsewhere" / f"{case}.nii.gz")
-    assert set(_finished(folder).rows["case"]) == {f"{case}_seg" for case in CASES}
+        (folder / "elsewhere" / f"{case}.nii.gz").rename(folder / "elsewhere" / case)
+        (folder / "far" / f"{case}.nii.gz").symlink_to(folder / "elsewhere" / case)
+    finished = _finished(folder)
+    assert set(finished.rows["case"]) == {f"{case}_seg" for case in CASES}
+    # Its pictures are drawn from the links, too: what they lead to need not be named as NIfTI is.
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
 
 
 CALLS: list[tuple[str, Callable[[Path], Sequence[object]], str]] = [

@@ -253,6 +253,11 @@ def test_links_are_symbolic_where_there_are_no_hard_ones(tmp_path: Path, monkeyp
     image = tmp_path / "raw" / "Dataset001_tiny_3d" / "imagesTr" / "phantom_000_0000.nii.gz"
     assert image.is_symlink()
     assert image.is_file()
+    # What was written with links to another file system is a data set for every other command, too.
+    made = tmp_path / "again.yaml"
+    assert call_medloss("manifest", image.parents[1], "--out", made)[0] == 0
+    code, shown, _ = call_medloss("check", made, "--data-root", image.parents[1])
+    assert (code, shown.splitlines()[-1]) == (0, "6 cases: no bad files")
 
 
 def test_voxels_of_the_ignore_label_are_not_trained() -> None:

@@ -13,7 +13,7 @@ from monai.utils import CommonKeys
 
 from pipelines.cases.preprocessing import Preprocessing
 from pipelines.dataset.manifest import load_manifest
-from pipelines.dataset.nifti import BadFileError, read_volume
+from pipelines.dataset.nifti import BadFileError, read_file
 from pipelines.errors import UserError
 from pipelines.prediction.files import write_labels
 from pipelines.prediction.model import Model, load_model
@@ -89,7 +89,7 @@ class ReadImage:
         """
         source: Source = item[CommonKeys.IMAGE]
         try:
-            volume = read_volume(source.root, source.file, {self.preprocessing.dimensions})
+            volume = read_file(source.path, {self.preprocessing.dimensions})
         except BadFileError as error:
             raise UserError(f"{source.path}: {error}") from None
         with np.errstate(over="ignore"):

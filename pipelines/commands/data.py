@@ -63,6 +63,8 @@ def manifest(
 ) -> None:
     """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side.
 
+    Symbolic links in it are followed, wherever they lead.
+
     A raw data set of nnU-Net keeps its folds, if it has a splits_final.json.
     """
     from pipelines.dataset.dataset_card import read_card

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.geometry import grid_problem
 from pipelines.dataset.manifest import Case
-from pipelines.dataset.nifti import BadFileError, Volume, read_volume
+from pipelines.dataset.nifti import BadFileError, Volume, read_file
 
 
 class Offence(NamedTuple):
@@ -75,7 +75,7 @@ def read_case(case: Case, root: Path, dimensions: frozenset[int] = frozenset({2,
     volumes = []
     for file, problems in ((case.image, _image_problems), (case.label, _label_problems)):
         try:
-            volume = read_volume(root, file, dimensions)
+            volume = read_file(root / file, dimensions)
         except BadFileError as error:
             facts.offences.append(Offence(file, str(error)))
             continue

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import math
-import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,27 +37,14 @@ class Volume:
     sha256: str
 
 
-def read_volume(root: Path, file: str, dimensions: Iterable[int] = (2, 3)) -> Volume:
-    """Read a NIfTI file of a data set to its last byte.
-
-    Args:
-        root: the data root, which the file may not leave.
-        file: its path below that.
-        dimensions: numbers of axes that it may have.
-
-    Raises:
-        BadFileError: it leaves the root, or as `read_file`.
-    """
-    if not Path(os.path.realpath(root / file)).is_relative_to(os.path.realpath(root)):
-        raise BadFileError("leaves the data root through a symbolic link")
-    return read_file(root / file, dimensions)
-
-
 def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
-    """Read a NIfTI file to its last byte. A link is followed, wherever it leads.
+    """Read a NIfTI file to its last byte.
+
+    A symbolic link is followed, wherever it leads: whoever names a folder means what is linked in it, too. What a
+    manifest says is another thing: its paths may not leave the data root (`manifest_rules.path_problem`).
 
     Args:
-        path: the file, which the caller named, or found in a folder that was named.
+        path: the file, named by the user or below a folder that the user named.
         dimensions: numbers of axes that it may have.
 
     Raises:

@@ -164,7 +164,7 @@ class NnunetRun:
             write_labels(self.folder.prediction(case.id), values.reshape(label.shape), label.header)
         labels = [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases]
         classes = {value: self.manifest.classes[value] for value in self.manifest.label_values[1:]}
-        references = References(self.root, labels, classes, frozenset({self.manifest.dimensions}), rooted=True)
+        references = References(self.root, labels, classes, frozenset({self.manifest.dimensions}))
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder))
         if not self.config.keep_predictions:

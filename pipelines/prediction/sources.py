@@ -17,17 +17,11 @@ PROBABILITIES = "_probabilities.nii.gz"
 
 @dataclass(frozen=True)
 class Source:
-    """An image to predict: its file below a root that it may not leave, what it is called, its SHA-256 if known."""
+    """An image to predict: its file, what it is called, its SHA-256 if known."""
 
-    root: Path
-    file: str
+    path: Path
     name: str
     sha256: str | None = None
-
-    @property
-    def path(self) -> Path:
-        """The whole path."""
-        return self.root / self.file
 
     def labels(self, folder: Path) -> Path:
         """Where its label map is written."""
@@ -57,11 +51,7 @@ def image_sources(paths: Iterable[Path]) -> list[Source]:
             raise UserError(f"{shown(path)}: no such file or folder")
         if not found[0].name.endswith((".nii", _ENDING)):
             raise UserError(f"{shown(path)}: no NIfTI file by its name; expected .nii or .nii.gz")
-        # Below the root of all: folders of links to images elsewhere are common.
-        sources += [
-            Source(Path(file.anchor), str(file.relative_to(file.anchor)), stem(file.name))
-            for file in map(Path.absolute, found)
-        ]
+        sources += [Source(file.absolute(), stem(file.name)) for file in found]
     return sources
 
 
@@ -72,7 +62,7 @@ def manifest_sources(name: str, data_root: Path | None, fold: int | None = None)
         UserError: no such manifest, fold or data; or the root holds none of the images.
     """
     _, cases, root = located_cases(name, data_root, fold, "image")
-    return [Source(root, case.image, case.id, case.image_sha256) for case in cases]
+    return [Source(root / case.image, case.id, case.image_sha256) for case in cases]
 
 
 def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities: bool) -> None:

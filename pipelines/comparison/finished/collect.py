@@ -166,9 +166,10 @@ def _drawn(
         PredictedCase(
             loss=method.name,
             case=case,
-            prediction=file.resolve(),
-            reference=references.files[case].resolve(),
-            image=images[case].resolve() if case in images else None,
+            # Not what a link leads to, which need not be named as NIfTI is.
+            prediction=file.absolute(),
+            reference=references.files[case].absolute(),
+            image=images[case].absolute() if case in images else None,
             fold=method.folds.get(file, ONLY),
             values=classes.values,
             ignore=classes.ignore,
