@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from small_files import SHAPE, affine_of, array_of, rewrite
 
@@ -37,6 +38,14 @@ def with_voxel(path: Path, value: float, dtype: type = np.float32, count: int = 
     array: np.ndarray = array_of(path).astype(dtype)
     array.flat[:count] = value
     rewrite(path, array)
+
+
+def resaved_from_float(path: Path) -> None:
+    """As a script does that computes in float64: nibabel scales the values, and 3 is read as 3.00000006."""
+    image = nib.Nifti1Image(array_of(path).astype(np.float64), affine_of(path))
+    nib.save(image, path, dtype=np.uint8)
+    values = np.unique(array_of(path))
+    assert (values != np.rint(values)).any()
 
 
 def moved(path: Path, axis: int, mm: float) -> None:
@@ -227,6 +236,18 @@ FAULTS = [
         on(LABEL, with_voxel, 1.5, np.float32, 2),
         LABEL,
         "^label values that are no whole numbers in 2 voxels, such as 1.5",
+    ),
+    Fault(
+        "more than 1e-3 off a whole number",
+        on(LABEL, with_voxel, 2.9989999, np.float64),
+        LABEL,
+        r"^label values that are no whole numbers in 1 voxel, such as 2\.9989999$",
+    ),
+    Fault(
+        "all digits of float32",
+        on(LABEL, with_voxel, 3.0010002),
+        LABEL,
+        r"no whole numbers in 1 voxel, such as 3\.0010002$",
     ),
     Fault("NaN in a label", on(LABEL, with_voxel, np.nan), LABEL, "no whole numbers in 1 voxel, such as nan"),
     Fault("link to nothing", on(IMAGE, linked, Path("none.nii.gz")), IMAGE, "^a symbolic link to nothing$"),

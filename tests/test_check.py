@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from cli_call import call_medloss
-from faults import FAULTS, IMAGE, LABEL, Fault, cut, moved, reshaped, sheared, stretched, with_voxel
+from faults import FAULTS, IMAGE, LABEL, Fault, cut, moved, resaved_from_float, reshaped, sheared, stretched, with_voxel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_files import SHAPE, SPACING, array_of, rewrite, small_folder
@@ -178,6 +178,17 @@ def test_nifti_2_and_big_endian_files_pass(root: Path, manifest: Manifest) -> No
 
 def test_whole_numbers_kept_as_floats_are_labels(root: Path, manifest: Manifest) -> None:
     rewrite(root / LABEL, array_of(root / LABEL).astype(np.float64))
+    assert check_data(with_actual_checksums(manifest, root), root).ok
+
+
+def test_labels_saved_again_from_floats_are_the_same_labels(root: Path, manifest: Manifest) -> None:
+    before = check_data(manifest, root)
+    for case in manifest.cases:
+        resaved_from_float(root / case.label)
+    after = check_data(with_actual_checksums(manifest, root), root)
+    assert after == before and after.ok
+    assert check_folder(root).ok
+    with_voxel(root / LABEL, 3.001, np.float64)
     assert check_data(with_actual_checksums(manifest, root), root).ok
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from cli_call import call_medloss
-from faults import cut, flip, linked, moved, reshaped, sheared, stretched, with_voxel
+from faults import cut, flip, linked, moved, resaved_from_float, reshaped, sheared, stretched, with_voxel
 from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_folder
 
 from pipelines.dataset.manifest import load_manifest
@@ -115,6 +115,14 @@ def test_millimetres_are_the_labels_own_axis_by_axis(folder: Path) -> None:
         assert (float(row["hd95_mm"]), float(row["assd_mm"]), float(row["nsd"])) == (distance, distance, 1.0)
 
 
+def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> None:
+    before = _call(folder)
+    for part in ("predictions", "data/labels"):
+        resaved_from_float(folder / part / "b.nii.gz")
+        resaved_from_float(folder / part / "d.nii")
+    assert _call(folder) == before
+
+
 def test_a_class_that_a_case_lacks_is_empty_and_not_counted(folder: Path) -> None:
     for part in ("data/labels", "predictions"):
         label = array_of(folder / part / "b.nii.gz")
@@ -172,6 +180,11 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ),
     ("negative value", lambda p: with_voxel(p, -1, np.int16), r"label values without a class: -1 \(1 voxels\)"),
     ("probabilities", lambda p: with_voxel(p, 0.7, np.float32, 2), r"label values without a class: 0.7 \(2 voxels\)"),
+    (
+        "more than 1e-3 off a class",
+        lambda p: with_voxel(p, 3.0010002, np.float32, 2),
+        r"label values without a class: 3\.0010002 \(2 voxels\)",
+    ),
     ("NaN", lambda p: with_voxel(p, np.nan), r"label values without a class: nan \(1 voxels\)"),
     ("truncated", lambda p: cut(p, 0.7), "truncated: its gzip stream ends before its end mark"),
     ("0 bytes", lambda p: cut(p, 0), "0 bytes"),

@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 from cli_call import call_medloss
-from faults import cut, flip, linked, sheared, stretched, with_voxel
+from faults import cut, flip, linked, resaved_from_float, sheared, stretched, with_voxel
 from faults import moved as moved_off
 from made_predictions import CASES, SHAPE, SPACING, label_map, made_folders, moved, write_map
 from small_files import array_of, rewrite
@@ -90,6 +90,21 @@ def test_the_numbers_are_those_of_evaluate_and_the_report_is_written(folder: Pat
     assert call_medloss(
         "report", "--cases", folder / "out/cases.csv", "--out", folder / "again", "--reference", "far"
     )[1].splitlines()[0] == verdict  # fmt: skip
+
+
+def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> None:
+    before = _finished(folder).rows
+    for name in ("labels", "near", "far"):
+        path = folder / name / "b.nii.gz"
+        rewrite(path, np.where(array_of(path) == 1, 3, array_of(path)))
+    expected = _finished(folder).rows
+    for name in ("labels", "near", "far"):
+        resaved_from_float(folder / name / "b.nii.gz")
+    finished = _finished(folder)
+    assert len(expected) > len(before)  # class 3 is one of them
+    pd.testing.assert_frame_equal(finished.rows, expected)
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
 
 
 @pytest.mark.parametrize("repeated", [False, True])

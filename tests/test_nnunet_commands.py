@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from cli_call import call_medloss
-from small_files import rewrite
+from faults import resaved_from_float
+from small_files import affine_of, array_of, rewrite
 from tiny import tiny_manifest
 
 import medloss
 from medloss.errors import InputError
+from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import load_manifest
 from pipelines.nnunet import names
 from pipelines.nnunet.folders import trainer_folder
@@ -179,6 +182,24 @@ def test_a_manifest_becomes_a_raw_data_set_of_links(tmp_path: Path) -> None:
         ["phantom_000", "phantom_003"], ["phantom_001", "phantom_004"], ["phantom_002", "phantom_005"],
     ]  # fmt: skip
     assert [sorted(split["train"] + split["val"]) for split in splits] == [sorted(c.id for c in manifest.cases)] * 3
+
+
+def test_labels_that_nnunet_would_cut_to_other_numbers_are_written_and_not_linked(tmp_path: Path) -> None:
+    """nnU-Net makes whole numbers of labels by cutting off what follows the point: 1.9999 would be 1."""
+    manifest = load_manifest(tiny_manifest(tmp_path / "made", cases=3))
+    root = resolve_data(manifest, tmp_path / "made")
+    plain, scaled, odd = (root / case.label for case in manifest.cases)
+    before = [array_of(path) for path in (scaled, odd)]
+    resaved_from_float(scaled)
+    rewrite(odd, before[1] - 0.0009 * (before[1] > 0))
+    assert call_medloss("nnunet", "dataset", tmp_path / "made" / "tiny_3d.yaml", "--raw", tmp_path / "raw",
+                        "--data-root", tmp_path / "made")[0] == 0  # fmt: skip
+    written = [tmp_path / "raw/Dataset001_tiny_3d/labelsTr" / f"{case.id}.nii.gz" for case in manifest.cases]
+    assert written[0].samefile(plain)
+    for path, source, expected in zip(written[1:], (scaled, odd), before, strict=True):
+        assert nib.load(path).get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(array_of(path), expected)
+        np.testing.assert_array_equal(affine_of(path), affine_of(source))
 
 
 def test_and_a_raw_data_set_the_manifest_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from pipelines.dataset.geometry import grid_problem
+from pipelines.dataset.label_file import digits, read_labels
 from pipelines.dataset.manifest import Case
 from pipelines.dataset.nifti import BadFileError, Volume, read_file
 
@@ -73,9 +74,12 @@ def read_case(case: Case, root: Path, dimensions: frozenset[int] = frozenset({2,
     """Read one case's files, and compare them with each other."""
     facts = CaseFacts(case)
     volumes = []
-    for file, problems in ((case.image, _image_problems), (case.label, _label_problems)):
+    for file, read, problems in (
+        (case.image, read_file, _image_problems),
+        (case.label, read_labels, _label_problems),
+    ):
         try:
-            volume = read_file(root / file, dimensions)
+            volume = read(root / file, dimensions)
         except BadFileError as error:
             facts.offences.append(Offence(file, str(error)))
             continue
@@ -125,13 +129,13 @@ def _label_problems(label: Volume) -> Iterator[str]:
 
 
 def label_problem(label: NDArray[Any]) -> str | None:
-    """Why an array is no label map, whatever its classes are; None of one."""
+    """Why an array, from `read_labels`, is no label map, whatever its classes are; None of one."""
     if label.dtype.kind != "f":
         return None
     off = label[~(np.isfinite(label) & (label == np.rint(label)))]
     if not off.size:
         return None
-    return f"label values that are no whole numbers in {_voxels(off.size)}, such as {float(off[0]):.6g}"
+    return f"label values that are no whole numbers in {_voxels(off.size)}, such as {digits(off[0])}"
 
 
 def _voxels(count: int) -> str:

@@ -16,7 +16,8 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 
 from pipelines.dataset.case_reader import Offence
 from pipelines.dataset.geometry import grid_problem
-from pipelines.dataset.nifti import BadFileError, read_file
+from pipelines.dataset.label_file import read_labels
+from pipelines.dataset.nifti import BadFileError
 from pipelines.errors import UserError
 from pipelines.evaluation.label_values import label_channels
 from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM, ClassMetrics, case_metrics, mean_metrics, nanmean
@@ -105,7 +106,7 @@ def _measure(
     volumes, channels = [], []
     values = [0, *references.classes]
     reads = ((references.root / label.file, lambda: references.read(label)),
-             (predictions / file, lambda: read_file(predictions / file, references.dimensions)))  # fmt: skip
+             (predictions / file, lambda: read_labels(predictions / file, references.dimensions)))  # fmt: skip
     for path, read in reads:
         try:
             volume = read()

@@ -15,7 +15,7 @@ def write_labels(path: Path, labels: NDArray[Any], header: nib.Nifti1Header) -> 
     """Write a label map, in the smallest type that common viewers read.
 
     Args:
-        path: the file, a `.nii.gz`.
+        path: the file, `.nii.gz` or `.nii`.
         labels: label values, `[*spatial]`.
         header: of the image, whose geometry is kept.
     """
@@ -64,6 +64,9 @@ def _write(path: Path, data: NDArray[Any], header: Any, level: int) -> None:
     image = made(data, None, header)
 
     def write(file: Any) -> None:
+        if not path.name.endswith(".gz"):
+            image.to_stream(file)
+            return
         # Neither name nor time: the same prediction is the same file.
         with gzip.GzipFile("", "wb", level, file, mtime=0) as packed:
             image.to_stream(packed)

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.comparison.finished.classes import Classes
-from pipelines.dataset import geometry, nifti
+from pipelines.dataset import geometry, label_file, nifti
 from pipelines.dataset.case_reader import Offence, count_values, label_problem
-from pipelines.dataset.nifti import BadFileError, Volume, read_file
+from pipelines.dataset.label_file import read_labels
+from pipelines.dataset.nifti import BadFileError, Volume
 from pipelines.evaluation import label_values, metrics, surface
 
 #: More values than any atlas has: the files are images.
 MOST_VALUES = 1000
 #: Modules whose text makes the numbers.
-_MEASURE: tuple[ModuleType, ...] = (metrics, surface, label_values, geometry, nifti)
+_MEASURE: tuple[ModuleType, ...] = (metrics, surface, label_values, geometry, label_file, nifti)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def read_hashed(file: HashedFile) -> Volume:
     Raises:
         BadFileError: it cannot be used, or has changed since it was looked at.
     """
-    volume = read_file(file.path)
+    volume = read_labels(file.path)
     if volume.sha256 != file.sha256:
         raise BadFileError("has changed while this ran; run the command again")
     return volume
