@@ -21,6 +21,7 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 from pipelines.bundle import workflow as bundle
+from pipelines.bundle.inference import sources
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import load_manifest
 from pipelines.files import read_json
@@ -178,6 +179,13 @@ def test_monais_command_predicts_what_medloss_predict_does(folder: Path, tmp_pat
     assert names == sorted(path.name for path in (tmp_path / "predictions").iterdir())
     for name in names:
         assert (tmp_path / "predictions" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_labels_beside_the_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a_image", "a_label", "b"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert [source.name for source in sources(str(tmp_path))] == ["a_image", "b"]
+    assert capsys.readouterr().err == f"left out, labels by their names: {tmp_path / 'a_label.nii.gz'}\n"
 
 
 def test_monais_command_exports_a_network_with_the_same_logits(folder: Path, tmp_path: Path) -> None:

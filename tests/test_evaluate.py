@@ -460,6 +460,28 @@ def test_two_predictions_of_one_name_are_told_and_not_their_label(folder: Path) 
     assert err.startswith(f"error: {folder / 'predictions'}/d") and "is another file's, too; expected one" in err
 
 
+@pytest.mark.parametrize("manifest", [False, True])
+def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path, manifest: bool) -> None:
+    """Of a folder with both, side by side, whose label maps were predicted, too: the numbers would be of those."""
+    side = folder / "side"
+    side.mkdir()
+    for kind, part in (("image", "images"), ("label", "labels")):
+        for path in (folder / "data" / part).iterdir():
+            shutil.copy(path, side / path.name.replace(".nii", f"_{kind}.nii"))
+    for path in list((folder / "predictions").iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace(".nii", "_label.nii")))
+        path.rename(path.with_name(path.name.replace(".nii", "_image.nii")))
+    (folder / "side.yaml").write_text(manifest_text(make_manifest(side, folds=2)))
+    labels = ("--manifest", folder / "side.yaml", "--data-root", side) if manifest else ("--labels", side)
+    code, out, err = call_medloss("evaluate", folder / "predictions", *labels)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    if manifest:
+        assert "predictions: a_image.nii.gz and a_label.nii.gz are both named as predictions of a; expected one" in err
+    else:
+        told = "its name, but for endings, is another file's, too; expected one"
+        assert err == f"error: {folder}/predictions/a_image.nii.gz: {told}\n"
+
+
 def test_images_in_place_of_labels_are_told(folder: Path) -> None:
     for file in (folder / "data/labels").iterdir():
         with_voxel(file, 0.25, np.float32)

@@ -405,6 +405,19 @@ def test_two_files_of_one_case(folder: Path) -> None:
     assert err.splitlines()[:2] == [f"error: {folder / 'far/b.nii'}: {told}", f"{folder / 'far/b.nii.gz'}: {told}"]
 
 
+def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path) -> None:
+    for case in CASES:
+        (folder / "labels" / f"{case}.nii.gz").rename(folder / "labels" / f"{case}_label.nii.gz")
+        (folder / "near" / f"{case}.nii.gz").rename(folder / "near" / f"{case}_image.nii.gz")
+        shutil.copy(folder / "near" / f"{case}_image.nii.gz", folder / "near" / f"{case}_label.nii.gz")
+    code, _, err = _call(folder)
+    told = "its name, but for endings, is another file's, too; expected one"
+    assert code == 2
+    for case in CASES:
+        for kind in ("image", "label"):
+            assert f"{folder}/near/{case}_{kind}.nii.gz: {told}" in err.removeprefix("error: ").splitlines()
+
+
 def test_names_may_differ_in_what_says_label_and_links_are_followed(folder: Path) -> None:
     for case in CASES:
         shutil.move(folder / "labels" / f"{case}.nii.gz", folder / "labels" / f"{case}_seg.nii.gz")

@@ -487,6 +487,42 @@ def test_links_to_images_elsewhere(tmp_path: Path, models: dict[int, Path], imag
     assert _names(tmp_path / "out") == ["x.nii.gz"]
 
 
+@pytest.fixture
+def side(tmp_path: Path, images: Path) -> Path:
+    """Images with their labels, side by side, and a label alone."""
+    folder = tmp_path / "side"
+    folder.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(images / f"{name}.nii.gz", folder / f"{name}_image.nii.gz")
+        shutil.copy(images / f"{name}.nii.gz", folder / f"{name}_label.nii.gz")
+    shutil.copy(images / "d.nii.gz", folder / "z_seg.nii.gz")
+    return folder
+
+
+def _labels_alone(images: Path) -> Path:
+    folder = images.with_name("masks")
+    folder.mkdir()
+    shutil.copy(images / "a.nii.gz", folder / "a_gt.nii.gz")
+    return folder
+
+
+def test_labels_beside_the_images_are_left_out(tmp_path: Path, models: dict[int, Path], side: Path) -> None:
+    code, _, err = _predict(models[3], side, "--out", tmp_path / "out")
+    labels = ", ".join(str(side / f"{name}.nii.gz") for name in ("a_label", "b_label", "z_seg"))
+    assert (code, err.splitlines()[0]) == (0, f"left out, labels by their names: {labels}")
+    assert _names(tmp_path / "out") == ["a_image.nii.gz", "b_image.nii.gz"]
+    # Named one by one, as a shell does with *: those whose image is there, too.
+    code, _, err = _predict(models[3], *sorted(side.iterdir()), "--out", tmp_path / "each")
+    assert (code, err.splitlines()[0]) == (0, f"left out, labels by their names: {labels.rpartition(', ')[0]}")
+    assert _names(tmp_path / "each") == ["a_image.nii.gz", "b_image.nii.gz", "z_seg.nii.gz"]
+    # By itself a name means nothing, and in a folder of images neither.
+    assert _predict(models[3], side / "a_label.nii.gz", "--out", tmp_path / "one")[0] == 0
+    assert _names(tmp_path / "one") == ["a_label.nii.gz"]
+    side.rename(tmp_path / "imagesTs")
+    code, _, err = _predict(models[3], tmp_path / "imagesTs", "--out", tmp_path / "all")
+    assert (code, "left out" in err, len(_names(tmp_path / "all"))) == (0, False, 5)
+
+
 CALLS: list[tuple[str, Callable[[Path, Path], list[Any]], str]] = [
     ("no network", lambda m, i: [i, "--out", "o"], "pass the network as one of the two: --run FOLDER or --model FILE"),
     ("two networks", lambda m, i: ["--run", i, "--model", m, i, "--out", "o"], "pass the network as one of the two"),
@@ -503,6 +539,11 @@ CALLS: list[tuple[str, Callable[[Path, Path], list[Any]], str]] = [
     ("no such folder", lambda m, i: ["--model", m, "none", "--out", "o"], "none: no such file or folder"),
     ("no NIfTI", lambda m, i: ["--model", m, i / "notes.txt", "--out", "o"], "notes.txt: no NIfTI file by its name"),
     ("an empty folder", lambda m, i: ["--model", m, m.parent, "--out", "o"], "3d holds no NIfTI file"),
+    (
+        "labels alone",
+        lambda m, i: ["--model", m, _labels_alone(i), "--out", "o"],
+        "labels alone, by .* as a_gt.nii.gz; to",
+    ),
     ("no such fold", lambda m, i: ["--model", m, "--manifest", "phantom", "--fold", 9, "--out", "o"], "fold: got 9"),
     ("out is a file", lambda m, i: ["--model", m, i, "--out", m], "--out: .*model.pt is no folder; name another"),
     ("out below a file", lambda m, i: ["--model", m, i, "--out", m / "o"], "--out: cannot write in .*/o: Not a dir"),

@@ -15,6 +15,7 @@ from pipelines.cases.preprocessing import Preprocessing
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.nifti import BadFileError, read_file
 from pipelines.errors import UserError
+from pipelines.evaluation.reference_labels import listed
 from pipelines.prediction.files import write_labels
 from pipelines.prediction.model import Model, load_model
 from pipelines.prediction.sources import Source, image_sources, refuse_collisions
@@ -48,9 +49,12 @@ def bundle_model(model_file: str | None, network_name: str, device: torch.device
 
 
 def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
-    """The images of a folder, or of files and folders; none if none are named."""
+    """The images of a folder, or of files and folders, without labels side by side; none if none are named."""
     named = [dataset_dir] if isinstance(dataset_dir, str) else dataset_dir or []
-    return image_sources([Path(str(path)) for path in named])
+    found, labels = image_sources([Path(str(path)) for path in named])
+    if labels:
+        click.echo(f"left out, labels by their names: {listed(labels)}", err=True)
+    return found
 
 
 def before_prediction(model_file: str | None, images: list[Source], output_dir: str, overwrite: bool) -> None:
