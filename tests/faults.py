@@ -80,9 +80,9 @@ def mirrored(path: Path) -> None:
     rewrite(path, affine=affine_of(path) @ np.diag([1, -1, 1, 1]))
 
 
-def stretched(path: Path) -> None:
+def stretched(path: Path, factor: float = 1.2) -> None:
     affine = affine_of(path)
-    affine[:3, :3] *= 1.2
+    affine[:3, :3] *= factor
     rewrite(path, affine=affine)
 
 
@@ -105,6 +105,19 @@ def replaced_by_folder(path: Path) -> None:
 def replaced_by_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
+
+
+def padded(path: Path, count: int = 16) -> None:
+    """With spare bytes behind the last voxel, as some writers leave them."""
+    if path.name.endswith(".gz"):
+        repack(path, lambda content: content + bytes(count))
+    else:
+        path.write_bytes(path.read_bytes() + bytes(count))
+
+
+def with_trailing_axes(path: Path, count: int = 1) -> None:
+    """One volume in time, and of one component: `(x, y, z, 1)`, `(x, y, z, 1, 1)`."""
+    reshaped(path, (*array_of(path).shape, *(1,) * count))
 
 
 def reshaped(path: Path, shape: tuple[int, ...]) -> None:
@@ -147,9 +160,9 @@ FAULTS = [
     ),
     Fault(
         "more than the header says",
-        on(IMAGE, repack, lambda content: content + b"\0"),
+        on(IMAGE, repack, lambda content: content + bytes(513)),
         IMAGE,
-        "^more bytes than the 5728 that its header says$",
+        "^more bytes than the 5728 that its header says, and than the 512 that pad a file$",
     ),
     Fault(
         "half a .nii", on("images/d.nii", cut, 0.5), "images/d.nii", r"^truncated: 2864 bytes; its header says 5728$"
@@ -186,6 +199,18 @@ FAULTS = [
         "label moved", on(LABEL, moved, 1, 0.5), LABEL, "^its affine differs from its image's: it lies up to 0.5 mm off"
     ),
     Fault(
+        "label moved by more than a tenth of a voxel",
+        on(LABEL, moved, 0, 0.11),
+        LABEL,
+        "^its affine differs from its image's: it lies up to 0.11 mm off$",
+    ),
+    Fault(
+        "label of a slightly other spacing",
+        on(LABEL, stretched, 1.004),
+        LABEL,
+        r"^spacing 3.012 x 1.004 x 2.008 mm, and its image 3 x 1 x 2 mm$",
+    ),
+    Fault(
         "image moved",
         on(IMAGE, moved, 2, -40.0),
         LABEL,
@@ -212,7 +237,7 @@ FAULTS = [
         IMAGE,
         r"^4 axes \(12 x 16 x 14 x 2 voxels\); expected 3, one volume",
     ),
-    Fault("4D label of one volume", on(LABEL, reshaped, (*SHAPE, 1)), LABEL, "^4 axes"),
+    Fault("5D label of two volumes", on(LABEL, reshaped, (*SHAPE, 1, 2)), LABEL, r"^5 axes \(12 x 16 x 14 x 1 x 2 vo"),
     Fault("2D image", on(IMAGE, reshaped, (12, 16)), IMAGE, r"^2 axes \(12 x 16 voxels\); expected 3"),
     Fault("NaN in an image", on(IMAGE, with_voxel, np.nan, np.float32, 3), IMAGE, "^NaN in 3 voxels$"),
     Fault("Inf in an image", on(IMAGE, with_voxel, np.inf), IMAGE, "^Inf, or too large for float32, in 1 voxel$"),

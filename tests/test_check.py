@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 import yaml
 from cli_call import call_medloss
-from faults import FAULTS, IMAGE, LABEL, Fault, cut, moved, resaved_from_float, reshaped, sheared, stretched, with_voxel
+from faults import (
+    FAULTS,
+    IMAGE,
+    LABEL,
+    Fault,
+    cut,
+    moved,
+    padded,
+    resaved_from_float,
+    reshaped,
+    sheared,
+    stretched,
+    with_trailing_axes,
+    with_voxel,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_files import SHAPE, SPACING, array_of, rewrite, small_folder
@@ -20,6 +34,7 @@ from pipelines.dataset.check import check_data
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.dataset.manifest_writer import make_manifest, manifest_text
+from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.dataset.survey import check_folder
 from pipelines.files import sha256
 
@@ -190,6 +205,47 @@ def test_labels_saved_again_from_floats_are_the_same_labels(root: Path, manifest
     assert check_folder(root).ok
     with_voxel(root / LABEL, 3.001, np.float64)
     assert check_data(with_actual_checksums(manifest, root), root).ok
+
+
+def test_trailing_axes_of_length_1_and_spare_bytes_are_none_of_the_data(root: Path, manifest: Manifest) -> None:
+    before = check_data(manifest, root)
+    with_trailing_axes(root / IMAGE)
+    with_trailing_axes(root / "labels/a.nii.gz", 2)
+    with_trailing_axes(root / "images/d.nii")
+    for file, count in (("labels/d.nii", 16), (LABEL, 16), ("images/a.nii.gz", 512)):
+        padded(root / file, count)
+    assert check_data(with_actual_checksums(manifest, root), root) == before
+    assert check_folder(root).ok
+
+
+def test_a_single_slice_is_a_2d_image_of_a_2d_manifest(tmp_path: Path) -> None:
+    manifest = load_manifest(tiny_manifest(tmp_path, dims=2, cases=3))
+    root = resolve_data(manifest, tmp_path / "root")
+    with_trailing_axes(root / manifest.cases[0].image)
+    with_trailing_axes(root / manifest.cases[0].label, 2)
+    report = check_data(manifest.model_copy(update={"generator": None, "cases": [
+        case.model_copy(update={"image_sha256": None, "label_sha256": None}) for case in manifest.cases
+    ]}), root)  # fmt: skip
+    assert report.ok and {len(shape) for shape in report.shapes} == {2}
+
+
+def test_a_label_within_a_tenth_of_a_voxel_passes_with_a_note(
+    root: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved(root / "labels/a.nii.gz", 1, 0.009)  # as float32 headers round
+    assert check_folder(root).note is None
+    moved(root / LABEL, 1, 0.035)
+    report = check_data(with_actual_checksums(manifest, root), root)
+    told = "labels/b.nii.gz lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
+    assert (report.ok, report.note) == (True, told)
+    stretched(root / "labels/d.nii", 1.002)  # by 0.08 mm at the corners
+    several = r"2 labels lie up to 0.0\d+ mm off their images, most of all labels/d.nii; up to 0.1 voxels count as"
+    for command in (("check", root), ("manifest", root, "--folds", 2, "--out", tmp_path / "made.yaml")):
+        code, shown, err = call_medloss(*command)
+        assert (code, err) == (0, "")
+        assert re.search(f"^note: {several}", shown, re.MULTILINE), shown
+    refuse_bad_data(str(tmp_path / "made.yaml"), str(root))  # what every training begins with
+    assert re.match(f"note: {several}", capsys.readouterr().err)
 
 
 def test_a_scaled_image_is_judged_by_its_scaled_values(root: Path, manifest: Manifest) -> None:

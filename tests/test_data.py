@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from faults import padded, with_trailing_axes
 from small_files import array_of, rewrite
 from tiny import tiny_manifest
 
@@ -94,6 +95,18 @@ def test_labels_saved_again_from_floats_are_the_same_labels(tmp_path: Path) -> N
     values = array_of(path)
     rewrite(path, np.where(values == 3, 2.9992, np.where(values == 7, 7.00000006, values)))
     assert torch.equal(read_case(manifest, manifest.cases[0], root)["label"], before)
+
+
+@pytest.mark.parametrize("spacings", [[(3.0, 1.0, 0.6), (1.0, 1.0, 1.0)], [(1.5, 0.8), (1.0, 1.0)]])
+def test_trailing_axes_of_length_1_are_dropped(tmp_path: Path, spacings: list[tuple[float, ...]]) -> None:
+    manifest, root = _set(tmp_path, spacings)
+    before = read_case(manifest, manifest.cases[0], root)
+    with_trailing_axes(root / "image0.nii.gz")
+    with_trailing_axes(root / "label0.nii.gz", 2)
+    padded(root / "label0.nii.gz")
+    after = read_case(manifest, manifest.cases[0], root)
+    for name in ("image", "label", "spacing"):
+        assert torch.equal(after[name], before[name])
 
 
 def test_each_case_has_its_own_spacing(tmp_path: Path) -> None:

@@ -14,7 +14,19 @@ import pytest
 import torch
 import yaml
 from cli_call import call_medloss
-from faults import cut, flip, linked, moved, resaved_from_float, reshaped, sheared, stretched, with_voxel
+from faults import (
+    cut,
+    flip,
+    linked,
+    moved,
+    padded,
+    resaved_from_float,
+    reshaped,
+    sheared,
+    stretched,
+    with_trailing_axes,
+    with_voxel,
+)
 from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_folder
 
 from pipelines.dataset.manifest import load_manifest
@@ -123,6 +135,18 @@ def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> N
     assert _call(folder) == before
 
 
+def test_trailing_axes_spare_bytes_and_a_tenth_of_a_voxel_change_nothing(folder: Path) -> None:
+    before = _call(folder)
+    with_trailing_axes(folder / "predictions" / "a.nii.gz")
+    with_trailing_axes(folder / "data/labels" / "b.nii.gz", 2)
+    padded(folder / "predictions" / "d.nii")
+    assert _call(folder) == before
+    moved(folder / "predictions" / "b.nii.gz", 0, 0.035)
+    code, out, err = _call(folder)
+    told = "lies 0.035 mm off its label; up to 0.1 voxels count as the same grid"
+    assert (code, out, err) == (0, before[1], f"note: {folder}/predictions/b.nii.gz {told}\n")
+
+
 def test_a_class_that_a_case_lacks_is_empty_and_not_counted(folder: Path) -> None:
     for part in ("data/labels", "predictions"):
         label = array_of(folder / part / "b.nii.gz")
@@ -170,8 +194,8 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("sheared", sheared, "its direction matrix is sheared: "),
     (
         "4D",
-        lambda p: reshaped(p, (*SHAPE, 1)),
-        r"4 axes \(12 x 16 x 14 x 1 voxels\); expected 2 or 3, one volume a file",
+        lambda p: reshaped(p, (*SHAPE, 2)),
+        r"4 axes \(12 x 16 x 14 x 2 voxels\); expected 2 or 3, one volume a file",
     ),
     (
         "unknown value",

@@ -15,7 +15,17 @@ import pandas as pd
 import psutil
 import pytest
 from cli_call import call_medloss
-from faults import cut, flip, linked, resaved_from_float, sheared, stretched, with_voxel
+from faults import (
+    cut,
+    flip,
+    linked,
+    padded,
+    resaved_from_float,
+    sheared,
+    stretched,
+    with_trailing_axes,
+    with_voxel,
+)
 from faults import moved as moved_off
 from made_predictions import CASES, SHAPE, SPACING, label_map, made_folders, moved, write_map
 from small_files import array_of, rewrite
@@ -104,6 +114,22 @@ def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> N
     assert len(expected) > len(before)  # class 3 is one of them
     pd.testing.assert_frame_equal(finished.rows, expected)
     panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
+
+
+def test_trailing_axes_spare_bytes_and_a_tenth_of_a_voxel_change_nothing(folder: Path) -> None:
+    before = _finished(folder)
+    with_trailing_axes(folder / "near" / "a.nii.gz")
+    with_trailing_axes(folder / "labels" / "b.nii.gz", 2)
+    padded(folder / "far" / "c.nii.gz")
+    moved_off(folder / "far" / "b.nii.gz", 1, 0.035)
+    told = f"{folder}/far/b.nii.gz lies 0.035 mm off its reference; up to 0.1 voxels count as the same grid."
+    for _ in range(2):  # measured, and read from the cache
+        after = _finished(folder)
+        pd.testing.assert_frame_equal(after.rows, before.rows)
+        assert after.told[1:] == (*before.told[1:], told)
+        assert told in after.collected.notes
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in after.collected.predictions], [])
     assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
 
 

@@ -18,7 +18,7 @@ import pytest
 import SimpleITK
 import torch
 from cli_call import call_medloss
-from faults import FAULTS, Fault, cut, linked, linked_outside
+from faults import FAULTS, Fault, cut, linked, linked_outside, padded, with_trailing_axes
 from small_files import SHAPE, affine_of, array_of, rewrite, small_folder
 from tiny import tiny_manifest
 
@@ -485,6 +485,27 @@ def test_links_to_images_elsewhere(tmp_path: Path, models: dict[int, Path], imag
     assert code == 1
     assert err.splitlines()[-1].endswith("d.nii.gz: a symbolic link to nothing")
     assert _names(tmp_path / "out") == ["x.nii.gz"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_trailing_axes_of_length_1_are_dropped(tmp_path: Path, models: dict[int, Path], dims: int) -> None:
+    image = tmp_path / "x.nii.gz"
+    array = _image(np.int16, (9, 8, 10), 3)[..., : 10 if dims == 3 else 1]
+    array = array if dims == 3 else array[..., 0]
+    nib.Nifti1Image(array, np.diag([2.0, 2, 2, 1])).to_filename(image)
+    assert _predict(models[dims], image, "--out", tmp_path / "plain", "--probabilities")[0] == 0
+    with_trailing_axes(image, 2)
+    padded(image)
+    code, _, err = _predict(models[dims], image, "--out", tmp_path / "more", "--probabilities")
+    assert (code, err.count("\n")) == (0, 1), err
+    # Other tools count no more than three axes of space, and a 2D image may be a slice of them.
+    expected = (9, 8, 10) if dims == 3 else (9, 8, 1)
+    for name in ("x.nii.gz", "x_probabilities.nii.gz"):
+        plain, more = (nib.load(tmp_path / part / name) for part in ("plain", "more"))
+        assert more.shape[:3] == expected
+        np.testing.assert_array_equal(np.asanyarray(more.dataobj).ravel(), np.asanyarray(plain.dataobj).ravel())
+        np.testing.assert_array_equal(more.affine, plain.affine)
+    assert more.shape == (*expected, more.shape[-1])
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from monai.utils import CommonKeys
 
 from pipelines.cases.preprocessing import Preprocessing
 from pipelines.dataset.manifest import load_manifest
-from pipelines.dataset.nifti import BadFileError, read_file
+from pipelines.dataset.nifti import BadFileError, read_file, squeezed
 from pipelines.errors import UserError
 from pipelines.evaluation.reference_labels import listed
 from pipelines.prediction.files import write_labels
@@ -114,7 +114,8 @@ class ToLabels:
         logits = item[CommonKeys.PRED]
         if not logits.sum().isfinite():
             raise UserError(f"{item[_FILE]}: the network makes NaN or Inf of it")
-        labels = label_map(logits, nib.load(item[_FILE]).header.get_data_shape()).cpu()
+        shape = squeezed(nib.load(item[_FILE]).header.get_data_shape(), logits.ndim - 1)
+        labels = label_map(logits, shape).cpu()
         return {**item, CommonKeys.PRED: self.values[labels.long()][None]}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.cases.preprocessing import Preprocessing
 from pipelines.dataset.label_file import digits, whole_labels
 from pipelines.dataset.manifest import Case, Manifest
+from pipelines.dataset.nifti import squeezed
 from pipelines.errors import UserError
 
 CHECK = "`medloss check` names every bad file"
@@ -48,8 +49,8 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
         # MONAI's own message names its transform; what it met is the cause.
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {CHECK}") from None
-    image = data["image"].as_tensor().contiguous()
-    label = torch.from_numpy(whole_labels(data["label"].numpy()))
+    image, label = (_squeezed(data[role].as_tensor(), manifest.dimensions) for role in _BOTH)
+    label = torch.from_numpy(whole_labels(label.numpy()))
     if image.shape != label.shape or label.ndim != manifest.dimensions + 1:
         shapes = f"an image of shape {tuple(image.shape[1:])} and a label of {tuple(label.shape[1:])}"
         raise UserError(f"case '{case.id}': {shapes}; expected the same {manifest.dimensions} axes; {CHECK}")
@@ -69,6 +70,11 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
         "label": classes,
         "spacing": torch.as_tensor(spacing, dtype=torch.float64),
     }
+
+
+def _squeezed(volume: Tensor, dimensions: int) -> Tensor:
+    """`[1, *spatial]` without trailing axes of length 1 beyond so many."""
+    return volume.reshape(1, *squeezed(volume.shape[1:], dimensions)).contiguous()
 
 
 def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: int) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def predict(
     with a manifest, as the case is: <name>.nii.gz. Probabilities are float32, in the order of the classes' values, the
     background first.
 
-    Of a folder with images and labels side by side, what is named as a label (a_label, a_seg, a_mask, a_gt) is left out.
+    Of a folder with images and labels side by side, what is named as a label (a_label, a_seg, a_mask, a_gt) is left
+    out.
 
     An image that cannot be predicted does not stop the others: it is named at the end, and the exit code is 1. It is 2
     where the call itself is wrong, and nothing is predicted.

@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
-from pipelines.dataset.geometry import grid_problem
+from pipelines.dataset.geometry import grid_problem, grid_shift
 from pipelines.dataset.label_file import digits, read_labels
 from pipelines.dataset.manifest import Case
 from pipelines.dataset.nifti import BadFileError, Volume, read_file
@@ -35,6 +35,7 @@ class CaseFacts:
         shape: voxels an axis; None where either file cannot be used.
         spacing: mm an axis; as `shape`.
         voxels: label value to its number of voxels.
+        shift: how far the label lies off the image, mm; more than headers' rounding, and within the tolerance.
     """
 
     case: Case
@@ -43,6 +44,7 @@ class CaseFacts:
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
     voxels: dict[int, int] = field(default_factory=dict)
+    shift: float = 0.0
 
 
 def read_cases(
@@ -90,6 +92,8 @@ def read_case(case: Case, root: Path, dimensions: frozenset[int] = frozenset({2,
         image, label = volumes
         if problem := grid_problem(label, image, "image"):
             facts.offences.append(Offence(case.label, problem))
+        else:
+            facts.shift = grid_shift(label, image)
         facts.shape, facts.spacing = image.data.shape, image.spacing
         facts.voxels = count_values(label.data)
     return facts

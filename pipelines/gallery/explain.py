@@ -61,14 +61,14 @@ def explain_case(
         raise UserError(f"--out: got {path}; expected a file name that ends in .png")
     made = _make_loss(loss)
     shown, target = read_user_file(image, "--image"), read_user_file(label, "--label")
-    check_same_grid(shown, target)
+    notes = [check_same_grid(shown, target)]
     reference = _structure(target, label_class)
     spacing = shown.spacing
     if prediction is None:
         logits, told = _stand_in(reference, spacing)
     else:
         predicted = read_user_file(prediction, "--prediction")
-        check_same_grid(shown, predicted)
+        notes.append(check_same_grid(shown, predicted))
         logits, told = _predicted_logits(predicted, label_class)
     hard = logits > 0
     pushes = push(made, logits, reference, spacing)
@@ -91,7 +91,7 @@ def explain_case(
         write_png(figure, path)
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror}; name another file") from None
-    return Explained(path, (told,))
+    return Explained(path, (told, *(f"note: {note}" for note in notes if note is not None)))
 
 
 def _make_loss(loss: str) -> nn.Module:

@@ -45,7 +45,8 @@ class HashedFile:
 class Pair:
     """A prediction with its reference, to be measured.
 
-    The result has for each class the measures in the order of `METRICS`; NaN where one has no meaning.
+    The result has `measures`, for each class in the order of `METRICS`, NaN where one has no meaning, and `shift`, how
+    far the prediction lies off its reference, mm.
 
     Attributes:
         prediction: a label map.
@@ -71,7 +72,7 @@ class Pair:
         """Bytes of the two files."""
         return self.prediction.size + self.reference.size
 
-    def run(self, only_look: bool) -> tuple[list[list[float]] | None, list[Offence]]:
+    def run(self, only_look: bool) -> tuple[dict[str, Any] | None, list[Offence]]:
         """The measures; or what keeps the files from being measured."""
         offences, read = [], []
         ignore = self.classes.ignore
@@ -89,7 +90,8 @@ class Pair:
         if offences or only_look:
             return None, offences
         try:
-            return [list(astuple(own)) for own in self._measured(*read)], []
+            measures = [list(astuple(of_class)) for of_class in self._measured(*read)]
+            return {"measures": measures, "shift": geometry.grid_shift(read[1][0], read[0][0])}, []
         except MemoryError:
             return None, [Offence(str(self.prediction.path), "cannot be measured: memory does not suffice")]
 
