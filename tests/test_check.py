@@ -26,7 +26,7 @@ from faults import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_files import SHAPE, SPACING, array_of, rewrite, small_folder
+from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_folder
 from tiny import tiny_manifest
 
 from pipelines.dataset.case_reader import count_values
@@ -371,6 +371,30 @@ def test_the_real_manifest_passes_and_without_exclusions_names_the_three(hippoca
         ("labelsTr/hippocampus_010.nii.gz", "label without an image"),
         ("labelsTr/hippocampus_281.nii.gz", "label without an image"),
     ]
+
+
+def test_real_files_by_links_resaved_from_floats_and_a_little_off(hippocampus_root: Path, tmp_path: Path) -> None:
+    manifest = load_manifest("msd_task04_hippocampus")
+    manifest = manifest.model_copy(update={"cases": manifest.cases[:3]})
+    for case in manifest.cases:
+        for file in (case.image, case.label):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).symlink_to((hippocampus_root / file).absolute())
+    before = check_data(manifest, tmp_path)
+    assert (before.offences, before.note) == ([], None)
+    for case, mm in zip(manifest.cases, (0.0, 0.035, 0.2), strict=True):
+        label = tmp_path / case.label
+        image = nib.Nifti1Image(3.0 * (array_of(label) == 2) + (array_of(label) == 1), affine_of(label))
+        image.affine[0, 3] += mm
+        label.unlink()
+        nib.save(image, label, dtype=np.uint8)
+    after = check_folder(tmp_path)
+    assert after.classes == {0: "background", 1: "class_1", 3: "class_3"}
+    assert after.voxels["class_3"] == before.voxels["posterior"]
+    assert after.offences == [
+        (manifest.cases[2].label, "its affine differs from its image's: it lies up to 0.2 mm off")
+    ]
+    assert after.note is not None and after.note.startswith(f"{manifest.cases[1].label} lies 0.035 mm off its image;")
 
 
 def test_the_real_sarcoma_manifest_passes(data_root: Path) -> None:
