@@ -17,9 +17,11 @@ def write_labels(path: Path, labels: NDArray[Any], header: nib.Nifti1Header) -> 
     Args:
         path: the file, `.nii.gz` or `.nii`.
         labels: label values, `[*spatial]`.
-        header: of the image, whose geometry is kept; of its shape three axes, where it has more, of length 1.
+        header: of the image, whose geometry is kept. A 2D image that is saved as a slice gets its labels as one; axes
+            beyond the third are dropped.
     """
-    labels = labels.reshape(header.get_data_shape()[:3])
+    shape = header.get_data_shape()[:3]
+    labels = labels.reshape(shape) if len(shape) > labels.ndim else labels
     highest = int(labels.max())
     kind = next(t for t in (np.uint8, np.int16, np.int32, np.int64) if highest <= np.iinfo(t).max)
     made = _header(header, kind, "medloss: labels")
