@@ -102,12 +102,13 @@ def test_a_fixed_spacing_can_be_exchanged_for_any_loss() -> None:
     loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
     assert isinstance(loss, medloss.CombinedLoss)
     fixed = medloss.FixedSpacing(loss, spacing=[3.0, 0.8, 1.2])
-    value = fixed(LOGITS, LABEL, spacing=(1.0, 1.0, 1.0))  # as all losses, it takes what it has no use for
+    logits = LOGITS.clone().requires_grad_()
+    value = fixed(logits, LABEL, spacing=(1.0, 1.0, 1.0))  # as all losses, it takes what it has no use for
     fixed.start_epoch(1)
     assert loss.weights.tolist() != [1.0, 1.0]
     assert value == medloss.FixedSpacing(
         medloss.create_training_loss("hausdorff_dt", num_classes=3), spacing=[3.0, 0.8, 1.2]
-    )(LOGITS, LABEL)
+    )(logits, LABEL)
     medloss.FixedSpacing(medloss.DiceLoss(softmax=True), spacing=[1.0, 1.0, 1.0]).start_epoch(1)
 
 
