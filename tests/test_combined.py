@@ -162,6 +162,14 @@ def test_wrapped_a_schedule_goes_on_too() -> None:
     medloss.DeepSupervision(medloss.DiceLoss(softmax=True)).start_epoch(1)  # one without weights has no use for it
 
 
+def test_the_epoch_reaches_sums_inside_sums() -> None:
+    inner = medloss.CombinedLoss("dice+hausdorff_dt", schedule="ramp", ramp=(0, 1), softmax=True)
+    outer = medloss.CombinedLoss([inner, "focal"], softmax=True)
+    assert inner.weights.tolist() == [1.0, 0.0]
+    outer.start_epoch(1)
+    assert inner.weights.tolist() == [1.0, 1.0]
+
+
 def test_unreduced_terms_of_different_shapes_are_refused() -> None:
     loss = medloss.CombinedLoss("focal+dice", softmax=True, reduction="none")
     with pytest.raises(
