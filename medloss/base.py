@@ -1,6 +1,7 @@
 """`SegmentationLoss`: checks, targets, mask, spacing and type, once for every loss."""
 
 import inspect
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from medloss.buffers import UncastBuffers
 from medloss.checks import as_signed, check_distance_map, check_probabilities, check_shapes, check_values
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
@@ -32,7 +34,7 @@ class CommonArguments(TypedDict, total=False):
     validate: bool
 
 
-class SegmentationLoss(_Loss):
+class SegmentationLoss(UncastBuffers, _Loss):
     """What all losses share; a loss is a subclass with a formula in `compute`.
 
     Args:
@@ -58,6 +60,8 @@ class SegmentationLoss(_Loss):
 
     #: Whether targets between 0 and 1 have a meaning.
     soft_targets: ClassVar[bool] = True
+    #: Whether the value depends on the voxels' spacing.
+    uses_spacing: ClassVar[bool] = False
 
     class_weight: Tensor | None
 
@@ -201,7 +205,7 @@ class SegmentationLoss(_Loss):
             if issubclass(cls, SegmentationLoss)
             for name, parameter in inspect.signature(cls).parameters.items()
         }
-        own = {"weight": None if self.class_weight is None else self.class_weight.tolist()} | vars(self)
+        own = {"weight": None if self.class_weight is None else _shown(self.class_weight.tolist())} | vars(self)
         shown = {name: own[name] for name in usual if name in own and name not in ("validate", "to_onehot_y")}
         return ", ".join(f"{name}={value}" for name, value in shown.items() if value != usual[name])
 
@@ -219,7 +223,17 @@ def _wrapped(label: int, dtype: torch.dtype) -> int:
 
 
 def _class_weight(weight: Sequence[float] | float | Tensor) -> Tensor:
-    values = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).clone()
-    if not bool((values >= 0).all() and values.isfinite().all()):
-        raise InputError(f"weight: got {values.tolist()}; expected finite numbers >= 0")
+    """`[1]` or `[C']`, in float32: not every device has float64."""
+    values = torch.as_tensor(weight, dtype=torch.float32).detach().reshape(-1).clone()
+    if not torch.compiler.is_compiling():
+        numbers = values.tolist()
+    else:  # where a tensor's numbers are not known
+        numbers = [n for n in (weight if isinstance(weight, list | tuple) else [weight]) if isinstance(n, int | float)]
+    if not all(n >= 0 and math.isfinite(n) for n in numbers):
+        raise InputError(f"weight: got {_shown(numbers)}; expected finite numbers >= 0")
     return values
+
+
+def _shown(numbers: Sequence[float]) -> list[float]:
+    """Numbers of float32 by the digits that they have."""
+    return [float(f"{n:.7g}") for n in numbers]

@@ -73,6 +73,8 @@ def _as_rows(spacing: Spacing, spatial_dims: int) -> list[list[float]]:
     # A collated batch may come as a list of tensors, one an item.
     parts: Any = [_numbers(part) for part in spacing] if isinstance(spacing, Sequence) else _numbers(spacing)
     try:
+        if (rows := _rows_of_numbers(parts)) is not None:
+            return rows
         values = np.asarray(parts, dtype=float)
     except (TypeError, ValueError):
         values = None
@@ -81,9 +83,21 @@ def _as_rows(spacing: Spacing, spatial_dims: int) -> list[list[float]]:
         raise InputError(f"spacing: got {shown}; expected one number (mm) an axis, or one such row an item")
     if values.ndim == 0:
         return [[float(values)] * spatial_dims]
-    rows: list[list[float]] = np.atleast_2d(values).tolist()
+    rows = np.atleast_2d(values).tolist()
     return rows
 
 
 def _numbers(part: Any) -> Any:
     return part.tolist() if isinstance(part, Tensor | np.ndarray) else part
+
+
+def _rows_of_numbers(parts: Any) -> list[list[float]] | None:
+    """Rows of Python's numbers, None for anything else: torch's compiler cannot make numbers of NumPy's arrays."""
+    nested = isinstance(parts, list | tuple) and parts and all(isinstance(row, list | tuple) for row in parts)
+    rows = parts if nested else [parts]
+    for row in rows:
+        if not isinstance(row, list | tuple) or len(row) != len(rows[0]):
+            return None
+        if any(type(s) not in (int, float) for s in row):
+            return None
+    return [[float(s) for s in row] for row in rows]

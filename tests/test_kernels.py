@@ -12,8 +12,10 @@ import pytest
 import torch
 from loss_inputs import MODES, assert_close, make, mask_like, sample
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import medloss
+from medloss.boundary import ball_means, erosion
 from medloss.kernels import choice, eager, operators
 from medloss.kernels.terms import VoxelTerms
 
@@ -265,3 +267,33 @@ def test_losses_that_read_otherwise_have_a_pass_of_their_own() -> None:
     ]
     combined = medloss.CombinedLoss(losses)
     assert_close(combined(drawn.logits, drawn.index), sum(loss(drawn.logits, drawn.index) for loss in losses))
+
+
+class _Float64(TorchDispatchMode):
+    """Remembers the operations that gave float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float64:
+            self.seen.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_float32_erosions_and_balls_need_no_float64(renormalize: bool, masked: bool) -> None:
+    """Apple's GPUs have none. Only what is made on the CPU, and kept, may be more precise."""
+    drawn = sample("sigmoid", 3)
+    p, y = drawn.logits.sigmoid().float(), drawn.maps > 0.5
+    mask = mask_like(drawn.index) if masked else None
+    balls = (p, y, [1.0, 2.0], [1.0, 4.0], [1.0, 0.8, 0.6], True)
+    with medloss.kernels.use("eager"):
+        ball_means._operator._init_fn(*balls)
+        with _Float64() as mode:
+            ball_means._operator._init_fn(*balls)
+            erosion._operator._init_fn(p, y, mask, [1, 1, 2], [1.0, 4.0, 9.0], renormalize, True)
+    assert mode.seen == []
