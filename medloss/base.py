@@ -14,7 +14,7 @@ from medloss.checks import as_signed, check_distance_map, check_probabilities, c
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
 from medloss.kernels.terms import sum_type
-from medloss.spacing import Spacing, is_meta_tensor, resolve_spacing
+from medloss.spacing import Spacing, UnknownSpacingError, is_meta_tensor, resolve_spacing
 
 
 class CommonArguments(TypedDict, total=False):
@@ -114,8 +114,9 @@ class SegmentationLoss(_Loss):
             target: an index map `[B, 1, *spatial]` of any integer type (or whole numbers in a float tensor),
                 or one map a class `[B, C, *spatial]`.
             mask: `[B, 1, *spatial]`, nonzero where a voxel counts.
-            spacing: mm, in the order of the array's axes; one for all or one an item. None: the target's own
-                when it is a `MetaTensor`, else 1. Losses without distances ignore it.
+            spacing: mm, in the order of the array's axes; one for all or one per item, also as `default_collate`
+                makes it of tuples: a list of one tensor per axis. None: the target's own when it is a `MetaTensor`,
+                else 1. Losses without distances ignore it.
             distance_map: `[B, C, *spatial]`, the target's signed distance map in mm, from the whole volume.
                 Losses that have no use for it ignore it.
 
@@ -138,7 +139,11 @@ class SegmentationLoss(_Loss):
     ) -> LossInputs:
         """Check what `forward` was given, and bring it to the form that `compute` reads."""
         check_shapes(logits, target, mask)
-        item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
+        item_spacing: list[tuple[float, ...]] | UnknownSpacingError
+        try:
+            item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
+        except UnknownSpacingError as error:
+            item_spacing = error  # raised where a loss reads it
         logits, target = _plain(logits), _plain(target).detach()
         channels = logits.shape[1]
         self.check_channels(channels, target.shape[1])
@@ -166,7 +171,7 @@ class SegmentationLoss(_Loss):
             mode=mode,
             include_background=self.include_background or channels == 1,
             class_weight=self.class_weight,
-            spacing=item_spacing,
+            item_spacing=item_spacing,
             distance_map=distance_map,
             ignore_index=ignored,
         )

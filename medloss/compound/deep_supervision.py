@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
-from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
+from medloss.spacing import Spacing, UnknownSpacingError, resolve_spacing, scaled_spacing
 
 
 class DeepSupervision(nn.Module):
@@ -66,13 +66,16 @@ class DeepSupervision(nn.Module):
         outputs = [logits] if isinstance(logits, Tensor) else list(logits)
         weights = self._weights(len(outputs))
         size = target.shape[2:]
-        spacings = resolve_spacing(spacing, target, target.shape[0], len(size))
+        try:
+            spacings = resolve_spacing(spacing, target, target.shape[0], len(size))
+        except UnknownSpacingError:
+            spacings = None  # the loss finds the same, and refuses it if it has distances
         total = outputs[0].new_zeros((), dtype=torch.float32)
         for output, weight in zip(outputs, weights, strict=False):
             if weight == 0:
                 continue
             grid = output.shape[2:]
-            scaled = [scaled_spacing(row, size, grid) for row in spacings]
+            scaled = None if spacings is None else [scaled_spacing(row, size, grid) for row in spacings]
             value = call_loss(
                 self.loss,
                 output,

@@ -10,6 +10,7 @@ from monai.transforms import MapTransform
 
 from medloss.distance.maps import signed_distance_map
 from medloss.errors import InputError
+from medloss.spacing import resolve_spacing
 
 
 class DistanceMapd(MapTransform):
@@ -30,7 +31,8 @@ class DistanceMapd(MapTransform):
     with the label's affine: pass it to a loss as `distance_map`.
 
     Raises:
-        InputError: an index map without `num_classes`, a label outside 0..C-1.
+        InputError: an index map without `num_classes`, a label outside 0..C-1, a slice of a `MetaTensor` whose
+            axes' spacings differ.
 
     Example:
         >>> import torch
@@ -62,7 +64,7 @@ class DistanceMapd(MapTransform):
     def _map(self, label: torch.Tensor, key: Hashable) -> torch.Tensor:
         spatial_dims = label.ndim - 1
         plain = label.as_tensor() if isinstance(label, MetaTensor) else torch.as_tensor(label)
-        spacing = label.pixdim.tolist()[:spatial_dims] if isinstance(label, MetaTensor) else None
+        (spacing,) = resolve_spacing(None, label, 1, spatial_dims)
         if plain.shape[0] == 1:
             plain = self._one_hot(plain, key)
         signed = signed_distance_map(plain[None], spacing)[0]
