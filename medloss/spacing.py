@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from medloss.errors import InputError
