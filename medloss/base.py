@@ -151,6 +151,7 @@ class SegmentationLoss(_Loss):
         signed, ignored = as_signed(target), None
         if self.ignore_index is not None:
             ignored = _wrapped(self.ignore_index, target.dtype)
+        if ignored is not None:
             kept = signed != ignored
             mask = kept if mask is None else mask & kept
         mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
@@ -215,11 +216,16 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_tensor() if is_meta_tensor(tensor) else tensor
 
 
-def _wrapped(label: int, dtype: torch.dtype) -> int:
-    """The label as `as_signed` shows it."""
+def _wrapped(label: int, dtype: torch.dtype) -> int | None:
+    """The label as `as_signed` shows it; None where the type cannot hold it: torch would compare it modulo 256, say."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return label
+    limits = torch.iinfo(dtype)
+    if not limits.min <= label <= limits.max:
+        return None
     if dtype not in (torch.uint16, torch.uint32, torch.uint64):
         return label
-    bits = torch.iinfo(dtype).bits
+    bits = limits.bits
     return label - 2**bits if label >= 2 ** (bits - 1) else label
 
 

@@ -141,6 +141,28 @@ def test_a_label_under_the_mask_may_be_anything() -> None:
     assert torch.isfinite(make("dice", "softmax")(LOGITS, soft, mask=mask))
 
 
+INTEGERS = [torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_a_label_that_the_type_cannot_hold_ignores_no_other_class(dtype: torch.dtype) -> None:
+    label = LABEL.clone()
+    label[:, :, :2] = 1
+    bits = torch.iinfo(dtype).bits
+    for name in ONE_OF_A_FAMILY:
+        value = make(name, "softmax")(LOGITS, label)
+        for outside in (1 + 2**bits, 1 - 2**bits):
+            assert torch.equal(make(name, "softmax", ignore_index=outside)(LOGITS, label.to(dtype)), value)
+
+
+def test_minus_100_is_no_class_of_bytes() -> None:
+    label = torch.arange(160, dtype=torch.uint8).view(1, 1, 16, 10)
+    logits = torch.randn(1, 160, 16, 10, generator=torch.Generator().manual_seed(0))
+    loss = make("dice", "softmax", ignore_index=-100)
+    assert torch.equal(loss(logits, label), make("dice", "softmax")(logits, label))
+    assert torch.equal(loss(logits, label), loss(logits, label.long()))
+
+
 def test_a_mask_and_an_ignored_label_leave_out_both() -> None:
     label, mask = LABEL.clone(), torch.ones_like(LABEL, dtype=torch.bool)
     label[:, :, 0] = 255
