@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from medloss.checks import as_signed, check_distance_map, check_probabilities, check_shapes, check_values
+from medloss.checks import (
+    as_signed,
+    check_distance_map,
+    check_probabilities,
+    check_shapes,
+    check_tensors,
+    check_values,
+)
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
 from medloss.kernels.terms import sum_type
@@ -126,6 +133,7 @@ class SegmentationLoss(_Loss):
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
         """
+        check_tensors(logits, target, mask, distance_map)
         with torch.autocast(logits.device.type, enabled=False):
             return self.compute(self.prepare(logits, target, mask, spacing, distance_map))
 

@@ -63,6 +63,74 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+_DEEP = "expected one torch.Tensor: pass one output, or all of them, finest first, to medloss.DeepSupervision"
+_STACKED = r"one axis more; .* pass stacked outputs .* as logits.unbind\(1\) to medloss.DeepSupervision"
+
+NOT_ONE_TENSOR: dict[str, tuple[dict[str, Any], str]] = {
+    "tuple of outputs": ({"logits": (LOGITS, LOGITS[..., ::2])}, f"logits: got a tuple of 2; {_DEEP}"),
+    "list of outputs": ({"logits": [LOGITS]}, f"logits: got a list of 1; {_DEEP}"),
+    "dict of outputs": (
+        {"logits": {"out": LOGITS, "aux": LOGITS}},
+        "logits: got a dict with the keys out, aux; expected one torch.Tensor: pass one of its values",
+    ),
+    "no logits": ({"logits": None}, "logits: got None; expected one torch.Tensor$"),
+    "array of logits": ({"logits": LOGITS.numpy()}, r"logits: got a numpy.ndarray; .* pass torch.as_tensor\(logits\)"),
+    "array as target": ({"target": LABEL.numpy()}, r"target: got a numpy.ndarray; .* pass torch.as_tensor\(target\)"),
+    "target of numbers": ({"target": LABEL.tolist()}, r"target: got a list of 2; .* pass torch.as_tensor\(target\)"),
+    "list of targets": (
+        {"target": [LABEL, LABEL[..., ::2]]},
+        "target: got a list of 2; .* pass that of the finest grid, which medloss.DeepSupervision brings to the other",
+    ),
+    "no target": ({"target": None}, "target: got None; expected one torch.Tensor$"),
+    "array as mask": ({"mask": LABEL.numpy()}, r"mask: got a numpy.ndarray; .* pass torch.as_tensor\(mask\)"),
+    "array as distance map": (
+        {"distance_map": LOGITS.numpy()},
+        r"distance_map: got a numpy.ndarray; .* torch.as_tensor",
+    ),
+    "stacked heads": (
+        {"logits": LOGITS.unsqueeze(1).expand(-1, 2, -1, -1, -1, -1)},
+        f"logits: got shape .* {_STACKED}",
+    ),
+    "stacked heads, 2D": (
+        {"logits": LOGITS.movedim(1, 2), "target": LABEL[:, :, 0]},
+        rf"logits: got shape \(2, 6, 3, 5, 4\) for a target \(2, 1, 5, 4\), {_STACKED}",
+    ),
+}
+CALLS |= NOT_ONE_TENSOR
+
+TAKES_ONE_OUTPUT: dict[str, Any] = {
+    "sum": medloss.CombinedLoss("dice+focal", softmax=True),
+    "fixed spacing": medloss.FixedSpacing(medloss.DiceLoss(softmax=True), (1.0, 1.0, 1.0)),
+    "deep supervision": medloss.DeepSupervision(medloss.DiceLoss(softmax=True)),
+}
+
+
+@pytest.mark.parametrize("wrapper", TAKES_ONE_OUTPUT)
+@pytest.mark.parametrize("case", NOT_ONE_TENSOR)
+def test_wrappers_refuse_what_is_not_one_tensor(wrapper: str, case: str) -> None:
+    if wrapper == "deep supervision" and case in ("tuple of outputs", "list of outputs"):
+        return
+    arguments, message = NOT_ONE_TENSOR[case]
+    arguments = {"logits": LOGITS, "target": LABEL} | arguments
+    with pytest.raises(medloss.InputError, match=message) as caught:
+        TAKES_ONE_OUTPUT[wrapper](arguments.pop("logits"), arguments.pop("target"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        ([], LABEL, "logits: got no outputs; expected one tensor per scale"),
+        ([LOGITS, LOGITS.numpy()], LABEL, "logits: got a numpy.ndarray"),
+        ([LOGITS, LOGITS[..., ::2]], [LABEL, LABEL[..., ::2]], "target: got a list of 2; .* finest grid"),
+        ([LOGITS, LOGITS[..., ::2]], LABEL[:, 0], r"target: got shape \(2, 6, 5, 4\) for logits \(2, 3, 6, 5, 4\)"),
+    ],
+)
+def test_deep_supervision_names_outputs_and_targets(logits: Any, target: Any, message: str) -> None:
+    with pytest.raises(medloss.InputError, match=message):
+        TAKES_ONE_OUTPUT["deep supervision"](logits, target)
+
+
 @pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
 @pytest.mark.parametrize("case", CALLS)
 def test_bad_calls_say_what_came_and_what_was_expected(name: str, case: str) -> None:

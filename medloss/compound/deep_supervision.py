@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medloss.checks import check_axes, check_tensors
 from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
 from medloss.spacing import Spacing, UnknownSpacingError, resolve_spacing, scaled_spacing
@@ -23,7 +24,8 @@ class DeepSupervision(nn.Module):
             beyond the last weight are left out.
 
     Raises:
-        InputError: negative weights; more weights than outputs.
+        InputError: negative weights; from the call, more weights than outputs, outputs that are stacked in one tensor
+            `[B, n, C, *spatial]` (pass `logits.unbind(1)`), a list of targets.
 
     References:
         Isensee et al. (2021), nnU-Net, doi 10.1038/s41592-020-01008-z, for the weights.
@@ -63,7 +65,12 @@ class DeepSupervision(nn.Module):
             spacing: mm, of the finest grid.
             distance_map: on the finest grid.
         """
-        outputs = [logits] if isinstance(logits, Tensor) else list(logits)
+        outputs = [logits] if isinstance(logits, Tensor) or not isinstance(logits, Sequence) else list(logits)
+        if not outputs:
+            raise InputError("logits: got no outputs; expected one tensor per scale, finest first")
+        for output in outputs:
+            check_tensors(output, target, mask, distance_map)
+            check_axes(output, target)
         weights = self._weights(len(outputs))
         size = target.shape[2:]
         try:

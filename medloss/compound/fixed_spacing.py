@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from medloss.checks import check_axes, check_tensors
 from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
 from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
@@ -58,6 +59,8 @@ class FixedSpacing(nn.Module):
         distance_map: Tensor | None = None,
     ) -> Tensor:
         """The loss; see `SegmentationLoss.forward` for the arguments. `spacing` is ignored: the fixed one holds."""
+        check_tensors(logits, target, mask, distance_map)
+        check_axes(logits, target)
         grid = tuple(logits.shape[2:])
         if len(grid) != len(self.spacing):
             raise InputError(f"logits: got {len(grid)} spatial axes {grid}; expected {len(self.spacing)}, as spacing")

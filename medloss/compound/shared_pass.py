@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medloss.checks import check_tensors
 from medloss.create import call_loss
 from medloss.inputs import LossInputs
 from medloss.sums_loss import SumsLoss
@@ -20,6 +21,7 @@ _READING = ("softmax", "sigmoid", "other_act", "ignore_index", "validate", "soft
 
 def values_of(losses: Sequence[nn.Module], logits: Tensor, target: Tensor, **keywords: Any) -> list[Tensor]:
     """The value of each loss, in their order; keywords as `SegmentationLoss.forward` takes them."""
+    check_tensors(logits, target, keywords.get("mask"), keywords.get("distance_map"))
     values: dict[int, Tensor] = {}
     for group in _groups(losses):
         if len(group) == 1:
