@@ -1,7 +1,7 @@
 """Refusals of bad loss inputs, each in one line: the argument, what came, what was expected.
 
-`check_values` reads the target once, and makes a GPU wait: `validate=False` turns it off, and it is left out while torch
-compiles. The other checks cost nothing.
+`check_values` reads the target once, and makes a GPU wait: `validate=False` turns it off, and it is left out while
+torch compiles. The other checks cost nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def _hint(name: str, value: Any) -> str:
 
 
 def check_axes(logits: Tensor, target: Tensor) -> None:
-    """Refuse logits that are neither 2D nor 3D, and targets with another number of axes."""
+    """Refuse logits that are empty or neither 2D nor 3D, and targets with another number of axes."""
     if logits.ndim == target.ndim + 1 and (logits.ndim == 6 or target.shape[1] == 1):
         raise InputError(
             f"logits: got shape {tuple(logits.shape)} for a target {tuple(target.shape)}, one axis more; expected "
@@ -48,6 +48,12 @@ def check_axes(logits: Tensor, target: Tensor) -> None:
         )
     if logits.ndim not in (4, 5):
         raise InputError(f"logits: got shape {tuple(logits.shape)}; expected [B, C, H, W] (2D) or [B, C, D, H, W] (3D)")
+    if 0 in logits.shape:
+        # Not a value of 0: with `batch=True` the other ranks would wait for this one's sums.
+        raise InputError(
+            f"logits: got shape {tuple(logits.shape)}, which is empty; expected one or more items, channels and voxels: "
+            "leave out empty batches, or mask their voxels"
+        )
     if target.ndim != logits.ndim:
         raise _target_error(logits, target)
 

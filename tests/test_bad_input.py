@@ -98,6 +98,19 @@ NOT_ONE_TENSOR: dict[str, tuple[dict[str, Any], str]] = {
 }
 CALLS |= NOT_ONE_TENSOR
 
+
+def _empty(*shape: int) -> tuple[dict[str, Any], str]:
+    shown = ", ".join(map(str, shape))
+    arguments = {"logits": _zeros(*shape), "target": _zeros(shape[0], 1, *shape[2:], dtype=torch.long)}
+    return arguments, rf"logits: got shape \({shown}\), which is empty; .* leave out empty batches, or mask"
+
+
+EMPTY = {
+    "no item": _empty(0, 3, 6, 5, 4),
+    "no voxel": _empty(2, 3, 6, 0, 4),
+    "no channel of logits": _empty(2, 0, 6, 5, 4),
+}
+
 TAKES_ONE_OUTPUT: dict[str, Any] = {
     "sum": medloss.CombinedLoss("dice+focal", softmax=True),
     "fixed spacing": medloss.FixedSpacing(medloss.DiceLoss(softmax=True), (1.0, 1.0, 1.0)),
@@ -106,15 +119,24 @@ TAKES_ONE_OUTPUT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("wrapper", TAKES_ONE_OUTPUT)
-@pytest.mark.parametrize("case", NOT_ONE_TENSOR)
+@pytest.mark.parametrize("case", NOT_ONE_TENSOR | EMPTY)
 def test_wrappers_refuse_what_is_not_one_tensor(wrapper: str, case: str) -> None:
     if wrapper == "deep supervision" and case in ("tuple of outputs", "list of outputs"):
         return
-    arguments, message = NOT_ONE_TENSOR[case]
+    arguments, message = (NOT_ONE_TENSOR | EMPTY)[case]
     arguments = {"logits": LOGITS, "target": LABEL} | arguments
     with pytest.raises(medloss.InputError, match=message) as caught:
         TAKES_ONE_OUTPUT[wrapper](arguments.pop("logits"), arguments.pop("target"), **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", medloss.LOSSES)
+@pytest.mark.parametrize("case", EMPTY)
+def test_empty_input_is_refused_by_every_loss(name: str, case: str) -> None:
+    arguments, message = EMPTY[case]
+    for mode in ("softmax", "sigmoid", "probabilities"):
+        with pytest.raises(medloss.InputError, match=message):
+            make(name, mode)(**arguments)
 
 
 @pytest.mark.parametrize(

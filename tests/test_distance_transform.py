@@ -97,4 +97,6 @@ def test_bad_labels_are_refused() -> None:
         DistanceMapd("label")({"label": _label()})
     with pytest.raises(medloss.InputError, match="'label': got labels from 0 to 2; expected 0 to 1"):
         DistanceMapd("label", num_classes=2)({"label": _label()})
+    with pytest.raises(medloss.InputError, match=r"'label': got shape \(1, 0, 4, 4\), which is empty"):
+        DistanceMapd("label", num_classes=2)({"label": torch.zeros(1, 0, 4, 4)})
     assert DistanceMapd("label", num_classes=3, allow_missing_keys=True)({}) == {}

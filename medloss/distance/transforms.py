@@ -31,7 +31,7 @@ class DistanceMapd(MapTransform):
     with the label's affine: pass it to a loss as `distance_map`.
 
     Raises:
-        InputError: an index map without `num_classes`, a label outside 0..C-1, a slice of a `MetaTensor` whose
+        InputError: an empty label, an index map without `num_classes`, a label outside 0..C-1, a slice of a `MetaTensor` whose
             axes' spacings differ.
 
     Example:
@@ -65,6 +65,8 @@ class DistanceMapd(MapTransform):
         spatial_dims = label.ndim - 1
         plain = label.as_tensor() if isinstance(label, MetaTensor) else torch.as_tensor(label)
         (spacing,) = resolve_spacing(None, label, 1, spatial_dims)
+        if not plain.numel():
+            raise InputError(f"'{key}': got shape {tuple(plain.shape)}, which is empty; expected one or more voxels")
         if plain.shape[0] == 1:
             plain = self._one_hot(plain, key)
         signed = signed_distance_map(plain[None], spacing)[0]
