@@ -9,15 +9,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from medloss.errors import InputError
 
 
 def check_tensors(logits: Any, target: Any, mask: Any = None, distance_map: Any = None) -> None:
-    """Refuse what is no tensor: several outputs, arrays, lists."""
+    """Refuse what is no tensor (several outputs, arrays, lists), and tensors inside transforms of `torch.func`."""
     for name, value in (("logits", logits), ("target", target), ("mask", mask), ("distance_map", distance_map)):
         if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
             raise InputError(f"{name}: got {_what(value)}; expected one torch.Tensor{_hint(name, value)}")
+        if value is not None and not torch.compiler.is_compiling():
+            _check_transforms(name, value)
+
+
+def _check_transforms(name: str, tensor: Tensor) -> None:
+    # The kernels have a backward and no other derivative. Unasked, torch takes a forward derivative of 0.
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise InputError(
+            f"{name}: got a tensor inside a transform of torch.func (grad, vjp, jvp, jacrev, vmap, ...), which the "
+            "losses do not support; use backward() or torch.autograd.grad, and reduction='none' for values per item"
+        )
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise InputError(
+            f"{name}: got a dual tensor, and the losses have no forward-mode derivative; use backward() or "
+            "torch.autograd.grad"
+        )
 
 
 def _what(value: Any) -> str:
@@ -51,8 +68,8 @@ def check_axes(logits: Tensor, target: Tensor) -> None:
     if 0 in logits.shape:
         # Not a value of 0: with `batch=True` the other ranks would wait for this one's sums.
         raise InputError(
-            f"logits: got shape {tuple(logits.shape)}, which is empty; expected one or more items, channels and voxels: "
-            "leave out empty batches, or mask their voxels"
+            f"logits: got shape {tuple(logits.shape)}, which is empty; expected one or more items, channels and voxels"
+            "; leave out empty batches, or mask their voxels"
         )
     if target.ndim != logits.ndim:
         raise _target_error(logits, target)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from loss_inputs import make
+from torch.autograd import forward_ad
 
 import medloss
 from medloss.distance import distance_map
@@ -162,6 +163,40 @@ def test_bad_calls_say_what_came_and_what_was_expected(name: str, case: str) -> 
     with pytest.raises(medloss.InputError, match=message) as caught:
         make(name, mode)(logits, target, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def _dual(call: Any, logits: torch.Tensor) -> Any:
+    with forward_ad.dual_level():
+        return call(forward_ad.make_dual(logits, torch.ones_like(logits)))
+
+
+TRANSFORMS: dict[str, Any] = {
+    "grad": lambda call, logits: torch.func.grad(call)(logits),
+    "jacrev": lambda call, logits: torch.func.jacrev(call)(logits),
+    "vmap": lambda call, logits: torch.func.vmap(call)(logits[None]),
+    "jvp": lambda call, logits: torch.func.jvp(call, (logits,), (logits,)),
+    "jacfwd": lambda call, logits: torch.func.jacfwd(call)(logits),
+    "dual numbers": _dual,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", medloss.LOSSES)
+def test_transforms_that_the_kernels_cannot_follow_are_refused(name: str, transform: str) -> None:
+    # jvp and dual numbers gave a derivative of 0, and the others torch's words about setup_context.
+    loss = make(name, "softmax")
+    with pytest.raises(medloss.InputError, match=r"logits: got a .*; use backward\(\) or torch.autograd.grad"):
+        TRANSFORMS[transform](lambda logits: loss(logits, LABEL), LOGITS)
+
+
+@pytest.mark.parametrize("wrapper", TAKES_ONE_OUTPUT)
+def test_wrappers_refuse_transforms(wrapper: str) -> None:
+    loss = TAKES_ONE_OUTPUT[wrapper]
+    for transform in TRANSFORMS.values():
+        with pytest.raises(medloss.InputError, match=r"logits: got a .*; use backward\(\) or torch.autograd.grad"):
+            transform(lambda logits: loss(logits, LABEL), LOGITS)
+    with pytest.raises(medloss.InputError, match=r"target: got a tensor inside a transform of torch\.func"):
+        torch.func.vmap(loss, in_dims=(None, 0))(LOGITS, LABEL[None])
 
 
 CONSTRUCTIONS: list[tuple[str, dict[str, Any], str]] = [

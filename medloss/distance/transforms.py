@@ -31,8 +31,8 @@ class DistanceMapd(MapTransform):
     with the label's affine: pass it to a loss as `distance_map`.
 
     Raises:
-        InputError: an empty label, an index map without `num_classes`, a label outside 0..C-1, a slice of a `MetaTensor` whose
-            axes' spacings differ.
+        InputError: an empty label, an index map without `num_classes`, a label outside 0..C-1, a slice of a
+            `MetaTensor` whose axes' spacings differ.
 
     Example:
         >>> import torch
