@@ -146,12 +146,12 @@ def _first_largest(logits: Tensor) -> Tensor:
         return logits.argmax(1, keepdim=True)
     # On a CPU torch's own is slow along an axis but the last. Class by class, in blocks of the cache's size.
     lines = logits.flatten(2)
-    winner = torch.zeros(lines.shape[0], 1, lines.shape[2], dtype=torch.int16)
+    winner = torch.zeros(lines.shape[0], 1, lines.shape[2], dtype=torch.int16, device="cpu")
     for item in range(lines.shape[0]):
         for z, out in zip(lines[item].split(_BLOCK, 1), winner[item, 0].split(_BLOCK), strict=True):
             best = z[0].clone()
             for c in range(1, len(z)):
                 better = (z[c] <= best).logical_not_()  # "not at most": NaN wins, as in torch
-                torch.maximum(out, better * torch.tensor(c, dtype=out.dtype), out=out)
+                torch.maximum(out, better * torch.tensor(c, dtype=out.dtype, device="cpu"), out=out)
                 torch.maximum(best, z[c], out=best)
     return winner.view(logits.shape[0], 1, *logits.shape[2:])

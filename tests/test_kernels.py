@@ -14,8 +14,9 @@ from loss_inputs import MODES, assert_close, make, mask_like, sample
 from torch import Tensor
 
 import medloss
+from medloss.boundary import ball_means, balls
 from medloss.kernels import choice, eager, operators
-from medloss.kernels.terms import VoxelTerms
+from medloss.kernels.terms import ROWS, VoxelTerms
 
 SETS = [name for name in medloss.kernels.available() if choice.module(name).supports("cpu", torch.float32)]
 TERMS: list[dict[str, Any]] = [
@@ -265,3 +266,46 @@ def test_losses_that_read_otherwise_have_a_pass_of_their_own() -> None:
     ]
     combined = medloss.CombinedLoss(losses)
     assert_close(combined(drawn.logits, drawn.index), sum(loss(drawn.logits, drawn.index) for loss in losses))
+
+
+@pytest.mark.parametrize("kernels", [name for name in ("eager", "numba") if name in medloss.kernels.available()])
+@pytest.mark.parametrize("name", medloss.LOSSES)
+def test_tensors_stay_on_their_device_whatever_the_default(kernels: str, name: str) -> None:
+    for mode, dims, reduction in itertools.product(("softmax", "sigmoid"), (2, 3), ("mean", "none")):
+        drawn, loss = sample(mode, dims), make(name, mode, reduction=reduction)
+        mask = mask_like(drawn.index)
+        results = []
+        # No CPU code can read a tensor of the meta device, nor one of a GPU.
+        for device in ("cpu", "meta"):
+            ball_means._ball_spectrum.cache_clear()
+            balls.discs.cache_clear()
+            logits = drawn.logits.float().requires_grad_()
+            with medloss.kernels.use(kernels), torch.device(device):
+                value = loss(logits, drawn.index, mask=mask, spacing=drawn.spacing)
+                results.append((value.detach(), *torch.autograd.grad(value.sum(), logits)))
+        for here, there in zip(*results, strict=True):
+            assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("kernels", [name for name in ("eager", "numba") if name in medloss.kernels.available()])
+def test_kernels_make_their_tensors_on_the_logits_device(kernels: str) -> None:
+    # Called as they are: within an operator torch forgets the default device.
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(1, 2, 40, generator=generator), torch.ones(1, 1, 40)
+    ones, slopes = torch.ones(1, 2), torch.ones(ROWS, 1, 2)
+    terms = VoxelTerms("softmax", overlap=True, entropy="plain")
+    module = choice.module(kernels)
+    p, y = logits.softmax(1).view(2, 5, 8)[0], target.view(5, 8) > 0
+    with torch.device("meta"):
+        results = [
+            module.voxel_sums(terms, logits, target, None, None),
+            module.voxel_sums_backward(terms, logits, target, None, None, slopes),
+            module.entropy_map(terms, logits, target, None, ones, ones),
+            ball_means._deep_errors(p, y, [1.0], [1.0], (1.0, 0.5), None),
+            *vars(balls.discs.__wrapped__((1.0, 2.0), (1.0, 0.7, 0.5))).values(),
+        ]
+        if kernels == "numba":
+            from medloss.kernels.numba import structure
+
+            results.append(structure.structural_error(p[None, None], y[None, None], [0.2, 0.6, 0.2], 0.01, False))
+    assert all(part.device.type == "cpu" for part in results if isinstance(part, Tensor))
