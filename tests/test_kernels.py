@@ -135,6 +135,44 @@ def test_nan_comes_out_and_minus_infinity_is_no_probability(kernels: str, mode: 
             assert (logits.grad[:, 2] == 0).all()
 
 
+@pytest.mark.parametrize("kernels", [name for name in SETS if name != "eager"])
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("wanted", TERMS[2:], ids=[f"{t}" for t in range(2, len(TERMS))])
+def test_sets_agree_where_the_label_has_no_probability(kernels: str, mode: str, wanted: dict[str, Any]) -> None:
+    drawn, terms = sample(mode, 2), VoxelTerms(mode, 0, **wanted)
+    drawn.index[0, 0, 2, 3], drawn.index[0, 0, 1, 1], drawn.index[1, 0, 0, 0] = 1, 0, 2
+    for dtype, big in itertools.product((torch.float64, torch.float32), (-torch.inf, -1e25, -3e38)):
+        logits = drawn.logits.to(dtype)
+        logits[0, 1, 2, 3] = logits[0, 0, 1, 1] = logits[1, 2, 0, 0] = big
+        if mode == "sigmoid":
+            logits[0, 1, 4, 4] = -big  # where the class is not
+        weights = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]], dtype=dtype)
+        results = []
+        for name in (kernels, "eager"):
+            with medloss.kernels.use(name):
+                sums, gradient = sums_and_gradient(terms, logits, drawn.index)
+                values = operators.entropy_map(terms, logits, drawn.index, None, weights, weights)
+            results.append((sums, gradient, values))
+        for mine, reference in zip(*results, strict=True):
+            assert mine.isfinite().all()
+            assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+@every_set
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+def test_a_label_without_probability_has_a_finite_loss_and_gradient(kernels: str, mode: str) -> None:
+    drawn = sample(mode, 2)
+    drawn.index[0, 0, 2, 3] = 1
+    for name, weight in itertools.product(("focal", "binary_cross_entropy", "combo"), (None, [1.0, 0.0, 1.0])):
+        logits = drawn.logits.float()
+        logits[0, 1, 2, 3] = -torch.inf
+        with medloss.kernels.use(kernels):
+            value = make(name, mode, weight=weight)(logits.requires_grad_(), drawn.index)
+            value.backward()
+        assert value.isfinite() and (value < 1e4) == (weight is not None)
+        assert logits.grad is not None and logits.grad.isfinite().all()
+
+
 @every_set
 @pytest.mark.parametrize("name", ["dice", "focal", "combo", "hausdorff_dt", "hausdorff_er", "hausdorff_cv"])
 def test_second_derivatives_are_refused_in_one_line(kernels: str, name: str) -> None:
