@@ -15,8 +15,8 @@ from medloss.checks import (
     check_distance_map,
     check_probabilities,
     check_shapes,
-    check_tensors,
     check_values,
+    checked_tensors,
 )
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
@@ -107,9 +107,10 @@ class SegmentationLoss(_Loss):
 
     def forward(
         self,
-        logits: Tensor,
-        target: Tensor,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
@@ -120,6 +121,7 @@ class SegmentationLoss(_Loss):
             logits: the network's output, `[B, C, *spatial]`, 2D or 3D.
             target: an index map `[B, 1, *spatial]` of any integer type (or whole numbers in a float tensor),
                 or one map a class `[B, C, *spatial]`.
+            input: MONAI's name for `logits`, for calls by keyword.
             mask: `[B, 1, *spatial]`, nonzero where a voxel counts.
             spacing: mm, in the order of the array's axes; one for all or one per item, also as `default_collate`
                 makes it of tuples: a list of one tensor per axis. None: the target's own when it is a `MetaTensor`,
@@ -133,7 +135,7 @@ class SegmentationLoss(_Loss):
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
         """
-        check_tensors(logits, target, mask, distance_map)
+        logits, target = checked_tensors(logits, target, input=input, mask=mask, distance_map=distance_map)
         with torch.autocast(logits.device.type, enabled=False):
             return self.compute(self.prepare(logits, target, mask, spacing, distance_map))
 

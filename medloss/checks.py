@@ -14,13 +14,24 @@ from torch.autograd import forward_ad
 from medloss.errors import InputError
 
 
-def check_tensors(logits: Any, target: Any, mask: Any = None, distance_map: Any = None) -> None:
-    """Refuse what is no tensor (several outputs, arrays, lists), and tensors inside transforms of `torch.func`."""
+def first_argument(logits: Any, input: Any) -> Any:
+    """The logits, by either name: `input` is MONAI's."""
+    if logits is not None and input is not None:
+        raise InputError("input: got logits too; expected one of them: input is MONAI's name for logits")
+    return logits if input is None else input
+
+
+def checked_tensors(
+    logits: Any, target: Any, *, input: Any = None, mask: Any = None, distance_map: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and target; refuses what is no tensor (several outputs, an array) or inside a `torch.func` transform."""
+    logits = first_argument(logits, input)
     for name, value in (("logits", logits), ("target", target), ("mask", mask), ("distance_map", distance_map)):
         if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
             raise InputError(f"{name}: got {_what(value)}; expected one torch.Tensor{_hint(name, value)}")
         if value is not None and not torch.compiler.is_compiling():
             _check_transforms(name, value)
+    return logits, target
 
 
 def _check_transforms(name: str, tensor: Tensor) -> None:

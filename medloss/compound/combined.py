@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medloss.checks import first_argument
 from medloss.compound.shared_pass import values_of
 from medloss.create import create_loss
 from medloss.entry import family_of
@@ -138,14 +139,16 @@ class CombinedLoss(nn.Module):
 
     def forward(
         self,
-        logits: Tensor,
-        target: Tensor,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
     ) -> Tensor:
-        """The weighted sum; arguments as `SegmentationLoss.forward`."""
+        """The weighted sum; arguments as `SegmentationLoss.forward`, or as the terms take them (a list of outputs)."""
+        logits = first_argument(logits, input)
         losses = [self.losses[i] for i in self._called]
         parts = values_of(losses, logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
         if any(value.shape != parts[0].shape for value in parts):
@@ -156,7 +159,7 @@ class CombinedLoss(nn.Module):
         if self.schedule == "balanced" and self.training and torch.is_grad_enabled():
             means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
             # The mean over ranks, so that all of them train with the same weights.
-            total, ranks = sum_over_ranks(logits, means, means.new_ones(()))
+            total, ranks = sum_over_ranks(values, means, means.new_ones(()))
             means = total / ranks
             self.sums += means
             if not self.settled:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medloss.checks import check_axes, check_tensors
+from medloss.checks import check_axes, checked_tensors, first_argument
 from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
 from medloss.spacing import Spacing, UnknownSpacingError, resolve_spacing, scaled_spacing
@@ -49,9 +49,10 @@ class DeepSupervision(nn.Module):
 
     def forward(
         self,
-        logits: Tensor | Sequence[Tensor],
-        target: Tensor,
+        logits: Tensor | Sequence[Tensor] | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | Sequence[Tensor] | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
@@ -61,16 +62,19 @@ class DeepSupervision(nn.Module):
         Args:
             logits: `[B, C, *spatial]` a scale, finest first; one tensor is one scale.
             target: on the finest grid; see `SegmentationLoss.forward`, also for the other arguments.
+            input: MONAI's name for `logits`, for calls by keyword.
             mask: on the finest grid.
             spacing: mm, of the finest grid.
             distance_map: on the finest grid.
         """
+        logits = first_argument(logits, input)
         outputs = [logits] if isinstance(logits, Tensor) or not isinstance(logits, Sequence) else list(logits)
         if not outputs:
             raise InputError("logits: got no outputs; expected one tensor per scale, finest first")
         for output in outputs:
-            check_tensors(output, target, mask, distance_map)
+            _, target = checked_tensors(output, target, mask=mask, distance_map=distance_map)
             check_axes(output, target)
+        assert target is not None
         weights = self._weights(len(outputs))
         size = target.shape[2:]
         try:
