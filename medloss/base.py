@@ -12,11 +12,18 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from medloss.buffers import UncastBuffers
-from medloss.checks import as_signed, check_distance_map, check_probabilities, check_shapes, check_values
+from medloss.checks import (
+    as_signed,
+    check_distance_map,
+    check_probabilities,
+    check_shapes,
+    check_values,
+    checked_tensors,
+)
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
 from medloss.kernels.terms import sum_type
-from medloss.spacing import Spacing, is_meta_tensor, resolve_spacing
+from medloss.spacing import Spacing, UnknownSpacingError, is_meta_tensor, resolve_spacing
 
 
 class CommonArguments(TypedDict, total=False):
@@ -104,9 +111,10 @@ class SegmentationLoss(UncastBuffers, _Loss):
 
     def forward(
         self,
-        logits: Tensor,
-        target: Tensor,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
@@ -117,9 +125,11 @@ class SegmentationLoss(UncastBuffers, _Loss):
             logits: the network's output, `[B, C, *spatial]`, 2D or 3D.
             target: an index map `[B, 1, *spatial]` of any integer type (or whole numbers in a float tensor),
                 or one map a class `[B, C, *spatial]`.
+            input: MONAI's name for `logits`, for calls by keyword.
             mask: `[B, 1, *spatial]`, nonzero where a voxel counts.
-            spacing: mm, in the order of the array's axes; one for all or one an item. None: the target's own
-                when it is a `MetaTensor`, else 1. Losses without distances ignore it.
+            spacing: mm, in the order of the array's axes; one for all or one per item, also as `default_collate`
+                makes it of tuples: a list of one tensor per axis. None: the target's own when it is a `MetaTensor`,
+                else 1. Losses without distances ignore it.
             distance_map: `[B, C, *spatial]`, the target's signed distance map in mm, from the whole volume.
                 Losses that have no use for it ignore it.
 
@@ -129,6 +139,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
         """
+        logits, target = checked_tensors(logits, target, input=input, mask=mask, distance_map=distance_map)
         with torch.autocast(logits.device.type, enabled=False):
             return self.compute(self.prepare(logits, target, mask, spacing, distance_map))
 
@@ -142,7 +153,11 @@ class SegmentationLoss(UncastBuffers, _Loss):
     ) -> LossInputs:
         """Check what `forward` was given, and bring it to the form that `compute` reads."""
         check_shapes(logits, target, mask)
-        item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
+        item_spacing: list[tuple[float, ...]] | UnknownSpacingError
+        try:
+            item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
+        except UnknownSpacingError as error:
+            item_spacing = error  # raised where a loss reads it
         logits, target = _plain(logits), _plain(target).detach()
         channels = logits.shape[1]
         self.check_channels(channels, target.shape[1])
@@ -150,6 +165,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
         signed, ignored = as_signed(target), None
         if self.ignore_index is not None:
             ignored = _wrapped(self.ignore_index, target.dtype)
+        if ignored is not None:
             kept = signed != ignored
             mask = kept if mask is None else mask & kept
         mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
@@ -170,7 +186,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
             mode=mode,
             include_background=self.include_background or channels == 1,
             class_weight=self.class_weight,
-            spacing=item_spacing,
+            item_spacing=item_spacing,
             distance_map=distance_map,
             ignore_index=ignored,
         )
@@ -214,11 +230,16 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_tensor() if is_meta_tensor(tensor) else tensor
 
 
-def _wrapped(label: int, dtype: torch.dtype) -> int:
-    """The label as `as_signed` shows it."""
+def _wrapped(label: int, dtype: torch.dtype) -> int | None:
+    """The label as `as_signed` shows it; None where the type cannot hold it: torch would compare it modulo 256, say."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return label
+    limits = torch.iinfo(dtype)
+    if not limits.min <= label <= limits.max:
+        return None
     if dtype not in (torch.uint16, torch.uint32, torch.uint64):
         return label
-    bits = torch.iinfo(dtype).bits
+    bits = limits.bits
     return label - 2**bits if label >= 2 ** (bits - 1) else label
 
 

@@ -134,7 +134,7 @@ def _ball_spectrum(
     radius: float, spacing: tuple[float, ...], size: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Fourier transform of the normalised ball around the origin, wrapped round the borders; it is real."""
-    offsets = [torch.arange(n, dtype=torch.float64) for n in size]
+    offsets = [torch.arange(n, dtype=torch.float64, device="cpu") for n in size]
     held = ball(radius, [torch.minimum(o, n - o) for o, n in zip(offsets, size, strict=True)], spacing).double()
     return torch.fft.rfftn(held / held.sum()).real.to(dtype).to(device)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medloss.buffers import UncastBuffers
+from medloss.checks import first_argument
 from medloss.compound.shared_pass import values_of
 from medloss.create import create_loss, pass_epoch_on
 from medloss.entry import family_of
@@ -139,14 +140,16 @@ class CombinedLoss(UncastBuffers):
 
     def forward(
         self,
-        logits: Tensor,
-        target: Tensor,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
     ) -> Tensor:
-        """The weighted sum; arguments as `SegmentationLoss.forward`."""
+        """The weighted sum; arguments as `SegmentationLoss.forward`, or as the terms take them (a list of outputs)."""
+        logits = first_argument(logits, input)
         losses = [self.losses[i] for i in self._called]
         parts = values_of(losses, logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
         if any(value.shape != parts[0].shape for value in parts):
@@ -158,7 +161,7 @@ class CombinedLoss(UncastBuffers):
         if self.schedule == "balanced" and self.training and torch.is_grad_enabled() and logits.requires_grad:
             means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
             # The mean over ranks, so that all of them train with the same weights.
-            total, ranks = sum_over_ranks(logits, means, means.new_ones(()))
+            total, ranks = sum_over_ranks(values, means, means.new_ones(()))
             means = total / ranks
             self.sums += means
             if not self.settled:
