@@ -23,7 +23,7 @@ class DeepSupervision(nn.Module):
             beyond the last weight are left out.
 
     Raises:
-        InputError: negative weights; more weights than outputs.
+        InputError: negative weights; more weights than outputs; a mask for a loss from elsewhere that takes none.
 
     References:
         Isensee et al. (2021), nnU-Net, doi 10.1038/s41592-020-01008-z, for the weights.
