@@ -36,8 +36,8 @@ class CombinedLoss(UncastBuffers):
     - `linear`: a ramp from the first to the last of `epochs` epochs.
     - `balanced`: one term, the anchor, keeps its given weight. Each epoch every other one is weighted so that it weighs
       as much as the anchor, by the means of the epoch before, times its given weight (Karimi 2019: both terms weigh
-      the same); until the first epoch is over, by the means so far. In a data-parallel training the means are over
-      all ranks.
+      the same); until the first epoch is over, by the means so far. Only calls in training whose logits have a
+      gradient are counted. In a data-parallel training the means are over all ranks.
 
     The anchor of `balanced` is the first region-based term (Dice and its kin), wherever it stands in the sum; without
     one, the first term that is not boundary-based; else the first. Region-based losses are bounded: they begin near 1
@@ -62,7 +62,7 @@ class CombinedLoss(UncastBuffers):
     Raises:
         InputError: no loss, an unknown one or schedule, a wrong number of weights; a ramp without `final_weights` where
             no term, or every term, is boundary-based; from the call, terms whose unreduced values have different
-            shapes.
+            shapes, and a mask for a term from elsewhere that takes none.
 
     References:
         Karimi and Salcudean (2019), arXiv 1904.10030, for `balanced`.

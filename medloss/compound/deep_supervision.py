@@ -25,7 +25,8 @@ class DeepSupervision(nn.Module):
 
     Raises:
         InputError: negative weights; from the call, more weights than outputs, outputs that are stacked in one tensor
-            `[B, n, C, *spatial]` (pass `logits.unbind(1)`), a list of targets.
+            `[B, n, C, *spatial]` (pass `logits.unbind(1)`), a list of targets, a mask for a loss from elsewhere
+            that takes none.
 
     References:
         Isensee et al. (2021), nnU-Net, doi 10.1038/s41592-020-01008-z, for the weights.

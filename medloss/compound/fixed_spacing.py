@@ -24,7 +24,7 @@ class FixedSpacing(nn.Module):
 
     Raises:
         InputError: a spacing or patch that is not positive, or of different lengths; a call with another number of
-            axes.
+            axes, or a mask for a loss from elsewhere that takes none.
 
     Example:
         >>> import torch, medloss
