@@ -7,6 +7,10 @@ import sys
 import click
 
 from pipelines.errors import UserError, let_the_first_rank_tell
+from pipelines.imports import ignore_foreign_warnings
+
+# Here and not in `main`: a process of a pool imports this module, and then what its work needs, and never calls `main`.
+ignore_foreign_warnings()
 
 # Subcommands are imported when they are called, so that `medloss --help` does not wait for torch.
 COMMANDS = {

@@ -95,6 +95,7 @@ class _Compare:
         self.arguments += ["--precision", "float32", "--reference", "none", *options]
         self.environment = os.environ | {
             "PYTHONPATH": str(folder), "ODD_GATE": str(self.gate), "MEDLOSS_CACHE": str(folder / "cache"),
+            "PYTHONWARNINGS": "error",
         }  # fmt: skip
         self.started: list[subprocess.Popen[str]] = []
 

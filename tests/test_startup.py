@@ -103,6 +103,13 @@ def test_a_command_imports_no_more_than_it_uses(
     assert not places["out"].exists()
 
 
+def test_no_warning_of_an_import_ends_a_command_that_makes_errors_of_warnings() -> None:
+    # The command's module comes first, in pools of processes, too.
+    program = "import pipelines.cli, pipelines.training.run"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_package_imports_torch_when_it_is_used_and_never_monai() -> None:
     program = """
 import json, sys
