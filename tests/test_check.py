@@ -316,9 +316,9 @@ def test_the_command_prints_the_tables_and_ends_with_0(root: Path, written: Path
     code, out, err = call_medloss("check", written, "--data-root", root)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "4 cases: no bad files"
-    assert re.search(r"^ 1 class_1 +4 +\d+", out, re.MULTILINE)
-    assert re.search(r"^ spacing, mm, axis 0 +3 +3 +3", out, re.MULTILINE)
-    assert re.search(r"^ shape, voxels, axis 1 +16 +16 +16", out, re.MULTILINE)
+    assert re.search(r"^1 class_1 +4 +\d+", out, re.MULTILINE)
+    assert re.search(r"^spacing, mm, axis 0 +3 +3 +3", out, re.MULTILINE)
+    assert re.search(r"^shape, voxels, axis 1 +16 +16 +16", out, re.MULTILINE)
     assert "ml: min" in out
 
 

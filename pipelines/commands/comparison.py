@@ -196,9 +196,7 @@ def worker(folder: Path, index: int | None, threads: int | None, trust: bool, pa
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """Show how far the comparison in FOLDER is."""
-    from rich.console import Console
-
-    from pipelines.comparison.display import states_table
+    from pipelines.comparison.display import STATE_COLUMNS, STATE_KEYS, state_rows
     from pipelines.comparison.executors.queue import submitted_jobs
     from pipelines.comparison.plan import require_plan
     from pipelines.comparison.planning.lines import counted
@@ -206,17 +204,15 @@ def status(folder: Path) -> None:
     from pipelines.comparison.planning.told import screening_notes
     from pipelines.comparison.state import run_states
     from pipelines.comparison.stood_still import stood_still, stood_still_notes
+    from pipelines.tables import print_table
 
     plan = require_plan(folder)
     states = run_states(folder, plan)
     counts = {word: sum(s.state == word for s in states) for word in ("done", "failed", "running", "interrupted")}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    console = Console()
-    width = None if console.is_terminal else 160
-    for rung in begun_rungs(folder, plan):
-        title = f"{rung.title}, {counted(rung.epochs, 'epoch')}"
-        Console(width=width).print(states_table(rung.states, title))
-    Console(width=width).print(states_table(states, f"{len(states)} runs: {told or 'all waiting'}"))
+    tables = [(f"{rung.title}, {counted(rung.epochs, 'epoch')}", rung.states) for rung in begun_rungs(folder, plan)]
+    for title, shown in [*tables, (f"{len(states)} runs: {told or 'all waiting'}", states)]:
+        print_table(STATE_COLUMNS, state_rows(shown), title=title, keys=STATE_KEYS)
     for line in (*screening_notes(plan), *stood_still_notes(plan, stood_still(folder, plan))):
         click.echo(line)
     jobs = submitted_jobs(folder)

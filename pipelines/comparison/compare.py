@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from pipelines.comparison.best import best_mean, best_run
 from pipelines.comparison.executors import Handover
@@ -31,6 +29,7 @@ from pipelines.comparison.training import prepare_cases, train_left
 from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.errors import UserError
 from pipelines.locks import held_lock
+from pipelines.tables import Column, numbers, print_table
 from pipelines.training.run_config import RunConfig
 
 
@@ -211,13 +210,8 @@ def _report(folder: Path, states: list[RunState]) -> list[str]:
 
 def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, report: list[str]) -> None:
     head, *body = formatted_rows(table)
-    shown = RichTable(title=f"{plan.manifest_name}: {len(plan.losses)} losses", box=None, pad_edge=False)
-    for index, heading in enumerate(head):
-        shown.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
-    for row in body:
-        shown.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(shown)
+    title = f"{plan.manifest_name}: {len(plan.losses)} losses"
+    print_table([Column(head[0]), *numbers(*head[1:])], body, title=title)
     click.echo(table.caveat)
     for line in (*plan.told, *screening_notes(plan), *stood_still_notes(plan, table.still)):
         click.echo(line)
