@@ -1,11 +1,11 @@
 """The command `medloss`: finds the subcommand, and turns errors for people into one line and exit code 2."""
 
-import difflib
 import importlib
 import sys
 
 import click
 
+from pipelines.commands.suggestions import SuggestingGroup
 from pipelines.errors import UserError, let_the_first_rank_tell
 from pipelines.imports import ignore_foreign_warnings
 
@@ -30,7 +30,7 @@ COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(SuggestingGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -40,13 +40,6 @@ class _LazyGroup(click.Group):
         module, attribute = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and (near := difflib.get_close_matches(args[0], COMMANDS, n=1)):
-            raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{near[0]}'?", ctx)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -364,10 +364,14 @@ def test_when_every_file_is_bad_the_command_still_names_them(root: Path, written
         (["check", "{tmp}/bad.yaml"], "bad.yaml: no YAML"),
         (["check", "{tmp}/empty.yaml"], "empty.yaml: no manifest"),
         (["check", "{tmp}/small.yaml"], "needs its data: pass --data-root or set MEDLOSS_DATA"),
-        (["check", "{tmp}/small.yaml", "--data-root", "{tmp}/none"], "none is no folder"),
+        (["check", "{tmp}/small.yaml", "--data-root", "{tmp}/none"], "none is no folder; expected that of 'data'\n"),
+        (
+            ["check", "msd_task04_hippocampus", "--data-root", "{tmp}"],
+            "the data are available at http://medicaldecathlon.com",
+        ),
         (
             ["check", "{tmp}/small.yaml", "--data-root", "{tmp}/folder"],
-            "folder holds no file of 'data', which can be had at",
+            "folder holds no file of 'data', for example images/a.nii.gz: pass the folder that does as --data-root\n",
         ),
         (["check", "{tmp}/folder"], "folder: no pairs of image and label found"),
         (["check", "{tmp}/folder", "--data-root", "{tmp}"], "is the folder of the data already"),

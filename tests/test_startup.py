@@ -36,6 +36,7 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("compare --help", 0, "Train every loss on MANIFEST", _MORE),
     ("report --help", 0, "Write the report", _MORE),
     ("trian", 2, "No such command 'trian'. Did you mean 'train'?", _MORE),
+    ("nnunet exprot x.pth", 2, "No such command 'exprot'. Did you mean 'export'?", _MORE),
     ("compare phantom --out {out} --epoch 3", 2, "No such option", _MORE),
     ("compare phantom --losses dice,focl --out {out}", 2, "no loss 'focl'; did you mean 'focal'?", _ALL),
     ("compare phantom --reference dise+focal --out {out}", 2, "no loss 'dise'; did you mean 'dice'?", _ALL),

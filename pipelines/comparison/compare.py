@@ -195,7 +195,7 @@ def _report(folder: Path, states: list[RunState]) -> list[str]:
     if len({state.run.config.loss for state in states if state.state == "done"}) < 2:
         return []
     from pipelines.comparison.report import claimed, from_folder, write_report
-    from pipelines.comparison.statistics import empty_notes
+    from pipelines.comparison.statistics import gap_notes
 
     try:
         with claimed(folder / "report"):
@@ -205,7 +205,7 @@ def _report(folder: Path, states: list[RunState]) -> list[str]:
         why = " ".join(str(error).split()) or type(error).__name__
         click.echo(f"warning: no report was written: {why}; see `medloss report {folder}`", err=True)
         return []
-    return [analysis.verdict, *empty_notes(analysis), f"report    {page}"]
+    return [analysis.verdict, *gap_notes(analysis), f"report    {page}"]
 
 
 def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, report: list[str]) -> None:
