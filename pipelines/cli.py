@@ -1,12 +1,13 @@
 """The command `medloss`: finds the subcommand, and turns errors for people into one line and exit code 2."""
 
 import importlib
+import os
 import sys
 
 import click
 
 from pipelines.commands.suggestions import SuggestingGroup
-from pipelines.errors import UserError, let_the_first_rank_tell
+from pipelines.errors import DiskFullError, UserError, let_the_first_rank_tell
 from pipelines.imports import ignore_foreign_warnings
 
 # Here and not in `main`: a process of a pool imports this module, and then what its work needs, and never calls `main`.
@@ -64,6 +65,14 @@ def main() -> None:
     except click.ClickException as error:
         let_the_first_rank_tell()
         error.show()
+        sys.exit(error.exit_code)
+    except DiskFullError as error:
+        let_the_first_rank_tell()
+        try:
+            click.echo(f"error: {error}", err=True)
+        except OSError:
+            # A worker's log may be on that disk: what Python cannot flush at its end would change the exit code.
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except (UserError, ValueError) as error:
         let_the_first_rank_tell()

@@ -66,7 +66,7 @@ def compare(
     from pipelines.comparison.plan import refuse_foreign, refuse_repeated
     from pipelines.comparison.tracking.store import checked_model_name, checked_tracking_uri
     from pipelines.dataset.manifest import load_manifest
-    from pipelines.files import refuse_unwritable_folder
+    from pipelines.files import naming_a_full_disk, refuse_unwritable_folder
     from pipelines.threads import available_cores
     from pipelines.training.planning import refuse_settings
 
@@ -123,18 +123,18 @@ def compare(
     )  # fmt: skip
     # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
-    if is_dry and planned.forecast is not None:
-        for line in dry_run(out, planned.plan, planned.matrix, planned.forecast, jobs):
-            click.echo(line)
-        if handover is not None:
-            click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")
-        return
-    if planned.plan.asked is not None:
-        for line in planned_told(planned.plan, planned.matrix, planned.seconds):
-            click.echo(line, err=True)
-    sys.exit(
-        compare_losses(
+    with naming_a_full_disk(out):
+        planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
+        if is_dry and planned.forecast is not None:
+            for line in dry_run(out, planned.plan, planned.matrix, planned.forecast, jobs):
+                click.echo(line)
+            if handover is not None:
+                click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")
+            return
+        if planned.plan.asked is not None:
+            for line in planned_told(planned.plan, planned.matrix, planned.seconds):
+                click.echo(line, err=True)
+        code = compare_losses(
             out,
             planned.plan,
             jobs,
@@ -145,7 +145,7 @@ def compare(
             configs=configs,
             handover=handover,
         )
-    )
+    sys.exit(code)
 
 
 def _scheduled(names: list[str], schedule: str | None) -> dict[str, str]:
@@ -180,14 +180,19 @@ def _default_jobs() -> int:
 def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
     """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""
     from pipelines.comparison.worker import end_at_once, ending_in_order, exit_with, work
+    from pipelines.files import naming_a_full_disk
 
     if parent is not None:
         exit_with(parent)
     try:
-        with ending_in_order():
+        with ending_in_order(), naming_a_full_disk(folder):
             work(folder, index, threads, trust=trust)
             if parent is not None:
                 end_at_once()
+    except SystemExit as end:
+        if parent is not None:  # which waits
+            end_at_once(int(end.code or 0))
+        raise
     except OSError as error:
         raise UserError(f"{folder}: a worker cannot write there: {error.strerror or error}") from None
 

@@ -93,8 +93,7 @@ def compare_losses(
             plan = tune(folder, plan, configs, train, forget)
             plan = screen(folder, plan, configs, train, forget)
         except KeyboardInterrupt:
-            click.echo("interrupted: the same command goes on where it stopped", err=True)
-            return 130
+            return _interrupted()
         return _carry_out(folder, plan, jobs, tracking_uri, register_model, handover)
 
 
@@ -107,7 +106,6 @@ def _carry_out(
     handover: Handover | None,
 ) -> int:
     mirror = _mirror(folder, plan, tracking_uri)
-    interrupted = False
     left = any(not state.finished for state in run_states(folder, plan))
     if left:
         prepare_cases(folder, plan)
@@ -119,22 +117,32 @@ def _carry_out(
         # Table and report come before MLflow is waited for, which may take its time.
         with mirroring(mirror) as to_mlflow:
             if left:
-                interrupted = train_left(folder, plan, jobs, to_mlflow)
+                train_left(folder, plan, jobs, to_mlflow)
             to_mlflow(run_states(folder, plan))
-            findings = _conclude(folder, plan, register_model, with_report=not interrupted)
+            findings = _conclude(folder, plan, register_model)
     except UserError:
         mirror.finish(run_states(folder, plan), Findings())
         raise
+    except KeyboardInterrupt:
+        states = run_states(folder, plan)
+        if any(state.state == "done" for state in states):
+            table = comparison_table(folder, plan)
+            write_table(folder, table)
+            _print(folder, plan, states, table, [])
+        return _interrupted()
     states = run_states(folder, plan)
     try:
         up_to_date = mirror.finish(states, findings) and _finish_rungs(folder, plan, tracking_uri)
         _print_mlflow(folder, mirror, up_to_date)
     except KeyboardInterrupt:
-        interrupted = True
-    if interrupted:
-        click.echo("interrupted: the same command goes on where it stopped", err=True)
-        return 130
+        return _interrupted()
     return 1 if any(state.state == "failed" for state in states) else 0
+
+
+def _interrupted() -> int:
+    """The exit code of a comparison that was interrupted; says what to do."""
+    click.echo("interrupted: the same command goes on where it stopped", err=True)
+    return 130
 
 
 def _mirror(folder: Path, plan: Plan, tracking_uri: str | None, store: Path | None = None) -> Mirror:
@@ -147,12 +155,12 @@ def _finish_rungs(folder: Path, plan: Plan, tracking_uri: str | None) -> bool:
     return all(mirror.finish(rung.states, Findings()) for mirror, rung in mirrors)
 
 
-def _conclude(folder: Path, plan: Plan, register_model: str | None, *, with_report: bool) -> Findings:
+def _conclude(folder: Path, plan: Plan, register_model: str | None) -> Findings:
     """Write table and report, and print what they say."""
     states = run_states(folder, plan)
     table = comparison_table(folder, plan)
     written = write_table(folder, table)
-    report = _report(folder, states) if with_report else []
+    report = _report(folder, states)
     _print(folder, plan, states, table, report)
     return Findings(
         table=written,
