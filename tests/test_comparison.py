@@ -346,6 +346,7 @@ def test_ended_by_a_scheduler(comparison: Any) -> None:
     compare = comparison("odd.Gated", "--jobs", "1")
     process = compare.start()
     wait_for(lambda: compare.under_way("odd.Gated"), process, "the run is under way")
+    wait_for(lambda: mirrored_status(compare.out, "odd.Gated-fold0-seed0") == "RUNNING", process, "MLflow has the run")
     worker = holder(compare.own("odd.Gated").path / "lock")
     process.terminate()
     _, told = process.communicate(timeout=PROCESS_S)
