@@ -1,12 +1,17 @@
 """The command `medloss`: finds the subcommand, and turns errors for people into one line and exit code 2."""
 
-import difflib
 import importlib
+import os
 import sys
 
 import click
 
-from pipelines.errors import UserError, let_the_first_rank_tell
+from pipelines.commands.suggestions import SuggestingGroup
+from pipelines.errors import DiskFullError, UserError, let_the_first_rank_tell
+from pipelines.imports import ignore_foreign_warnings
+
+# Here and not in `main`: a process of a pool imports this module, and then what its work needs, and never calls `main`.
+ignore_foreign_warnings()
 
 # Subcommands are imported when they are called, so that `medloss --help` does not wait for torch.
 COMMANDS = {
@@ -26,7 +31,7 @@ COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(SuggestingGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -36,13 +41,6 @@ class _LazyGroup(click.Group):
         module, attribute = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and (near := difflib.get_close_matches(args[0], COMMANDS, n=1)):
-            raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{near[0]}'?", ctx)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -67,6 +65,14 @@ def main() -> None:
     except click.ClickException as error:
         let_the_first_rank_tell()
         error.show()
+        sys.exit(error.exit_code)
+    except DiskFullError as error:
+        let_the_first_rank_tell()
+        try:
+            click.echo(f"error: {error}", err=True)
+        except OSError:
+            # A worker's log may be on that disk: what Python cannot flush at its end would change the exit code.
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except (UserError, ValueError) as error:
         let_the_first_rank_tell()

@@ -14,6 +14,20 @@ class UserError(Exception):
     """
 
 
+class DiskFullError(UserError):
+    """There is no space left for what a command writes; nothing has failed that the same command would not resume.
+
+    Args:
+        where: the folder that is written to.
+    """
+
+    #: Of the process: that of `EX_IOERR`, by which a comparison knows why its worker has ended.
+    exit_code = 74
+
+    def __init__(self, where: object) -> None:
+        super().__init__(f"no space left in {where}: free some, and run the same command again to resume")
+
+
 class TrainingError(Exception):
     """A run that went wrong while it trained; the message says in one line what happened, and to which cases."""
 

@@ -1,15 +1,20 @@
 """Files that are whole or not there: written beside their place, flushed, and moved."""
 
+import errno
 import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.errors import UserError
+from pipelines.errors import DiskFullError, UserError
+
+#: A disk, or the part of it that a user may fill, is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _shared_mode() -> int:
@@ -29,6 +34,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Args:
         path: where it will lie.
         write: gets the open temporary file in the same folder.
+
+    Raises:
+        OSError: it cannot be written; also where `write` calls a full disk by another name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -41,10 +49,49 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         # mkstemp makes files that only their owner reads; these are results, to be shared as the umask says.
         temporary.chmod(SHARED_MODE)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if is_disk_full(error) and not isinstance(error, OSError):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         raise
     _flush_folder(path.parent)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error came of a disk that is full.
+
+    torch's writer hides what the system said: of a write that failed it says `enforce fail at inline_container.cc`.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if isinstance(error, RuntimeError) and _is_of_torchs_writer(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_of_torchs_writer(message: str) -> bool:
+    return "PytorchStreamWriter failed" in message or (
+        "inline_container.cc" in message and "PytorchStreamReader" not in message
+    )
+
+
+@contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Have a full disk end the block in an error for people, which names the folder.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFullError(folder) from None
+        raise
 
 
 def _flush_folder(folder: Path) -> None:

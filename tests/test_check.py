@@ -419,9 +419,9 @@ def test_the_command_prints_the_tables_and_ends_with_0(root: Path, written: Path
     code, out, err = call_medloss("check", written, "--data-root", root)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "4 cases: no bad files"
-    assert re.search(r"^ 1 class_1 +4 +\d+", out, re.MULTILINE)
-    assert re.search(r"^ spacing, mm, axis 0 +3 +3 +3", out, re.MULTILINE)
-    assert re.search(r"^ shape, voxels, axis 1 +16 +16 +16", out, re.MULTILINE)
+    assert re.search(r"^1 class_1 +4 +\d+", out, re.MULTILINE)
+    assert re.search(r"^spacing, mm, axis 0 +3 +3 +3", out, re.MULTILINE)
+    assert re.search(r"^shape, voxels, axis 1 +16 +16 +16", out, re.MULTILINE)
     assert "ml: min" in out
 
 
@@ -467,10 +467,14 @@ def test_when_every_file_is_bad_the_command_still_names_them(root: Path, written
         (["check", "{tmp}/bad.yaml"], "bad.yaml: no YAML"),
         (["check", "{tmp}/empty.yaml"], "empty.yaml: no manifest"),
         (["check", "{tmp}/small.yaml"], "needs its data: pass --data-root or set MEDLOSS_DATA"),
-        (["check", "{tmp}/small.yaml", "--data-root", "{tmp}/none"], "none is no folder"),
+        (["check", "{tmp}/small.yaml", "--data-root", "{tmp}/none"], "none is no folder; expected that of 'data'\n"),
+        (
+            ["check", "msd_task04_hippocampus", "--data-root", "{tmp}"],
+            "the data are available at http://medicaldecathlon.com",
+        ),
         (
             ["check", "{tmp}/small.yaml", "--data-root", "{tmp}/folder"],
-            "folder holds no file of 'data', which can be had at",
+            "folder holds no file of 'data', for example images/a.nii.gz: pass the folder that does as --data-root\n",
         ),
         (["check", "{tmp}/folder"], "folder: no pairs of image and label found"),
         (["check", "{tmp}/folder", "--data-root", "{tmp}"], "is the folder of the data already"),

@@ -1,6 +1,7 @@
 """Comparisons end to end: real processes on a tiny made data set; killed, interrupted, failing, and gone on with."""
 
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,18 @@ from typing import Any
 import psutil
 import pytest
 from mirrored import history_of, stored
-from thread_workers import DIES, FAILS, WAITS, Workers, mirrored_status
+from thread_workers import DIES, FAILS, FULL, WAITS, Workers, mirrored_status
 from tiny import tiny_manifest
 from waiting import PROCESS_S, wait_for
 
 from pipelines import cli
 from pipelines.comparison.executors.local import execute
 from pipelines.comparison.plan import Plan, PlannedRun, adopt_plan, make_plan, require_plan, run_folder
-from pipelines.comparison.state import RunState, seconds_left
-from pipelines.comparison.tracking import local_uri, quiet_mlflow
+from pipelines.comparison.state import RunState, run_states, seconds_left
+from pipelines.comparison.tracking import Mirror, local_uri, quiet_mlflow
 from pipelines.comparison.worker import ending_in_order
 from pipelines.dataset.manifest import load_manifest
-from pipelines.errors import UserError
+from pipelines.errors import DiskFullError, UserError
 from pipelines.files import read_json
 from pipelines.locks import held_lock, holder, is_held
 from pipelines.training.run_config import RunConfig
@@ -95,6 +97,7 @@ class _Compare:
         self.arguments += ["--precision", "float32", "--reference", "none", *options]
         self.environment = os.environ | {
             "PYTHONPATH": str(folder), "ODD_GATE": str(self.gate), "MEDLOSS_CACHE": str(folder / "cache"),
+            "PYTHONWARNINGS": "error",
         }  # fmt: skip
         self.started: list[subprocess.Popen[str]] = []
 
@@ -215,10 +218,11 @@ def _alive(pid: int) -> bool:
 
 
 def _only_our_lines(stderr: str) -> bool:
-    return all(
-        re.match(r"\[\d/\d\] |warning: MLflow at |interrupted: |\S+ fold \d seed \d: its process died ", line)
-        for line in stderr.splitlines()
-    )
+    ours = (
+        r"\[\d/\d\] ", r"stopping \d workers?: each run resumes after its last epoch$", "warning: MLflow at ",
+        "interrupted: ", r"\S+ fold \d seed \d: its process died ",
+    )  # fmt: skip
+    return all(re.match("|".join(ours), line) for line in stderr.splitlines())
 
 
 # Once through the real command: two workers' processes, killed with it, and resumed.
@@ -342,6 +346,7 @@ def test_ended_by_a_scheduler(comparison: Any) -> None:
     compare = comparison("odd.Gated", "--jobs", "1")
     process = compare.start()
     wait_for(lambda: compare.under_way("odd.Gated"), process, "the run is under way")
+    wait_for(lambda: mirrored_status(compare.out, "odd.Gated-fold0-seed0") == "RUNNING", process, "MLflow has the run")
     worker = holder(compare.own("odd.Gated").path / "lock")
     process.terminate()
     _, told = process.communicate(timeout=PROCESS_S)
@@ -467,10 +472,13 @@ def test_an_interrupted_comparison_ends_its_workers_and_goes_on(
 
     workers.waits = interrupt
     code, shown, told = medloss(*command)
-    assert code == 130
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert (code, shown) == (130, "")  # no table of nothing
+    assert told.splitlines()[-2:] == [
+        "stopping 1 worker: each run resumes after its last epoch",
+        "interrupted: the same command goes on where it stopped",
+    ]
     assert _only_our_lines(told)
-    assert not re.search("failed|Traceback", shown + told)  # what has not ended has not failed
+    assert not re.search("failed|Traceback", told)  # what has not ended has not failed
     assert not any(worker.thread.is_alive() for worker in workers.all)
     assert _statuses(out) == {"parent": "KILLED", "focal": "KILLED"}
 
@@ -482,6 +490,67 @@ def test_an_interrupted_comparison_ends_its_workers_and_goes_on(
     run = stored(local_uri(out), "tiny_2d")["focal-fold0-seed0"]
     assert [step for step, _ in history_of(local_uri(out), run)["train/loss"]] == [1, 2, 3]
     assert run.data.tags["medloss.attempt"] == "2"
+
+
+@pytest.mark.usefixtures("signals")
+def test_an_interrupted_comparison_waits_for_no_server(
+    tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
+    """What has ended is shown; a server that hangs is left alone after some seconds."""
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
+    for name in ("_FIRST_S", "_EVERY_S", "_PATIENCE_S"):
+        monkeypatch.setattr(f"pipelines.comparison.tracking.background.{name}", 0.05)
+    out, command = _tiny_comparison(tmp_path, empty_store, "focal,dice")
+    workers = Workers(monkeypatch)
+    workers.behaviour = {"dice": WAITS}
+    hangs, waited = threading.Event(), list[bool]()
+
+    def interrupt() -> None:
+        wait_for(lambda: mirrored_status(out, "dice-fold0-seed0") == "RUNNING", what="MLflow has the run")
+        monkeypatch.setattr(Mirror, "_send_numbers", lambda *_: waited.append(hangs.wait(60)))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    workers.waits = interrupt
+    try:
+        code, shown, told = medloss(*command)
+        assert waited == []
+    finally:
+        hangs.set()
+    assert code == 130
+    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert re.search(r"^focal +0\.\d{4} .* 1/1$", shown, re.MULTILINE)
+
+
+def test_a_full_disk_ends_a_comparison_and_fails_no_run(
+    tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
+    out, command = _tiny_comparison(tmp_path, empty_store, "focal,dice,tversky")
+    workers = Workers(monkeypatch)
+    workers.behaviour = {"dice": FULL}
+    code, shown, told = medloss(*command)
+    assert (code, shown) == (DiskFullError.exit_code, "")
+    full = f"error: no space left in {out}: free some, and run the same command again to resume"
+    assert told.splitlines()[-1] == full
+    assert _states(out) == ["done", "interrupted", "waiting"]
+    # So is one whose plan or table cannot be written.
+    workers.behaviour = {}
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.comparison.compare.write_table", _no_space)
+        code, _, told = medloss(*command)
+    assert (code, told.splitlines()[-1]) == (DiskFullError.exit_code, full)
+
+    assert medloss(*command)[0] == 0
+    assert _states(out) == ["done"] * 3
+    assert workers.started["focal-fold0-seed0"] == 1
+
+
+def _states(out: Path) -> list[str]:
+    return [state.state for state in run_states(out, require_plan(out))]
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "table.csv")
 
 
 def test_a_worker_ends_with_its_comparison(tmp_path: Path) -> None:

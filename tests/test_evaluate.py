@@ -392,7 +392,7 @@ CALLS: list[tuple[str, Callable[[Path], list[Any]], str]] = [
     (
         "another root",
         lambda f: [f / "predictions", "--manifest", f / "set.yaml", "--data-root", f / "predictions"],
-        "predictions holds no label of 'data', which can be had at",
+        "predictions holds no label of 'data', for example labels/.*: pass the folder that does as --data-root\n",
     ),
     (
         "no such fold",

@@ -26,6 +26,7 @@ from pipelines.comparison.finished.classes import read_classes
 from pipelines.comparison.finished.collect import from_predictions
 from pipelines.comparison.finished.nnunet_results import read_results
 from pipelines.comparison.finished.result import Finished
+from pipelines.comparison.statistics.scores import scores
 from pipelines.errors import UserError
 
 STOCK, OTHER = "nnUNetTrainer", "nnUNetTrainerMedloss_focal"
@@ -168,11 +169,25 @@ def test_beside_a_folder_of_another_program(tmp_path: Path) -> None:
     made_folders(tmp_path / "plain")
     found = _finished({"stock": named["stock"], "plain": tmp_path / "plain" / "near"})
     assert set(found.rows["class"]) == {"organ", "core"}
-    assert set(found.rows[found.rows["loss"] == "plain"]["fold"]) == {"all"}
+    # A case has its fold whoever predicts it: nothing is missing, and the means are those of the rows.
+    own = scores(found.collected.table, "dice")
+    assert own.lacking == {} and set(found.rows["fold"]) == {"0", "1"}
+    by_loss = found.rows.groupby("loss")["dice"].mean()
+    np.testing.assert_allclose(own.by_patient.mean(1), [by_loss[loss] for loss in own.losses])
     # Cases of folds that were not asked for do not lack where there are no folds.
     found = _finished({"stock": named["stock"], "plain": tmp_path / "plain" / "near"}, folds=(0,))
     assert set(found.rows["case"]) == {"a", "b"}
-    assert not [line for line in found.told if "counted as the worst" in line]
+    assert scores(found.collected.table, "dice").lacking == {}
+
+
+def test_splits_that_differ_leave_the_folds_out(tmp_path: Path) -> None:
+    named = _two(tmp_path)
+    for case, fold, other in (("b", 0, 1), ("c", 1, 0)):
+        name = f"validation/{case}.nii.gz"
+        (named["focal"] / f"fold_{fold}" / name).rename(named["focal"] / f"fold_{other}" / name)
+    found = _finished(named)
+    assert "fold" not in found.rows
+    assert scores(found.collected.table, "dice").lacking == {}
 
 
 def test_a_case_in_two_folds_is_refused(tmp_path: Path) -> None:
@@ -192,7 +207,7 @@ def test_an_extra_case_and_a_lacking_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(str(extra))}: no reference of that name in .*gt_segmentations"):
         _finished(named)
     extra.unlink()
-    assert _finished(named).told[1] == "focal: no prediction of 1 case (c); counted as the worst"
+    assert scores(_finished(named).collected.table, "dice").lacking == {"focal": ("c",)}
 
 
 def test_folds_that_have_not_ended_are_refused(tmp_path: Path) -> None:

@@ -423,6 +423,15 @@ def _all_broken(folder: Path) -> None:
         file.write_bytes(b"")
 
 
+def _one_patient(folder: Path) -> None:
+    for kind in ("imagesTr", "labelsTr"):
+        content = (folder / kind / "a.nii.gz").read_bytes()
+        for file in (folder / kind).iterdir():
+            file.unlink()
+        for name in "abcd":
+            (folder / kind / f"{name}.nii.gz").write_bytes(content)
+
+
 def _nothing(folder: Path) -> None:
     pass
 
@@ -435,7 +444,17 @@ def _nothing(folder: Path) -> None:
         (_nothing, ["{msd}/imagesTr"], "no pairs of image and label found; expected imagesTr with labelsTr"),
         (_empty, ["{msd}"], "no pairs of image and label found"),
         (_all_broken, ["{msd}"], "none of 4 pairs can be used; the first: imagesTr/a.nii.gz: 0 bytes"),
-        (_nothing, ["{msd}", "--folds", "5"], "folds: got 5 for 4 patients; expected at most one a patient"),
+        (
+            _nothing,
+            ["{msd}", "--folds", "5"],
+            "folds: got 5 for 4 patients; expected at most one per patient: --folds 4",
+        ),
+        (
+            _one_patient,
+            ["{msd}"],
+            "folds: got 5 for 1 patient; a patient trains and another one validates, so 2 are the "
+            "least; files that cannot be used: 6, the first: imagesTr/b.nii.gz: doubled: its bytes are those of ",
+        ),
         (_nothing, ["{msd}", "--folds", "1"], "Invalid value for '--folds'"),
         (_nothing, ["{msd}", "--folds", "2", "--name", "two words"], "name: got 'two words'; expected letters"),
         (_nothing, ["{msd}", "--folds", "2", "--name", ""], "name: got ''; expected letters"),

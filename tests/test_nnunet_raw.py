@@ -107,9 +107,12 @@ def test_broken_splits_are_refused(raw: Path) -> None:
     assert "no JSON" in err
 
 
-def test_a_folder_of_another_name_has_no_splits(raw: Path) -> None:
+def test_the_splits_in_a_folder_of_another_name_are_not_ignored(raw: Path) -> None:
     write_json(raw / "splits_final.json", SPLITS)
     other = raw.rename(raw.with_name("Task42"))
+    manifest, out = manifest_of(other)
+    assert folds(manifest) == {"a": 0, "b": 1, "c": 1}
+    assert f"folds: as in {other / 'splits_final.json'}; pass --folds to have others drawn" in out
     assert manifest_of(other, "--folds", 3)[0].folds() == [0, 1, 2]
 
 

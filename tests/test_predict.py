@@ -472,7 +472,9 @@ def test_images_of_a_manifest(tmp_path: Path, models: dict[int, Path]) -> None:
     shutil.rmtree(data / "images")
     code, _, err = _predict(models[3], *where, "--force")
     assert code == 2
-    assert re.fullmatch(r"error: .*/data holds no image of 'data', which can be had at .*\n", err)
+    assert re.fullmatch(
+        r"error: .*/data holds no image of 'data', for example .*: pass the folder that does as --data-root\n", err
+    )
 
 
 def test_links_to_images_elsewhere(tmp_path: Path, models: dict[int, Path], images: Path) -> None:

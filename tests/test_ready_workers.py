@@ -31,7 +31,8 @@ def test_one_carries_out_a_command_line_and_is_gone(tmp_path: Path) -> None:
     assert version("medloss") in log.read_text()
 
 
-def test_errors_of_its_command_line_are_in_the_log(tmp_path: Path) -> None:
+def test_errors_of_its_command_line_are_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")  # and none of other packages' warnings ends it before
     make_ready(1)
     log = tmp_path / "worker.log"
     log.write_text("before\n")

@@ -111,6 +111,28 @@ def test_of_a_table(tmp_path: Path) -> None:
     assert not list(out.rglob("*.partial"))
 
 
+def test_what_is_missing_is_named_on_the_terminal_too(tmp_path: Path) -> None:
+    table = long_table(_values(3, 14))
+    of_first = table["loss"] == "loss_01"
+    table.loc[of_first & (table["case"] == "c000"), "dice"] = np.nan
+    table = table[~(of_first & table["case"].isin(["c003", "c005"]))]
+    code, shown, told = call_medloss("report", "--cases", _csv(tmp_path, table), "--out", tmp_path / "out")
+    assert (code, told) == (0, "")
+    notes = shown.splitlines()[1:-1]
+    assert notes[:2] == [
+        "loss_01: no result of 2 cases (c003 and c005); counted as the worst, 0.",
+        "loss_01: 1 failed prediction, counted as the worst, 0.",
+    ]
+    page = read_page(tmp_path / "out" / "report.html").text
+    assert all(note in page for note in notes)
+
+    losses = ["dice", DEFAULT_REFERENCE, "tversky"]
+    made_comparison(tmp_path / "made", losses, lambda c: None if c.loss == "tversky" else "done")
+    code, shown, told = call_medloss("report", tmp_path / "made")
+    assert (code, told) == (0, "")
+    assert shown.startswith("The comparison is not finished: 2 of 3 runs have ended.\nNot compared")
+
+
 def test_of_a_folder(tmp_path: Path) -> None:
     losses = ["focal", DEFAULT_REFERENCE, "tversky", "combo"]
     made_comparison(

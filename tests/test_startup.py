@@ -37,6 +37,7 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("train --help", 0, "Train one network with one loss", _MORE),
     ("report --help", 0, "Write the report", _MORE),
     ("trian", 2, "No such command 'trian'. Did you mean 'train'?", _MORE),
+    ("nnunet exprot x.pth", 2, "No such command 'exprot'. Did you mean 'export'?", _MORE),
     ("compare phantom --out {out} --epoch 3", 2, "No such option", _MORE),
     ("compare phantom --losses dice,focl --out {out}", 2, "no loss 'focl'; did you mean 'focal'?", _ALL),
     ("compare phantom --reference dise+focal --out {out}", 2, "no loss 'dise'; did you mean 'dice'?", _ALL),
@@ -104,6 +105,13 @@ def test_a_command_imports_no_more_than_it_uses(
     assert got == code
     assert not modules & set(forbidden)
     assert not places["out"].exists()
+
+
+def test_no_warning_of_an_import_ends_a_command_that_makes_errors_of_warnings() -> None:
+    # The command's module comes first, in pools of processes, too.
+    program = "import pipelines.cli, pipelines.training.run"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_package_imports_torch_when_it_is_used_and_never_monai() -> None:

@@ -1,5 +1,6 @@
 """What happens in a laboratory: killed processes, full disks, damaged files; made for real, and outlived."""
 
+import errno
 import io
 import os
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import pytest
 import torch
 from cli_call import call_medloss
@@ -16,6 +18,10 @@ from small_disk import small_disk
 from tiny import tiny_manifest
 from torch import Tensor
 
+from pipelines.comparison.plan import adopt_plan, make_plan, run_folder
+from pipelines.comparison.state import run_states
+from pipelines.errors import DiskFullError
+from pipelines.files import is_disk_full, naming_a_full_disk, write_atomically
 from pipelines.training.checkpoint import load_checkpoint
 from pipelines.training.run import train_run
 from pipelines.training.run_config import RunConfig
@@ -146,6 +152,76 @@ def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(full: Path, whole
     filler.unlink()
     code, _, err = call_medloss(*command, "--out", full / "other")
     assert code == 0, err
+
+
+#: What a full disk is called: by the system, and by torch's writer, which hides what the system said.
+_FULL = [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 468224 vs 468116"),
+    RuntimeError("PytorchStreamWriter failed writing file data/7: file write failed"),
+]
+
+
+@pytest.mark.parametrize("error", _FULL, ids=str)
+def test_a_full_disk_by_any_name_is_one_and_leaves_nothing_behind(tmp_path: Path, error: Exception) -> None:
+    def write(file: Any) -> None:
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(OSError) as told:
+        write_atomically(tmp_path / "file", write)
+    assert is_disk_full(told.value)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DiskFullError) as full, naming_a_full_disk(tmp_path):
+        raise error
+    assert str(full.value) == f"no space left in {tmp_path}: free some, and run the same command again to resume"
+
+
+def test_other_errors_are_no_full_disk() -> None:
+    reader = "[enforce fail at inline_container.cc:145] . PytorchStreamReader failed reading zip archive"
+    for error in (RuntimeError(reader), OSError(errno.EACCES, "Permission denied"), ValueError("inline_container.cc")):
+        assert not is_disk_full(error)
+        with pytest.raises(type(error)) as told, naming_a_full_disk(Path()):
+            raise error
+        assert told.value is error
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "prediction", "attempts"])
+def test_a_run_that_met_a_full_disk_resumes(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    config = _config(whole)
+    plan = adopt_plan(tmp_path, make_plan([config], [config.fold], [config.seed], "tiny_2d", "ab" * 32))
+    own = run_folder(tmp_path, plan.runs[0])
+    calls = [0]
+
+    def full(*_: Any) -> None:
+        raise _FULL[0 if where == "attempts" else 2]
+
+    def saved(state: Any, file: Any) -> None:
+        calls[0] += "training" in state
+        if calls[0] == 2:
+            full()
+        save(state, file)
+
+    save = torch.save
+    with monkeypatch.context() as patch:
+        if where == "checkpoint":
+            patch.setattr(torch, "save", saved)
+        elif where == "prediction":
+            patch.setattr(nib.Nifti1Image, "to_stream", full)
+        else:
+            patch.setattr("pipelines.comparison.worker.write_json", full)
+        code, _, told = call_medloss("worker", tmp_path, "--threads", "1")
+    assert (code, told) == (DiskFullError.exit_code, f"error: {DiskFullError(tmp_path)}\n")
+    assert [state.state for state in run_states(tmp_path, plan)] == [
+        "waiting" if where == "attempts" else "interrupted"
+    ]
+    assert len(own.epochs) == {"checkpoint": 1, "prediction": 2, "attempts": 0}[where]
+    assert call_medloss("worker", tmp_path, "--threads", "1")[0] == 0
+    assert own.result is not None and own.result["state"] == "done"
+    assert _same(_state(own.path), _state(whole / "run"))
 
 
 def _tiny(folder: Path) -> str:

@@ -14,11 +14,12 @@ from pipelines.comparison.executors import local, ready
 from pipelines.comparison.plan import PlannedRun, require_plan, run_folder
 from pipelines.comparison.worker import attempts
 from pipelines.dataset.manifest import load_manifest
+from pipelines.errors import DiskFullError
 from pipelines.files import read_json, write_json
 from pipelines.locks import held_lock
 
 #: What becomes of a run, by its loss, if it is not done.
-DIES, FAILS, WAITS = "dies", "fails", "waits"
+DIES, FAILS, WAITS, FULL = "dies", "fails", "waits", "full"
 _ERROR = "the loss is nan in epoch 1, on the cases [a, b]"
 
 
@@ -26,8 +27,8 @@ class Workers:
     """Takes the place of the local executor's processes.
 
     Attributes:
-        behaviour: DIES, FAILS or WAITS by loss; all others are done after three epochs. One that waits ends with its
-            worker, after its first epoch.
+        behaviour: DIES, FAILS, WAITS or FULL by loss; all others are done after three epochs. One that waits ends with
+            its worker, after its first epoch; FULL is a disk on which nothing can be written.
         waits: called once in a worker whose run waits.
         started: by run, how often it was begun.
     """
@@ -59,6 +60,8 @@ class Workers:
                 behaviour = self.behaviour.get(run.config.loss)
                 if behaviour == DIES:
                     return -signal.SIGKILL
+                if behaviour == FULL:
+                    return DiskFullError.exit_code
                 if behaviour == FAILS:
                     own.write_result({"state": "failed", "error": _ERROR})
                     continue

@@ -97,7 +97,7 @@ def compare(
     from pipelines.comparison.plan import refuse_foreign, refuse_repeated
     from pipelines.comparison.tracking.store import checked_model_name, checked_tracking_uri
     from pipelines.dataset.manifest import load_manifest
-    from pipelines.files import refuse_unwritable_folder
+    from pipelines.files import naming_a_full_disk, refuse_unwritable_folder
     from pipelines.threads import available_cores
     from pipelines.training.planning import refuse_settings
 
@@ -158,18 +158,18 @@ def compare(
     )  # fmt: skip
     # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
-    if is_dry and planned.forecast is not None:
-        for line in dry_run(out, planned.plan, planned.matrix, planned.forecast, jobs):
-            click.echo(line)
-        if handover is not None:
-            click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")
-        return
-    if planned.plan.asked is not None:
-        for line in planned_told(planned.plan, planned.matrix, planned.seconds):
-            click.echo(line, err=True)
-    sys.exit(
-        compare_losses(
+    with naming_a_full_disk(out):
+        planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
+        if is_dry and planned.forecast is not None:
+            for line in dry_run(out, planned.plan, planned.matrix, planned.forecast, jobs):
+                click.echo(line)
+            if handover is not None:
+                click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")
+            return
+        if planned.plan.asked is not None:
+            for line in planned_told(planned.plan, planned.matrix, planned.seconds):
+                click.echo(line, err=True)
+        code = compare_losses(
             out,
             planned.plan,
             jobs,
@@ -180,7 +180,7 @@ def compare(
             configs=configs,
             handover=handover,
         )
-    )
+    sys.exit(code)
 
 
 def _scheduled(names: list[str], schedule: str | None) -> dict[str, str]:
@@ -215,14 +215,19 @@ def _default_jobs() -> int:
 def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
     """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""
     from pipelines.comparison.worker import end_at_once, ending_in_order, exit_with, work
+    from pipelines.files import naming_a_full_disk
 
     if parent is not None:
         exit_with(parent)
     try:
-        with ending_in_order():
+        with ending_in_order(), naming_a_full_disk(folder):
             work(folder, index, threads, trust=trust)
             if parent is not None:
                 end_at_once()
+    except SystemExit as end:
+        if parent is not None:  # which waits
+            end_at_once(int(end.code or 0))
+        raise
     except OSError as error:
         raise UserError(f"{folder}: a worker cannot write there: {error.strerror or error}") from None
 
@@ -231,9 +236,7 @@ def worker(folder: Path, index: int | None, threads: int | None, trust: bool, pa
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """Show how far the comparison in FOLDER is."""
-    from rich.console import Console
-
-    from pipelines.comparison.display import states_table
+    from pipelines.comparison.display import STATE_COLUMNS, STATE_KEYS, state_rows
     from pipelines.comparison.executors.queue import submitted_jobs
     from pipelines.comparison.plan import require_plan
     from pipelines.comparison.planning.lines import counted
@@ -241,17 +244,15 @@ def status(folder: Path) -> None:
     from pipelines.comparison.planning.told import screening_notes
     from pipelines.comparison.state import run_states
     from pipelines.comparison.stood_still import stood_still, stood_still_notes
+    from pipelines.tables import print_table
 
     plan = require_plan(folder)
     states = run_states(folder, plan)
     counts = {word: sum(s.state == word for s in states) for word in ("done", "failed", "running", "interrupted")}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    console = Console()
-    width = None if console.is_terminal else 160
-    for rung in begun_rungs(folder, plan):
-        title = f"{rung.title}, {counted(rung.epochs, 'epoch')}"
-        Console(width=width).print(states_table(rung.states, title))
-    Console(width=width).print(states_table(states, f"{len(states)} runs: {told or 'all waiting'}"))
+    tables = [(f"{rung.title}, {counted(rung.epochs, 'epoch')}", rung.states) for rung in begun_rungs(folder, plan)]
+    for title, shown in [*tables, (f"{len(states)} runs: {told or 'all waiting'}", states)]:
+        print_table(STATE_COLUMNS, state_rows(shown), title=title, keys=STATE_KEYS)
     for line in (*screening_notes(plan), *stood_still_notes(plan, stood_still(folder, plan))):
         click.echo(line)
     jobs = submitted_jobs(folder)

@@ -151,30 +151,25 @@ def _line(file: str, reason: str) -> str:
 
 def _print_tables(report: Any) -> None:
     import numpy as np
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+
+    from pipelines.tables import Column, numbers, print_table
 
     if not report.shapes:
         return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # in a pipe nothing is cut off
     axes = len(report.shapes[0])
     unit = "ml" if axes == 3 else "mm2"
-    volumes = Table("class", "cases", "voxels: min", "median", "max", f"{unit}: min", "median", "max", box=None)
+    volumes = []
     for value, name in report.classes.items():
         voxels, size = np.array(report.voxels[name]), np.array(report.volumes[name])
         cells = [f"{x:.0f}" for x in (voxels.min(), np.median(voxels), voxels.max())]
         cells += [f"{x:.4g}" for x in (size.min(), np.median(size), size.max())]
-        volumes.add_row(escape(f"{value} {name}"), str(int((voxels > 0).sum())), *cells)
-    geometry = Table("", "min", "median", "max", box=None)
+        volumes.append([f"{value} {name}", str(int((voxels > 0).sum())), *cells])
+    geometry = []
     for title, rows in (("spacing, mm", report.spacings), ("shape, voxels", report.shapes)):
         lengths = np.array([row for row in rows if len(row) == axes])
         for axis, column in enumerate(lengths.T):
             extremes = (column.min(), np.median(column), column.max())
-            geometry.add_row(f"{title}, axis {axis}", *(f"{x:.6g}" for x in extremes))
-    for shown in (volumes, geometry):
-        for heading in shown.columns[1:]:
-            heading.justify = "right"
-        console.print(shown)
+            geometry.append([f"{title}, axis {axis}", *(f"{x:.6g}" for x in extremes)])
+    extremes_of_both = [f"{what}: {extreme}" for what in ("voxels", unit) for extreme in ("min", "median", "max")]
+    print_table([Column("class"), *numbers("cases", *extremes_of_both)], volumes)
+    print_table([Column(""), *numbers("min", "median", "max")], geometry)

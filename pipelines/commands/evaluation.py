@@ -79,23 +79,15 @@ def evaluate(
 
 
 def _print(evaluation: Any, tolerance: float) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from pipelines.tables import Column, numbers, print_table
 
     headings = {
         "dice": "Dice", "iou": "IoU", "sensitivity": "sensitivity", "specificity": "specificity",
         "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd": f"NSD ({tolerance:g} mm)",
     }  # fmt: skip
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # in a pipe nothing is cut off
-    table = Table("class", "cases", *headings.values(), box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = []
     counted = [(name, str(evaluation.cases(name)), means) for name, means in evaluation.class_means().items()]
     for name, cases, means in [*counted, ("mean foreground", "", evaluation.foreground_means())]:
         values = [(means[metric], 2 if metric.endswith("_mm") else 4) for metric in headings]
-        cells = ["-" if value != value else f"{value:.{digits}f}" for value, digits in values]
-        table.add_row(escape(name), cases, *cells)
-    console.print(table)
+        rows.append([name, cases, *("-" if value != value else f"{value:.{digits}f}" for value, digits in values)])
+    print_table([Column("class"), *numbers("cases", *headings.values())], rows)

@@ -10,20 +10,18 @@ def losses(name: str | None) -> None:
     if name is not None:
         _print_documentation(name)
         return
-    from rich.console import Console
-    from rich.table import Table
-
     from medloss import LOSSES, kernels
     from medloss.training import trained_as
+    from pipelines.tables import Column, print_table
 
-    table = Table("loss", "family", "what it is", "trained as", "paper", box=None, pad_edge=False)
+    text = [Column(heading, wraps=True) for heading in ("what it is", "paper")]
+    columns = [Column("loss"), Column("family"), text[0], Column("trained as"), text[1]]
+    rows = []
     for entry in LOSSES.values():
         trained = trained_as(entry.name) if entry.recipe.expression else "alone"
         trained += f" ({entry.recipe.origin})" if entry.recipe.published else ""
-        table.add_row(entry.name, entry.family, entry.summary, trained, entry.paper)
-    console = Console()
-    # In a pipe nothing is cut off.
-    Console(width=None if console.is_terminal else 200).print(table)
+        rows.append([entry.name, entry.family, entry.summary, trained, entry.paper])
+    print_table(columns, rows)
     click.echo("\nTrained as: by our recipe, unless a published one is named.")
     click.echo(f"Kernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
     if "numba" not in kernels.available():

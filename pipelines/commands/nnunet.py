@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from pipelines.commands.suggestions import SuggestingGroup
 
-@click.group()
+
+@click.group(cls=SuggestingGroup)
 def nnunet() -> None:
     """Train nnU-Net with our losses."""
 

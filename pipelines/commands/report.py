@@ -122,6 +122,8 @@ def report(
             from pipelines.comparison.report.collect import from_folder  # not above, for the time that pandas takes
 
             collected = from_folder(folder)
+            for line in collected.notes:
+                click.echo(line)
         else:
             collected, reference = contents(cases, predictions, out, reference, options)
         with terminal_note("comparing and drawing"):
@@ -136,8 +138,8 @@ def report(
                 empty=empty,
                 non_inferior=non_inferior or None,
             )
-    from pipelines.comparison.statistics.caveats import empty_notes
+    from pipelines.comparison.statistics.caveats import gap_notes
 
-    for line in (analysis.verdict, *empty_notes(analysis)):
+    for line in (analysis.verdict, *gap_notes(analysis)):
         click.echo(line)
     click.echo(f"report    {path}")

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from pipelines.comparison.best import best_mean, best_run
 from pipelines.comparison.executors import Handover
@@ -31,6 +29,7 @@ from pipelines.comparison.training import prepare_cases, train_left
 from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.errors import UserError
 from pipelines.locks import held_lock
+from pipelines.tables import Column, numbers, print_table
 from pipelines.training.run_config import RunConfig
 
 
@@ -94,8 +93,7 @@ def compare_losses(
             plan = tune(folder, plan, configs, train, forget)
             plan = screen(folder, plan, configs, train, forget)
         except KeyboardInterrupt:
-            click.echo("interrupted: the same command goes on where it stopped", err=True)
-            return 130
+            return _interrupted()
         return _carry_out(folder, plan, jobs, tracking_uri, register_model, handover)
 
 
@@ -108,7 +106,6 @@ def _carry_out(
     handover: Handover | None,
 ) -> int:
     mirror = _mirror(folder, plan, tracking_uri)
-    interrupted = False
     left = any(not state.finished for state in run_states(folder, plan))
     if left:
         prepare_cases(folder, plan)
@@ -120,22 +117,32 @@ def _carry_out(
         # Table and report come before MLflow is waited for, which may take its time.
         with mirroring(mirror) as to_mlflow:
             if left:
-                interrupted = train_left(folder, plan, jobs, to_mlflow)
+                train_left(folder, plan, jobs, to_mlflow)
             to_mlflow(run_states(folder, plan))
-            findings = _conclude(folder, plan, register_model, with_report=not interrupted)
+            findings = _conclude(folder, plan, register_model)
     except UserError:
         mirror.finish(run_states(folder, plan), Findings())
         raise
+    except KeyboardInterrupt:
+        states = run_states(folder, plan)
+        if any(state.state == "done" for state in states):
+            table = comparison_table(folder, plan)
+            write_table(folder, table)
+            _print(folder, plan, states, table, [])
+        return _interrupted()
     states = run_states(folder, plan)
     try:
         up_to_date = mirror.finish(states, findings) and _finish_rungs(folder, plan, tracking_uri)
         _print_mlflow(folder, mirror, up_to_date)
     except KeyboardInterrupt:
-        interrupted = True
-    if interrupted:
-        click.echo("interrupted: the same command goes on where it stopped", err=True)
-        return 130
+        return _interrupted()
     return 1 if any(state.state == "failed" for state in states) else 0
+
+
+def _interrupted() -> int:
+    """The exit code of a comparison that was interrupted; says what to do."""
+    click.echo("interrupted: the same command goes on where it stopped", err=True)
+    return 130
 
 
 def _mirror(folder: Path, plan: Plan, tracking_uri: str | None, store: Path | None = None) -> Mirror:
@@ -148,12 +155,12 @@ def _finish_rungs(folder: Path, plan: Plan, tracking_uri: str | None) -> bool:
     return all(mirror.finish(rung.states, Findings()) for mirror, rung in mirrors)
 
 
-def _conclude(folder: Path, plan: Plan, register_model: str | None, *, with_report: bool) -> Findings:
+def _conclude(folder: Path, plan: Plan, register_model: str | None) -> Findings:
     """Write table and report, and print what they say."""
     states = run_states(folder, plan)
     table = comparison_table(folder, plan)
     written = write_table(folder, table)
-    report = _report(folder, states) if with_report else []
+    report = _report(folder, states)
     _print(folder, plan, states, table, report)
     return Findings(
         table=written,
@@ -196,7 +203,7 @@ def _report(folder: Path, states: list[RunState]) -> list[str]:
     if len({state.run.config.loss for state in states if state.state == "done"}) < 2:
         return []
     from pipelines.comparison.report import claimed, from_folder, write_report
-    from pipelines.comparison.statistics import empty_notes
+    from pipelines.comparison.statistics import gap_notes
 
     try:
         with claimed(folder / "report"):
@@ -206,18 +213,13 @@ def _report(folder: Path, states: list[RunState]) -> list[str]:
         why = " ".join(str(error).split()) or type(error).__name__
         click.echo(f"warning: no report was written: {why}; see `medloss report {folder}`", err=True)
         return []
-    return [analysis.verdict, *empty_notes(analysis), f"report    {page}"]
+    return [analysis.verdict, *gap_notes(analysis), f"report    {page}"]
 
 
 def _print(folder: Path, plan: Plan, states: list[RunState], table: Table, report: list[str]) -> None:
     head, *body = formatted_rows(table)
-    shown = RichTable(title=f"{plan.manifest_name}: {len(plan.losses)} losses", box=None, pad_edge=False)
-    for index, heading in enumerate(head):
-        shown.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
-    for row in body:
-        shown.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(shown)
+    title = f"{plan.manifest_name}: {len(plan.losses)} losses"
+    print_table([Column(head[0]), *numbers(*head[1:])], body, title=title)
     click.echo(table.caveat)
     for line in (*plan.told, *screening_notes(plan), *stood_still_notes(plan, table.still)):
         click.echo(line)

@@ -7,12 +7,18 @@ from typing import Self
 import click
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from pipelines.comparison.state import RunState, epochs_over, seconds_left
 from pipelines.duration import duration
+from pipelines.tables import Column, fitted_table, numbers
 
+#: Of the table of runs; `left` is the time that is left, or why a run failed.
+STATE_COLUMNS = [
+    Column("loss"), *numbers("fold", "seed"), Column("state"), *numbers("epoch", "Dice"), Column("left", wraps=True),
+]  # fmt: skip
+#: The columns that name a run.
+STATE_KEYS = 3
 _COLOURS = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
 
 
@@ -51,7 +57,14 @@ class Display:
             title = f"{finished} of {len(states)} runs{'' if left is None else f', about {duration(left)} left'}"
             # Of many runs, those that are under way or have just ended are the ones to see.
             room = max(5, self.console.height - 6)
-            self.live.update(states_table(_most_interesting(states, room), title))
+            while True:
+                rows = state_rows(_most_interesting(states, room))
+                table = fitted_table(STATE_COLUMNS, rows, self.console.width, title=title, keys=STATE_KEYS)
+                # A narrow terminal takes several lines per run.
+                if room == 1 or len(self.console.render_lines(table)) < self.console.height:
+                    break
+                room //= 2
+            self.live.update(table)
             return
         self._lines(states, left)
 
@@ -82,17 +95,17 @@ class Display:
             click.echo(f"[{number}/{len(states)}] {state.run.title}: {what}{dice}{why}{rest}", err=True)
 
 
-def states_table(states: list[RunState], title: str) -> Table:
-    """The runs as a table for people."""
-    table = Table("loss", "fold", "seed", "state", "epoch", "Dice", "left", title=title, box=None, pad_edge=False)
+def state_rows(states: list[RunState]) -> list[list[str | Text]]:
+    """The runs as rows of `STATE_COLUMNS`."""
+    rows: list[list[str | Text]] = []
     for state in states:
         config = state.run.config
-        word = f"[{_COLOURS[state.state]}]{state.state}[/]"
         left = "" if state.seconds_left is None else duration(state.seconds_left)
         dice = "" if state.dice is None else f"{state.dice:.3f}"
         epoch = f"{state.epoch}/{state.epochs}"
-        table.add_row(config.loss, str(config.fold), str(config.seed), word, epoch, dice, escape(state.error or left))
-    return table
+        word = Text(state.state, _COLOURS[state.state])
+        rows.append([config.loss, str(config.fold), str(config.seed), word, epoch, dice, state.error or left])
+    return rows
 
 
 def _most_interesting(states: list[RunState], room: int) -> list[RunState]:

@@ -32,14 +32,17 @@ def prepare_cases(folder: Path, plan: Plan) -> None:
         prepared_data(config.model_copy(update={"memory_mb": 1e-6}), folder / "cache")
 
 
-def train_left(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[RunState]], None]) -> bool:
-    """Train every run that has not ended, and show how far each is; whether that was interrupted.
+def train_left(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[RunState]], None]) -> None:
+    """Train every run that has not ended, and show how far each is.
 
     Args:
         folder: the comparison's.
         plan: its plan.
         jobs: runs at a time.
         to_mlflow: takes the states of all runs, as often as they are looked at.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; no worker is left.
     """
     with Display() as display:
 
@@ -48,8 +51,4 @@ def train_left(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[Ru
             display.update(states)
             to_mlflow(states)
 
-        try:
-            execute(folder, plan, jobs, watch, display.tell)
-        except KeyboardInterrupt:
-            return True
-    return False
+        execute(folder, plan, jobs, watch, display.tell)

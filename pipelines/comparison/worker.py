@@ -12,8 +12,8 @@ from typing import Any
 
 from pipelines.comparison.plan import PlannedRun, cache_folder, require_plan, run_folder
 from pipelines.comparison.system import sampled
-from pipelines.errors import TrainingError, UserError
-from pipelines.files import read_json, write_json
+from pipelines.errors import DiskFullError, TrainingError, UserError
+from pipelines.files import naming_a_full_disk, read_json, write_json
 from pipelines.imports import without_mlflow
 from pipelines.locks import end_if_lost, held_lock
 from pipelines.training.run_config import RunConfig
@@ -39,6 +39,7 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
 
     Raises:
         UserError: no comparison there, no such run, a loss that is not to be trusted, or no nnU-Net where it trains.
+        DiskFullError: the run that was at work stays as its last checkpoint has it, and is no failed one.
     """
     plan = require_plan(folder)
     if plan.tuning is not None and not plan.tuning.over:
@@ -104,11 +105,12 @@ def exit_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def end_at_once() -> None:
-    """End this process, which is done, without the second that it takes to tear down what it has imported."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+def end_at_once(code: int = 0) -> None:
+    """End this process without the second that it takes to tear down what it has imported."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def attempts(folder: Path, run: PlannedRun) -> int:
@@ -127,11 +129,13 @@ def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[s
         write_json(own.path / "attempts.json", {"attempts": attempts(folder, run) + 1})
         config = run.config.model_copy(update={"threads": threads, "cache_dir": str(cache_folder(folder, run.config))})
         try:
-            with sampled(own.path):
+            with sampled(own.path), naming_a_full_disk(folder):
                 train = _train_by_engines if config.nnunet is None else _train_by_nnunet
                 train(config, own)
         except TrainingError:
             return  # the folder says so
+        except DiskFullError:
+            raise
         except Exception as error:
             if _ending:
                 raise SystemExit(128 + _ending[0]) from None  # the signal reached the loader's processes, too

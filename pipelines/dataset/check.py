@@ -1,6 +1,5 @@
 """Reads a whole data set before any training, and tells every offender by file and reason."""
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +9,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipelines.dataset.case_reader import CaseFacts, Offence, doubled_images, read_cases
+from pipelines.dataset.data_root import refuse_other_data
 from pipelines.dataset.geometry import shift_note
 from pipelines.dataset.manifest import Case, Excluded, Manifest
 from pipelines.dataset.nifti import by
 from pipelines.dataset.pairing import is_label_name, nifti_files, pair_by_name
 from pipelines.dataset.phantom import CHECKSUMS, recorded_checksums
-from pipelines.errors import UserError
 
 Progress = Callable[[int, int], None]
 
@@ -61,8 +60,8 @@ def check_data(manifest: Manifest, root: Path, progress: Progress | None = None)
     Raises:
         UserError: the root holds none of the files: it is another data set's.
     """
-    if not any(os.path.lexists(root / file) for case in manifest.cases for file in (case.image, case.label)):
-        raise UserError(f"{root} holds no file of '{manifest.name}', which can be had at {manifest.source}")
+    files = (file for case in manifest.cases for file in (case.image, case.label))
+    refuse_other_data(manifest, root, files, "file")
     facts = read_cases(manifest.cases, root, {manifest.dimensions}, progress)
     checksums, offences = _expected_checksums(manifest, root)
     for fact in facts:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pipelines.dataset.manifest import Case, Manifest, load_manifest
+from pipelines.dataset.manifest import UNKNOWN, Case, Manifest, load_manifest
 from pipelines.errors import UserError
 
 
@@ -26,14 +27,41 @@ def resolve_data(manifest: Manifest, data_root: Path | None = None) -> Path:
     root = data_root or (Path(named) if named else None)
     if root is None:
         raise UserError(
-            f"'{manifest.name}' needs its data: pass --data-root or set MEDLOSS_DATA; "
-            f"they can be had at {manifest.source}"
+            f"'{manifest.name}' needs its data: pass --data-root or set MEDLOSS_DATA{available_at(manifest)}"
         )
     if not root.is_dir():
-        raise UserError(f"data root: {root} is no folder; '{manifest.name}' can be had at {manifest.source}")
+        raise UserError(f"data root: {root} is no folder; expected that of '{manifest.name}'{available_at(manifest)}")
     if manifest.folder is not None and (root / manifest.folder).is_dir():
         return root / manifest.folder
     return root
+
+
+def available_at(manifest: Manifest) -> str:
+    """Where to get a manifest's data, to end a message with; nothing where its author has not filled that in."""
+    return "" if manifest.source.startswith(UNKNOWN) else f"; the data are available at {manifest.source}"
+
+
+def refuse_other_data(manifest: Manifest, root: Path, files: Iterable[str], kind: str) -> None:
+    """Refuse a root that holds none of the files which it should hold: it is another data set's.
+
+    Args:
+        manifest: what should be there.
+        root: to which the paths are relative.
+        files: the paths.
+        kind: what they are: `image`.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    expected = ""
+    for file in files:
+        if os.path.lexists(root / file):
+            return
+        expected = expected or f", for example {file}"
+    raise UserError(
+        f"{root} holds no {kind} of '{manifest.name}'{expected}: pass the folder that does as --data-root"
+        f"{available_at(manifest)}"
+    )
 
 
 def _made(manifest: Manifest, data_root: Path | None) -> Path:
@@ -75,6 +103,5 @@ def located_cases(
     manifest = load_manifest(name)
     cases = manifest.cases if fold is None else manifest.split(fold)[1]
     root = resolve_data(manifest, data_root)
-    if not any(os.path.lexists(root / getattr(case, kind)) for case in cases):
-        raise UserError(f"{root} holds no {kind} of '{manifest.name}', which can be had at {manifest.source}")
+    refuse_other_data(manifest, root, (getattr(case, kind) for case in cases), kind)
     return manifest, cases, root

@@ -34,6 +34,9 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring = 2, 3, 3, 80
 
+#: Of a text that a manifest's author has to fill in.
+UNKNOWN = "unknown; to be filled in"
+
 
 class ManifestError(UserError):
     """A manifest that breaks rules; `offences` has one line each, the message all of them."""

@@ -12,13 +12,11 @@ from pydantic import ValidationError
 
 from pipelines.dataset.case_reader import CaseFacts, Offence
 from pipelines.dataset.check import Progress, label_note
-from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.manifest import UNKNOWN, Manifest
 from pipelines.dataset.manifest_rules import path_problem
 from pipelines.dataset.survey import Survey, survey_folder
 from pipelines.errors import UserError
 from pipelines.nnunet.splits import folds_of
-
-_UNKNOWN = "unknown; to be filled in"
 
 
 def make_manifest(
@@ -66,7 +64,7 @@ def make_manifest(
     if splits is not None:
         case_folds = folds_of(splits, patients)
     else:
-        drawn = _folds(patients, folds, seed)
+        drawn = _folds(patients, folds, seed, left_out(survey))
         case_folds = {case: drawn[of_case] for case, of_case in patients.items()}
     own = folder.resolve().name
     # Where a folder holds another of its own name, this one would be looked for in there.
@@ -74,11 +72,11 @@ def make_manifest(
     try:
         return Manifest(
             name=name or _clean(survey.card.name or own) or "dataset",
-            description=survey.card.description or _UNKNOWN,
+            description=survey.card.description or UNKNOWN,
             task=f"Segment {', '.join(label for value, label in survey.classes.items() if value)}",
-            license=survey.card.license or _UNKNOWN,
-            citation=survey.card.citation or _UNKNOWN,
-            source=_UNKNOWN,
+            license=survey.card.license or UNKNOWN,
+            citation=survey.card.citation or UNKNOWN,
+            source=UNKNOWN,
             modality=modality or survey.card.modality or "MR",
             dimensions=survey.dimensions,  # type: ignore[arg-type]  # 2 or 3, as the reader lets through
             spacing=survey.spacing,
@@ -160,13 +158,26 @@ def _patients(names: Sequence[str], pattern: str | None) -> dict[str, str]:
     return patients
 
 
-def _folds(patients: dict[str, str], folds: int, seed: int) -> dict[str, int]:
-    """Patient to fold: at random, and so that the folds have as equal numbers of cases as can be."""
+def _folds(patients: dict[str, str], folds: int, seed: int, unusable: Sequence[Offence] = ()) -> dict[str, int]:
+    """Patient to fold: at random, and so that the folds have as equal numbers of cases as can be.
+
+    Args:
+        patients: case to patient.
+        folds: how many.
+        seed: decides which patients come together.
+        unusable: files without which there may be too few patients.
+    """
     counts = Counter(patients.values())
     if folds < 2:
         raise UserError(f"folds: got {folds}; expected 2 or more, of which one validates")
     if folds > len(counts):
-        raise UserError(f"folds: got {folds} for {len(counts)} patients; expected at most one a patient")
+        least = "; a patient trains and another one validates, so 2 are the least"
+        most = f"; expected at most one per patient: --folds {len(counts)}" if len(counts) > 1 else least
+        without = (
+            f"; files that cannot be used: {len(unusable)}, the first: {': '.join(unusable[0])}" if unusable else ""
+        )
+        patient = "1 patient" if len(counts) == 1 else f"{len(counts)} patients"
+        raise UserError(f"folds: got {folds} for {patient}{most}{without}")
     order = sorted(counts)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda one: -counts[one])  # those with many cases first; the sort keeps the others' order

@@ -14,15 +14,16 @@ _DATASET = re.compile(r"Dataset\d{3}_.+")
 
 
 def find_splits(folder: Path) -> Path | None:
-    """The splits of a raw data set: in its own folder, else where nnU-Net has preprocessed it; None without.
+    """The splits of a data set: in its folder, whatever that is called, else where nnU-Net has preprocessed it.
 
-    `nnUNet_preprocessed` says where that is; unset, a folder of this name beside that of the raw data sets.
+    nnU-Net knows a data set by its folder's name, as `Dataset042_Thing`. `nnUNet_preprocessed` says where it
+    preprocesses; unset, a folder of this name next to that of the raw data sets. None without.
     """
     folder = folder.resolve()
-    if not _DATASET.fullmatch(folder.name):
-        return None
-    preprocessed = nnunet_folder("preprocessed") or folder.parent.parent / "nnUNet_preprocessed"
-    places = (folder / SPLITS, preprocessed / folder.name / SPLITS)
+    places = [folder / SPLITS]
+    if _DATASET.fullmatch(folder.name):
+        preprocessed = nnunet_folder("preprocessed") or folder.parent.parent / "nnUNet_preprocessed"
+        places.append(preprocessed / folder.name / SPLITS)
     return next((place for place in places if place.is_file()), None)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipelines.dataset.manifest import Case
 from pipelines.errors import TrainingError, UserError
 from pipelines.evaluation.metrics import METRICS, mean_metrics, nanmean
+from pipelines.files import is_disk_full
 from pipelines.machine import lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
 from pipelines.prediction.files import write_labels
 from pipelines.prediction.model import NAME, save_model
@@ -190,6 +191,8 @@ class Run:
             header = nib.load(root / case.label).header
             write_labels(self.folder.prediction(case.id), values, header)
         except OSError as error:
+            if is_disk_full(error):
+                raise  # with space again the run resumes: it has not failed
             reason = error.strerror or error
             raise TrainingError(f"the prediction of case '{case.id}' cannot be kept: {reason}") from None
 

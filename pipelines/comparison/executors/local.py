@@ -12,13 +12,16 @@ from pathlib import Path
 from pipelines import lock_file
 from pipelines.comparison.executors.ready import end_ready, take_ready
 from pipelines.comparison.plan import Plan, run_folder
-from pipelines.errors import UserError
+from pipelines.comparison.planning.lines import counted
+from pipelines.errors import DiskFullError, UserError
 from pipelines.locks import holder, holder_host, is_held
 from pipelines.threads import available_cores, thread_environment
 
 #: A run whose process died so often is failed: it would only die again.
 MOST_DEATHS = 2
 _POLL_S = 0.25
+#: Seconds in which all workers that are asked to end have let their locks go.
+_ORDER_S = 3.0
 
 
 def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell: Callable[[str], None]) -> None:
@@ -33,6 +36,8 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
 
     Raises:
         UserError: no worker gets as far as a run.
+        DiskFullError: a worker could not write; no run has failed by that.
+        KeyboardInterrupt: it was interrupted; no worker is left.
     """
     threads = max(1, available_cores() // min(jobs, len(plan.runs)))
     workers: dict[int, subprocess.Popen[bytes]] = {}
@@ -54,19 +59,30 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
                 if worker.poll() is None:
                     continue
                 del workers[number]
+                if worker.returncode == DiskFullError.exit_code:
+                    raise DiskFullError(folder)
                 if worker.returncode != 0:
                     _bury(folder, plan, worker, number, deaths, tell)
                     if any(run_folder(folder, run).result is None for run in left):
                         workers[number] = start_worker(_log(folder, number), folder, threads)
+    except KeyboardInterrupt:
+        tell(f"stopping {counted(len(workers), 'worker')}: each run resumes after its last epoch")
+        raise
     finally:
-        for worker in workers.values():
-            worker.terminate()
-        for worker in workers.values():
-            try:
-                worker.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+        _end(list(workers.values()))
+
+
+def _end(workers: list[subprocess.Popen[bytes]]) -> None:
+    """End workers, in order if that takes no longer than a moment: their files are whole either way."""
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + _ORDER_S
+    for worker in workers:
+        try:
+            worker.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
 
 
 def start_worker(log_file: Path, folder: Path, threads: int, index: int | None = None) -> subprocess.Popen[bytes]:

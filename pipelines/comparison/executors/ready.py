@@ -73,11 +73,11 @@ def end_ready() -> None:
 
 def main() -> None:
     """Import what a training needs, wait for a command line, and carry it out."""
+    from pipelines.cli import main as command_line  # first: it filters what the others warn of
+
     gc.disable()  # nothing that is imported becomes garbage
     with without_mlflow():
         import pipelines.training.run  # noqa: F401
-    from pipelines.cli import main as command_line
-
     gc.enable()
     line = sys.stdin.readline()
     if not line:

@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.comparison.executors.local import MOST_DEATHS, cause_of_death, died_too_often, start_worker
 from pipelines.comparison.plan import require_plan, run_folder
 from pipelines.comparison.worker import ENDED_BY
+from pipelines.errors import DiskFullError
 from pipelines.locks import is_held
 from pipelines.training.run_folder import RunFolder
 
@@ -58,6 +59,8 @@ class Task:
                 time.sleep(_POLL_S)
             if own.result is not None:
                 break
+            if returncode == DiskFullError.exit_code:
+                raise DiskFullError(self.folder)  # which ends the job: submitted again, the run resumes
             if returncode == 0 and _stays_held(own):
                 return "left to another worker"
             if returncode in _OF_THE_SCHEDULER:

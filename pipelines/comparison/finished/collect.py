@@ -84,7 +84,8 @@ def from_predictions(
         done = work(pairs, store, jobs=jobs, spoiled=bool(offences), progress=step, tell=tell)
     refuse([*offences, *done.offences])
 
-    rows = _rows(asked, done, classes)
+    fold_of = _fold_of(asked)
+    rows = _rows(asked, done, classes, fold_of)
     agreed, differing = _agreement(methods, classes, asked, done)
     notes = [*_notes(methods, references, predicted, classes), *_off_grid(asked, done), *differing]
     collected = Collected(
@@ -92,10 +93,10 @@ def from_predictions(
         table=check_table(rows),
         facts=folders_facts(methods, references, classes, hashed, nsd_tolerance_mm, owned, agreed),
         notes=(WHAT_DIFFERS, *notes),
-        predictions=_drawn(asked, references, methods, classes),
+        predictions=_drawn(asked, references, methods, classes, fold_of),
     )
     reference = next((m.name for m in methods if m.nnunet is not None and m.nnunet.trainer == STOCK), None)
-    return Finished(collected, rows, reference, (*_told(owned, classes, done), *notes))
+    return Finished(collected, rows, reference, (_told(owned, classes, done), *notes))
 
 
 def _matched(methods: Sequence[Method], references: References) -> tuple[dict[str, dict[str, Path]], list[Offence]]:
@@ -131,14 +132,27 @@ def _sparingly(tell: Callable[[str], None], most: int = 10) -> Callable[[str], N
     return once
 
 
-def _rows(asked: Sequence[tuple[Method, str, Path]], done: Done, classes: Classes) -> pd.DataFrame:
+def _fold_of(asked: Sequence[tuple[Method, str, Path]]) -> dict[str, str]:
+    """Case to the fold that validates it, by the methods that have folds; empty where they differ, or none has any.
+
+    A case has one fold for all methods: under two it would be two results, of which each method has no more than one.
+    """
+    found: dict[str, set[str]] = {}
+    for method, case, file in asked:
+        if method.folds:
+            found.setdefault(case, set()).add(method.folds[file])
+    return {} if any(len(folds) > 1 for folds in found.values()) else {case: min(own) for case, own in found.items()}
+
+
+def _rows(
+    asked: Sequence[tuple[Method, str, Path]], done: Done, classes: Classes, fold_of: Mapping[str, str]
+) -> pd.DataFrame:
     """A row a method, case and class; none of a case without a prediction, which the statistics count as the worst."""
     rows = []
-    folds = any(method.folds for method, _, _ in asked)
-    for (method, case, file), result in zip(asked, done.results, strict=True):
+    for (method, case, _), result in zip(asked, done.results, strict=True):
         for name, own in zip(classes.regions, result["measures"], strict=True):
             about = {"case": case, "loss": method.name, "class": name}
-            about |= {"fold": method.folds.get(file, ONLY)} if folds else {}
+            about |= {"fold": fold_of.get(case, ONLY)} if fold_of else {}
             rows.append(about | dict(zip(METRICS, own, strict=True)))
     return pd.DataFrame(rows)
 
@@ -156,7 +170,11 @@ def _agreement(
 
 
 def _drawn(
-    asked: Sequence[tuple[Method, str, Path]], references: References, methods: Sequence[Method], classes: Classes
+    asked: Sequence[tuple[Method, str, Path]],
+    references: References,
+    methods: Sequence[Method],
+    classes: Classes,
+    fold_of: Mapping[str, str],
 ) -> tuple[PredictedCase, ...]:
     """What pictures of single cases are drawn from; the image's where nnU-Net's raw data are found."""
     images: dict[str, Path] = {}
@@ -171,7 +189,7 @@ def _drawn(
             prediction=file.absolute(),
             reference=references.files[case].absolute(),
             image=images[case].absolute() if case in images else None,
-            fold=method.folds.get(file, ONLY),
+            fold=fold_of.get(case, ONLY),
             values=classes.values,
             ignore=classes.ignore,
         )
@@ -204,15 +222,13 @@ def _notes(methods: Sequence[Method], references: References, predicted: set[str
     return notes
 
 
-def _told(owned: Mapping[str, Mapping[str, Path]], classes: Classes, done: Done) -> list[str]:
-    """What a person is told first: what was measured, and what lacks; the page's caveats say the latter themselves."""
+def _told(owned: Mapping[str, Mapping[str, Path]], classes: Classes, done: Done) -> str:
+    """What was measured; what is missing the analysis reports."""
     cases = set().union(*owned.values())
-    lacking = {name: sorted(cases - set(own)) for name, own in owned.items()}
-    return [
+    return (
         f"{_count(len(owned), 'folder')}, {_count(len(cases), 'case')}, {_count(len(classes.regions), 'class')}: "
-        f"{_count(len(done.results) - done.kept, 'pair')} measured, {done.kept} read from the cache",
-        *(f"{name}: no prediction of {_cases(own)}; counted as the worst" for name, own in lacking.items() if own),
-    ]
+        f"{_count(len(done.results) - done.kept, 'pair')} measured, {done.kept} read from the cache"
+    )
 
 
 def _cases(names: Sequence[str], most: int = 5) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from nibabel.imageglobals import LoggingOutputSuppressor
 
-from pipelines.children import live_with_the_parent
+from pipelines.children import end_at_once, live_with_the_parent
 from pipelines.comparison.finished.cache import ResultCache
 from pipelines.dataset.case_reader import Offence
 from pipelines.errors import UserError
@@ -122,6 +122,9 @@ def _spread(
             "a process that measured was ended from outside, often for lack of memory; run the command again: it goes "
             "on where it was; --jobs 1 needs the least memory"
         ) from None
+    except KeyboardInterrupt:
+        end_at_once(pool)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

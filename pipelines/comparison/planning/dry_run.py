@@ -10,13 +10,14 @@ import psutil
 from pipelines.comparison.plan import Plan, read_plan
 from pipelines.comparison.planning.forecast import Forecast
 from pipelines.comparison.planning.left import stages_left
-from pipelines.comparison.planning.lines import counted, item, table
+from pipelines.comparison.planning.lines import counted, item
 from pipelines.comparison.planning.matrix import Matrix, Training, trainings
 from pipelines.comparison.planning.reach import reach
 from pipelines.comparison.planning.rungs import begun_rungs
 from pipelines.comparison.planning.told import planned_told
 from pipelines.comparison.state import RunState, run_states
 from pipelines.duration import duration
+from pipelines.tables import Column, numbers, table_lines
 
 
 def dry_run(folder: Path, plan: Plan, matrix: Matrix, forecast: Forecast, jobs: int) -> Iterator[str]:
@@ -74,7 +75,8 @@ def _words(states: Sequence[RunState]) -> str:
 
 
 def _losses(matrix: Matrix, forecast: Forecast, states: Sequence[RunState]) -> Iterator[str]:
-    rows = [["loss", "runs", "done", "s/step", "s/epoch", "min/run", "min in all", "peak MB"]]
+    columns = [Column("loss"), *numbers("runs", "done", "s/step", "s/epoch", "min/run", "min in all", "peak MB")]
+    rows = []
     failing = []
     runs = len(matrix.folds) * len(matrix.seeds)
     for loss in matrix.losses:
@@ -96,7 +98,7 @@ def _losses(matrix: Matrix, forecast: Forecast, states: Sequence[RunState]) -> I
                 f"{step.peak_mb:.0f}",
             ]
         )
-    yield from table(rows)
+    yield from table_lines(columns, rows)
     for told in failing:
         yield from item("warning:", told)
 

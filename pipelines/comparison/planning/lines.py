@@ -28,11 +28,3 @@ def counted(count: int, noun: str) -> str:
 def listed(noun: str, numbers: tuple[int, ...] | list[int]) -> str:
     """`fold 0`, `folds 0, 1`."""
     return f"{noun}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
-
-
-def table(rows: list[list[str]]) -> Iterator[str]:
-    """Columns, the first flush left, the others flush right; the first row has the headings."""
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [f"{cell:{'<' if column == 0 else '>'}{widths[column]}}" for column, cell in enumerate(row)]
-        yield "  ".join(cells).rstrip()

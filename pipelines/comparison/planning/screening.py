@@ -126,10 +126,8 @@ def train_rung(folder: Path, plan: Plan, jobs: int, mirror: Mirror) -> None:
         where = f"{counted(epochs, 'epoch')} on fold {plan.runs[0].config.fold}"
         click.echo(f"{rung_title(plan)}: {counted(len(plan.runs), 'loss')}, {where}", err=True)
         with mirroring(mirror) as to_mlflow:
-            interrupted = train_left(folder, plan, jobs, to_mlflow)
+            train_left(folder, plan, jobs, to_mlflow)
         mirror.finish(run_states(folder, plan), Findings())
-        if interrupted:
-            raise KeyboardInterrupt
     if plan.factor is not None or plan.rung is None:
         return  # nothing is decided before all rates were tried
     for dropped in judge(folder, plan, plan.rung, epochs)[1]:

@@ -4,7 +4,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from pipelines.children import live_with_the_parent
+from pipelines.children import end_at_once, live_with_the_parent
 from pipelines.comparison.report.collect import Collected
 from pipelines.comparison.report.overlays.every import Overlays, every_overlay
 from pipelines.comparison.report.plots import Plot, every_plot
@@ -23,8 +23,11 @@ def draw_all(analysis: Analysis, collected: Collected) -> tuple[dict[str, Plot],
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=live_with_the_parent) as pool:
         pictures = pool.submit(every_overlay, analysis, collected)
-        plots = every_plot(analysis, collected)
         try:
+            plots = every_plot(analysis, collected)
             return plots, pictures.result()
+        except KeyboardInterrupt:
+            end_at_once(pool)
+            raise
         except BrokenProcessPool:  # for lack of memory, most likely
             return plots, every_overlay(analysis, collected)

@@ -26,7 +26,7 @@ def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, 
     """The caveats of this analysis, the gravest first."""
     return (
         *_of_size(analysis),
-        *_of_gaps(scores, analysis),
+        *gap_notes(analysis),
         *_of_trainings(scores, analysis),
         *_of_words(analysis),
         *_of_columns(table, analysis),
@@ -55,6 +55,33 @@ def empty_notes(analysis: Analysis) -> list[str]:
         notes.append(f"False alarms (something found of a class that is not there): {listed(alarms)}.")
     if missed:
         notes.append(f"Complete misses (nothing found of a class that is there): {listed(missed)}.")
+    return notes
+
+
+def gap_notes(analysis: Analysis) -> list[str]:
+    """What has no result and how it counts, per loss; what `empty_notes` says; and the cases that are left out."""
+    primary = analysis.primary
+    metric = METRICS[primary.metric]
+    worst = "0" if metric.higher_is_better else "the largest distance in the table, which may understate it"
+    ranking = sorted(primary.ranking, key=lambda ranked: ranked.loss)
+    notes = [
+        f"{ranked.loss}: no result of {counted(len(ranked.lacking), 'case')} ({listed(list(ranked.lacking))}); counted "
+        f"as the worst, {worst}."
+        for ranked in ranking
+        if ranked.lacking
+    ]
+    notes += [
+        f"{ranked.loss}: {counted(ranked.failed, 'failed prediction')}, counted as the worst, {worst}."
+        for ranked in ranking
+        if ranked.failed
+    ]
+    notes += empty_notes(analysis)
+    others = [case for case in primary.excluded if case not in primary.empty or metric.name == "sensitivity"]
+    if others:
+        notes.append(
+            f"{counted(len(others), 'case')} ({listed(others)}) left out, or a class of theirs, for all losses alike: "
+            f"{metric.label} has no meaning there, or no loss has a value."
+        )
     return notes
 
 
@@ -97,27 +124,6 @@ def _of_trainings(scores: Scores, analysis: Analysis) -> list[str]:
         notes.append(
             f"Not every {analysis.unit} has all trainings: the mean of those it has stands for the others, which "
             "understates what retraining changes."
-        )
-    return notes
-
-
-def _of_gaps(scores: Scores, analysis: Analysis) -> list[str]:
-    metric = scores.metric
-    worst = "0" if metric.higher_is_better else "the largest distance in the table, which may understate it"
-    notes = [
-        f"{loss}: no result of {counted(len(cases), 'case')} ({listed(list(cases))}); counted as the worst, {worst}."
-        for loss, cases in scores.lacking.items()
-    ]
-    notes += [
-        f"{loss}: {counted(count, 'failed prediction')}, counted as the worst, {worst}."
-        for loss, count in scores.failed.items()
-    ]
-    notes += empty_notes(analysis)
-    others = [case for case in scores.excluded if case not in scores.empty or metric.name == "sensitivity"]
-    if others:
-        notes.append(
-            f"{counted(len(others), 'case')} ({listed(others)}) left out, or a class of theirs, for all losses alike: "
-            f"{metric.label} has no meaning there, or no loss has a value."
         )
     return notes
 

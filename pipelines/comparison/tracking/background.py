@@ -6,7 +6,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from pipelines.comparison.state import RunState
+from pipelines.comparison.state import RunState, run_states
+from pipelines.comparison.tracking.findings import Findings
 from pipelines.comparison.tracking.mirror import Mirror
 
 #: Seconds between two looks at what MLflow lacks: an epoch at a time would cost it several times as much.
@@ -15,6 +16,8 @@ _EVERY_S = 10.0
 _FIRST_S = 0.25
 #: What is mirrored gives way to what is trained on the same cores.
 _NICE = 10
+#: Seconds for which a comparison that is interrupted waits for MLflow.
+_PATIENCE_S = 5.0
 
 
 @contextlib.contextmanager
@@ -22,7 +25,7 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
     """Bring MLflow up to date, in a thread, while the block runs.
 
     At the block's end what is being sent is waited for (as long as the server may take for one run); `Mirror.finish`
-    sends the rest.
+    sends the rest. Of a block that is interrupted MLflow gets to know only what it takes within seconds.
 
     Args:
         mirror: of the comparison.
@@ -48,10 +51,30 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
 
     thread = threading.Thread(target=work, name="MLflow", daemon=True)
     thread.start()
+    patience = None
     try:
         yield hand_over
+    except KeyboardInterrupt:
+        patience = _PATIENCE_S
+        raise
     finally:
         over.set()
         mirror.pause.set()
+        if patience is None:
+            thread.join()
+            mirror.pause.clear()
+        elif mirror.known:
+            _close(mirror, thread, patience)
+
+
+def _close(mirror: Mirror, thread: threading.Thread, patience: float) -> None:
+    """Tell MLflow that runs were interrupted, once a thread is done with it; whether it answers in time or not."""
+
+    def work() -> None:
         thread.join()
         mirror.pause.clear()
+        mirror.finish(run_states(mirror.folder, mirror.plan), Findings())
+
+    closing = threading.Thread(target=work, name="MLflow, closing", daemon=True)
+    closing.start()
+    closing.join(patience)

@@ -118,6 +118,11 @@ class Mirror:
             without_password(server), self.state["experiment"], self.plan, self.state.get("view", False)
         )
 
+    @property
+    def known(self) -> bool:
+        """Whether MLflow has the comparison already, as far as is noted here."""
+        return bool(self.state.get("parent"))
+
     def _numbers(self, states: list[RunState], final: bool) -> bool:
         return self._try(_UNREACHED, lambda: self._send_numbers(states, final))
 

@@ -1,10 +1,12 @@
 """Where MLflow keeps things: which store, and how it is asked."""
 
+import atexit
 import logging
 import os
 import re
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,15 @@ def make_local_store(folder: Path) -> None:
         return
     for left in folder.glob(f".{_NAME}.*"):
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".{_NAME}.", dir=folder) as temporary:
-        made = Path(temporary) / _NAME
-        open_client(_uri(made))._tracking_client.store.engine.dispose()
-        made.rename(folder / _NAME)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{_NAME}.", dir=folder))
+    remove = partial(shutil.rmtree, temporary, ignore_errors=True)
+    atexit.register(remove)  # an interrupted comparison does not wait for the thread that is at this
+    try:
+        open_client(_uri(temporary / _NAME))._tracking_client.store.engine.dispose()
+        (temporary / _NAME).rename(folder / _NAME)
+    finally:
+        remove()
+        atexit.unregister(remove)
 
 
 def _uri(file: Path) -> str:
