@@ -28,7 +28,8 @@ from pipelines.comparison.finished.measure import Pair
 from pipelines.comparison.finished.result import Finished
 from pipelines.comparison.statistics.scores import scores
 from pipelines.errors import UserError
-from pipelines.evaluation.metrics import METRICS, region_metrics
+from pipelines.evaluation.metrics import region_metrics
+from pipelines.evaluation.registry import METRICS
 
 KEYS = ["loss", "case", "class"]
 

@@ -80,19 +80,18 @@ def _print(evaluation: Any, tolerance: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    headings = {
-        "dice": "Dice", "iou": "IoU", "sensitivity": "sensitivity", "specificity": "specificity",
-        "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd": f"NSD ({tolerance:g} mm)",
-    }  # fmt: skip
+    from pipelines.evaluation.registry import METRICS
+
+    headings = [f"{own.label} ({tolerance:g} mm)" if own.by_tolerance else own.heading for own in METRICS.values()]
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # in a pipe nothing is cut off
-    table = Table("class", "cases", *headings.values(), box=None)
+    table = Table("class", "cases", *headings, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     counted = [(name, str(evaluation.cases(name)), means) for name, means in evaluation.class_means().items()]
     for name, cases, means in [*counted, ("mean foreground", "", evaluation.foreground_means())]:
-        values = [(means[metric], 2 if metric.endswith("_mm") else 4) for metric in headings]
+        values = [(means[key], own.decimals) for key, own in METRICS.items()]
         cells = ["-" if value != value else f"{value:.{digits}f}" for value, digits in values]
         table.add_row(escape(name), cases, *cells)
     console.print(table)

@@ -93,9 +93,10 @@ def refuse_measure(metric: str | None, margin: float | None) -> None:
     Raises:
         UserError: no such measure, or no such margin.
     """
-    from pipelines.comparison.statistics.metrics import METRICS
+    from pipelines.comparison.statistics.metrics import in_report_order
+    from pipelines.evaluation.registry import METRICS
 
     if metric is not None and metric not in METRICS:
-        raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(METRICS)}")
+        raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(in_report_order(METRICS))}")
     if margin is not None and not (math.isfinite(margin) and margin >= 0):
         raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric or 'the measure'}")

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -19,8 +19,9 @@ from pipelines.dataset.geometry import grid_problem
 from pipelines.dataset.nifti import BadFileError, read_file
 from pipelines.errors import UserError
 from pipelines.evaluation.label_values import label_channels
-from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM, ClassMetrics, case_metrics, mean_metrics, nanmean
+from pipelines.evaluation.metrics import NSD_TOLERANCE_MM, case_metrics, mean_metrics, nanmean
 from pipelines.evaluation.reference_labels import Matched, Reference, References, shown
+from pipelines.evaluation.registry import METRICS
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def evaluate(
         for (label, _), (bad, measures) in zip(matched.pairs, pool.map(measure, matched.pairs), strict=True):
             offences.extend(bad)
             rows.extend(
-                {"case": label.case, "class": name, **asdict(measured)}
+                {"case": label.case, "class": name, **measured}
                 for name, measured in zip(names, measures, strict=False)  # there are none where a file is bad
             )
             if progress is not None:
@@ -99,7 +100,7 @@ def evaluate(
 
 def _measure(
     predictions: Path, references: References, tolerance: float, spoiled: Event, pair: tuple[Reference, str]
-) -> tuple[list[Offence], list[ClassMetrics]]:
+) -> tuple[list[Offence], list[dict[str, float]]]:
     label, file = pair
     offences = []
     volumes, channels = [], []

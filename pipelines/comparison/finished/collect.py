@@ -22,7 +22,8 @@ from pipelines.comparison.report.collect import Collected
 from pipelines.comparison.report.predicted import ONLY, PredictedCase
 from pipelines.comparison.statistics import check_table
 from pipelines.dataset.case_reader import Offence
-from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM
+from pipelines.evaluation.metrics import NSD_TOLERANCE_MM
+from pipelines.evaluation.registry import METRICS
 from pipelines.nnunet.folders import STOCK
 from pipelines.progress import Bar, no_bar
 
@@ -88,7 +89,7 @@ def from_predictions(
     notes = [*_notes(methods, references, predicted, classes), *differing]
     collected = Collected(
         title=title(methods, references),
-        table=check_table(rows),
+        table=check_table(rows, METRICS),
         facts=folders_facts(methods, references, classes, hashed, nsd_tolerance_mm, owned, agreed),
         notes=(WHAT_DIFFERS, *notes),
         predictions=_drawn(asked, references, methods, classes),
@@ -145,7 +146,7 @@ def _rows(asked: Sequence[tuple[Method, str, Path]], done: Done, classes: Classe
 def _agreement(
     methods: Sequence[Method], classes: Classes, asked: Sequence[tuple[Method, str, Path]], done: Done
 ) -> tuple[list[str], list[str]]:
-    place = METRICS.index("dice")
+    place = list(METRICS).index("dice")
     dice = {
         (method.name, str(file), name): own[place]
         for (method, _, file), measures in zip(asked, done.results, strict=True)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipelines.comparison.report.plots.render import GREEN, VERDICT_STYLE, WIDTH, name_rows, p_text, unit
-from pipelines.comparison.statistics import METRICS, Analysis
+from pipelines.comparison.statistics import Analysis
 from pipelines.comparison.statistics.paired import Comparison
 from pipelines.gallery.style import figure
 
@@ -37,7 +37,7 @@ def draw_forest(analysis: Analysis) -> Figure:
         told = f" {words}, p {p_text(own.p_adjusted)}"
         axes.text(1.01, row, told, transform=axes.get_yaxis_transform(), va="center", color="#222222")
     name_rows(axes, [own.loss for own in compared], None)
-    better = "right" if METRICS[analysis.primary.metric].higher_is_better else "left"
+    better = "right" if analysis.metric.higher_is_better else "left"
     axes.set_xlabel(f"difference in {unit(analysis)} from {analysis.reference}, 95 % interval ({better} is better)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return drawn

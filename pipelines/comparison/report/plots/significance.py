@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from pipelines.comparison.report.plots.render import BLUE, ORANGE, WIDTH, p_text, short
-from pipelines.comparison.statistics import METRICS, Analysis
+from pipelines.comparison.statistics import Analysis
 from pipelines.comparison.statistics.paired import ALPHA
 from pipelines.gallery.style import figure, plain
 
@@ -19,7 +19,7 @@ def draw_significance(analysis: Analysis) -> Figure:
     matrix = analysis.primary.omnibus
     size = len(matrix.losses)
     means = {ranked.loss: ranked.mean for ranked in analysis.primary.ranking}
-    sign = METRICS[analysis.primary.metric].sign
+    sign = analysis.metric.sign
     side = min(WIDTH, max(6.2, 3.6 + 0.36 * size))
     drawn = figure(side, 1.9 + 0.27 * size + (0.6 if size > 6 else 0))
     axes = drawn.add_subplot()
