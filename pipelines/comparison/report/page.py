@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from pipelines.comparison.report.collect import Collected
 from pipelines.comparison.report.overlays.every import Overlays
-from pipelines.comparison.report.plots import Plot
+from pipelines.comparison.report.plots import PLOTS, Plot
+from pipelines.comparison.report.plots.entry import written
 from pipelines.comparison.statistics import NOT_CONTROLLED, Analysis, MetricAnalysis
 from pipelines.evaluation.registry import METRICS
 
@@ -42,8 +43,7 @@ def page(
         metric=analysis.metric,
         notes=notes,
         not_controlled=NOT_CONTROLLED,
-        # The SVG is made here, of text that matplotlib has escaped.
-        plots={name: Markup(plot.inline) for name, plot in plots.items()},
+        plots=_sections(analysis, plots),
         overlays=overlays,
         ranks={ranked.loss: ranked.rank for ranked in primary.ranking},
         rows=_rows(analysis, collected),
@@ -55,6 +55,20 @@ def page(
         less_is_better=[METRICS[name].label for name in analysis.secondary if not METRICS[name].higher_is_better],
         secondary=_grid(primary, analysis.secondary, [METRICS[name].label for name in analysis.secondary]),
     )
+
+
+def _sections(analysis: Analysis, plots: dict[str, Plot]) -> list[dict[str, str]]:
+    return [
+        {
+            "name": name,
+            "title": written(PLOTS[name].title, analysis),
+            "link": written(PLOTS[name].link, analysis),
+            "note": written(PLOTS[name].note, analysis),
+            # The SVG is made here, of text that matplotlib has escaped.
+            "svg": Markup(plot.inline),
+        }
+        for name, plot in plots.items()
+    ]
 
 
 def p_value(p: float) -> str:

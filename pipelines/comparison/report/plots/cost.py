@@ -5,7 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipelines.comparison.report.collect import Cost
+from pipelines.comparison.report.collect import Collected, Cost
+from pipelines.comparison.report.plots.entry import register
 from pipelines.comparison.report.plots.render import BLUE, GREY, NEIGHBOUR_GREY, WIDTH, short, unit
 from pipelines.comparison.statistics import Analysis
 from pipelines.gallery.style import figure
@@ -24,8 +25,20 @@ def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
     return [loss for _, _, loss in sorted(front, key=lambda point: point[:2])]
 
 
-def draw_cost(analysis: Analysis, costs: dict[str, Cost]) -> Figure:
+def _applies(analysis: Analysis, collected: Collected) -> bool:
+    return bool(collected.costs and pareto_front(analysis, collected.costs))
+
+
+@register(
+    "time_and_score",
+    title="Time and score",
+    note="Diamonds and bold names: the Pareto front, losses that no other one beats in both time and score. Times are "
+    "of this machine, and of runs that may have shared it.",
+    applies=_applies,
+)
+def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
     """A point a loss, named at the side; the front in blue."""
+    costs = collected.costs or {}
     front = pareto_front(analysis, costs)
     times = _times(costs)
     sign = analysis.metric.sign

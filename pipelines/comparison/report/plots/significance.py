@@ -6,6 +6,8 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.plots.entry import register
 from pipelines.comparison.report.plots.render import BLUE, ORANGE, WIDTH, p_text, short
 from pipelines.comparison.statistics import Analysis
 from pipelines.comparison.statistics.paired import ALPHA
@@ -14,7 +16,13 @@ from pipelines.gallery.style import figure, plain
 _PALE_BLUE, _PALE_ORANGE, _NONE = "#A9CDE6", "#F4C3A0", "#F5F5F5"
 
 
-def draw_significance(analysis: Analysis) -> Figure:
+@register(
+    "significance",
+    title="All pairs",
+    note="Adjusted p of every pair's mean difference, over all pairs together, by the same rule as the words; losses "
+    "ordered by average rank.",
+)
+def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
     """Adjusted p of all pairs; losses by average rank; colours show whether the row's mean is better or worse."""
     matrix = analysis.primary.omnibus
     size = len(matrix.losses)
