@@ -64,11 +64,12 @@ def scripts() -> Iterator[None]:
 def test_a_new_executor_is_found_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: None) -> None:
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
-    code, shown, _ = call_medloss("compare", "--help")
+    code, shown, _ = call_medloss("compare", "--help-all")
     assert code == 0
     words = " ".join(shown.split())
-    assert "[local|slurm|none|scripts]" in words and "scripts: write a script for each." in words
+    assert "; none: print one command line per run; scripts: write a script for each." in words
     assert "--scripts-folder DIR Where they are written." in words
+    assert "scripts.folder" in call_medloss("compare", "phantom", "--out", "x", "--set", "scripts.foldr=y")[2]
 
     out, into = tmp_path / "out", tmp_path / "scripts"
     command = ("compare", tiny_manifest(tmp_path, dims=2), "--losses", "dice,focal", "--reference", "none", "--epochs",

@@ -34,6 +34,7 @@ _MORE = (*_ALL, "numpy", "pydantic", "yaml", "rich", "nibabel")
 _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("--help", 0, "Train one network with one loss", _MORE),
     ("compare --help", 0, "Train every loss on MANIFEST", _MORE),
+    ("train --help", 0, "Train one network with one loss", _MORE),
     ("report --help", 0, "Write the report", _MORE),
     ("trian", 2, "No such command 'trian'. Did you mean 'train'?", _MORE),
     ("compare phantom --out {out} --epoch 3", 2, "No such option", _MORE),
@@ -44,6 +45,8 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("compare phantom --folds 9 --out {out}", 2, "fold", _ALL),
     ("compare phantom --seeds 0,0 --out {out}", 2, "--seeds: one of them stands twice", _ALL),
     ("compare phantom --patch 3,3,3 --out {out}", 2, "patch size: got (3, 3, 3)", _ALL),
+    ("compare phantom --set lrr=1 --out {out}", 2, "no setting 'lrr'; did you mean lr?", _ALL),
+    ("train phantom --set lrr=1 --out {out}", 2, "no setting 'lrr'; did you mean lr?", _ALL),
     ("compare phantom --recipe quik --out {out}", 2, "recipe: got 'quik'", _ALL),
     ("compare phantom --out {file}/out", 2, "--out: cannot write in {file}/out: Not a directory", _ALL),
     ("compare phantom --tracking-uri x --out {out}", 2, "--tracking-uri: got 'x'", _ALL),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pipelines.commands.executor_options import chosen_executor, executor_options
+from pipelines.commands.option_groups import PLACE, RUNS, TRACKING, GroupedCommand, option
 from pipelines.commands.options import (
     refuse_untrainable,
     refuse_unused_rates,
@@ -21,17 +22,45 @@ from pipelines.commands.trainer_options import chosen_trainer, trainer_options
 from pipelines.errors import UserError
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("manifest")
-@click.option("--losses", default="all", show_default=True, help="Names, sums or dotted paths, by commas; or all.")
-@click.option("--folds", default="0", show_default=True, help="Folds that validate, by commas.")
-@click.option("--seeds", default="0", show_default=True, help="Seeds, by commas.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: one a core; one on a GPU.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The comparison's folder.")
-@click.option("--tracking-uri", help="An MLflow server; default: SQLite in the folder.")
-@click.option("--register-model", metavar="NAME", help="Register the best loss's best network in MLflow.")
-@click.option("--retry-failed", is_flag=True, help="Train failed runs again.")
-@click.option("--check/--no-check", default=True, show_default=True, help="Read the whole data set first.")
+@option(
+    "--losses",
+    group=RUNS,
+    default="all",
+    show_default=True,
+    metavar="LIST",
+    help="Names, sums (0.2*focal+0.8*dice) or dotted paths, separated by commas; or all.",
+)
+@option(
+    "--folds", group=RUNS, default="0", show_default=True, metavar="LIST", help="Validation folds, such as 0,1,2,3,4."
+)
+@option("--seeds", group=RUNS, default="0", show_default=True, metavar="LIST", help="Seeds, such as 0,1,2.")
+@option("--retry-failed", group=RUNS, is_flag=True, help="Train failed runs again.")
+@option(
+    "--jobs",
+    group=PLACE,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Runs at a time; default: one per core, or one on a GPU.",
+)
+@option(
+    "--tracking-uri",
+    group=TRACKING,
+    metavar="URI",
+    help="MLflow server; default: SQLite in the folder of --out.",
+)
+@option(
+    "--register-model", group=TRACKING, metavar="NAME", help="Register the best network of the best loss in MLflow."
+)
+@option(
+    "--out",
+    group=RUNS,
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder of the comparison.",
+)
 @trainer_options
 @executor_options
 @planning_options
@@ -59,7 +88,9 @@ def compare(
     executor: str,
     **options: Any,
 ) -> None:
-    """Train every loss on MANIFEST, and compare them. Called again, it goes on where it stopped."""
+    """Train every loss on MANIFEST (a path, or the name of a shipped one), and compare them.
+    Run the command again to resume an interrupted comparison.
+    """
     began = time.monotonic()
     # First what can be refused without the packages that a comparison takes seconds to import.
     from medloss.names import loss_names
@@ -70,6 +101,10 @@ def compare(
     from pipelines.threads import available_cores
     from pipelines.training.planning import refuse_settings
 
+    if options["settings"]:
+        from pipelines.commands.settings import with_settings
+
+        options = with_settings(options)
     items = [item for item in "".join(losses.split()).split(",") if item]
     names = [name for item in items for name in (loss_names() if item == "all" else [item])]
     if not names:

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 import click
 
-from pipelines.comparison.executors import ExecutorOption, Handover
+from pipelines.commands.option_groups import PLACE, option, typed
+from pipelines.comparison.executors import Handover
 from pipelines.comparison.executors.registry import EXECUTORS
 from pipelines.errors import UserError
 
@@ -13,19 +14,21 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def executor_options(command: _Command) -> _Command:
-    """Add the options: `--executor`, and those of each executor."""
-    own = [option for executor in EXECUTORS.values() for option in executor.options]
-    for option in reversed(own):
-        command = _added(option)(command)
-    shown = " ".join(f"{executor.name}: {executor.help}." for executor in EXECUTORS.values())
-    choice = click.Choice(list(EXECUTORS))
-    return click.option("--executor", type=choice, default="local", show_default=True, help=shown)(command)
-
-
-def _added(option: ExecutorOption) -> Callable[[_Command], _Command]:
-    return click.option(
-        option.flag, option.name, metavar=option.metavar, type=option.type, multiple=option.multiple, help=option.help
-    )
+    """Add the options: `--executor`, and those of each executor, which `--help-all` lists."""
+    for own in reversed([own for executor in EXECUTORS.values() for own in executor.options]):
+        command = option(
+            own.flag, own.name, group=PLACE, rare=True, metavar=own.metavar, type=own.type, multiple=own.multiple,
+            help=own.help,
+        )(command)  # fmt: skip
+    return option(
+        "--executor",
+        group=PLACE,
+        type=click.Choice(list(EXECUTORS)),
+        default="local",
+        show_default=True,
+        metavar="NAME",
+        help=f"{'; '.join(f'{executor.name}: {executor.help}' for executor in EXECUTORS.values())}.",
+    )(command)
 
 
 def chosen_executor(name: str, jobs: int | None, options: dict[str, Any]) -> Handover | None:
@@ -42,11 +45,17 @@ def chosen_executor(name: str, jobs: int | None, options: dict[str, Any]) -> Han
     threads = options.pop("threads", None)
     given: dict[str, Any] = {}
     for executor in EXECUTORS.values():
-        for option in executor.options:
-            value = options.pop(option.name, None)
+        for own in executor.options:
+            value = options.pop(own.name, None)
             if value in (None, ()):
                 continue
             if executor.name != name:
-                raise UserError(f"{option.flag}: it goes with --executor {executor.name}, and got --executor {name}")
-            given[option.name] = value
-    return EXECUTORS[name].make(jobs, threads, given)
+                raise UserError(
+                    f"{typed(own.flag)}: it goes with --executor {executor.name}, and got --executor {name}"
+                )
+            given[own.name] = value
+    try:
+        return EXECUTORS[name].make(jobs, threads, given)
+    except UserError as error:
+        flag, colon, told = str(error).partition(":")
+        raise UserError(f"{typed(flag)}{colon}{told}") from None

@@ -5,8 +5,10 @@ from typing import Any
 
 import click
 
+from pipelines.commands.option_groups import GroupedCommand
 
-class ManyValues(click.Command):
+
+class ManyValues(GroupedCommand):
     """A command of which some options take every word that follows, up to the next one that begins with `-`.
 
     `--option a b` is the same as `--option a --option b`: the option itself is one of `multiple=True`.

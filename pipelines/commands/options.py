@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipelines.commands.option_groups import DATA, OUTPUT, PLACE, RECIPE, help_all_option, option, typed
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:  # `--help` does not wait for them
@@ -16,44 +17,138 @@ if TYPE_CHECKING:  # `--help` does not wait for them
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--recipe", default="quick", show_default=True, help="quick, full, or a YAML file of settings."),
-    click.option("--network", type=click.Choice(["unet", "vnet", "dynunet"]), help="Default: by the recipe."),
-    click.option("--epochs", type=int, help="Passes over the training cases; default: by the recipe."),
-    click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA]."),
-    click.option("--optimizer", type=click.Choice(["adamw", "sgd"])),
-    click.option(
+    option(
+        "--data-root",
+        group=DATA,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder of the data; default: $MEDLOSS_DATA.",
+    ),
+    option(
+        "--check/--no-check",
+        group=DATA,
+        default=True,
+        show_default=True,
+        help="Check all files before training.",
+    ),
+    option(
+        "--cache-dir",
+        group=DATA,
+        rare=True,
+        metavar="DIR",
+        help="Folder of the preprocessed cases; default: in the folder of --out.",
+    ),
+    option(
+        "--recipe", group=RECIPE, default="quick", show_default=True, metavar="NAME", help="quick, full or a YAML file."
+    ),
+    option(
+        "--network",
+        group=RECIPE,
+        type=click.Choice(["unet", "vnet", "dynunet"]),
+        metavar="NAME",
+        help="unet, vnet or dynunet; default: set by the recipe.",
+    ),
+    option(
+        "--epochs",
+        group=RECIPE,
+        type=int,
+        metavar="N",
+        help="Training epochs; default: set by the recipe.",
+    ),
+    option(
+        "--batch-size",
+        group=RECIPE,
+        type=int,
+        metavar="N",
+        help="Patches per step; default: 2 to 4, as memory allows.",
+    ),
+    option("--lr", "learning_rate", group=RECIPE, type=float, metavar="RATE", help="Peak learning rate."),
+    option(
+        "--loss-lr",
+        "learning_rates",
+        group=RECIPE,
+        metavar="LOSS=RATE",
+        help="Peak learning rate per loss, such as focal=1e-2,tversky=1e-3.",
+    ),
+    option(
         "--schedule",
         "loss_schedule",
+        group=RECIPE,
         type=click.Choice(["constant", "ramp", "balanced"]),
-        help="Of the weights of a sum with a boundary-based term; default: by the loss's recipe.",
+        metavar="NAME",
+        help="Weights of sums with a boundary-based term: constant, ramp or balanced; default: set per loss.",
     ),
-    click.option("--lr", "learning_rate", type=float, help="Highest learning rate."),
-    click.option("--loss-lr", "learning_rates", help="Rates of single losses, as focal=1e-2,tversky=1e-3."),
-    click.option("--batch-size", type=int, help="Patches a step."),
-    click.option("--accumulate", type=int, help="Batches whose gradients make one step."),
-    click.option("--patch", "patch_size", help="Voxels an axis, as 40,56,40; planned from the data by default."),
-    click.option("--spacing", help="mm an axis to train at, as 1,1,1; planned from the data by default."),
-    click.option("--flip-axes", help="Array axes to flip at random, as 0,2; none by default."),
-    click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Default: auto."),
-    click.option("--compile/--no-compile", default=None, help="Compile the network; pays in long runs."),
-    click.option("--workers", type=int, help="Loader processes a run."),
-    click.option("--val-interval", type=int, help="Epochs between validations."),
-    click.option("--threads", type=int, help="Processor threads a run."),
-    click.option("--cache-dir", help="Folder of prepared cases; default: in the folder of --out."),
-    click.option(
+    option("--val-interval", group=RECIPE, type=int, metavar="N", help="Epochs between validations."),
+    option(
+        "--set",
+        "settings",
+        group=RECIPE,
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any other setting, such as optimizer=sgd, patch=64,96,96, spacing=1,1,1, flip_axes=0,2, "
+        "precision=float32, compile=true, ema=0.99 or augmentation.rotation=15. May be repeated; --help-all lists all "
+        "keys.",
+    ),
+    option("--optimizer", group=RECIPE, rare=True, type=click.Choice(["adamw", "sgd"]), help="Default: adamw."),
+    option(
+        "--accumulate", group=RECIPE, rare=True, type=int, metavar="N", help="Batches whose gradients make one step."
+    ),
+    option(
+        "--patch",
+        "patch_size",
+        group=RECIPE,
+        rare=True,
+        metavar="LIST",
+        help="Voxels per axis, such as 40,56,40; planned from the data by default.",
+    ),
+    option(
+        "--spacing",
+        group=RECIPE,
+        rare=True,
+        metavar="LIST",
+        help="Spacing of the training grid per axis, mm, such as 1,1,1; planned from the data by default.",
+    ),
+    option(
+        "--flip-axes",
+        group=RECIPE,
+        rare=True,
+        metavar="LIST",
+        help="Array axes that are flipped at random, such as 0,2; none by default.",
+    ),
+    option(
+        "--precision",
+        group=RECIPE,
+        rare=True,
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        metavar="TYPE",
+        help="auto (the default), float32, bfloat16 or float16.",
+    ),
+    option(
+        "--compile/--no-compile",
+        group=RECIPE,
+        rare=True,
+        default=None,
+        help="Compile the network; pays off in long runs.",
+    ),
+    option(
         "--predictions/--no-predictions",
         "keep_predictions",
+        group=OUTPUT,
+        rare=True,
         default=None,
-        help="Keep the label maps of the last validation; they are kept by default.",
+        help="Keep the label maps of the last validation; kept by default.",
     ),
-    click.option("--device", help="cpu, cuda or auto."),
+    option("--device", group=PLACE, metavar="NAME", help="cpu, cuda or auto (the default)."),
+    option("--workers", group=PLACE, rare=True, type=int, metavar="N", help="Loader processes per run."),
+    option("--threads", group=PLACE, rare=True, type=int, metavar="N", help="CPU threads per run."),
+    help_all_option,
 )
 
 
 def training_options(command: _Command) -> _Command:
     """Add the options that say how a network is trained."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
+    for decorate in reversed(_OPTIONS):
+        command = decorate(command)
     return command
 
 
@@ -99,11 +194,12 @@ def refuse_unused_rates(text: str | None, losses: Sequence[str]) -> None:
     Raises:
         UserError: there is one; says the nearest loss.
     """
-    for loss in rates(text, "--loss-lr") if text else ():
+    flag = typed("--loss-lr")
+    for loss in rates(text, flag) if text else ():
         if loss not in losses:
             near = difflib.get_close_matches(loss, losses, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(losses)}"
-            raise UserError(f"--loss-lr: {loss} is none of the losses that are trained{hint}")
+            raise UserError(f"{flag}: {loss} is none of the losses that are trained{hint}")
 
 
 #: nnU-Net's own.
@@ -117,15 +213,21 @@ _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 }
 
 
-def run_config(*, recipe: str, **options: Any) -> "RunConfig":
+def run_config(*, recipe: str, settings: dict[str, Any] | None = None, **options: Any) -> "RunConfig":
     """A `RunConfig` of a recipe and of the options that were given, which come before the recipe's settings.
 
     What `nnunet` says is nnU-Net's, which goes by no recipe.
+
+    Args:
+        recipe: name or file.
+        settings: of `--set`, as `with_settings` returns them; they take precedence over the recipe's, too.
+        options: fields of `RunConfig`; None: not given.
 
     Raises:
         UserError: an option out of its range, an unknown recipe or loss.
     """
     from medloss.names import refuse_unknown_losses
+    from pipelines.commands.settings import merged
     from pipelines.training.recipes import recipe_settings
     from pipelines.training.run_config import checked_config
 
@@ -133,8 +235,8 @@ def run_config(*, recipe: str, **options: Any) -> "RunConfig":
     given = {name: value for name, value in options.items() if value is not None}
     for name, (flag, read) in _READERS.items():
         if name in given:
-            given[name] = read(given[name], flag)
-    given = ({"epochs": _NNUNET_EPOCHS} if "nnunet" in given else recipe_settings(recipe)) | given
+            given[name] = read(given[name], typed(flag))
+    given = merged({"epochs": _NNUNET_EPOCHS} if "nnunet" in given else recipe_settings(recipe), settings or {}) | given
     if "data_root" in given:
         given["data_root"] = str(Path(given["data_root"]).resolve())
     if "cache_dir" in given:

@@ -6,51 +6,87 @@ from typing import Any, TypeVar
 
 import click
 
+from pipelines.commands.option_groups import PLANNING, VERDICT, option
 from pipelines.errors import UserError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+NON_INFERIOR_HELP = "Test one-sided non-inferiority, not equivalence."
+EMPTY_HELP = (
+    "Classes missing in a label. one: an empty prediction scores 1, a false positive 0; exclude: left out; worst: an "
+    "empty prediction has the worst score."
+)
+
 _OPTIONS = (
-    click.option(
+    option(
         "--reference",
+        group=VERDICT,
         default="dice+binary_cross_entropy",
         show_default=True,
-        help="The loss to compare with; joins by itself. none: all with all.",
+        metavar="LOSS",
+        help="Loss that all others are compared with, added if missing; none: all pairs.",
     ),
-    click.option("--metric", default="dice", show_default=True, help="The primary measure."),
-    click.option("--margin", type=float, default=0.01, show_default=True, help="Differences up to it do not matter."),
-    click.option(
+    option(
+        "--metric",
+        group=VERDICT,
+        default="dice",
+        show_default=True,
+        metavar="NAME",
+        help="Primary metric: dice, iou, nsd, sensitivity, specificity, hd95_mm or assd_mm.",
+    ),
+    option(
+        "--margin",
+        group=VERDICT,
+        type=float,
+        default=0.01,
+        show_default=True,
+        metavar="VALUE",
+        help="Largest difference in the metric that does not matter.",
+    ),
+    option(
         "--empty",
+        group=VERDICT,
         type=click.Choice(["one", "exclude", "worst"]),
         default="one",
         show_default=True,
-        help="Where the label has nothing of a class, an empty prediction counts 1 (a false alarm 0), is left out, or "
-        "counts as the worst.",
+        metavar="RULE",
+        help=EMPTY_HELP,
     ),
-    click.option("--non-inferior", is_flag=True, help="Ask for non-inferior (one-sided), in place of equivalent."),
-    click.option(
-        "--dry-run", "is_dry", is_flag=True, help="Measure a few steps a loss, print what all will take, and end."
+    option("--non-inferior", group=VERDICT, is_flag=True, help=NON_INFERIOR_HELP),
+    option(
+        "--dry-run",
+        "is_dry",
+        group=PLANNING,
+        is_flag=True,
+        help="Time a few steps per loss, print the time and disk space needed, and exit.",
     ),
-    click.option(
+    option(
         "--budget",
+        group=PLANNING,
         type=float,
         metavar="MINUTES",
-        help="Plan what fits. Gives way in this order: seeds, folds, epochs (to half), the slowest losses.",
+        help="Shorten the plan to fit, in this order: seeds, folds, epochs (to half), slowest losses.",
     ),
-    click.option(
+    option(
         "--tune-lr",
+        group=PLANNING,
         type=int,
         metavar="N",
         help="Try N learning rates per loss (factors of 3) on another fold, and train each loss at its best.",
     ),
-    click.option("--halving", is_flag=True, help="Drop the worse half after short trainings on another fold, twice."),
+    option(
+        "--halving",
+        group=PLANNING,
+        is_flag=True,
+        help="Drop the worse half of the losses after short runs on another fold, twice.",
+    ),
 )
 
 
 def planning_options(command: _Command) -> _Command:
     """Add the options."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
+    for decorate in reversed(_OPTIONS):
+        command = decorate(command)
     return command
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from pipelines.commands.many_values import ManyValues
+from pipelines.commands.option_groups import INPUT, OUTPUT, PLACE, VERDICT, option
+from pipelines.commands.planning_options import EMPTY_HELP, NON_INFERIOR_HELP
 from pipelines.errors import UserError
 from pipelines.progress import terminal_note
 
@@ -13,38 +15,61 @@ _PATH = click.Path(path_type=Path)
 
 @click.command(cls=ManyValues, many=("--predictions", "--cases"))
 @click.argument("folder", type=_PATH, required=False)
-@click.option(
+@option(
     "--cases",
+    group=INPUT,
     multiple=True,
     metavar="FILE.csv ...",
-    help="In place of FOLDER: a CSV with case, loss, a measure; optionally class, patient, fold, seed. Or two or more, "
-    "of one method each, as NAME=FILE.csv: MIST's results.csv, or what `medloss evaluate` writes.",
+    help="Instead of FOLDER: a CSV file with case, loss and a metric; optionally class, patient, fold, seed. Or two or "
+    "more of one method each, as NAME=FILE.csv: MIST's results.csv, or the output of `medloss evaluate`.",
 )
-@click.option(
+@option(
     "--predictions",
+    group=INPUT,
     multiple=True,
     metavar="NAME=DIR ...",
-    help="In place of FOLDER: finished predictions, two or more: folders of NIfTI label maps, or nnU-Net's results.",
+    help="Instead of FOLDER: two or more folders of finished predictions: NIfTI label maps, or nnU-Net's results.",
 )
-@click.option("--labels", type=_PATH, help="The predictions' references; default: those that nnU-Net keeps.")
-@click.option(
-    "--classes", help="The labels' names, as 1=anterior,2=posterior; 1+2=whole; 3=ignore. Default: nnU-Net's."
+@option("--labels", group=INPUT, type=_PATH, metavar="DIR", help="References; default: those that nnU-Net keeps.")
+@option(
+    "--classes",
+    group=INPUT,
+    metavar="LIST",
+    help="Names of the labels, such as 1=anterior,2=posterior; 1+2=whole; 3=ignore. Default: nnU-Net's.",
 )
-@click.option("--folds", help="Only these of nnU-Net's folds, as 0,1,2.")
-@click.option("--tolerance", type=float, help="Of the predictions' NSD, mm; default: 1.")
-@click.option("--jobs", type=int, help="Processes that measure; default: one a core.")
-@click.option("--cache-dir", type=_PATH, help="Folder of what was measured before; default: cache in that of --out.")
-@click.option("--out", type=_PATH, help="The report's folder; default: FOLDER/report.")
-@click.option("--reference", help="The loss to compare with; or none; default: the comparison's own.")
-@click.option("--metric", help="The primary measure; default: the comparison's own, or dice.")
-@click.option("--margin", type=float, help="Differences up to it do not matter; default: the comparison's, or 0.01.")
-@click.option(
+@option("--folds", group=INPUT, metavar="LIST", help="Only these of nnU-Net's folds, such as 0,1,2.")
+@option("--tolerance", group=INPUT, type=float, metavar="MM", help="Tolerance of the NSD of predictions; default: 1.")
+@option(
+    "--cache-dir",
+    group=INPUT,
+    type=_PATH,
+    metavar="DIR",
+    help="Folder of the metrics computed before; default: cache in the folder of --out.",
+)
+@option("--jobs", group=PLACE, type=int, metavar="N", help="Processes that compute metrics; default: one per core.")
+@option("--out", group=OUTPUT, type=_PATH, metavar="DIR", help="Folder of the report; default: FOLDER/report.")
+@option(
+    "--reference",
+    group=VERDICT,
+    metavar="LOSS",
+    help="Loss that all others are compared with, or none; default: that of the comparison.",
+)
+@option("--metric", group=VERDICT, metavar="NAME", help="Primary metric; default: that of the comparison, or dice.")
+@option(
+    "--margin",
+    group=VERDICT,
+    type=float,
+    metavar="VALUE",
+    help="Largest difference in the metric that does not matter; default: that of the comparison, or 0.01.",
+)
+@option(
     "--empty",
+    group=VERDICT,
     type=click.Choice(["one", "exclude", "worst"]),
-    help="Where the reference has nothing of a class, an empty prediction counts 1 (a false alarm 0), is left out, or "
-    "counts as the worst; default: the comparison's, or one.",
+    metavar="RULE",
+    help=f"{EMPTY_HELP} Default: that of the comparison, or one.",
 )
-@click.option("--non-inferior", is_flag=True, help="Ask for non-inferior (one-sided), in place of equivalent.")
+@option("--non-inferior", group=VERDICT, is_flag=True, help=NON_INFERIOR_HELP)
 def report(
     folder: Path | None,
     cases: tuple[str, ...],
@@ -64,11 +89,11 @@ def report(
 ) -> None:
     """Write the report of the comparison in FOLDER, of a table of results, or of finished predictions: one HTML page.
 
-    Predictions are measured as by `medloss evaluate`, case by case, and kept: a second call reads what the first one
-    measured. A case that one of the folders lacks counts as the worst there.
+    The metrics of predictions are computed per case, as by `medloss evaluate`, and kept for the next call. A case that
+    is missing in one of the folders has the worst score there.
 
-    Name reference, measure and margin before the results are seen: in `compare`, which keeps them. Where they are
-    named otherwise here, the page says so.
+    Choose reference, metric and margin before you see results, in `compare`, which keeps them. The page says so if
+    they are changed here.
     """
     from pipelines.commands.finished import contents
     from pipelines.commands.planning_options import refuse_measure

@@ -6,26 +6,46 @@ from typing import Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
+from pipelines.commands.option_groups import RECIPE, option, typed
 from pipelines.errors import UserError
 from pipelines.nnunet.folders import Configuration
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option(
+    option(
         "--trainer",
+        group=RECIPE,
         type=click.Choice(["engines", "nnunet"]),
         default="engines",
         show_default=True,
-        help="engines: our own. nnunet: nnU-Net plans, trains and predicts, with our losses.",
+        metavar="NAME",
+        help="engines: MONAI's; nnunet: nnU-Net plans, trains and predicts with these losses (--set "
+        "nnunet.configuration=2d, nnunet.planner, nnunet.iterations).",
     ),
-    click.option(
+    option(
         "--nnunet-configuration",
+        group=RECIPE,
+        rare=True,
         type=click.Choice(get_args(Configuration)),
-        help="Of nnU-Net's plans; default: 3d_fullres, and 2d for 2D data.",
+        metavar="NAME",
+        help="Configuration of nnU-Net's plans: 2d, 3d_fullres or 3d_lowres; default: 3d_fullres, and 2d for 2D data.",
     ),
-    click.option("--nnunet-planner", metavar="CLASS", help="As nnUNetPlannerResEncM; default: nnU-Net's own."),
-    click.option("--nnunet-iterations", type=click.IntRange(min=1), help="Steps an epoch; default: nnU-Net's 250."),
+    option(
+        "--nnunet-planner",
+        group=RECIPE,
+        rare=True,
+        metavar="CLASS",
+        help="Planner, such as nnUNetPlannerResEncM; default: nnU-Net's.",
+    ),
+    option(
+        "--nnunet-iterations",
+        group=RECIPE,
+        rare=True,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Steps per epoch; default: 250, as in nnU-Net.",
+    ),
 )
 #: Of the options that say how a network is trained, those that nnU-Net leaves to others.
 _LEFT_OPEN = {"epochs", "data_root", "keep_predictions", "cache_dir", "device"}
@@ -33,8 +53,8 @@ _LEFT_OPEN = {"epochs", "data_root", "keep_predictions", "cache_dir", "device"}
 
 def trainer_options(command: _Command) -> _Command:
     """Add the options."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
+    for decorate in reversed(_OPTIONS):
+        command = decorate(command)
     return command
 
 
@@ -58,7 +78,8 @@ def chosen_trainer(manifest: str, options: dict[str, Any], others: Mapping[str, 
             if flag := given.get(f"nnunet_{name}"):
                 raise UserError(f"{flag}: goes with --trainer nnunet, and got --trainer engines")
         return kept
-    if refused := [given[name] for name in kept if name in given and name not in _LEFT_OPEN]:
+    refused = [given[name] for name in kept if name in given and name not in (*_LEFT_OPEN, "settings")]
+    if refused := refused + [f"--set {key}" for key in kept.get("settings", {})]:
         raise UserError(f"{refused[0]}: nnU-Net plans that itself; leave it out with --trainer nnunet")
     if refused := [flag for flag, is_given in others.items() if is_given]:
         raise UserError(f"{refused[0]}: goes with --trainer engines, and got --trainer nnunet")
@@ -84,7 +105,7 @@ def _given_flags() -> dict[str, str]:
     """The options that were typed: name to flag."""
     context = click.get_current_context()
     return {
-        str(option.name): option.opts[0]
+        str(option.name): typed(option.opts[0])
         for option in context.command.params
         if option.name and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     }

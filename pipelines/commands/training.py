@@ -6,28 +6,39 @@ from typing import Any
 
 import click
 
+from pipelines.commands.option_groups import RUN, GroupedCommand, option
 from pipelines.commands.options import training_options
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("manifest")
-@click.option("--loss", default="dice", show_default=True, help="A name, a sum (0.2*focal+0.8*dice) or a dotted path.")
-@click.option("--fold", default=0, show_default=True, help="The fold that validates.")
-@click.option("--seed", default=0, show_default=True, help="Decides weights, order and augmentation.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
-@click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
-@click.option("--check/--no-check", default=True, show_default=True, help="Read the whole data set first.")
+@option(
+    "--loss",
+    group=RUN,
+    default="dice",
+    show_default=True,
+    metavar="LOSS",
+    help="A name, a sum (0.2*focal+0.8*dice) or a dotted path.",
+)
+@option("--fold", group=RUN, default=0, show_default=True, metavar="N", help="Validation fold.")
+@option("--seed", group=RUN, default=0, show_default=True, metavar="N", help="Seed of weights, order and augmentation.")
+@option("--out", group=RUN, type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the run.")
+@option("--resume", group=RUN, is_flag=True, help="Resume from the last checkpoint in the folder.")
 @training_options
 def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: bool, check: bool, **options: Any) -> None:
     """Train one network with one loss on MANIFEST (a path, or the name of a shipped one).
 
-    Started by torchrun, its processes share every batch.
+    Processes that torchrun starts share each batch.
     """
     from pipelines.commands.options import refuse_untrainable, refuse_unused_rates, run_config
     from pipelines.dataset.manifest import load_manifest
     from pipelines.errors import TrainingError, let_the_first_rank_tell
     from pipelines.training.planning import refuse_settings
 
+    if options["settings"]:
+        from pipelines.commands.settings import with_settings  # not above, for the time that pydantic takes
+
+        options = with_settings(options)
     refuse_unused_rates(options.get("learning_rates"), [loss])
     config = run_config(manifest=manifest, loss=loss, fold=fold, seed=seed, **options)
     loaded = load_manifest(config.manifest)

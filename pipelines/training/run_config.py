@@ -23,8 +23,9 @@ NNUNET_PLANS = {
 #: Those of them that its plans have as well, and that a run's folder tells.
 _NNUNET_TOLD = {"batch_size", "patch_size", "spacing"}
 
-#: What may change while a run goes on, or between runs that are compared: it decides nothing of the result.
-INCIDENTAL = {"threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions"}
+#: What may change while a run goes on, or between runs that are compared: it decides nothing of the result. Of the
+#: manifest that is where it lies: checkpoints and plans keep the checksum of its content.
+INCIDENTAL = {"manifest", "threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions"}
 
 
 class Clip(BaseModel):

@@ -41,7 +41,7 @@ class CommandLines:
         return [] if self.threads is None else ["--threads", str(self.threads)]
 
 
-@register("none", help="print a command line for each")
+@register("none", help="print one command line per run")
 def command_lines(jobs: int | None, threads: int | None, options: Mapping[str, Any]) -> Handover:
     """The lines' executor.
 

@@ -10,14 +10,22 @@ from pipelines.comparison.executors import ExecutorOption, Handover, register
 from pipelines.errors import UserError
 
 _OPTIONS = (
-    ExecutorOption("--slurm-partition", "Default: the cluster's, as for what follows.", "NAME"),
-    ExecutorOption("--slurm-time", "Of a job, which then goes on in another; default: 4:00:00.", "TIME"),
-    ExecutorOption("--slurm-mem", "Memory a job, as 16G.", "SIZE"),
-    ExecutorOption("--slurm-cpus", "Cores a job.", type=click.IntRange(min=1)),
-    ExecutorOption("--slurm-gres", "Generic resources a job, as gpu:1 or gpu:a100:1.", "GRES"),
-    ExecutorOption("--slurm-account", "Whose time it is.", "NAME"),
-    ExecutorOption("--slurm-setup", "Shell command before each job, as 'module load cuda'.", "COMMAND"),
-    ExecutorOption("--slurm-option", "Any other of sbatch.", "KEY=VALUE", multiple=True, key="slurm_options"),
+    ExecutorOption("--slurm-partition", "Default: the cluster's, as for the following.", "NAME"),
+    ExecutorOption(
+        "--slurm-time", "Time limit per job, default 4:00:00; a longer run is resumed by another job.", "TIME"
+    ),
+    ExecutorOption("--slurm-mem", "Memory per job, such as 16G.", "SIZE"),
+    ExecutorOption("--slurm-cpus", "Cores per job.", "N", type=click.IntRange(min=1)),
+    ExecutorOption("--slurm-gres", "Generic resources per job, such as gpu:1 or gpu:a100:1.", "GRES"),
+    ExecutorOption("--slurm-account", "Account that is charged.", "NAME"),
+    ExecutorOption("--slurm-setup", "Shell command before each job, such as 'module load cuda'.", "COMMAND"),
+    ExecutorOption(
+        "--slurm-option",
+        "Any other option of sbatch, such as qos=low or exclusive. May be repeated.",
+        "KEY=VALUE",
+        multiple=True,
+        key="slurm_options",
+    ),
 )
 
 #: The signal to go on elsewhere comes up to two and a half minutes before a job's end.
@@ -33,7 +41,11 @@ _TAKEN = {
 }  # fmt: skip
 
 
-@register("slurm", help="submit all runs", options=_OPTIONS)
+@register(
+    "slurm",
+    help="a SLURM job array (--set slurm.partition=gpu, slurm.time, slurm.cpus, slurm.mem, slurm.gres, ...)",
+    options=_OPTIONS,
+)
 def slurm(jobs: int | None, threads: int | None, options: Mapping[str, Any]) -> Handover:
     """SLURM's executor.
 
