@@ -1,18 +1,22 @@
 """What a metric is: how it is computed from one class of one case, and all that tables, plots and statistics ask of it.
 
-A metric's file says this by `@register`; `registry.py` lists the files.
+A metric's file says this by `@register`; `registry.py` lists the files. Commands ask for the metrics' names before they
+wait for anything: NumPy is imported where it is used.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-from pipelines.evaluation.surface import SurfaceDistances, surface_distances
+    from pipelines.evaluation.surface import SurfaceDistances
 
 #: What `Metric.empty_reference` may be.
 EMPTY_REFERENCE = ("option", "left out", "value")
@@ -42,17 +46,17 @@ class ClassMasks:
     @cached_property
     def predicted(self) -> int:
         """Voxels of the prediction."""
-        return int(np.count_nonzero(self.prediction))
+        return _count(self.prediction)
 
     @cached_property
     def present(self) -> int:
         """Voxels of the reference."""
-        return int(np.count_nonzero(self.reference))
+        return _count(self.reference)
 
     @cached_property
     def tp(self) -> int:
         """Voxels of both."""
-        return int(np.count_nonzero(self.prediction & self.reference))
+        return _count(self.prediction & self.reference)
 
     @property
     def fp(self) -> int:
@@ -76,7 +80,15 @@ class ClassMasks:
         Raises:
             ValueError: one of the masks is empty.
         """
+        from pipelines.evaluation.surface import surface_distances
+
         return surface_distances(self.prediction, self.reference, self.spacing)
+
+
+def _count(mask: NDArray[np.bool_]) -> int:
+    import numpy as np
+
+    return int(np.count_nonzero(mask))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,16 @@ A surface is a mask's voxels with a face towards a voxel outside it, or towards 
 voxel centres. `surface.py` says which of the common definitions each metric follows: MONAI's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from math import inf, nan
+from typing import TYPE_CHECKING
 
 from pipelines.evaluation.metric import ClassMasks, register
-from pipelines.evaluation.surface import SurfaceDistances
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.surface import SurfaceDistances
 
 
 @register("hd95_mm", "HD95", unit="mm", higher_is_better=False, upper=inf, decimals=2)
@@ -20,7 +25,7 @@ def hd95_mm(masks: ClassMasks) -> float:
 @register("assd_mm", "ASSD", unit="mm", higher_is_better=False, upper=inf, decimals=2, in_table=False)
 def assd_mm(masks: ClassMasks) -> float:
     """The mean of all surface distances, both directions in one, mm."""
-    return _of_surfaces(masks, SurfaceDistances.average, masks.diagonal)
+    return _of_surfaces(masks, lambda distances: distances.average(), masks.diagonal)
 
 
 @register("nsd", "NSD", by_tolerance=True)
