@@ -1,6 +1,7 @@
 """`SegmentationLoss`: checks, targets, mask, spacing and type, once for every loss."""
 
 import inspect
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,11 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from medloss.checks import as_signed, check_distance_map, check_probabilities, check_shapes, check_values
+from medloss.buffers import UncastBuffers
+from medloss.checks import (
+    as_signed,
+    check_distance_map,
+    check_probabilities,
+    check_shapes,
+    check_values,
+    checked_tensors,
+)
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
 from medloss.kernels.terms import sum_type
-from medloss.spacing import Spacing, is_meta_tensor, resolve_spacing
+from medloss.spacing import Spacing, UnknownSpacingError, is_meta_tensor, resolve_spacing
 
 
 class CommonArguments(TypedDict, total=False):
@@ -32,7 +41,7 @@ class CommonArguments(TypedDict, total=False):
     validate: bool
 
 
-class SegmentationLoss(_Loss):
+class SegmentationLoss(UncastBuffers, _Loss):
     """What all losses share; a loss is a subclass with a formula in `compute`.
 
     Args:
@@ -58,6 +67,8 @@ class SegmentationLoss(_Loss):
 
     #: Whether targets between 0 and 1 have a meaning.
     soft_targets: ClassVar[bool] = True
+    #: Whether the value depends on the voxels' spacing.
+    uses_spacing: ClassVar[bool] = False
 
     class_weight: Tensor | None
 
@@ -100,9 +111,10 @@ class SegmentationLoss(_Loss):
 
     def forward(
         self,
-        logits: Tensor,
-        target: Tensor,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
@@ -113,9 +125,11 @@ class SegmentationLoss(_Loss):
             logits: the network's output, `[B, C, *spatial]`, 2D or 3D.
             target: an index map `[B, 1, *spatial]` of any integer type (or whole numbers in a float tensor),
                 or one map a class `[B, C, *spatial]`.
+            input: MONAI's name for `logits`, for calls by keyword.
             mask: `[B, 1, *spatial]`, nonzero where a voxel counts.
-            spacing: mm, in the order of the array's axes; one for all or one an item. None: the target's own
-                when it is a `MetaTensor`, else 1. Losses without distances ignore it.
+            spacing: mm, in the order of the array's axes; one for all or one per item, also as `default_collate`
+                makes it of tuples: a list of one tensor per axis. None: the target's own when it is a `MetaTensor`,
+                else 1. Losses without distances ignore it.
             distance_map: `[B, C, *spatial]`, the target's signed distance map in mm, from the whole volume.
                 Losses that have no use for it ignore it.
 
@@ -125,6 +139,7 @@ class SegmentationLoss(_Loss):
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
         """
+        logits, target = checked_tensors(logits, target, input=input, mask=mask, distance_map=distance_map)
         with torch.autocast(logits.device.type, enabled=False):
             return self.compute(self.prepare(logits, target, mask, spacing, distance_map))
 
@@ -138,7 +153,11 @@ class SegmentationLoss(_Loss):
     ) -> LossInputs:
         """Check what `forward` was given, and bring it to the form that `compute` reads."""
         check_shapes(logits, target, mask)
-        item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
+        item_spacing: list[tuple[float, ...]] | UnknownSpacingError
+        try:
+            item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
+        except UnknownSpacingError as error:
+            item_spacing = error  # raised where a loss reads it
         logits, target = _plain(logits), _plain(target).detach()
         channels = logits.shape[1]
         self.check_channels(channels, target.shape[1])
@@ -146,6 +165,7 @@ class SegmentationLoss(_Loss):
         signed, ignored = as_signed(target), None
         if self.ignore_index is not None:
             ignored = _wrapped(self.ignore_index, target.dtype)
+        if ignored is not None:
             kept = signed != ignored
             mask = kept if mask is None else mask & kept
         mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
@@ -166,7 +186,7 @@ class SegmentationLoss(_Loss):
             mode=mode,
             include_background=self.include_background or channels == 1,
             class_weight=self.class_weight,
-            spacing=item_spacing,
+            item_spacing=item_spacing,
             distance_map=distance_map,
             ignore_index=ignored,
         )
@@ -201,7 +221,7 @@ class SegmentationLoss(_Loss):
             if issubclass(cls, SegmentationLoss)
             for name, parameter in inspect.signature(cls).parameters.items()
         }
-        own = {"weight": None if self.class_weight is None else self.class_weight.tolist()} | vars(self)
+        own = {"weight": None if self.class_weight is None else _shown(self.class_weight.tolist())} | vars(self)
         shown = {name: own[name] for name in usual if name in own and name not in ("validate", "to_onehot_y")}
         return ", ".join(f"{name}={value}" for name, value in shown.items() if value != usual[name])
 
@@ -210,16 +230,31 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_tensor() if is_meta_tensor(tensor) else tensor
 
 
-def _wrapped(label: int, dtype: torch.dtype) -> int:
-    """The label as `as_signed` shows it."""
+def _wrapped(label: int, dtype: torch.dtype) -> int | None:
+    """The label as `as_signed` shows it; None where the type cannot hold it: torch would compare it modulo 256, say."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return label
+    limits = torch.iinfo(dtype)
+    if not limits.min <= label <= limits.max:
+        return None
     if dtype not in (torch.uint16, torch.uint32, torch.uint64):
         return label
-    bits = torch.iinfo(dtype).bits
+    bits = limits.bits
     return label - 2**bits if label >= 2 ** (bits - 1) else label
 
 
 def _class_weight(weight: Sequence[float] | float | Tensor) -> Tensor:
-    values = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).clone()
-    if not bool((values >= 0).all() and values.isfinite().all()):
-        raise InputError(f"weight: got {values.tolist()}; expected finite numbers >= 0")
+    """`[1]` or `[C']`, in float32: not every device has float64."""
+    values = torch.as_tensor(weight, dtype=torch.float32).detach().reshape(-1).clone()
+    if not torch.compiler.is_compiling():
+        numbers = values.tolist()
+    else:  # where a tensor's numbers are not known
+        numbers = [n for n in (weight if isinstance(weight, list | tuple) else [weight]) if isinstance(n, int | float)]
+    if not all(n >= 0 and math.isfinite(n) for n in numbers):
+        raise InputError(f"weight: got {_shown(numbers)}; expected finite numbers >= 0")
     return values
+
+
+def _shown(numbers: Sequence[float]) -> list[float]:
+    """Numbers of float32 by the digits that they have."""
+    return [float(f"{n:.7g}") for n in numbers]

@@ -1,27 +1,99 @@
 """Refusals of bad loss inputs, each in one line: the argument, what came, what was expected.
 
-`check_shapes` costs nothing. `check_values` reads the target once, and makes a GPU wait: `validate=False`
-turns it off, and it is left out while torch compiles.
+`check_values` reads the target once, and makes a GPU wait: `validate=False` turns it off, and it is left out while
+torch compiles. The other checks cost nothing.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from medloss.errors import InputError
+
+
+def first_argument(logits: Any, input: Any) -> Any:
+    """The logits, by either name: `input` is MONAI's."""
+    if logits is not None and input is not None:
+        raise InputError("input: got logits too; expected one of them: input is MONAI's name for logits")
+    return logits if input is None else input
+
+
+def checked_tensors(
+    logits: Any, target: Any, *, input: Any = None, mask: Any = None, distance_map: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and target; refuses what is no tensor (several outputs, an array) or inside a `torch.func` transform."""
+    logits = first_argument(logits, input)
+    for name, value in (("logits", logits), ("target", target), ("mask", mask), ("distance_map", distance_map)):
+        if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
+            raise InputError(f"{name}: got {_what(value)}; expected one torch.Tensor{_hint(name, value)}")
+        if value is not None and not torch.compiler.is_compiling():
+            _check_transforms(name, value)
+    return logits, target
+
+
+def _check_transforms(name: str, tensor: Tensor) -> None:
+    # The kernels have a backward and no other derivative. Unasked, torch takes a forward derivative of 0.
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise InputError(
+            f"{name}: got a tensor inside a transform of torch.func (grad, vjp, jvp, jacrev, vmap, ...), which the "
+            "losses do not support; use backward() or torch.autograd.grad, and reduction='none' for values per item"
+        )
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise InputError(
+            f"{name}: got a dual tensor, and the losses have no forward-mode derivative; use backward() or "
+            "torch.autograd.grad"
+        )
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {', '.join(map(str, value))}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a {type(value).__module__}.{type(value).__name__}"
+
+
+def _hint(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ": pass one of its values"
+    if isinstance(value, Sequence) and any(isinstance(part, Tensor) for part in value):
+        if name == "logits":
+            return ": pass one output, or all of them, finest first, to medloss.DeepSupervision(loss)"
+        return ": pass that of the finest grid, which medloss.DeepSupervision brings to the other grids"
+    return "" if value is None else f": pass torch.as_tensor({name})"
+
+
+def check_axes(logits: Tensor, target: Tensor) -> None:
+    """Refuse logits that are empty or neither 2D nor 3D, and targets with another number of axes."""
+    if logits.ndim == target.ndim + 1 and (logits.ndim == 6 or target.shape[1] == 1):
+        raise InputError(
+            f"logits: got shape {tuple(logits.shape)} for a target {tuple(target.shape)}, one axis more; expected "
+            "[B, C, *spatial]: pass stacked outputs [B, n, C, *spatial], such as DynUNet's, as logits.unbind(1) to "
+            "medloss.DeepSupervision(loss)"
+        )
+    if logits.ndim not in (4, 5):
+        raise InputError(f"logits: got shape {tuple(logits.shape)}; expected [B, C, H, W] (2D) or [B, C, D, H, W] (3D)")
+    if 0 in logits.shape:
+        # Not a value of 0: with `batch=True` the other ranks would wait for this one's sums.
+        raise InputError(
+            f"logits: got shape {tuple(logits.shape)}, which is empty; expected one or more items, channels and voxels"
+            "; leave out empty batches, or mask their voxels"
+        )
+    if target.ndim != logits.ndim:
+        raise _target_error(logits, target)
 
 
 def check_shapes(logits: Tensor, target: Tensor, mask: Tensor | None) -> None:
     """Refuse logits, targets and masks whose shapes or types do not fit together."""
     if not logits.is_floating_point():
         raise InputError(f"logits: got {logits.dtype}; expected floating point numbers")
-    if logits.ndim not in (4, 5):
-        raise InputError(f"logits: got shape {tuple(logits.shape)}; expected [B, C, H, W] (2D) or [B, C, D, H, W] (3D)")
+    check_axes(logits, target)
     batch, channels, *spatial = logits.shape
-    if target.ndim != logits.ndim or [target.shape[0], *target.shape[2:]] != [batch, *spatial]:
-        raise InputError(
-            f"target: got shape {tuple(target.shape)} for logits {tuple(logits.shape)}; "
-            f"expected an index map {(batch, 1, *spatial)} or one map a class {tuple(logits.shape)}"
-        )
+    if [target.shape[0], *target.shape[2:]] != [batch, *spatial]:
+        raise _target_error(logits, target)
     if target.shape[1] not in (1, channels):
         raise InputError(
             f"target: got {target.shape[1]} channels for logits of {channels}; "
@@ -29,6 +101,14 @@ def check_shapes(logits: Tensor, target: Tensor, mask: Tensor | None) -> None:
         )
     if mask is not None and list(mask.shape) != [batch, 1, *spatial]:
         raise InputError(f"mask: got shape {tuple(mask.shape)}; expected {(batch, 1, *spatial)}")
+
+
+def _target_error(logits: Tensor, target: Tensor) -> InputError:
+    batch, _, *spatial = logits.shape
+    return InputError(
+        f"target: got shape {tuple(target.shape)} for logits {tuple(logits.shape)}; "
+        f"expected an index map {(batch, 1, *spatial)} or one map a class {tuple(logits.shape)}"
+    )
 
 
 def check_distance_map(distance_map: Tensor, logits: Tensor, include_background: bool) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from medloss.errors import InputError
 from medloss.names import unknown_loss
 from medloss.registry import LOSSES
 from medloss.spacing import Spacing
+from medloss.wrapped import unwrapped
 
 
 def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
@@ -84,15 +86,51 @@ def call_loss(
     spacing: Spacing | None = None,
     distance_map: Tensor | None = None,
 ) -> Tensor:
-    """Call a loss, ours or not, with those of the keywords that its `forward` has."""
-    given = {"mask": mask, "spacing": spacing, "distance_map": distance_map}
-    keywords = inspect.signature(loss.forward).parameters
-    value: Tensor = loss(logits, target, **{name: given[name] for name in given if name in keywords})
+    """Call a loss, ours or not, with those of the keywords that its `forward` takes.
+
+    A `forward(*args, **kwargs)` gets all that are given; `torch.compile` and `DataParallel` get those that the wrapped
+    loss takes.
+
+    Raises:
+        InputError: a mask that the loss does not take: its value would be that of all voxels.
+    """
+    given: dict[str, Any] = {"mask": mask, "spacing": spacing, "distance_map": distance_map}
+    names = accepted_keywords(loss)
+    if names is None:
+        passed = {name: value for name, value in given.items() if value is not None}
+    else:
+        _check_lost(loss, {name for name, value in given.items() if value is not None and name not in names})
+        passed = {name: value for name, value in given.items() if name in names}
+    value: Tensor = loss(logits, target, **passed)
     return value
 
 
+def accepted_keywords(loss: nn.Module) -> set[str] | None:
+    """The names that a loss's `forward` takes; None where it takes any."""
+    parameters = inspect.signature(unwrapped(loss).forward).parameters.values()
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
+
+
 def pass_epoch_on(loss: nn.Module, epoch: int) -> None:
-    """Tell a loss which epoch begins, counted from 0, where it is one whose weights move on (`CombinedLoss`)."""
+    """Start an epoch, counted from 0, of every loss inside that changes with it (`CombinedLoss`)."""
     start = getattr(loss, "start_epoch", None)
-    if start is not None:
+    if callable(start):
         start(epoch)
+        return
+    for part in loss.children():
+        pass_epoch_on(part, epoch)
+
+
+def _check_lost(loss: nn.Module, lost: set[str]) -> None:
+    """Refuse to lose a mask; warn of a loss of ours inside another module that would measure in voxels."""
+    cls = type(unwrapped(loss))
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if "mask" in lost:
+        raise InputError(f"mask: {name} takes none and would count every voxel; expected a loss of medloss, or no mask")
+    inside = next((part for part in loss.modules() if isinstance(part, SegmentationLoss) and part.uses_spacing), None)
+    if lost and inside is not None:
+        warnings.warn(
+            f"{max(lost)}: {name} takes none, so the {type(inside).__name__} inside computes its own; put "
+            "medloss.FixedSpacing or medloss.DeepSupervision around that loss, or take **kwargs and pass them on",
+            stacklevel=3,
+        )

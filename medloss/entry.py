@@ -8,6 +8,7 @@ from torch import nn
 
 from medloss.base import SegmentationLoss
 from medloss.names import FAMILIES
+from medloss.wrapped import unwrapped
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def register(
 
 
 def family_of(loss: nn.Module) -> str | None:
-    """The family of a loss, through a wrapper such as `FixedSpacing`, too; None for one that is not registered."""
+    """The family of a loss, also inside a wrapper (`FixedSpacing`, `torch.compile`); None for one not registered."""
+    loss = unwrapped(loss)
     while isinstance(inner := getattr(loss, "loss", None), nn.Module):
-        loss = inner
+        loss = unwrapped(inner)
     return next((entry.family for entry in REGISTERED.values() if isinstance(loss, entry.cls)), None)

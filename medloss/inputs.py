@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medloss.kernels.terms import sum_type
+from medloss.spacing import UnknownSpacingError
 
 # Voxels; torch works on so many with one thread.
 _BLOCK = 1 << 15
@@ -32,7 +33,7 @@ class LossInputs:
         mode: how `logits` become probabilities.
         include_background: whether class 0 belongs to the sums.
         class_weight: `[1]` or `[C']`; None for 1.
-        spacing: mm, one tuple an item.
+        item_spacing: mm, one tuple per item; the error instead where it is unknown, for the losses that ask for it.
         distance_map: `[B, C or C', *spatial]`, the target's signed distance in mm; None to compute it.
         ignore_index: the label, in the target's numbers, whose voxels the mask leaves out.
     """
@@ -43,7 +44,7 @@ class LossInputs:
     mode: Mode
     include_background: bool
     class_weight: Tensor | None
-    spacing: list[tuple[float, ...]]
+    item_spacing: list[tuple[float, ...]] | UnknownSpacingError
     distance_map: Tensor | None = None
     ignore_index: int | None = None
 
@@ -51,6 +52,17 @@ class LossInputs:
     def dtype(self) -> torch.dtype:
         """The type in which sums and maps are kept: float32, or float64 for float64 logits."""
         return sum_type(self.logits)
+
+    @property
+    def spacing(self) -> list[tuple[float, ...]]:
+        """The voxels' spacing in mm, one tuple per item.
+
+        Raises:
+            UnknownSpacingError: none was passed, and the target's own does not fit its axes.
+        """
+        if isinstance(self.item_spacing, UnknownSpacingError):
+            raise self.item_spacing
+        return self.item_spacing
 
     @property
     def spatial_axes(self) -> tuple[int, ...]:
@@ -134,12 +146,12 @@ def _first_largest(logits: Tensor) -> Tensor:
         return logits.argmax(1, keepdim=True)
     # On a CPU torch's own is slow along an axis but the last. Class by class, in blocks of the cache's size.
     lines = logits.flatten(2)
-    winner = torch.zeros(lines.shape[0], 1, lines.shape[2], dtype=torch.int16)
+    winner = torch.zeros(lines.shape[0], 1, lines.shape[2], dtype=torch.int16, device="cpu")
     for item in range(lines.shape[0]):
         for z, out in zip(lines[item].split(_BLOCK, 1), winner[item, 0].split(_BLOCK), strict=True):
             best = z[0].clone()
             for c in range(1, len(z)):
                 better = (z[c] <= best).logical_not_()  # "not at most": NaN wins, as in torch
-                torch.maximum(out, better * torch.tensor(c, dtype=out.dtype), out=out)
+                torch.maximum(out, better * torch.tensor(c, dtype=out.dtype, device="cpu"), out=out)
                 torch.maximum(best, z[c], out=best)
     return winner.view(logits.shape[0], 1, *logits.shape[2:])

@@ -20,7 +20,7 @@ def refuse_code(content: Any, where: object) -> None:
     Raises:
         UserError: names the first such place.
     """
-    for path, what in _code(content, ()):
+    for path, what in _code(content, (), set()):
         raise UserError(
             f"{where}: refused: {'.'.join(path)} is {what}, which could run anything; expected plain values"
         )
@@ -45,14 +45,18 @@ def refuse_foreign_losses(losses: list[str], where: object) -> None:
                 )
 
 
-def _code(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+def _code(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, dict | list | tuple):
+        if id(value) in seen:  # YAML's aliases share values, in nested lists exponentially often
+            return
+        seen.add(id(value))
     if isinstance(value, dict):
         for key, part in value.items():
             if key in ("_target_", "imports"):
                 yield (*path, str(key)), "an import"
-            yield from _code(part, (*path, str(key)))
+            yield from _code(part, (*path, str(key)), seen)
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
-            yield from _code(part, (*path, str(index)))
+            yield from _code(part, (*path, str(index)), seen)
     elif isinstance(value, str) and value.lstrip().startswith("$"):
         yield path, f"an expression ({value.strip()[:40]})"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from small_files import SHAPE, affine_of, array_of, rewrite
 
@@ -37,6 +38,14 @@ def with_voxel(path: Path, value: float, dtype: type = np.float32, count: int = 
     array: np.ndarray = array_of(path).astype(dtype)
     array.flat[:count] = value
     rewrite(path, array)
+
+
+def resaved_from_float(path: Path) -> None:
+    """As a script does that computes in float64: nibabel scales the values, and 3 is read as 3.00000006."""
+    image = nib.Nifti1Image(array_of(path).astype(np.float64), affine_of(path))
+    nib.save(image, path, dtype=np.uint8)
+    values = np.unique(array_of(path))
+    assert (values != np.rint(values)).any()
 
 
 def moved(path: Path, axis: int, mm: float) -> None:
@@ -71,9 +80,9 @@ def mirrored(path: Path) -> None:
     rewrite(path, affine=affine_of(path) @ np.diag([1, -1, 1, 1]))
 
 
-def stretched(path: Path) -> None:
+def stretched(path: Path, factor: float = 1.2) -> None:
     affine = affine_of(path)
-    affine[:3, :3] *= 1.2
+    affine[:3, :3] *= factor
     rewrite(path, affine=affine)
 
 
@@ -96,6 +105,19 @@ def replaced_by_folder(path: Path) -> None:
 def replaced_by_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
+
+
+def padded(path: Path, count: int = 16) -> None:
+    """With spare bytes behind the last voxel, as some writers leave them."""
+    if path.name.endswith(".gz"):
+        repack(path, lambda content: content + bytes(count))
+    else:
+        path.write_bytes(path.read_bytes() + bytes(count))
+
+
+def with_trailing_axes(path: Path, count: int = 1) -> None:
+    """One volume in time, and of one component: `(x, y, z, 1)`, `(x, y, z, 1, 1)`."""
+    reshaped(path, (*array_of(path).shape, *(1,) * count))
 
 
 def reshaped(path: Path, shape: tuple[int, ...]) -> None:
@@ -138,9 +160,9 @@ FAULTS = [
     ),
     Fault(
         "more than the header says",
-        on(IMAGE, repack, lambda content: content + b"\0"),
+        on(IMAGE, repack, lambda content: content + bytes(513)),
         IMAGE,
-        "^more bytes than the 5728 that its header says$",
+        "^more bytes than the 5728 that its header says, and than the 512 that pad a file$",
     ),
     Fault(
         "half a .nii", on("images/d.nii", cut, 0.5), "images/d.nii", r"^truncated: 2864 bytes; its header says 5728$"
@@ -177,6 +199,18 @@ FAULTS = [
         "label moved", on(LABEL, moved, 1, 0.5), LABEL, "^its affine differs from its image's: it lies up to 0.5 mm off"
     ),
     Fault(
+        "label moved by more than a tenth of a voxel",
+        on(LABEL, moved, 0, 0.11),
+        LABEL,
+        "^its affine differs from its image's: it lies up to 0.11 mm off$",
+    ),
+    Fault(
+        "label of a slightly other spacing",
+        on(LABEL, stretched, 1.004),
+        LABEL,
+        r"^spacing 3.012 x 1.004 x 2.008 mm, and its image 3 x 1 x 2 mm$",
+    ),
+    Fault(
         "image moved",
         on(IMAGE, moved, 2, -40.0),
         LABEL,
@@ -203,7 +237,7 @@ FAULTS = [
         IMAGE,
         r"^4 axes \(12 x 16 x 14 x 2 voxels\); expected 3, one volume",
     ),
-    Fault("4D label of one volume", on(LABEL, reshaped, (*SHAPE, 1)), LABEL, "^4 axes"),
+    Fault("5D label of two volumes", on(LABEL, reshaped, (*SHAPE, 1, 2)), LABEL, r"^5 axes \(12 x 16 x 14 x 1 x 2 vo"),
     Fault("2D image", on(IMAGE, reshaped, (12, 16)), IMAGE, r"^2 axes \(12 x 16 voxels\); expected 3"),
     Fault("NaN in an image", on(IMAGE, with_voxel, np.nan, np.float32, 3), IMAGE, "^NaN in 3 voxels$"),
     Fault("Inf in an image", on(IMAGE, with_voxel, np.inf), IMAGE, "^Inf, or too large for float32, in 1 voxel$"),
@@ -228,8 +262,19 @@ FAULTS = [
         LABEL,
         "^label values that are no whole numbers in 2 voxels, such as 1.5",
     ),
+    Fault(
+        "more than 1e-3 off a whole number",
+        on(LABEL, with_voxel, 2.9989999, np.float64),
+        LABEL,
+        r"^label values that are no whole numbers in 1 voxel, such as 2\.9989999$",
+    ),
+    Fault(
+        "all digits of float32",
+        on(LABEL, with_voxel, 3.0010002),
+        LABEL,
+        r"no whole numbers in 1 voxel, such as 3\.0010002$",
+    ),
     Fault("NaN in a label", on(LABEL, with_voxel, np.nan), LABEL, "no whole numbers in 1 voxel, such as nan"),
-    Fault("link out of the root", on(IMAGE, linked_outside), IMAGE, "^leaves the data root through a symbolic link$"),
     Fault("link to nothing", on(IMAGE, linked, Path("none.nii.gz")), IMAGE, "^a symbolic link to nothing$"),
     Fault("link to itself", on(IMAGE, linked, Path("b.nii.gz")), IMAGE, "symbolic link"),
     Fault("a folder", on(IMAGE, replaced_by_folder), IMAGE, "^is no regular file$"),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from loss_inputs import make
+from torch.autograd import forward_ad
 
 import medloss
 from medloss.distance import distance_map
@@ -63,6 +64,96 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+_DEEP = "expected one torch.Tensor: pass one output, or all of them, finest first, to medloss.DeepSupervision"
+_STACKED = r"one axis more; .* pass stacked outputs .* as logits.unbind\(1\) to medloss.DeepSupervision"
+
+NOT_ONE_TENSOR: dict[str, tuple[dict[str, Any], str]] = {
+    "tuple of outputs": ({"logits": (LOGITS, LOGITS[..., ::2])}, f"logits: got a tuple of 2; {_DEEP}"),
+    "list of outputs": ({"logits": [LOGITS]}, f"logits: got a list of 1; {_DEEP}"),
+    "dict of outputs": (
+        {"logits": {"out": LOGITS, "aux": LOGITS}},
+        "logits: got a dict with the keys out, aux; expected one torch.Tensor: pass one of its values",
+    ),
+    "no logits": ({"logits": None}, "logits: got None; expected one torch.Tensor$"),
+    "array of logits": ({"logits": LOGITS.numpy()}, r"logits: got a numpy.ndarray; .* pass torch.as_tensor\(logits\)"),
+    "array as target": ({"target": LABEL.numpy()}, r"target: got a numpy.ndarray; .* pass torch.as_tensor\(target\)"),
+    "target of numbers": ({"target": LABEL.tolist()}, r"target: got a list of 2; .* pass torch.as_tensor\(target\)"),
+    "list of targets": (
+        {"target": [LABEL, LABEL[..., ::2]]},
+        "target: got a list of 2; .* pass that of the finest grid, which medloss.DeepSupervision brings to the other",
+    ),
+    "no target": ({"target": None}, "target: got None; expected one torch.Tensor$"),
+    "array as mask": ({"mask": LABEL.numpy()}, r"mask: got a numpy.ndarray; .* pass torch.as_tensor\(mask\)"),
+    "array as distance map": (
+        {"distance_map": LOGITS.numpy()},
+        r"distance_map: got a numpy.ndarray; .* torch.as_tensor",
+    ),
+    "stacked heads": (
+        {"logits": LOGITS.unsqueeze(1).expand(-1, 2, -1, -1, -1, -1)},
+        f"logits: got shape .* {_STACKED}",
+    ),
+    "stacked heads, 2D": (
+        {"logits": LOGITS.movedim(1, 2), "target": LABEL[:, :, 0]},
+        rf"logits: got shape \(2, 6, 3, 5, 4\) for a target \(2, 1, 5, 4\), {_STACKED}",
+    ),
+}
+CALLS |= NOT_ONE_TENSOR
+
+
+def _empty(*shape: int) -> tuple[dict[str, Any], str]:
+    shown = ", ".join(map(str, shape))
+    arguments = {"logits": _zeros(*shape), "target": _zeros(shape[0], 1, *shape[2:], dtype=torch.long)}
+    return arguments, rf"logits: got shape \({shown}\), which is empty; .* leave out empty batches, or mask"
+
+
+EMPTY = {
+    "no item": _empty(0, 3, 6, 5, 4),
+    "no voxel": _empty(2, 3, 6, 0, 4),
+    "no channel of logits": _empty(2, 0, 6, 5, 4),
+}
+
+TAKES_ONE_OUTPUT: dict[str, Any] = {
+    "sum": medloss.CombinedLoss("dice+focal", softmax=True),
+    "fixed spacing": medloss.FixedSpacing(medloss.DiceLoss(softmax=True), (1.0, 1.0, 1.0)),
+    "deep supervision": medloss.DeepSupervision(medloss.DiceLoss(softmax=True)),
+}
+
+
+@pytest.mark.parametrize("wrapper", TAKES_ONE_OUTPUT)
+@pytest.mark.parametrize("case", NOT_ONE_TENSOR | EMPTY)
+def test_wrappers_refuse_what_is_not_one_tensor(wrapper: str, case: str) -> None:
+    if wrapper == "deep supervision" and case in ("tuple of outputs", "list of outputs"):
+        return
+    arguments, message = (NOT_ONE_TENSOR | EMPTY)[case]
+    arguments = {"logits": LOGITS, "target": LABEL} | arguments
+    with pytest.raises(medloss.InputError, match=message) as caught:
+        TAKES_ONE_OUTPUT[wrapper](arguments.pop("logits"), arguments.pop("target"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", medloss.LOSSES)
+@pytest.mark.parametrize("case", EMPTY)
+def test_empty_input_is_refused_by_every_loss(name: str, case: str) -> None:
+    arguments, message = EMPTY[case]
+    for mode in ("softmax", "sigmoid", "probabilities"):
+        with pytest.raises(medloss.InputError, match=message):
+            make(name, mode)(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        ([], LABEL, "logits: got no outputs; expected one tensor per scale"),
+        ([LOGITS, LOGITS.numpy()], LABEL, "logits: got a numpy.ndarray"),
+        ([LOGITS, LOGITS[..., ::2]], [LABEL, LABEL[..., ::2]], "target: got a list of 2; .* finest grid"),
+        ([LOGITS, LOGITS[..., ::2]], LABEL[:, 0], r"target: got shape \(2, 6, 5, 4\) for logits \(2, 3, 6, 5, 4\)"),
+    ],
+)
+def test_deep_supervision_names_outputs_and_targets(logits: Any, target: Any, message: str) -> None:
+    with pytest.raises(medloss.InputError, match=message):
+        TAKES_ONE_OUTPUT["deep supervision"](logits, target)
+
+
 @pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
 @pytest.mark.parametrize("case", CALLS)
 def test_bad_calls_say_what_came_and_what_was_expected(name: str, case: str) -> None:
@@ -72,6 +163,40 @@ def test_bad_calls_say_what_came_and_what_was_expected(name: str, case: str) -> 
     with pytest.raises(medloss.InputError, match=message) as caught:
         make(name, mode)(logits, target, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def _dual(call: Any, logits: torch.Tensor) -> Any:
+    with forward_ad.dual_level():
+        return call(forward_ad.make_dual(logits, torch.ones_like(logits)))
+
+
+TRANSFORMS: dict[str, Any] = {
+    "grad": lambda call, logits: torch.func.grad(call)(logits),
+    "jacrev": lambda call, logits: torch.func.jacrev(call)(logits),
+    "vmap": lambda call, logits: torch.func.vmap(call)(logits[None]),
+    "jvp": lambda call, logits: torch.func.jvp(call, (logits,), (logits,)),
+    "jacfwd": lambda call, logits: torch.func.jacfwd(call)(logits),
+    "dual numbers": _dual,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", medloss.LOSSES)
+def test_transforms_that_the_kernels_cannot_follow_are_refused(name: str, transform: str) -> None:
+    # jvp and dual numbers gave a derivative of 0, and the others torch's words about setup_context.
+    loss = make(name, "softmax")
+    with pytest.raises(medloss.InputError, match=r"logits: got a .*; use backward\(\) or torch.autograd.grad"):
+        TRANSFORMS[transform](lambda logits: loss(logits, LABEL), LOGITS)
+
+
+@pytest.mark.parametrize("wrapper", TAKES_ONE_OUTPUT)
+def test_wrappers_refuse_transforms(wrapper: str) -> None:
+    loss = TAKES_ONE_OUTPUT[wrapper]
+    for transform in TRANSFORMS.values():
+        with pytest.raises(medloss.InputError, match=r"logits: got a .*; use backward\(\) or torch.autograd.grad"):
+            transform(lambda logits: loss(logits, LABEL), LOGITS)
+    with pytest.raises(medloss.InputError, match=r"target: got a tensor inside a transform of torch\.func"):
+        torch.func.vmap(loss, in_dims=(None, 0))(LOGITS, LABEL[None])
 
 
 CONSTRUCTIONS: list[tuple[str, dict[str, Any], str]] = [
@@ -139,6 +264,28 @@ def test_a_label_under_the_mask_may_be_anything() -> None:
     assert torch.equal(value, make("dice", "softmax", ignore_index=255)(LOGITS, label))
     soft = torch.where(mask, LOGITS, float("nan"))
     assert torch.isfinite(make("dice", "softmax")(LOGITS, soft, mask=mask))
+
+
+INTEGERS = [torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_a_label_that_the_type_cannot_hold_ignores_no_other_class(dtype: torch.dtype) -> None:
+    label = LABEL.clone()
+    label[:, :, :2] = 1
+    bits = torch.iinfo(dtype).bits
+    for name in ONE_OF_A_FAMILY:
+        value = make(name, "softmax")(LOGITS, label)
+        for outside in (1 + 2**bits, 1 - 2**bits):
+            assert torch.equal(make(name, "softmax", ignore_index=outside)(LOGITS, label.to(dtype)), value)
+
+
+def test_minus_100_is_no_class_of_bytes() -> None:
+    label = torch.arange(160, dtype=torch.uint8).view(1, 1, 16, 10)
+    logits = torch.randn(1, 160, 16, 10, generator=torch.Generator().manual_seed(0))
+    loss = make("dice", "softmax", ignore_index=-100)
+    assert torch.equal(loss(logits, label), make("dice", "softmax")(logits, label))
+    assert torch.equal(loss(logits, label), loss(logits, label.long()))
 
 
 def test_a_mask_and_an_ignored_label_leave_out_both() -> None:

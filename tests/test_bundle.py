@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import monai.bundle
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from cli_call import call_medloss
@@ -21,10 +23,12 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 from pipelines.bundle import workflow as bundle
+from pipelines.bundle.inference import ReadImage, ToLabels, sources
+from pipelines.cases.preprocessing import Preprocessing
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import load_manifest
 from pipelines.files import read_json
-from pipelines.prediction.model import load_model, save_model
+from pipelines.prediction.model import Model, load_model, save_model
 from pipelines.resources import resource_folder
 from pipelines.training.run import train_run
 from pipelines.training.run_config import INCIDENTAL, RunConfig
@@ -178,6 +182,24 @@ def test_monais_command_predicts_what_medloss_predict_does(folder: Path, tmp_pat
     assert names == sorted(path.name for path in (tmp_path / "predictions").iterdir())
     for name in names:
         assert (tmp_path / "predictions" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_a_volume_in_time_is_predicted_as_a_volume(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 5, 6, 1), np.float32), np.eye(4))
+    image.to_filename(tmp_path / "x.nii.gz")
+    model = Model(torch.nn.Identity(), None, Preprocessing(dimensions=3), {0: "background", 7: "organ"}, CPU)  # type: ignore[arg-type]
+    (source,) = sources(str(tmp_path))
+    read = ReadImage(model)({"image": source})
+    assert read["image"].shape == (1, 4, 5, 6)
+    logits = torch.stack([torch.zeros(4, 5, 6), torch.ones(4, 5, 6)])
+    assert torch.equal(ToLabels(model)({**read, "pred": logits})["pred"], torch.full((1, 4, 5, 6), 7))
+
+
+def test_labels_beside_the_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a_image", "a_label", "b"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert [source.name for source in sources(str(tmp_path))] == ["a_image", "b"]
+    assert capsys.readouterr().err == f"left out, labels by their names: {tmp_path / 'a_label.nii.gz'}\n"
 
 
 def test_monais_command_exports_a_network_with_the_same_logits(folder: Path, tmp_path: Path) -> None:

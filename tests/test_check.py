@@ -9,10 +9,24 @@ import numpy as np
 import pytest
 import yaml
 from cli_call import call_medloss
-from faults import FAULTS, IMAGE, LABEL, Fault, cut, moved, reshaped, sheared, stretched, with_voxel
+from faults import (
+    FAULTS,
+    IMAGE,
+    LABEL,
+    Fault,
+    cut,
+    moved,
+    padded,
+    resaved_from_float,
+    reshaped,
+    sheared,
+    stretched,
+    with_trailing_axes,
+    with_voxel,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_files import SHAPE, SPACING, array_of, rewrite, small_folder
+from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_folder
 from tiny import tiny_manifest
 
 from pipelines.dataset.case_reader import count_values
@@ -20,6 +34,7 @@ from pipelines.dataset.check import check_data
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.dataset.manifest_writer import make_manifest, manifest_text
+from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.dataset.survey import check_folder
 from pipelines.files import sha256
 
@@ -149,9 +164,21 @@ def test_links_inside_the_root_are_followed(root: Path, manifest: Manifest) -> N
     assert check_data(manifest, root).ok
 
 
-def test_a_root_that_is_itself_a_link_is_no_way_out(root: Path, manifest: Manifest, tmp_path: Path) -> None:
+def test_links_are_followed_wherever_they_lead(root: Path, manifest: Manifest, tmp_path: Path) -> None:
+    """Folders of links into a store are how many keep their data: the store's names and places are its own."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for number, file in enumerate(sorted(root.rglob("*.nii*"))):
+        shutil.move(file, store / str(number))
+        file.symlink_to(store / str(number))
     (tmp_path / "link").symlink_to(root)
-    assert check_data(manifest, tmp_path / "link").ok
+    for folder in (root, tmp_path / "link"):
+        assert check_data(manifest, folder).ok
+        assert check_folder(folder).ok
+    out = tmp_path / "made.yaml"
+    code, shown, err = call_medloss("manifest", root, "--out", out, "--folds", 2)
+    assert (code, err) == (0, "") and "4 cases in 2 folds" in shown
+    assert load_manifest(out).cases == manifest.cases
 
 
 def test_nifti_2_and_big_endian_files_pass(root: Path, manifest: Manifest) -> None:
@@ -167,6 +194,58 @@ def test_nifti_2_and_big_endian_files_pass(root: Path, manifest: Manifest) -> No
 def test_whole_numbers_kept_as_floats_are_labels(root: Path, manifest: Manifest) -> None:
     rewrite(root / LABEL, array_of(root / LABEL).astype(np.float64))
     assert check_data(with_actual_checksums(manifest, root), root).ok
+
+
+def test_labels_saved_again_from_floats_are_the_same_labels(root: Path, manifest: Manifest) -> None:
+    before = check_data(manifest, root)
+    for case in manifest.cases:
+        resaved_from_float(root / case.label)
+    after = check_data(with_actual_checksums(manifest, root), root)
+    assert after == before and after.ok
+    assert check_folder(root).ok
+    with_voxel(root / LABEL, 3.001, np.float64)
+    assert check_data(with_actual_checksums(manifest, root), root).ok
+
+
+def test_trailing_axes_of_length_1_and_spare_bytes_are_none_of_the_data(root: Path, manifest: Manifest) -> None:
+    before = check_data(manifest, root)
+    with_trailing_axes(root / IMAGE)
+    with_trailing_axes(root / "labels/a.nii.gz", 2)
+    with_trailing_axes(root / "images/d.nii")
+    for file, count in (("labels/d.nii", 16), (LABEL, 16), ("images/a.nii.gz", 512)):
+        padded(root / file, count)
+    assert check_data(with_actual_checksums(manifest, root), root) == before
+    assert check_folder(root).ok
+
+
+def test_a_single_slice_is_a_2d_image_of_a_2d_manifest(tmp_path: Path) -> None:
+    manifest = load_manifest(tiny_manifest(tmp_path, dims=2, cases=3))
+    root = resolve_data(manifest, tmp_path / "root")
+    with_trailing_axes(root / manifest.cases[0].image)
+    with_trailing_axes(root / manifest.cases[0].label, 2)
+    report = check_data(manifest.model_copy(update={"generator": None, "cases": [
+        case.model_copy(update={"image_sha256": None, "label_sha256": None}) for case in manifest.cases
+    ]}), root)  # fmt: skip
+    assert report.ok and {len(shape) for shape in report.shapes} == {2}
+
+
+def test_a_label_within_a_tenth_of_a_voxel_passes_with_a_note(
+    root: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved(root / "labels/a.nii.gz", 1, 0.009)  # as float32 headers round
+    assert check_folder(root).note is None
+    moved(root / LABEL, 1, 0.035)
+    report = check_data(with_actual_checksums(manifest, root), root)
+    told = "labels/b.nii.gz lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
+    assert (report.ok, report.note) == (True, told)
+    stretched(root / "labels/d.nii", 1.002)  # by 0.08 mm at the corners
+    several = r"2 labels lie up to 0.0\d+ mm off their images, most of all labels/d.nii; up to 0.1 voxels count as"
+    for command in (("check", root), ("manifest", root, "--folds", 2, "--out", tmp_path / "made.yaml")):
+        code, shown, err = call_medloss(*command)
+        assert (code, err) == (0, "")
+        assert re.search(f"^note: {several}", shown, re.MULTILINE), shown
+    refuse_bad_data(str(tmp_path / "made.yaml"), str(root))  # what every training begins with
+    assert re.match(f"note: {several}", capsys.readouterr().err)
 
 
 def test_a_scaled_image_is_judged_by_its_scaled_values(root: Path, manifest: Manifest) -> None:
@@ -292,6 +371,30 @@ def test_the_real_manifest_passes_and_without_exclusions_names_the_three(hippoca
         ("labelsTr/hippocampus_010.nii.gz", "label without an image"),
         ("labelsTr/hippocampus_281.nii.gz", "label without an image"),
     ]
+
+
+def test_real_files_by_links_resaved_from_floats_and_a_little_off(hippocampus_root: Path, tmp_path: Path) -> None:
+    manifest = load_manifest("msd_task04_hippocampus")
+    manifest = manifest.model_copy(update={"cases": manifest.cases[:3]})
+    for case in manifest.cases:
+        for file in (case.image, case.label):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).symlink_to((hippocampus_root / file).absolute())
+    before = check_data(manifest, tmp_path)
+    assert (before.offences, before.note) == ([], None)
+    for case, mm in zip(manifest.cases, (0.0, 0.035, 0.2), strict=True):
+        label = tmp_path / case.label
+        image = nib.Nifti1Image(3.0 * (array_of(label) == 2) + (array_of(label) == 1), affine_of(label))
+        image.affine[0, 3] += mm
+        label.unlink()
+        nib.save(image, label, dtype=np.uint8)
+    after = check_folder(tmp_path)
+    assert after.classes == {0: "background", 1: "class_1", 3: "class_3"}
+    assert after.voxels["class_3"] == before.voxels["posterior"]
+    assert after.offences == [
+        (manifest.cases[2].label, "its affine differs from its image's: it lies up to 0.2 mm off")
+    ]
+    assert after.note is not None and after.note.startswith(f"{manifest.cases[1].label} lies 0.035 mm off its image;")
 
 
 def test_the_real_sarcoma_manifest_passes(data_root: Path) -> None:

@@ -16,6 +16,8 @@ LABEL = torch.zeros(2, 1, 12, 12, 12, dtype=torch.long)
 LABEL[..., 3:9, 3:9, 3:9] = 1
 LABEL[..., 4:6, 4:6, 4:6] = 2
 LOGITS = torch.randn(2, 3, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+#: The same as a network gives them in training: balanced sums count only what has a gradient.
+TRAINED = LOGITS.clone().requires_grad_()
 
 
 def test_expressions() -> None:
@@ -154,10 +156,18 @@ def test_a_weight_before_a_loss_with_a_recipe_weights_all_of_it() -> None:
 def test_wrapped_a_schedule_goes_on_too() -> None:
     loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
     wrapped = medloss.DeepSupervision(medloss.FixedSpacing(loss, (1.0,) * (LOGITS.ndim - 2)))
-    wrapped(LOGITS, LABEL)
+    wrapped(TRAINED, LABEL)
     wrapped.start_epoch(1)
     assert bool(loss.settled)
     medloss.DeepSupervision(medloss.DiceLoss(softmax=True)).start_epoch(1)  # one without weights has no use for it
+
+
+def test_the_epoch_reaches_sums_inside_sums() -> None:
+    inner = medloss.CombinedLoss("dice+hausdorff_dt", schedule="ramp", ramp=(0, 1), softmax=True)
+    outer = medloss.CombinedLoss([inner, "focal"], softmax=True)
+    assert inner.weights.tolist() == [1.0, 0.0]
+    outer.start_epoch(1)
+    assert inner.weights.tolist() == [1.0, 1.0]
 
 
 def test_unreduced_terms_of_different_shapes_are_refused() -> None:
@@ -171,27 +181,28 @@ def test_unreduced_terms_of_different_shapes_are_refused() -> None:
 def test_a_balanced_schedule_makes_both_terms_weigh_the_same() -> None:
     loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
     assert isinstance(loss, medloss.CombinedLoss)
-    hausdorff, dice = (part(LOGITS, LABEL) for part in loss.losses)
+    hausdorff, dice = (part(TRAINED, LABEL) for part in loss.losses)
     # In the first epoch by what has been seen so far, ...
-    assert torch.isclose(loss(LOGITS, LABEL), 2 * dice)
-    loss(3 * LOGITS, LABEL)
+    assert torch.isclose(loss(TRAINED, LABEL), 2 * dice)
+    loss(3 * TRAINED, LABEL)
     loss.start_epoch(1)
     # ... later by the means of the epoch before, and by nothing else.
-    parts = torch.stack([torch.stack([part(z, LABEL) for z in (LOGITS, 3 * LOGITS)]).mean() for part in loss.losses])
+    parts = torch.stack([torch.stack([part(z, LABEL) for z in (TRAINED, 3 * TRAINED)]).mean() for part in loss.losses])
     assert torch.isclose(loss.weights[0].float(), parts[1] / parts[0])
     assert loss.weights[1] == 1
-    value = loss(LOGITS, LABEL)
+    value = loss(TRAINED, LABEL)
     assert torch.isclose(value, parts[1] / parts[0] * hausdorff + dice)
     before = copy.deepcopy(loss.state_dict())
     with torch.no_grad():
-        loss(5 * LOGITS, LABEL)
+        loss(5 * TRAINED, LABEL)
+    loss(5 * LOGITS, LABEL)  # a validation loop may run only its network under `no_grad`
     loss.eval()
-    loss(5 * LOGITS, LABEL)
+    loss(5 * TRAINED, LABEL)
     assert all(torch.equal(before[key], value) for key, value in loss.state_dict().items())
     loss.train()
-    loss(2 * LOGITS, LABEL)
+    loss(2 * TRAINED, LABEL)
     loss.start_epoch(2)
-    parts = torch.stack([torch.stack([part(z, LABEL) for z in (LOGITS, 2 * LOGITS)]).mean() for part in loss.losses])
+    parts = torch.stack([torch.stack([part(z, LABEL) for z in (TRAINED, 2 * TRAINED)]).mean() for part in loss.losses])
     assert torch.isclose(loss.weights[0].float(), parts[1] / parts[0])
 
 
@@ -248,7 +259,7 @@ def test_a_batch_with_errors_does_not_outweigh_an_epoch_without() -> None:
     loss = medloss.CombinedLoss("hausdorff_er+dice", schedule="balanced", sigmoid=True)
     label = torch.zeros(1, 1, 24, 24)
     label[..., 4:20, 4:20] = 1
-    nearly, wrong = torch.full_like(label, -0.9), torch.full_like(label, -8.0)
+    nearly, wrong = torch.full_like(label, -0.9, requires_grad=True), torch.full_like(label, -8.0, requires_grad=True)
     for _ in range(8):
         loss(nearly.index_fill(3, torch.arange(4, 6), -2.0), label)
     loss.start_epoch(1)
@@ -261,19 +272,19 @@ def test_a_batch_with_errors_does_not_outweigh_an_epoch_without() -> None:
 
 def test_a_schedules_state_is_saved_and_restored() -> None:
     loss = medloss.create_training_loss("hausdorff_dt", num_classes=3)
-    loss(LOGITS, LABEL)
+    loss(TRAINED, LABEL)
     loss.start_epoch(1)
-    loss(2 * LOGITS, LABEL)
+    loss(2 * TRAINED, LABEL)
     other = medloss.create_training_loss("hausdorff_dt", num_classes=3)
     other.load_state_dict(loss.state_dict())
     for each in (loss, other):
         each.start_epoch(2)
-    assert torch.equal(loss(LOGITS, LABEL), other(LOGITS, LABEL))
+    assert torch.equal(loss(TRAINED, LABEL), other(TRAINED, LABEL))
 
 
 def test_terms_that_are_zero_keep_their_weight() -> None:
     loss = medloss.CombinedLoss(["hausdorff_er", "dice"], schedule="balanced", softmax=True)
-    value = loss(0.01 * LOGITS, LABEL)  # no error survives the first erosion
+    value = loss(0.01 * TRAINED, LABEL)  # no error survives the first erosion
     loss.start_epoch(1)
     assert torch.isfinite(value)
     assert loss.weights.tolist() == [1.0, 1.0]

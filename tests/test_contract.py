@@ -478,6 +478,15 @@ def test_spacing_scales_as_the_definition_says(name: str, mode: str) -> None:
 
 
 @every_loss
+def test_a_loss_says_whether_it_uses_the_spacing(name: str) -> None:
+    drawn = sample("softmax", 3)
+    loss = make(name, "softmax")
+    # Of different ratios: some losses count whole steps, or do not see a common factor.
+    values = {loss(drawn.logits, drawn.index, spacing=s).item() for s in ((1.0, 1.0, 1.0), (3.0, 1.0, 0.6))}
+    assert (len(values) > 1) == loss.uses_spacing
+
+
+@every_loss
 @every_mode
 def test_unit_spacing_equals_none(name: str, mode: str) -> None:
     drawn = sample(mode, 3)
@@ -521,15 +530,15 @@ def test_every_loss_takes_every_keyword(name: str) -> None:
 # --- 9: the module -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in NEEDS_MAPS])
+@every_loss
 def test_compiles_as_one_graph(name: str) -> None:
     torch.compiler.reset()
     drawn = sample("softmax", 3)
     loss = make(name, "softmax")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     logits = drawn.logits.float()
-    value, gradient = value_and_gradient(loss, logits, drawn.index)
-    other, other_gradient = value_and_gradient(compiled, logits, drawn.index)
+    value, gradient = value_and_gradient(loss, logits, drawn.index, spacing=drawn.spacing)
+    other, other_gradient = value_and_gradient(compiled, logits, drawn.index, spacing=drawn.spacing)
     assert_close(value, other, rtol=1e-5)
     assert_close(gradient, other_gradient, rtol=1e-4, atol=1e-7)
 
@@ -537,7 +546,7 @@ def test_compiles_as_one_graph(name: str) -> None:
 @every_loss
 def test_copies_and_pickles(name: str) -> None:
     drawn = sample("softmax", 3)
-    loss = make(name, "softmax", weight=[0.5, 1.0, 2.0])
+    loss = make(name, "softmax", weight=torch.tensor([0.5, 1.0, 2.0], requires_grad=True))
     value = loss(drawn.logits, drawn.index)
     restored = make(name, "softmax", weight=[1.0, 1.0, 1.0])
     restored.load_state_dict(loss.state_dict())

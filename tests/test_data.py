@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from faults import padded, with_trailing_axes
+from small_files import array_of, rewrite
 from tiny import tiny_manifest
 
 from pipelines.cases import store
@@ -84,6 +86,27 @@ def test_label_values_are_mapped_by_order(tmp_path: Path) -> None:
         assert item["label"].dtype == torch.uint8
         np.testing.assert_array_equal(item["label"][0].numpy(), np.searchsorted([0, 3, 7], raw))
         assert set(np.unique(raw)) == {0, 3, 7}
+
+
+def test_labels_saved_again_from_floats_are_the_same_labels(tmp_path: Path) -> None:
+    manifest, root = _set(tmp_path, SPACINGS)
+    before = read_case(manifest, manifest.cases[0], root)["label"]
+    path = root / "label0.nii.gz"
+    values = array_of(path)
+    rewrite(path, np.where(values == 3, 2.9992, np.where(values == 7, 7.00000006, values)))
+    assert torch.equal(read_case(manifest, manifest.cases[0], root)["label"], before)
+
+
+@pytest.mark.parametrize("spacings", [[(3.0, 1.0, 0.6), (1.0, 1.0, 1.0)], [(1.5, 0.8), (1.0, 1.0)]])
+def test_trailing_axes_of_length_1_are_dropped(tmp_path: Path, spacings: list[tuple[float, ...]]) -> None:
+    manifest, root = _set(tmp_path, spacings)
+    before = read_case(manifest, manifest.cases[0], root)
+    with_trailing_axes(root / "image0.nii.gz")
+    with_trailing_axes(root / "label0.nii.gz", 2)
+    padded(root / "label0.nii.gz")
+    after = read_case(manifest, manifest.cases[0], root)
+    for name in ("image", "label", "spacing"):
+        assert torch.equal(after[name], before[name])
 
 
 def test_each_case_has_its_own_spacing(tmp_path: Path) -> None:
@@ -232,7 +255,7 @@ def _break(root: Path, how: str) -> None:
     elif how == "unnamed value":
         _write(label, np.where(values == 3, 5, values).astype(np.int16), SPACINGS[0])
     elif how == "fraction":
-        _write(label, np.where(values == 3, 3.4, values).astype(np.float32), SPACINGS[0])
+        _write(label, np.where(values == 3, 3.0010002, values).astype(np.float32), SPACINGS[0])
     elif how == "NaN":
         pixels[1, 2, 3] = np.nan
         _write(image, pixels, SPACINGS[0])
@@ -249,7 +272,7 @@ def _break(root: Path, how: str) -> None:
         ("other shape", r"shape \(6, 8, 7\) and a label of \(5, 8, 7\)"),
         ("4D", r"shape \(6, 8, 7, 2\) and a label of \(6, 8, 7\)"),
         ("unnamed value", r"label0\.nii\.gz holds 5; the manifest names 0, 3, 7"),
-        ("fraction", r"label0\.nii\.gz holds 3\.4"),
+        ("fraction", r"label0\.nii\.gz holds 3\.0010002;"),
         ("NaN", r"image0\.nii\.gz holds NaN"),
     ],
 )

@@ -60,6 +60,17 @@ def test_weights_are_nnunets_unless_given() -> None:
     assert torch.isclose(medloss.DeepSupervision(dice)(outputs[0], LABEL), parts[0])
 
 
+@pytest.mark.parametrize("schedule", ["constant", "balanced"])
+def test_a_sum_of_deep_supervisions_takes_the_outputs(schedule: str) -> None:
+    terms = [
+        medloss.DeepSupervision(loss) for loss in (medloss.DiceLoss(softmax=True), medloss.FocalLoss(softmax=True))
+    ]
+    outputs = [output.requires_grad_() for output in _outputs()]
+    value = medloss.CombinedLoss(terms, schedule=schedule)(outputs, LABEL)
+    dice, focal = (term(outputs, LABEL) for term in terms)
+    assert torch.isclose(value, dice + focal if schedule == "constant" else 2 * dice)
+
+
 def test_bad_weights_are_refused() -> None:
     for weights in ([], [-1.0]):
         with pytest.raises(medloss.InputError, match="weights: got"):

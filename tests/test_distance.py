@@ -77,6 +77,16 @@ def test_every_kernel_set_equals_scipy(kernels: str, shape: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+def test_maps_are_on_the_masks_device_whatever_the_default(kernels: str) -> None:
+    mask = torch.from_numpy(_masks()["noise"])[None, None]
+    with medloss.kernels.use(kernels):
+        for distances in (*MAPS, boundary_distance_map, penalty_map):
+            expected = distances(mask, SPACING)
+            with torch.device("meta"):
+                assert torch.equal(distances(mask, SPACING), expected)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_maps_do_not_depend_on_threads_and_survive_a_fork(kernels: str) -> None:
     masks = torch.from_numpy(np.random.default_rng(4).random((1, 3, 24, 50, 60)) < 0.1)
     threads = torch.get_num_threads()

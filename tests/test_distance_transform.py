@@ -97,4 +97,17 @@ def test_bad_labels_are_refused() -> None:
         DistanceMapd("label")({"label": _label()})
     with pytest.raises(medloss.InputError, match="'label': got labels from 0 to 2; expected 0 to 1"):
         DistanceMapd("label", num_classes=2)({"label": _label()})
+    with pytest.raises(medloss.InputError, match=r"'label': got shape \(1, 0, 4, 4\), which is empty"):
+        DistanceMapd("label", num_classes=2)({"label": torch.zeros(1, 0, 4, 4)})
     assert DistanceMapd("label", num_classes=3, allow_missing_keys=True)({}) == {}
+
+
+def test_maps_stay_with_their_label_whatever_the_default_device() -> None:
+    transform = DistanceMapd("label", num_classes=3)
+    for label in (_label(), _label().as_tensor(), _label().numpy()):
+        expected = transform({"label": label})["label_distance"]
+        with torch.device("meta"):
+            actual = transform({"label": label})["label_distance"]
+        assert type(actual) is type(expected)
+        assert actual.device.type == "cpu"
+        assert torch.equal(torch.Tensor(actual), torch.Tensor(expected))

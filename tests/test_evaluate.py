@@ -13,7 +13,19 @@ import pytest
 import torch
 import yaml
 from cli_call import call_medloss
-from faults import cut, flip, linked, moved, reshaped, sheared, stretched, with_voxel
+from faults import (
+    cut,
+    flip,
+    linked,
+    moved,
+    padded,
+    resaved_from_float,
+    reshaped,
+    sheared,
+    stretched,
+    with_trailing_axes,
+    with_voxel,
+)
 from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_folder
 
 from pipelines.dataset.manifest import load_manifest
@@ -113,6 +125,26 @@ def test_millimetres_are_the_labels_own_axis_by_axis(folder: Path) -> None:
         assert (float(row["hd95_mm"]), float(row["assd_mm"]), float(row["nsd"])) == (distance, distance, 1.0)
 
 
+def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> None:
+    before = _call(folder)
+    for part in ("predictions", "data/labels"):
+        resaved_from_float(folder / part / "b.nii.gz")
+        resaved_from_float(folder / part / "d.nii")
+    assert _call(folder) == before
+
+
+def test_trailing_axes_spare_bytes_and_a_tenth_of_a_voxel_change_nothing(folder: Path) -> None:
+    before = _call(folder)
+    with_trailing_axes(folder / "predictions" / "a.nii.gz")
+    with_trailing_axes(folder / "data/labels" / "b.nii.gz", 2)
+    padded(folder / "predictions" / "d.nii")
+    assert _call(folder) == before
+    moved(folder / "predictions" / "b.nii.gz", 0, 0.035)
+    code, out, err = _call(folder)
+    told = "lies 0.035 mm off its label; up to 0.1 voxels count as the same grid"
+    assert (code, out, err) == (0, before[1], f"note: {folder}/predictions/b.nii.gz {told}\n")
+
+
 def test_a_class_that_a_case_lacks_is_empty_and_not_counted(folder: Path) -> None:
     for part in ("data/labels", "predictions"):
         label = array_of(folder / part / "b.nii.gz")
@@ -160,8 +192,8 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("sheared", sheared, "its direction matrix is sheared: "),
     (
         "4D",
-        lambda p: reshaped(p, (*SHAPE, 1)),
-        r"4 axes \(12 x 16 x 14 x 1 voxels\); expected 2 or 3, one volume a file",
+        lambda p: reshaped(p, (*SHAPE, 2)),
+        r"4 axes \(12 x 16 x 14 x 2 voxels\); expected 2 or 3, one volume a file",
     ),
     (
         "unknown value",
@@ -170,6 +202,11 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ),
     ("negative value", lambda p: with_voxel(p, -1, np.int16), r"label values without a class: -1 \(1 voxels\)"),
     ("probabilities", lambda p: with_voxel(p, 0.7, np.float32, 2), r"label values without a class: 0.7 \(2 voxels\)"),
+    (
+        "more than 1e-3 off a class",
+        lambda p: with_voxel(p, 3.0010002, np.float32, 2),
+        r"label values without a class: 3\.0010002 \(2 voxels\)",
+    ),
     ("NaN", lambda p: with_voxel(p, np.nan), r"label values without a class: nan \(1 voxels\)"),
     ("truncated", lambda p: cut(p, 0.7), "truncated: its gzip stream ends before its end mark"),
     ("0 bytes", lambda p: cut(p, 0), "0 bytes"),
@@ -425,7 +462,7 @@ def test_names_that_would_break_the_line(folder: Path) -> None:
 
 
 def test_links_are_followed_wherever_they_lead(folder: Path) -> None:
-    plain = _call(folder)[1]
+    plain, by_manifest = _call(folder)[1], _call(folder, manifest=True)[1]
     for part in ("predictions", "data/labels"):
         for file in list((folder / part).iterdir()):
             elsewhere = folder / f"store of {part.replace('/', ' ')}" / f"object-{file.name.partition('.')[0]}"
@@ -433,6 +470,7 @@ def test_links_are_followed_wherever_they_lead(folder: Path) -> None:
             file.rename(elsewhere)
             file.symlink_to(elsewhere)
     assert _call(folder)[:2] == (0, plain)
+    assert _call(folder, manifest=True)[:2] == (0, by_manifest)
     (folder / "store of predictions" / "object-b").unlink()
     assert _call(folder)[2].endswith("predictions/b.nii.gz: a symbolic link to nothing\n")
 
@@ -442,6 +480,28 @@ def test_two_predictions_of_one_name_are_told_and_not_their_label(folder: Path) 
     code, _, err = _call(folder)
     assert code == 2
     assert err.startswith(f"error: {folder / 'predictions'}/d") and "is another file's, too; expected one" in err
+
+
+@pytest.mark.parametrize("manifest", [False, True])
+def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path, manifest: bool) -> None:
+    """Of a folder with both, side by side, whose label maps were predicted, too: the numbers would be of those."""
+    side = folder / "side"
+    side.mkdir()
+    for kind, part in (("image", "images"), ("label", "labels")):
+        for path in (folder / "data" / part).iterdir():
+            shutil.copy(path, side / path.name.replace(".nii", f"_{kind}.nii"))
+    for path in list((folder / "predictions").iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace(".nii", "_label.nii")))
+        path.rename(path.with_name(path.name.replace(".nii", "_image.nii")))
+    (folder / "side.yaml").write_text(manifest_text(make_manifest(side, folds=2)))
+    labels = ("--manifest", folder / "side.yaml", "--data-root", side) if manifest else ("--labels", side)
+    code, out, err = call_medloss("evaluate", folder / "predictions", *labels)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    if manifest:
+        assert "predictions: a_image.nii.gz and a_label.nii.gz are both named as predictions of a; expected one" in err
+    else:
+        told = "its name, but for endings, is another file's, too; expected one"
+        assert err == f"error: {folder}/predictions/a_image.nii.gz: {told}\n"
 
 
 def test_images_in_place_of_labels_are_told(folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cli_call import call_medloss
 from click.testing import CliRunner
+from faults import moved, resaved_from_float, with_trailing_axes
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -82,6 +83,27 @@ def test_a_prediction_of_labels_is_taken_as_nearly_sure(case: tuple[Path, Path],
     assert "labels, taken as p = 0.9 inside and 0.1 outside" in told
     told = explain_case("dice", *case, prediction=save("p", 0 * _label()), out=tmp_path / "a.png").told[0]
     assert told.endswith("no voxel of class 1 in it")
+
+
+def test_files_saved_again_from_floats_are_labels(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
+    before = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").told
+    label, prediction = save("l", _label()), save("q", _label())
+    for path in (label, prediction):
+        resaved_from_float(path)
+    assert explain_case("dice", case[0], label, prediction=prediction, out=tmp_path / "b.png").told == before
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_trailing_axes_and_a_tenth_of_a_voxel(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
+    before = explain_case("dice", *case, out=tmp_path / "a.png").told
+    with_trailing_axes(case[0])
+    with_trailing_axes(case[1], 2)
+    assert explain_case("dice", *case, out=tmp_path / "b.png").told == before
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    moved(case[1], 0, 0.035)
+    (told, note) = explain_case("dice", *case, out=tmp_path / "c.png").told
+    assert (told,) == before
+    assert note == f"note: {case[1]} lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
 
 
 def test_another_class(case: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,7 +15,17 @@ import pandas as pd
 import psutil
 import pytest
 from cli_call import call_medloss
-from faults import cut, flip, linked, sheared, stretched, with_voxel
+from faults import (
+    cut,
+    flip,
+    linked,
+    padded,
+    resaved_from_float,
+    sheared,
+    stretched,
+    with_trailing_axes,
+    with_voxel,
+)
 from faults import moved as moved_off
 from made_predictions import CASES, SHAPE, SPACING, label_map, made_folders, moved, write_map
 from small_files import array_of, rewrite
@@ -26,6 +36,8 @@ from pipelines.comparison.finished.classes import Classes, read_classes
 from pipelines.comparison.finished.collect import from_predictions
 from pipelines.comparison.finished.measure import Pair
 from pipelines.comparison.finished.result import Finished
+from pipelines.comparison.report.overlays.choice import Choice
+from pipelines.comparison.report.overlays.reading import read_panels
 from pipelines.comparison.statistics.scores import scores
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import region_metrics
@@ -89,6 +101,37 @@ def test_the_numbers_are_those_of_evaluate_and_the_report_is_written(folder: Pat
     assert call_medloss(
         "report", "--cases", folder / "out/cases.csv", "--out", folder / "again", "--reference", "far"
     )[1].splitlines()[0] == verdict  # fmt: skip
+
+
+def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> None:
+    before = _finished(folder).rows
+    for name in ("labels", "near", "far"):
+        path = folder / name / "b.nii.gz"
+        rewrite(path, np.where(array_of(path) == 1, 3, array_of(path)))
+    expected = _finished(folder).rows
+    for name in ("labels", "near", "far"):
+        resaved_from_float(folder / name / "b.nii.gz")
+    finished = _finished(folder)
+    assert len(expected) > len(before)  # class 3 is one of them
+    pd.testing.assert_frame_equal(finished.rows, expected)
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
+
+
+def test_trailing_axes_spare_bytes_and_a_tenth_of_a_voxel_change_nothing(folder: Path) -> None:
+    before = _finished(folder)
+    with_trailing_axes(folder / "near" / "a.nii.gz")
+    with_trailing_axes(folder / "labels" / "b.nii.gz", 2)
+    padded(folder / "far" / "c.nii.gz")
+    moved_off(folder / "far" / "b.nii.gz", 1, 0.035)
+    told = f"{folder}/far/b.nii.gz lies 0.035 mm off its reference; up to 0.1 voxels count as the same grid."
+    for _ in range(2):  # measured, and read from the cache
+        after = _finished(folder)
+        pd.testing.assert_frame_equal(after.rows, before.rows)
+        assert after.told[1:] == (*before.told[1:], told)
+        assert told in after.collected.notes
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in after.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
 
 
 @pytest.mark.parametrize("repeated", [False, True])
@@ -389,14 +432,32 @@ def test_two_files_of_one_case(folder: Path) -> None:
     assert err.splitlines()[:2] == [f"error: {folder / 'far/b.nii'}: {told}", f"{folder / 'far/b.nii.gz'}: {told}"]
 
 
+def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path) -> None:
+    for case in CASES:
+        (folder / "labels" / f"{case}.nii.gz").rename(folder / "labels" / f"{case}_label.nii.gz")
+        (folder / "near" / f"{case}.nii.gz").rename(folder / "near" / f"{case}_image.nii.gz")
+        shutil.copy(folder / "near" / f"{case}_image.nii.gz", folder / "near" / f"{case}_label.nii.gz")
+    code, _, err = _call(folder)
+    told = "its name, but for endings, is another file's, too; expected one"
+    assert code == 2
+    for case in CASES:
+        for kind in ("image", "label"):
+            assert f"{folder}/near/{case}_{kind}.nii.gz: {told}" in err.removeprefix("error: ").splitlines()
+
+
 def test_names_may_differ_in_what_says_label_and_links_are_followed(folder: Path) -> None:
     for case in CASES:
         shutil.move(folder / "labels" / f"{case}.nii.gz", folder / "labels" / f"{case}_seg.nii.gz")
     shutil.move(folder / "far", folder / "elsewhere")
     (folder / "far").mkdir()
     for case in CASES:
-        (folder / "far" / f"{case}.nii.gz").symlink_to(folder / "elsewhere" / f"{case}.nii.gz")
-    assert set(_finished(folder).rows["case"]) == {f"{case}_seg" for case in CASES}
+        (folder / "elsewhere" / f"{case}.nii.gz").rename(folder / "elsewhere" / case)
+        (folder / "far" / f"{case}.nii.gz").symlink_to(folder / "elsewhere" / case)
+    finished = _finished(folder)
+    assert set(finished.rows["case"]) == {f"{case}_seg" for case in CASES}
+    # Its pictures are drawn from the links, too: what they lead to need not be named as NIfTI is.
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
 
 
 CALLS: list[tuple[str, Callable[[Path], Sequence[object]], str]] = [

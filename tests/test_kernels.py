@@ -12,10 +12,12 @@ import pytest
 import torch
 from loss_inputs import MODES, assert_close, make, mask_like, sample
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import medloss
+from medloss.boundary import ball_means, balls, erosion
 from medloss.kernels import choice, eager, operators
-from medloss.kernels.terms import VoxelTerms
+from medloss.kernels.terms import ROWS, VoxelTerms
 
 SETS = [name for name in medloss.kernels.available() if choice.module(name).supports("cpu", torch.float32)]
 TERMS: list[dict[str, Any]] = [
@@ -132,6 +134,44 @@ def test_nan_comes_out_and_minus_infinity_is_no_probability(kernels: str, mode: 
             assert value.isfinite()
             assert logits.grad is not None and logits.grad.isfinite().all()
             assert (logits.grad[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("kernels", [name for name in SETS if name != "eager"])
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("wanted", TERMS[2:], ids=[f"{t}" for t in range(2, len(TERMS))])
+def test_sets_agree_where_the_label_has_no_probability(kernels: str, mode: str, wanted: dict[str, Any]) -> None:
+    drawn, terms = sample(mode, 2), VoxelTerms(mode, 0, **wanted)
+    drawn.index[0, 0, 2, 3], drawn.index[0, 0, 1, 1], drawn.index[1, 0, 0, 0] = 1, 0, 2
+    for dtype, big in itertools.product((torch.float64, torch.float32), (-torch.inf, -1e25, -3e38)):
+        logits = drawn.logits.to(dtype)
+        logits[0, 1, 2, 3] = logits[0, 0, 1, 1] = logits[1, 2, 0, 0] = big
+        if mode == "sigmoid":
+            logits[0, 1, 4, 4] = -big  # where the class is not
+        weights = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]], dtype=dtype)
+        results = []
+        for name in (kernels, "eager"):
+            with medloss.kernels.use(name):
+                sums, gradient = sums_and_gradient(terms, logits, drawn.index)
+                values = operators.entropy_map(terms, logits, drawn.index, None, weights, weights)
+            results.append((sums, gradient, values))
+        for mine, reference in zip(*results, strict=True):
+            assert mine.isfinite().all()
+            assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+@every_set
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+def test_a_label_without_probability_has_a_finite_loss_and_gradient(kernels: str, mode: str) -> None:
+    drawn = sample(mode, 2)
+    drawn.index[0, 0, 2, 3] = 1
+    for name, weight in itertools.product(("focal", "binary_cross_entropy", "combo"), (None, [1.0, 0.0, 1.0])):
+        logits = drawn.logits.float()
+        logits[0, 1, 2, 3] = -torch.inf
+        with medloss.kernels.use(kernels):
+            value = make(name, mode, weight=weight)(logits.requires_grad_(), drawn.index)
+            value.backward()
+        assert value.isfinite() and (value < 1e4) == (weight is not None)
+        assert logits.grad is not None and logits.grad.isfinite().all()
 
 
 @every_set
@@ -265,3 +305,76 @@ def test_losses_that_read_otherwise_have_a_pass_of_their_own() -> None:
     ]
     combined = medloss.CombinedLoss(losses)
     assert_close(combined(drawn.logits, drawn.index), sum(loss(drawn.logits, drawn.index) for loss in losses))
+
+
+class _Float64(TorchDispatchMode):
+    """Remembers the operations that gave float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float64:
+            self.seen.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_float32_erosions_and_balls_need_no_float64(renormalize: bool, masked: bool) -> None:
+    """Apple's GPUs have none. Only what is made on the CPU, and kept, may be more precise."""
+    drawn = sample("sigmoid", 3)
+    p, y = drawn.logits.sigmoid().float(), drawn.maps > 0.5
+    mask = mask_like(drawn.index) if masked else None
+    balls = (p, y, [1.0, 2.0], [1.0, 4.0], [1.0, 0.8, 0.6], True)
+    with medloss.kernels.use("eager"):
+        ball_means._operator._init_fn(*balls)
+        with _Float64() as mode:
+            ball_means._operator._init_fn(*balls)
+            erosion._operator._init_fn(p, y, mask, [1, 1, 2], [1.0, 4.0, 9.0], renormalize, True)
+    assert mode.seen == []
+
+
+@pytest.mark.parametrize("kernels", [name for name in ("eager", "numba") if name in medloss.kernels.available()])
+@pytest.mark.parametrize("name", medloss.LOSSES)
+def test_tensors_stay_on_their_device_whatever_the_default(kernels: str, name: str) -> None:
+    for mode, dims, reduction in itertools.product(("softmax", "sigmoid"), (2, 3), ("mean", "none")):
+        drawn, loss = sample(mode, dims), make(name, mode, reduction=reduction)
+        mask = mask_like(drawn.index)
+        results = []
+        # No CPU code can read a tensor of the meta device, nor one of a GPU.
+        for device in ("cpu", "meta"):
+            ball_means._ball_spectrum.cache_clear()
+            balls.discs.cache_clear()
+            logits = drawn.logits.float().requires_grad_()
+            with medloss.kernels.use(kernels), torch.device(device):
+                value = loss(logits, drawn.index, mask=mask, spacing=drawn.spacing)
+                results.append((value.detach(), *torch.autograd.grad(value.sum(), logits)))
+        for here, there in zip(*results, strict=True):
+            assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("kernels", [name for name in ("eager", "numba") if name in medloss.kernels.available()])
+def test_kernels_make_their_tensors_on_the_logits_device(kernels: str) -> None:
+    # Called as they are: within an operator torch forgets the default device.
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(1, 2, 40, generator=generator), torch.ones(1, 1, 40)
+    ones, slopes = torch.ones(1, 2), torch.ones(ROWS, 1, 2)
+    terms = VoxelTerms("softmax", overlap=True, entropy="plain")
+    module = choice.module(kernels)
+    p, y = logits.softmax(1).view(2, 5, 8)[0], target.view(5, 8) > 0
+    with torch.device("meta"):
+        results = [
+            module.voxel_sums(terms, logits, target, None, None),
+            module.voxel_sums_backward(terms, logits, target, None, None, slopes),
+            module.entropy_map(terms, logits, target, None, ones, ones),
+            ball_means._deep_errors(p, y, [1.0], [1.0], (1.0, 0.5), None),
+            *vars(balls.discs.__wrapped__((1.0, 2.0), (1.0, 0.7, 0.5))).values(),
+        ]
+        if kernels == "numba":
+            from medloss.kernels.numba import structure
+
+            results.append(structure.structural_error(p[None, None], y[None, None], [0.2, 0.6, 0.2], 0.01, False))
+    assert all(part.device.type == "cpu" for part in results if isinstance(part, Tensor))

@@ -299,6 +299,17 @@ def test_names_that_are_a_pair(image: str, label: str) -> None:
     assert files == [image, label]
 
 
+@pytest.mark.parametrize("image", ["a.nii.gz", "a_image.nii.gz", "a_0000.nii.gz"])
+def test_a_label_named_as_two_images_are_belongs_to_neither(image: str) -> None:
+    """Such as where a label map lies among the images: its name is the label's to the letter."""
+    pairing = pair_by_name([image, "a_seg.nii.gz"], ["a_seg.nii.gz"])
+    assert pairing.pairs == []
+    assert {reason for _, reason in pairing.unpaired} == {"doubled: 'a' has 2 images"}
+    # Each with a label of its own, they are two cases.
+    two = pair_by_name([image, "a_seg.nii.gz"], ["a.nii.gz", "a_seg.nii.gz"])
+    assert [label for _, _, label in two.pairs] == ["a.nii.gz", "a_seg.nii.gz"]
+
+
 @given(
     images=st.lists(st.from_regex(r"[ab1]{1,2}(_image|_0000|_0001)?\.nii(\.gz)?", fullmatch=True), unique=True),
     labels=st.lists(st.from_regex(r"[ab1]{1,2}(_label|_seg)?\.nii(\.gz)?", fullmatch=True), unique=True),

@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from cli_call import call_medloss
-from small_files import rewrite
+from faults import resaved_from_float
+from small_files import affine_of, array_of, rewrite
 from tiny import tiny_manifest
 
 import medloss
 from medloss.errors import InputError
+from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import load_manifest
 from pipelines.nnunet import names
 from pipelines.nnunet.folders import trainer_folder
@@ -181,6 +184,24 @@ def test_a_manifest_becomes_a_raw_data_set_of_links(tmp_path: Path) -> None:
     assert [sorted(split["train"] + split["val"]) for split in splits] == [sorted(c.id for c in manifest.cases)] * 3
 
 
+def test_labels_that_nnunet_would_cut_to_other_numbers_are_written_and_not_linked(tmp_path: Path) -> None:
+    """nnU-Net makes whole numbers of labels by cutting off what follows the point: 1.9999 would be 1."""
+    manifest = load_manifest(tiny_manifest(tmp_path / "made", cases=3))
+    root = resolve_data(manifest, tmp_path / "made")
+    plain, scaled, odd = (root / case.label for case in manifest.cases)
+    before = [array_of(path) for path in (scaled, odd)]
+    resaved_from_float(scaled)
+    rewrite(odd, before[1] - 0.0009 * (before[1] > 0))
+    assert call_medloss("nnunet", "dataset", tmp_path / "made" / "tiny_3d.yaml", "--raw", tmp_path / "raw",
+                        "--data-root", tmp_path / "made")[0] == 0  # fmt: skip
+    written = [tmp_path / "raw/Dataset001_tiny_3d/labelsTr" / f"{case.id}.nii.gz" for case in manifest.cases]
+    assert written[0].samefile(plain)
+    for path, source, expected in zip(written[1:], (scaled, odd), before, strict=True):
+        assert nib.load(path).get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(array_of(path), expected)
+        np.testing.assert_array_equal(affine_of(path), affine_of(source))
+
+
 def test_and_a_raw_data_set_the_manifest_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_dataset(tmp_path / "made", tmp_path / "raw")[0] == 0
     monkeypatch.chdir(tmp_path)
@@ -253,6 +274,11 @@ def test_links_are_symbolic_where_there_are_no_hard_ones(tmp_path: Path, monkeyp
     image = tmp_path / "raw" / "Dataset001_tiny_3d" / "imagesTr" / "phantom_000_0000.nii.gz"
     assert image.is_symlink()
     assert image.is_file()
+    # What was written with links to another file system is a data set for every other command, too.
+    made = tmp_path / "again.yaml"
+    assert call_medloss("manifest", image.parents[1], "--out", made)[0] == 0
+    code, shown, _ = call_medloss("check", made, "--data-root", image.parents[1])
+    assert (code, shown.splitlines()[-1]) == (0, "6 cases: no bad files")
 
 
 def test_voxels_of_the_ignore_label_are_not_trained() -> None:

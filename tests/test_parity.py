@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_inputs import assert_close, sample
+from loss_inputs import assert_close, make, sample
 from monai import losses as monai_losses
 
 import medloss
@@ -77,6 +77,55 @@ def test_gamma_zero_is_cross_entropy_exactly() -> None:
         drawn = sample(mode, 3)
         focal = medloss.FocalLoss(gamma=0.0, alpha=None, **{mode: True})(drawn.logits, drawn.index)
         assert torch.equal(focal, medloss.BinaryCrossEntropyLoss(**{mode: True})(drawn.logits, drawn.index))
+
+
+def test_calls_by_monais_keywords() -> None:
+    drawn = sample("softmax", 3)
+    for name in medloss.LOSSES:
+        loss = make(name, "softmax")
+        value = loss(drawn.logits, drawn.index, spacing=drawn.spacing)
+        assert torch.equal(loss(input=drawn.logits, target=drawn.index, spacing=drawn.spacing), value)
+        assert torch.equal(loss(logits=drawn.logits, target=drawn.index, spacing=drawn.spacing), value)
+    dice = make("dice", "softmax")
+    wrappers = (
+        medloss.CombinedLoss([dice, make("focal", "softmax")]),
+        medloss.DeepSupervision(dice),
+        medloss.FixedSpacing(dice, drawn.spacing),
+    )
+    for loss in (dice, *wrappers):
+        assert torch.equal(loss(input=drawn.logits, target=drawn.index), loss(drawn.logits, drawn.index))
+        with pytest.raises(medloss.InputError, match="input: got logits too; expected one of them"):
+            loss(drawn.logits, drawn.index, input=drawn.logits)
+        with pytest.raises(medloss.InputError, match="logits: got None"):
+            loss(target=drawn.index)
+        with pytest.raises(medloss.InputError, match="target: got None"):
+            loss(drawn.logits)
+
+
+def test_what_the_table_says_of_monai() -> None:
+    # docs/parity.md: a difference that MONAI removes is no longer one.
+    drawn = sample("softmax", 2)
+    logits, index = drawn.logits, drawn.index
+    one, yes = logits[:, :1], (index > 0).long()
+    softmax: dict[str, Any] = {"to_onehot_y": True, "softmax": True, "reduction": "none"}
+    assert monai_losses.TverskyLoss(**softmax)(logits, index).shape == (2, 3)
+    assert medloss.TverskyLoss(**softmax)(logits, index).shape == (2, 3, 1, 1)
+    focal: dict[str, Any] = {"to_onehot_y": True, "use_softmax": True}
+    assert monai_losses.FocalLoss(reduction="none", **focal)(logits, index).shape == (2, 3, *index.shape[2:])
+    assert medloss.FocalLoss(softmax=True, reduction="none")(logits, index).shape == index.shape
+    without = {"include_background": False, "alpha": 0.3}
+    with pytest.warns(UserWarning, match="scalar `alpha` ignored when using softmax"):
+        ignored = monai_losses.FocalLoss(**focal, **without)(logits, index)
+    assert_close(ignored, monai_losses.FocalLoss(include_background=False, **focal)(logits, index))
+    ours = [medloss.FocalLoss(softmax=True, include_background=False, alpha=a)(logits, index) for a in (0.3, None)]
+    assert_close(ours[0], 0.3 * ours[1])
+    ones = [medloss.DiceLoss(sigmoid=True, weight=weight)(one, yes) for weight in (None, [5.0])]
+    assert_close(ones[1], 5 * ones[0])
+    theirs = [monai_losses.DiceLoss(sigmoid=True, weight=weight)(one, yes) for weight in (None, [5.0])]
+    assert_close(theirs[1], theirs[0])
+    assert_close(
+        monai_losses.FocalLoss()(logits, drawn.maps), medloss.FocalLoss(sigmoid=True, alpha=None)(logits, index)
+    )
 
 
 def test_masks_equal_monais_ignored_labels() -> None:

@@ -18,7 +18,7 @@ import pytest
 import SimpleITK
 import torch
 from cli_call import call_medloss
-from faults import FAULTS, Fault, cut, linked, linked_outside
+from faults import FAULTS, Fault, cut, linked, linked_outside, padded, with_trailing_axes
 from small_files import SHAPE, affine_of, array_of, rewrite, small_folder
 from tiny import tiny_manifest
 
@@ -463,11 +463,10 @@ def test_images_of_a_manifest(tmp_path: Path, models: dict[int, Path]) -> None:
     where = ["--manifest", manifest, "--data-root", data, "--out", tmp_path / "out"]
     code, _, err = _predict(models[3], *where)
     assert code == 1
-    assert _names(tmp_path / "out") == ["first.nii.gz"]
+    assert _names(tmp_path / "out") == ["c.nii.gz", "first.nii.gz"]
     told = [line.rsplit("/", 1)[1] for line in err.splitlines() if line.startswith("error: ")]
     assert told == [
         "b.nii.gz: its SHA-256 is not the recorded one: the file is damaged or another",
-        "c.nii.gz: leaves the data root through a symbolic link",
         "d.nii: missing",
     ]
     shutil.rmtree(data / "images")
@@ -477,7 +476,7 @@ def test_images_of_a_manifest(tmp_path: Path, models: dict[int, Path]) -> None:
 
 
 def test_links_to_images_elsewhere(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
-    """A folder of links is how many keep their lists of cases; only a manifest's may not leave their root."""
+    """A folder of links is how many keep their lists of cases."""
     (tmp_path / "list").mkdir()
     blob = shutil.move(images / "a.nii.gz", tmp_path / "blob")
     (tmp_path / "list" / "x.nii.gz").symlink_to(blob)
@@ -486,6 +485,63 @@ def test_links_to_images_elsewhere(tmp_path: Path, models: dict[int, Path], imag
     assert code == 1
     assert err.splitlines()[-1].endswith("d.nii.gz: a symbolic link to nothing")
     assert _names(tmp_path / "out") == ["x.nii.gz"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_trailing_axes_of_length_1_are_dropped(tmp_path: Path, models: dict[int, Path], dims: int) -> None:
+    image = tmp_path / "x.nii.gz"
+    array = _image(np.int16, (9, 8, 10), 3)[..., : 10 if dims == 3 else 1]
+    array = array if dims == 3 else array[..., 0]
+    nib.Nifti1Image(array, np.diag([2.0, 2, 2, 1])).to_filename(image)
+    assert _predict(models[dims], image, "--out", tmp_path / "plain", "--probabilities")[0] == 0
+    with_trailing_axes(image, 2)
+    padded(image)
+    code, _, err = _predict(models[dims], image, "--out", tmp_path / "more", "--probabilities")
+    assert (code, err.count("\n")) == (0, 1), err
+    # Other tools count no more than three axes of space, and a 2D image may be a slice of them.
+    expected = (9, 8, 10) if dims == 3 else (9, 8, 1)
+    for name in ("x.nii.gz", "x_probabilities.nii.gz"):
+        plain, more = (nib.load(tmp_path / part / name) for part in ("plain", "more"))
+        assert more.shape[:3] == expected
+        np.testing.assert_array_equal(np.asanyarray(more.dataobj).ravel(), np.asanyarray(plain.dataobj).ravel())
+        np.testing.assert_array_equal(more.affine, plain.affine)
+    assert more.shape == (*expected, more.shape[-1])
+
+
+@pytest.fixture
+def side(tmp_path: Path, images: Path) -> Path:
+    """Images with their labels, side by side, and a label alone."""
+    folder = tmp_path / "side"
+    folder.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(images / f"{name}.nii.gz", folder / f"{name}_image.nii.gz")
+        shutil.copy(images / f"{name}.nii.gz", folder / f"{name}_label.nii.gz")
+    shutil.copy(images / "d.nii.gz", folder / "z_seg.nii.gz")
+    return folder
+
+
+def _labels_alone(images: Path) -> Path:
+    folder = images.with_name("masks")
+    folder.mkdir()
+    shutil.copy(images / "a.nii.gz", folder / "a_gt.nii.gz")
+    return folder
+
+
+def test_labels_beside_the_images_are_left_out(tmp_path: Path, models: dict[int, Path], side: Path) -> None:
+    code, _, err = _predict(models[3], side, "--out", tmp_path / "out")
+    labels = ", ".join(str(side / f"{name}.nii.gz") for name in ("a_label", "b_label", "z_seg"))
+    assert (code, err.splitlines()[0]) == (0, f"left out, labels by their names: {labels}")
+    assert _names(tmp_path / "out") == ["a_image.nii.gz", "b_image.nii.gz"]
+    # Named one by one, as a shell does with *: those whose image is there, too.
+    code, _, err = _predict(models[3], *sorted(side.iterdir()), "--out", tmp_path / "each")
+    assert (code, err.splitlines()[0]) == (0, f"left out, labels by their names: {labels.rpartition(', ')[0]}")
+    assert _names(tmp_path / "each") == ["a_image.nii.gz", "b_image.nii.gz", "z_seg.nii.gz"]
+    # By itself a name means nothing, and in a folder of images neither.
+    assert _predict(models[3], side / "a_label.nii.gz", "--out", tmp_path / "one")[0] == 0
+    assert _names(tmp_path / "one") == ["a_label.nii.gz"]
+    side.rename(tmp_path / "imagesTs")
+    code, _, err = _predict(models[3], tmp_path / "imagesTs", "--out", tmp_path / "all")
+    assert (code, "left out" in err, len(_names(tmp_path / "all"))) == (0, False, 5)
 
 
 CALLS: list[tuple[str, Callable[[Path, Path], list[Any]], str]] = [
@@ -504,6 +560,11 @@ CALLS: list[tuple[str, Callable[[Path, Path], list[Any]], str]] = [
     ("no such folder", lambda m, i: ["--model", m, "none", "--out", "o"], "none: no such file or folder"),
     ("no NIfTI", lambda m, i: ["--model", m, i / "notes.txt", "--out", "o"], "notes.txt: no NIfTI file by its name"),
     ("an empty folder", lambda m, i: ["--model", m, m.parent, "--out", "o"], "3d holds no NIfTI file"),
+    (
+        "labels alone",
+        lambda m, i: ["--model", m, _labels_alone(i), "--out", "o"],
+        "labels alone, by .* as a_gt.nii.gz; to",
+    ),
     ("no such fold", lambda m, i: ["--model", m, "--manifest", "phantom", "--fold", 9, "--out", "o"], "fold: got 9"),
     ("out is a file", lambda m, i: ["--model", m, i, "--out", m], "--out: .*model.pt is no folder; name another"),
     ("out below a file", lambda m, i: ["--model", m, i, "--out", m / "o"], "--out: cannot write in .*/o: Not a dir"),

@@ -210,6 +210,8 @@ def test_recipes(train: _Command) -> None:
         (None, "recipe: got"),
         ("just text", "has no settings; expected lines such as `epochs: 20`"),
         ("a: [", "is no YAML"),
+        ("[" * 2000, "is no YAML: maximum recursion depth"),
+        ("epochs: 2024-99-99", "is no YAML: month must be in 1..12"),
         ("epochz: 3", "epochz: got 3, Extra inputs are not permitted"),
         ("loss: my.Loss", "sets loss, which each run is told by itself; remove it"),
         ("epochs: $__import__('os').system('touch PWNED')", "refused: epochs is an expression ($__import__"),

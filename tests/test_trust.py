@@ -12,8 +12,10 @@ from pipelines.comparison.plan import adopt_plan, make_plan, require_plan
 from pipelines.comparison.worker import work
 from pipelines.dataset.manifest import load_manifest
 from pipelines.errors import UserError
+from pipelines.training.recipes import recipe_settings
 from pipelines.training.run_config import NnunetSettings, RunConfig
 from pipelines.trust import refuse_code, refuse_foreign_losses
+from pipelines.yaml_text import parse_yaml
 
 EVIL = "raise SystemExit('imported')\n"
 
@@ -34,6 +36,50 @@ def test_what_a_bundles_reader_would_evaluate_is_refused(content: Any) -> None:
 
 def test_plain_values_pass() -> None:
     refuse_code({"a": "costs 5 $", "b": [1, 2.5, None, True], "c": {"target": "x"}}, "F")
+
+
+def bomb(levels: int = 9, each: int = 9, merge: bool = False) -> str:
+    """Lists of aliases of the list before: a few hundred bytes that unfold to each^levels values."""
+    lines = ["a0: &a0 {x: 1}" if merge else "a0: &a0 [x]"]
+    for level in range(levels):
+        aliases = ", ".join([f"*a{level}"] * each)
+        lines.append(f"a{level + 1}: &a{level + 1} " + (f"{{<<: [{aliases}]}}" if merge else f"[{aliases}]"))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("add", ["", "\nname: small\n"])
+def test_a_yaml_bomb_is_refused_before_it_unfolds(tmp_path: Path, merge: bool, add: str) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(bomb(merge=merge) + add)
+    assert path.stat().st_size < 800
+    with pytest.raises(
+        UserError, match=r"bomb\.yaml: refused: its aliases \(\*name\) make \d\.\d+e\+\d+ values of the"
+    ) as one:
+        load_manifest(path)
+    with pytest.raises(UserError, match=r"^recipe: .*bomb\.yaml is refused: its aliases") as two:
+        recipe_settings(str(path))
+    assert "\n" not in str(one.value) + str(two.value)
+
+
+def test_shared_values_are_looked_at_once() -> None:
+    shared: Any = ["x"]
+    for _ in range(60):
+        shared = [shared, shared]
+    refuse_code({"a": shared}, "F")
+    with pytest.raises(UserError, match=r"F: refused: b\.0 is an expression"):
+        refuse_code({"a": shared, "b": ["$x"]}, "F")
+
+
+def test_aliases_that_share_some_fields_are_followed(tmp_path: Path) -> None:
+    path = tiny_manifest(tmp_path, 2)
+    plain = load_manifest(path)
+    path.write_text(path.read_text().replace("classes:", "classes: &classes", 1) + "\nexcluded: &none []\n")
+    assert load_manifest(path) == plain
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("patch_size: &size [16, 16]\nspacing: *size\naugmentation: &a {x: 1}\nother: {<<: *a, y: 2}\n")
+    assert recipe_settings(str(recipe))["other"] == {"x": 1, "y": 2}
+    assert parse_yaml("common: &c {fold: 0}\ncases:\n" + "- {<<: *c, id: a}\n" * 2000)["cases"][1999]["fold"] == 0
 
 
 def test_a_manifest_with_code_is_refused(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def _operator(
         for c in range(p.shape[1]):
             out = slopes[b, c] if gradient else None
             sums[b, c] = function(p[b, c], y[b, c], radii, weights, spacing, out)
-    return sums.to(p.dtype), slopes
+    return sums, slopes
 
 
 def _deep_errors(
@@ -69,7 +69,7 @@ def _deep_errors(
     del by_p, by_y, near
     error = p - y
     over, under = error.square() * p, error.square() * y
-    total = (full * over).add_(empty * under).sum(dtype=torch.float64)
+    total = (full * over).add_(empty * under).sum()
     if out is None:
         return total
     out.copy_(full.mul_(error).mul_(2 * p + error)).add_(empty.mul_(error).mul_(y), alpha=2)
@@ -134,9 +134,9 @@ def _ball_spectrum(
     radius: float, spacing: tuple[float, ...], size: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Fourier transform of the normalised ball around the origin, wrapped round the borders; it is real."""
-    offsets = [torch.arange(n, dtype=torch.float64) for n in size]
+    offsets = [torch.arange(n, dtype=torch.float64, device="cpu") for n in size]
     held = ball(radius, [torch.minimum(o, n - o) for o, n in zip(offsets, size, strict=True)], spacing).double()
-    return torch.fft.rfftn(held / held.sum()).real.to(device, dtype)
+    return torch.fft.rfftn(held / held.sum()).real.to(dtype).to(device)
 
 
 def _fast_length(n: int) -> int:

@@ -24,7 +24,7 @@ def fitting(radii: Sequence[float], spacing: Sequence[float], size: Sequence[int
 
 def ball(radius: float, offsets: Sequence[Tensor], spacing: Sequence[float]) -> Tensor:
     """Whether voxels at a grid of offsets from a centre, one float64 vector an axis, lie in a ball."""
-    squares = torch.zeros((1,) * len(offsets), dtype=torch.float64)
+    squares = torch.zeros((1,) * len(offsets), dtype=torch.float64, device="cpu")
     for axis, (offset, s) in enumerate(zip(offsets, spacing, strict=True)):
         squares = squares + ((offset * s) ** 2).view(-1, *(1,) * (len(offsets) - 1 - axis))
     return squares.sqrt() <= radius * _SLACK
@@ -55,7 +55,7 @@ class Discs:
 def discs(radii: tuple[float, ...], spacing: tuple[float, float, float]) -> Discs:
     """Cut balls into discs."""
     far = reach(max(radii), spacing)
-    across = [torch.arange(n + 1, dtype=torch.float64) for n in far]
+    across = [torch.arange(n + 1, dtype=torch.float64, device="cpu") for n in far]
     squares = sum(((o * s) ** 2).view(shape) for o, s, shape in zip(across, spacing, [(-1, 1), (1, -1)], strict=False))
     assert isinstance(squares, Tensor)
     order = squares.flatten().argsort(stable=True)
@@ -68,14 +68,14 @@ def discs(radii: tuple[float, ...], spacing: tuple[float, float, float]) -> Disc
         for height, count in enumerate(held.sum(0).tolist()):
             if count:
                 by_size.setdefault(count, []).append((number, height))
-        sizes.append(int(((held * weights[:, None]).sum(0) * torch.tensor([1] + [2] * far[2])).sum()))
+        sizes.append(int(((held * weights[:, None]).sum(0) * torch.tensor([1] + [2] * far[2], device="cpu")).sum()))
     ends = sorted(by_size)
     taps = [tap for end in ends for tap in by_size[end]]
     return Discs(
         (far[0], far[1], far[2]),
         points[: ends[-1]].contiguous(),
-        torch.tensor(ends),
-        torch.tensor(taps),
-        torch.tensor([len(by_size[end]) for end in ends]).cumsum(0),
-        torch.tensor(sizes),
+        torch.tensor(ends, device="cpu"),
+        torch.tensor(taps, device="cpu"),
+        torch.tensor([len(by_size[end]) for end in ends], device="cpu").cumsum(0),
+        torch.tensor(sizes, device="cpu"),
     )

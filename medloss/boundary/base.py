@@ -14,6 +14,7 @@ class BoundaryLoss(SegmentationLoss):
     """A mean over voxels, an item and class; a subclass says of what in `sums`. Targets must be hard."""
 
     soft_targets = False
+    uses_spacing = True
 
     @abstractmethod
     def sums(self, inputs: LossInputs) -> Tensor:

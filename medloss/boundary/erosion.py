@@ -57,7 +57,7 @@ def _operator(
                 sums[b, c] = erosion.eroded_sum(p[b, c], y[b, c], *item, out)
             else:
                 sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, out)
-    return sums.to(p.dtype), slopes
+    return sums, slopes
 
 
 def _strides(spacing: tuple[float, ...]) -> list[int]:
@@ -75,7 +75,7 @@ def _eroded_sum(
     out: Tensor | None,
 ) -> Tensor:
     """The sum of one map `[*spatial]`; its gradient goes to `out`."""
-    error, total = (p - y.to(p.dtype)).square_(), torch.zeros((), dtype=torch.float64, device=p.device)
+    error, total = (p - y.to(p.dtype)).square_(), p.new_zeros(())
     cross = torch.empty_like(error) if out is None else out
     bits = error.new_zeros((-(-len(weights) // 8), *error.shape) if out is not None else (0,), dtype=torch.uint8)
     stretched: list[_Stretched] = []
@@ -90,7 +90,7 @@ def _eroded_sum(
             stretched.append(_Stretched(cross, mask, out is not None))
         error, cross = cross, error
         counted = error if mask is None else torch.where(mask, error, 0.0)
-        total += weight * counted.sum(dtype=torch.float64)
+        total += weight * counted.sum()
         steps = step
         # On a GPU to look is to wait.
         if error.device.type == "cpu" and not error.any():

@@ -63,6 +63,7 @@ class HausdorffDTLoss(SumsLoss):
     """
 
     soft_targets = False
+    uses_spacing = True
 
     def __init__(self, *, alpha: float = 2.0, one_sided: bool = False, **common: Unpack[CommonArguments]) -> None:
         super().__init__(**common)

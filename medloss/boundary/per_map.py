@@ -16,9 +16,8 @@ def wants_gradient(p: Tensor) -> bool:
 
 
 def new_results(p: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Room for the sums `[B, C]`, in float64, and the slopes: as `p`, or nothing when no gradient is asked for."""
-    sums = torch.empty(p.shape[:2], dtype=torch.float64, device=p.device)
-    return sums, torch.empty(p.shape if gradient else (0,), dtype=p.dtype, device=p.device)
+    """Room for the sums `[B, C]` and the slopes: as `p`, or nothing when no gradient is asked for."""
+    return p.new_empty(p.shape[:2]), torch.empty(p.shape if gradient else (0,), dtype=p.dtype, device=p.device)
 
 
 def differentiable(loss: str) -> Callable[[CustomOpDef], CustomOpDef]:
@@ -27,7 +26,7 @@ def differentiable(loss: str) -> Callable[[CustomOpDef], CustomOpDef]:
     def complete(operator: CustomOpDef) -> CustomOpDef:
         def results(p: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
             sums, slopes = new_results(p, others[-1])
-            return sums.to(p.dtype), slopes
+            return sums, slopes
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
             ctx.save_for_backward(output[1])

@@ -49,6 +49,7 @@ class ShapeAwareLoss(VoxelwiseLoss):
     """
 
     soft_targets = False
+    uses_spacing = True
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor:
         """1 + E 1[q != y]."""

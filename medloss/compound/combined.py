@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medloss.buffers import UncastBuffers
+from medloss.checks import first_argument
 from medloss.compound.shared_pass import values_of
-from medloss.create import create_loss
+from medloss.create import create_loss, pass_epoch_on
 from medloss.entry import family_of
 from medloss.errors import InputError
 from medloss.expression import parse_expression
@@ -23,7 +25,7 @@ RAMP = (0.1, 0.5)
 _MOST_SHARE = 100.0
 
 
-class CombinedLoss(nn.Module):
+class CombinedLoss(UncastBuffers):
     r"""A weighted sum of losses: $\sum_i \lambda_i L_i$.
 
     Schedules of the weights, which `start_epoch` sets (e: the epoch, from 0; w: the given weights; w': the final ones):
@@ -128,35 +130,38 @@ class CombinedLoss(nn.Module):
         self.final_weights = None if final_weights is None else tuple(float(w) for w in final_weights)
         self.ramp = _ramp(schedule, ramp, epochs)
         self.anchor = _anchor(families)
-        given = torch.tensor(weights, dtype=torch.float64)
+        given = torch.tensor(weights, dtype=torch.float32)
         self.register_buffer("given_weights", given)
         self.register_buffer("weights", given.clone())
         # Sums of the terms' values in this epoch, and whether a whole epoch has set the weights.
-        self.register_buffer("sums", torch.zeros(len(made), dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(len(made), dtype=torch.float32))
         self.register_buffer("settled", torch.tensor(False))
-        self._find_called()
+        self._find_called(weights)
 
     def forward(
         self,
-        logits: Tensor,
-        target: Tensor,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
     ) -> Tensor:
-        """The weighted sum; arguments as `SegmentationLoss.forward`."""
+        """The weighted sum; arguments as `SegmentationLoss.forward`, or as the terms take them (a list of outputs)."""
+        logits = first_argument(logits, input)
         losses = [self.losses[i] for i in self._called]
         parts = values_of(losses, logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
         if any(value.shape != parts[0].shape for value in parts):
             shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(value.shape for value in parts))
             raise InputError(f"reduction: the terms' values have the shapes {shapes}; expected one: 'mean' or 'sum'")
         values, weights = torch.stack(parts), self.weights[self._called]
-        # Without gradients nothing is trained: such a call must not decide how training goes on.
-        if self.schedule == "balanced" and self.training and torch.is_grad_enabled():
+        # Without gradients nothing is trained: such a call must not decide how training continues. A validation loop
+        # may leave `no_grad` before it calls the loss, or never call `eval()` on it.
+        if self.schedule == "balanced" and self.training and torch.is_grad_enabled() and logits.requires_grad:
             means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
             # The mean over ranks, so that all of them train with the same weights.
-            total, ranks = sum_over_ranks(logits, means, means.new_ones(()))
+            total, ranks = sum_over_ranks(values, means, means.new_ones(()))
             means = total / ranks
             self.sums += means
             if not self.settled:
@@ -166,14 +171,19 @@ class CombinedLoss(nn.Module):
         return (weights.to(values).view(-1, *(1,) * (values.ndim - 1)) * values).sum(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Set the weights for an epoch, counted from 0; call it before the epoch's first batch."""
+        """Set the weights for an epoch, counted from 0; call it before the epoch's first batch.
+
+        Sums among the terms are passed the epoch, too.
+        """
+        for loss in self.losses:
+            pass_epoch_on(loss, epoch)
         if self.schedule in ("ramp", "linear"):
             assert self.final_weights is not None
             begin, end = self.ramp
             share = min(max((epoch - begin) / (end - begin), 0.0), 1.0)
             final = self.given_weights.new_tensor(self.final_weights)
             self.weights.copy_(torch.lerp(self.given_weights, final, share))
-            self._find_called()
+            self._find_called(self.weights.tolist())
         elif self.schedule == "balanced" and bool((self.sums != 0).any()):
             self._balance()
             self.settled.fill_(True)
@@ -186,17 +196,17 @@ class CombinedLoss(nn.Module):
         self.weights.copy_(torch.where(usable, ratio, self.weights))
         self.weights[self.anchor] = self.given_weights[self.anchor]
 
-    def _find_called(self) -> None:
+    def _find_called(self, weights: Sequence[float]) -> None:
         """Which terms are called; kept as numbers of Python, for which a GPU need not be waited for in each step."""
         everything = list(range(len(self.losses)))
         if self.schedule == "balanced":
             self._called = everything
         else:
-            self._called = [i for i, weight in enumerate(self.weights.tolist()) if weight] or everything
+            self._called = [i for i, weight in enumerate(weights) if weight] or everything
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self._find_called()
+        self._find_called(self.weights.tolist())
 
 
 def _ramp(schedule: str, ramp: tuple[float, float] | None, epochs: int | None) -> tuple[float, float]:

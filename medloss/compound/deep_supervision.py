@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medloss.checks import check_axes, checked_tensors, first_argument
 from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
-from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
+from medloss.spacing import Spacing, UnknownSpacingError, resolve_spacing, scaled_spacing
 
 
 class DeepSupervision(nn.Module):
@@ -23,7 +24,8 @@ class DeepSupervision(nn.Module):
             beyond the last weight are left out.
 
     Raises:
-        InputError: negative weights; more weights than outputs.
+        InputError: negative weights; from the call, more weights than outputs, outputs that are stacked in one tensor
+            `[B, n, C, *spatial]` (pass `logits.unbind(1)`), a list of targets.
 
     References:
         Isensee et al. (2021), nnU-Net, doi 10.1038/s41592-020-01008-z, for the weights.
@@ -47,9 +49,10 @@ class DeepSupervision(nn.Module):
 
     def forward(
         self,
-        logits: Tensor | Sequence[Tensor],
-        target: Tensor,
+        logits: Tensor | Sequence[Tensor] | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | Sequence[Tensor] | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
@@ -59,20 +62,31 @@ class DeepSupervision(nn.Module):
         Args:
             logits: `[B, C, *spatial]` a scale, finest first; one tensor is one scale.
             target: on the finest grid; see `SegmentationLoss.forward`, also for the other arguments.
+            input: MONAI's name for `logits`, for calls by keyword.
             mask: on the finest grid.
             spacing: mm, of the finest grid.
             distance_map: on the finest grid.
         """
-        outputs = [logits] if isinstance(logits, Tensor) else list(logits)
+        logits = first_argument(logits, input)
+        outputs = [logits] if isinstance(logits, Tensor) or not isinstance(logits, Sequence) else list(logits)
+        if not outputs:
+            raise InputError("logits: got no outputs; expected one tensor per scale, finest first")
+        for output in outputs:
+            _, target = checked_tensors(output, target, mask=mask, distance_map=distance_map)
+            check_axes(output, target)
+        assert target is not None
         weights = self._weights(len(outputs))
         size = target.shape[2:]
-        spacings = resolve_spacing(spacing, target, target.shape[0], len(size))
+        try:
+            spacings = resolve_spacing(spacing, target, target.shape[0], len(size))
+        except UnknownSpacingError:
+            spacings = None  # the loss finds the same, and refuses it if it has distances
         total = outputs[0].new_zeros((), dtype=torch.float32)
         for output, weight in zip(outputs, weights, strict=False):
             if weight == 0:
                 continue
             grid = output.shape[2:]
-            scaled = [scaled_spacing(row, size, grid) for row in spacings]
+            scaled = None if spacings is None else [scaled_spacing(row, size, grid) for row in spacings]
             value = call_loss(
                 self.loss,
                 output,

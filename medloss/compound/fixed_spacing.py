@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from medloss.checks import check_axes, checked_tensors
 from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
 from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
@@ -50,14 +51,17 @@ class FixedSpacing(nn.Module):
 
     def forward(
         self,
-        logits: Tensor,
-        target: Tensor,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
         *,
+        input: Tensor | None = None,
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
     ) -> Tensor:
         """The loss; see `SegmentationLoss.forward` for the arguments. `spacing` is ignored: the fixed one holds."""
+        logits, target = checked_tensors(logits, target, input=input, mask=mask, distance_map=distance_map)
+        check_axes(logits, target)
         grid = tuple(logits.shape[2:])
         if len(grid) != len(self.spacing):
             raise InputError(f"logits: got {len(grid)} spatial axes {grid}; expected {len(self.spacing)}, as spacing")

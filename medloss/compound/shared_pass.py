@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medloss.checks import checked_tensors
 from medloss.create import call_loss
 from medloss.inputs import LossInputs
 from medloss.sums_loss import SumsLoss
@@ -18,7 +19,7 @@ from medloss.voxelwise import VoxelwiseLoss
 _READING = ("softmax", "sigmoid", "other_act", "ignore_index", "validate", "soft_targets")
 
 
-def values_of(losses: Sequence[nn.Module], logits: Tensor, target: Tensor, **keywords: Any) -> list[Tensor]:
+def values_of(losses: Sequence[nn.Module], logits: Any, target: Any, **keywords: Any) -> list[Tensor]:
     """The value of each loss, in their order; keywords as `SegmentationLoss.forward` takes them."""
     values: dict[int, Tensor] = {}
     for group in _groups(losses):
@@ -30,7 +31,8 @@ def values_of(losses: Sequence[nn.Module], logits: Tensor, target: Tensor, **key
     return [values[i] for i in range(len(losses))]
 
 
-def _shared(losses: Sequence[SumsLoss], logits: Tensor, target: Tensor, **keywords: Any) -> list[Tensor]:
+def _shared(losses: Sequence[SumsLoss], logits: Any, target: Any, **keywords: Any) -> list[Tensor]:
+    checked_tensors(logits, target, mask=keywords.get("mask"), distance_map=keywords.get("distance_map"))
     with torch.autocast(logits.device.type, enabled=False):
         widest = next((loss for loss in losses if loss.include_background), losses[0])
         inputs = widest.prepare(logits, target, **keywords)

@@ -44,7 +44,7 @@ def outside_distances(masks: Tensor, spacings: Sequence[_Spacing]) -> Tensor:
 
 
 def _each(masks: Tensor, spacings: Sequence[_Spacing], transform: Callable[..., None]) -> Tensor:
-    maps = torch.empty(masks.shape, dtype=torch.float32)
+    maps = torch.empty(masks.shape, dtype=torch.float32, device="cpu")
     for item, spacing in enumerate(spacings):
         for channel in range(masks.shape[1]):
             mask, out = masks[item, channel].numpy(), maps[item, channel].numpy()

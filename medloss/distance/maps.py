@@ -115,9 +115,23 @@ def _transform_each(mask: Tensor, spacing: Spacing | None, transform: str) -> Te
     spacings = resolve_spacing(spacing, mask, mask.shape[0], mask.ndim - 2)
     plain = (mask.as_tensor() if is_meta_tensor(mask) else mask).detach()
     masks = (plain if plain.dtype == torch.bool else plain > 0.5).contiguous()
+    maps: Tensor = _operator(masks, [s for row in spacings for s in row], transform)
+    return maps
+
+
+# An operator, so that torch's compiler does not look into SimpleITK or a compiled kernel.
+@torch.library.custom_op("medloss::distances", mutates_args=())
+def _operator(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
+    dims = masks.ndim - 2
+    spacings = [tuple(spacing[i : i + dims]) for i in range(0, len(spacing), dims)]
     name, device = _kernels(masks.device.type)
     maps: Tensor = getattr(import_module(name), transform)(masks.to(device or masks.device), spacings)
     return maps.to(masks.device)
+
+
+@_operator.register_fake
+def _(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
+    return torch.empty_like(masks, dtype=torch.float32)
 
 
 def _kernels(device: str) -> tuple[str, str | None]:

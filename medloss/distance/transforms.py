@@ -10,6 +10,7 @@ from monai.transforms import MapTransform
 
 from medloss.distance.maps import signed_distance_map
 from medloss.errors import InputError
+from medloss.spacing import resolve_spacing
 
 
 class DistanceMapd(MapTransform):
@@ -30,7 +31,8 @@ class DistanceMapd(MapTransform):
     with the label's affine: pass it to a loss as `distance_map`.
 
     Raises:
-        InputError: an index map without `num_classes`, a label outside 0..C-1.
+        InputError: an empty label, an index map without `num_classes`, a label outside 0..C-1, a slice of a
+            `MetaTensor` whose axes' spacings differ.
 
     Example:
         >>> import torch
@@ -61,12 +63,20 @@ class DistanceMapd(MapTransform):
 
     def _map(self, label: torch.Tensor, key: Hashable) -> torch.Tensor:
         spatial_dims = label.ndim - 1
-        plain = label.as_tensor() if isinstance(label, MetaTensor) else torch.as_tensor(label)
-        spacing = label.pixdim.tolist()[:spatial_dims] if isinstance(label, MetaTensor) else None
+        plain = (
+            label.as_tensor()
+            if isinstance(label, MetaTensor)
+            else torch.as_tensor(label, device=getattr(label, "device", "cpu"))
+        )
+        (spacing,) = resolve_spacing(None, label, 1, spatial_dims)
+        if not plain.numel():
+            raise InputError(f"'{key}': got shape {tuple(plain.shape)}, which is empty; expected one or more voxels")
         if plain.shape[0] == 1:
             plain = self._one_hot(plain, key)
         signed = signed_distance_map(plain[None], spacing)[0]
-        return MetaTensor(signed, affine=label.affine) if isinstance(label, MetaTensor) else signed
+        return (
+            MetaTensor(signed, affine=label.affine, device=signed.device) if isinstance(label, MetaTensor) else signed
+        )
 
     def _one_hot(self, index: torch.Tensor, key: Hashable) -> torch.Tensor:
         if self.num_classes is None:

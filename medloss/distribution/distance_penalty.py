@@ -48,6 +48,7 @@ class DistancePenaltyLoss(VoxelwiseLoss):
     """
 
     soft_targets = False
+    uses_spacing = True
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor:
         """One plus the penalty map."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medloss.kernels.terms import LOG_FLOOR, POWER_FLOOR, Row, VoxelTerms
+from medloss.kernels.terms import LOG_FLOOR, LOWEST_LOG, POWER_FLOOR, Row, VoxelTerms
 
 
 @dataclass
@@ -191,8 +191,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _finite(log: Tensor) -> Tensor:
-    # Minus infinity times a target of 0, or times p = 0, would be NaN.
-    return log.clamp_(min=-math.sqrt(torch.finfo(log.dtype).max))
+    return log.clamp_(min=LOWEST_LOG[log.dtype])
 
 
 def _power_slope(log_p: Tensor, gamma: float) -> Tensor:

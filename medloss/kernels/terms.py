@@ -14,6 +14,7 @@ l = ln p, q = ln(1 - p).
 Only voxels under the mask count: elsewhere nothing is read into a sum (NaN included) and the gradient is 0.
 """
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -63,6 +64,9 @@ class VoxelTerms:
 
 #: The logarithm of a given probability is kept at or above this, as torch's BCELoss does; no slope below.
 LOG_FLOOR = -100.0
+#: The logarithm of a softmax's or sigmoid's probability is kept at or above this, by the type of the sums: minus
+#: infinity times a target or a weight of 0, or times p = 0, would be NaN. The same in every kernel set.
+LOWEST_LOG = {dtype: -math.sqrt(torch.finfo(dtype).max) for dtype in (torch.float32, torch.float64)}
 #: The base of `power` is kept at or above this; no slope below.
 POWER_FLOOR = 1e-7
 

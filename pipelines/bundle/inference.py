@@ -13,8 +13,9 @@ from monai.utils import CommonKeys
 
 from pipelines.cases.preprocessing import Preprocessing
 from pipelines.dataset.manifest import load_manifest
-from pipelines.dataset.nifti import BadFileError, read_volume
+from pipelines.dataset.nifti import BadFileError, read_file, squeezed
 from pipelines.errors import UserError
+from pipelines.evaluation.reference_labels import listed
 from pipelines.prediction.files import write_labels
 from pipelines.prediction.model import Model, load_model
 from pipelines.prediction.sources import Source, image_sources, refuse_collisions
@@ -48,9 +49,12 @@ def bundle_model(model_file: str | None, network_name: str, device: torch.device
 
 
 def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
-    """The images of a folder, or of files and folders; none if none are named."""
+    """The images of a folder, or of files and folders, without labels side by side; none if none are named."""
     named = [dataset_dir] if isinstance(dataset_dir, str) else dataset_dir or []
-    return image_sources([Path(str(path)) for path in named])
+    found, labels = image_sources([Path(str(path)) for path in named])
+    if labels:
+        click.echo(f"left out, labels by their names: {listed(labels)}", err=True)
+    return found
 
 
 def before_prediction(model_file: str | None, images: list[Source], output_dir: str, overwrite: bool) -> None:
@@ -89,7 +93,7 @@ class ReadImage:
         """
         source: Source = item[CommonKeys.IMAGE]
         try:
-            volume = read_volume(source.root, source.file, {self.preprocessing.dimensions})
+            volume = read_file(source.path, {self.preprocessing.dimensions})
         except BadFileError as error:
             raise UserError(f"{source.path}: {error}") from None
         with np.errstate(over="ignore"):
@@ -110,7 +114,8 @@ class ToLabels:
         logits = item[CommonKeys.PRED]
         if not logits.sum().isfinite():
             raise UserError(f"{item[_FILE]}: the network makes NaN or Inf of it")
-        labels = label_map(logits, nib.load(item[_FILE]).header.get_data_shape()).cpu()
+        shape = squeezed(nib.load(item[_FILE]).header.get_data_shape(), logits.ndim - 1)
+        labels = label_map(logits, shape).cpu()
         return {**item, CommonKeys.PRED: self.values[labels.long()][None]}
 
 

@@ -10,7 +10,9 @@ from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImag
 from torch import Tensor
 
 from pipelines.cases.preprocessing import Preprocessing
+from pipelines.dataset.label_file import digits, whole_labels
 from pipelines.dataset.manifest import Case, Manifest
+from pipelines.dataset.nifti import squeezed
 from pipelines.errors import UserError
 
 CHECK = "`medloss check` names every bad file"
@@ -47,7 +49,8 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
         # MONAI's own message names its transform; what it met is the cause.
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {CHECK}") from None
-    image, label = data["image"].as_tensor().contiguous(), data["label"].as_tensor()
+    image, label = (_squeezed(data[role].as_tensor(), manifest.dimensions) for role in _BOTH)
+    label = torch.from_numpy(whole_labels(label.numpy()))
     if image.shape != label.shape or label.ndim != manifest.dimensions + 1:
         shapes = f"an image of shape {tuple(image.shape[1:])} and a label of {tuple(label.shape[1:])}"
         raise UserError(f"case '{case.id}': {shapes}; expected the same {manifest.dimensions} axes; {CHECK}")
@@ -57,9 +60,9 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
     for index, value in enumerate(manifest.label_values):
         classes[label == value] = index
     if (classes == 255).any():
-        value = label[classes == 255][0].item()
+        first = digits(label[classes == 255].numpy()[0])
         named = ", ".join(map(str, manifest.label_values))
-        raise UserError(f"case '{case.id}': {case.label} holds {value:g}; the manifest names {named}; {CHECK}")
+        raise UserError(f"case '{case.id}': {case.label} holds {first}; the manifest names {named}; {CHECK}")
     spacing = affine_to_spacing(data["label"].affine)[: manifest.dimensions]
     return {
         "case": case.id,
@@ -67,6 +70,11 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
         "label": classes,
         "spacing": torch.as_tensor(spacing, dtype=torch.float64),
     }
+
+
+def _squeezed(volume: Tensor, dimensions: int) -> Tensor:
+    """`[1, *spatial]` without trailing axes of length 1 beyond so many."""
+    return volume.reshape(1, *squeezed(volume.shape[1:], dimensions)).contiguous()
 
 
 def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import click
 def check(manifest: str, data_root: Path | None) -> None:
     """Read all of MANIFEST's data (a path, a shipped name, or a folder without a manifest), and name every bad file.
 
-    Exit code 1 where there are any, or where the manifest itself breaks rules.
+    Exit code 1 where there are any, or where the manifest itself breaks rules. A label that lies within a tenth of a
+    voxel of its image's grid passes, with a note.
     """
     from pipelines.dataset.check import check_data
     from pipelines.dataset.data_root import resolve_data
@@ -35,6 +36,8 @@ def check(manifest: str, data_root: Path | None) -> None:
             report = check_data(loaded, resolve_data(loaded, data_root), progress)
     for file, reason in report.offences:
         click.echo(_line(file, reason))
+    if report.note is not None:
+        click.echo(f"note: {report.note}")
     _print_tables(report)
     files = len({offence.file for offence in report.offences})
     bad = "no bad files" if report.ok else "1 bad file" if files == 1 else f"{files} bad files"
@@ -63,6 +66,8 @@ def manifest(
 ) -> None:
     """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side.
 
+    Symbolic links in it are followed, wherever they lead.
+
     A raw data set of nnU-Net keeps its folds, if it has a splits_final.json.
     """
     from pipelines.dataset.dataset_card import read_card
@@ -72,11 +77,12 @@ def manifest(
     from pipelines.nnunet.splits import find_splits
 
     _refuse_existing(out, force)
+    notes: list[str] = []
     splits = find_splits(folder) if folds is None and seed is None else None
     with _progress() as progress:
         made = make_manifest(
             folder, name=name, modality=modality, folds=folds or 5, seed=seed or 0, patient=patient, splits=splits,
-            progress=progress,
+            progress=progress, tell=notes.append,
         )  # fmt: skip
     path = out or Path(f"{made.name}.yaml")
     _refuse_existing(path, force)
@@ -86,6 +92,8 @@ def manifest(
         raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None
     for entry in made.excluded:
         click.echo(f"left out: {_line(entry.file, entry.reason)}")
+    for line in notes:
+        click.echo(f"note: {line}")
     if modality is None and not read_card(folder).modality:
         click.echo(f"modality: {made.modality} is assumed; pass --modality if it is another")
     if splits is not None:

@@ -31,7 +31,8 @@ def evaluate(
 ) -> None:
     """Measure PREDICTIONS, a folder of NIfTI label maps, against labels: a mean a class, and each case in a CSV.
 
-    A prediction is named as its label is, or, with a manifest, as its case, label or image is.
+    A prediction is named as its label is, or, with a manifest, as its case, label or image is. It lies on its label's
+    grid; up to a tenth of a voxel off it passes, with a note.
     """
     from pipelines.errors import UserError
     from pipelines.evaluation.reference_labels import folder_references, listed, manifest_references, match
@@ -66,6 +67,8 @@ def evaluate(
 
     with terminal_bar("measuring", len(matched.pairs), "case") as step:
         evaluation = measured(predictions, references, matched, nsd_tolerance_mm=tolerance, progress=lambda: step(1))
+    if evaluation.note is not None:
+        click.echo(f"note: {evaluation.note}", err=True)
     _print(evaluation, tolerance)
     if out is not None:
         try:

@@ -47,6 +47,9 @@ def predict(
     with a manifest, as the case is: <name>.nii.gz. Probabilities are float32, in the order of the classes' values, the
     background first.
 
+    Of a folder with images and labels side by side, what is named as a label (a_label, a_seg, a_mask, a_gt) is left
+    out.
+
     An image that cannot be predicted does not stop the others: it is named at the end, and the exit code is 1. It is 2
     where the call itself is wrong, and nothing is predicted.
     """
@@ -64,7 +67,10 @@ def predict(
         raise UserError("--force and --resume: the one predicts again what is there, the other does not; pass one")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is no folder; name another")
-    sources = image_sources(images) if manifest is None else manifest_sources(manifest, data_root, fold)
+    if manifest is None:
+        sources, labels = image_sources(images)
+    else:
+        sources, labels = manifest_sources(manifest, data_root, fold), []
     refuse_collisions(sources, out, probabilities=probabilities)
     outputs = {source: source.outputs(out, probabilities=probabilities) for source in sources}
     there = [file for files in outputs.values() for file in files if file.exists()]
@@ -73,6 +79,8 @@ def predict(
         raise UserError(f"--out: there already: {listed(there)}; {told}")
     left = [source for source, files in outputs.items() if force or not all(file.exists() for file in files)]
     refuse_unwritable_folder(out, "--out")
+    if labels:
+        click.echo(f"left out, labels by their names: {listed(labels)}", err=True)
     # Not above, for the seconds that torch and MONAI take.
     import torch
 

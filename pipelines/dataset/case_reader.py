@@ -11,9 +11,10 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
-from pipelines.dataset.geometry import grid_problem
+from pipelines.dataset.geometry import grid_problem, grid_shift
+from pipelines.dataset.label_file import digits, read_labels
 from pipelines.dataset.manifest import Case
-from pipelines.dataset.nifti import BadFileError, Volume, read_volume
+from pipelines.dataset.nifti import BadFileError, Volume, read_file
 
 
 class Offence(NamedTuple):
@@ -34,6 +35,7 @@ class CaseFacts:
         shape: voxels an axis; None where either file cannot be used.
         spacing: mm an axis; as `shape`.
         voxels: label value to its number of voxels.
+        shift: how far the label lies off the image, mm; more than headers' rounding, and within the tolerance.
     """
 
     case: Case
@@ -42,6 +44,7 @@ class CaseFacts:
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
     voxels: dict[int, int] = field(default_factory=dict)
+    shift: float = 0.0
 
 
 def read_cases(
@@ -73,9 +76,12 @@ def read_case(case: Case, root: Path, dimensions: frozenset[int] = frozenset({2,
     """Read one case's files, and compare them with each other."""
     facts = CaseFacts(case)
     volumes = []
-    for file, problems in ((case.image, _image_problems), (case.label, _label_problems)):
+    for file, read, problems in (
+        (case.image, read_file, _image_problems),
+        (case.label, read_labels, _label_problems),
+    ):
         try:
-            volume = read_volume(root, file, dimensions)
+            volume = read(root / file, dimensions)
         except BadFileError as error:
             facts.offences.append(Offence(file, str(error)))
             continue
@@ -86,6 +92,8 @@ def read_case(case: Case, root: Path, dimensions: frozenset[int] = frozenset({2,
         image, label = volumes
         if problem := grid_problem(label, image, "image"):
             facts.offences.append(Offence(case.label, problem))
+        else:
+            facts.shift = grid_shift(label, image)
         facts.shape, facts.spacing = image.data.shape, image.spacing
         facts.voxels = count_values(label.data)
     return facts
@@ -125,13 +133,13 @@ def _label_problems(label: Volume) -> Iterator[str]:
 
 
 def label_problem(label: NDArray[Any]) -> str | None:
-    """Why an array is no label map, whatever its classes are; None of one."""
+    """Why an array, from `read_labels`, is no label map, whatever its classes are; None of one."""
     if label.dtype.kind != "f":
         return None
     off = label[~(np.isfinite(label) & (label == np.rint(label)))]
     if not off.size:
         return None
-    return f"label values that are no whole numbers in {_voxels(off.size)}, such as {float(off[0]):.6g}"
+    return f"label values that are no whole numbers in {_voxels(off.size)}, such as {digits(off[0])}"
 
 
 def _voxels(count: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipelines.dataset.case_reader import CaseFacts, Offence, doubled_images, read_cases
+from pipelines.dataset.geometry import shift_note
 from pipelines.dataset.manifest import Case, Excluded, Manifest
 from pipelines.dataset.nifti import by
 from pipelines.dataset.pairing import is_label_name, nifti_files, pair_by_name
@@ -31,6 +32,7 @@ class CheckReport:
         volumes: class name to its volume: ml, in 2D mm2.
         spacings: mm an axis, of the cases that could be read.
         shapes: voxels an axis, of the same.
+        note: on labels that lie a little off their images; None without any.
     """
 
     offences: list[Offence]
@@ -40,6 +42,7 @@ class CheckReport:
     volumes: dict[str, list[float]] = field(default_factory=dict)
     spacings: list[tuple[float, ...]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    note: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -74,7 +77,7 @@ def check_data(manifest: Manifest, root: Path, progress: Progress | None = None)
 
 def summarise(facts: Sequence[CaseFacts], offences: list[Offence], classes: dict[int, str]) -> CheckReport:
     """The report on cases and their offences."""
-    report = CheckReport(offences, len(facts), dict(classes))
+    report = CheckReport(offences, len(facts), dict(classes), note=label_note(facts))
     for fact in facts:
         if fact.shape is None or fact.spacing is None:
             continue
@@ -86,6 +89,11 @@ def summarise(facts: Sequence[CaseFacts], offences: list[Offence], classes: dict
             report.voxels.setdefault(name, []).append(count)
             report.volumes.setdefault(name, []).append(count * voxel)
     return report
+
+
+def label_note(facts: Iterable[CaseFacts]) -> str | None:
+    """A line on labels that lie a little off their images, but not so far that they are offenders."""
+    return shift_note({fact.case.label: fact.shift for fact in facts}, "label", "image")
 
 
 def checksum_offences(facts: CaseFacts, expected: dict[str, str]) -> Iterator[Offence]:

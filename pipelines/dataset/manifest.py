@@ -8,13 +8,13 @@ import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.dataset.manifest_rules import manifest_problems, path_problem
 from pipelines.errors import UserError
 from pipelines.resources import manifest_path
 from pipelines.trust import refuse_code
+from pipelines.yaml_text import parse_yaml
 
 
 def _printable(text: str) -> str:
@@ -217,16 +217,19 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     """Read a manifest, by path or by the name of a shipped one.
 
     Raises:
-        UserError: there is none, or it is no YAML; `ManifestError`, which lists all offences, where it breaks rules.
+        UserError: there is none, or it is no YAML, or one that aliases make huge; `ManifestError`, which lists all
+            offences, where it breaks rules.
     """
     path = manifest_path(name_or_path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        refuse_code(content, path)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no YAML: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    refuse_code(content, path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: no manifest: expected a mapping with name, classes, cases and so on")
     try:

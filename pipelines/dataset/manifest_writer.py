@@ -3,7 +3,7 @@
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.dataset.case_reader import CaseFacts, Offence
-from pipelines.dataset.check import Progress
+from pipelines.dataset.check import Progress, label_note
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.manifest_rules import path_problem
 from pipelines.dataset.survey import Survey, survey_folder
@@ -31,6 +31,7 @@ def make_manifest(
     patient: str | None = None,
     splits: Path | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> Manifest:
     """A manifest for what lies in a folder. What cannot be used is in its `excluded`, with the reason.
 
@@ -44,6 +45,7 @@ def make_manifest(
             own.
         splits: nnU-Net's `splits_final.json`, whose folds are taken in the place of drawn ones.
         progress: is told how many cases are done, of how many.
+        tell: gets a line on labels that lie a little off their images.
 
     Raises:
         UserError: no such folder, no pairs in it that can be used, fewer patients than folds, splits that do not
@@ -58,6 +60,8 @@ def make_manifest(
         raise UserError(
             f"{folder}: none of {len(survey.facts)} pairs can be used; the first: {first.file}: {first.reason}"
         )
+    if (note := label_note(usable)) is not None:
+        tell(note)
     patients = _patients([fact.case.id for fact in usable], patient)
     if splits is not None:
         case_folds = folds_of(splits, patients)

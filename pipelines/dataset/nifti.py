@@ -3,9 +3,8 @@
 import gzip
 import hashlib
 import math
-import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CHUNK = 1 << 20
+#: So many bytes may follow the last voxel: some writers fill up their blocks. More of them speak of a damaged header.
+_PADDING = 512
 #: How far directions may be off a right angle (its cosine), and spacings off each other (a share): more than float32
 #: headers round, less than anybody would see.
 _ANGLE = 1e-3
@@ -38,28 +39,15 @@ class Volume:
     sha256: str
 
 
-def read_volume(root: Path, file: str, dimensions: Iterable[int] = (2, 3)) -> Volume:
-    """Read a NIfTI file of a data set to its last byte.
-
-    Args:
-        root: the data root, which the file may not leave.
-        file: its path below that.
-        dimensions: numbers of axes that it may have.
-
-    Raises:
-        BadFileError: it leaves the root, or as `read_file`.
-    """
-    if not Path(os.path.realpath(root / file)).is_relative_to(os.path.realpath(root)):
-        raise BadFileError("leaves the data root through a symbolic link")
-    return read_file(root / file, dimensions)
-
-
 def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
-    """Read a NIfTI file to its last byte. A link is followed, wherever it leads.
+    """Read a NIfTI file to its last byte.
+
+    A symbolic link is followed, wherever it leads: whoever names a folder means what is linked in it, too. What a
+    manifest says is another thing: its paths may not leave the data root (`manifest_rules.path_problem`).
 
     Args:
-        path: the file, which the caller named, or found in a folder that was named.
-        dimensions: numbers of axes that it may have.
+        path: the file, named by the user or below a folder that the user named.
+        dimensions: numbers of axes that it may have, once trailing ones of length 1 that are too many are dropped.
 
     Raises:
         BadFileError: it is missing, damaged, incomplete, or not of the wanted kind.
@@ -68,12 +56,14 @@ def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
         raw = _bytes(path)
         kind, content = _content(raw, path.name)
         image = kind.from_bytes(content)
-        axes = len(image.shape)
-        if axes not in dimensions:
-            expected = " or ".join(str(number) for number in sorted(dimensions))
-            raise BadFileError(f"{axes} axes ({by(image.shape)} voxels); expected {expected}, one volume a file")
+        allowed = sorted(dimensions)
+        shape = squeezed(image.shape, allowed[-1])
+        axes = len(shape)
+        if axes not in allowed:
+            expected = " or ".join(map(str, allowed))
+            raise BadFileError(f"{axes} axes ({by(shape)} voxels); expected {expected}, one volume a file")
         spacing = _spacing(image, axes)
-        data = np.asanyarray(image.dataobj)
+        data = np.asanyarray(image.dataobj).reshape(shape)
     except BadFileError:
         raise
     except OSError as error:
@@ -83,6 +73,14 @@ def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
     except Exception as error:  # nibabel raises whatever a damaged header leads to
         raise BadFileError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
     return Volume(data, np.asarray(image.affine, np.float64), spacing, hashlib.sha256(raw).hexdigest())
+
+
+def squeezed(shape: Sequence[int], axes: int) -> tuple[int, ...]:
+    """A shape without trailing axes of length 1 beyond the number of axes: one volume in time is a volume."""
+    kept = list(shape)
+    while len(kept) > axes and kept[-1] == 1:
+        kept.pop()
+    return tuple(kept)
 
 
 def by(numbers: Iterable[float]) -> str:
@@ -111,7 +109,7 @@ def _content(raw: bytes, file: str) -> tuple[Any, bytes]:
         content = bytearray(stream.read(nib.Nifti2Header.sizeof_hdr))
         kind, size = _kind_and_size(bytes(content))
         # Read to the end, where gzip's checksum is; but no further than a chunk past what the header says.
-        while len(content) <= size and (chunk := stream.read(_CHUNK)):
+        while len(content) <= size + _PADDING and (chunk := stream.read(_CHUNK)):
             content += chunk
     except EOFError:
         raise BadFileError("truncated: its gzip stream ends before its end mark") from None
@@ -119,9 +117,9 @@ def _content(raw: bytes, file: str) -> tuple[Any, bytes]:
         raise BadFileError(f"damaged: {error}") from None
     if len(content) < size:
         raise BadFileError(f"truncated: {len(content)} bytes; its header says {size}")
-    if len(content) > size:
-        raise BadFileError(f"more bytes than the {size} that its header says")
-    return kind, bytes(content)
+    if len(content) > size + _PADDING:
+        raise BadFileError(f"more bytes than the {size} that its header says, and than the {_PADDING} that pad a file")
+    return kind, bytes(content[:size])
 
 
 def _kind_and_size(head: bytes) -> tuple[Any, int]:

@@ -38,6 +38,14 @@ def stem(file: str) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", file.rsplit("/", 1)[-1])
 
 
+def layout_labels(folder: Path, files: list[str]) -> list[str]:
+    """Those of a folder's files that are labels by the layout: side by side, they are by their names.
+
+    Where a folder's own name says images (`images`, `imagesTr`, `imagesTs`), none is.
+    """
+    return [] if folder.absolute().name.startswith("images") else [file for file in files if is_label_name(file)]
+
+
 def is_label_name(file: str) -> bool:
     """Whether a file that lies among images is a label, by its name."""
     return _LABEL_ENDING.search(stem(file)) is not None
@@ -46,7 +54,8 @@ def is_label_name(file: str) -> bool:
 def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
     """Pair paths whose names differ only in what says image, label or first channel.
 
-    Two images, or two labels, of one name are left out with their counterpart: which is right cannot be known.
+    Two images, or two labels, of one name are left out with their counterpart: which is right cannot be known. So are
+    an image that is called as a label is (`a_seg`), and one that is called as the label without its ending (`a`).
     """
     named = {stem(label) for label in labels} | {_LABEL_ENDING.sub("", stem(label)) for label in labels}
     groups: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
@@ -63,6 +72,12 @@ def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
         # A label is named as its image is; only where there is none so named does an ending count as one.
         name = stem(label) if stem(label) in bare else _LABEL_ENDING.sub("", stem(label))
         groups[name][1].append(label)
+    without_label = {name for name in bare if not groups[name][1]}
+    for name in list(groups):
+        other = _LABEL_ENDING.sub("", name)
+        if other != name and other in without_label and all(groups[name]):
+            for into, moved in zip(groups[other], groups.pop(name), strict=True):
+                into.extend(moved)
     for name, (of_images, of_labels) in groups.items():
         problem: str | None
         if not of_labels:

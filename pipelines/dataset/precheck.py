@@ -13,7 +13,9 @@ _MOST_SHOWN = 10
 
 
 def refuse_bad_data(manifest: str, data_root: str | None) -> None:
-    """Read the whole data set, and refuse to train on it if any file is bad; offenders are told on stderr.
+    """Read the whole data set, and refuse to train on it if any file is bad.
+
+    Offenders, and a note on what is accepted with one, go to stderr.
 
     Args:
         manifest: name or path.
@@ -24,6 +26,8 @@ def refuse_bad_data(manifest: str, data_root: str | None) -> None:
     """
     loaded = load_manifest(manifest)
     report = check_data(loaded, resolve_data(loaded, None if data_root is None else Path(data_root)))
+    if report.note is not None:
+        click.echo(f"note: {report.note}", err=True)
     if report.ok:
         return
     for offence in report.offences[:_MOST_SHOWN]:

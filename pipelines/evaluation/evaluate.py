@@ -15,8 +15,9 @@ import torch
 from nibabel.imageglobals import LoggingOutputSuppressor
 
 from pipelines.dataset.case_reader import Offence
-from pipelines.dataset.geometry import grid_problem
-from pipelines.dataset.nifti import BadFileError, read_file
+from pipelines.dataset.geometry import grid_problem, grid_shift, shift_note
+from pipelines.dataset.label_file import read_labels
+from pipelines.dataset.nifti import BadFileError
 from pipelines.errors import UserError
 from pipelines.evaluation.label_values import label_channels
 from pipelines.evaluation.metrics import NSD_TOLERANCE_MM, case_metrics, mean_metrics, nanmean
@@ -31,10 +32,12 @@ class Evaluation:
     Attributes:
         classes: the foreground classes' names, in the order of their values.
         rows: one a case and class: `case`, `class`, and the measures.
+        note: on predictions that lie a little off their labels; None without any.
     """
 
     classes: list[str]
     rows: list[dict[str, Any]]
+    note: str | None = None
 
     def cases(self, name: str) -> int:
         """In how many cases a class is, by label or prediction."""
@@ -82,11 +85,13 @@ def evaluate(
     names = list(references.classes.values())
     offences: list[Offence] = []
     rows: list[dict[str, Any]] = []
+    shifts: dict[str, float] = {}
     spoiled = Event()
     measure = partial(_measure, predictions, references, nsd_tolerance_mm, spoiled)
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for (label, _), (bad, measures) in zip(matched.pairs, pool.map(measure, matched.pairs), strict=True):
+        for (label, file), (bad, measures, shift) in zip(matched.pairs, pool.map(measure, matched.pairs), strict=True):
             offences.extend(bad)
+            shifts[str(predictions / file)] = shift
             rows.extend(
                 {"case": label.case, "class": name, **measured}
                 for name, measured in zip(names, measures, strict=False)  # there are none where a file is bad
@@ -95,18 +100,19 @@ def evaluate(
                 progress()
     if offences:
         raise UserError("\n".join(f"{shown(file)}: {reason}" for file, reason in offences))
-    return Evaluation(names, rows)
+    return Evaluation(names, rows, shift_note(shifts, "prediction", "label"))
 
 
 def _measure(
     predictions: Path, references: References, tolerance: float, spoiled: Event, pair: tuple[Reference, str]
-) -> tuple[list[Offence], list[dict[str, float]]]:
+) -> tuple[list[Offence], list[dict[str, float]], float]:
+    """What is wrong with a pair; else its measures, class by class, and how far the prediction lies off, mm."""
     label, file = pair
-    offences = []
+    offences, shift = [], 0.0
     volumes, channels = [], []
     values = [0, *references.classes]
     reads = ((references.root / label.file, lambda: references.read(label)),
-             (predictions / file, lambda: read_file(predictions / file, references.dimensions)))  # fmt: skip
+             (predictions / file, lambda: read_labels(predictions / file, references.dimensions)))  # fmt: skip
     for path, read in reads:
         try:
             volume = read()
@@ -118,10 +124,12 @@ def _measure(
         problem = grid_problem(volumes[1], volumes[0], "label")
         if problem is not None:
             offences.append(Offence(str(predictions / file), problem))
+        else:
+            shift = grid_shift(volumes[1], volumes[0])
     if offences:
         spoiled.set()
     # Once a file is bad, the others are but looked through for more such: there will be no result.
     if spoiled.is_set():
-        return offences, []
+        return offences, [], 0.0
     spacing = volumes[0].spacing
-    return [], case_metrics(channels[1], channels[0], len(values), spacing, nsd_tolerance_mm=tolerance)
+    return [], case_metrics(channels[1], channels[0], len(values), spacing, nsd_tolerance_mm=tolerance), shift

@@ -6,11 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.dataset.label_file import digits
 from pipelines.dataset.nifti import BadFileError
 
 
 def label_channels(data: NDArray[Any], values: Sequence[int]) -> NDArray[np.integer]:
     """Labels 0..C-1, `[*spatial]`: where each voxel's value stands in `values`.
+
+    Args:
+        data: the labels, as `read_labels` gives them.
+        values: the classes' values.
 
     Raises:
         BadFileError: there are other values.
@@ -23,7 +28,7 @@ def label_channels(data: NDArray[Any], values: Sequence[int]) -> NDArray[np.inte
         np.putmask(channels, mask, channel)
     if known < data.size:
         found, counts = np.unique(data[~np.isin(data, values)], return_counts=True)
-        told = [f"{value:.6g} ({count} voxels)" for value, count in zip(found.tolist(), counts.tolist(), strict=True)]
+        told = [f"{digits(value)} ({count} voxels)" for value, count in zip(found, counts, strict=True)]
         more = f" and {len(told) - 5} more" if len(told) > 5 else ""
         classes = ", ".join(map(str, values[:20])) + (f" and {len(values) - 20} more" if len(values) > 20 else "")
         raise BadFileError(f"label values without a class: {', '.join(told[:5])}{more}; the classes are {classes}")

@@ -10,7 +10,8 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 
 from pipelines.dataset.case_reader import count_values, label_problem
 from pipelines.dataset.data_root import located_cases
-from pipelines.dataset.nifti import BadFileError, Volume, read_file, read_volume
+from pipelines.dataset.label_file import read_labels
+from pipelines.dataset.nifti import BadFileError, Volume
 from pipelines.dataset.pairing import is_label_name, nifti_files, pair_predictions, stem
 from pipelines.errors import UserError
 from pipelines.progress import Bar, no_bar
@@ -42,14 +43,12 @@ class References:
         labels: one a case.
         classes: label value to name, foreground alone, values rising.
         dimensions: numbers of axes that the files may have.
-        rooted: whether no file may leave the root, by a link: a manifest may be a stranger's.
     """
 
     root: Path
     labels: list[Reference]
     classes: dict[int, str]
     dimensions: frozenset[int] = frozenset({2, 3})
-    rooted: bool = False
 
     def read(self, label: Reference) -> Volume:
         """Read one of the labels.
@@ -57,10 +56,7 @@ class References:
         Raises:
             BadFileError: it cannot be used, or is not the one whose SHA-256 was recorded.
         """
-        if self.rooted:
-            volume = read_volume(self.root, label.file, self.dimensions)
-        else:
-            volume = read_file(self.root / label.file, self.dimensions)
+        volume = read_labels(self.root / label.file, self.dimensions)
         if label.sha256 not in (None, volume.sha256):
             raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
         return volume
@@ -107,7 +103,7 @@ def folder_references(folder: Path, bar: Bar = no_bar) -> References:
 
     def values(file: str) -> set[int]:
         try:
-            data = read_file(folder / file).data
+            data = read_labels(folder / file).data
         except BadFileError:
             return set()  # told when it is measured, if it is
         return set() if label_problem(data) is not None else set(count_values(data))
@@ -141,7 +137,6 @@ def manifest_references(name: str, data_root: Path | None, fold: int | None = No
         [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases],
         {value: manifest.classes[value] for value in manifest.label_values if value != 0},
         frozenset({manifest.dimensions}),
-        rooted=True,
     )
 
 

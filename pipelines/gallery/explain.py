@@ -11,6 +11,7 @@ from torch import nn
 
 from medloss import CombinedLoss, create_loss
 from medloss.expression import parse_expression
+from pipelines.dataset.label_file import digits, whole_labels
 from pipelines.errors import UserError
 from pipelines.gallery.gradient_map import Slice, densest_slice, gradient_figure
 from pipelines.gallery.measure import push
@@ -60,14 +61,14 @@ def explain_case(
         raise UserError(f"--out: got {path}; expected a file name that ends in .png")
     made = _make_loss(loss)
     shown, target = read_user_file(image, "--image"), read_user_file(label, "--label")
-    check_same_grid(shown, target)
+    notes = [check_same_grid(shown, target)]
     reference = _structure(target, label_class)
     spacing = shown.spacing
     if prediction is None:
         logits, told = _stand_in(reference, spacing)
     else:
         predicted = read_user_file(prediction, "--prediction")
-        check_same_grid(shown, predicted)
+        notes.append(check_same_grid(shown, predicted))
         logits, told = _predicted_logits(predicted, label_class)
     hard = logits > 0
     pushes = push(made, logits, reference, spacing)
@@ -90,7 +91,7 @@ def explain_case(
         write_png(figure, path)
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror}; name another file") from None
-    return Explained(path, (told,))
+    return Explained(path, (told, *(f"note: {note}" for note in notes if note is not None)))
 
 
 def _make_loss(loss: str) -> nn.Module:
@@ -101,13 +102,18 @@ def _make_loss(loss: str) -> nn.Module:
 
 
 def _structure(label: UserFile, label_class: int) -> NDArray[np.bool_]:
-    values = np.unique(label.data)
-    if not np.array_equal(values, np.rint(values)):
-        raise UserError(f"--label: {label.path} holds values that are no whole numbers; expected one label a voxel")
+    labels = whole_labels(label.data)
+    values = np.unique(labels)
+    odd = values[values != np.rint(values)]
+    if odd.size:
+        raise UserError(
+            f"--label: {label.path} holds values that are no whole numbers, such as {digits(odd[0])}; expected one "
+            "label a voxel"
+        )
     if label_class not in values:
         present = ", ".join(f"{value:g}" for value in values[:20])
         raise UserError(f"--label-class: {label.path} has no voxel of class {label_class}; it has {present}")
-    return np.asarray(label.data == label_class)
+    return np.asarray(labels == label_class)
 
 
 def _stand_in(reference: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], str]:
@@ -129,8 +135,9 @@ def _predicted_logits(prediction: UserFile, label_class: int) -> tuple[NDArray[n
     data = prediction.data
     if not np.isfinite(data).all():
         raise UserError(f"--prediction: {prediction.path} holds NaN or infinity; expected probabilities or labels")
-    if np.array_equal(data, np.rint(data)):
-        inside = data == label_class
+    labels = whole_labels(data)
+    if np.array_equal(labels, np.rint(labels)):
+        inside = labels == label_class
         sure = logit(_LABEL_PROBABILITY)
         found = "" if inside.any() else f"; no voxel of class {label_class} in it"
         told = (

@@ -8,6 +8,7 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
+from pipelines.dataset.geometry import grid_problem, grid_shift, shift_note
 from pipelines.dataset.nifti import BadFileError, by, read_file
 from pipelines.errors import UserError
 
@@ -59,8 +60,11 @@ def read_user_file(path: Path, flag: str) -> UserFile:
     return UserFile(path, flag, data, volume.affine, spacing, directions)
 
 
-def check_same_grid(first: UserFile, second: UserFile) -> None:
+def check_same_grid(first: UserFile, second: UserFile) -> str | None:
     """Refuse two files whose voxels do not lie at the same places.
+
+    Returns:
+        A line where the second lies a little off, within the tolerance that all commands have.
 
     Raises:
         UserError: shapes or affines differ.
@@ -70,11 +74,10 @@ def check_same_grid(first: UserFile, second: UserFile) -> None:
             f"{second.flag}: {second.path} has {by(second.data.shape)} voxels, {first.flag} {first.path} has "
             f"{by(first.data.shape)}; expected the same grid"
         )
-    # Float32 headers round; nobody sees a hundredth of a voxel, at the far corner.
-    size = np.append(np.ones(3), 1.0)
-    size[: len(first.spacing)] = first.data.shape
-    if (np.abs(first.affine - second.affine)[:3] @ size).max() > 0.01 * min(first.spacing):
+    if (problem := grid_problem(second, first, first.flag.removeprefix("--"))) is not None:
         raise UserError(
             f"{second.flag}: {second.path} and {first.flag} {first.path} have different affines (origin, spacing or "
-            "direction); resample one onto the other's grid"
+            f"direction): {problem}; resample one onto the other's grid"
         )
+    shifts = {str(second.path): grid_shift(second, first)}
+    return shift_note(shifts, second.flag.removeprefix("--"), first.flag.removeprefix("--"))

@@ -1,6 +1,5 @@
 """A loss as nnU-Net calls it: its targets, its ignore label, its deep supervision, and the plan's spacing."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from medloss import CombinedLoss, call_loss, create_training_loss
+from medloss.create import accepted_keywords, pass_epoch_on
 from medloss.errors import InputError
 from medloss.expression import Term, parse_expression
 from medloss.spacing import scaled_spacing
@@ -74,8 +74,7 @@ class NnunetLoss(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights of a sum that has a schedule for them; before the epoch's first batch."""
-        if isinstance(self.loss, CombinedLoss):
-            self.loss.start_epoch(epoch)
+        pass_epoch_on(self.loss, epoch)
 
     def _at_one_scale(self, logits: Tensor, target: Tensor, spacing: tuple[float, ...]) -> Tensor:
         mask = None
@@ -174,7 +173,8 @@ def _is_default(spec: str) -> bool:
 
 def _refuse_maskless(loss: nn.Module) -> None:
     for term in loss.losses if isinstance(loss, CombinedLoss) else [loss]:
-        if "mask" not in inspect.signature(term.forward).parameters:
+        names = accepted_keywords(term)
+        if names is not None and "mask" not in names:
             raise InputError(
                 f"loss: {type(term).__name__} takes no mask, so it cannot leave out the voxels of the ignore label; "
                 "expected a loss of medloss"

@@ -5,11 +5,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
+
+from pipelines.dataset.label_file import whole_labels
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.nifti import BadFileError, read_file
 from pipelines.errors import UserError
+from pipelines.evaluation.label_values import label_channels
 from pipelines.files import write_json
 from pipelines.nnunet.folders import nnunet_folder
 from pipelines.nnunet.splits import SPLITS
+from pipelines.prediction.files import write_labels
 
 _NUMBERED = re.compile(r"Dataset(\d{3})_")
 _HIGHEST = 999
@@ -18,7 +25,9 @@ _HIGHEST = 999
 def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | None = None) -> Path:
     """Write `Dataset<number>_<name>` in nnU-Net's folder of raw data sets.
 
-    Files are linked, not copied: by hard links, and where the file system has none of those, by symbolic ones.
+    Files are linked, not copied: by hard links, and where the file system has none of those, by symbolic ones. Labels
+    that were not saved as whole numbers are written as such, as every command here reads them: nnU-Net cuts off what
+    follows the point, and 1.9999 would be 1.
 
     Args:
         manifest: the data set.
@@ -35,10 +44,11 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
     """
     ending = _ending(manifest)
     content = _dataset_json(manifest, ending)
-    links = {}
+    links, labels = {}, set()
     for case in manifest.cases:
         links[f"imagesTr/{case.id}_0000{ending}"] = root / case.image
         links[f"labelsTr/{case.id}{ending}"] = root / case.label
+        labels.add(root / case.label)
     if missing := [source for source in links.values() if not source.is_file()]:
         raise UserError(f"{missing[0]}: missing, and so are {len(missing) - 1} other files of '{manifest.name}'")
     if manifest.dimensions == 2:
@@ -50,7 +60,8 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
             made = Path(temporary) / "made"
             for name, source in links.items():
                 (made / name).parent.mkdir(parents=True, exist_ok=True)
-                _link(source.resolve(), made / name)
+                if source not in labels or not _written_whole(source, made / name, manifest.label_values):
+                    _link(source.resolve(), made / name)
             write_json(made / "dataset.json", content)
             write_json(made / SPLITS, splits_of(manifest))
             made.rename(folder)
@@ -138,6 +149,30 @@ def _free_number(raw: Path, number: int | None) -> int:
     if number in taken:
         raise UserError(f"--id: {number} is taken by {taken[number]}; pass another, or none for the next free one")
     return number
+
+
+def _written_whole(source: Path, target: Path, values: list[int]) -> bool:
+    """Write a label map whose values were not saved as whole numbers; whether it is such a one.
+
+    Raises:
+        UserError: it holds others than these values, which are 0, 1, 2 and so on.
+    """
+    try:
+        image = nib.load(source)
+        as_it_is = image.get_data_dtype().kind in "iu" and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
+    except Exception:  # nibabel raises whatever a damaged header leads to; `medloss check` names such files
+        return False
+    if as_it_is:
+        return False
+    try:
+        labels = read_file(source).data
+        whole = whole_labels(labels)
+        if np.array_equal(whole, labels):
+            return False
+        write_labels(target, label_channels(whole, values), image.header)
+    except BadFileError as error:
+        raise UserError(f"{source}: {error}") from None
+    return True
 
 
 def _link(source: Path, target: Path) -> None:

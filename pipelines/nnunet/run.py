@@ -15,6 +15,7 @@ import torch
 
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Case, load_manifest
+from pipelines.dataset.nifti import squeezed
 from pipelines.errors import TrainingError, UserError
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.reference_labels import Reference, References, match
@@ -161,10 +162,10 @@ class NnunetRun:
             ending = self.trainer.dataset_json["file_ending"]
             values = np.asanyarray(nib.load(written / f"{case.id}{ending}").dataobj)
             label = nib.load(self.root / case.label)
-            write_labels(self.folder.prediction(case.id), values.reshape(label.shape), label.header)
+            write_labels(self.folder.prediction(case.id), values.reshape(squeezed(label.shape, 3)), label.header)
         labels = [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases]
         classes = {value: self.manifest.classes[value] for value in self.manifest.label_values[1:]}
-        references = References(self.root, labels, classes, frozenset({self.manifest.dimensions}), rooted=True)
+        references = References(self.root, labels, classes, frozenset({self.manifest.dimensions}))
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder))
         if not self.config.keep_predictions:

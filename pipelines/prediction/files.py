@@ -15,10 +15,13 @@ def write_labels(path: Path, labels: NDArray[Any], header: nib.Nifti1Header) -> 
     """Write a label map, in the smallest type that common viewers read.
 
     Args:
-        path: the file, a `.nii.gz`.
+        path: the file, `.nii.gz` or `.nii`.
         labels: label values, `[*spatial]`.
-        header: of the image, whose geometry is kept.
+        header: of the image, whose geometry is kept. A 2D image that is saved as a slice gets its labels as one; axes
+            beyond the third are dropped.
     """
+    shape = header.get_data_shape()[:3]
+    labels = labels.reshape(shape) if len(shape) > labels.ndim else labels
     highest = int(labels.max())
     kind = next(t for t in (np.uint8, np.int16, np.int32, np.int64) if highest <= np.iinfo(t).max)
     made = _header(header, kind, "medloss: labels")
@@ -64,6 +67,9 @@ def _write(path: Path, data: NDArray[Any], header: Any, level: int) -> None:
     image = made(data, None, header)
 
     def write(file: Any) -> None:
+        if not path.name.endswith(".gz"):
+            image.to_stream(file)
+            return
         # Neither name nor time: the same prediction is the same file.
         with gzip.GzipFile("", "wb", level, file, mtime=0) as packed:
             image.to_stream(packed)

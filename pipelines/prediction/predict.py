@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.cases.preprocessing import resampled
 from pipelines.dataset.case_reader import Offence
-from pipelines.dataset.nifti import BadFileError, Volume, by, read_volume
+from pipelines.dataset.nifti import BadFileError, Volume, by, read_file
 from pipelines.errors import UserError
 from pipelines.machine import lacks_memory
 from pipelines.prediction.files import write_labels, write_probabilities
@@ -75,7 +75,7 @@ def _reason(model: Model, source: Source, folder: Path, settings: Settings) -> s
     """Predict an image; why it could not be, or None."""
     grid = ""
     try:
-        volume = read_volume(source.root, source.file, {model.preprocessing.dimensions})
+        volume = read_file(source.path, {model.preprocessing.dimensions})
         if source.sha256 not in (None, volume.sha256):
             raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
         grid = by(model.preprocessing.shape(volume.data.shape, volume.spacing))

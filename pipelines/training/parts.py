@@ -11,6 +11,7 @@ from ignite.handlers import EMAHandler
 from torch import Tensor, nn
 
 import medloss
+from medloss.create import pass_epoch_on
 from pipelines.cases.cache import EntryCache
 from pipelines.cases.fingerprint import take_fingerprint
 from pipelines.cases.patches import PatchDataset, start_epoch, training_loader, validation_loader
@@ -244,6 +245,4 @@ class Training:
         """Set what an epoch, counted from 1, decides: random numbers, order, and a loss's schedule."""
         seed_everything(self.config.seed, epoch, rank())
         start_epoch(self.loader, epoch)
-        schedule: Callable[[int], None] | None = getattr(self.loss, "start_epoch", None)
-        if callable(schedule):
-            schedule(epoch - 1)
+        pass_epoch_on(self.loss, epoch - 1)

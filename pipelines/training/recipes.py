@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.errors import UserError
 from pipelines.resources import resource_folder
 from pipelines.trust import refuse_code
+from pipelines.yaml_text import parse_yaml
 
 #: A recipe holds for any data and any loss.
 _OF_THE_RUN = {"manifest", "data_root", "loss", "loss_arguments", "fold", "seed", "cache_dir"}
@@ -30,11 +29,11 @@ def recipe_settings(name_or_path: str) -> dict[str, Any]:
     shipped = shipped_recipes()
     path = shipped.get(name_or_path, Path(name_or_path))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         raise UserError(f"recipe: got '{name_or_path}'; expected {', '.join(shipped)}, or a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe: {path} is no YAML: {' '.join(str(error).split())[:200]}") from None
+    except ValueError as error:
+        raise UserError(f"recipe: {path} is {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"recipe: {path} has no settings; expected lines such as `epochs: 20`")
     refuse_code(content, path)

@@ -63,7 +63,7 @@ def outside_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Ten
 
 
 def _distances(masks: Tensor, spacings: Sequence[Sequence[float]], side: int) -> Tensor:
-    out = torch.empty(masks.shape, dtype=torch.float32)
+    out = torch.empty(masks.shape, dtype=torch.float32, device="cpu")
     if not out.numel():
         return out
     shape = masks.shape[2:]

@@ -9,7 +9,10 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numba.extending import intrinsic, overload
+
+from medloss.kernels.terms import LOWEST_LOG
 
 #: `contract` joins a product and a sum; nothing here may be regrouped, the rounding by a large number least of all.
 _OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}, "no_cpython_wrapper": True, "nogil": True}
@@ -30,6 +33,7 @@ _SQRT2_LESS_ONE = np.float32(0.41421356)
 _LN2 = np.float32(0.69314718)
 _TWO_23 = np.float32(8388608.0)
 _NEAR_ONE = np.float32(-0.3466)
+_LOWEST_LOG32, _LOWEST_LOG64 = np.float32(LOWEST_LOG[torch.float32]), np.float64(LOWEST_LOG[torch.float64])
 
 _E2, _E3, _E4 = np.float32(0.5000000014), np.float32(0.1666657604), np.float32(0.04166646281)
 _E5, _E6 = np.float32(0.0083633356), np.float32(0.001393388348)
@@ -155,6 +159,11 @@ def complement(log: Any, p: Any) -> Any:
     return -math.expm1(log)
 
 
+def bounded_log(value: Any) -> Any:
+    """A logarithm, at or above `LOWEST_LOG`."""
+    return _LOWEST_LOG64 if value < _LOWEST_LOG64 else value
+
+
 # In compiled code each stands for its polynomial if it is given float32, else for itself.
 
 
@@ -188,6 +197,14 @@ def _log_complement(p: Any) -> Any:
         return _log_complement32(p)
 
     return short if p == numba.float32 else log_complement
+
+
+@overload(bounded_log, jit_options=_OVERLOAD)
+def _bounded_log(value: Any) -> Any:
+    def short(value: Any) -> Any:
+        return _LOWEST_LOG32 if value < _LOWEST_LOG32 else value
+
+    return short if value == numba.float32 else bounded_log
 
 
 @overload(complement, jit_options=_OVERLOAD)

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from medloss.kernels.numba.compilation import EXACT, OPTIONS
-from medloss.kernels.numba.elementary import complement, exp, log
+from medloss.kernels.numba.elementary import bounded_log, complement, exp, log
 from medloss.kernels.numba.terms import fill, multiply
 from medloss.kernels.terms import POWER_FLOOR
 
@@ -23,7 +23,7 @@ _TINY = np.float32(1.17549435e-38)
 @numba.njit(**EXACT)
 def _log_probability(z: Any, top: Any, partition: Any) -> Any:
     # Regrouped, the logarithm of a probability near 1 would lose its digits to a large logit.
-    return (z - top) - partition
+    return bounded_log((z - top) - partition)
 
 
 @numba.njit(**OPTIONS)

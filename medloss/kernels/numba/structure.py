@@ -28,7 +28,7 @@ def structural_error(prediction: Tensor, target: Tensor, window: list[float], co
     items, classes = prediction.shape[:2]
     spatial = prediction.shape[2:]
     planes, rows, row = spatial if len(spatial) == 3 else (1, *spatial)
-    out = torch.empty(items, 1 if average else classes, *spatial, dtype=prediction.dtype)
+    out = torch.empty(items, 1 if average else classes, *spatial, dtype=prediction.dtype, device="cpu")
     (p, p_item), (y, y_item) = _flat(prediction), _flat(target)
     results = out.view(-1).numpy()
     weights = np.array(window, dtype=p.dtype)

@@ -64,7 +64,7 @@ def voxel_sums_backward(
     """The gradient of `(slopes * voxel_sums(...)).sum()`, `[B, C, N]`."""
     work = _Work.of(terms, logits, target, mask, voxel_weight)
     half = logits.dtype == torch.float16
-    gradient = torch.empty(logits.shape, dtype=torch.float32 if half else logits.dtype)
+    gradient = torch.empty(logits.shape, dtype=torch.float32 if half else logits.dtype, device="cpu")
     out = _flat(gradient)
     by_class = np.ascontiguousarray(slopes.detach().numpy().transpose(1, 2, 0))
     floor = max(math.exp(LOG_FLOOR), float(np.finfo(work.real).tiny))
@@ -82,7 +82,7 @@ def entropy_map(
     """The cross entropy a voxel: `[B, 1, N]` of a softmax, else `[B, C - first, N]`."""
     work = _Work.of(terms, logits, target, mask, None)
     maps = 1 if terms.mode == "softmax" else work.classes - terms.first
-    result = torch.empty(work.items, maps, work.voxels, dtype=sum_type(logits))
+    result = torch.empty(work.items, maps, work.voxels, dtype=sum_type(logits), device="cpu")
     out = _flat(result)
     factors = [np.ascontiguousarray(factor.detach().numpy()) for factor in (positive, negative)]
 

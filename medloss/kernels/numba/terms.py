@@ -9,7 +9,7 @@ import numba
 
 from medloss.kernels.numba.blocks import keep_only, load_row
 from medloss.kernels.numba.compilation import OPTIONS
-from medloss.kernels.numba.elementary import exp, log, log1p_unit, log_complement
+from medloss.kernels.numba.elementary import bounded_log, exp, log, log1p_unit, log_complement
 from medloss.kernels.terms import LOG_FLOOR
 
 
@@ -100,8 +100,8 @@ def sigmoid_class(z: Any, n: Any, logarithms: Any, p: Any, u: Any, logs: Any, ot
             value = z[i]
             shared = log1p_unit(other_logs[i])
             # Compared in this order, a NaN goes through.
-            logs[i] = (zero if value > zero else value) - shared
-            other_logs[i] = (zero if value < zero else -value) - shared
+            logs[i] = bounded_log((zero if value > zero else value) - shared)
+            other_logs[i] = bounded_log((zero if value < zero else -value) - shared)
 
 
 @numba.njit(**OPTIONS)

@@ -59,7 +59,7 @@ def _distances(masks: Tensor, spacings: Sequence[Sequence[float]], inside: bool,
     # A mask without another side has no distances: its voxels would search whole lines in vain.
     flat = masks.flatten(2)
     two_sided = (flat.any(-1) & ~flat.all(-1)).view(torch.uint8)
-    squares = torch.tensor([[s * s for s in spacing] for spacing in spacings], dtype=torch.float64)
+    squares = torch.tensor([[s * s for s in spacing] for spacing in spacings], dtype=torch.float64, device="cpu")
     # An axis's squares lie one after the other.
     squares = squares.T.to(masks.device, torch.float32).contiguous()
     common: dict[str, Any] = {"BLOCK": _BLOCK, "enable_fp_fusion": False}

@@ -4,10 +4,12 @@ They keep NaN: comparisons select the other branch, where a minimum or maximum w
 off where these are compiled, or index and one-hot targets would differ in the last bit.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from medloss.kernels.terms import LOG_FLOOR as _LOG_FLOOR
+from medloss.kernels.terms import LOWEST_LOG as _LOWEST_LOG
 from medloss.kernels.terms import POWER_FLOOR as _POWER_FLOOR
 
 LOG_FLOOR = tl.constexpr(_LOG_FLOOR)
@@ -15,8 +17,8 @@ POWER_FLOOR = tl.constexpr(_POWER_FLOOR)
 #: Below exp(LOG_FLOOR) the logarithm has no slope; float32 has no normal number as small as that.
 TINY = tl.constexpr(1.1754943508222875e-38)
 DOUBLE_FLOOR = tl.constexpr(3.720075976020836e-44)
-#: In place of minus infinity: times a target of 0 that would be NaN.
-LOWEST = tl.constexpr(-1e30)
+LOWEST = tl.constexpr(_LOWEST_LOG[torch.float32])
+DOUBLE_LOWEST = tl.constexpr(_LOWEST_LOG[torch.float64])
 
 
 @triton.jit
@@ -48,11 +50,7 @@ def softmax(z: tl.tensor, LOGARITHM: tl.constexpr) -> tl.tensor:
     exponential = tl.exp(shifted)
     total = tl.sum(exponential, 0)
     p = exponential * (1.0 / total)[None, :]
-    if LOGARITHM:
-        l = shifted - tl.log(total)[None, :]  # noqa: E741
-        l = tl.where(l < LOWEST, LOWEST, l)  # noqa: E741
-    else:
-        l = p  # noqa: E741
+    l = _bounded(shifted - tl.log(total)[None, :]) if LOGARITHM else p  # noqa: E741
     return p, l
 
 
@@ -65,16 +63,20 @@ def independent(z: tl.tensor, MODE: tl.constexpr, LOGARITHM: tl.constexpr) -> tl
         p = tl.where(z < 0, small * larger, larger)
         o = tl.where(z < 0, larger, small * larger)
         rest = log1p(small) if LOGARITHM else small
-        l = tl.where(z < 0, z, 0.0) - rest  # noqa: E741
-        q = tl.where(z < 0, 0.0, -z) - rest
-        l = tl.where(l < LOWEST, LOWEST, l)  # noqa: E741
-        q = tl.where(q < LOWEST, LOWEST, q)
+        l = _bounded(tl.where(z < 0, z, 0.0) - rest)  # noqa: E741
+        q = _bounded(tl.where(z < 0, 0.0, -z) - rest)
     else:
         p = z
         o = 1.0 - z
         l = _floored(p, tl.log(p))  # noqa: E741
         q = _floored(o, tl.where(p < 0.5, log1p(-p), tl.log(o)))
     return p, o, l, q
+
+
+@triton.jit
+def _bounded(logarithm: tl.tensor) -> tl.tensor:
+    lowest: tl.constexpr = DOUBLE_LOWEST if logarithm.dtype == tl.float64 else LOWEST
+    return tl.where(logarithm < lowest, lowest, logarithm)
 
 
 @triton.jit

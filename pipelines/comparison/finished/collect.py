@@ -22,6 +22,7 @@ from pipelines.comparison.report.collect import Collected
 from pipelines.comparison.report.predicted import ONLY, PredictedCase
 from pipelines.comparison.statistics import check_table
 from pipelines.dataset.case_reader import Offence
+from pipelines.dataset.geometry import shift_note
 from pipelines.evaluation.metrics import NSD_TOLERANCE_MM
 from pipelines.evaluation.registry import METRICS
 from pipelines.nnunet.folders import STOCK
@@ -86,7 +87,7 @@ def from_predictions(
 
     rows = _rows(asked, done, classes)
     agreed, differing = _agreement(methods, classes, asked, done)
-    notes = [*_notes(methods, references, predicted, classes), *differing]
+    notes = [*_notes(methods, references, predicted, classes), *_off_grid(asked, done), *differing]
     collected = Collected(
         title=title(methods, references),
         table=check_table(rows, METRICS),
@@ -135,8 +136,8 @@ def _rows(asked: Sequence[tuple[Method, str, Path]], done: Done, classes: Classe
     """A row a method, case and class; none of a case without a prediction, which the statistics count as the worst."""
     rows = []
     folds = any(method.folds for method, _, _ in asked)
-    for (method, case, file), measures in zip(asked, done.results, strict=True):
-        for name, own in zip(classes.regions, measures, strict=True):
+    for (method, case, file), result in zip(asked, done.results, strict=True):
+        for name, own in zip(classes.regions, result["measures"], strict=True):
             about = {"case": case, "loss": method.name, "class": name}
             about |= {"fold": method.folds.get(file, ONLY)} if folds else {}
             rows.append(about | dict(zip(METRICS, own, strict=True)))
@@ -149,8 +150,8 @@ def _agreement(
     place = list(METRICS).index("dice")
     dice = {
         (method.name, str(file), name): own[place]
-        for (method, _, file), measures in zip(asked, done.results, strict=True)
-        for name, own in zip(classes.regions, measures, strict=True)
+        for (method, _, file), result in zip(asked, done.results, strict=True)
+        for name, own in zip(classes.regions, result["measures"], strict=True)
     }
     return summary_notes(methods, classes, dice)
 
@@ -167,15 +168,22 @@ def _drawn(
         PredictedCase(
             loss=method.name,
             case=case,
-            prediction=file.resolve(),
-            reference=references.files[case].resolve(),
-            image=images[case].resolve() if case in images else None,
+            # Not what a link leads to, which need not be named as NIfTI is.
+            prediction=file.absolute(),
+            reference=references.files[case].absolute(),
+            image=images[case].absolute() if case in images else None,
             fold=method.folds.get(file, ONLY),
             values=classes.values,
             ignore=classes.ignore,
         )
         for method, case, file in asked
     )
+
+
+def _off_grid(asked: Sequence[tuple[Method, str, Path]], done: Done) -> list[str]:
+    shifts = {str(file): result["shift"] for (_, _, file), result in zip(asked, done.results, strict=True)}
+    note = shift_note(shifts, "prediction", "reference")
+    return [] if note is None else [f"{note}."]
 
 
 def _notes(methods: Sequence[Method], references: References, predicted: set[str], classes: Classes) -> list[str]:

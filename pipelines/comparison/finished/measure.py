@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.comparison.finished.classes import Classes
-from pipelines.dataset import geometry, nifti
+from pipelines.dataset import geometry, label_file, nifti
 from pipelines.dataset.case_reader import Offence, count_values, label_problem
-from pipelines.dataset.nifti import BadFileError, Volume, read_file
+from pipelines.dataset.label_file import read_labels
+from pipelines.dataset.nifti import BadFileError, Volume
 from pipelines.evaluation import label_values, metric, metrics, surface
 from pipelines.evaluation.registry import METRICS
 
 #: More values than any atlas has: the files are images.
 MOST_VALUES = 1000
 #: Modules whose text makes the numbers, next to those of the metrics.
-_MEASURE: tuple[ModuleType, ...] = (metrics, metric, surface, label_values, geometry, nifti)
+_MEASURE: tuple[ModuleType, ...] = (metrics, metric, surface, label_values, geometry, label_file, nifti)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class HashedFile:
 class Pair:
     """A prediction with its reference, to be measured.
 
-    The result has for each class the measures in the order of `METRICS`; NaN where one has no meaning.
+    The result has `measures`, for each class in the order of `METRICS`, NaN where one has no meaning, and `shift`, how
+    far the prediction lies off its reference, mm.
 
     Attributes:
         prediction: a label map.
@@ -72,7 +74,7 @@ class Pair:
         """Bytes of the two files."""
         return self.prediction.size + self.reference.size
 
-    def run(self, only_look: bool) -> tuple[list[list[float]] | None, list[Offence]]:
+    def run(self, only_look: bool) -> tuple[dict[str, Any] | None, list[Offence]]:
         """The measures; or what keeps the files from being measured."""
         offences, read = [], []
         ignore = self.classes.ignore
@@ -90,7 +92,8 @@ class Pair:
         if offences or only_look:
             return None, offences
         try:
-            return [list(own.values()) for own in self._measured(*read)], []
+            measures = [list(of_class.values()) for of_class in self._measured(*read)]
+            return {"measures": measures, "shift": geometry.grid_shift(read[1][0], read[0][0])}, []
         except MemoryError:
             return None, [Offence(str(self.prediction.path), "cannot be measured: memory does not suffice")]
 
@@ -145,7 +148,7 @@ def read_hashed(file: HashedFile) -> Volume:
     Raises:
         BadFileError: it cannot be used, or has changed since it was looked at.
     """
-    volume = read_file(file.path)
+    volume = read_labels(file.path)
     if volume.sha256 != file.sha256:
         raise BadFileError("has changed while this ran; run the command again")
     return volume

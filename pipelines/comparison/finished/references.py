@@ -60,7 +60,7 @@ def match(references: References, method: Method) -> tuple[dict[str, Path], list
         UserError: no file is called as a reference is.
     """
     owned, offences = (_of_folds if method.folds else _by_name)(references, method)
-    if not owned:
+    if not owned and not offences:
         first, case = shown(method.files[0]), next(iter(references.files))
         raise UserError(
             f"--predictions: {method.name}: no file is called as a reference of {shown(references.folder)}: {first}, "

@@ -1,9 +1,9 @@
 """The slices that are drawn, read from their files: each file once, and no more than a few volumes in memory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from pipelines.comparison.report.overlays.choice import Choice
 from pipelines.comparison.report.overlays.view import Plane, largest_section, planes, telling_slice, window
 from pipelines.comparison.report.predicted import PredictedCase
+from pipelines.dataset.case_reader import label_problem
 from pipelines.dataset.geometry import grid_problem
+from pipelines.dataset.label_file import read_labels
 from pipelines.dataset.nifti import BadFileError, Volume, read_file
 
 Labels = NDArray[Any]
@@ -173,18 +175,15 @@ def _picture(
 
 
 def _labels(path: Path, what: str, on: Volume | None = None) -> Volume:
-    volume = _volume(path, what, on)
-    if volume.data.dtype.kind != "f":
-        return volume
-    if not np.array_equal(volume.data, np.rint(volume.data)):  # NaN, too, is no whole number
-        raise BadFileError(f"{what} {path} holds values that are no whole numbers")
-    return Volume(volume.data.astype(np.int32), volume.affine, volume.spacing, volume.sha256)
+    volume = _volume(path, what, on, read_labels)
+    if (problem := label_problem(volume.data)) is not None:
+        raise BadFileError(f"{what} {path}: {problem}")
+    return volume if volume.data.dtype.kind != "f" else replace(volume, data=volume.data.astype(np.int32))
 
 
-def _volume(path: Path, what: str, on: Volume | None) -> Volume:
+def _volume(path: Path, what: str, on: Volume | None, read: Callable[[Path], Volume] = read_file) -> Volume:
     try:
-        # It may be a link, which the data's check has judged.
-        volume = read_file(path)
+        volume = read(path)
     except BadFileError as error:
         raise BadFileError(f"{what} {path}: {error}") from None
     problem = None if on is None else grid_problem(volume, on, "label")
