@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.comparison.plan import PlannedRun, require_plan, run_folder
 from pipelines.comparison.system import sampled
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.files import write_json
 from pipelines.locks import held_lock
 

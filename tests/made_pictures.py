@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipelines.comparison.plan import Plan, PlannedRun, adopt_plan, make_plan, run_folder
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Case, Manifest, load_manifest
-from pipelines.evaluation.metrics import METRICS, case_metrics, nanmean
+from pipelines.evaluation.metrics import case_metrics, nanmean
+from pipelines.evaluation.registry import METRICS
 from pipelines.prediction.files import write_labels
 from pipelines.training.run_config import RunConfig
 
@@ -110,6 +111,6 @@ def _predict(
     maps = [torch.from_numpy(numbers[labels.astype(np.int64)]) for labels in (prediction, reference)]
     measured = case_metrics(maps[0], maps[1], manifest.num_classes, tuple(map(float, file.header.get_zooms())))
     return [
-        {"case": case.id, "patient": case.patient, "class": name, **vars(own)}
+        {"case": case.id, "patient": case.patient, "class": name, **own}
         for name, own in zip(manifest.foreground, measured, strict=True)
     ]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.comparison.statistics.scores import Scores
+from pipelines.evaluation.registry import METRICS
 
 
 def long_table(values: dict[str, Any], metric: str = "dice", **columns: object) -> pd.DataFrame:

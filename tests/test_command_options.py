@@ -13,7 +13,7 @@ from pipelines.commands.options import run_config
 from pipelines.commands.report import report
 from pipelines.commands.settings import keys_without_option, with_settings
 from pipelines.commands.training import train
-from pipelines.comparison.statistics.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.training.run_config import RunConfig
 
 COMMANDS: dict[str, click.Command] = {"compare": compare, "train": train, "report": report}

@@ -224,8 +224,8 @@ def test_windows_cover_every_case_whatever_its_shape(shape: tuple[int, ...]) -> 
     assert [case["case"] for case in told] == ["case0", "case1", "case2", "case3"]
     for case in told:
         (measures,) = case["metrics"]
-        assert measures.dice == measures.sensitivity == measures.specificity == 1
-        assert measures.hd95_mm == 0
+        assert measures["dice"] == measures["sensitivity"] == measures["specificity"] == 1
+        assert measures["hd95_mm"] == 0
     assert set(network.shapes) == {patch}
 
 
@@ -238,7 +238,7 @@ def test_distances_are_by_each_cases_own_spacing() -> None:
         image[(0, *(7 if a == axis else 5 for a in range(3)))] = 1  # two voxels off, along one axis
         spacing = torch.tensor([3.0, 1.0, 0.6], dtype=torch.float64) * (axis + 1)
         items.append({"case": f"off along {axis}", "image": image, "label": label, "spacing": spacing})
-    distances = [case["metrics"][0].hd95_mm for case in _evaluate(_Threshold(), items, (12, 12, 12))]
+    distances = [case["metrics"][0]["hd95_mm"] for case in _evaluate(_Threshold(), items, (12, 12, 12))]
     assert distances == pytest.approx([2 * 3.0, 2 * 2.0, 2 * 1.8])
 
 

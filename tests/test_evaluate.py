@@ -1,7 +1,6 @@
 """`medloss evaluate`: what it measures, what it tells, and how it refuses what cannot be measured."""
 
 import csv
-import dataclasses
 import math
 import re
 import shutil
@@ -33,8 +32,9 @@ from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.manifest_writer import make_manifest, manifest_text
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.metrics import METRICS, case_metrics, mean_metrics
+from pipelines.evaluation.metrics import case_metrics, mean_metrics
 from pipelines.evaluation.reference_labels import folder_references, match
+from pipelines.evaluation.registry import METRICS
 
 HEADINGS = "class cases Dice IoU sensitivity specificity HD95 (mm) ASSD (mm)"
 
@@ -76,9 +76,7 @@ def _expected(folder: Path, tolerance: float = 1.0) -> list[dict[str, Any]]:
     for path in sorted((folder / "data" / "labels").iterdir()):
         maps = [torch.from_numpy(array_of(file)) for file in (folder / "predictions" / path.name, path)]
         measures = case_metrics(*maps, 4, SPACING, nsd_tolerance_mm=tolerance)
-        rows += [
-            {"case": path.name.split(".")[0], "class": c, **dataclasses.asdict(m)} for c, m in enumerate(measures, 1)
-        ]
+        rows += [{"case": path.name.split(".")[0], "class": c, **m} for c, m in enumerate(measures, 1)]
     return rows
 
 
@@ -325,7 +323,7 @@ def test_with_a_manifest_the_cases_the_labels_or_the_images_name(folder: Path, n
 
 def _expected_of(folder: Path, prediction: str, label: str) -> list[dict[str, float]]:
     paths = folder / "predictions" / prediction, folder / "data/labels" / label
-    return [dataclasses.asdict(m) for m in case_metrics(*(torch.from_numpy(array_of(p)) for p in paths), 4, SPACING)]
+    return case_metrics(*(torch.from_numpy(array_of(p)) for p in paths), 4, SPACING)
 
 
 def test_two_predictions_of_one_case(folder: Path) -> None:

@@ -16,10 +16,11 @@ from tiny import tiny_manifest
 from waiting import PROCESS_S, wait_for
 
 from pipelines import cli, locks
-from pipelines.commands.executor_options import chosen_executor, minutes, sbatch_options
+from pipelines.commands.executor_options import chosen_executor
 from pipelines.comparison.executors import local
 from pipelines.comparison.executors.none import CommandLines
 from pipelines.comparison.executors.slurm import Slurm
+from pipelines.comparison.executors.slurm_options import minutes, sbatch_options
 from pipelines.comparison.executors.task import MOST_IN_VAIN, Task
 from pipelines.comparison.plan import Plan, adopt_plan, make_plan, run_folder
 from pipelines.comparison.worker import ENDED_BY, work

@@ -40,7 +40,8 @@ from pipelines.comparison.report.overlays.choice import Choice
 from pipelines.comparison.report.overlays.reading import read_panels
 from pipelines.comparison.statistics.scores import scores
 from pipelines.errors import UserError
-from pipelines.evaluation.metrics import METRICS, region_metrics
+from pipelines.evaluation.metrics import region_metrics
+from pipelines.evaluation.registry import METRICS
 
 KEYS = ["loss", "case", "class"]
 
@@ -590,7 +591,7 @@ def test_classes_are_named_joined_and_left_uncounted(folder: Path) -> None:
         assert row.dice == pytest.approx(2 * tp / (2 * tp + fp + fn), rel=1e-12)
         assert row.specificity == pytest.approx((counted.sum() - tp - fp - fn) / (counted & ~other).sum(), rel=1e-12)
         (alone,) = region_metrics(one.astype(int), other.astype(int), [(1,)], SPACING)
-        assert (row.hd95_mm, row.assd_mm, row.nsd) == (alone.hd95_mm, alone.assd_mm, alone.nsd)
+        assert (row.hd95_mm, row.assd_mm, row.nsd) == (alone["hd95_mm"], alone["assd_mm"], alone["nsd"])
     # A prediction may not hold it.
     with_voxel(folder / "far" / "b.nii.gz", 3, np.uint8, 2)
     with pytest.raises(UserError, match=r"far/b.nii.gz: label values without a class: 3 \(2 voxels\); .* 0, 1, 2$"):

@@ -45,7 +45,7 @@ def _two(folder: Path, change: tuple[str, str] = ("0.91", "0.71")) -> dict[str, 
 def test_mists_tables(tmp_path: Path) -> None:
     found = from_tables(_two(tmp_path))
     table = found.collected.table
-    assert (table.losses, table.classes, table.metrics) == (
+    assert (table.losses, table.classes, tuple(table.metrics)) == (
         ("dice", "focal"), ("edema_core", "tumor"), ("dice", "nsd", "hd95_mm"),
     )  # fmt: skip
     own = table.frame.set_index(["loss", "case", "class"])

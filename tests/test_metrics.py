@@ -1,6 +1,5 @@
 """The measures of a run, against loops written apart from them."""
 
-import dataclasses
 import itertools
 import math
 import warnings
@@ -20,7 +19,8 @@ from monai.networks import one_hot as one_hot_of
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.evaluation.metrics import METRICS, ClassMetrics, case_metrics, mean_metrics, nanmean, region_metrics
+from pipelines.evaluation.metrics import case_metrics, mean_metrics, nanmean, region_metrics
+from pipelines.evaluation.registry import METRICS
 
 SHAPES = [((11, 14, 9), (3.0, 1.0, 0.6)), ((9, 12, 13), (0.5, 2.0, 1.1)), ((17, 23), (2.5, 0.4))]
 
@@ -66,12 +66,8 @@ def _slow_counts(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) ->
     return 2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn), tp / (tp + fn), tn / (tn + fp)
 
 
-def _values(measured: ClassMetrics) -> list[float]:
-    return [getattr(measured, name) for name in METRICS]
-
-
 def test_the_measures_and_their_order() -> None:
-    assert METRICS == ("dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd")
+    assert tuple(METRICS) == ("dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd")
 
 
 @pytest.mark.parametrize(("shape", "spacing"), SHAPES)
@@ -86,7 +82,7 @@ def test_agrees_with_loops(seed: int, shape: tuple[int, ...], spacing: tuple[flo
         masks = prediction == c, reference == c
         counts = _slow_counts(*masks)
         for own, distances in zip(measures, _slow_distances(*masks, spacing, tolerances), strict=True):
-            assert _values(own[c - 1]) == pytest.approx([*counts, *distances], rel=1e-12)
+            assert list(own[c - 1].values()) == pytest.approx([*counts, *distances], rel=1e-12)
 
 
 @pytest.mark.parametrize(("shape", "spacing"), SHAPES)
@@ -104,7 +100,7 @@ def test_agrees_with_monai(shape: tuple[int, ...], spacing: tuple[float, ...]) -
     expected = torch.stack([dice[0], iou[0], hd95[0], assd[0], nsd[0]], 1).tolist()
     measures = case_metrics(prediction, reference, 3, spacing, nsd_tolerance_mm=1.3)
     for measured, wanted in zip(measures, expected, strict=True):
-        own = [measured.dice, measured.iou, measured.hd95_mm, measured.assd_mm, measured.nsd]
+        own = [measured[name] for name in ("dice", "iou", "hd95_mm", "assd_mm", "nsd")]
         assert own == pytest.approx(wanted, rel=1e-5)
 
 
@@ -122,9 +118,9 @@ def test_each_axis_has_its_own_spacing(shape: tuple[int, ...], spacing: tuple[fl
         for order in itertools.permutations(spacing):
             far = (size - 3) * order[axis]
             (measured,) = case_metrics(*pair, 2, order, nsd_tolerance_mm=far)
-            assert (measured.hd95_mm, measured.assd_mm) == pytest.approx((far, far), rel=1e-12)
-            assert measured.nsd == 1
-            assert case_metrics(*pair, 2, order, nsd_tolerance_mm=0.999 * far)[0].nsd == 0
+            assert (measured["hd95_mm"], measured["assd_mm"]) == pytest.approx((far, far), rel=1e-12)
+            assert measured["nsd"] == 1
+            assert case_metrics(*pair, 2, order, nsd_tolerance_mm=0.999 * far)[0]["nsd"] == 0
 
 
 def test_hd95_looks_both_ways_and_forgives_a_twentieth() -> None:
@@ -132,10 +128,10 @@ def test_hd95_looks_both_ways_and_forgives_a_twentieth() -> None:
     reference[10:30, 10:30] = 1
     prediction = reference.clone()
     prediction[20, 55] = 1  # one far voxel of 77 on the surface: less than a twentieth
-    assert case_metrics(prediction, reference, 2, (1.0, 1.0))[0].hd95_mm == 0
+    assert case_metrics(prediction, reference, 2, (1.0, 1.0))[0]["hd95_mm"] == 0
     prediction[10:30, 50:56] = 1  # now a sixth and more, of the prediction alone
-    one_way = case_metrics(prediction, reference, 2, (1.0, 1.0))[0].hd95_mm
-    other_way = case_metrics(reference, prediction, 2, (1.0, 1.0))[0].hd95_mm
+    one_way = case_metrics(prediction, reference, 2, (1.0, 1.0))[0]["hd95_mm"]
+    other_way = case_metrics(reference, prediction, 2, (1.0, 1.0))[0]["hd95_mm"]
     assert one_way == other_way == pytest.approx(26, abs=1)
 
 
@@ -165,15 +161,15 @@ def test_empty_and_full(predicted: list[int], present: list[int], expected: tupl
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (measured,) = case_metrics(masks[0], masks[1], 2, SPACING)
-    assert _values(measured) == pytest.approx(expected, nan_ok=True)
+    assert list(measured.values()) == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_class_is_measured_against_itself() -> None:
     reference = torch.tensor([[1, 1, 2, 2], [0, 0, 0, 0]])
     prediction = torch.tensor([[2, 2, 2, 2], [0, 0, 0, 0]])
     one, two = case_metrics(prediction, reference, 3, (1.0, 1.0))
-    assert (one.dice, one.sensitivity, one.specificity) == (0, 0, 1)
-    assert (two.dice, two.sensitivity, two.specificity) == pytest.approx((2 / 3, 1, 4 / 6))
+    assert (one["dice"], one["sensitivity"], one["specificity"]) == (0, 0, 1)
+    assert (two["dice"], two["sensitivity"], two["specificity"]) == pytest.approx((2 / 3, 1, 4 / 6))
 
 
 def test_what_lies_around_changes_specificity_alone() -> None:
@@ -184,15 +180,15 @@ def test_what_lies_around_changes_specificity_alone() -> None:
         tuple(torch.nn.functional.pad(m, (3, 1, 0, 4, 5, 2)) for m in (prediction, reference)),
     ]
     for plain, padded in zip(*(case_metrics(*pair, 3, (3.0, 1.0, 0.6)) for pair in pairs), strict=True):
-        assert padded.specificity > plain.specificity
-        assert dataclasses.replace(padded, specificity=plain.specificity) == plain
+        assert padded["specificity"] > plain["specificity"]
+        assert padded | {"specificity": plain["specificity"]} == plain
 
 
 def test_voxels_that_are_not_counted_are_no_true_negatives() -> None:
     reference, prediction = np.array([[1, 1, 0, 0, 2]]), np.array([[1, 1, 1, 0, 2]])
     (measured,) = region_metrics(prediction, reference, [(1,)], (1.0, 1.0), not_counted=2)
-    assert measured.specificity == 0.5
-    assert measured.sensitivity == 1
+    assert measured["specificity"] == 0.5
+    assert measured["sensitivity"] == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.float32])

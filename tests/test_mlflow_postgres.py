@@ -27,7 +27,7 @@ from pipelines.comparison.plan import Plan, adopt_plan, make_plan, run_folder
 from pipelines.comparison.state import run_states
 from pipelines.comparison.system import read_samples
 from pipelines.dataset.manifest import load_manifest
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.prediction.model import NAME as MODEL
 from pipelines.prediction.model import save_model
 from pipelines.training.networks import create_network

@@ -10,6 +10,7 @@ from results_tables import long_table
 from pipelines.comparison.report.overlays.choice import Choice, case_scores, choose, most_different
 from pipelines.comparison.report.predicted import PredictedCase
 from pipelines.comparison.statistics import analyse, check_table
+from pipelines.evaluation.registry import METRICS
 
 
 def _predicted(loss: str, cases: list[str], fold: str = "all", seed: str = "all") -> list[PredictedCase]:
@@ -22,7 +23,7 @@ def _chosen(choices: list[Choice]) -> dict[str, str]:
 
 def test_worst_median_and_best() -> None:
     values = {"a": [0.5, 0.9, 0.1, 0.7, 0.3], "b": [0.5, 0.5, 0.5, 0.5, 0.5]}
-    table = check_table(long_table(values))
+    table = check_table(long_table(values), METRICS)
     cases = [f"c{i:03d}" for i in range(5)]
     found = choose(table, "dice", _predicted("a", cases) + _predicted("b", cases))
     assert _chosen(found["a"]) == {"worst": "c002", "median": "c000", "best": "c001"}
@@ -37,7 +38,7 @@ def test_worst_median_and_best() -> None:
 
 
 def test_of_a_distance_the_largest_is_the_worst() -> None:
-    table = check_table(long_table({"a": [4.0, 2.0, 9.0], "b": [1.0, 1.0, 1.0]}, "hd95_mm"))
+    table = check_table(long_table({"a": [4.0, 2.0, 9.0], "b": [1.0, 1.0, 1.0]}, "hd95_mm"), METRICS)
     found = choose(table, "hd95_mm", _predicted("a", ["c000", "c001", "c002"]))
     assert _chosen(found["a"]) == {"worst": "c002", "median": "c000", "best": "c001"}
     assert found["a"][0].own == {"hd95_mm": 9.0}
@@ -52,14 +53,14 @@ def test_scores_are_those_of_the_statistics() -> None:
     rows.loc[(rows["case"] == "c003") & (rows["class"] == "shell"), "dice"] = np.nan  # nothing there, for both
     rows.loc[(rows["case"] == "c005"), ["dice", "specificity"]] = np.nan  # of which nothing is known
     rows = rows[~((rows["loss"] == "b") & (rows["case"] == "c006"))]  # missing: the worst
-    table = check_table(rows)
+    table = check_table(rows, METRICS)
     analysis = analyse(table, reference=None, bootstraps=10)
     found = case_scores(table, "dice")
     for loss in "ab":
         assert found[loss] == dict(zip(analysis.patients, analysis.scores[loss], strict=True))
     assert "c005" not in found["a"] and found["b"]["c006"] == 0
     # Of two cases of one patient each counts by itself.
-    both = check_table(rows.assign(patient=rows["case"].replace({"c001": "c000"})))
+    both = check_table(rows.assign(patient=rows["case"].replace({"c001": "c000"})), METRICS)
     assert case_scores(both, "dice") == found
 
 
@@ -68,7 +69,7 @@ def test_failed_trainings_and_several_seeds() -> None:
     one = long_table({"a": [0.8, 0.6, 0.4], "b": [0.5, 0.5, 0.5]}, seed=0)
     two = long_table({"a": [0.7, 0.9, np.nan], "b": [np.nan, np.nan, np.nan]}, seed=1)
     three = long_table({"a": [0.9, 0.72, np.nan], "b": [np.nan, np.nan, np.nan]}, seed=2)
-    table = check_table(pd.concat([one, two, three], ignore_index=True))
+    table = check_table(pd.concat([one, two, three], ignore_index=True), METRICS)
     cases = ["c000", "c001", "c002"]
     predictions = [p for seed in ("0", "1", "2") for p in _predicted("a", cases, seed=seed)]
     predictions += _predicted("b", cases, seed="0")
@@ -83,7 +84,7 @@ def test_failed_trainings_and_several_seeds() -> None:
 
 
 def test_the_case_on_which_the_losses_differ_most() -> None:
-    table = check_table(long_table({"a": [0.9, 0.8, 0.9], "b": [0.8, 0.2, 0.9], "c": [0.7, 0.8, 0.1]}))
+    table = check_table(long_table({"a": [0.9, 0.8, 0.9], "b": [0.8, 0.2, 0.9], "c": [0.7, 0.8, 0.1]}), METRICS)
     cases = ["c000", "c001", "c002"]
     predictions = [p for loss in "abc" for p in _predicted(loss, cases)]
     assert {choice.predicted.case for choice in most_different(table, "dice", predictions)} == {"c002"}
@@ -91,9 +92,9 @@ def test_the_case_on_which_the_losses_differ_most() -> None:
     # Without a prediction of one loss there, another case is shown of all.
     fewer = [p for p in predictions if (p.loss, p.case) != ("c", "c002")]
     assert {choice.predicted.case for choice in most_different(table, "dice", fewer)} == {"c001"}
-    equal = check_table(long_table({"a": [0.5, 0.5], "b": [0.5, 0.5]}))
+    equal = check_table(long_table({"a": [0.5, 0.5], "b": [0.5, 0.5]}), METRICS)
     assert most_different(equal, "dice", _predicted("a", cases[:2]) + _predicted("b", cases[:2])) == []
     assert most_different(table, "dice", _predicted("a", cases)) == []
-    tied = check_table(long_table({"a": [0.5, 0.7], "b": [0.7, 0.5]}))
+    tied = check_table(long_table({"a": [0.5, 0.7], "b": [0.7, 0.5]}), METRICS)
     found = most_different(tied, "dice", _predicted("a", cases[:2]) + _predicted("b", cases[:2]))
     assert {choice.predicted.case for choice in found} == {"c000"}

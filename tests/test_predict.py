@@ -25,7 +25,7 @@ from tiny import tiny_manifest
 from pipelines.cases.preprocessing import Preprocessing
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.manifest_writer import make_manifest, manifest_text
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.prediction.files import write_labels
 from pipelines.prediction.model import NAME, load_model, save_model
 from pipelines.prediction.windows import label_map

@@ -24,6 +24,7 @@ from pipelines.comparison.report.selection import select
 from pipelines.comparison.report.tables import _pairs
 from pipelines.comparison.state import run_states
 from pipelines.comparison.statistics import NOT_CONTROLLED, analyse, check_table
+from pipelines.evaluation.registry import METRICS
 from pipelines.training.run_config import RunConfig
 
 _HOSTILE = '<script>alert("x")</script>'
@@ -45,7 +46,7 @@ def _csv(folder: Path, table: pd.DataFrame) -> Path:
 def test_pairs_have_the_adjusted_p_value_next_to_their_own() -> None:
     random = np.random.default_rng(0)
     table = long_table({loss: 0.8 + 0.02 * random.standard_normal(14) for loss in "abcd"})
-    analysis = analyse(check_table(table), reference=None)
+    analysis = analyse(check_table(table, METRICS), reference=None)
     pairs, matrix = _pairs(analysis.primary), analysis.primary.omnibus
     for name, expected in (("p", matrix.p), ("p_adjusted", matrix.p_adjusted)):
         assert list(pairs[name]) == [expected[i][j] for i in range(4) for j in range(4) if i < j]
@@ -58,7 +59,7 @@ def test_of_a_table(tmp_path: Path) -> None:
     out = tmp_path / "new" / "report"
     code, shown, told = call_medloss("report", "--cases", _csv(tmp_path, table), "--out", out)
     assert (code, told) == (0, "")
-    analysis = analyse(check_table(table), reference=DEFAULT_REFERENCE)
+    analysis = analyse(check_table(table, METRICS), reference=DEFAULT_REFERENCE)
     assert shown.splitlines() == [analysis.verdict, f"report    {out / 'report.html'}"]
     assert "Every case" in read_page(out / "report.html").text
 
@@ -322,7 +323,9 @@ def test_what_an_older_report_had_is_gone(tmp_path: Path) -> None:
 
 
 def test_pareto_front() -> None:
-    table = check_table(long_table({"slow": [0.9, 0.9], "fast": [0.5, 0.5], "bad": [0.4, 0.4], "mid": [0.8, 0.8]}))
+    table = check_table(
+        long_table({"slow": [0.9, 0.9], "fast": [0.5, 0.5], "bad": [0.4, 0.4], "mid": [0.8, 0.8]}), METRICS
+    )
     analysis = analyse(table, reference=None, bootstraps=10)
     times = {"slow": 9.0, "fast": 1.0, "bad": 2.0, "mid": 9.0}
     costs = {loss: Cost(epoch_s=time, peak_mb=None, seconds=None, runs=1) for loss, time in times.items()}
@@ -333,7 +336,9 @@ def test_pareto_front() -> None:
 def test_one_wide_interval_does_not_press_the_others_to_dots() -> None:
     values = _values(5, 20)
     values["loss_04"] = np.where(np.arange(20) < 10, 0.0, 0.95)
-    compared = analyse(check_table(long_table(values)), reference=DEFAULT_REFERENCE, bootstraps=10).primary.comparisons
+    compared = analyse(
+        check_table(long_table(values), METRICS), reference=DEFAULT_REFERENCE, bootstraps=10
+    ).primary.comparisons
     low, high = forest_limits(compared, 0.01)
     wide = next(own for own in compared if own.loss == "loss_04")
     assert wide.interval is not None and wide.interval[0] < low < wide.difference

@@ -141,6 +141,19 @@ def test_a_losss_file_has_its_name_and_its_folder_its_familys() -> None:
         assert entry.cls.__module__ == f"medloss.{entry.family}.{name}"
 
 
+def test_the_names_of_metrics_and_executors_take_no_time() -> None:
+    program = """
+import json, sys
+from pipelines.comparison.executors.registry import EXECUTORS
+from pipelines.comparison.statistics.metrics import in_report_order
+from pipelines.evaluation.registry import METRICS
+assert in_report_order(METRICS) and EXECUTORS
+print()
+print(json.dumps([0, list(sys.modules)]))
+"""
+    assert not _run(program)[2] & set(_MORE)
+
+
 @pytest.mark.slow
 def test_a_worker_imports_monai_without_mlflow() -> None:
     program = """

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from results_tables import long_table
 
-from pipelines.comparison.statistics import NOT_CONTROLLED, Analysis, analyse, with_failed_runs
+from pipelines.comparison.statistics import NOT_CONTROLLED, Analysis, analyse, check_table, with_failed_runs
 from pipelines.errors import UserError
+from pipelines.evaluation.registry import METRICS
 
 
 def _frame(n: int, shifts: dict[str, float], spread: float = 0.01, seed: int = 0) -> pd.DataFrame:
@@ -19,7 +20,7 @@ def _frame(n: int, shifts: dict[str, float], spread: float = 0.01, seed: int = 0
 
 
 def _analysed(frame: pd.DataFrame, reference: str | None = "ref") -> Analysis:
-    return analyse(frame, reference=reference, bootstraps=200)
+    return analyse(check_table(frame, METRICS), reference=reference, bootstraps=200)
 
 
 def _told(found: Analysis, words: str) -> bool:
@@ -49,7 +50,8 @@ def test_certain_and_small_is_within_the_margin() -> None:
     assert "more better, by less than the margin of 0.0100; less worse, by less than the margin" in found.verdict
     alone = _analysed(_frame(60, {"ref": 0, "more": 0.005}, 0.004))
     assert "no loss was shown to be better than the reference ref in Dice by more than the margin" in alone.verdict
-    asked = analyse(_frame(60, {"ref": 0, "same": 0}, 0.004), reference="ref", non_inferior=True, bootstraps=20)
+    table = check_table(_frame(60, {"ref": 0, "same": 0}, 0.004), METRICS)
+    asked = analyse(table, reference="ref", non_inferior=True, bootstraps=20)
     assert "same non-inferior to it within 0.0100" in asked.verdict and asked.non_inferior
 
 
@@ -174,7 +176,10 @@ def test_classes_and_secondary_measures() -> None:
     assert distance.comparisons[0].difference == pytest.approx(-10 * found.primary.comparisons[0].difference)
     assert distance.comparisons[0].p_equivalence is None  # the margin is of the primary measure
     assert _told(found, "secondary")
-    assert analyse(frame, metric="hd95_mm", reference="ref", bootstraps=10).primary.metric == "hd95_mm"
+    assert (
+        analyse(check_table(frame, METRICS), metric="hd95_mm", reference="ref", bootstraps=10).primary.metric
+        == "hd95_mm"
+    )
 
 
 def test_a_secondary_measure_without_a_value_is_left_out() -> None:
@@ -213,7 +218,7 @@ def test_few_and_many_losses() -> None:
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        analyse(_frame(10, {"ref": 0, "x": 0}), **({"reference": "ref"} | arguments))  # type: ignore[arg-type]
+        analyse(check_table(_frame(10, {"ref": 0, "x": 0}), METRICS), **({"reference": "ref"} | arguments))  # type: ignore[arg-type]
 
 
 def test_a_measure_without_any_value_is_refused_as_the_primary_one() -> None:

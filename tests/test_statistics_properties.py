@@ -11,9 +11,10 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from results_tables import long_table
 
-from pipelines.comparison.statistics import Analysis, analyse
+from pipelines.comparison.statistics import Analysis, analyse, check_table
 from pipelines.comparison.statistics.omnibus import case_ranks, friedman
 from pipelines.comparison.statistics.paired import BETTER, EQUIVALENT, UNDECIDED, WORSE
+from pipelines.evaluation.registry import METRICS
 
 LOSSES = "abcde"
 #: Losses by cases, in thousandths up to 0.5, with many ties and some outliers.
@@ -27,7 +28,7 @@ def _frame(values: NDArray[Any], metric: str = "dice", losses: str = LOSSES) -> 
 
 
 def _analysed(frame: pd.DataFrame, **arguments: Any) -> Analysis:
-    return analyse(frame, **({"reference": "a", "bootstraps": 40} | arguments))
+    return analyse(check_table(frame, METRICS), **({"reference": "a", "bootstraps": 40} | arguments))
 
 
 def _words(found: Analysis) -> dict[str, str]:

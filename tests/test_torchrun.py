@@ -21,7 +21,7 @@ from waiting import wait_for
 
 from pipelines import errors
 from pipelines.dataset.manifest import load_manifest
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.training import ranks
 from pipelines.training.checkpoint import load_checkpoint
 from pipelines.training.parts import Training

@@ -13,7 +13,7 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 from pipelines.cli import main
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.locks import held_lock
 from pipelines.training.run_folder import RunFolder
 
@@ -60,7 +60,7 @@ def test_one_line_an_epoch_and_the_measures(tmp_path: Path) -> None:
     assert len(epochs) == 2
     result = RunFolder(tmp_path / "run").result
     assert result is not None
-    assert tuple(result["metrics"]) == METRICS
+    assert list(result["metrics"]) == list(METRICS)
     for line, name in zip(measures, METRICS, strict=True):
         assert line.split() == [name, f"{result['metrics'][name]:.4f}"]
     assert written == f"written to {tmp_path / 'run'}"

@@ -15,7 +15,8 @@ from medloss.errors import InputError
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.precheck import refuse_bad_data
 from pipelines.errors import TrainingError, UserError, let_the_first_rank_tell
-from pipelines.evaluation.metrics import METRICS, mean_metrics
+from pipelines.evaluation.metrics import mean_metrics
+from pipelines.evaluation.registry import METRICS
 from pipelines.files import write_json
 from pipelines.locks import held_lock
 from pipelines.prediction.model import Model

@@ -79,15 +79,13 @@ def evaluate(
 
 
 def _print(evaluation: Any, tolerance: float) -> None:
+    from pipelines.evaluation.registry import METRICS
     from pipelines.tables import Column, numbers, print_table
 
-    headings = {
-        "dice": "Dice", "iou": "IoU", "sensitivity": "sensitivity", "specificity": "specificity",
-        "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd": f"NSD ({tolerance:g} mm)",
-    }  # fmt: skip
+    headings = [f"{own.label} ({tolerance:g} mm)" if own.by_tolerance else own.heading for own in METRICS.values()]
     rows = []
     counted = [(name, str(evaluation.cases(name)), means) for name, means in evaluation.class_means().items()]
     for name, cases, means in [*counted, ("mean foreground", "", evaluation.foreground_means())]:
-        values = [(means[metric], 2 if metric.endswith("_mm") else 4) for metric in headings]
+        values = [(means[key], own.decimals) for key, own in METRICS.items()]
         rows.append([name, cases, *("-" if value != value else f"{value:.{digits}f}" for value, digits in values)])
-    print_table([Column("class"), *numbers("cases", *headings.values())], rows)
+    print_table([Column("class"), *numbers("cases", *headings)], rows)

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 import click
 
 from pipelines.commands.option_groups import PLANNING, VERDICT, option
+from pipelines.comparison.statistics.metrics import in_report_order
 from pipelines.errors import UserError
+from pipelines.evaluation.registry import METRICS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -17,6 +19,7 @@ EMPTY_HELP = (
     "empty prediction has the worst score."
 )
 
+_METRICS = list(in_report_order(METRICS))
 _OPTIONS = (
     option(
         "--reference",
@@ -32,7 +35,7 @@ _OPTIONS = (
         default="dice",
         show_default=True,
         metavar="NAME",
-        help="Primary metric: dice, iou, nsd, sensitivity, specificity, hd95_mm or assd_mm.",
+        help=f"Primary metric: {', '.join(_METRICS[:-1])} or {_METRICS[-1]}.",
     ),
     option(
         "--margin",
@@ -129,9 +132,7 @@ def refuse_measure(metric: str | None, margin: float | None) -> None:
     Raises:
         UserError: no such measure, or no such margin.
     """
-    from pipelines.comparison.statistics.metrics import METRICS
-
     if metric is not None and metric not in METRICS:
-        raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(METRICS)}")
+        raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(in_report_order(METRICS))}")
     if margin is not None and not (math.isfinite(margin) and margin >= 0):
         raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric or 'the measure'}")

@@ -10,13 +10,12 @@ from click.core import ParameterSource
 from pydantic import BaseModel
 
 from pipelines.commands.option_groups import note_typed
+from pipelines.comparison.executors.registry import EXECUTORS
 from pipelines.errors import UserError
 from pipelines.training.run_config import RunConfig
 
 #: What each run has of its own; `nnunet` has options, `nnunet.configuration` among them.
 _NO_SETTINGS = {"manifest", "loss", "loss_arguments", "fold", "seed", "nnunet"}
-#: Options of which a part of the name stands before the dot: `--slurm-time` is `slurm.time`.
-_PREFIXES = ("slurm", "nnunet")
 
 
 def keys_without_option() -> list[str]:
@@ -89,11 +88,14 @@ def _pairs(settings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _options() -> dict[str, click.Option]:
-    """The options of the current command that `--set` has as well, by their names in `RunConfig`, or with a prefix."""
+    """The options of the current command that `--set` has as well, by their names in `RunConfig`, or with a prefix.
+
+    Of executors and nnU-Net a part of the name stands before the dot: `--slurm-time` is `slurm.time`.
+    """
     found = {}
     for param in click.get_current_context().command.params:
         prefix, _, rest = _flag_name(param).partition("_")
-        if isinstance(param, click.Option) and prefix in _PREFIXES:
+        if isinstance(param, click.Option) and prefix in (*EXECUTORS, "nnunet"):
             found[f"{prefix}.{rest}"] = param
         elif isinstance(param, click.Option) and param.name in RunConfig.model_fields.keys() - _NO_SETTINGS:
             found[param.name] = param

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from pipelines.comparison.plan import Plan, PlannedRun, run_folder
-from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.comparison.table import Table
+from pipelines.evaluation.registry import METRICS
 
 
 def best_mean(plan: Plan, table: Table) -> tuple[str, float] | None:

@@ -7,20 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.comparison.plan import Plan, run_folder
+from pipelines.comparison.statistics.metrics import having, in_report_order
 from pipelines.comparison.stood_still import StoodStill, stood_still
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.files import write_text
-from pipelines.training.run_folder import CASE_COLUMNS
-
-#: What is shown, in this order; the CSV has all metrics, and the loss's name as its key.
-_HEADINGS = {
-    "trained_as": "loss", "dice": "Dice", "nsd": "NSD", "sensitivity": "sensitivity", "specificity": "specificity",
-    "hd95_mm": "HD95 (mm)", "epoch_s": "s/epoch", "runs": "runs", "stood_still": "stood still",
-}  # fmt: skip
-_FORMATS = {
-    "dice": "{:.4f}", "nsd": "{:.4f}", "sensitivity": "{:.4f}", "specificity": "{:.4f}", "hd95_mm": "{:.2f}",
-    "epoch_s": "{:.1f}",
-}  # fmt: skip
+from pipelines.training.run_folder import case_columns
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ def case_table(folder: Path, plan: Plan) -> pd.DataFrame:
         own = run_folder(folder, run)
         if own.result is not None and own.result["state"] == "done":
             # Runs that an earlier version finished lack a measure: it is NaN there.
-            frame = pd.DataFrame(own.cases).reindex(columns=list(CASE_COLUMNS))
+            frame = pd.DataFrame(own.cases).reindex(columns=list(case_columns()))
             frame[list(METRICS)] = frame[list(METRICS)].apply(pd.to_numeric)
             config = run.config
             frames.append(frame.assign(loss=config.loss, fold=config.fold, seed=config.seed))
@@ -80,11 +71,11 @@ def with_empty(cases: pd.DataFrame, empty: str) -> pd.DataFrame:
     """
     if not len(cases):
         return cases
-    others = [name for name in METRICS if name not in ("specificity", "sensitivity")]
-    absent = cases["sensitivity"].isna() & cases[list(METRICS)].notna().any(axis=1)
+    left_out = having(METRICS, "left out")
+    absent = cases[left_out].isna().all(axis=1) & cases[list(METRICS)].notna().any(axis=1)
     filled = cases.copy()
-    for name in others:
-        best, worst = (0.0, cases[name].max()) if name.endswith("_mm") else (1.0, 0.0)
+    for name in having(METRICS, "option"):
+        best, worst = METRICS[name].best, METRICS[name].worst(cases[name].max())
         if empty == "exclude":
             filled.loc[absent, name] = float("nan")
         else:
@@ -136,17 +127,19 @@ def _stood_still(found: list[StoodStill], runs: int) -> str:
 
 def formatted_rows(table: Table) -> list[list[str]]:
     """The table as text, its headings first."""
-    headings = {name: text for name, text in _HEADINGS.items() if name != "stood_still" or table.still}
+    shown = {name: metric for name, metric in in_report_order(METRICS).items() if METRICS[name].in_table}
+    headings = {"trained_as": "loss"} | {name: metric.heading for name, metric in shown.items()}
+    headings |= {"epoch_s": "s/epoch", "runs": "runs"} | ({"stood_still": "stood still"} if table.still else {})
+    decimals = {name: metric.decimals for name, metric in shown.items()} | {"epoch_s": 1}
     rows = [list(headings.values())]
     for _, row in table.rows.iterrows():
         failed = row["loss"] in table.failed
         cells = []
         for name in headings:
             value = row[name]
-            if name in _FORMATS:
-                value = (
-                    ("failed" if failed and name == "dice" else "-") if pd.isna(value) else _FORMATS[name].format(value)
-                )
+            if name in decimals:
+                nothing = "failed" if failed and name == next(iter(shown)) else "-"
+                value = nothing if pd.isna(value) else f"{value:.{decimals[name]}f}"
             cells.append(str(value))
         rows.append(cells)
     return rows

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -20,8 +20,9 @@ from pipelines.dataset.label_file import read_labels
 from pipelines.dataset.nifti import BadFileError
 from pipelines.errors import UserError
 from pipelines.evaluation.label_values import label_channels
-from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM, ClassMetrics, case_metrics, mean_metrics, nanmean
+from pipelines.evaluation.metrics import NSD_TOLERANCE_MM, case_metrics, mean_metrics, nanmean
 from pipelines.evaluation.reference_labels import Matched, Reference, References, shown
+from pipelines.evaluation.registry import METRICS
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def evaluate(
             offences.extend(bad)
             shifts[str(predictions / file)] = shift
             rows.extend(
-                {"case": label.case, "class": name, **asdict(measured)}
+                {"case": label.case, "class": name, **measured}
                 for name, measured in zip(names, measures, strict=False)  # there are none where a file is bad
             )
             if progress is not None:
@@ -104,7 +105,7 @@ def evaluate(
 
 def _measure(
     predictions: Path, references: References, tolerance: float, spoiled: Event, pair: tuple[Reference, str]
-) -> tuple[list[Offence], list[ClassMetrics], float]:
+) -> tuple[list[Offence], list[dict[str, float]], float]:
     """What is wrong with a pair; else its measures, class by class, and how far the prediction lies off, mm."""
     label, file = pair
     offences, shift = [], 0.0

@@ -4,53 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.surface import surface_distances
+from pipelines.evaluation.metric import ClassMasks
+from pipelines.evaluation.registry import METRICS
 
 if TYPE_CHECKING:  # the names of the measures are asked for by commands that do not wait for torch
     from torch import Tensor
 
 #: The NSD's tolerance by default: about a voxel of common MR and CT grids. What raters differ by is the better choice.
 NSD_TOLERANCE_MM = 1.0
-
-
-@dataclass(frozen=True)
-class ClassMetrics:
-    """One case, one class.
-
-    NaN where a measure has no meaning: all but specificity when reference and prediction are both empty, specificity
-    when the reference fills the volume, sensitivity when the reference is empty. One of the two empty: Dice, IoU and
-    NSD are 0, HD95 and ASSD the volume's diagonal, the worst there is.
-
-    A surface is the mask's voxels with a face towards a voxel outside it, or towards the volume's end; distances are
-    between voxel centres. `surface.py` says which of the common definitions each measure follows: MONAI's.
-
-    Attributes:
-        dice: 2 TP / (2 TP + FP + FN).
-        iou: TP / (TP + FP + FN), Jaccard's index.
-        sensitivity: TP / (TP + FN).
-        specificity: TN / (TN + FP).
-        hd95_mm: the larger of the two directed 95th percentiles of surface distances, mm.
-        assd_mm: the mean of all surface distances, both directions in one, mm.
-        nsd: the share of both surfaces' voxels that lie within the tolerance of the other surface.
-    """
-
-    dice: float
-    iou: float
-    sensitivity: float
-    specificity: float
-    hd95_mm: float
-    assd_mm: float
-    nsd: float
-
-
-#: The measures of a case and class, in the order of tables.
-METRICS = tuple(field.name for field in fields(ClassMetrics))
 
 
 def case_metrics(
@@ -60,8 +26,8 @@ def case_metrics(
     spacing: tuple[float, ...],
     *,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
-) -> list[ClassMetrics]:
-    """The measures of each foreground class of one case.
+) -> list[dict[str, float]]:
+    """The metrics of each foreground class of one case: by name, in the order of `METRICS`.
 
     Args:
         prediction: labels 0..C-1, `[*spatial]`, of any whole-number type.
@@ -86,8 +52,12 @@ def region_metrics(
     *,
     not_counted: int | None = None,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
-) -> list[ClassMetrics]:
-    """The measures of each region of one case: a union of labels, or one label.
+) -> list[dict[str, float]]:
+    """The metrics of each region of one case: a union of labels, or one label.
+
+    NaN where a metric has no value: all but specificity when reference and prediction are both empty, specificity when
+    the reference fills the volume, sensitivity when the reference is empty. One of the two empty: Dice, IoU and NSD are
+    0, HD95 and ASSD the volume's diagonal, the worst there is.
 
     Args:
         prediction: labels from 0, `[*spatial]`.
@@ -118,8 +88,10 @@ def region_metrics(
     for region in regions:
         found = [whole if c == 0 else own[c - 1] for own in boxes for c in region]
         box = _union([one for one in found if one is not None])
-        masks = [np.zeros(0, bool) if box is None else _mask(labels[box], region) for labels in maps]
-        measures.append(_class_metrics(masks[0], masks[1], voxels, spacing, diagonal, nsd_tolerance_mm))
+        none = np.zeros((0,) * maps[0].ndim, bool)
+        pair = [none if box is None else _mask(labels[box], region) for labels in maps]
+        masks = ClassMasks(pair[0], pair[1], voxels, spacing, diagonal, nsd_tolerance_mm)
+        measures.append({name: metric.compute(masks) for name, metric in METRICS.items()})
     return measures
 
 
@@ -135,35 +107,6 @@ def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | None:
     if not boxes:
         return None
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
-
-
-def _class_metrics(
-    prediction: NDArray[np.bool_],
-    reference: NDArray[np.bool_],
-    voxels: int,
-    spacing: tuple[float, ...],
-    diagonal: float,
-    tolerance: float,
-) -> ClassMetrics:
-    tp = np.count_nonzero(prediction & reference)
-    predicted, present = np.count_nonzero(prediction), np.count_nonzero(reference)
-    fp, fn = predicted - tp, present - tp
-    tn = voxels - tp - fp - fn
-    hd95, assd, nsd = math.nan, math.nan, math.nan
-    if predicted and present:
-        distances = surface_distances(prediction, reference, spacing)
-        hd95, assd, nsd = distances.hausdorff(95), distances.average(), distances.within(tolerance)
-    elif predicted or present:
-        hd95, assd, nsd = diagonal, diagonal, 0.0
-    return ClassMetrics(
-        dice=2 * tp / (2 * tp + fp + fn) if predicted + present else math.nan,
-        iou=tp / (tp + fp + fn) if predicted + present else math.nan,
-        sensitivity=tp / present if present else math.nan,
-        specificity=tn / (voxels - present) if voxels > present else math.nan,
-        hd95_mm=hd95,
-        assd_mm=assd,
-        nsd=nsd,
-    )
 
 
 def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float]:

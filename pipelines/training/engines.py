@@ -122,8 +122,8 @@ def create_evaluator(
     Args:
         network: the network.
         loader: from `validation_loader`.
-        on_case: gets `{"case": id, "labels": [*spatial] of 0..C-1, "metrics": [ClassMetrics, ...]}`, one a
-            foreground class.
+        on_case: gets `{"case": id, "labels": [*spatial] of 0..C-1, "metrics": [{name: value}, ...]}`, one
+            per foreground class.
         num_classes: C.
         patch: the window, voxels.
         device: where the network is.

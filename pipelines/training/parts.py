@@ -19,7 +19,7 @@ from pipelines.cases.preprocessing import Preprocessing
 from pipelines.cases.store import CaseStore, content_key
 from pipelines.dataset.data_root import resolve_data
 from pipelines.dataset.manifest import Case, Manifest, load_manifest
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.training.engines import channels_last, create_evaluator, create_trainer
 from pipelines.training.networks import create_network
 from pipelines.training.optimization import chosen_device, create_optimizer, create_schedule, seed_everything
@@ -210,12 +210,9 @@ class Training:
         with_the_first_ranks_buffers(self.best_network)
         self.evaluator.run()
         numbers = {case.id: number for number, case in enumerate(self.validation_cases.cases)}
-        own = {
-            numbers[done["case"]]: [{m: getattr(measures, m) for m in METRICS} for measures in done["metrics"]]
-            for done in self._measured
-        }
+        own = {numbers[done["case"]]: done["metrics"] for done in self._measured}
         rows = []
-        everything = gathered(own, METRICS, len(numbers))
+        everything = gathered(own, tuple(METRICS), len(numbers))
         for number, case in enumerate(self.validation_cases.cases):
             for name, values in zip(self.manifest.foreground, everything[number], strict=True):
                 row = {"case": case.id, "patient": case.patient, "class": name}

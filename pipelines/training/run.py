@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pipelines.dataset.manifest import Case
 from pipelines.errors import TrainingError, UserError
-from pipelines.evaluation.metrics import METRICS, mean_metrics, nanmean
+from pipelines.evaluation.metrics import mean_metrics, nanmean
+from pipelines.evaluation.registry import METRICS
 from pipelines.files import is_disk_full
 from pipelines.machine import lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
 from pipelines.prediction.files import write_labels

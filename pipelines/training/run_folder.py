@@ -7,19 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.files import read_json, write_json, write_text
 from pipelines.training.run_config import RunConfig
 
-EPOCH_COLUMNS = (
-    "epoch", "train_loss", "grad_norm", "update_ratio", *(f"val_{name}" for name in METRICS), "epoch_s", "data_share",
-    "val_s", "peak_mb", "time",
-)  # fmt: skip
 #: Of the epochs that nnU-Net trains, and of no others: over patches of the validation cases.
 _PSEUDO = "pseudo_dice"
-CASE_COLUMNS = ("case", "patient", "class", *METRICS)
 #: What a run that has no checkpoint yet may have left in its folder.
 OWN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "predictions", "result.json"})
+
+
+def epoch_columns() -> tuple[str, ...]:
+    """The columns of `epochs.csv`."""
+    metrics = [f"val_{name}" for name in METRICS]
+    return ("epoch", "train_loss", "grad_norm", "update_ratio", *metrics, "epoch_s", "data_share", "val_s", "peak_mb",
+            "time")  # fmt: skip
+
+
+def case_columns() -> tuple[str, ...]:
+    """The columns of `cases.csv`."""
+    return ("case", "patient", "class", *METRICS)
 
 
 class RunFolder:
@@ -106,8 +113,8 @@ class RunFolder:
 
     def write_epochs(self, rows: list[dict[str, Any]]) -> None:
         """Write `epochs.csv`."""
-        columns = (*EPOCH_COLUMNS, _PSEUDO) if any(_PSEUDO in row for row in rows) else EPOCH_COLUMNS
-        write_text(self.path / "epochs.csv", _csv(columns, rows))
+        pseudo = (_PSEUDO,) if any(_PSEUDO in row for row in rows) else ()
+        write_text(self.path / "epochs.csv", _csv((*epoch_columns(), *pseudo), rows))
 
     @property
     def cases(self) -> list[dict[str, str]]:
@@ -116,7 +123,7 @@ class RunFolder:
 
     def write_cases(self, rows: list[dict[str, Any]]) -> None:
         """Write `cases.csv`."""
-        write_text(self.path / "cases.csv", _csv(CASE_COLUMNS, rows))
+        write_text(self.path / "cases.csv", _csv(case_columns(), rows))
 
     def _object(self, name: str) -> dict[str, Any] | None:
         try:

@@ -2,16 +2,19 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from pipelines.comparison.plan import Plan
+from pipelines.comparison.executors import Handover, register
 from pipelines.errors import UserError
 from pipelines.trust import refuse_foreign_losses
+
+if TYPE_CHECKING:  # importing a plan takes a second, which `--help` need not wait for
+    from pipelines.comparison.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class CommandLines:
     def check(self) -> None:
         """Nothing can be missing."""
 
-    def hand_over(self, folder: Path, plan: Plan, indices: list[int], tell: Callable[[str], None]) -> None:
+    def hand_over(self, folder: Path, plan: "Plan", indices: list[int], tell: Callable[[str], None]) -> None:
         """Print a line for each run; what people should know goes to `tell`."""
         for index in indices:
             click.echo(shlex.join([*worker_command(folder, plan), "--index", str(index), *self._threads()]))
@@ -38,7 +41,19 @@ class CommandLines:
         return [] if self.threads is None else ["--threads", str(self.threads)]
 
 
-def worker_command(folder: Path, plan: Plan) -> list[str]:
+@register("none", help="print one command line per run")
+def command_lines(jobs: int | None, threads: int | None, options: Mapping[str, Any]) -> Handover:
+    """The lines' executor.
+
+    Raises:
+        UserError: `--jobs` was given.
+    """
+    if jobs is not None:
+        raise UserError("--jobs: with --executor none, who runs the lines decides how many run at a time")
+    return CommandLines(threads)
+
+
+def worker_command(folder: Path, plan: "Plan") -> list[str]:
     """The command of a worker, which works from any folder and on any machine that has the same files."""
     script = Path(sys.executable).with_name("medloss")
     command = [str(script)] if script.is_file() else [sys.executable, "-m", "pipelines.cli"]

@@ -23,7 +23,8 @@ from pipelines.comparison.report.predicted import ONLY, PredictedCase
 from pipelines.comparison.statistics import check_table
 from pipelines.dataset.case_reader import Offence
 from pipelines.dataset.geometry import shift_note
-from pipelines.evaluation.metrics import METRICS, NSD_TOLERANCE_MM
+from pipelines.evaluation.metrics import NSD_TOLERANCE_MM
+from pipelines.evaluation.registry import METRICS
 from pipelines.nnunet.folders import STOCK
 from pipelines.progress import Bar, no_bar
 
@@ -90,7 +91,7 @@ def from_predictions(
     notes = [*_notes(methods, references, predicted, classes), *_off_grid(asked, done), *differing]
     collected = Collected(
         title=title(methods, references),
-        table=check_table(rows),
+        table=check_table(rows, METRICS),
         facts=folders_facts(methods, references, classes, hashed, nsd_tolerance_mm, owned, agreed),
         notes=(WHAT_DIFFERS, *notes),
         predictions=_drawn(asked, references, methods, classes, fold_of),
@@ -160,7 +161,7 @@ def _rows(
 def _agreement(
     methods: Sequence[Method], classes: Classes, asked: Sequence[tuple[Method, str, Path]], done: Done
 ) -> tuple[list[str], list[str]]:
-    place = METRICS.index("dice")
+    place = list(METRICS).index("dice")
     dice = {
         (method.name, str(file), name): own[place]
         for (method, _, file), result in zip(asked, done.results, strict=True)

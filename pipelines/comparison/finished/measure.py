@@ -2,8 +2,9 @@
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +18,13 @@ from pipelines.dataset import geometry, label_file, nifti
 from pipelines.dataset.case_reader import Offence, count_values, label_problem
 from pipelines.dataset.label_file import read_labels
 from pipelines.dataset.nifti import BadFileError, Volume
-from pipelines.evaluation import label_values, metrics, surface
+from pipelines.evaluation import label_values, metric, metrics, surface
+from pipelines.evaluation.registry import METRICS
 
 #: More values than any atlas has: the files are images.
 MOST_VALUES = 1000
-#: Modules whose text makes the numbers.
-_MEASURE: tuple[ModuleType, ...] = (metrics, surface, label_values, geometry, label_file, nifti)
+#: Modules whose text makes the numbers, next to those of the metrics.
+_MEASURE: tuple[ModuleType, ...] = (metrics, metric, surface, label_values, geometry, label_file, nifti)
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,14 @@ class Pair:
         if offences or only_look:
             return None, offences
         try:
-            measures = [list(astuple(of_class)) for of_class in self._measured(*read)]
+            measures = [list(of_class.values()) for of_class in self._measured(*read)]
             return {"measures": measures, "shift": geometry.grid_shift(read[1][0], read[0][0])}, []
         except MemoryError:
             return None, [Offence(str(self.prediction.path), "cannot be measured: memory does not suffice")]
 
     def _measured(
         self, reference: tuple[Volume, NDArray[np.integer]], prediction: tuple[Volume, NDArray[np.integer]]
-    ) -> list[metrics.ClassMetrics]:
+    ) -> list[dict[str, float]]:
         """Labels are their places among the classes' values now; what is not counted has the next one."""
         place = {value: number for number, value in enumerate(self.classes.values)}
         maps, not_counted = (prediction[1], reference[1]), None
@@ -152,13 +154,18 @@ def read_hashed(file: HashedFile) -> Volume:
     return volume
 
 
-@cache
 def code() -> str:
-    """What the measures' code is: with another one, kept numbers do not count."""
-    return hashlib.sha256("".join(_texts()).encode()).hexdigest()
+    """What the metrics' code is: with another one, kept numbers do not count."""
+    return _code(tuple(METRICS))
+
+
+@cache
+def _code(names: tuple[str, ...]) -> str:
+    return hashlib.sha256("".join([*_texts(), *names]).encode()).hexdigest()
 
 
 def _texts() -> Iterator[str]:
-    for module in _MEASURE:
+    own = dict.fromkeys(sys.modules[entry.compute.__module__] for entry in METRICS.values())
+    for module in (*_MEASURE, *own):
         yield inspect.getsource(module)
     yield inspect.getsource(Pair)

@@ -9,8 +9,10 @@ from pipelines.comparison.finished.facts import tables_facts
 from pipelines.comparison.finished.mist import is_mist, mist_rows
 from pipelines.comparison.finished.result import WHAT_DIFFERS, Finished
 from pipelines.comparison.report.collect import Collected
-from pipelines.comparison.statistics import METRICS, check_table, refuse_disjoint
+from pipelines.comparison.statistics import check_table, refuse_disjoint
+from pipelines.comparison.statistics.metrics import in_report_order
 from pipelines.errors import UserError
+from pipelines.evaluation.registry import METRICS
 
 _EXPECTED = (
     "expected MIST's results.csv (id, <class>_dice, ...) or the CSV of `medloss evaluate` (case, class, dice, ...)"
@@ -39,19 +41,20 @@ def from_tables(named: dict[str, Path]) -> Finished:
             "The measures are MIST's own: where reference and prediction are both empty its Dice is 1, its distance 0."
         )
     _check_classes(dict(zip(named, frames, strict=True)))
-    shared = [metric for metric in METRICS if all(metric in frame.columns for frame in frames)]
+    known = in_report_order(METRICS)
+    shared = [metric for metric in known if all(metric in frame.columns for frame in frames)]
     if not shared:
-        raise UserError(f"the tables have no measure in common; expected one of {', '.join(METRICS)}")
+        raise UserError(f"the tables have no measure in common; expected one of {', '.join(known)}")
     keys = [key for key in ("case", "class", "loss", "patient", "fold", "seed")
             if any(key in frame.columns for frame in frames)]  # fmt: skip
     for name, frame in zip(named, frames, strict=True):
         if missing := [key for key in keys if key not in frame.columns]:
             raise UserError(f"{name}: {named[name]} has no column {missing[0]}, which others have")
-        extra = [metric for metric in METRICS if metric in frame.columns and metric not in shared]
+        extra = [metric for metric in known if metric in frame.columns and metric not in shared]
         if extra:
             notes.append(f"{name}: measures that are not in every table are left out: {', '.join(extra)}.")
     rows = pd.concat([frame[[*keys, *shared]] for frame in frames], ignore_index=True)
-    table = check_table(rows)
+    table = check_table(rows, METRICS)
     refuse_disjoint(table)
     collected = Collected(title=" and ".join(named), table=table, facts=tables_facts(named, table), notes=tuple(notes))
     return Finished(collected, rows, None, tuple(notes[1:]))

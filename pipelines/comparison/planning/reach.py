@@ -7,9 +7,9 @@ from pipelines.comparison.planning.halving import survivors
 from pipelines.comparison.planning.lines import counted, item
 from pipelines.comparison.planning.matrix import Matrix
 from pipelines.comparison.statistics.inference import least_patients
-from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.comparison.statistics.power import cases_needed, least_difference
 from pipelines.dataset.manifest import Manifest
+from pipelines.evaluation.registry import METRICS
 
 #: Standard deviation over patients of the Dice difference of two networks, seen with two nnU-Nets on the hippocampus.
 ASSUMED_SD = 0.018

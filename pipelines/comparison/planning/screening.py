@@ -14,9 +14,9 @@ from pipelines.comparison.planning.rungs import adopt_rung, rung_folder, rung_ti
 from pipelines.comparison.planning.told import dropped_told
 from pipelines.comparison.planning.tuning import tuned
 from pipelines.comparison.state import run_states
-from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.comparison.tracking import Findings, Mirror, mirroring
 from pipelines.errors import UserError
+from pipelines.evaluation.registry import METRICS
 from pipelines.training.run_config import RunConfig
 
 

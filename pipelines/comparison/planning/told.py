@@ -7,8 +7,8 @@ from pipelines.comparison.planning.halving import survivors
 from pipelines.comparison.planning.lines import counted, item, listed
 from pipelines.comparison.planning.matrix import Matrix
 from pipelines.comparison.planning.records import Dropped, Tuning
-from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.duration import duration
+from pipelines.evaluation.registry import METRICS
 
 
 def planned_told(plan: Plan, matrix: Matrix, seconds: float | None = None) -> Iterator[str]:
@@ -33,7 +33,7 @@ def planned_told(plan: Plan, matrix: Matrix, seconds: float | None = None) -> It
     )
     metric = METRICS[plan.metric]
     named = "no reference, all with all" if plan.reference in (None, NO_REFERENCE) else f"reference {plan.reference}"
-    margin = f"{plan.margin:g} {'mm' if not metric.bounded else metric.label}"
+    margin = f"{plan.margin:g} {metric.unit or metric.label}"
     yield from item("verdict", f"{named}; primary measure {metric.label}; margin of equivalence {margin}")
     if tuning is not None:
         yield from item(

@@ -20,8 +20,8 @@ from pipelines.comparison.plan import NO_REFERENCE, Plan, keep_plan, planned_run
 from pipelines.comparison.planning.halving import screening_fold
 from pipelines.comparison.planning.records import Tried, Tuning
 from pipelines.comparison.planning.rungs import Rung, adopt_rung, scores
-from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.errors import UserError
+from pipelines.evaluation.registry import METRICS
 from pipelines.training.planning import recipe_rate
 from pipelines.training.run_config import RunConfig
 

@@ -17,6 +17,7 @@ from pipelines.comparison.statistics import CaseTable, check_table, read_table, 
 from pipelines.comparison.stood_still import StoodStill, relative_steps, stood_still, stood_still_notes
 from pipelines.comparison.table import case_table
 from pipelines.errors import UserError
+from pipelines.evaluation.registry import METRICS
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def from_csv(path: Path) -> Collected:
     Raises:
         UserError: not such a table, or two of its losses have no case in common.
     """
-    table = read_table(path)
+    table = read_table(path, METRICS)
     try:
         refuse_disjoint(table)
     except UserError as error:
@@ -138,7 +139,7 @@ def from_folder(folder: Path) -> Collected:
     failed = [run for run in plan.runs if run.id in ended - done]
     worst = [(run.config.loss, run.config.fold, run.config.seed) for run in failed if run in selection.runs]
     try:
-        table = check_table(with_failed_runs(frame, worst))
+        table = check_table(with_failed_runs(frame, worst), METRICS)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     still = stood_still(folder, plan)
@@ -147,7 +148,7 @@ def from_folder(folder: Path) -> Collected:
         title=plan.manifest_name,
         table=table,
         facts=folder_facts(folder, plan, {key: own for key, own in results.items() if own and key in done}),
-        notes=(*_notes(plan, ended, selection), *stood_still_notes(plan, still)),
+        notes=(*_notes(plan, ended, selection), *_missing_metrics(table), *stood_still_notes(plan, still)),
         costs={loss: _cost([results[r.id] or {} for r in plan.runs if r.id in done and r.config.loss == loss])
                for loss in compared},
         curves=tuple(_curve(folder, run, run.id not in done) for run in plan.runs if run.id in ended),
@@ -174,15 +175,19 @@ def _losses(plan: Plan, ids: set[str]) -> int:
 
 
 def _cases(folder: Path, plan: Plan, runs: list[PlannedRun]) -> pd.DataFrame:
+    """The runs' cases, with the metrics that all of them have: what a run did not measure is not its failure."""
+    missing: set[str] = set()
     for run in runs:
         own = run_folder(folder, run)
         path = own.path / "cases.csv"
         if not path.is_file():
             raise UserError(f"{path}: no such file, though the run is finished; remove its folder and train it again")
-        if not all(row.get("case") for row in own.cases):
+        rows = own.cases
+        if not all(row.get("case") for row in rows):
             raise UserError(f"{path} is damaged; remove its folder and train it again")
+        missing.update(name for name in METRICS if rows and name not in rows[0])
     try:
-        return case_table(folder, plan.model_copy(update={"runs": runs}))
+        return case_table(folder, plan.model_copy(update={"runs": runs})).drop(columns=list(missing))
     except ValueError as error:
         raise UserError(f"{folder}: a cases.csv is damaged: {str(error).splitlines()[0]}") from None
 
@@ -207,6 +212,11 @@ def _cost(results: list[dict[str, Any]]) -> Cost:
         seconds=sum(seconds) if seconds else None,
         runs=len(results),
     )
+
+
+def _missing_metrics(table: CaseTable) -> list[str]:
+    missing = [metric.label for name, metric in METRICS.items() if name not in table.metrics]
+    return [f"Left out, since some runs were trained before it was measured: {', '.join(missing)}."] if missing else []
 
 
 def _notes(plan: Plan, ended: set[str], selection: Selection) -> tuple[str, ...]:

@@ -8,8 +8,10 @@ from markupsafe import Markup
 
 from pipelines.comparison.report.collect import Collected
 from pipelines.comparison.report.overlays.every import Overlays
-from pipelines.comparison.report.plots import Plot
-from pipelines.comparison.statistics import METRICS, NOT_CONTROLLED, Analysis, MetricAnalysis
+from pipelines.comparison.report.plots import PLOTS, Plot
+from pipelines.comparison.report.plots.entry import written
+from pipelines.comparison.statistics import NOT_CONTROLLED, Analysis, MetricAnalysis
+from pipelines.evaluation.registry import METRICS
 
 
 def page(
@@ -38,11 +40,10 @@ def page(
     return environment.get_template("template.html").render(
         analysis=analysis,
         collected=collected,
-        metric=METRICS[primary.metric],
+        metric=analysis.metric,
         notes=notes,
         not_controlled=NOT_CONTROLLED,
-        # The SVG is made here, of text that matplotlib has escaped.
-        plots={name: Markup(plot.inline) for name, plot in plots.items()},
+        plots=_sections(analysis, plots),
         overlays=overlays,
         ranks={ranked.loss: ranked.rank for ranked in primary.ranking},
         rows=_rows(analysis, collected),
@@ -51,8 +52,23 @@ def page(
         reach=_reach(analysis),
         friedman=_friedman(primary),
         classes=_grid(primary, analysis.classes, list(analysis.classes)),
+        less_is_better=[METRICS[name].label for name in analysis.secondary if not METRICS[name].higher_is_better],
         secondary=_grid(primary, analysis.secondary, [METRICS[name].label for name in analysis.secondary]),
     )
+
+
+def _sections(analysis: Analysis, plots: dict[str, Plot]) -> list[dict[str, str]]:
+    return [
+        {
+            "name": name,
+            "title": written(PLOTS[name].title, analysis),
+            "link": written(PLOTS[name].link, analysis),
+            "note": written(PLOTS[name].note, analysis),
+            # The SVG is made here, of text that matplotlib has escaped.
+            "svg": Markup(plot.inline),
+        }
+        for name, plot in plots.items()
+    ]
 
 
 def p_value(p: float) -> str:
@@ -69,8 +85,7 @@ def interval(pair: tuple[float, float] | None, metric: str, signed: bool = False
     """An interval as text; the unit once."""
     if pair is None:
         return "–"
-    digits = 4 if METRICS[metric].bounded else 2
-    low, high = (f"{value:{'+' if signed else ''}.{digits}f}" for value in pair)
+    low, high = (f"{value:{'+' if signed else ''}.{METRICS[metric].decimals}f}" for value in pair)
     return f"{low} to {high}"
 
 
@@ -119,7 +134,7 @@ def _grid(primary: MetricAnalysis, analyses: dict[str, MetricAnalysis], heads: l
 
 def _reach(analysis: Analysis) -> str | None:
     """What could be seen at all, as a sentence."""
-    reach, metric = analysis.primary.reach, METRICS[analysis.primary.metric]
+    reach, metric = analysis.primary.reach, analysis.metric
     if reach.difference is None or reach.sd is None:
         return None
     text = (

@@ -9,7 +9,7 @@ from pipelines.comparison.plan import NO_REFERENCE
 from pipelines.comparison.report.collect import Collected
 from pipelines.comparison.report.page import page
 from pipelines.comparison.report.parallel import draw_all
-from pipelines.comparison.report.plots import NAMES as PLOTS
+from pipelines.comparison.report.plots import PLOTS
 from pipelines.comparison.report.tables import NAMES as TABLES
 from pipelines.comparison.report.tables import every_table
 from pipelines.comparison.statistics import Analysis, analyse

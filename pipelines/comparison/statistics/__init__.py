@@ -1,7 +1,8 @@
 """Which loss is best, and is the difference real: statistics on a plain table of results, without training.
 
 ```python
-analysis = analyse(read_table(Path("results.csv")), reference="dice+binary_cross_entropy")
+table = read_table(Path("results.csv"), METRICS)  # of `pipelines.evaluation.registry`
+analysis = analyse(table, reference="dice+binary_cross_entropy")
 print(analysis.verdict, *analysis.caveats, sep="\\n")
 ```
 

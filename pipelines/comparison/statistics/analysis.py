@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
 from pipelines.comparison.statistics.bootstrap import Bootstrap, bootstrap
 from pipelines.comparison.statistics.caveats import caveats
@@ -16,12 +15,12 @@ from pipelines.comparison.statistics.power import least_difference
 from pipelines.comparison.statistics.results import Analysis, MetricAnalysis, Ranked, Reach
 from pipelines.comparison.statistics.scores import DIGITS, EMPTY, Scores, misses, scores
 from pipelines.comparison.statistics.sentence import verdict_sentence
-from pipelines.comparison.statistics.table import CaseTable, check_table
+from pipelines.comparison.statistics.table import CaseTable
 from pipelines.errors import UserError
 
 
 def analyse(
-    table: CaseTable | pd.DataFrame,
+    table: CaseTable,
     *,
     metric: str = "dice",
     reference: str | None,
@@ -34,7 +33,7 @@ def analyse(
     """Compare the losses of a table.
 
     Args:
-        table: a row per loss and case, as `table` says.
+        table: a row per loss and case, checked.
         metric: the primary measure, named before training.
         reference: the loss to compare with, named before training; `None`: only all with all.
         margin: of equivalence, in the primary measure's unit.
@@ -44,10 +43,8 @@ def analyse(
         seed: of their draws and of drawn sign patterns; the same table and seed give the same numbers.
 
     Raises:
-        UserError: the table is wrong, or has no such measure or loss; margin or bootstraps make no sense.
+        UserError: the table has no such measure or loss; margin or bootstraps make no sense.
     """
-    if not isinstance(table, CaseTable):
-        table = check_table(table)
     if metric not in table.metrics:
         raise UserError(
             f"metric {metric}: no such column; the table has {', '.join(table.metrics)}: name one of them (--metric)"
@@ -104,6 +101,7 @@ def analyse(
         primary=primary,
         classes=classes,
         secondary=secondary,
+        metrics=table.metrics,
     )
     return replace(analysis, verdict=verdict_sentence(analysis), caveats=caveats(table, found, analysis))
 

@@ -1,7 +1,7 @@
 """What an analysis does not cover, in words."""
 
 from pipelines.comparison.statistics.inference import ALPHA
-from pipelines.comparison.statistics.metrics import METRICS
+from pipelines.comparison.statistics.metrics import MetricInfo
 from pipelines.comparison.statistics.paired import EQUIVALENT, NON_INFERIOR
 from pipelines.comparison.statistics.results import Analysis
 from pipelines.comparison.statistics.scores import Scores
@@ -36,12 +36,12 @@ def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, 
 def empty_notes(analysis: Analysis) -> list[str]:
     """What counts where the reference has nothing of a class; false alarms, and complete misses, per loss."""
     primary, notes = analysis.primary, []
-    metric = METRICS[primary.metric]
-    if primary.empty and metric.name not in ("sensitivity", "specificity"):
-        higher = metric.higher_is_better
+    metric = analysis.metric
+    if primary.empty and metric.empty_reference == "option":
+        alarm = f"{metric.lower:g}" if metric.higher_is_better else f"the {_noun(metric)} measured"
         what = {
-            "one": f"an empty prediction counts {'1' if higher else '0 mm'} there, and a false alarm "
-            f"{'0' if higher else 'the distance measured'}",
+            "one": f"an empty prediction counts {f'{metric.best:g} {metric.unit}'.rstrip()} there, and a false alarm "
+            f"{alarm}",
             "exclude": f"left out for all losses alike, so false alarms there are not in the {metric.label}",
             "worst": "an empty prediction counts as the worst there",
         }[analysis.empty]
@@ -61,8 +61,10 @@ def empty_notes(analysis: Analysis) -> list[str]:
 def gap_notes(analysis: Analysis) -> list[str]:
     """What has no result and how it counts, per loss; what `empty_notes` says; and the cases that are left out."""
     primary = analysis.primary
-    metric = METRICS[primary.metric]
-    worst = "0" if metric.higher_is_better else "the largest distance in the table, which may understate it"
+    metric = analysis.metric
+    worst = f"the largest {_noun(metric)} in the table, which may understate it"
+    if metric.higher_is_better or metric.bounded:
+        worst = f"{metric.worst(metric.upper):g}"
     ranking = sorted(primary.ranking, key=lambda ranked: ranked.loss)
     notes = [
         f"{ranked.loss}: no result of {counted(len(ranked.lacking), 'case')} ({listed(list(ranked.lacking))}); counted "
@@ -76,13 +78,17 @@ def gap_notes(analysis: Analysis) -> list[str]:
         if ranked.failed
     ]
     notes += empty_notes(analysis)
-    others = [case for case in primary.excluded if case not in primary.empty or metric.name == "sensitivity"]
+    others = [case for case in primary.excluded if case not in primary.empty or metric.empty_reference == "left out"]
     if others:
         notes.append(
             f"{counted(len(others), 'case')} ({listed(others)}) left out, or a class of theirs, for all losses alike: "
             f"{metric.label} has no meaning there, or no loss has a value."
         )
     return notes
+
+
+def _noun(metric: MetricInfo) -> str:
+    return "distance" if metric.unit == "mm" else "value"
 
 
 def _of_size(analysis: Analysis) -> list[str]:
@@ -130,7 +136,7 @@ def _of_trainings(scores: Scores, analysis: Analysis) -> list[str]:
 
 def _of_words(analysis: Analysis) -> list[str]:
     primary, unit = analysis.primary, analysis.unit
-    sign = METRICS[primary.metric].sign
+    sign = analysis.metric.sign
     notes = []
     alike = [own.loss for own in primary.comparisons if own.verdict in (EQUIVALENT, NON_INFERIOR)]
     if alike:

@@ -3,7 +3,7 @@
 from pipelines.comparison.statistics.analysis import analyse as analyse
 from pipelines.comparison.statistics.caveats import NOT_CONTROLLED as NOT_CONTROLLED
 from pipelines.comparison.statistics.caveats import gap_notes as gap_notes
-from pipelines.comparison.statistics.metrics import METRICS as METRICS
+from pipelines.comparison.statistics.metrics import MetricInfo as MetricInfo
 from pipelines.comparison.statistics.results import Analysis as Analysis
 from pipelines.comparison.statistics.results import MetricAnalysis as MetricAnalysis
 from pipelines.comparison.statistics.table import CaseTable as CaseTable

@@ -1,55 +1,83 @@
-"""The measures that a table of results may have: which way is better, and how bad it gets."""
+"""What the statistics need to know of a metric: the table comes with it. `pipelines.evaluation` has the metrics."""
 
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Mapping
+from typing import Protocol
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A measure.
+class MetricInfo(Protocol):
+    """A metric, as `pipelines.evaluation.metric.Metric` describes it, without how it is computed."""
 
-    Attributes:
-        name: its column.
-        label: how it is written.
-        higher_is_better: the direction.
-        upper: the largest value it can have; the smallest is 0.
-    """
+    @property
+    def name(self) -> str:
+        """Its column."""
 
-    name: str
-    label: str
-    higher_is_better: bool = True
-    upper: float = 1.0
+    @property
+    def label(self) -> str:
+        """How it is written for people."""
+
+    @property
+    def unit(self) -> str:
+        """`mm` for example; empty for a share."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction."""
 
     @property
     def sign(self) -> int:
         """Times this, more is better."""
-        return 1 if self.higher_is_better else -1
+
+    @property
+    def lower(self) -> float:
+        """The smallest value that it can have."""
+
+    @property
+    def upper(self) -> float:
+        """The largest one; infinite where there is none."""
 
     @property
     def bounded(self) -> bool:
         """Whether there is a largest value."""
-        return self.upper < inf
+
+    @property
+    def best(self) -> float:
+        """The value of a perfect prediction."""
+
+    @property
+    def decimals(self) -> int:
+        """How many are shown."""
+
+    @property
+    def heading(self) -> str:
+        """Its label with its unit."""
+
+    @property
+    def empty_reference(self) -> str:
+        """What it is where the reference has nothing of the class: `option`, `left out` or `value`."""
+
+    @property
+    def zero_without_overlap(self) -> bool:
+        """Whether it is 0 just where prediction and reference share no voxel."""
 
     def worst(self, largest: float) -> float:
-        """What a failed prediction counts: 0, or of a distance, which has no bound, the largest one seen."""
-        return 0.0 if self.higher_is_better else largest
+        """What a failed prediction counts, where `largest` is the largest value seen."""
 
-    def shown(self, value: float, *, signed: bool = False) -> str:
+    def shown(self, value: float, *, signed: bool = False, decimals: int | None = None) -> str:
         """A value as text, with its unit."""
-        digits = f"{value:{'+' if signed else ''}.{4 if self.bounded else 2}f}"
-        return digits if self.bounded else f"{digits} mm"
 
 
-#: By column, in the order of reports.
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("dice", "Dice"),
-        Metric("iou", "IoU"),
-        Metric("nsd", "NSD"),
-        Metric("sensitivity", "sensitivity"),
-        Metric("specificity", "specificity"),
-        Metric("hd95_mm", "HD95", higher_is_better=False, upper=inf),
-        Metric("assd_mm", "ASSD", higher_is_better=False, upper=inf),
-    )
-}
+def in_report_order(metrics: Mapping[str, MetricInfo]) -> dict[str, MetricInfo]:
+    """The metrics in the order of reports: shares before those with a unit, those of one side of the errors last.
+
+    Within each of these they stay in their order.
+    """
+
+    def place(metric: MetricInfo) -> tuple[bool, bool]:
+        return bool(metric.unit), metric.empty_reference != "option"
+
+    return {metric.name: metric for metric in sorted(metrics.values(), key=place)}
+
+
+def having(metrics: Mapping[str, MetricInfo], empty_reference: str) -> list[str]:
+    """The names of those with this `empty_reference`."""
+    return [name for name, metric in metrics.items() if metric.empty_reference == empty_reference]

@@ -1,10 +1,12 @@
 """What an analysis holds."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipelines.comparison.statistics.bootstrap import Bootstrap
+from pipelines.comparison.statistics.metrics import MetricInfo
 from pipelines.comparison.statistics.omnibus import Omnibus
 from pipelines.comparison.statistics.paired import Comparison
 
@@ -113,6 +115,7 @@ class Analysis:
         primary: the primary measure.
         classes: class -> the primary measure; empty with fewer than two.
         secondary: measure -> its analysis.
+        metrics: the table's, by name; not among the numbers of `to_dict`.
     """
 
     verdict: str
@@ -132,10 +135,18 @@ class Analysis:
     primary: MetricAnalysis
     classes: dict[str, MetricAnalysis]
     secondary: dict[str, MetricAnalysis]
+    metrics: Mapping[str, MetricInfo]
+
+    @property
+    def metric(self) -> MetricInfo:
+        """The primary one."""
+        return self.metrics[self.primary.metric]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it: dicts, lists, numbers, text, and `None` for what there is not."""
-        return dict(_plain(asdict(self)))
+        content = asdict(replace(self, metrics={}))
+        del content["metrics"]
+        return dict(_plain(content))
 
 
 def _plain(value: Any) -> Any:

@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.comparison.statistics.metrics import METRICS, Metric
-from pipelines.comparison.statistics.table import ABSENT, OVERLAP, RIGHTLY_EMPTY, CaseTable
+from pipelines.comparison.statistics.metrics import MetricInfo, having
+from pipelines.comparison.statistics.table import ABSENT, RIGHTLY_EMPTY, CaseTable, of_overlap
 
 Floats = NDArray[np.float64]
 #: Digits that are kept before two values are called equal: beyond are rounding errors of sums.
@@ -56,7 +56,7 @@ class Scores:
         empty: cases in which the reference has nothing of a class.
     """
 
-    metric: Metric
+    metric: MetricInfo
     losses: tuple[str, ...]
     patients: tuple[str, ...]
     values: Floats
@@ -82,7 +82,7 @@ def scores(table: CaseTable, name: str, class_name: str | None = None, *, empty:
         class_name: of this class alone; else the mean over a case's classes.
         empty: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`.
     """
-    metric = METRICS[name]
+    metric = table.metrics[name]
     frame = table.frame if class_name is None else table.frame[table.frame["class"] == class_name]
     rows = frame[name].to_numpy(float, copy=True)
     axes = [pd.factorize(frame[key], sort=True) for key in ("loss", "case", "class", "fold", "seed")]
@@ -93,13 +93,13 @@ def scores(table: CaseTable, name: str, class_name: str | None = None, *, empty:
     absent[codes[1], codes[2]] = frame[ABSENT].to_numpy(bool)
 
     right = frame[RIGHTLY_EMPTY].to_numpy(bool) & np.isnan(rows)
-    if empty == "one" and name not in ("sensitivity", "specificity"):
-        rows[right] = 1.0 if metric.higher_is_better else 0.0
+    if empty == "one" and metric.empty_reference == "option":
+        rows[right] = metric.best
     failed = ~np.isfinite(rows)
     left_out = np.zeros(shape[1:3], bool)
-    if name == "sensitivity" or (empty == "exclude" and name != "specificity"):
+    if metric.empty_reference == "left out" or (empty == "exclude" and metric.empty_reference == "option"):
         left_out |= absent
-    if name == "specificity":
+    if metric.empty_reference == "value":
         without_meaning = np.isnan(rows) & frame[[own for own in table.metrics if own != name]].notna().any(axis=1)
         left_out[codes[1][without_meaning], codes[2][without_meaning]] = True
     there, known = np.zeros(shape[1:3], bool), np.zeros(shape[1:3], bool)
@@ -159,11 +159,12 @@ def misses(table: CaseTable, class_name: str | None = None) -> dict[str, tuple[i
     """
     frame = table.frame if class_name is None else table.frame[table.frame["class"] == class_name]
     absent = frame[ABSENT].to_numpy(bool)
-    overlap = frame[[name for name in OVERLAP if name in table.metrics]]
+    overlap = frame[of_overlap(table.metrics)]
     nothing = ((overlap == 0) | overlap.isna()).to_numpy().all(1) & (overlap == 0).to_numpy().any(1)
     alarms = absent & nothing
-    if "specificity" in table.metrics:
-        wrong = ~frame[RIGHTLY_EMPTY].to_numpy(bool) & (frame["specificity"].to_numpy(float) < 1)
+    for name in having(table.metrics, "value"):
+        gap = table.metrics[name].sign * (table.metrics[name].best - frame[name].to_numpy(float))
+        wrong = ~frame[RIGHTLY_EMPTY].to_numpy(bool) & (gap > 0)
         alarms = alarms | (absent & wrong)
     found = pd.DataFrame({"loss": frame["loss"], "missed": nothing & ~absent, "alarms": alarms})
     sums = found.groupby("loss")[["missed", "alarms"]].sum().reindex(list(table.losses), fill_value=0)

@@ -1,7 +1,7 @@
 """The verdict in one sentence, from the numbers alone."""
 
 from pipelines.comparison.statistics.inference import ALPHA
-from pipelines.comparison.statistics.metrics import METRICS, Metric
+from pipelines.comparison.statistics.metrics import MetricInfo
 from pipelines.comparison.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
 from pipelines.comparison.statistics.results import Analysis, MetricAnalysis
 
@@ -9,7 +9,7 @@ from pipelines.comparison.statistics.results import Analysis, MetricAnalysis
 def verdict_sentence(analysis: Analysis) -> str:
     """What the comparison shows, with how many cases and trainings it does."""
     primary, reference = analysis.primary, analysis.reference
-    metric = METRICS[primary.metric]
+    metric = analysis.metric
     cases = counted(primary.patients, analysis.unit)
     start = f"On {cases}, {trainings(analysis)} per loss"
     needed = primary.reach.least_cases
@@ -65,7 +65,7 @@ def listed(names: list[str], at_most: int = 6) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _best(primary: MetricAnalysis, metric: Metric) -> str:
+def _best(primary: MetricAnalysis, metric: MetricInfo) -> str:
     """The best mean, and whose it is: of all that share it."""
     first = primary.ranking[0]
     tied = [ranked.loss for ranked in primary.ranking if ranked.rank == first.rank]
@@ -73,7 +73,7 @@ def _best(primary: MetricAnalysis, metric: Metric) -> str:
     return f"{share} the best mean {metric.label}, {metric.shown(first.mean)}"
 
 
-def _leader(primary: MetricAnalysis, metric: Metric) -> str:
+def _leader(primary: MetricAnalysis, metric: MetricInfo) -> str:
     best = primary.ranking[0]
     if sum(ranked.rank == best.rank for ranked in primary.ranking) > 1:
         return _best(primary, metric)
@@ -85,7 +85,7 @@ def _leader(primary: MetricAnalysis, metric: Metric) -> str:
     return f"{_best(primary, metric)}, without a significant difference from {listed(alike)}"
 
 
-def _size(comparison: Comparison, metric: Metric) -> str:
+def _size(comparison: Comparison, metric: MetricInfo) -> str:
     size = metric.shown(comparison.difference, signed=True)
     p = "< 0.0001" if comparison.p_adjusted < 1e-4 else f"= {comparison.p_adjusted:.2g}"
     if comparison.interval is None:

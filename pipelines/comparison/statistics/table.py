@@ -1,6 +1,6 @@
 """The table of results: a row per loss and case, and where they are repeated a class, fold and seed; read and checked.
 
-Columns: `case`, `loss`, and of the measures at least one (`METRICS`); optionally
+Columns: `case`, `loss`, and of the known metrics at least one; optionally
 
 - `class`: of several foreground classes; a case's score is the mean over its classes.
 - `patient`: of several cases of one patient; the patient is the unit, the cases are averaged. Without it, or where it
@@ -10,13 +10,14 @@ Columns: `case`, `loss`, and of the measures at least one (`METRICS`); optionall
   where a case comes in several (repeated cross-validation), they are averaged, as seeds are.
 
 An empty cell of a measure is a prediction that failed, or one that is rightly empty: reference and prediction have
-nothing of the class. The latter is a row that has a specificity and nothing else, as `medloss evaluate` writes it, or
-one whose overlap measures are spelled `nan`, as nnU-Net's are, where no loss overlaps with anything. The reference has
-nothing of a class, too, where a row has a Dice and no sensitivity. `scores` says what is made of that.
+nothing of the class. The latter is a row that has a specificity (or another metric that has a value there) and nothing
+else, as `medloss evaluate` writes it, or one whose overlap metrics are spelled `nan`, as nnU-Net's are, where no loss
+overlaps with anything. The reference has nothing of a class, too, where a row has a Dice and no sensitivity (nor
+another metric that has no value there). `scores` says what is made of that.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines.comparison.statistics.metrics import METRICS
+from pipelines.comparison.statistics.metrics import MetricInfo, having, in_report_order
 from pipelines.errors import UserError
 
 #: Columns that say what a row is about.
@@ -35,8 +36,6 @@ _ONE = "all"
 _EMPTY = ("", "nan", "na", "none")
 #: No distance in a patient is so large: it stands for a missing one, and is not one to calculate with.
 _FARTHEST_MM = 1e6
-#: Measures that are 0 where nothing was found of what is there.
-OVERLAP = ("dice", "iou", "sensitivity")
 #: Columns of the checked table: the reference has nothing of the class; and the prediction rightly neither.
 ABSENT, RIGHTLY_EMPTY = "reference empty", "rightly empty"
 
@@ -48,21 +47,25 @@ class CaseTable:
     Attributes:
         frame: all of `KEYS`, as text, the measures, as numbers, `ABSENT` and `RIGHTLY_EMPTY`; rows in the order of the
             keys.
-        metrics: the measures, in the order of `METRICS`.
+        metrics: those that it has, by name, in the order of reports.
         losses: sorted.
         classes: sorted; empty without the column.
         given: the columns of `KEYS` that the table came with.
     """
 
     frame: pd.DataFrame
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, MetricInfo]
     losses: tuple[str, ...]
     classes: tuple[str, ...]
     given: frozenset[str]
 
 
-def read_table(path: Path) -> CaseTable:
+def read_table(path: Path, metrics: Mapping[str, MetricInfo]) -> CaseTable:
     """Read and check a CSV file.
+
+    Args:
+        path: the file.
+        metrics: those that are known, by name.
 
     Raises:
         UserError: not a file, not CSV, or not such a table.
@@ -75,27 +78,28 @@ def read_table(path: Path) -> CaseTable:
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{path}: cannot be read as a CSV table: {str(error).splitlines()[0]}") from None
     try:
-        return check_table(frame)
+        return check_table(frame, metrics)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def check_table(frame: pd.DataFrame) -> CaseTable:
+def check_table(frame: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> CaseTable:
     """Check a table.
 
     Args:
         frame: as the module says.
+        metrics: those that are known, by name.
 
     Raises:
         UserError: columns are missing or unknown, a row comes twice, a cell is no number or out of range, a case has
             two patients, there are fewer than two losses, or a loss has no row of a seed that others have.
     """
     frame = frame.rename(columns=str)
-    metrics = _checked_columns(list(frame.columns))
+    metrics = _checked_columns(list(frame.columns), in_report_order(metrics))
     given = frozenset(KEYS) & set(frame.columns)
     checked = pd.DataFrame({key: _names(frame, key) for key in KEYS})
-    for metric in metrics:
-        checked[metric] = _numbers(frame[metric], checked)
+    for name, metric in metrics.items():
+        checked[name] = _numbers(frame[name], metric, checked)
     key = [*KEYS[:-1]]
     twice = checked[checked.duplicated(key)]
     if len(twice):
@@ -112,6 +116,11 @@ def check_table(frame: pd.DataFrame) -> CaseTable:
     classes = tuple(sorted(checked["class"].unique())) if "class" in given else ()
     ordered = checked.sort_values(key, ignore_index=True)
     return CaseTable(ordered, metrics, losses, classes, given)
+
+
+def of_overlap(metrics: Mapping[str, MetricInfo]) -> list[str]:
+    """The names of those that are 0 where nothing was found of what is there."""
+    return [name for name, metric in metrics.items() if metric.zero_without_overlap]
 
 
 def refuse_disjoint(table: CaseTable) -> None:
@@ -144,24 +153,24 @@ def with_failed_runs(frame: pd.DataFrame, runs: Iterable[tuple[str, int | str, i
     return pd.concat(blocks, ignore_index=True)
 
 
-def _checked_columns(columns: list[str]) -> tuple[str, ...]:
+def _checked_columns(columns: list[str], known: Mapping[str, MetricInfo]) -> dict[str, MetricInfo]:
     if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
         raise UserError(f"its columns are separated by {'tabs' if mark != ';' else 'semicolons'}; expected commas")
     for column in columns:
         if columns.count(column) > 1:
             raise UserError(f"column {column}: comes twice")
-        if column not in KEYS and column not in METRICS:
-            near = difflib.get_close_matches(column, [*KEYS, *METRICS], n=1)
+        if column not in KEYS and column not in known:
+            near = difflib.get_close_matches(column, [*KEYS, *known], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"column {column}: unknown; expected {', '.join([*KEYS, *METRICS])}{hint}")
+            raise UserError(f"column {column}: unknown; expected {', '.join([*KEYS, *known])}{hint}")
     for column in ("case", "loss"):
         if column not in columns:
             raise UserError(
                 f"no column {column}; got {', '.join(columns) or 'none'}; expected case, loss and a measure"
             )
-    metrics = tuple(metric for metric in METRICS if metric in columns)
+    metrics = {name: metric for name, metric in known.items() if name in columns}
     if not metrics:
-        raise UserError(f"no column with a measure; expected at least one of {', '.join(METRICS)}")
+        raise UserError(f"no column with a measure; expected at least one of {', '.join(known)}")
     return metrics
 
 
@@ -182,18 +191,19 @@ def _names(frame: pd.DataFrame, key: str) -> pd.Series:
     return names
 
 
-def _numbers(column: pd.Series, keys: pd.DataFrame) -> pd.Series:
-    metric = METRICS[str(column.name)]
+def _numbers(column: pd.Series, metric: MetricInfo, keys: pd.DataFrame) -> pd.Series:
     if not pd.api.types.is_numeric_dtype(column):
         column = column.where(~column.astype(str).str.strip().str.lower().isin(_EMPTY))
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
-    low, high = -1e-6, metric.upper + 1e-6
+    low, high = metric.lower - 1e-6, metric.upper + 1e-6
     text = numbers.isna() & column.notna()
     # An infinite distance is what some tools give for an empty prediction.
     wrong = text | (numbers < low) | (numbers > high) | (np.isfinite(numbers) & (numbers > _FARTHEST_MM))
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
-        expected = "0 to 1 (not percent)" if metric.bounded else "mm, 0 to 1e6 or inf"
+        expected = f"{metric.lower:g} to {metric.upper:g}{' (not percent)' if metric.upper == 1 else ''}"
+        if not metric.bounded:
+            expected = ", ".join(filter(None, [metric.unit, f"{metric.lower:g} to 1e6 or inf"]))
         row = f"case {keys['case'].iloc[at]}, loss {keys['loss'].iloc[at]}"
         raise UserError(
             f"{metric.name}: got {column.iloc[at]} ({row}); expected a number, {expected}, or an empty cell"
@@ -201,26 +211,21 @@ def _numbers(column: pd.Series, keys: pd.DataFrame) -> pd.Series:
     return numbers
 
 
-def _find_empty(checked: pd.DataFrame, frame: pd.DataFrame, metrics: tuple[str, ...]) -> None:
+def _find_empty(checked: pd.DataFrame, frame: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> None:
     """Add `ABSENT` and `RIGHTLY_EMPTY`."""
     values = checked[list(metrics)]
-    overlap = [metric for metric in OVERLAP if metric in metrics]
-    empty = np.zeros(len(checked), bool)
-    if "specificity" in metrics:
-        empty = (
-            empty | (values["specificity"].notna() & values.drop(columns="specificity").isna().all(axis=1)).to_numpy()
-        )
+    overlap, always, left_out = of_overlap(metrics), having(metrics, "value"), having(metrics, "left out")
+    empty = (values[always].notna().any(axis=1) & values.drop(columns=always).isna().all(axis=1)).to_numpy()
     if overlap:
         spelled = [frame[metric].astype(str).str.strip().str.lower() == "nan" for metric in overlap
                    if not pd.api.types.is_numeric_dtype(frame[metric])]  # fmt: skip
         if len(spelled) == len(overlap):
             empty = empty | np.logical_and.reduce([own.to_numpy() for own in spelled])
     absent = empty.copy()
-    if "sensitivity" in metrics:
-        absent = absent | (values["sensitivity"].isna() & values.notna().any(axis=1)).to_numpy()
+    if left_out:
+        absent = absent | (values[left_out].isna().all(axis=1) & values.notna().any(axis=1)).to_numpy()
     present = (values[overlap] > 0).to_numpy().any(1) if overlap else np.zeros(len(checked), bool)
-    if "sensitivity" in metrics:
-        present = present | values["sensitivity"].notna().to_numpy()
+    present = present | values[left_out].notna().to_numpy().any(1)
     groups = pd.DataFrame({"case": checked["case"], "class": checked["class"], "absent": absent, "present": present})
     of_all = groups.groupby(["case", "class"])[["absent", "present"]].transform("any")
     checked[ABSENT] = of_all["absent"] & ~of_all["present"]

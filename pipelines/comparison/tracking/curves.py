@@ -5,19 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.comparison.system import read_samples
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.training.run_folder import RunFolder
 
-_METRICS = {
-    "train_loss": "train/loss",
-    "grad_norm": "train/grad_norm",
-    "update_ratio": "train/update_ratio",
-    "pseudo_dice": "val/pseudo_dice",
-    **{f"val_{name}": f"val/{name}" for name in METRICS},
-    "epoch_s": "time/epoch_s",
-    "data_share": "time/data_share",
-    "peak_mb": "mem/peak_mb",
-}
 #: As many as MLflow takes at once.
 _MOST_METRICS = 1000
 
@@ -43,13 +33,28 @@ def send_curves(client: Any, run_id: str, own: RunFolder, sent: dict[str, Any]) 
     return bool(metrics)
 
 
+def _keys() -> dict[str, str]:
+    """Column of `epochs.csv` -> MLflow's key."""
+    return {
+        "train_loss": "train/loss",
+        "grad_norm": "train/grad_norm",
+        "update_ratio": "train/update_ratio",
+        "pseudo_dice": "val/pseudo_dice",
+        **{f"val_{name}": f"val/{name}" for name in METRICS},
+        "epoch_s": "time/epoch_s",
+        "data_share": "time/data_share",
+        "peak_mb": "mem/peak_mb",
+    }
+
+
 def _of_epochs(rows: list[dict[str, float]]) -> Iterator[Any]:
     from mlflow.entities import Metric
 
+    keys = _keys()
     for row in rows:
         # The epoch's own: a row that is sent twice is the same row.
         time = row.get("time", math.nan)
-        for column, name in _METRICS.items():
+        for column, name in keys.items():
             if not math.isnan(row.get(column, math.nan)):  # a folder of an earlier version lacks some
                 yield Metric(name, row[column], 0 if math.isnan(time) else int(1000 * time), int(row["epoch"]))
 

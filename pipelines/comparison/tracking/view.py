@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from pipelines.comparison.plan import Plan
-from pipelines.comparison.statistics.metrics import METRICS
 from pipelines.comparison.tracking.runs import comparison_name
+from pipelines.evaluation.registry import METRICS
 
 _TAG = "mlflow.sharedViewState."
 #: MLflow's page lets users save no more when there are 40.

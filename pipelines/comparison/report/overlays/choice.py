@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipelines.comparison.report.predicted import PredictedCase
-from pipelines.comparison.statistics import METRICS, CaseTable
+from pipelines.comparison.statistics import CaseTable
 from pipelines.comparison.statistics.scores import scores
 
 #: Of every training that is shown, beside the primary measure.
@@ -65,7 +65,7 @@ def choose(
     own = _own(table, metric)
     chosen = {}
     for loss, of_loss in _grouped(predictions, by_case).items():
-        sign = METRICS[metric].sign
+        sign = table.metrics[metric].sign
         order = sorted(of_loss, key=lambda case: (sign * by_case[loss][case], case))
         places = {"worst": 0, "median": (len(order) - 1) // 2, "best": len(order) - 1}
         if len(order) == 2:

@@ -22,7 +22,7 @@ from PIL import Image
 from pipelines.comparison.report.overlays.outline import outlines
 from pipelines.comparison.report.overlays.reading import Panel, Shown
 from pipelines.comparison.report.plots.render import WIDTH, names_as_text, short
-from pipelines.comparison.statistics import METRICS
+from pipelines.evaluation.registry import METRICS
 from pipelines.gallery.style import indexed, styled
 
 #: Okabe and Ito's sky blue, orange and reddish purple: on grey told apart with every kind of colour vision.
@@ -106,9 +106,7 @@ def measures(panel: Panel, metric: str) -> str:
 
 
 def _shown(value: float | None, metric: str) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if METRICS[metric].bounded else f"{value:.1f} mm"
+    return "–" if value is None else METRICS[metric].shown(value, decimals=METRICS[metric].decimals - 1)
 
 
 def place(panel: Panel, metric: str | None = None) -> str:

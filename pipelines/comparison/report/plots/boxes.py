@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.plots.entry import register
 from pipelines.comparison.report.plots.render import BLUE, GREY, ORANGE, WIDTH, name_rows, unit
 from pipelines.comparison.statistics import Analysis
 from pipelines.gallery.style import figure
@@ -26,7 +28,23 @@ class _Box(NamedTuple):
     high: float
 
 
-def draw_boxes(analysis: Analysis) -> Figure:
+def _title(analysis: Analysis) -> str:
+    return f"Every {analysis.unit}"
+
+
+def _note(analysis: Analysis) -> str:
+    averaged = ", trainings averaged" if analysis.seeds > 1 else ""
+    boxes = "Of so few no box is drawn."
+    if analysis.primary.patients >= _LEAST:
+        boxes = (
+            "Box: the middle half; whiskers: the last point within one and a half boxes. Where single points stretch "
+            "the axis, the right panel shows the middle closer."
+        )
+    return f"Each {analysis.unit}'s {analysis.metric.label} by loss, best mean first{averaged}. {boxes}"
+
+
+@register("boxes", title=_title, note=_note)
+def draw_boxes(analysis: Analysis, collected: Collected) -> Figure:
     """A row a loss, best mean first: points, quartiles, whiskers (the last point within 1.5 boxes), median, mean."""
     losses = [ranked.loss for ranked in analysis.primary.ranking]
     values = [np.array(analysis.scores[loss]) for loss in losses]

@@ -5,15 +5,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipelines.comparison.report.collect import Cost
+from pipelines.comparison.report.collect import Collected, Cost
+from pipelines.comparison.report.plots.entry import register
 from pipelines.comparison.report.plots.render import BLUE, GREY, NEIGHBOUR_GREY, WIDTH, short, unit
-from pipelines.comparison.statistics import METRICS, Analysis
+from pipelines.comparison.statistics import Analysis
 from pipelines.gallery.style import figure
 
 
 def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
     """Losses such that none is both at least as fast and at least as good, and better in one; the fastest first."""
-    sign = METRICS[analysis.primary.metric].sign
+    sign = analysis.metric.sign
     times = _times(costs)
     points = [(times[own.loss], sign * own.mean, own.loss) for own in analysis.primary.ranking if own.loss in times]
     front = [
@@ -24,11 +25,23 @@ def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
     return [loss for _, _, loss in sorted(front, key=lambda point: point[:2])]
 
 
-def draw_cost(analysis: Analysis, costs: dict[str, Cost]) -> Figure:
+def _applies(analysis: Analysis, collected: Collected) -> bool:
+    return bool(collected.costs and pareto_front(analysis, collected.costs))
+
+
+@register(
+    "time_and_score",
+    title="Time and score",
+    note="Diamonds and bold names: the Pareto front, losses that no other one beats in both time and score. Times are "
+    "of this machine, and of runs that may have shared it.",
+    applies=_applies,
+)
+def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
     """A point a loss, named at the side; the front in blue."""
+    costs = collected.costs or {}
     front = pareto_front(analysis, costs)
     times = _times(costs)
-    sign = METRICS[analysis.primary.metric].sign
+    sign = analysis.metric.sign
     placed = [ranked for ranked in analysis.primary.ranking if ranked.loss in times]
     means = {ranked.loss: ranked.mean for ranked in placed}
     drawn = figure(WIDTH, max(3.4, 1.0 + 0.25 * len(placed)))

@@ -2,6 +2,8 @@
 
 from matplotlib.figure import Figure
 
+from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.plots.entry import register
 from pipelines.comparison.report.plots.render import BLUE, GREY, PALE, WIDTH, name_rows
 from pipelines.comparison.statistics import Analysis
 from pipelines.gallery.style import figure
@@ -10,7 +12,15 @@ from pipelines.gallery.style import figure
 _MOST = 40
 
 
-def draw_critical(analysis: Analysis) -> Figure:
+@register(
+    "critical_difference",
+    title="Critical-difference diagram: groups without a significant difference",
+    link="Groups",
+    note="Average ranks, and at the right a line for each largest group of which no two losses differ significantly "
+    "(the pairs above). Members carry a dot: a line that passes a loss without a dot does not include it. No "
+    "significant difference is not equality.",
+)
+def draw_critical(analysis: Analysis, collected: Collected) -> Figure:
     """Left: a row a loss, best average rank first. Right: a line a group, with a dot on each member.
 
     Horizontal bars, as Demsar (2006) has them, would show a loss between two members as one of theirs.

@@ -1,12 +1,12 @@
 """Learning curves: the validation measure over the epochs, a small panel a loss; of nnU-Net its pseudo Dice."""
 
-from collections.abc import Sequence
 from math import ceil
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipelines.comparison.report.collect import Curve
+from pipelines.comparison.report.collect import Collected, Curve
+from pipelines.comparison.report.plots.entry import register
 from pipelines.comparison.report.plots.render import BLUE, ORANGE, PALE, WIDTH, short, unit
 from pipelines.comparison.statistics import Analysis
 from pipelines.gallery.style import figure
@@ -15,13 +15,21 @@ _COLUMNS = 4
 Points = tuple[list[float], list[float]]
 
 
-def has_curves(analysis: Analysis, curves: Sequence[Curve]) -> bool:
-    """Whether there is anything to draw: some run was validated more than once."""
-    return any(len(_points(curve, analysis.primary.metric)[0]) > 1 for curve in curves)
+def _applies(analysis: Analysis, collected: Collected) -> bool:
+    """Some run was validated more than once."""
+    return any(len(_points(curve, analysis.primary.metric)[0]) > 1 for curve in collected.curves)
 
 
-def draw_curves(analysis: Analysis, curves: Sequence[Curve]) -> Figure:
+@register(
+    "learning_curves",
+    title="Learning curves",
+    note="Validation over the epochs: a loss's own runs (blue; failed ones dashed, orange) before those of all others "
+    "(grey). A curve that still rises at the end would gain from more epochs.",
+    applies=_applies,
+)
+def draw_curves(analysis: Analysis, collected: Collected) -> Figure:
     """In each panel the loss's own runs, before all others' in grey; failed ones dashed."""
+    curves = collected.curves
     drawn_curves = [(curve, _points(curve, analysis.primary.metric)) for curve in curves]
     drawn_curves = [(curve, points) for curve, points in drawn_curves if points[0]]
     order = [ranked.loss for ranked in analysis.primary.ranking]

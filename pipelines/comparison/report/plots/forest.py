@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.plots.entry import register
 from pipelines.comparison.report.plots.render import GREEN, VERDICT_STYLE, WIDTH, name_rows, p_text, unit
-from pipelines.comparison.statistics import METRICS, Analysis
+from pipelines.comparison.statistics import Analysis
 from pipelines.comparison.statistics.paired import Comparison
 from pipelines.gallery.style import figure
 
@@ -14,7 +16,27 @@ from pipelines.gallery.style import figure
 _WIDE = 6
 
 
-def draw_forest(analysis: Analysis) -> Figure:
+def _note(analysis: Analysis) -> str:
+    test = "by sign flips, max-T over the comparisons"
+    if analysis.trainings > 1:
+        test = "by sign flips (max-T over the comparisons) and over trainings (Holm)"
+    alike = "Equivalent: not that, and shown to lie inside the margin."
+    if analysis.non_inferior:
+        alike = "Non-inferior: not that, and not worse than by the margin."
+    return (
+        f"Mean over {analysis.unit}s of loss minus reference, with its 95 % interval. Better or worse: the mean "
+        f"difference, tested {test}, adjusted p at most 0.05 and an interval that leaves out 0. {alike} Undecided: all "
+        "else, which is not the same as equal. An arrow: the interval continues beyond the plot; the table has all of "
+        "it."
+    )
+
+
+def _applies(analysis: Analysis, collected: Collected) -> bool:
+    return bool(analysis.primary.comparisons)
+
+
+@register("forest", title="Against the reference", note=_note, applies=_applies)
+def draw_forest(analysis: Analysis, collected: Collected) -> Figure:
     """A row a loss, best mean first."""
     compared = analysis.primary.comparisons
     drawn = figure(WIDTH, 1.25 + 0.3 * len(compared))
@@ -37,7 +59,7 @@ def draw_forest(analysis: Analysis) -> Figure:
         told = f" {words}, p {p_text(own.p_adjusted)}"
         axes.text(1.01, row, told, transform=axes.get_yaxis_transform(), va="center", color="#222222")
     name_rows(axes, [own.loss for own in compared], None)
-    better = "right" if METRICS[analysis.primary.metric].higher_is_better else "left"
+    better = "right" if analysis.metric.higher_is_better else "left"
     axes.set_xlabel(f"difference in {unit(analysis)} from {analysis.reference}, 95 % interval ({better} is better)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return drawn

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.comparison.statistics import METRICS, Analysis
+from pipelines.comparison.statistics import Analysis
 from pipelines.gallery.style import BACKGROUND, FOREGROUND, NEIGHBOUR_GREY, PREDICTION, styled
 
 BLUE, ORANGE, GREEN, GREY = FOREGROUND, BACKGROUND, PREDICTION, "#6B6B6B"
@@ -90,8 +90,7 @@ def name_rows(axes: Axes, losses: list[str], reference: str | None) -> None:
 
 def unit(analysis: Analysis) -> str:
     """The primary measure as an axis has it: `Dice`, `HD95 (mm)`."""
-    metric = METRICS[analysis.primary.metric]
-    return metric.label if metric.bounded else f"{metric.label} (mm)"
+    return analysis.metric.heading
 
 
 def p_text(p: float) -> str:

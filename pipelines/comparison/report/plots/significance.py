@@ -6,20 +6,28 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from pipelines.comparison.report.collect import Collected
+from pipelines.comparison.report.plots.entry import register
 from pipelines.comparison.report.plots.render import BLUE, ORANGE, WIDTH, p_text, short
-from pipelines.comparison.statistics import METRICS, Analysis
+from pipelines.comparison.statistics import Analysis
 from pipelines.comparison.statistics.paired import ALPHA
 from pipelines.gallery.style import figure, plain
 
 _PALE_BLUE, _PALE_ORANGE, _NONE = "#A9CDE6", "#F4C3A0", "#F5F5F5"
 
 
-def draw_significance(analysis: Analysis) -> Figure:
+@register(
+    "significance",
+    title="All pairs",
+    note="Adjusted p of every pair's mean difference, over all pairs together, by the same rule as the words; losses "
+    "ordered by average rank.",
+)
+def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
     """Adjusted p of all pairs; losses by average rank; colours show whether the row's mean is better or worse."""
     matrix = analysis.primary.omnibus
     size = len(matrix.losses)
     means = {ranked.loss: ranked.mean for ranked in analysis.primary.ranking}
-    sign = METRICS[analysis.primary.metric].sign
+    sign = analysis.metric.sign
     side = min(WIDTH, max(6.2, 3.6 + 0.36 * size))
     drawn = figure(side, 1.9 + 0.27 * size + (0.6 if size > 6 else 0))
     axes = drawn.add_subplot()

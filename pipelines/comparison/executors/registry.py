@@ -1,0 +1,12 @@
+"""`EXECUTORS`: every executor by name. A new executor is a file of its own, and one line here."""
+
+# The lines' order is that of the help: no sorting.
+# isort: off
+from pipelines.comparison.executors.slurm_options import slurm as slurm
+from pipelines.comparison.executors.none import command_lines as command_lines
+
+# isort: on
+from pipelines.comparison.executors import REGISTERED, Executor
+
+#: Name to executor, in the order of the help.
+EXECUTORS: dict[str, Executor] = REGISTERED
