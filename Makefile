@@ -35,7 +35,7 @@ test-all: lint
 
 # nnU-Net's packages need a torch and a torchvision that fit each other, and so an environment of their own.
 test-nnunet: $(NNUNET)/.installed
-	$(NNUNET)/bin/python -m pytest -p no:xdist --durations 10 -q tests/nnunet
+	$(NNUNET)/bin/python -m pytest -p no:xdist --durations 10 -q tests/pipelines/nnunet/installed
 
 $(NNUNET)/.installed: pyproject.toml constraints-nnunet.txt
 	$(PYTHON) -m venv $(NNUNET)
@@ -48,6 +48,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The tests of `make test` in the checkout, for those who work on it.
 unit: setup

@@ -29,11 +29,12 @@ from pathlib import Path
 import click
 
 from benchmarks.machine import machine
-from pipelines.comparison.plan import Plan, require_plan, run_folder
-from pipelines.files import read_json, write_json, write_text
-from pipelines.threads import available_cores, thread_environment
+from pipelines.runs.comparison_folder import require_plan, run_folder
+from pipelines.runs.plan import Plan
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
+from pipelines.utils.files import read_json, write_json, write_text
+from pipelines.utils.machine import available_cores, thread_environment
 
 _ROOT = Path(__file__).resolve().parents[1]
 _RESULT = _ROOT / "docs" / "benchmarks" / "comparison.md"

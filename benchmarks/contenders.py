@@ -13,8 +13,8 @@ from torch import Tensor
 
 import medloss
 from benchmarks.cases import Contender
-from medloss.distance import signed_distance_map
-from medloss.kernels import choice
+from medloss.distance.maps import signed_distance_map
+from medloss.kernels import dispatch
 
 Function = Callable[[Tensor], Tensor]
 
@@ -45,10 +45,10 @@ def installed(library: str) -> bool:
 def kernel_sets(device: str, dtype: str) -> list[str]:
     """The kernel sets that work on such logits here, the preferred first."""
     names = []
-    for name in choice.available():
+    for name in dispatch.available():
         if importlib.util.find_spec(f"medloss.kernels.{name}") is None:
             continue
-        if choice.module(name).supports(device, getattr(torch, dtype)):
+        if dispatch.module(name).supports(device, getattr(torch, dtype)):
             names.append(name)
     return names
 
@@ -70,7 +70,7 @@ def build(contender: Contender, target: Tensor, classes: int) -> Side:
         classes: C.
     """
     if contender.library == "medloss":
-        return Side(contender, _ours(contender, target, classes), lambda: choice.use(contender.kernels or "auto"))
+        return Side(contender, _ours(contender, target, classes), lambda: dispatch.use(contender.kernels or "auto"))
     makers = {"MONAI": _monai, "torch": _torch, "kornia": _kornia}
     return Side(contender, makers[contender.library](contender.loss, target, classes), nullcontext)
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.machine import machine
-from medloss.distance import signed_distance_map
-from pipelines.files import write_text
+from medloss.distance.maps import signed_distance_map
+from pipelines.utils.files import write_text
 
 SPACING = (3.0, 1.0, 0.8)
 _RESULT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "distance_maps.md"

@@ -20,16 +20,14 @@ import torch
 
 import medloss
 from benchmarks.machine import machine
-from pipelines.cases.patches import PatchDataset, start_epoch, training_loader
-from pipelines.files import write_text
-from pipelines.training.engines import channels_last
-from pipelines.training.networks import create_network
-from pipelines.training.optimization import create_optimizer, create_schedule, seed_everything
-from pipelines.training.parts import prepared_data
-from pipelines.training.precision import autocast_dtype
-from pipelines.training.progress import Progress
-from pipelines.training.run import train_run
+from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader
+from pipelines.training.components import create_optimizer, create_schedule, prepared_data
+from pipelines.training.networks import autocast_dtype, create_network
+from pipelines.training.run import Progress, train_run
 from pipelines.training.run_config import RunConfig
+from pipelines.training.saved_model import channels_last
+from pipelines.utils.files import write_text
+from pipelines.utils.machine import seed_everything
 
 _RESULT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "engine.md"
 

@@ -31,7 +31,7 @@ TABLE = Path(__file__).with_name("mutants.yaml")
 #: The tests that are run unless others are selected.
 NOT_SLOW = '-m "not slow"'
 #: The test of the list itself, which would fail in every copy that has a fault in it.
-_OWN_TEST = "tests/test_mutants.py"
+_OWN_TEST = "tests/benchmarks/test_mutants.py"
 _PYTEST = ("-x", "-q", "-n", "0", "-p", "no:randomly", "-p", "no:cacheprovider", f"--ignore={_OWN_TEST}")
 #: Seconds for one run of the named test files, and of all.
 _TIMEOUT_S, _WHOLE_TIMEOUT_S = 600.0, 4 * 3600.0
@@ -181,7 +181,7 @@ def _environment(mutant: Mutant, tree: Path) -> dict[str, str]:
     if mutant.file.startswith("medloss/kernels/numba/"):
         # numba looks at the file of the function that it has compiled, and not at those that were compiled into it.
         own["NUMBA_CACHE_DIR"] = str(tree.parent / "numba" / mutant.id)
-    if mutant.file.startswith("pipelines/dataset/phantom"):
+    if mutant.file == "pipelines/data/data_root.py":
         own["MEDLOSS_CACHE"] = str(tree.parent / "made" / mutant.id)
     return os.environ | own
 

@@ -32,7 +32,7 @@ from benchmarks.memory import peak_memory
 from benchmarks.nnunet_plan import Setting, made_batch, make_trainer
 from benchmarks.regimes import REGIMES
 from medloss import LOSSES
-from pipelines.files import write_text
+from pipelines.utils.files import write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
 _RESULT = _ROOT / "docs" / "benchmarks" / "nnunet.md"

@@ -13,8 +13,8 @@ from benchmarks.cases import Row
 from benchmarks.goals import growth_points, growth_slopes, reference_of, share
 from benchmarks.regimes import EXPLAINED
 from benchmarks.selections import CLASSES, SIDES
-from pipelines.files import write_atomically
-from pipelines.gallery.style import figure, styled
+from pipelines.utils.figures import figure, styled
+from pipelines.utils.files import write_atomically
 
 #: Okabe and Ito's colours, told apart with every kind of colour vision; and a marker each, for prints in grey.
 LOOKS = (

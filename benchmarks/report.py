@@ -10,7 +10,7 @@ from benchmarks.regimes import EXPLAINED
 from benchmarks.results import Group, all_rows, read_results
 from benchmarks.tables import Reference, comparison_table, growth_table, training_table, verdict_table
 from benchmarks.transforms import bandwidth
-from pipelines.files import write_text
+from pipelines.utils.files import write_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "losses"
 #: Device to the report's name, beside `cpu.json` or `gpu.json`.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.machine import machine
-from pipelines.files import write_text
+from pipelines.utils.files import write_text
 
 _RESULT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "report_predictions.md"
 #: Seconds that the first and the second call may take.

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.cases import Row, row_from_json
 from benchmarks.machine import describe
-from pipelines.files import read_json, write_text
+from pipelines.utils.files import read_json, write_text
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.comparison.statistics.inference import ALPHA, Indices, Inference, holm, infer
-from pipelines.comparison.statistics.omnibus import rank_sets
-from pipelines.comparison.statistics.power import least_difference
-from pipelines.comparison.statistics.wilcoxon import signed_rank
+from pipelines.statistics.mean_difference import ALPHA, Inference, infer
+from pipelines.statistics.paired import rank_sets
+from pipelines.statistics.results import least_difference
+from pipelines.statistics.significance_tests import Indices, holm, signed_rank
 
 Floats = NDArray[np.float64]
 Random = np.random.Generator

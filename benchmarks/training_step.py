@@ -11,11 +11,10 @@ from benchmarks.cases import Case, Contender, Row, row
 from benchmarks.contenders import build
 from benchmarks.measure import Stopwatch, summary
 from benchmarks.scenes import scene
-from medloss.kernels import choice
-from pipelines.training.engines import channels_last
-from pipelines.training.networks import create_network
-from pipelines.training.precision import autocast_dtype
+from medloss.kernels import dispatch
+from pipelines.training.networks import autocast_dtype, create_network
 from pipelines.training.run_config import RunConfig
+from pipelines.training.saved_model import channels_last
 
 
 def training_rows(case: Case, regime: str) -> list[Row]:
@@ -36,7 +35,7 @@ def training_rows(case: Case, regime: str) -> list[Row]:
 
     def step(contender: Contender) -> tuple[float, float, float]:
         watch = Stopwatch(device)
-        with choice.use(contender.kernels or "auto"):
+        with dispatch.use(contender.kernels or "auto"):
             watch.mark()
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

@@ -8,7 +8,7 @@ import torch
 from benchmarks.cases import Case, Contender, Row, row
 from benchmarks.measure import Stopwatch, summary
 from benchmarks.scenes import scene
-from medloss.distance import signed_distance_map
+from medloss.distance.maps import signed_distance_map
 
 
 def transform_rows(case: Case, regime: str) -> list[Row]:

@@ -22,7 +22,7 @@ from medloss.checks import (
 )
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
-from medloss.kernels.terms import sum_type
+from medloss.kernels.sum_spec import sum_type
 from medloss.spacing import Spacing, UnknownSpacingError, is_meta_tensor, resolve_spacing
 
 

@@ -6,7 +6,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from medloss.kernels.terms import sum_type
+from medloss.kernels.sum_spec import sum_type
 from medloss.spacing import UnknownSpacingError
 
 # Voxels; torch works on so many with one thread.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medloss.kernels import choice
+from medloss.kernels import dispatch
 
 #: Voxels worked on at a time where no gradient is wanted: what lies in between stays in the cache.
 _SLAB_VOXELS = 1 << 17
@@ -63,7 +63,7 @@ def structural_error(
 def _structural_error(
     prediction: Tensor, target: Tensor, window: list[float], constant: float, average: bool
 ) -> Tensor:
-    if prediction.numel() and choice.choose(prediction.device.type, prediction.dtype) == "numba":
+    if prediction.numel() and dispatch.choose(prediction.device.type, prediction.dtype) == "numba":
         from medloss.kernels.numba import structure as compiled
 
         return compiled.structural_error(prediction, target, window, constant, average)

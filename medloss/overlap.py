@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from medloss.kernels.terms import Row
+from medloss.kernels.sum_spec import Row
 from medloss.voxel_sums import VoxelSums
 
 

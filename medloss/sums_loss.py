@@ -6,9 +6,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from medloss.base import SegmentationLoss
+from medloss.distributed import sum_over_ranks
 from medloss.inputs import LossInputs
 from medloss.overlap import OverlapStatistics
-from medloss.ranks import sum_over_ranks
 from medloss.reduction import reduce_items
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medloss.inputs import LossInputs
 from medloss.kernels import operators
-from medloss.kernels.terms import Row, VoxelTerms
+from medloss.kernels.sum_spec import Row, VoxelTerms
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -17,7 +16,7 @@ if not torch.cuda.is_available():
 from loss_inputs import EVERYTHING
 
 import medloss
-from medloss.kernels import choice
+from medloss.kernels import dispatch
 
 hypothesis.settings.register_profile("few", max_examples=20, deadline=None)
 hypothesis.settings.register_profile("many", max_examples=200, deadline=None)
@@ -25,12 +24,12 @@ hypothesis.settings.load_profile("many" if EVERYTHING else "few")
 
 _LEFT_OUT = pytest.StashKey[int]()
 
-KERNEL_SETS = [name for name in medloss.kernels.available() if choice.module(name).supports("cpu", torch.float64)]
+KERNEL_SETS = [name for name in medloss.kernels.available() if dispatch.module(name).supports("cpu", torch.float64)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The contract holds over every kernel set of the machine."""
-    if metafunc.module.__name__ == "test_contract":
+    if metafunc.definition.path.stem == "test_contract":
         metafunc.fixturenames.append("kernel_set")
         metafunc.parametrize("kernel_set", KERNEL_SETS)
 
@@ -53,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _group(item: pytest.Item) -> str:
     if item.path.stem != "test_contract":
-        return item.path.stem
+        return str(item.path)  # names of files repeat themselves in other folders
     parameters = {name: value for name, value in item.callspec.params.items() if name != "kernel_set"}  # type: ignore[attr-defined]
     return f"{item.originalname}{sorted(map(str, parameters.values()))}"  # type: ignore[attr-defined]
 
@@ -117,44 +116,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         yield
 
 
-def _data_root() -> Path | None:
-    named = os.environ.get("MEDLOSS_DATA")
-    candidates = [Path(named)] if named else [Path(__file__).resolve().parents[2] / "shared" / "data"]
-    return next((path for path in candidates if path.is_dir()), None)
-
-
-@pytest.fixture(scope="session")
-def data_root() -> Path:
-    """The folder with the real data sets; without it the test is skipped."""
-    root = _data_root()
-    if root is None:
-        pytest.skip("real data not found: set MEDLOSS_DATA to the folder that holds Task04_Hippocampus")
-    return root
-
-
-@pytest.fixture(scope="session")
-def hippocampus_root(data_root: Path) -> Path:
-    """The folder of the Medical Segmentation Decathlon's Task 04 (imagesTr, labelsTr)."""
-    folder = data_root if (data_root / "imagesTr").is_dir() else data_root / "Task04_Hippocampus"
-    if not folder.is_dir():
-        pytest.skip(f"no Task04_Hippocampus in {data_root}")
-    return folder
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     # The tests run in parallel processes: threads of their own would fight over the cores.
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh SQLite store of MLflow's, to be copied: making one takes seconds."""
-    from pipelines.comparison.tracking import local_uri, quiet_mlflow
-
-    quiet_mlflow()
-    import mlflow
-
-    folder = tmp_path_factory.mktemp("store")
-    mlflow.MlflowClient(tracking_uri=local_uri(folder)).search_experiments()
-    return folder / "mlflow.db"

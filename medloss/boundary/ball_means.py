@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medloss.boundary.balls import ball, reach
 from medloss.boundary.per_map import differentiable, new_results, wants_gradient
-from medloss.kernels import choice
+from medloss.kernels import dispatch
 
 
 def deep_errors(
@@ -35,7 +35,7 @@ def _operator(
 ) -> tuple[Tensor, Tensor]:
     sums, slopes = new_results(p, gradient)
     function: Callable[..., Tensor | float] = _deep_errors
-    if choice.choose(p.device.type, p.dtype) == "numba":
+    if dispatch.choose(p.device.type, p.dtype) == "numba":
         from medloss.kernels.numba import balls
 
         if balls.supports(radii, spacing):

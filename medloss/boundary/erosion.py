@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medloss.boundary.per_map import differentiable, new_results, wants_gradient
-from medloss.kernels import choice
+from medloss.kernels import dispatch
 
 
 def eroded_sums(
@@ -46,7 +46,7 @@ def _operator(
 ) -> tuple[Tensor, Tensor]:
     sums, slopes = new_results(p, gradient)
     dims = p.ndim - 2
-    compiled = not renormalize and choice.choose(p.device.type, p.dtype) == "numba"
+    compiled = not renormalize and dispatch.choose(p.device.type, p.dtype) == "numba"
     for b in range(p.shape[0]):
         item = (None if mask is None else mask[b, 0], strides[b * dims : (b + 1) * dims], weights)
         for c in range(p.shape[1]):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from medloss.errors import InputError
-from medloss.kernels import choice
+from medloss.kernels import dispatch
 from medloss.spacing import Spacing, is_meta_tensor, resolve_spacing
 
 
@@ -137,7 +137,7 @@ def _(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
 def _kernels(device: str) -> tuple[str, str | None]:
     """The module that transforms masks on a device, and where it wants them: None for where they are."""
     try:
-        chosen = choice.in_use(device)
+        chosen = dispatch.in_use(device)
     except InputError:
         # The set that was asked for is for the losses' device; a data set's transform may be on another.
         chosen = "eager"

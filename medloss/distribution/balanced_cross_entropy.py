@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from medloss.distributed import sum_over_ranks
 from medloss.entry import register
-from medloss.ranks import sum_over_ranks
 from medloss.voxel_sums import VoxelSums
 from medloss.voxelwise import VoxelwiseLoss
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from medloss.base import CommonArguments
 from medloss.entry import register
 from medloss.errors import InputError
-from medloss.kernels.terms import Row
+from medloss.kernels.sum_spec import Row
 from medloss.voxel_sums import VoxelSums
 from medloss.voxelwise import VoxelwiseLoss
 

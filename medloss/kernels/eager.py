@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from medloss.kernels.block import Block
-from medloss.kernels.terms import ROWS, Row, VoxelTerms, sum_type
+from medloss.kernels.eager_blocks import Block
+from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 # Voxels a block on a CPU: torch's threads wait for each other at every operation, so that smaller ones cost more time
 # than the cache saves, and larger ones more memory. A GPU wants so many numbers at once.

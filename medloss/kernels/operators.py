@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from medloss.errors import InputError
-from medloss.kernels import choice
-from medloss.kernels.terms import ROWS, Row, VoxelTerms, sum_type
+from medloss.kernels import dispatch
+from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 
 def voxel_sums(
@@ -27,7 +27,7 @@ def voxel_sums(
         voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; it multiplies errors and entropies.
     """
     result: Tensor = _sums(
-        logits, target, mask, voxel_weight, *_flat(terms), choice.choose(logits.device.type, logits.dtype)
+        logits, target, mask, voxel_weight, *_flat(terms), dispatch.choose(logits.device.type, logits.dtype)
     )
     return result
 
@@ -49,7 +49,7 @@ def entropy_map(
         `[B, 1, *spatial]` for a softmax, else `[B, C - first, *spatial]`.
     """
     result: Tensor = _map(
-        logits, target, mask, positive, negative, *_flat(terms), choice.choose(logits.device.type, logits.dtype)
+        logits, target, mask, positive, negative, *_flat(terms), dispatch.choose(logits.device.type, logits.dtype)
     )
     return result
 
@@ -75,7 +75,7 @@ def _sums(
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
     flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
-    result: Tensor = choice.module(kernels).voxel_sums(terms, *flat)
+    result: Tensor = dispatch.module(kernels).voxel_sums(terms, *flat)
     return result
 
 
@@ -97,7 +97,7 @@ def _sums_backward(
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
     flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
-    result: Tensor = choice.module(kernels).voxel_sums_backward(terms, *flat, slopes.contiguous())
+    result: Tensor = dispatch.module(kernels).voxel_sums_backward(terms, *flat, slopes.contiguous())
     return result.view(logits.shape)
 
 
@@ -119,7 +119,7 @@ def _map(
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
     flat = (_lines(logits), _lines(target), _line(mask))
-    values: Tensor = choice.module(kernels).entropy_map(terms, *flat, positive.contiguous(), negative.contiguous())
+    values: Tensor = dispatch.module(kernels).entropy_map(terms, *flat, positive.contiguous(), negative.contiguous())
     return values.view(logits.shape[0], -1, *logits.shape[2:])
 
 

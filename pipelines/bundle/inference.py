@@ -11,18 +11,15 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
-from pipelines.cases.preprocessing import Preprocessing
-from pipelines.dataset.manifest import load_manifest
-from pipelines.dataset.nifti import BadFileError, read_file, squeezed
-from pipelines.errors import UserError
-from pipelines.evaluation.reference_labels import listed
-from pipelines.prediction.files import write_labels
-from pipelines.prediction.model import Model, load_model
-from pipelines.prediction.sources import Source, image_sources, refuse_collisions
-from pipelines.prediction.windows import label_map
+from pipelines.data.manifest import load_manifest
+from pipelines.data.nifti import BadFileError, read_file, squeezed, write_labels
+from pipelines.evaluation.references import listed
+from pipelines.inference.predict import Source, image_sources, refuse_collisions
+from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.networks import create_network
-from pipelines.training.recipes import recipe_settings
-from pipelines.training.run_config import RunConfig
+from pipelines.training.run_config import RunConfig, recipe_settings
+from pipelines.training.saved_model import Model, label_map, load_model
+from pipelines.utils import UserError
 
 _FILE = "file"
 

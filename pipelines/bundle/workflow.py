@@ -12,24 +12,22 @@ import torch
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from medloss.errors import InputError
-from pipelines.dataset.manifest import load_manifest
-from pipelines.dataset.precheck import refuse_bad_data
-from pipelines.errors import TrainingError, UserError, let_the_first_rank_tell
-from pipelines.evaluation.metrics import mean_metrics
-from pipelines.evaluation.registry import METRICS
-from pipelines.files import write_json
-from pipelines.locks import held_lock
-from pipelines.prediction.model import Model
+from pipelines.data.checks import refuse_bad_data
+from pipelines.data.manifest import load_manifest
+from pipelines.evaluation.evaluate import mean_metrics
+from pipelines.evaluation.metrics import METRICS
+from pipelines.training.auto_config import refuse_misfit
 from pipelines.training.checkpoint import has_checkpoint
-from pipelines.training.optimization import chosen_device
-from pipelines.training.parts import Training
-from pipelines.training.planning import refuse_misfit
-from pipelines.training.progress import print_epoch
-from pipelines.training.ranks import rank, ranks, wait_for_all
-from pipelines.training.recipes import recipe_settings
-from pipelines.training.run import train_run
-from pipelines.training.run_config import RunConfig, checked_config
+from pipelines.training.components import Training
+from pipelines.training.distributed import rank, ranks, wait_for_all
+from pipelines.training.run import print_epoch, train_run
+from pipelines.training.run_config import RunConfig, checked_config, recipe_settings
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.saved_model import Model
+from pipelines.utils import TrainingError, UserError, let_the_first_rank_tell
+from pipelines.utils.files import write_json
+from pipelines.utils.locks import held_lock
+from pipelines.utils.machine import chosen_device
 
 
 def one_line_errors() -> None:

@@ -7,30 +7,61 @@ from pathlib import Path
 
 import click
 
-from pipelines.comparison.best import best_mean, best_run
-from pipelines.comparison.executors import Handover
-from pipelines.comparison.plan import Plan, adopt_plan, read_plan, refuse_foreign, run_folder
-from pipelines.comparison.planning.rungs import begun_rungs
-from pipelines.comparison.planning.screening import screen, train_rung
-from pipelines.comparison.planning.told import screening_notes
-from pipelines.comparison.planning.tuning import tune
-from pipelines.comparison.state import RunState, run_states
-from pipelines.comparison.stood_still import stood_still_notes
-from pipelines.comparison.table import Table, comparison_table, formatted_rows, write_table
-from pipelines.comparison.tracking import (
-    Findings,
-    Mirror,
-    checked_model_name,
-    checked_tracking_uri,
-    local_uri,
-    mirroring,
+from pipelines.comparison.executors.base import Handover
+from pipelines.comparison.remaining_runs import prepare_cases, train_left
+from pipelines.comparison.rounds import begun_rungs
+from pipelines.comparison.screening import screen, train_rung, tune
+from pipelines.data.checks import refuse_bad_data
+from pipelines.evaluation.metrics import METRICS
+from pipelines.runs.comparison_folder import (
+    RunState,
+    adopt_plan,
+    read_plan,
+    refuse_foreign,
+    run_folder,
+    run_states,
+    stood_still_notes,
 )
-from pipelines.comparison.training import prepare_cases, train_left
-from pipelines.dataset.precheck import refuse_bad_data
-from pipelines.errors import UserError
-from pipelines.locks import held_lock
-from pipelines.tables import Column, numbers, print_table
+from pipelines.runs.plan import Plan, PlannedRun
+from pipelines.runs.summary import Table, comparison_table, formatted_rows, screening_notes, write_table
+from pipelines.tracking.findings import Findings
+from pipelines.tracking.mirror import Mirror, mirroring
+from pipelines.tracking.store import checked_model_name, checked_tracking_uri, local_uri
 from pipelines.training.run_config import RunConfig
+from pipelines.utils import UserError
+from pipelines.utils.locks import held_lock
+from pipelines.utils.tables import Column, numbers, print_table
+
+# Which of a comparison's networks is the one to use.
+
+
+def best_mean(plan: Plan, table: Table) -> tuple[str, float] | None:
+    """The loss with the best mean of the primary measure, and that mean; None when no run has finished.
+
+    A loss of which a run failed has its mean over easier cases, perhaps: it is the best only where all are such.
+    """
+    finished = table.rows.dropna(subset=[plan.metric])
+    whole = finished[~finished["loss"].isin(table.partial)]
+    finished = whole if len(whole) else finished
+    if not len(finished):
+        return None
+    row = finished.iloc[int((METRICS[plan.metric].sign * finished[plan.metric]).argmax())]
+    return str(row["loss"]), float(row[plan.metric])
+
+
+def best_run(folder: Path, plan: Plan, table: Table) -> PlannedRun | None:
+    """The best run, by the primary measure, of the loss with the best mean; None when none has finished."""
+    best = best_mean(plan, table)
+    if best is None:
+        return None
+    scores: dict[str, float] = {}
+    runs = [run for run in plan.runs if run.config.loss == best[0]]
+    for run in runs:
+        result = run_folder(folder, run).result
+        # A measure that no case has (a distance, where all are empty) is null there.
+        if result is not None and result["state"] == "done" and result["metrics"].get(plan.metric) is not None:
+            scores[run.id] = METRICS[plan.metric].sign * result["metrics"][plan.metric]
+    return max((run for run in runs if run.id in scores), key=lambda run: scores[run.id], default=None)
 
 
 def compare_losses(
@@ -202,8 +233,10 @@ def _report(folder: Path, states: list[RunState]) -> list[str]:
     """Write the report, once two losses have finished; returns its verdict and where it lies, for people."""
     if len({state.run.config.loss for state in states if state.state == "done"}) < 2:
         return []
-    from pipelines.comparison.report import claimed, from_folder, write_report
-    from pipelines.comparison.statistics import gap_notes
+    from pipelines.report import claimed
+    from pipelines.report.collect import from_folder
+    from pipelines.report.write import write_report
+    from pipelines.statistics.verdict_text import gap_notes
 
     try:
         with claimed(folder / "report"):

@@ -10,15 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.comparison.plan import PlannedRun, cache_folder, require_plan, run_folder
-from pipelines.comparison.system import sampled
-from pipelines.errors import DiskFullError, TrainingError, UserError
-from pipelines.files import naming_a_full_disk, read_json, write_json
-from pipelines.imports import without_mlflow
-from pipelines.locks import end_if_lost, held_lock
+from pipelines.runs.comparison_folder import attempts, cache_folder, require_plan, run_folder
+from pipelines.runs.plan import PlannedRun
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
-from pipelines.trust import refuse_foreign_losses
+from pipelines.utils import DiskFullError, TrainingError, UserError
+from pipelines.utils.files import naming_a_full_disk, write_json
+from pipelines.utils.locks import end_if_lost, held_lock
+from pipelines.utils.machine import sampled, without_mlflow
+from pipelines.utils.security import refuse_foreign_losses
 
 #: Signals that end a worker, not its run: it goes on at its last checkpoint.
 ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -52,7 +52,7 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
                 "pass --trust if you know it"
             )
     if (first := plan.runs[0].config).nnunet is not None:
-        from pipelines.nnunet.prepared import find_prepared
+        from pipelines.nnunet.datasets import find_prepared
 
         find_prepared(first, cache_folder(folder, first))  # else each run would fail by itself
     if index is not None and not 0 <= index < len(plan.runs):
@@ -111,12 +111,6 @@ def end_at_once(code: int = 0) -> None:
         with suppress(OSError):
             stream.flush()
     os._exit(code)
-
-
-def attempts(folder: Path, run: PlannedRun) -> int:
-    """How often a run was begun."""
-    content = read_json(run_folder(folder, run).path / "attempts.json")
-    return 0 if content is None else int(content["attempts"])
 
 
 def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[str], None] | None) -> None:

@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
-from pipelines.files import sha256, write_atomically, write_text
+from pipelines.utils import UserError
+from pipelines.utils.files import sha256, write_atomically, write_text
 
 NAME = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"

@@ -1,24 +1,162 @@
-"""MONAI's Ignite engines, with what they lack: spacing for loss and metrics, precision on any device."""
+"""The training step, and MONAI's Ignite engines around it: spacing for loss and metrics, any precision."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from ignite.engine import Events
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import medloss
 from medloss.errors import InputError
-from pipelines.errors import TrainingError
-from pipelines.evaluation.metrics import case_metrics
-from pipelines.machine import lacks_memory
-from pipelines.prediction.windows import AutocastInferer, WindowInferer, label_map
-from pipelines.prediction.windows import channels_last as channels_last
-from pipelines.training.step import TrainingStep
+from pipelines.evaluation.evaluate import case_metrics
+from pipelines.training.distributed import mean_over_ranks, texts_over_ranks
+from pipelines.training.saved_model import AutocastInferer, WindowInferer, label_map
+from pipelines.training.saved_model import channels_last as channels_last
+from pipelines.utils import TrainingError
+from pipelines.utils.machine import lacks_memory
+
+# How far an optimizer's step moves the weights: no loss should be judged by an optimizer that stood still.
+
+
+class StepSize:
+    r"""The ratio of a step's update to the weights: $\|w' - (1 - \eta \lambda) w\| / \|w\|$.
+
+    w, w': the weights before and after the step; eta: the learning rate; lambda: the decoupled weight decay, which
+    AdamW applies whatever the gradient is, and which is therefore no part of the update here (0 for SGD, whose decay is
+    a part of the gradient). Norms are over all parameters that are trained. Three passes over the weights, and a copy
+    of them while the step is made.
+
+    Args:
+        optimizer: at its next step; `ratio` is to be called after that.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.kept: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        for group in optimizer.param_groups:
+            weights = [w.detach() for w in group["params"] if w.grad is not None]
+            if weights:
+                decay = group["lr"] * group["weight_decay"] if isinstance(optimizer, torch.optim.AdamW) else 0.0
+                self.kept += torch._foreach_mul(weights, 1 - float(decay))
+                self.weights += weights
+        self.size = nn.utils.get_total_norm(self.weights)
+
+    def ratio(self) -> Tensor:
+        """The ratio of the step that was made meanwhile; a number on the weights' device."""
+        torch._foreach_sub_(self.kept, self.weights)
+        return nn.utils.get_total_norm(self.kept) / self.size
+
+
+# One step of training: forward, loss, backward, and what may stand between that and the optimizer.
+
+#: In the engine's output, of a batch that ends with a step: the gradient's norm, before it is clipped, and the ratio of
+#: the update to the weights.
+GRAD_NORM, UPDATE_RATIO = "grad_norm", "update_ratio"
+#: A scale below which float16's loss scaling has given up: every step before was skipped.
+_LEAST_SCALE = 2.0**-10
+
+
+class TrainingStep:
+    """What MONAI's trainer does for a batch, on any device: its own knows mixed precision on CUDA alone.
+
+    A loss, or a gradient, that is not finite stops the run before the optimizer's step. With float16, whose scaled
+    gradients overflow now and then, such steps are left out, and the scale is lowered.
+
+    Args:
+        network: whose gradients are looked at.
+        accumulate: batches whose gradients make one step.
+        clip: largest norm of a step's gradient; None: any.
+        scaler: of float16; None otherwise.
+        stepped: called after each of the optimizer's steps.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        accumulate: int = 1,
+        clip: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        stepped: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.network = network
+        self.accumulate = accumulate
+        self.clip = clip
+        self.scaler = scaler
+        self.stepped = stepped
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+        """Train on a batch; the engine's output."""
+        inputs, targets = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+        output: dict[str, Any] = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
+        engine.state.output = output
+        number, length = (engine.state.iteration - 1) % engine.state.epoch_length, engine.state.epoch_length
+        # The last batches of an epoch make a step of their own, by as many as they are.
+        group = min(self.accumulate, length - number // self.accumulate * self.accumulate)
+        engine.network.train()
+        if number % self.accumulate == 0:
+            engine.optimizer.zero_grad(set_to_none=True)
+        output[CommonKeys.PRED] = engine.inferer(inputs, engine.network)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        loss = output[CommonKeys.LOSS] = engine.loss_function(output[CommonKeys.PRED], targets).mean()
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        # Over all processes: were one to stop alone, the others would wait for its gradients.
+        told = mean_over_ranks(loss.detach())
+        if not math.isfinite(value := told.item()):
+            raise _not_finite(engine, "loss", value)
+        scaled = loss / group
+        (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+        output[CommonKeys.LOSS] = told
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if number % self.accumulate == group - 1:
+            self._step(engine)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _step(self, engine: SupervisedTrainer) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(engine.optimizer)
+        # A finite loss can have such a gradient, as a root's at 0; its step would ruin every weight in silence.
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.scaler is None and not math.isfinite(float(norm)):
+            raise _not_finite(engine, "gradient", float(norm))
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.clip, norm)
+        size = StepSize(engine.optimizer)
+        if self.scaler is None:
+            engine.optimizer.step()
+        else:
+            self.scaler.step(engine.optimizer)
+            self.scaler.update()
+            if self.scaler.get_scale() < _LEAST_SCALE:
+                raise _not_finite(engine, "gradient", float(norm))
+        engine.state.output |= {GRAD_NORM: norm, UPDATE_RATIO: size.ratio()}
+        self.stepped()
+
+
+def _not_finite(engine: SupervisedTrainer, what: str, value: float) -> TrainingError:
+    """Says so; to be called in all processes, since each has its part of the batch."""
+    cases: list[str] = engine.state.batch["case"]
+    logits = engine.state.output[CommonKeys.PRED]
+    finest: Tensor = logits if isinstance(logits, Tensor) else logits[0]
+    finite = finest.isfinite().flatten(1).all(1).tolist()
+    guilty = texts_over_ranks([case for case, fine in zip(cases, finite, strict=True) if not fine])
+    guilty = guilty or texts_over_ranks(cases)
+    named = f"the case {guilty[0]}" if len(guilty) == 1 else f"the cases {', '.join(guilty)}"
+    return TrainingError(
+        f"the {what} is {value} in epoch {engine.state.epoch}, on {named}; "
+        "nothing was learned from that: lower the learning rate, or look at what is named"
+    )
+
+
+# MONAI's Ignite engines, with what they lack: spacing for loss and metrics, precision on any device.
 
 # Ignite logs each exception that it lets through, twice; whoever catches it tells it, once.
 logging.getLogger("ignite.engine").addHandler(logging.NullHandler())

@@ -1,34 +1,83 @@
-"""One run: train a network with a loss, validate it, and leave a folder that says all about it."""
+"""One run: train a network with a loss, validate it, report progress, and leave a folder that documents it."""
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import nibabel as nib
 import numpy as np
-from ignite.engine import Events
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.utils import CommonKeys
 from torch import Tensor
 
-from pipelines.dataset.manifest import Case
-from pipelines.errors import TrainingError, UserError
-from pipelines.evaluation.metrics import mean_metrics, nanmean
-from pipelines.evaluation.registry import METRICS
-from pipelines.files import is_disk_full
-from pipelines.machine import lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
-from pipelines.prediction.files import write_labels
-from pipelines.prediction.model import NAME, save_model
+from pipelines.data.manifest import Case
+from pipelines.data.nifti import write_labels
+from pipelines.evaluation.evaluate import mean_metrics, nanmean
+from pipelines.evaluation.metrics import METRICS
 from pipelines.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from pipelines.training.parts import Training
-from pipelines.training.progress import Progress
-from pipelines.training.ranks import most_over_ranks, rank
+from pipelines.training.components import Training
+from pipelines.training.distributed import most_over_ranks, rank
+from pipelines.training.engines import GRAD_NORM, UPDATE_RATIO
 from pipelines.training.run_config import INCIDENTAL, RunConfig
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.step import GRAD_NORM, UPDATE_RATIO
+from pipelines.training.saved_model import NAME, save_model
+from pipelines.utils import TrainingError, UserError
+from pipelines.utils.files import is_disk_full
+from pipelines.utils.machine import lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
+from pipelines.utils.text import duration
+
+# How far a run is: what it tells after each epoch, and how that is shown.
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is after an epoch, for whoever watches.
+
+    Attributes:
+        epoch: epochs that are over.
+        epochs: of how many.
+        train_loss: mean over the epoch's batches.
+        val_dice: mean over the validation cases; None without a validation.
+        epoch_s: seconds that the epoch trained, validation apart.
+        seconds_left: expected, with validation.
+    """
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    val_dice: float | None
+    epoch_s: float
+    seconds_left: float
+
+
+def print_epoch(progress: Progress) -> None:
+    """Print one line an epoch."""
+    dice = "" if progress.val_dice is None or math.isnan(progress.val_dice) else f", val dice {progress.val_dice:.4f}"
+    click.echo(
+        f"epoch {progress.epoch}/{progress.epochs}: train loss {progress.train_loss:.4f}{dice}, "
+        f"{progress.epoch_s:.1f} s, about {duration(progress.seconds_left)} left"
+    )
+
+
+def attach_bars(trainer: Engine, evaluator: Engine) -> None:
+    """Show on a terminal, and there alone, how far the epoch's batches and the validation's cases are."""
+    if not sys.stderr.isatty():
+        return
+    bar_format = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+    loss = {"output_transform": lambda output: {"loss": f"{output['loss'].item():.4f}"}}
+    for engine, name, shown in ((trainer, "epoch", loss), (evaluator, "validation", {})):
+        ProgressBar(persist=False, bar_format=bar_format, desc=name).attach(engine, **shown)
+
+
+# One run: train a network with a loss, validate it, and leave a folder that says all about it.
 
 #: Of the checkpoint's content.
 _FORMAT = 2

@@ -1,14 +1,19 @@
-"""`RunConfig`: everything that decides the result of one training."""
+"""`RunConfig`: everything that decides the result of one run; and recipes, settings that go together."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import UserError
-from pipelines.nnunet.folders import Configuration
+from pipelines.data import Configuration
+from pipelines.preprocessing import Augmentation, Clip, Share
+from pipelines.utils import UserError
+from pipelines.utils.files import resource_folder
+from pipelines.utils.security import parse_yaml, refuse_code
+
+# `RunConfig`: everything that decides the result of one training.
 
 Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Axes = tuple[Positive, ...]
 
@@ -26,61 +31,6 @@ _NNUNET_TOLD = {"batch_size", "patch_size", "spacing"}
 #: What may change while a run goes on, or between runs that are compared: it decides nothing of the result. Of the
 #: manifest that is where it lies: checkpoints and plans keep the checksum of its content.
 INCIDENTAL = {"manifest", "threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions"}
-
-
-class Clip(BaseModel):
-    """Intensities of a scale that means something, such as Hounsfield units, over all training cases' foreground.
-
-    Attributes:
-        low: 0.5th percentile; what is below becomes it.
-        high: 99.5th percentile.
-        mean: of the clipped values, then subtracted.
-        std: of the clipped values, by which is divided then.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    low: float
-    high: float
-    mean: float
-    std: float
-
-
-class Augmentation(BaseModel):
-    """How patches are varied; each kind in a share of the patches, independently.
-
-    Attributes:
-        rotation: largest angle about each axis, degrees; in mm, and where slices are three times as thick as pixels
-            within the slices alone.
-        scaling: least and largest factor of size.
-        spatial_share: of the patches rotated, and of those scaled.
-        brightness: largest part of the intensity that is added or taken, and largest shift, in standard deviations.
-        brightness_share: of the patches.
-        noise: standard deviation of Gaussian noise, at most; of intensities that have one of 1.
-        noise_share: of the patches.
-        blur: standard deviation of a Gaussian, voxels: least and largest.
-        blur_share: of the patches.
-        gamma: exponent of the intensities between their least and largest: least and largest.
-        gamma_share: of the patches.
-        low_resolution: least factor by which a patch is sampled down, and up again.
-        low_resolution_share: of the patches.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rotation: float = Field(default=0, ge=0, le=180)
-    scaling: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
-    spatial_share: Share = 0.0
-    brightness: float = Field(default=0.1, ge=0, lt=1)
-    brightness_share: Share = 0.5
-    noise: float = Field(default=0.1, ge=0)
-    noise_share: Share = 0.0
-    blur: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 1.0)
-    blur_share: Share = 0.0
-    gamma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.7, 1.5)
-    gamma_share: Share = 0.0
-    low_resolution: float = Field(default=0.5, gt=0, le=1)
-    low_resolution_share: Share = 0.0
 
 
 class NnunetSettings(BaseModel):
@@ -102,7 +52,7 @@ class NnunetSettings(BaseModel):
 class RunConfig(BaseModel):
     """One training: a loss, a network, a fold, a seed, and how it is trained.
 
-    What is None is planned from the data set's fingerprint (`planning.py`); the config that a run's folder keeps has
+    What is None is planned from the data set's fingerprint (`auto_config.py`); the config that a run's folder keeps has
     it filled in. The defaults are those of the recipe `quick`.
 
     Attributes:
@@ -202,7 +152,7 @@ class RunConfig(BaseModel):
     def trained_as(self) -> str:
         """What is trained in the loss's name, for people: `hausdorff_dt+dice, balanced`."""
         # Not before it is asked for: a worker that waits for work needs no torch.
-        from medloss.training import trained_as
+        from medloss.training_loss import trained_as
 
         return trained_as(self.loss, self.loss_schedule)
 
@@ -225,3 +175,39 @@ def checked_config(settings: dict[str, Any]) -> RunConfig:
     except ValidationError as error:
         told = [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
         raise UserError("; ".join(told)) from None
+
+
+# Recipes: settings of a training that go together, by name or in a file.
+
+#: A recipe holds for any data and any loss.
+_OF_THE_RUN = {"manifest", "data_root", "loss", "loss_arguments", "fold", "seed", "cache_dir"}
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name to file of the recipes that come along."""
+    return {path.stem: path for path in sorted((resource_folder("configs") / "recipes").glob("*.yaml"))}
+
+
+def recipe_settings(name_or_path: str) -> dict[str, Any]:
+    """A recipe's settings: fields of `RunConfig`.
+
+    Args:
+        name_or_path: `quick`, `full`, or a YAML file's path.
+
+    Raises:
+        UserError: there is none, or it is no mapping.
+    """
+    shipped = shipped_recipes()
+    path = shipped.get(name_or_path, Path(name_or_path))
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"recipe: got '{name_or_path}'; expected {', '.join(shipped)}, or a YAML file") from None
+    except ValueError as error:
+        raise UserError(f"recipe: {path} is {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"recipe: {path} has no settings; expected lines such as `epochs: 20`")
+    refuse_code(content, path)
+    if own := sorted(_OF_THE_RUN & content.keys()):
+        raise UserError(f"recipe: {path} sets {', '.join(own)}, which each run is told by itself; remove it")
+    return content

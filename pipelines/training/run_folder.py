@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
-from pipelines.evaluation.registry import METRICS
-from pipelines.files import read_json, write_json, write_text
+from pipelines.evaluation.metrics import METRICS
 from pipelines.training.run_config import RunConfig
+from pipelines.utils import UserError
+from pipelines.utils.files import read_json, write_json, write_text
 
 #: Of the epochs that nnU-Net trains, and of no others: over patches of the validation cases.
 _PSEUDO = "pseudo_dice"

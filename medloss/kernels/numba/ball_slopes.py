@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from medloss.kernels.numba.compilation import EXACT, compiled
-from medloss.kernels.numba.rows import add, add_pair, at, fill, put, row_sum
+from medloss.kernels.numba.vector_ops import add, add_pair, at, fill, put, row_sum
 
 #: Rows that a disc grows over at a time.
 STRIP = 16

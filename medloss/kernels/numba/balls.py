@@ -16,7 +16,7 @@ from torch import Tensor
 from medloss.boundary.balls import Discs, discs
 from medloss.kernels.numba.ball_slopes import STRIP, spread_slopes
 from medloss.kernels.numba.compilation import EXACT, compiled
-from medloss.kernels.numba.rows import (
+from medloss.kernels.numba.vector_ops import (
     add,
     add_four_pairs,
     add_pair,

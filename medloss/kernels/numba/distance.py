@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from medloss.kernels.numba.compilation import OPTIONS, compiled
-from medloss.kernels.numba.rows import share_out
+from medloss.kernels.numba.vector_ops import share_out
 
 LANES = 32
 #: Steps outwards between two looks at whether a row is done, and rows that repeat a tile's first and last one.

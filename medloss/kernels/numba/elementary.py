@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba.extending import intrinsic, overload
 
-from medloss.kernels.terms import LOWEST_LOG
+from medloss.kernels.sum_spec import LOWEST_LOG
 
 #: `contract` joins a product and a sum; nothing here may be regrouped, the rounding by a large number least of all.
 _OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}, "no_cpython_wrapper": True, "nogil": True}

@@ -1,4 +1,4 @@
-"""The cross entropies of `terms.py`, each a loop over one block's buffers.
+"""The cross entropies of `sum_spec.py`, each a loop over one block's buffers.
 
 What is common, the plain one and the focal one with gamma = 2, has loops of its own, which keep nothing in between.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from medloss.kernels.numba.compilation import EXACT, OPTIONS
 from medloss.kernels.numba.elementary import bounded_log, complement, exp, log
 from medloss.kernels.numba.terms import fill, multiply
-from medloss.kernels.terms import POWER_FLOOR
+from medloss.kernels.sum_spec import POWER_FLOOR
 
 #: `VoxelTerms.entropy` as numbers; `FOCAL_2` is the focal one with gamma = 2.
 ENTROPIES = {"": 0, "plain": 1, "focal": 2, "power": 3}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from medloss.kernels.numba.compilation import EXACT, OPTIONS, compiled
-from medloss.kernels.numba.rows import add, at, fill, put, share_out
+from medloss.kernels.numba.vector_ops import add, at, fill, put, share_out
 
 #: Planes that a thread draws at a time.
 _PLANES = 8

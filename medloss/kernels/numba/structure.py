@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medloss.kernels.numba.compilation import EXACT, compiled
-from medloss.kernels.numba.rows import at, fill, put, share_out
+from medloss.kernels.numba.vector_ops import at, fill, put, share_out
 
 #: Voxels that a thread draws at a time.
 _VOXELS = 1 << 16

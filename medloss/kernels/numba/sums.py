@@ -12,8 +12,8 @@ from torch import Tensor
 from medloss.kernels.numba.blocks import KINDS
 from medloss.kernels.numba.entropy import ENTROPIES, FOCAL_2, PLAIN
 from medloss.kernels.numba.passes import GIVEN, NARROW, SIGMOID, SOFTMAX, entropy_pass, gradient_pass, sums_pass
-from medloss.kernels.pool import POOL
-from medloss.kernels.terms import LOG_FLOOR, ROWS, VoxelTerms, sum_type
+from medloss.kernels.sum_spec import LOG_FLOOR, ROWS, VoxelTerms, sum_type
+from medloss.kernels.thread_pool import POOL
 
 Array: TypeAlias = npt.NDArray[Any]
 

@@ -1,4 +1,4 @@
-"""The formulas of `terms.py`, each a loop over one block's buffers.
+"""The formulas of `sum_spec.py`, each a loop over one block's buffers.
 
 A loop writes one or two buffers and reads a few, because LLVM must be able to check that they do not overlap.
 """
@@ -10,7 +10,7 @@ import numba
 from medloss.kernels.numba.blocks import keep_only, load_row
 from medloss.kernels.numba.compilation import OPTIONS
 from medloss.kernels.numba.elementary import bounded_log, exp, log, log1p_unit, log_complement
-from medloss.kernels.terms import LOG_FLOOR
+from medloss.kernels.sum_spec import LOG_FLOOR
 
 
 @numba.njit(**OPTIONS)

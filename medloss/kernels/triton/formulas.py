@@ -8,9 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
-from medloss.kernels.terms import LOG_FLOOR as _LOG_FLOOR
-from medloss.kernels.terms import LOWEST_LOG as _LOWEST_LOG
-from medloss.kernels.terms import POWER_FLOOR as _POWER_FLOOR
+from medloss.kernels.sum_spec import LOG_FLOOR as _LOG_FLOOR
+from medloss.kernels.sum_spec import LOWEST_LOG as _LOWEST_LOG
+from medloss.kernels.sum_spec import POWER_FLOOR as _POWER_FLOOR
 
 LOG_FLOOR = tl.constexpr(_LOG_FLOOR)
 POWER_FLOOR = tl.constexpr(_POWER_FLOOR)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from medloss.kernels.terms import Row
+from medloss.kernels.sum_spec import Row
 from medloss.kernels.triton.formulas import (
     entropy,
     independent,

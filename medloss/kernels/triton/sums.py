@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from medloss.kernels.terms import ROWS, VoxelTerms, sum_type
+from medloss.kernels.sum_spec import ROWS, VoxelTerms, sum_type
 from medloss.kernels.triton.passes import Plan, backward_pass, map_pass, sums_pass
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

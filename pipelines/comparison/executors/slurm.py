@@ -1,18 +1,245 @@
-"""SLURM: the runs as one array of jobs, each of which re-queues itself and goes on."""
+"""SLURM: the runs as one job array, what its queue reports, and what each job does."""
 
 import importlib.util
+import os
 import shutil
+import signal
+import subprocess
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipelines.comparison.executors.queue import note_submission, slurm_jobs
-from pipelines.comparison.executors.task import Task
-from pipelines.comparison.plan import Plan
-from pipelines.comparison.planning.lines import counted
-from pipelines.errors import UserError
+from pipelines.comparison.executors.local import MOST_DEATHS, cause_of_death, died_too_often, start_worker
+from pipelines.comparison.worker import ENDED_BY
+from pipelines.runs.comparison_folder import require_plan, run_folder
+from pipelines.runs.plan import Plan
+from pipelines.training.run_folder import RunFolder
+from pipelines.utils import DiskFullError, UserError
+from pipelines.utils.files import read_json, write_json
+from pipelines.utils.locks import is_held
+from pipelines.utils.text import counted
+
+# What was handed to SLURM, kept in the comparison's folder, and what SLURM says of it.
+
+_NAME = "slurm.json"
+#: States of jobs that are not over; of one that is being re-queued, too.
+_NOT_OVER = {
+    "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
+    "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", "COMPLETING",
+}  # fmt: skip
+_PATIENCE_S = 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run in SLURM.
+
+    Attributes:
+        name: as SLURM writes it: `17_3`.
+        state: SLURM's word; None where SLURM does not know the job any more.
+    """
+
+    name: str
+    state: str | None
+
+    @property
+    def queued(self) -> bool:
+        """Whether SLURM trains it, or will."""
+        return self.state in _NOT_OVER
+
+
+def note_submission(folder: Path, job: str, runs: list[str], array: bool) -> None:
+    """Keep which runs a job trains.
+
+    Args:
+        folder: the comparison's.
+        job: SLURM's number.
+        runs: their ids, by the array's index.
+        array: whether it is an array; a single run is none.
+    """
+    submissions = _submissions(folder)
+    submissions.append({"job": job, "runs": runs, "array": array, "submitted": round(time.time(), 3)})
+    write_json(folder / _NAME, {"submissions": submissions})
+
+
+def submitted_jobs(folder: Path) -> dict[str, str]:
+    """SLURM's name of the last job of each run that was handed to it, by the run's id; from the folder alone."""
+    latest: dict[str, str] = {}
+    for submission in _submissions(folder):
+        for index, run in enumerate(submission["runs"]):
+            latest[run] = f"{submission['job']}_{index}" if submission["array"] else submission["job"]
+    return latest
+
+
+def slurm_jobs(folder: Path, plan: Plan) -> dict[str, Job] | None:
+    """The last job of each run that was handed to SLURM, by the run's id; None where SLURM cannot be asked."""
+    known = {run.id for run in plan.runs}
+    latest = {run: job for run, job in submitted_jobs(folder).items() if run in known}
+    if not latest:
+        return {}
+    states = _asked(sorted({job.partition("_")[0] for job in latest.values()}, key=int))
+    return None if states is None else {run: Job(job, states.get(job)) for run, job in latest.items()}
+
+
+def _submissions(folder: Path) -> list[dict[str, Any]]:
+    content = read_json(folder / _NAME)
+    return [] if content is None else list(content["submissions"])
+
+
+def _asked(jobs: list[str]) -> dict[str, str] | None:
+    """The state of each job and array task that SLURM still knows; None if it cannot be asked."""
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", "--format=%F|%K|%T"]
+    shown = _run(command)
+    # Forgotten some minutes after its end, a job is unknown.
+    if shown is None or (shown.returncode != 0 and "Invalid job id" not in shown.stderr):
+        return None
+    states: dict[str, str] = {}
+    for line in shown.stdout.splitlines():
+        job, index, state = line.split("|", 2)
+        states[job if index == "N/A" else f"{job}_{index}"] = state
+    missing = [job for job in jobs if not any(name.partition("_")[0] == job for name in states)]
+    return states if not missing else _accounted(missing) | states
+
+
+def _accounted(jobs: list[str]) -> dict[str, str]:
+    """How jobs ended, where the cluster keeps accounts."""
+    if shutil.which("sacct") is None:
+        return {}
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
+    shown = _run([*command, f"--jobs={','.join(jobs)}"])
+    if shown is None or shown.returncode != 0:
+        return {}
+    lines = [line.partition("|") for line in shown.stdout.splitlines()]
+    return {job: state.split()[0] for job, _, state in lines if state.split()}  # CANCELLED comes with `by` whom
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+# What one job of SLURM does: it has a worker train one run, starts it again if it dies, and re-queues itself.
+
+#: A run of which so many jobs in a row are ended before one epoch is over gets nowhere.
+MOST_IN_VAIN = 3
+#: How workers end that the scheduler ended: then this process is ended, too, in a moment.
+_OF_THE_SCHEDULER = {code for number in ENDED_BY for code in (128 + number, -number)}
+_MOMENT_S = 100.0
+_POLL_S = 0.2
+#: Seconds in which the processes of an earlier job are gone.
+_GONE_S = 15.0
+
+
+class Task:
+    """Trains the run of a number; submitit pickles it, calls it in the job, and calls `checkpoint` before its end.
+
+    The training is a process of its own, so that one which dies, of a lack of memory above all, leaves word.
+
+    Args:
+        folder: the comparison's.
+        index: of the run in the plan.
+        in_vain: jobs before this one in a row that were ended before an epoch was over.
+    """
+
+    def __init__(self, folder: str, index: int, in_vain: int = 0) -> None:
+        self.folder = folder
+        self.index = index
+        self.in_vain = in_vain
+        self.epochs_before = 0
+        self.worker: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> str:
+        """Train until the run is finished, or another worker has it; says which."""
+        # In place of submitit's, which does nothing: it may be all that there is before the job is killed.
+        signal.signal(signal.SIGTERM, self._pass_on)
+        own = self._own()
+        self.epochs_before = len(own.epochs)
+        log = Path(self.folder) / "logs" / f"{own.path.name}.log"
+        threads = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or 1)
+        deaths = 0
+        while own.result is None:
+            self.worker = start_worker(log, Path(self.folder), threads, self.index)
+            # Not `wait`: it holds a lock for which the handlers of signals would wait for ever.
+            while (returncode := self.worker.poll()) is None:
+                time.sleep(_POLL_S)
+            if own.result is not None:
+                break
+            if returncode == DiskFullError.exit_code:
+                raise DiskFullError(self.folder)  # which ends the job: submitted again, the run resumes
+            if returncode == 0 and _stays_held(own):
+                return "left to another worker"
+            if returncode in _OF_THE_SCHEDULER:
+                time.sleep(_MOMENT_S)
+            elif returncode != 0:
+                deaths += 1
+                if deaths >= MOST_DEATHS:
+                    own.write_result({"state": "failed", "error": _told(returncode, log)})
+        return str((own.result or {})["state"])
+
+    def checkpoint(self) -> Any:
+        """Called by submitit when the job's time is nearly over, or it is preempted: what is to be done afterwards.
+
+        Returns:
+            The same again, and SLURM puts the job back into its queue; None, if nothing would come of it.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        # First: the worker lets its lock go in order, so that the next one need not wait for a sign of its machine.
+        self._end_worker()
+        own = self._own()
+        if own.result is not None:
+            return None
+        in_vain = self.in_vain + 1 if len(own.epochs) == self.epochs_before else 0
+        if in_vain >= MOST_IN_VAIN:
+            error = (
+                f"SLURM ended {in_vain} jobs in a row before an epoch was over, by time or for others: "
+                "raise --slurm-time, or name another partition"
+            )
+            own.write_result({"state": "failed", "error": error})
+            return None
+        return DelayedSubmission(Task(self.folder, self.index, in_vain))
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        if self.worker is not None and self.worker.poll() is None:
+            self.worker.send_signal(number)
+
+    def _own(self) -> RunFolder:
+        folder = Path(self.folder)
+        return run_folder(folder, require_plan(folder).runs[self.index])
+
+    def _end_worker(self) -> None:
+        for end in (signal.SIGTERM, signal.SIGKILL):
+            if self.worker is None or self.worker.poll() is not None:
+                return
+            self.worker.send_signal(end)
+            with suppress(subprocess.TimeoutExpired):
+                self.worker.wait(timeout=10)
+
+
+def _stays_held(own: RunFolder) -> bool:
+    """Whether another worker has the run, and not just a process of an earlier job that is about to end."""
+    deadline = time.monotonic() + _GONE_S
+    while is_held(own.path / "lock"):
+        if own.result is not None or time.monotonic() > deadline:
+            return True
+        time.sleep(1)
+    return False
+
+
+def _told(returncode: int, log: Path) -> str:
+    advice = f"see {log}"
+    if returncode == -signal.SIGKILL:
+        advice = "often a lack of memory: raise --slurm-mem, or lower --batch-size or --patch"
+    return died_too_often(cause_of_death(returncode), advice)
+
+
+# SLURM: the runs as one array of jobs, each of which re-queues itself and goes on.
 
 #: Every job goes on so often after its time was over; one that gets nowhere stops by itself.
 _MOST_RESTARTS = 1000

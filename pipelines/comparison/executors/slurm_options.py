@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from pipelines.comparison.executors import ExecutorOption, Handover, register
-from pipelines.errors import UserError
+from pipelines.comparison.executors.base import ExecutorOption, Handover, register
+from pipelines.utils import UserError
 
 _OPTIONS = (
     ExecutorOption("--slurm-partition", "Default: the cluster's, as for the following.", "NAME"),

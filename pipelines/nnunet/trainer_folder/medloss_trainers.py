@@ -4,7 +4,7 @@ nnU-Net drops it again after a search; the classes belong to `pipelines.nnunet.t
 """
 
 from pipelines.nnunet import trainers
-from pipelines.nnunet.names import PREFIX
+from pipelines.nnunet.losses import PREFIX
 
 globals().update({name: made for name, made in vars(trainers).items() if name.startswith(PREFIX)})
 

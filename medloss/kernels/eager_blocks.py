@@ -1,0 +1,211 @@
+"""A block of voxels in plain torch: the sums' formulas, and their slopes."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medloss.kernels.sum_spec import LOG_FLOOR, LOWEST_LOG, POWER_FLOOR, Row, VoxelTerms
+
+
+@dataclass
+class Block:
+    """The voxels of a slice of one item: what the formulas read."""
+
+    terms: VoxelTerms
+    logits: Tensor  # [C, n], 0 where masked
+    all_targets: Tensor  # [C, n], 0 where masked
+    mask: Tensor | None  # [n]
+    weight: Tensor | None  # [1 or C', n], 0 where masked
+
+    @cached_property
+    def all_l(self) -> Tensor:
+        """ln p of a softmax."""
+        return _finite(torch.log_softmax(self.logits, 0))
+
+    @cached_property
+    def all_p(self) -> Tensor:
+        """p of all classes."""
+        if self.terms.mode == "softmax":
+            return self.all_l.exp() if self.terms.entropy else torch.softmax(self.logits, 0)
+        return torch.sigmoid(self.logits) if self.terms.mode == "sigmoid" else self.logits
+
+    @property
+    def p(self) -> Tensor:
+        """p of the classes that count."""
+        return self.all_p[self.terms.first :]
+
+    @property
+    def target(self) -> Tensor:
+        """y of the classes that count."""
+        return self.all_targets[self.terms.first :]
+
+    @property
+    def log_p(self) -> Tensor:
+        """ln p."""
+        if self.terms.mode == "softmax":
+            return self.all_l[self.terms.first :]
+        if self.terms.mode == "sigmoid":
+            return _finite(F.logsigmoid(self.logits[self.terms.first :]))
+        return _clamped_log(self.p)
+
+    @property
+    def log_miss(self) -> Tensor:
+        """ln(1 - p)."""
+        if self.terms.mode == "softmax":
+            return self.log_p  # not read: 1 - p of a softmax comes from ln p
+        if self.terms.mode == "sigmoid":
+            return _finite(F.logsigmoid(-self.logits[self.terms.first :]))
+        return _clamped_log(1 - self.p)
+
+    def add_sums(self, rows: Tensor) -> None:
+        """Add this block to `[ROWS, C']`."""
+        terms, y, v = self.terms, self.target, self.weight
+        if terms.overlap:
+            rows[Row.TP] += _dot(self.p, y)
+            rows[Row.PREDICTION] += self.counted(self.p).sum(1)
+        if terms.squares:
+            p = self.counted(self.p)
+            rows[Row.SQUARED_PREDICTION] += _dot(p, p)
+            rows[Row.SQUARED_TARGET] += _dot(y, y)
+        if terms.errors:
+            error = self.counted(y - self.p).square_()
+            if v is not None:
+                error.mul_(v)
+            rows[Row.ERROR_INSIDE] += _dot(error, y)
+            rows[Row.ERROR_OUTSIDE] += _dot(error, 1 - y)
+        if terms.entropy:
+            rows[Row.POSITIVE] += _dot(self.entropy(self.log_p, self.log_miss), y if v is None else y * v)
+            if terms.mode != "softmax":
+                no = self.counted(1 - y)
+                rows[Row.NEGATIVE] += _dot(self.entropy(self.log_miss, self.log_p), no if v is None else no * v)
+
+    def gradient(self, rows: Tensor) -> Tensor:
+        """dL/dz `[C, n]`, from the slopes `[ROWS, C', 1]`."""
+        first = self.terms.first
+        along_p = self.slope_along_p(rows)
+        if self.terms.mode == "softmax":
+            slope = self.softmax_entropy_slope(rows)
+            if along_p is not None:
+                slope = along_p.mul_(self.p) if slope is None else slope.addcmul_(along_p, self.p)
+            assert slope is not None
+            result = torch.mul(self.all_p, slope.sum(0, keepdim=True).neg_())
+            result[first:] += slope
+        else:
+            result = torch.zeros_like(self.logits)
+            result[first:] = self.independent_slope(rows, along_p)
+        return self.counted(result)
+
+    def counted(self, values: Tensor) -> Tensor:
+        """`values` with 0 where masked."""
+        return values if self.mask is None else torch.where(self.mask, values, 0.0)
+
+    def entropy(self, log_p: Tensor, log_miss: Tensor) -> Tensor:
+        """h(log_p, log_miss), a new tensor."""
+        gamma = self.terms.gamma
+        if self.terms.entropy == "power":
+            return log_p.neg().clamp_(min=POWER_FLOOR).pow_(gamma)
+        if self.terms.entropy == "plain" or gamma == 0:
+            return log_p.neg()
+        return (
+            (self._miss_power(log_p, gamma) if self.terms.mode == "softmax" else (gamma * log_miss).exp_())
+            .mul_(log_p)
+            .neg_()
+        )
+
+    def _miss_power(self, log_p: Tensor, gamma: float) -> Tensor:
+        """(1 - p)^gamma from ln p, as exact near p = 1 as near p = 0."""
+        miss = torch.expm1(log_p).neg_()
+        if gamma < 1:
+            miss.clamp_(min=torch.finfo(miss.dtype).tiny)  # an infinite slope at p = 1, times 0, is NaN
+        return miss if gamma == 1 else miss.square_() if gamma == 2 else miss.pow_(gamma)
+
+    def slope_along_p(self, rows: Tensor) -> Tensor | None:
+        """dL/dp of the overlap's sums, a new tensor; None where none is asked for."""
+        y, p = self.target, self.p
+        slope = None
+        if self.terms.overlap:
+            slope = torch.addcmul(rows[Row.PREDICTION], y, rows[Row.TP])
+        if self.terms.squares:
+            slope = torch.mul(p, 2 * rows[Row.SQUARED_PREDICTION]).add_(0.0 if slope is None else slope)
+        if self.terms.errors:
+            inside, outside = rows[Row.ERROR_INSIDE], rows[Row.ERROR_OUTSIDE]
+            error = torch.addcmul(outside, y, inside - outside).mul_(p - y).mul_(2.0)
+            if self.weight is not None:
+                error.mul_(self.weight)
+            slope = error if slope is None else slope.add_(error)
+        return slope
+
+    def softmax_entropy_slope(self, rows: Tensor) -> Tensor | None:
+        """dL/dl of a softmax's cross entropy, a new tensor; None where none is asked for."""
+        if not self.terms.entropy:
+            return None
+        gamma, y, log_p = self.terms.gamma, self.target, self.log_p
+        share = y * rows[Row.POSITIVE] if self.weight is None else (y * self.weight).mul_(rows[Row.POSITIVE])
+        if self.terms.entropy == "power":
+            return share.mul_(_power_slope(log_p, gamma))
+        if self.terms.entropy == "plain" or gamma == 0:
+            return share.neg_()
+        slope = (gamma * log_p).mul_(self.p).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
+        return share.mul_(slope.sub_(self._miss_power(log_p, gamma)))
+
+    def independent_slope(self, rows: Tensor, along_p: Tensor | None) -> Tensor:
+        """dL/dz, each channel its own yes/no."""
+        p = self.p
+        sigmoid = self.terms.mode == "sigmoid"
+        slope: Tensor | float = 0.0
+        if along_p is not None:
+            slope = along_p.mul_(p).mul_(1 - p) if sigmoid else along_p
+        if not self.terms.entropy:
+            assert isinstance(slope, Tensor)
+            return slope
+        log_p, log_miss, y, v = self.log_p, self.log_miss, self.target, self.weight
+        l_along_z = 1 - p if sigmoid else _clamped_log_slope(p)
+        q_along_z = -p if sigmoid else -_clamped_log_slope(1 - p)
+        yes, no = rows[Row.POSITIVE] * y, rows[Row.NEGATIVE] * (1 - y)
+        if v is not None:
+            yes, no = yes * v, no * v
+        yes_l, yes_q = self._entropy_slopes(log_p, log_miss)
+        no_q, no_l = self._entropy_slopes(log_miss, log_p)
+        along_l = yes * yes_l + no * no_l
+        along_q = yes * yes_q + no * no_q
+        return along_l.mul_(l_along_z).addcmul_(along_q, q_along_z).add_(slope)
+
+    def _entropy_slopes(self, log_p: Tensor, log_miss: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """dh/dl and dh/dq."""
+        gamma = self.terms.gamma
+        if self.terms.entropy == "power":
+            return _power_slope(log_p, gamma), 0.0
+        if self.terms.entropy == "plain" or gamma == 0:
+            return -1.0, 0.0
+        power = (gamma * log_miss).exp_()
+        return -power, power * log_p * -gamma
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of a b over the voxels."""
+    return torch.linalg.vecdot(a, b)
+
+
+def _finite(log: Tensor) -> Tensor:
+    return log.clamp_(min=LOWEST_LOG[log.dtype])
+
+
+def _power_slope(log_p: Tensor, gamma: float) -> Tensor:
+    base = log_p.neg()
+    return torch.where(base < POWER_FLOOR, 0.0, base.clamp(min=POWER_FLOOR).pow_(gamma - 1).mul_(-gamma))
+
+
+def _log_floor(p: Tensor) -> float:
+    return max(math.exp(LOG_FLOOR), torch.finfo(p.dtype).tiny)
+
+
+def _clamped_log(p: Tensor) -> Tensor:
+    return torch.where(p < _log_floor(p), LOG_FLOOR, p.log())
+
+
+def _clamped_log_slope(p: Tensor) -> Tensor:
+    return torch.where(p < _log_floor(p), 0.0, p.reciprocal())

@@ -1,0 +1,144 @@
+"""Losses as networks are trained with them: each by its recipe."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from medloss.create import accepted_arguments, create_loss, loss_class
+from medloss.errors import InputError
+from medloss.expression import Term, parse_expression
+from medloss.registry import LOSSES
+from medloss.wrappers.combined import SCHEDULES, CombinedLoss
+
+#: What can be asked for by name alone; `linear` needs final weights.
+ASKED_SCHEDULES = tuple(name for name in SCHEDULES if name != "linear")
+
+
+def create_training_loss(
+    spec: str | Mapping[str, Any],
+    *,
+    num_classes: int,
+    arguments: Mapping[str, Any] | None = None,
+    sigmoid: bool | None = None,
+    common: Mapping[str, Any] | None = None,
+    terms: Mapping[str, Mapping[str, Any]] | None = None,
+    schedule: str | None = None,
+    epochs: int | None = None,
+) -> nn.Module:
+    """Make the loss that a network is trained with, on logits `[B, C, *spatial]` and index maps.
+
+    Args:
+        spec: a registered name (its recipe is applied: `hausdorff_dt` is trained with Dice), a sum
+            such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and all of its arguments.
+        num_classes: C; one channel gets a sigmoid, more a softmax.
+        arguments: arguments of the named loss, before those of its recipe.
+        sigmoid: whether each channel is its own yes/no, however many there are; None: with one channel.
+        common: arguments of every loss that takes them, such as `batch`.
+        terms: arguments of single losses of a sum by their names; they come before `common`.
+        schedule: of the weights of a sum, `constant`, `ramp` or `balanced`, as in `CombinedLoss`; None: the recipe's,
+            and `constant` for a sum.
+        epochs: of the training, which a `ramp` needs.
+
+    Raises:
+        InputError: an unknown loss, argument or schedule; `arguments` for a sum; `schedule` for a loss that is no sum;
+            `sigmoid`, `common`, `terms` or `schedule` for a mapping.
+
+    Example:
+        >>> import medloss
+        >>> medloss.create_training_loss("hausdorff_dt", num_classes=3).schedule
+        'balanced'
+    """
+    arguments = dict(arguments or {})
+    if isinstance(spec, Mapping):
+        if sigmoid is not None or common or terms or schedule:
+            raise InputError(
+                "loss: a mapping says all of its arguments itself; got sigmoid, common, terms or schedule besides"
+            )
+        return create_loss(spec, **arguments)
+    trained = _trained(spec, schedule)
+    if "+" in spec and arguments:
+        raise InputError(f"loss: arguments {sorted(arguments)} were given for the sum '{spec}'; name one loss alone")
+    activation = "sigmoid" if (num_classes == 1 if sigmoid is None else sigmoid) else "softmax"
+    # Of losses from elsewhere we know no more than the names in their signature.
+    wanted: dict[str, Any] = {activation: True, f"use_{activation}": True, "to_onehot_y": activation == "softmax"}
+    losses = []
+    for part in trained.terms:
+        chosen = dict((terms or {}).get(part.name, {}))
+        if len(trained.terms) == 1 or part.name == trained.name:
+            chosen |= arguments
+        losses.append(_term_loss(part, wanted, dict(common or {}), dict(trained.arguments) | chosen))
+    if len(losses) == 1 and trained.terms[0].weight == 1:
+        return losses[0]
+    weights = [part.weight for part in trained.terms]
+    return CombinedLoss(losses, weights=weights, schedule=trained.schedule, epochs=epochs)
+
+
+def trained_as(spec: str, schedule: str | None = None) -> str:
+    """What a network is really trained with: the sum of a loss's recipe, and its schedule.
+
+    Args:
+        spec: a name, a sum or a dotted path.
+        schedule: as in `create_training_loss`.
+
+    Raises:
+        InputError: it cannot be read, or is no sum and a schedule was asked for.
+
+    Example:
+        >>> from medloss.training_loss import trained_as
+        >>> trained_as("hausdorff_dt"), trained_as("0.2*focal+dice"), trained_as("dice")
+        ('hausdorff_dt+dice, balanced', '0.2*focal+dice', 'dice')
+    """
+    trained = _trained(spec, schedule)
+    text = "+".join(part.name if part.weight == 1 else f"{part.weight:g}*{part.name}" for part in trained.terms)
+    return text if trained.schedule == "constant" else f"{text}, {trained.schedule}"
+
+
+def has_boundary_term(spec: str) -> bool:
+    """Whether a loss is trained as a sum of which some terms are boundary-based, and some are not.
+
+    Args:
+        spec: a name, a sum or a dotted path.
+    """
+    families = [LOSSES[part.name].family if part.name in LOSSES else None for part in _trained(spec, None).terms]
+    return "boundary" in families and set(families) != {"boundary"}
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A loss by its recipe; `name` is what `arguments` of the caller go to."""
+
+    terms: list[Term]
+    schedule: str
+    arguments: Mapping[str, Any]
+    name: str
+
+
+def _trained(spec: str, schedule: str | None) -> _Trained:
+    parts, name = parse_expression(spec), spec
+    chosen, arguments = "constant", dict[str, Any]()
+    if len(parts) == 1 and parts[0].name in LOSSES:
+        name = parts[0].name
+        recipe = LOSSES[name].recipe
+        chosen, arguments = recipe.schedule, dict(recipe.arguments)
+        if recipe.expression:
+            parts = [Term(parts[0].weight * part.weight, part.name) for part in parse_expression(recipe.expression)]
+    if schedule is not None:
+        if schedule not in ASKED_SCHEDULES:
+            raise InputError(f"schedule: got '{schedule}'; expected one of {', '.join(ASKED_SCHEDULES)}")
+        if len(parts) == 1:
+            raise InputError(
+                f"schedule: got '{schedule}' for '{spec}', which is no sum; "
+                "expected one such as dice+binary_cross_entropy+hausdorff_dt"
+            )
+        chosen = schedule
+    return _Trained(parts, chosen, arguments, name)
+
+
+def _term_loss(
+    term: Term, wanted: Mapping[str, Any], common: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> nn.Module:
+    accepted = accepted_arguments(loss_class(term.name)) or set()
+    chosen = {name: value for name, value in {**wanted, **common}.items() if name in accepted}
+    return create_loss(term.name, **(chosen | dict(arguments)))

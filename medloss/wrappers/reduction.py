@@ -1,0 +1,38 @@
+"""How a voxelwise and a region part become one value."""
+
+import torch
+from torch import Tensor
+
+from medloss.distributed import sum_over_ranks
+from medloss.inputs import LossInputs
+from medloss.reduction import weighted
+from medloss.sums_loss import SumsLoss
+
+
+def reduce_compound(
+    inputs: LossInputs,
+    loss: SumsLoss,
+    voxel_share: float,
+    entropy: Tensor,
+    region_share: float,
+    regions: Tensor,
+) -> Tensor:
+    """Add a voxelwise part, averaged an item, to a region part, and reduce.
+
+    Args:
+        inputs: the checked inputs of the loss.
+        loss: whose `batch` and `reduction` hold; with `batch=True` the voxelwise part is the mean over all items'
+            means, of all ranks.
+        voxel_share: factor of the voxelwise part.
+        entropy: the voxelwise part's sums `[B, 1 or C']`, class weights inside.
+        region_share: factor of the region part.
+        regions: `[B or 1, C']`, class weights not inside.
+    """
+    counts = inputs.counts()
+    means = entropy / counts.clamp(min=1)
+    if loss.batch:
+        items = torch.ones_like(counts)
+        total, voxels, number = (values.sum(0, keepdim=True) for values in (means, counts, items))
+        total, counts, number = sum_over_ranks(inputs.logits, total, voxels, number)
+        means = total / number
+    return loss.reduced(voxel_share * means + region_share * weighted(regions, inputs), inputs, counts)

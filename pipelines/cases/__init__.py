@@ -1,1 +1,0 @@
-"""From a case's files to a batch: reading, preprocessing, cache, patches, augmentation."""

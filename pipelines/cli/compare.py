@@ -1,0 +1,261 @@
+"""`medloss compare`, `worker` and `status`."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.cli import PLACE, RUNS, TRACKING, GroupedCommand, option
+from pipelines.cli.compare_options import chosen_executor, executor_options, named_before, planning_options
+from pipelines.cli.training_options import (
+    chosen_trainer,
+    refuse_untrainable,
+    refuse_unused_rates,
+    run_config,
+    trainer_options,
+    training_options,
+    whole_numbers,
+)
+from pipelines.utils import UserError
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("manifest")
+@option(
+    "--losses",
+    group=RUNS,
+    default="all",
+    show_default=True,
+    metavar="LIST",
+    help="Names, sums (0.2*focal+0.8*dice) or dotted paths, separated by commas; or all.",
+)
+@option(
+    "--folds", group=RUNS, default="0", show_default=True, metavar="LIST", help="Validation folds, such as 0,1,2,3,4."
+)
+@option("--seeds", group=RUNS, default="0", show_default=True, metavar="LIST", help="Seeds, such as 0,1,2.")
+@option("--retry-failed", group=RUNS, is_flag=True, help="Train failed runs again.")
+@option(
+    "--jobs",
+    group=PLACE,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Runs at a time; default: one per core, or one on a GPU.",
+)
+@option(
+    "--tracking-uri",
+    group=TRACKING,
+    metavar="URI",
+    help="MLflow server; default: SQLite in the folder of --out.",
+)
+@option(
+    "--register-model", group=TRACKING, metavar="NAME", help="Register the best network of the best loss in MLflow."
+)
+@option(
+    "--out",
+    group=RUNS,
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder of the comparison.",
+)
+@trainer_options
+@executor_options
+@planning_options
+@training_options
+def compare(
+    manifest: str,
+    losses: str,
+    folds: str,
+    seeds: str,
+    jobs: int | None,
+    out: Path,
+    tracking_uri: str | None,
+    register_model: str | None,
+    retry_failed: bool,
+    check: bool,
+    reference: str,
+    metric: str,
+    margin: float,
+    empty: str,
+    non_inferior: bool,
+    is_dry: bool,
+    budget: float | None,
+    halving: bool,
+    tune_lr: int | None,
+    executor: str,
+    **options: Any,
+) -> None:
+    """Train every loss on MANIFEST (a path, or the name of a shipped one), and compare them.
+    Run the command again to resume an interrupted comparison.
+    """
+    began = time.monotonic()
+    # First what can be refused without the packages that a comparison takes seconds to import.
+    from medloss.names import loss_names
+    from pipelines.data.manifest import load_manifest
+    from pipelines.runs.comparison_folder import refuse_foreign
+    from pipelines.runs.plan import refuse_repeated
+    from pipelines.tracking.store import checked_model_name, checked_tracking_uri
+    from pipelines.training.auto_config import refuse_settings
+    from pipelines.utils.files import naming_a_full_disk, refuse_unwritable_folder
+    from pipelines.utils.machine import available_cores
+
+    if options["settings"]:
+        from pipelines.cli.settings import with_settings
+
+        options = with_settings(options)
+    items = [item for item in "".join(losses.split()).split(",") if item]
+    names = [name for item in items for name in (loss_names() if item == "all" else [item])]
+    if not names:
+        raise UserError("--losses: got none; expected names by commas, or all")
+    handover = chosen_executor(executor, jobs, options)
+    before = {"--halving": halving, "--budget": budget is not None, "--tune-lr": tune_lr is not None}
+    for flag, given in before.items():
+        if given and handover is not None:
+            raise UserError(f"{flag}: goes with --executor local, whose machine it measures and trains on")
+    measured = {"--dry-run": is_dry, "--budget": budget is not None, "--register-model": register_model is not None}
+    measured |= {"--tune-lr": tune_lr is not None}
+    schedule = options.pop("loss_schedule")
+    options = chosen_trainer(manifest, options, measured | {"--schedule": schedule is not None})
+    names, about = named_before(names, reference, metric, margin)
+    about |= {"empty": empty, "non_inferior": non_inferior}
+    refuse_unused_rates(options.get("learning_rates"), names)
+    chosen, seed_numbers = list(whole_numbers(folds, "--folds")), list(whole_numbers(seeds, "--seeds"))
+    refuse_repeated(names, chosen, seed_numbers)
+    scheduled = _scheduled(names, schedule)
+    configs = [
+        run_config(manifest=manifest, loss=name, loss_schedule=scheduled.get(name), fold=chosen[0], **options)
+        for name in names
+    ]
+    loaded = load_manifest(configs[0].manifest)
+    refuse_settings(configs[0], loaded)  # the others differ in their loss alone
+    for fold in chosen:
+        loaded.split(fold)
+    refuse_foreign(out)
+    refuse_unwritable_folder(out, "--out")
+    # Before anything is measured, which takes minutes.
+    if handover is not None:
+        handover.check()
+    checked_tracking_uri(tracking_uri, out)
+    checked_model_name(register_model)
+    if executor == "local" and not is_dry:
+        from pipelines.comparison.executors.local import end_ready, make_ready
+
+        click.get_current_context().call_on_close(end_ready)
+        make_ready(jobs)
+    refuse_untrainable(configs, loaded)
+    from pipelines.comparison.compare import compare_losses
+    from pipelines.comparison.dry_run import dry_run
+    from pipelines.comparison.planning import Request, plan_comparison
+    from pipelines.runs.summary import planned_told
+
+    # Of runs that are handed over it is the array's width, which says nothing of this machine.
+    jobs = _default_jobs() if handover is not None else jobs or _default_jobs()
+    request = Request(
+        configs, chosen, seed_numbers, loaded, about, epochs=options.get("epochs"),
+        budget=budget, halving=halving, tune_lr=tune_lr, jobs=jobs, cores=available_cores(), began=began,
+    )  # fmt: skip
+    # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with naming_a_full_disk(out):
+        planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
+        if is_dry and planned.forecast is not None:
+            for line in dry_run(out, planned.plan, planned.matrix, planned.forecast, jobs):
+                click.echo(line)
+            if handover is not None:
+                click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")
+            return
+        if planned.plan.asked is not None:
+            for line in planned_told(planned.plan, planned.matrix, planned.seconds):
+                click.echo(line, err=True)
+        code = compare_losses(
+            out,
+            planned.plan,
+            jobs,
+            tracking_uri,
+            retry_failed=retry_failed,
+            check=check,
+            register_model=register_model,
+            configs=configs,
+            handover=handover,
+        )
+    sys.exit(code)
+
+
+def _scheduled(names: list[str], schedule: str | None) -> dict[str, str]:
+    """The losses that `--schedule` is for: boundary-based terms next to others; the rest is trained as without it."""
+    if schedule is None:
+        return {}
+    from medloss.training_loss import has_boundary_term  # not above, for the second that torch takes
+
+    scheduled = {name: schedule for name in names if has_boundary_term(name)}
+    if not scheduled:
+        raise UserError(
+            f"--schedule: got {schedule}, and no loss is a sum with a boundary-based term; "
+            "expected one such as dice+binary_cross_entropy+hausdorff_dt"
+        )
+    return scheduled
+
+
+def _default_jobs() -> int:
+    import torch
+
+    from pipelines.utils.machine import available_cores
+
+    return 1 if torch.cuda.is_available() else available_cores()
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--index", type=int, help="Only the run of this number in the plan.")
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
+@click.option("--trust", is_flag=True, help="Import any losses that the folder names; let nnU-Net unpickle its cases.")
+@click.option("--parent", type=int, hidden=True, help="End with the process of this number.")
+def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
+    """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""
+    from pipelines.comparison.worker import end_at_once, ending_in_order, exit_with, work
+    from pipelines.utils.files import naming_a_full_disk
+
+    if parent is not None:
+        exit_with(parent)
+    try:
+        with ending_in_order(), naming_a_full_disk(folder):
+            work(folder, index, threads, trust=trust)
+            if parent is not None:
+                end_at_once()
+    except SystemExit as end:
+        if parent is not None:  # which waits
+            end_at_once(int(end.code or 0))
+        raise
+    except OSError as error:
+        raise UserError(f"{folder}: a worker cannot write there: {error.strerror or error}") from None
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def status(folder: Path) -> None:
+    """Show how far the comparison in FOLDER is."""
+    from pipelines.comparison.executors.slurm import submitted_jobs
+    from pipelines.comparison.remaining_runs import STATE_COLUMNS, STATE_KEYS, state_rows
+    from pipelines.comparison.rounds import begun_rungs
+    from pipelines.runs.comparison_folder import require_plan, run_states, stood_still, stood_still_notes
+    from pipelines.runs.summary import screening_notes
+    from pipelines.utils.tables import print_table
+    from pipelines.utils.text import counted
+
+    plan = require_plan(folder)
+    states = run_states(folder, plan)
+    counts = {word: sum(s.state == word for s in states) for word in ("done", "failed", "running", "interrupted")}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    tables = [(f"{rung.title}, {counted(rung.epochs, 'epoch')}", rung.states) for rung in begun_rungs(folder, plan)]
+    for title, shown in [*tables, (f"{len(states)} runs: {told or 'all waiting'}", states)]:
+        print_table(STATE_COLUMNS, state_rows(shown), title=title, keys=STATE_KEYS)
+    for line in (*screening_notes(plan), *stood_still_notes(plan, stood_still(folder, plan))):
+        click.echo(line)
+    jobs = submitted_jobs(folder)
+    waiting = [jobs[s.run.id] for s in states if s.state in ("waiting", "interrupted") and s.run.id in jobs]
+    if waiting:
+        numbers = dict.fromkeys(job.partition("_")[0] for job in waiting)
+        click.echo(f"{len(waiting)} of them were handed to SLURM: squeue --jobs {','.join(numbers)}")

@@ -1,0 +1,92 @@
+"""`medloss losses`, `medloss explain` and `medloss gallery`: the losses listed, described and drawn."""
+
+from pathlib import Path
+
+import click
+
+# `medloss losses`: what there is to choose from.
+
+
+@click.command()
+@click.argument("name", required=False)
+def losses(name: str | None) -> None:
+    """List the losses, or show the documentation of one NAME."""
+    if name is not None:
+        _print_documentation(name)
+        return
+    from medloss import LOSSES, kernels
+    from medloss.training_loss import trained_as
+    from pipelines.utils.tables import Column, print_table
+
+    text = [Column(heading, wraps=True) for heading in ("what it is", "paper")]
+    columns = [Column("loss"), Column("family"), text[0], Column("trained as"), text[1]]
+    rows = []
+    for entry in LOSSES.values():
+        trained = trained_as(entry.name) if entry.recipe.expression else "alone"
+        trained += f" ({entry.recipe.origin})" if entry.recipe.published else ""
+        rows.append([entry.name, entry.family, entry.summary, trained, entry.paper])
+    print_table(columns, rows)
+    click.echo("\nTrained as: by our recipe, unless a published one is named.")
+    click.echo(f"Kernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
+    if "numba" not in kernels.available():
+        click.echo("pip install numba adds compiled ones, the fastest on a CPU.")
+
+
+def _print_documentation(name: str) -> None:
+    import inspect
+
+    from medloss.names import refuse_unknown_losses
+
+    refuse_unknown_losses(name)
+    from medloss.create import loss_class  # not above, for the second that torch takes
+
+    click.echo(inspect.getdoc(loss_class(name)))
+
+
+# `medloss explain` and `medloss gallery`: pictures of where losses push.
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--loss", required=True, help="A name, a sum (0.2*focal+0.8*dice) or a dotted path.")
+@click.option("--image", type=_PATH, required=True, help="NIfTI image, 2D or 3D.")
+@click.option("--label", type=_PATH, required=True, help="NIfTI label on the same grid.")
+@click.option("--prediction", type=_PATH, help="NIfTI prediction: probabilities, or labels. Default: a stand-in.")
+@click.option("--label-class", default=1, show_default=True, help="The structure's value in the label.")
+@click.option("--axis", type=int, help="Array axis to cut across; default: that of the largest spacing.")
+@click.option("--out", type=_PATH, help="The picture, .png. Default: explain-LOSS.png.")
+def explain(
+    loss: str, image: Path, label: Path, prediction: Path | None, label_class: int, axis: int | None, out: Path | None
+) -> None:
+    """Draw where a loss pushes the prediction of your own case, on the slice with most error."""
+    from medloss.names import refuse_unknown_losses
+
+    refuse_unknown_losses(loss)
+    from pipelines.gallery.explain import explain_case  # not above, for the seconds that it takes
+
+    explained = explain_case(loss, image, label, prediction=prediction, label_class=label_class, axis=axis, out=out)
+    for line in explained.told:
+        click.echo(line)
+    click.echo(f"written to {explained.path}")
+
+
+@click.command()
+@click.option("--out", type=_PATH, default=Path("docs/losses"), show_default=True, help="The gallery's folder.")
+@click.option("--loss", "losses", multiple=True, help="Only this loss's page; may be given several times.")
+def gallery(out: Path, losses: tuple[str, ...]) -> None:
+    """Write the gallery of losses: a page and pictures each, from the code."""
+    from medloss.names import loss_names, refuse_unknown_losses
+    from pipelines.utils import UserError
+
+    for name in losses:
+        refuse_unknown_losses(name)
+        if name not in loss_names():
+            raise UserError(f"--loss: '{name}' is not registered; the gallery shows the losses of `medloss losses`")
+    from pipelines.gallery.pages import write_gallery  # not above, for the seconds that it takes
+
+    try:
+        write_gallery(out, losses, click.echo)
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {out}: {error.strerror}; name another folder") from None
+    click.echo(f"written to {out}")

@@ -1,0 +1,312 @@
+"""`medloss report`: which loss is best, and whether the difference is real."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.cli import INPUT, OUTPUT, PLACE, VERDICT, GroupedCommand, option
+from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP
+from pipelines.utils import UserError
+from pipelines.utils.text import terminal_bar, terminal_note
+
+# Options that take many values in a row: `--predictions a=one b=two`, which click has for arguments alone.
+
+
+class ManyValues(GroupedCommand):
+    """A command of which some options take every word that follows, up to the next one that begins with `-`.
+
+    `--option a b` is the same as `--option a --option b`: the option itself is one of `multiple=True`.
+
+    Args:
+        many: those options, as `--option`.
+        arguments: as of `click.Command`.
+    """
+
+    def __init__(self, *arguments: Any, many: tuple[str, ...] = (), **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.many = many
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write the option before each of its words."""
+        return super().parse_args(ctx, list(self._repeated(args)))
+
+    def _repeated(self, args: list[str]) -> Iterator[str]:
+        taking, first = "", False
+        for place, word in enumerate(args):
+            if word == "--":
+                yield from args[place:]
+                return
+            if word.startswith("-") and word != "-":
+                option = word.partition("=")[0]
+                taking, first = (option, "=" not in word) if option in self.many else ("", False)
+                yield word
+            elif taking and not first:
+                yield from (taking, word)
+            else:
+                first = False
+                yield word
+
+
+# What `medloss report` does with finished predictions: names and folders to a report's contents.
+
+if TYPE_CHECKING:
+    from pipelines.report.collect import Collected
+    from pipelines.report.external_results import Finished
+
+#: In the report's folder: every row, to make another report of.
+CASES = "cases.csv"
+
+
+def contents(
+    cases: Sequence[str], predictions: Sequence[str], out: Path, reference: str | None, options: dict[str, Any]
+) -> "tuple[Collected, str | None]":
+    """What `--cases` or `--predictions` name, for the report, and the reference.
+
+    Args:
+        cases: a table, or names with tables.
+        predictions: names with folders or tables; one of the two is empty.
+        out: the report's folder.
+        reference: that was named.
+        options: of `read_finished`.
+
+    Raises:
+        UserError: tables, options, folders or files that do not fit.
+    """
+    from pipelines.evaluation.sources import read_names
+    from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
+
+    if len(cases) == 1 and ("=" not in cases[0] or Path(cases[0]).is_file()):
+        from pipelines.evaluation.result_folders import is_mist
+        from pipelines.report.collect import from_csv
+
+        if is_mist(Path(cases[0])):
+            raise UserError(
+                f"--cases: {cases[0]} is MIST's table of one method; expected two or more, with names: --cases "
+                f"NAME={cases[0]} OTHER=other/results.csv"
+            )
+        return from_csv(Path(cases[0])), reference
+    if cases:
+        return read_tables(read_names(cases, "--cases")).collected, reference
+    names = read_names(predictions)
+    if reference not in (None, NO_REFERENCE, *names):
+        # Told before anything is measured.
+        raise UserError(f"--reference: got {reference}; expected one of {', '.join(names)}, or {NO_REFERENCE}")
+    found = read_finished(names, out, **options)
+    collected = found.collected
+    if reference is None and found.reference is not None and DEFAULT_REFERENCE not in collected.table.losses:
+        reference = found.reference
+        told = f"The reference is {reference}, nnU-Net's own trainer (Dice + cross entropy), since none was named."
+        collected = replace(collected, notes=(*collected.notes, told))
+    return collected, reference
+
+
+def read_finished(
+    named: dict[str, Path],
+    out: Path,
+    *,
+    labels: Path | None,
+    classes: str | None,
+    folds: str | None,
+    tolerance: float | None,
+    jobs: int | None,
+    cache_dir: Path | None,
+) -> "Finished":
+    """Measure what `--predictions` names, and tell what a person should know.
+
+    Raises:
+        UserError: options, folders or files that do not fit.
+    """
+    import math
+
+    from pipelines.cli.training_options import whole_numbers
+    from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
+    from pipelines.evaluation.result_folders import read_classes
+    from pipelines.utils.files import write_text
+    from pipelines.utils.machine import available_cores
+
+    tables = [name for name, path in named.items() if path.is_file()]
+    if tables and len(tables) < len(named):
+        raise UserError(
+            f"--predictions: {tables[0]} is a table, and others are folders, measured otherwise; expected all of a kind"
+        )
+    if tables:
+        if any(given is not None for given in (labels, classes, folds, tolerance, jobs, cache_dir)):
+            raise UserError(
+                "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir belong to folders of predictions, "
+                "and tables were named"
+            )
+        return read_tables(named)
+    tolerance = NSD_TOLERANCE_MM if tolerance is None else tolerance
+    if not math.isfinite(tolerance) or tolerance < 0:
+        raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs: got {jobs}; expected at least 1")
+    from pipelines.report.external_results import from_predictions  # not above, for the time that pandas takes
+
+    found = from_predictions(
+        named,
+        cache_dir or out / "cache",
+        labels=labels,
+        classes=None if classes is None else read_classes(classes),
+        folds=None if folds is None else whole_numbers(folds, "--folds"),
+        nsd_tolerance_mm=tolerance,
+        jobs=jobs or available_cores(),
+        bar=terminal_bar,
+        tell=lambda line: click.echo(line, err=True),
+    )
+    try:
+        write_text(out / CASES, found.rows.to_csv(index=False))
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
+    for line in found.told:
+        click.echo(line)
+    return found
+
+
+def read_tables(named: dict[str, Path]) -> "Finished":
+    """Put tables of one method each together, and tell what a person should know."""
+    from pipelines.report.external_results import from_tables
+
+    found = from_tables(named)
+    for line in found.told:
+        click.echo(line)
+    return found
+
+
+# `medloss report`: which loss is best, and is the difference real.
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command(cls=ManyValues, many=("--predictions", "--cases"))
+@click.argument("folder", type=_PATH, required=False)
+@option(
+    "--cases",
+    group=INPUT,
+    multiple=True,
+    metavar="FILE.csv ...",
+    help="Instead of FOLDER: a CSV file with case, loss and a metric; optionally class, patient, fold, seed. Or two or "
+    "more of one method each, as NAME=FILE.csv: MIST's results.csv, or the output of `medloss evaluate`.",
+)
+@option(
+    "--predictions",
+    group=INPUT,
+    multiple=True,
+    metavar="NAME=DIR ...",
+    help="Instead of FOLDER: two or more folders of finished predictions: NIfTI label maps, or nnU-Net's results.",
+)
+@option("--labels", group=INPUT, type=_PATH, metavar="DIR", help="References; default: those that nnU-Net keeps.")
+@option(
+    "--classes",
+    group=INPUT,
+    metavar="LIST",
+    help="Names of the labels, such as 1=anterior,2=posterior; 1+2=whole; 3=ignore. Default: nnU-Net's.",
+)
+@option("--folds", group=INPUT, metavar="LIST", help="Only these of nnU-Net's folds, such as 0,1,2.")
+@option("--tolerance", group=INPUT, type=float, metavar="MM", help="Tolerance of the NSD of predictions; default: 1.")
+@option(
+    "--cache-dir",
+    group=INPUT,
+    type=_PATH,
+    metavar="DIR",
+    help="Folder of the metrics computed before; default: cache in the folder of --out.",
+)
+@option("--jobs", group=PLACE, type=int, metavar="N", help="Processes that compute metrics; default: one per core.")
+@option("--out", group=OUTPUT, type=_PATH, metavar="DIR", help="Folder of the report; default: FOLDER/report.")
+@option(
+    "--reference",
+    group=VERDICT,
+    metavar="LOSS",
+    help="Loss that all others are compared with, or none; default: that of the comparison.",
+)
+@option("--metric", group=VERDICT, metavar="NAME", help="Primary metric; default: that of the comparison, or dice.")
+@option(
+    "--margin",
+    group=VERDICT,
+    type=float,
+    metavar="VALUE",
+    help="Largest difference in the metric that does not matter; default: that of the comparison, or 0.01.",
+)
+@option(
+    "--empty",
+    group=VERDICT,
+    type=click.Choice(["one", "exclude", "worst"]),
+    metavar="RULE",
+    help=f"{EMPTY_HELP} Default: that of the comparison, or one.",
+)
+@option("--non-inferior", group=VERDICT, is_flag=True, help=NON_INFERIOR_HELP)
+def report(
+    folder: Path | None,
+    cases: tuple[str, ...],
+    predictions: tuple[str, ...],
+    labels: Path | None,
+    classes: str | None,
+    folds: str | None,
+    tolerance: float | None,
+    jobs: int | None,
+    cache_dir: Path | None,
+    out: Path | None,
+    reference: str | None,
+    metric: str | None,
+    margin: float | None,
+    empty: str | None,
+    non_inferior: bool,
+) -> None:
+    """Write the report of the comparison in FOLDER, of a table of results, or of finished predictions: one HTML page.
+
+    The metrics of predictions are computed per case, as by `medloss evaluate`, and kept for the next call. A case that
+    is missing in one of the folders has the worst score there.
+
+    Choose reference, metric and margin before you see results, in `compare`, which keeps them. The page says so if
+    they are changed here.
+    """
+    from pipelines.cli.compare_options import refuse_measure
+    from pipelines.report import claimed
+    from pipelines.runs.comparison_folder import require_plan
+
+    if (folder is not None) + bool(cases) + bool(predictions) != 1:
+        raise UserError(
+            "pass one of the three: the FOLDER of a comparison, --cases FILE.csv, or --predictions NAME=DIR NAME=DIR"
+        )
+    if not predictions and any(given is not None for given in (labels, classes, folds, tolerance, jobs, cache_dir)):
+        raise UserError(
+            "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir belong to --predictions; pass that, too"
+        )
+    out = out or (folder / "report" if folder is not None else None)
+    if out is None:
+        needed = "--predictions" if predictions else "--cases"
+        raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
+    refuse_measure(metric, margin)
+    if folder is not None:
+        require_plan(folder)
+    options = {"labels": labels, "classes": classes, "folds": folds, "tolerance": tolerance, "jobs": jobs,
+               "cache_dir": cache_dir}  # fmt: skip
+    with claimed(out):
+        if folder is not None:
+            from pipelines.report.collect import from_folder  # not above, for the time that pandas takes
+
+            collected = from_folder(folder)
+            for line in collected.notes:
+                click.echo(line)
+        else:
+            collected, reference = contents(cases, predictions, out, reference, options)
+        with terminal_note("comparing and drawing"):
+            from pipelines.report.write import write_report  # and matplotlib
+
+            path, analysis = write_report(
+                collected,
+                out,
+                metric=metric,
+                reference=reference,
+                margin=margin,
+                empty=empty,
+                non_inferior=non_inferior or None,
+            )
+    from pipelines.statistics.verdict_text import gap_notes
+
+    for line in (analysis.verdict, *gap_notes(analysis)):
+        click.echo(line)
+    click.echo(f"report    {path}")

@@ -1,0 +1,169 @@
+"""Trains the remaining runs of a plan on this machine, and shows their progress."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pipelines.comparison.executors.local import execute
+from pipelines.runs.comparison_folder import RunState, cache_folder, epochs_over, run_states, seconds_left
+from pipelines.runs.plan import Plan
+from pipelines.utils.machine import available_cores
+from pipelines.utils.tables import Column, fitted_table, numbers
+from pipelines.utils.text import duration
+
+# How far a comparison is: a live display on a terminal, a line an epoch elsewhere.
+
+#: Of the table of runs; `left` is the time that is left, or why a run failed.
+STATE_COLUMNS = [
+    Column("loss"), *numbers("fold", "seed"), Column("state"), *numbers("epoch", "Dice"), Column("left", wraps=True),
+]  # fmt: skip
+#: The columns that name a run.
+STATE_KEYS = 3
+_COLOURS = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
+
+
+class Display:
+    """Shows the states of the runs while they change; used as a context manager around the work."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.started = time.monotonic()
+        self.done_before: int | None = None
+        self.under_way = False
+        self.shown: dict[str, tuple[str, int]] = {}
+        self.live = Live(console=self.console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self, states: list[RunState]) -> None:
+        """Show the runs as they are now."""
+        done = epochs_over(states)
+        if self.done_before is None or (not self.under_way and done > self.done_before):
+            # The clock starts with the first epoch that is over: what comes before is the workers' start.
+            self.under_way = self.done_before is not None
+            self.done_before, self.started = done, time.monotonic()
+        left = seconds_left(states, time.monotonic() - self.started, self.done_before)
+        if self.console.is_terminal:
+            finished = sum(state.finished for state in states)
+            title = f"{finished} of {len(states)} runs{'' if left is None else f', about {duration(left)} left'}"
+            # Of many runs, those that are under way or have just ended are the ones to see.
+            room = max(5, self.console.height - 6)
+            while True:
+                rows = state_rows(_most_interesting(states, room))
+                table = fitted_table(STATE_COLUMNS, rows, self.console.width, title=title, keys=STATE_KEYS)
+                # A narrow terminal takes several lines per run.
+                if room == 1 or len(self.console.render_lines(table)) < self.console.height:
+                    break
+                room //= 2
+            self.live.update(table)
+            return
+        self._lines(states, left)
+
+    def tell(self, line: str) -> None:
+        """Print a line that stays, above the live table if there is one."""
+        if self.console.is_terminal:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            click.echo(line, err=True)
+
+    def _lines(self, states: list[RunState], left: float | None) -> None:
+        for number, state in enumerate(states, start=1):
+            now = (state.state, state.epoch)
+            before = self.shown.get(state.run.id)
+            self.shown[state.run.id] = now
+            if before == now or state.state == "waiting":
+                continue
+            if state.state == "interrupted" and (before is None or before[0] != "running"):
+                continue  # by an earlier process
+            if before is None and state.finished:
+                continue  # finished before this process began
+            what = f"epoch {state.epoch}/{state.epochs}" if state.state == "running" else state.state
+            if now == ("running", 0):
+                what = "started"
+            dice = "" if state.dice is None else f", dice {state.dice:.3f}"
+            why = "" if state.error is None else f": {state.error}"
+            rest = "" if left is None else f" ({duration(left)} left in all)"
+            click.echo(f"[{number}/{len(states)}] {state.run.title}: {what}{dice}{why}{rest}", err=True)
+
+
+def state_rows(states: list[RunState]) -> list[list[str | Text]]:
+    """The runs as rows of `STATE_COLUMNS`."""
+    rows: list[list[str | Text]] = []
+    for state in states:
+        config = state.run.config
+        left = "" if state.seconds_left is None else duration(state.seconds_left)
+        dice = "" if state.dice is None else f"{state.dice:.3f}"
+        epoch = f"{state.epoch}/{state.epochs}"
+        word = Text(state.state, _COLOURS[state.state])
+        rows.append([config.loss, str(config.fold), str(config.seed), word, epoch, dice, state.error or left])
+    return rows
+
+
+def _most_interesting(states: list[RunState], room: int) -> list[RunState]:
+    if len(states) <= room:
+        return states
+    rank = {"running": 0, "failed": 1, "done": 2, "interrupted": 3, "waiting": 4}
+    kept = sorted(range(len(states)), key=lambda i: (rank[states[i].state], -i if states[i].state == "done" else i))
+    return [states[i] for i in sorted(kept[:room])]
+
+
+# Trains what is left of a plan, on this machine.
+
+
+def prepare_cases(folder: Path, plan: Plan) -> None:
+    """Read and prepare every case once, for all workers; so bad files are found before anything is trained, too.
+
+    Args:
+        folder: the comparison's.
+        plan: its plan.
+    """
+    first = plan.runs[0].config
+    if first.nnunet is not None:
+        from pipelines.nnunet.datasets import prepare
+
+        log = folder / "logs" / "nnunet-prepare.log"
+        prepare(first, cache_folder(folder, first), available_cores(), log, lambda line: click.echo(line, err=True))
+        return
+    from pipelines.training.components import prepared_data  # not above: `status` does not wait for it
+
+    for config in {run.config.fold: run.config for run in plan.runs}.values():
+        # Nothing is kept in memory: this process does not train.
+        prepared_data(config.model_copy(update={"memory_mb": 1e-6}), folder / "cache")
+
+
+def train_left(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[RunState]], None]) -> None:
+    """Train every run that has not ended, and show how far each is.
+
+    Args:
+        folder: the comparison's.
+        plan: its plan.
+        jobs: runs at a time.
+        to_mlflow: takes the states of all runs, as often as they are looked at.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; no worker is left.
+    """
+    with Display() as display:
+
+        def watch() -> None:
+            states = run_states(folder, plan)
+            display.update(states)
+            to_mlflow(states)
+
+        execute(folder, plan, jobs, watch, display.tell)

@@ -1,0 +1,213 @@
+"""One process that measures losses: a few real steps each, a case or two validated, a checkpoint; nothing is kept.
+
+Started as a worker is, once a job, so that jobs slow each other down here as they will later. A process that is through
+with its losses goes on training, as company for the others, until it is ended.
+"""
+
+import ctypes
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+
+from pipelines.comparison.worker import exit_with, one_line
+from pipelines.training.checkpoint import save_checkpoint
+from pipelines.training.components import Training
+from pipelines.training.run_config import RunConfig
+from pipelines.training.saved_model import save_model
+from pipelines.utils import TrainingError
+from pipelines.utils.files import read_json, write_json
+from pipelines.utils.machine import lacks_memory, peak_memory_mb, reset_peak_memory
+
+#: After one step that warms up: at least so many are timed, and for so long; fewer where they are slow.
+_STEPS = 5
+_LEAST_S = 1.0
+_LONG_S = 8.0
+#: Steps that a training has room for here.
+_MOST_STEPS = 1000
+_VALIDATED = 3
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Step:
+    """One loss.
+
+    Attributes:
+        seconds: median of the timed steps, loading and the optimizer included; None: it failed.
+        first_s: the first step's, which compiles what there is to compile.
+        peak_mb: peak memory, MB, of the process; on a GPU, of its allocations.
+        error: why it failed.
+    """
+
+    seconds: float | None
+    first_s: float = 0.0
+    peak_mb: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all losses have in common.
+
+    Attributes:
+        case_s: seconds to validate a case.
+        start_s: to begin a run, its cases being prepared.
+        save_s: to write a checkpoint, which each epoch ends with.
+        checkpoint_mb: a checkpoint's size.
+        model_mb: a trained model's.
+        peak_mb: peak memory of a validation.
+    """
+
+    case_s: float = 0.0
+    start_s: float = 0.0
+    save_s: float = 0.0
+    checkpoint_mb: float = 0.0
+    model_mb: float = 0.0
+    peak_mb: float = 0.0
+
+
+def measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Common | None]:
+    """Measure a loss.
+
+    Args:
+        config: its training, with the cache of prepared cases.
+        folder: for files that are removed again.
+        common: whether to measure what does not depend on the loss, too.
+    """
+    try:
+        return _measured(config, folder, common)
+    except TrainingError as error:
+        return Step(None, error=str(error)), None
+    except Exception as error:
+        if lacks_memory(error):
+            return Step(None, error="out of memory; lower --batch-size, then --patch"), None
+        # As in a worker: whatever one loss meets, the others go on.
+        return Step(None, error=one_line(error)), None
+    finally:
+        _give_back_memory()
+
+
+def _measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Common | None]:
+    reset_peak_memory()
+    began = time.perf_counter()
+    # Of so few epochs as a recipe may have, the steps might not be had.
+    training = Training(config.model_copy(update={"epochs": max(config.epochs, _MOST_STEPS)}))
+    start_s = time.perf_counter() - began
+    first_s, *later = _steps(training)
+    step = Step(statistics.median(later), first_s, peak_memory_mb(training.device))
+    return step, _common(training, folder, start_s) if common else None
+
+
+def _steps(training: Training) -> list[float]:
+    """Seconds of each step, from the first."""
+    trainer = training.trainer
+    clock = [time.perf_counter()]
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def _start() -> None:
+        training.start_epoch(trainer.state.epoch)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def _note() -> None:
+        # The loss's value has been waited for, so the step is over on a GPU, too.
+        clock.append(time.perf_counter())
+        timed, spent = len(clock) - 2, clock[-1] - clock[1]
+        if (timed >= _STEPS and spent > _LEAST_S) or (timed >= 2 and spent > _LONG_S):
+            trainer.terminate()
+
+    trainer.run()
+    return [after - before for before, after in pairwise(clock)]
+
+
+def _common(training: Training, folder: Path, start_s: float) -> Common:
+    reset_peak_memory()
+    clock = [time.perf_counter()]
+    evaluator = training.evaluator
+
+    @evaluator.on(Events.ITERATION_COMPLETED)
+    def _note() -> None:
+        clock.append(time.perf_counter())
+        if len(clock) > _VALIDATED:
+            evaluator.terminate()
+
+    evaluator.run()
+    peak = peak_memory_mb(training.device)
+    # The first case warms up; where there is but one, it has to do.
+    taken = [after - before for before, after in pairwise(clock)]
+    case_s = statistics.fmean(taken[1:] or taken)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        own = Path(name)
+        began = time.perf_counter()
+        save_checkpoint(own, {"training": training.state()})
+        save_s = time.perf_counter() - began
+        checkpoint_mb = megabytes(own)
+        model = own / "model.pt"
+        save_model(model, training.best_network, training.config, training.manifest, training.preprocessing)
+        return Common(case_s, start_s, save_s, checkpoint_mb, model.stat().st_size / 2**20, peak)
+
+
+def _give_back_memory() -> None:
+    """Else each loss's peak would count what those before it left behind."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # another system's
+
+
+def megabytes(folder: Path) -> float:
+    """Size of the files that lie in a folder, MB; those that are borrowed, by a link, lie elsewhere."""
+    own = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in own) / 2**20
+
+
+def job_file(folder: Path, number: int) -> Path:
+    """What a process has to do: `configs`, `cache`, and of which of them it is to begin with."""
+    return folder / f"job{number}.json"
+
+
+def result_file(folder: Path, number: int, index: int) -> Path:
+    """What came of the process's config of this index."""
+    return folder / f"job{number}-{index}.json"
+
+
+def ready_file(folder: Path, number: int) -> Path:
+    """Is there once the process could begin."""
+    return folder / f"ready{number}"
+
+
+def go_file(folder: Path) -> Path:
+    """Is there once all may begin."""
+    return folder / "go"
+
+
+def main(folder: Path, number: int, parent: int) -> None:
+    """Measure the losses of a job, then keep the others company."""
+    exit_with(parent)
+    job: dict[str, Any] = read_json(job_file(folder, number))
+    configs = [RunConfig.model_validate(config) for config in job["configs"]]
+    ready_file(folder, number).touch()
+    while not go_file(folder).exists():
+        time.sleep(_POLL_S)
+    known = None
+    for index in range(job["first"], job["measured"]):
+        step, common = measured(configs[index], folder, common=known is None)
+        known = known or common
+        write_json(
+            result_file(folder, number, index),
+            {"step": asdict(step), "common": None if common is None else asdict(common)},
+        )
+    while True:
+        measured(configs[-1], folder, common=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,291 @@
+"""Where a manifest's files are; those of the embedded data set, the phantom, are made on first use."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.data.manifest import UNKNOWN, Case, Manifest, load_manifest
+from pipelines.utils import UserError
+from pipelines.utils.files import sha256
+
+# One case of the embedded data set, as arrays: an organ, a thin shell and small lesions, drawn and then imaged.
+
+#: Changes when the drawing does: a data set that an older version made lies apart.
+VERSION = 3
+
+#: Mean intensities of background, organ, shell and lesions, and the noise's standard deviation.
+_INTENSITIES = np.array([100.0, 148.0, 178.0, 240.0])
+_NOISE = 15.0
+#: The lesions' share of the voxels stays below this.
+_MOST_LESION = 0.005
+
+
+def phantom_case(
+    shape: tuple[int, ...], spacing: tuple[float, ...], seed: int, index: int
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """One case: image and label (0 background, 1 organ, 2 shell, 3 lesions), arrays of `shape`.
+
+    Args:
+        shape: voxels, 2 or 3 axes.
+        spacing: mm, an axis.
+        seed: the data set's.
+        index: the case's.
+    """
+    rng = np.random.default_rng([seed, index])
+    size = np.array(shape) * np.array(spacing)
+    grid = np.stack(np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij"), -1)
+    label = np.zeros(shape, np.uint8)
+    label[_organ(rng, grid, size)] = 1
+    label[_shell(rng, grid, size, 2.4 * min(spacing))] = 2
+    _add_lesions(rng, label, grid, spacing)
+    return _image(rng, label, grid, size, spacing), label
+
+
+def _organ(rng: np.random.Generator, grid: NDArray, size: NDArray) -> NDArray[np.bool_]:
+    """An ellipsoid, bent by a smooth wave."""
+    axes = len(size)
+    centre = size * (np.array([0.5] * (axes - 1) + [0.32]) + rng.uniform(-0.06, 0.06, axes))
+    radii = size * rng.uniform(0.2, 0.3, axes)
+    return _radius(rng, (grid - centre) / radii, wave=0.15) < 1
+
+
+def _shell(rng: np.random.Generator, grid: NDArray, size: NDArray, thickness: float) -> NDArray[np.bool_]:
+    """A closed surface, `thickness` mm thick along the rays from its centre."""
+    axes = len(size)
+    centre = size * (np.array([0.5] * (axes - 1) + [0.74]) + rng.uniform(-0.05, 0.05, axes))
+    radii = size * rng.uniform([0.2] * (axes - 1) + [0.13], [0.3] * (axes - 1) + [0.18])
+    radius = _radius(rng, (grid - centre) / radii, wave=0.08)
+    from_centre = np.linalg.norm(grid - centre, axis=-1)
+    return np.abs(radius - 1) * from_centre < thickness / 2 * radius
+
+
+def _radius(rng: np.random.Generator, scaled: NDArray, wave: float) -> NDArray:
+    """Distance from the origin in units of a surface whose own distance waves with the direction: 1 on it."""
+    radius = np.linalg.norm(scaled, axis=-1)
+    direction = scaled / np.maximum(radius, 1e-6)[..., None]
+    waves = sum(
+        rng.normal() * np.sin(direction @ rng.normal(scale=2.0, size=scaled.shape[-1]) + rng.uniform(0, 6.3))
+        for _ in range(3)
+    )
+    return np.asarray(radius * (1 + wave * waves / 2))
+
+
+def _add_lesions(rng: np.random.Generator, label: NDArray[np.uint8], grid: NDArray, spacing: tuple[float, ...]) -> None:
+    """Scatter small balls over the background, as long as they are less than the share that they may be."""
+    from scipy import ndimage  # not above: commands that make no phantom do not wait for it
+
+    free = np.argwhere(ndimage.binary_erosion(label == 0))
+    if not len(free):
+        free = np.argwhere(label == 0)
+    room = int(_MOST_LESION * (label.size - 1))
+    for _ in range(rng.integers(6, 12)):
+        centre = np.array(spacing) * free[rng.integers(len(free))]
+        radius = max(spacing) * rng.uniform(*((0.5, 0.95) if label.ndim == 3 else (0.8, 1.3)))
+        distance = np.where(label == 0, np.linalg.norm(grid - centre, axis=-1), np.inf).ravel()
+        voxels = np.count_nonzero(distance <= radius)
+        if voxels > room and np.any(label == 3):
+            continue
+        # In a tiny volume even the first does not fit: then the voxels nearest to its centre.
+        ball = np.argsort(distance, kind="stable")[: min(voxels, room)]
+        label.ravel()[ball] = 3
+        room -= len(ball)
+
+
+def _image(
+    rng: np.random.Generator, label: NDArray[np.uint8], grid: NDArray, size: NDArray, spacing: tuple[float, ...]
+) -> NDArray[np.int16]:
+    from scipy import ndimage
+
+    intensities = _INTENSITIES * rng.normal(1, 0.04, len(_INTENSITIES))
+    # Partial volume: the scanner's blur is as wide as a voxel of the finest axis.
+    image = ndimage.gaussian_filter(intensities[label], [0.6 * min(spacing) / s for s in spacing])
+    texture = ndimage.gaussian_filter(rng.normal(size=label.shape), [2.0 * min(spacing) / s for s in spacing])
+    image = image + 8 * texture / texture.std()
+    phase = grid / size @ rng.normal(scale=2.5, size=len(size)) + rng.uniform(0, 6.3)
+    image = image * (1 + 0.15 * np.sin(phase))
+    image = image + rng.normal(scale=_NOISE, size=label.shape)
+    return np.clip(np.rint(image), 0, 4095).astype(np.int16)
+
+
+# The embedded data set's files: NIfTI images and labels with their checksums, made whole or not at all.
+
+#: The checksums' file, in the data set's folder, as `sha256sum` writes and checks it.
+CHECKSUMS = "SHA256SUMS"
+
+
+def make_phantom(manifest: Manifest, folder: Path) -> None:
+    """Make the phantom's files in `folder`, unless they are there.
+
+    The folder appears at once, whole; of several processes that make it at the same time one wins, and the others'
+    work is dropped.
+
+    Raises:
+        UserError: the folder is there without its checksums, so somebody else's or damaged.
+    """
+    if is_made(folder):
+        return
+    assert manifest.generator is not None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        made = Path(temporary) / "made"
+        _write(manifest, made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    if not is_made(folder):
+        raise UserError(f"{folder} is no whole data set: it has no {CHECKSUMS}; remove it to have it made anew")
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a made data set lies there."""
+    return (folder / CHECKSUMS).is_file()
+
+
+def recorded_checksums(folder: Path) -> dict[str, str]:
+    """The checksums of a made data set: path to SHA-256; empty where there are none."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return {}
+    pairs = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
+    return {name: digest for digest, name in pairs}
+
+
+def _write(manifest: Manifest, folder: Path) -> None:
+    assert manifest.generator is not None
+    affine = _affine(manifest.spacing)
+    values = np.array(manifest.label_values, np.uint8 if max(manifest.label_values) < 256 else np.int32)
+    lines = []
+    for index, case in enumerate(manifest.cases):
+        image, label = phantom_case(manifest.generator.shape, manifest.spacing, manifest.generator.seed, index)
+        for path, array in ((case.image, image), (case.label, values[label])):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            nib.save(_nifti(array, affine, manifest.spacing), folder / path)
+            lines.append(f"{sha256(folder / path)}  {path}\n")
+    (folder / CHECKSUMS).write_text("".join(lines))
+
+
+def _affine(spacing: tuple[float, ...]) -> NDArray[np.float64]:
+    """Array axes to superior, posterior and left: an affine that is no diagonal, as scanners write them."""
+    affine = np.zeros((4, 4))
+    three = (*spacing, 1.0)[:3]
+    for axis, (world, sign) in enumerate(((2, 1.0), (1, -1.0), (0, -1.0))):
+        affine[world, axis] = sign * three[axis]
+    affine[:3, 3] = (25.0, 30.0, -40.0)
+    affine[3, 3] = 1.0
+    return affine
+
+
+def _nifti(array: NDArray, affine: NDArray[np.float64], spacing: tuple[float, ...]) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_zooms(spacing)
+    image.set_qform(affine, code="scanner")
+    image.set_sform(affine, code="scanner")
+    return image
+
+
+# Where a manifest's files lie: the folder that the user names, or the made data set's place.
+
+
+def resolve_data(manifest: Manifest, data_root: Path | None = None) -> Path:
+    """The folder to which the manifest's paths are relative.
+
+    `data_root`, else `MEDLOSS_DATA`; in it the manifest's own folder, if it is there. A made data set lies in a folder
+    named by its parameters: in `data_root`, else in `MEDLOSS_DATA` if it was made there, else in `MEDLOSS_CACHE` or
+    `~/.cache/medloss`, where it is made on first use (data folders are often shared, and read-only).
+
+    Raises:
+        UserError: there is no such folder, or it cannot be made; says where the data can be had.
+    """
+    if manifest.generator is not None:
+        return _made(manifest, data_root)
+    named = os.environ.get("MEDLOSS_DATA")
+    root = data_root or (Path(named) if named else None)
+    if root is None:
+        raise UserError(
+            f"'{manifest.name}' needs its data: pass --data-root or set MEDLOSS_DATA{available_at(manifest)}"
+        )
+    if not root.is_dir():
+        raise UserError(f"data root: {root} is no folder; expected that of '{manifest.name}'{available_at(manifest)}")
+    if manifest.folder is not None and (root / manifest.folder).is_dir():
+        return root / manifest.folder
+    return root
+
+
+def available_at(manifest: Manifest) -> str:
+    """Where to get a manifest's data, to end a message with; nothing where its author has not filled that in."""
+    return "" if manifest.source.startswith(UNKNOWN) else f"; the data are available at {manifest.source}"
+
+
+def refuse_other_data(manifest: Manifest, root: Path, files: Iterable[str], kind: str) -> None:
+    """Refuse a root that holds none of the files which it should hold: it is another data set's.
+
+    Args:
+        manifest: what should be there.
+        root: to which the paths are relative.
+        files: the paths.
+        kind: what they are: `image`.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    expected = ""
+    for file in files:
+        if os.path.lexists(root / file):
+            return
+        expected = expected or f", for example {file}"
+    raise UserError(
+        f"{root} holds no {kind} of '{manifest.name}'{expected}: pass the folder that does as --data-root"
+        f"{available_at(manifest)}"
+    )
+
+
+def _made(manifest: Manifest, data_root: Path | None) -> Path:
+
+    assert manifest.generator is not None
+    parameters = [VERSION, manifest.generator.model_dump(), manifest.spacing, manifest.label_values]
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{manifest.name}-{digest}"
+    shared = os.environ.get("MEDLOSS_DATA")
+    if data_root is None and shared and is_made(Path(shared) / name):
+        return Path(shared) / name
+    default = Path(os.environ.get("MEDLOSS_CACHE") or Path.home() / ".cache" / "medloss")
+    folder = (data_root or default) / name
+    try:
+        make_phantom(manifest, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot make '{manifest.name}' in {folder}: {error.strerror}; pass --data-root or set MEDLOSS_CACHE"
+        ) from None
+    return folder
+
+
+def located_cases(
+    name: str, data_root: Path | None, fold: int | None, kind: Literal["image", "label"]
+) -> tuple[Manifest, list[Case], Path]:
+    """A manifest, its cases, or those that its fold `fold` validates, and the root of their files.
+
+    Args:
+        name: the manifest's name or path.
+        data_root: the folder of its files; None as in `resolve_data`.
+        fold: only the cases that this fold validates.
+        kind: of which files at least one must be there.
+
+    Raises:
+        UserError: no such manifest, fold or data; or the root holds none of the files.
+    """
+    manifest = load_manifest(name)
+    cases = manifest.cases if fold is None else manifest.split(fold)[1]
+    root = resolve_data(manifest, data_root)
+    refuse_other_data(manifest, root, (getattr(case, kind) for case in cases), kind)
+    return manifest, cases, root

@@ -1,0 +1,319 @@
+"""Layouts of data sets: which image belongs to which label, `dataset.json`, and nnU-Net's folds."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from pipelines.data import nnunet_folder
+from pipelines.utils import UserError
+
+
+def path_problem(path: str) -> str | None:
+    """Why a path is none that stays inside the data root; None where it does."""
+    parts = PurePosixPath(path).parts
+    if not parts or not path.isprintable() or "\\" in path:
+        return f"{path!r} is no path with forward slashes"
+    if PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive:
+        return f"'{path}' is absolute; expected a path relative to the data root"
+    if ".." in parts:
+        return f"'{path}' leaves the data root"
+    return None
+
+
+#: How the file of an image's probabilities ends, after the image's name.
+PROBABILITIES = "_probabilities.nii.gz"
+
+
+# What a folder's `dataset.json` says, the Medical Segmentation Decathlon's or nnU-Net's.
+
+NAME = "dataset.json"
+
+
+class DatasetCard(BaseModel):
+    """The parts of a `dataset.json` that a manifest has, too; empty where it says nothing."""
+
+    name: str = ""
+    description: str = ""
+    license: str = ""
+    citation: str = ""
+    modality: str = ""
+    classes: dict[int, str] = Field(default_factory=dict)
+
+
+def read_card(folder: Path) -> DatasetCard:
+    """Read a folder's `dataset.json`; an empty card where there is none.
+
+    Raises:
+        UserError: it is there, but no JSON; its labels are no list of values and names, but regions, say; its files
+            are no NIfTI.
+    """
+    path = folder / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return DatasetCard()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object with labels and so on; got {type(content).__name__}")
+    ending = content.get("file_ending")
+    if isinstance(ending, str) and ending not in (".nii", ".nii.gz"):
+        raise UserError(f"{path}: file_ending: got '{ending}'; only NIfTI is read, .nii or .nii.gz")
+    channels = content.get("modality") or content.get("channel_names")
+    channel = channels.get("0") if isinstance(channels, dict) else channels
+    modality = str(channel or "")
+    return DatasetCard(
+        name=_text(content, "name"),
+        description=_text(content, "description"),
+        license=_text(content, "licence") or _text(content, "license"),
+        citation=_text(content, "reference"),
+        modality="MR" if modality.upper() == "MRI" else modality,
+        classes=_classes(content["labels"], path) if "labels" in content else {},
+    )
+
+
+def _text(content: dict[str, Any], field: str) -> str:
+    value = content.get(field)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _classes(labels: Any, path: Path) -> dict[int, str]:
+    """Value to name, whichever of the two is the key."""
+    classes: dict[int, str] = {0: "background"}
+    seen: set[int] = set()
+    if isinstance(labels, dict):
+        _refuse_what_only_nnunet_has(labels, path)
+    try:
+        for key, item in labels.items():
+            # The Decathlon has {"1": "liver"}, nnU-Net {"liver": 1}.
+            value, name = (item, key) if isinstance(item, int) else (int(key), item)
+            if not isinstance(name, str) or not name.strip() or value < 0 or value in seen:
+                raise ValueError
+            seen.add(value)
+            classes[value] = name.strip()
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f'{path}: labels: got {labels!r}; expected values with names, as {{"1": "liver"}}') from None
+    return dict(sorted(classes.items()))
+
+
+def _refuse_what_only_nnunet_has(labels: dict[str, Any], path: Path) -> None:
+    for name, value in labels.items():
+        if isinstance(value, list):
+            raise UserError(
+                f"{path}: labels: '{name}' is a region of the values {value}; a manifest has one class a value, and "
+                "classes that exclude each other: train regions with nnU-Net itself (medloss nnunet path)"
+            )
+        if name == "ignore":
+            raise UserError(
+                f"{path}: labels: 'ignore' marks voxels that nobody labelled, which a manifest cannot leave out: "
+                "train such data with nnU-Net itself (medloss nnunet path)"
+            )
+
+
+# nnU-Net's folds: `splits_final.json`.
+
+SPLITS = "splits_final.json"
+_DATASET = re.compile(r"Dataset\d{3}_.+")
+
+
+def find_splits(folder: Path) -> Path | None:
+    """The splits of a data set: in its folder, whatever that is called, else where nnU-Net has preprocessed it.
+
+    nnU-Net knows a data set by its folder's name, as `Dataset042_Thing`. `nnUNet_preprocessed` says where it
+    preprocesses; unset, a folder of this name next to that of the raw data sets. None without.
+    """
+    folder = folder.resolve()
+    places = [folder / SPLITS]
+    if _DATASET.fullmatch(folder.name):
+        preprocessed = nnunet_folder("preprocessed") or folder.parent.parent / "nnUNet_preprocessed"
+        places.append(preprocessed / folder.name / SPLITS)
+    return next((place for place in places if place.is_file()), None)
+
+
+def folds_of(path: Path, cases: Iterable[str]) -> dict[str, int]:
+    """Case to the fold that validates it.
+
+    Args:
+        path: a `splits_final.json`.
+        cases: the cases' names; of others that the file has nothing is said.
+
+    Raises:
+        UserError: it cannot be read, or a case validates in none of its folds, or in several.
+    """
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no JSON: {error}") from None
+    if not (isinstance(splits, list) and all(_is_split(split) for split in splits)):
+        raise UserError(f'{path}: no splits of nnU-Net; expected [{{"train": [...], "val": [...]}}, ...]')
+    folds: dict[str, int] = {}
+    for case in cases:
+        held_out = [fold for fold, split in enumerate(splits) if case in split["val"]]
+        if len(held_out) != 1:
+            where = f"in folds {held_out}" if held_out else "in no fold"
+            raise UserError(
+                f"{path}: '{case}' validates {where}; expected one for each case; pass --folds to have folds drawn"
+            )
+        folds[case] = held_out[0]
+    return folds
+
+
+def _is_split(split: Any) -> bool:
+    return isinstance(split, dict) and all(isinstance(split.get(part), list) for part in ("train", "val"))
+
+
+# Which image belongs to which label, by folders and file names.
+
+#: Folders of images and of labels: the Medical Segmentation Decathlon's and nnU-Net's, and the plain ones.
+_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
+_LABEL_ENDING = re.compile(r"[_\-.](labels?|seg|segmentation|mask|gt)$", re.IGNORECASE)
+_IMAGE_ENDING = re.compile(r"[_\-.](image|img)$", re.IGNORECASE)
+#: nnU-Net numbers an image's channels; the first is the image.
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Pairs, as (case's name, image, label), and the files that are in none, with the reason."""
+
+    pairs: list[tuple[str, str, str]]
+    unpaired: list[tuple[str, str]]
+
+
+def nifti_files(folder: Path) -> list[str]:
+    """Names of a folder's NIfTI files, sorted, hidden ones apart; none where it cannot be read."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+    return [name for name in names if name.endswith((".nii", ".nii.gz")) and not name.startswith(".")]
+
+
+def stem(file: str) -> str:
+    """A file's name without folders and NIfTI ending."""
+    return re.sub(r"\.nii(\.gz)?$", "", file.rsplit("/", 1)[-1])
+
+
+def layout_labels(folder: Path, files: list[str]) -> list[str]:
+    """Those of a folder's files that are labels by the layout: side by side, they are by their names.
+
+    Where a folder's own name says images (`images`, `imagesTr`, `imagesTs`), none is.
+    """
+    return [] if folder.absolute().name.startswith("images") else [file for file in files if is_label_name(file)]
+
+
+def is_label_name(file: str) -> bool:
+    """Whether a file that lies among images is a label, by its name."""
+    return _LABEL_ENDING.search(stem(file)) is not None
+
+
+def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
+    """Pair paths whose names differ only in what says image, label or first channel.
+
+    Two images, or two labels, of one name are left out with their counterpart: which is right cannot be known. So are
+    an image that is called as a label is (`a_seg`), and one that is called as the label without its ending (`a`).
+    """
+    named = {stem(label) for label in labels} | {_LABEL_ENDING.sub("", stem(label)) for label in labels}
+    groups: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    pairs: list[tuple[str, str, str]] = []
+    unpaired = []
+    for image in images:
+        name, channel = _image_name(image, named)
+        if channel > 0:
+            unpaired.append((image, f"channel {channel} of '{name}': one image a case is used, channel 0"))
+        else:
+            groups[name][0].append(image)
+    bare = set(groups)
+    for label in labels:
+        # A label is named as its image is; only where there is none so named does an ending count as one.
+        name = stem(label) if stem(label) in bare else _LABEL_ENDING.sub("", stem(label))
+        groups[name][1].append(label)
+    without_label = {name for name in bare if not groups[name][1]}
+    for name in list(groups):
+        other = _LABEL_ENDING.sub("", name)
+        if other != name and other in without_label and all(groups[name]):
+            for into, moved in zip(groups[other], groups.pop(name), strict=True):
+                into.extend(moved)
+    for name, (of_images, of_labels) in groups.items():
+        problem: str | None
+        if not of_labels:
+            problem = "image without a label"
+        elif not of_images:
+            problem = "label without an image"
+        elif len(of_images) > 1:
+            problem = f"doubled: '{name}' has {len(of_images)} images"
+        elif len(of_labels) > 1:
+            problem = f"doubled: '{name}' has {len(of_labels)} labels"
+        else:
+            problem = path_problem(of_images[0]) or path_problem(of_labels[0])
+        if problem is None:
+            pairs.append((name, of_images[0], of_labels[0]))
+        else:
+            unpaired.extend((file, problem) for file in (*of_images, *of_labels))
+    return Pairing(sorted(pairs), sorted(unpaired))
+
+
+def pair_predictions(predictions: list[str], labels: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """Pair files of two folders, where a prediction is called as an image with that label would be.
+
+    Returns:
+        Label to prediction; and the predictions, and the labels, that share their name with another of their folder.
+    """
+    pairing = pair_by_name([f"p/{name}" for name in predictions], [f"l/{name}" for name in labels])
+    # Where one side has two of a name, all of that name are left unpaired.
+    sides = {"images": "p/", "labels": "l/"}
+    doubled = [file for file, reason in pairing.unpaired
+               if reason.startswith("doubled") and file.startswith(sides[reason.rsplit(" ", 1)[1]])]  # fmt: skip
+    of_side = {side: [file[2:] for file in doubled if file.startswith(side)] for side in ("p/", "l/")}
+    return {label[2:]: prediction[2:] for _, prediction, label in pairing.pairs}, of_side["p/"], of_side["l/"]
+
+
+def pair_folder(folder: Path) -> Pairing:
+    """Pair the files of a data set's folder, paths relative to it.
+
+    `imagesTr` and `labelsTr`, `images` and `labels`, or files side by side (`a_image.nii.gz` with `a_label.nii.gz`,
+    `a.nii.gz` with `a_seg.nii.gz`).
+
+    Raises:
+        UserError: there is no such folder, or there are no pairs in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    for image_folder, label_folder in _FOLDERS:
+        if (folder / image_folder).is_dir() and (folder / label_folder).is_dir():
+            images = [f"{image_folder}/{name}" for name in nifti_files(folder / image_folder)]
+            labels = [f"{label_folder}/{name}" for name in nifti_files(folder / label_folder)]
+            break
+    else:
+        files = nifti_files(folder)
+        labels = [name for name in files if is_label_name(name)]
+        images = [name for name in files if not is_label_name(name)]
+    pairing = pair_by_name(images, labels)
+    if not pairing.pairs:
+        raise UserError(
+            f"{folder}: no pairs of image and label found; expected imagesTr with labelsTr, images with labels, "
+            "or a_image.nii.gz with a_label.nii.gz side by side"
+        )
+    return pairing
+
+
+def _image_name(image: str, named: set[str]) -> tuple[str, int]:
+    """The name under which an image's label is sought, and its channel."""
+    name = stem(image)
+    if name in named:
+        return name, 0
+    channel = _CHANNEL.search(name)
+    if channel is not None and name[: channel.start()] in named:
+        return name[: channel.start()], int(channel[1])
+    plain = _IMAGE_ENDING.sub("", name)
+    return plain, 0

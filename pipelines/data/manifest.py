@@ -1,0 +1,367 @@
+"""The manifest of a data set: its files, its classes, and which patients train and validate together."""
+
+import difflib
+import hashlib
+import json
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipelines.data.layouts import path_problem
+from pipelines.utils import UserError
+from pipelines.utils.files import manifest_path
+from pipelines.utils.security import parse_yaml, refuse_code
+
+# What has to hold between a manifest's fields, told even where single fields are wrong.
+
+
+def manifest_problems(content: Mapping[str, Any]) -> Iterator[str]:
+    """One line an offence between fields; what single fields break is pydantic's to tell, and is passed over.
+
+    Args:
+        content: a manifest's fields; values of wrong types are ignored.
+    """
+    yield from _axes(content)
+    classes = content.get("classes")
+    if isinstance(classes, dict):
+        yield from _classes(classes, generated=content.get("generator") is not None)
+    if not content.get("cases") and content.get("generator") is None:
+        yield "cases: there are none"
+    entries = content.get("cases")
+    cases = [case for case in entries if isinstance(case, dict)] if isinstance(entries, list) else []
+    yield from _doubled("cases: id", [case["id"] for case in cases if isinstance(case.get("id"), str)])
+    files = [
+        str(PurePosixPath(case[role]))
+        for case in cases
+        for role in ("image", "label")
+        if isinstance(case.get(role), str)
+    ]
+    yield from _doubled("cases: file", files)
+    entries = content.get("excluded")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and entry.get("file") in files:
+            yield f"excluded: '{entry['file']}' is a case's file, too"
+    yield from _folds(cases)
+    if content.get("generator") is None:
+        yield from _checksums(cases)
+
+
+def _axes(content: Mapping[str, Any]) -> Iterator[str]:
+    dimensions, spacing, generator = (content.get(name) for name in ("dimensions", "spacing", "generator"))
+    if dimensions not in (2, 3):
+        return
+    if isinstance(spacing, list | tuple) and len(spacing) != dimensions:
+        yield f"spacing: {len(spacing)} numbers for {dimensions} dimensions"
+    shape = generator.get("shape") if isinstance(generator, dict) else None
+    if isinstance(shape, list | tuple) and len(shape) != dimensions:
+        yield f"generator.shape: {len(shape)} axes for {dimensions} dimensions"
+
+
+def _classes(classes: Mapping[Any, Any], generated: bool) -> Iterator[str]:
+    if 0 not in classes:
+        yield "classes: there is no class 0; expected 0: background"
+    if len(classes) < 2:
+        yield "classes: there is no foreground class"
+    if generated and len(classes) != 4:
+        yield f"classes: {len(classes)} for the phantom; expected 4: background, organ, shell, lesions"
+    yield from _doubled("classes: name", [name for name in classes.values() if isinstance(name, str)])
+
+
+def _folds(cases: list[dict[str, Any]]) -> Iterator[str]:
+    folds_of: dict[str, set[int]] = {}
+    for case in cases:
+        if isinstance(case.get("patient"), str) and isinstance(case.get("fold"), int):
+            folds_of.setdefault(case["patient"], set()).add(case["fold"])
+    for patient, folds in folds_of.items():
+        if len(folds) > 1:
+            yield f"cases: patient '{patient}' is in folds {sorted(folds)}: in training and in validation"
+    used = set().union(*folds_of.values())
+    if len(used) == 1:
+        yield f"cases: all are in fold {used.pop()}, so none would be left to train with"
+    elif used and used != set(range(len(used))):
+        yield f"cases: the folds are {sorted(used)}; expected 0, 1, 2 and so on, without gaps"
+
+
+def _checksums(cases: list[dict[str, Any]]) -> Iterator[str]:
+    for case in cases:
+        missing = [name for name in ("image_sha256", "label_sha256") if case.get(name) is None]
+        if missing:
+            yield f"cases: '{case.get('id')}' has no {' and no '.join(missing)}"
+
+
+def _doubled(what: str, values: list[str]) -> list[str]:
+    return [f"{what} '{value}' stands {count} times" for value, count in Counter(values).items() if count > 1]
+
+
+# The manifest of a data set: what it is, which files it has, and which patients train and validate together.
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r} has characters that cannot be printed")
+    return text
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LabelValue = Annotated[int, Field(ge=0, strict=True)]
+#: Names that are parts of file names and of tables, too.
+Name = Annotated[str, Field(pattern=r"^\w[\w.\-]*$")]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+
+#: Shows what came; of long or nested values only the beginning, since a small YAML can unfold into a huge one.
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring = 2, 3, 3, 80
+
+#: Of a text that a manifest's author has to fill in.
+UNKNOWN = "unknown; to be filled in"
+
+
+class ManifestError(UserError):
+    """A manifest that breaks rules; `offences` has one line each, the message all of them."""
+
+    def __init__(self, path: Path, offences: list[str]) -> None:
+        self.path = path
+        self.offences = offences
+        count = "1 offence" if len(offences) == 1 else f"{len(offences)} offences"
+        super().__init__(f"{path}: {count}\n" + "\n".join(f"  {line}" for line in offences))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Case(_Strict):
+    """One image with its label; paths are relative to the data root."""
+
+    id: Name
+    patient: Text
+    fold: int = Field(ge=0, strict=True)
+    image: str
+    label: str
+    image_sha256: Sha256 | None = None
+    label_sha256: Sha256 | None = None
+
+    @field_validator("image", "label")
+    @classmethod
+    def _is_nifti_inside_the_root(cls, path: str) -> str:
+        problem = path_problem(path)
+        if problem is None and not path.endswith((".nii", ".nii.gz")):
+            problem = f"'{path}' is no NIfTI file (.nii or .nii.gz)"
+        if problem is not None:
+            raise ValueError(problem)
+        return path
+
+
+class Excluded(_Strict):
+    """A file of the folder, or several by a pattern such as `*_flair.nii.gz`, left out on purpose."""
+
+    file: Text
+    reason: Text
+
+
+class Generator(_Strict):
+    """A data set that the project makes itself, on first use."""
+
+    name: Literal["phantom"]
+    cases: int = Field(default=40, ge=2, le=10_000)
+    folds: int = Field(default=5, ge=2)
+    shape: tuple[int, ...]
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.folds > self.cases:
+            raise ValueError(f"{self.folds} folds of {self.cases} cases")
+        if len(self.shape) not in (2, 3) or min(self.shape) < 12:
+            raise ValueError(f"shape {self.shape}; expected 2 or 3 axes of 12 voxels or more")
+        if math.prod(self.shape) * self.cases > 2_000_000_000:
+            raise ValueError(f"{self.cases} cases of shape {self.shape}; expected at most 2e9 voxels in all")
+        return self
+
+    def made_cases(self) -> list[Case]:
+        """The cases that it makes."""
+        return [
+            Case(
+                id=f"{self.name}_{index:03d}",
+                patient=f"{self.name}_{index:03d}",
+                fold=index % self.folds,
+                image=f"images/{self.name}_{index:03d}.nii.gz",
+                label=f"labels/{self.name}_{index:03d}.nii.gz",
+            )
+            for index in range(self.cases)
+        ]
+
+
+class Manifest(_Strict):
+    """A data set.
+
+    Attributes:
+        name: as commands and MLflow call it.
+        description: one or two sentences.
+        task: what is segmented.
+        license: SPDX name, or a sentence.
+        citation: whom to cite.
+        source: where the data can be had.
+        modality: `MR`, `CT`, ...
+        dimensions: 2 or 3.
+        spacing: expected voxel spacing, mm, in the order of the array's axes as nibabel gives them.
+        spacing_tolerance: how far a file's spacing may be off, as a share of the expected.
+        classes: label value to name; 0 is background; the values need not be consecutive.
+        folder: the data set's own folder below the data root, if it has one.
+        generator: how the project makes the data; the cases are then its own.
+        cases: the images with their labels.
+        excluded: files of the folder that are left out on purpose, with the reason.
+    """
+
+    name: Name
+    description: str
+    task: str
+    license: str
+    citation: str
+    source: str
+    modality: str
+    dimensions: Literal[2, 3]
+    spacing: tuple[Millimetres, ...]
+    spacing_tolerance: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+    classes: dict[LabelValue, Text]
+    folder: str | None = None
+    generator: Generator | None = None
+    cases: list[Case] = Field(default_factory=list)
+    excluded: list[Excluded] = Field(default_factory=list)
+
+    @field_validator("folder")
+    @classmethod
+    def _is_inside_the_root(cls, folder: str | None) -> str | None:
+        problem = None if folder is None else path_problem(folder)
+        if problem is not None:
+            raise ValueError(problem)
+        return folder
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cases_of_the_generator(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("generator") and not data.get("cases"):
+            try:
+                generator = Generator.model_validate(data["generator"])
+            except ValidationError:
+                return data  # told once, as the generator's own offence
+            return {**data, "cases": generator.made_cases()}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = list(manifest_problems(self.model_dump()))
+        if self.generator is not None and self.cases != self.generator.made_cases():
+            problems.append("cases: the generator makes its own; expected none to be listed")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def foreground(self) -> list[str]:
+        """The foreground classes' names, in the order of their labels."""
+        return [self.classes[value] for value in self.label_values if value != 0]
+
+    @property
+    def label_values(self) -> list[int]:
+        """The labels' values, rising; a network's channel c is the c-th of them."""
+        return sorted(self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.classes)
+
+    def folds(self) -> list[int]:
+        """The folds' numbers, rising."""
+        return sorted({case.fold for case in self.cases})
+
+    def split(self, fold: int) -> tuple[list[Case], list[Case]]:
+        """The cases that train and those that validate when `fold` is held out.
+
+        Raises:
+            UserError: there is no such fold.
+        """
+        if fold not in self.folds():
+            folds = ", ".join(str(f) for f in self.folds())
+            raise UserError(f"fold: got {fold}; '{self.name}' has folds {folds}")
+        return [c for c in self.cases if c.fold != fold], [c for c in self.cases if c.fold == fold]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the manifest's content, whatever its layout as text."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def load_manifest(name_or_path: str | Path) -> Manifest:
+    """Read a manifest, by path or by the name of a shipped one.
+
+    Raises:
+        UserError: there is none, or it is no YAML, or one that aliases make huge; `ManifestError`, which lists all
+            offences, where it breaks rules.
+    """
+    path = manifest_path(name_or_path)
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no YAML: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    refuse_code(content, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: no manifest: expected a mapping with name, classes, cases and so on")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise ManifestError(path, _offences(error, content)) from None
+
+
+def _offences(error: ValidationError, content: dict[str, Any]) -> list[str]:
+    fields = [_field_line(offence, content) for offence in error.errors() if offence["loc"]]
+    if fields:
+        # Pydantic looks between the fields only when each is right by itself: so that is done here.
+        return [*fields, *manifest_problems(content)]
+    return [line for offence in error.errors() for line in str(offence["ctx"]["error"]).splitlines()]
+
+
+def _field_line(offence: Any, content: dict[str, Any]) -> str:
+    """`cases[3] (case_07).fold: should be an integer; got 1.5`."""
+    where = ""
+    at: Any = content
+    for part in offence["loc"]:
+        # Pydantic adds parts of its own, such as `[key]`, which the content has not.
+        known = isinstance(at, dict) or (isinstance(at, list) and isinstance(part, int))
+        at = (at.get(part) if isinstance(at, dict) else at[part]) if known else None
+        where += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if where else _key(part)
+        if isinstance(part, int) and isinstance(at, dict) and isinstance(at.get("id"), str):
+            where += f" ({_key(at['id'])})"
+    if offence["type"] == "missing":
+        return f"{where}: missing"
+    if offence["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(offence["loc"][-1]), _fields(offence["loc"]), n=1)
+        return f"{where}: unknown field" + (f"; did you mean '{near[0]}'?" if near else "")
+    if offence["type"] == "value_error":
+        return f"{where}: {offence['ctx']['error']}"
+    message = offence["msg"]
+    for kind in ("Input", "String", "List", "Tuple", "Value", "Dictionary"):
+        message = message.removeprefix(f"{kind} ")
+    return f"{where}: {message}; got {_short.repr(offence['input'])}"
+
+
+def _key(part: Any) -> str:
+    text = str(part)
+    return text if text.isprintable() and len(text) <= 60 else _short.repr(part)
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    models: dict[Any, type[BaseModel]] = {"cases": Case, "excluded": Excluded, "generator": Generator}
+    return list((models.get(location[0], Manifest) if len(location) > 1 else Manifest).model_fields)

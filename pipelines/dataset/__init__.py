@@ -1,1 +1,0 @@
-"""Data sets: manifests, their checks, and the phantom that the project makes itself."""

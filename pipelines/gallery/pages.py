@@ -1,0 +1,167 @@
+"""Writes the gallery: one page per loss, and the table of all."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medloss import LOSSES, create_loss
+from medloss.entry import LossEntry
+from pipelines.gallery.descriptions import Description, advice, describe, paper_links
+from pipelines.gallery.pictures import Slice, gradient_figure, imbalance_figure, overview_figure, probability_figure
+from pipelines.gallery.scenes import is_voxelwise, phantom_scene, push
+from pipelines.utils.figures import write_png
+from pipelines.utils.files import write_text
+
+# The gallery's Markdown: one page a loss, and the table of all.
+
+#: Where pictures lie, beside the pages.
+PICTURES = "pictures"
+#: The pictures of a page: suffix of the file, heading and what they show.
+_PICTURES = (
+    (
+        "probability",
+        "Against the predicted probability",
+        "A ball of 9 mm radius in 42 x 40 x 40 mm, on voxels of 3 x 2 x 2 mm. Solid: all voxels of the ball get "
+        "probability p. Dashed: those of an equal ball of background beside it do. Everything else is right. {unit}",
+    ),
+    (
+        "imbalance",
+        "Against class imbalance",
+        "A disc in an image of 256 x 256 mm, one half of it missed (p = 0.1; 0.9 in the other half), the background "
+        "right. The error is of the same kind at every size; in grey cross entropy and Dice.",
+    ),
+    (
+        "gradient",
+        "Where it pushes",
+        "A slice of the phantom: the prediction lies 5 mm aside, lacks a part, and has an island. Red voxels are "
+        "pushed towards foreground, blue ones away from it. Losses differ in scale, so each map is divided by its own "
+        "largest push: colours compare places within a map, not one loss with another.",
+    ),
+)
+_VOXELWISE = "This loss is a value a voxel: value and slope are means over the region's voxels."
+_STRUCTURE = (
+    "This loss is a value a structure: the slope is that of the loss as the logits of all the region's voxels move "
+    "together."
+)
+_MADE = "<!-- Made by `medloss gallery`: change the code, not this file. -->"
+
+
+def loss_page(entry: LossEntry, voxelwise: bool) -> str:
+    """A loss's page."""
+    described, told = describe(entry), advice(entry.name)
+    parts = [
+        _MADE,
+        f"# {entry.name}",
+        f"`medloss.{entry.cls.__name__}` · {entry.family} family · [all losses](README.md)",
+    ]
+    parts.append(described.headline)
+    if described.formula:
+        # In a fence of its own GitHub leaves TeX's backslashes alone.
+        parts.append(f"```math\n{described.formula}\n```")
+    parts += [described.remarks, f"**Paper.** {paper_links(entry.paper)}", f"**Trained as.** {_recipe(entry)}"]
+    parts += [f"**When to use it.** {told.use}", f"**When not.** {told.avoid}"]
+    parts += ["## Defaults", _defaults(described)]
+    for suffix, heading, caption in _PICTURES:
+        parts.append(f"## {heading}")
+        parts.append(f"![{heading}: {entry.name}]({PICTURES}/{entry.name}-{suffix}.png)")
+        parts.append(caption.format(unit=_VOXELWISE if voxelwise else _STRUCTURE))
+    if told.pictures:
+        parts.append(told.pictures)
+    parts.append(
+        "The same map for a case of your own: "
+        f"`medloss explain --loss {entry.name} --image image.nii.gz --label label.nii.gz`"
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def index_page(entries: Iterable[LossEntry], overview: bool) -> str:
+    """The table of losses.
+
+    Args:
+        entries: those that have a page.
+        overview: whether the picture of all their maps is there.
+    """
+    rows = [f"| [{e.name}]({e.name}.md) | {e.family} | {_cell(e.summary)} | {_sum(e)} |" for e in entries]
+    parts = [
+        _MADE,
+        "# The losses",
+        "Each page has the loss's formula, defaults, advice and three pictures, made from the code by `medloss "
+        "gallery`. The last column is how `medloss train` trains the loss by its recipe: alone, or in a sum.",
+        "\n".join(["| loss | family | what it is | trained as |", "| --- | --- | --- | --- |", *rows]),
+    ]
+    if overview:
+        parts += [
+            "## Where they push",
+            f"![Where each loss pushes]({PICTURES}/overview.png)",
+            "All losses on one slice and one prediction, each alone and with its defaults. Red: towards foreground; "
+            "blue: away from it; each map is divided by its own largest push.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sum(entry: LossEntry) -> str:
+    return f"`{entry.recipe.expression}`" if entry.recipe.expression else "alone"
+
+
+def _recipe(entry: LossEntry) -> str:
+    recipe = entry.recipe
+    origin = f"{recipe.origin[:1].upper()}{recipe.origin[1:]}"
+    if not recipe.expression:
+        return f"{recipe.note[:1].upper()}{recipe.note[1:]}. {origin}."
+    return f"{_sum(entry)}, weights {recipe.schedule}. {origin}. {recipe.note}."
+
+
+def _defaults(described: Description) -> str:
+    common = (
+        "the arguments that all losses share: `include_background`, `reduction`, `batch`, `weight`, `ignore_index`."
+    )
+    if not described.arguments:
+        return f"None of its own; it takes {common}"
+    rows = [f"| `{a.name}` | `{a.default}` | {_cell(a.meaning)} |" for a in described.arguments]
+    return "\n".join(["| argument | default | meaning |", "| --- | --- | --- |", *rows]) + f"\n\nIt also takes {common}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+# Write the gallery: pages, pictures and table.
+
+
+def write_gallery(out: Path, names: Sequence[str] = (), report: Callable[[str], None] | None = None) -> None:
+    """Make the pages of the named losses, or of all registered ones, and the table of those that have a page.
+
+    The picture of all maps is made anew when all losses are.
+
+    Args:
+        out: the folder, made if need be.
+        names: registered losses; empty for all.
+        report: called with each loss's name when its page is there.
+    """
+    scene = phantom_scene()
+    index = int(np.argmax(scene.reference.sum((0, 1))))
+    assert scene.image is not None
+    shown = Slice(
+        scene.reference[..., index],
+        scene.logits[..., index] > 0,
+        (scene.spacing[0], scene.spacing[1]),
+        scene.image[..., index],
+        ("axis 0 in mm (voxels of 3 mm)", "axis 1 in mm (voxels of 1 mm)"),
+    )
+    pictures = out / PICTURES
+    maps = {}
+    for name in names or LOSSES:
+        loss = create_loss(name, sigmoid=True)
+        maps[name] = push(loss, scene.logits, scene.reference, scene.spacing)[..., index]
+        write_png(probability_figure(name), pictures / f"{name}-probability.png")
+        write_png(imbalance_figure(name), pictures / f"{name}-imbalance.png")
+        write_png(gradient_figure(shown, maps[name], name), pictures / f"{name}-gradient.png")
+        write_text(out / f"{name}.md", loss_page(LOSSES[name], is_voxelwise(name)))
+        if report is not None:
+            report(name)
+    overview = pictures / "overview.png"
+    if not names:
+        write_png(overview_figure(shown, maps), overview)
+    paged = [entry for entry in LOSSES.values() if (out / f"{entry.name}.md").is_file()]
+    write_text(out / "README.md", index_page(paged, overview.is_file()))

@@ -1,0 +1,315 @@
+"""Label maps, and probabilities, of new images by a trained network: of files, and of arrays in MLflow."""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.imageglobals import LoggingOutputSuppressor
+from torch import Tensor
+
+from pipelines.data.checks import Offence
+from pipelines.data.data_root import located_cases
+from pipelines.data.layouts import PROBABILITIES, layout_labels, nifti_files, pair_by_name, stem
+from pipelines.data.nifti import BadFileError, Volume, by, read_file, write_labels, write_probabilities
+from pipelines.evaluation.references import shown
+from pipelines.preprocessing.resampling import resampled
+from pipelines.training.saved_model import WINDOWS, Model, label_map, load_model
+from pipelines.utils import UserError
+from pipelines.utils.machine import lacks_memory
+
+# Which images are predicted, and which files their predictions become.
+
+_ENDING = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to predict: its file, what it is called, its SHA-256 if known."""
+
+    path: Path
+    name: str
+    sha256: str | None = None
+
+    def labels(self, folder: Path) -> Path:
+        """Where its label map is written."""
+        return folder / (self.name + _ENDING)
+
+    def probabilities(self, folder: Path) -> Path:
+        """Where its probabilities are written."""
+        return folder / (self.name + PROBABILITIES)
+
+    def outputs(self, folder: Path, *, probabilities: bool) -> list[Path]:
+        """The files that its prediction becomes, the label map last: with it, all are there."""
+        return [*([self.probabilities(folder)] if probabilities else []), self.labels(folder)]
+
+
+def image_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
+    """The images of paths to files and folders, in that order; a folder's by name, its own folders left out.
+
+    Labels that lie side by side with images are no images: in a folder all that are named so, and of files that are
+    named one by one those whose image is among them.
+
+    Returns:
+        The images, and the labels that were left out.
+
+    Raises:
+        UserError: a path that is not there, a file that is none of NIfTI by its name, a folder without one, or with
+            labels alone.
+    """
+    found: list[Path] = []
+    labels: list[Path] = []
+    for path in paths:
+        files = nifti_files(path) if path.is_dir() else [path.name]
+        if not files:
+            raise UserError(f"{shown(path)} holds no NIfTI file (.nii or .nii.gz)")
+        if not os.path.lexists(path):
+            raise UserError(f"{shown(path)}: no such file or folder")
+        if not files[0].endswith((".nii", _ENDING)):
+            raise UserError(f"{shown(path)}: no NIfTI file by its name; expected .nii or .nii.gz")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        of_layout = layout_labels(path, files)
+        if len(of_layout) == len(files):
+            raise UserError(
+                f"{shown(path)} holds labels alone, by their names, as {shown(files[0])}; to predict them all the "
+                "same, name the files"
+            )
+        found += [path / name for name in files if name not in of_layout]
+        labels += [path / name for name in of_layout]
+    labels += (beside := _labels_beside(found))
+    return [Source(file.absolute(), stem(file.name)) for file in found if file not in beside], labels
+
+
+def _labels_beside(files: list[Path]) -> list[Path]:
+    """Labels by the layout whose images are among the files, too."""
+    folders: dict[Path, list[str]] = defaultdict(list)
+    for file in files:
+        folders[file.parent].append(file.name)
+    beside = []
+    for folder, names in folders.items():
+        labels = layout_labels(folder, names)
+        pairs = pair_by_name([name for name in names if name not in labels], labels).pairs
+        beside += [folder / label for _, _, label in pairs]
+    return beside
+
+
+def manifest_sources(name: str, data_root: Path | None, fold: int | None = None) -> list[Source]:
+    """The images of a manifest, or of its fold `fold`, called as their cases are.
+
+    Raises:
+        UserError: no such manifest, fold or data; or the root holds none of the images.
+    """
+    _, cases, root = located_cases(name, data_root, fold, "image")
+    return [Source(root / case.image, case.id, case.image_sha256) for case in cases]
+
+
+def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities: bool) -> None:
+    """Refuse images whose predictions would be one file, and predictions that would lie on an image.
+
+    Raises:
+        UserError: there are such.
+    """
+    images = {place: source for source in sources for place in _places(source.path)}
+    written: dict[Path, Source] = {}
+    for source in sources:
+        for target in source.outputs(folder, probabilities=probabilities):
+            other = written.setdefault(target, source)
+            if other is not source:
+                both = f"{shown(other.path)} and {shown(source.path)}"
+                raise UserError(f"{both} would both be predicted as {shown(target.name)}; predict them apart")
+            overwritten = next((images[place] for place in _places(target) if place in images), None)
+            if overwritten is not None:
+                raise UserError(
+                    f"--out: {shown(target)} would overwrite the image {shown(overwritten.path)}; name another folder"
+                )
+
+
+def _places(path: Path) -> set[str]:
+    """Where a path lies, and, if it is a link, where it leads."""
+    return {str(Path(os.path.realpath(path.parent)) / path.name), os.path.realpath(path)}
+
+
+# What `mlflow.pyfunc.load_model` makes of a trained network: arrays in, label maps out.
+
+
+def label_type(model: Model) -> np.dtype[Any]:
+    """The smallest type that holds the labels' values."""
+    return np.min_scalar_type(max(model.classes))
+
+
+class Predictor:
+    """A trained network, as MLflow calls it.
+
+    Args:
+        model: which predicts.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def predict(self, image: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """The label map of an image, as `medloss predict` makes it: on the image's own grid, in the manifest's values.
+
+        Args:
+            image: intensities `[*spatial]`, float32, in the order of the file's axes.
+            params: `spacing`, mm an axis, of the image (by default that of the network's grid, which is right for an
+                image that lies on it); `flips`, to average over mirrored images (False).
+
+        Raises:
+            UserError: not such an array, intensities that are not finite, a spacing that is none, or a network that
+                makes NaN or Inf of it.
+        """
+        image = np.asarray(image, np.float32)
+        processed = self.model.preprocessing
+        asked = params or {}
+        spacing = np.ravel(asked.get("spacing", processed.spacing or (1.0,) * processed.dimensions))
+        if image.ndim != processed.dimensions or not image.size:
+            raise UserError(f"image: got shape {image.shape}; expected {processed.dimensions} axes")
+        if not np.isfinite(image).all():
+            raise UserError("image: NaN or Inf in it; expected finite intensities")
+        if spacing.shape != (processed.dimensions,) or not (np.isfinite(spacing).all() and spacing.min() > 0):
+            raise UserError(f"spacing: got {spacing.tolist()}; expected {processed.dimensions} numbers above 0, in mm")
+        prepared = processed.image(torch.from_numpy(np.ascontiguousarray(image))[None], spacing.tolist())
+        logits = self.model.logits(prepared, flips=bool(asked.get("flips", False)))
+        if not logits.sum().isfinite():
+            raise UserError("image: the network makes NaN or Inf of it")
+        labels = np.array(list(self.model.classes), label_type(self.model))
+        return labels[label_map(logits, image.shape).cpu().numpy()]
+
+
+def _load_pyfunc(path: str) -> Predictor:
+    """MLflow's way in: the model of a file, on the GPU if there is one."""
+    return Predictor(load_model(Path(path), torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+
+
+# Label maps, and probabilities, of images in files, by a trained network.
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are predicted.
+
+    Attributes:
+        probabilities: whether they are written, too.
+        flips: average over mirrored images, along the axes that training flipped.
+        windows: that the network sees at once.
+    """
+
+    probabilities: bool = False
+    flips: bool = False
+    windows: int = WINDOWS
+
+
+def predict(
+    model: Model,
+    sources: Sequence[Source],
+    folder: Path,
+    settings: Settings,
+    report: Callable[[int, Source, str], None] | None = None,
+) -> list[Offence]:
+    """Predict images, one at a time; each file is written whole or not at all, and one that is there is replaced.
+
+    Args:
+        model: which predicts.
+        sources: the images.
+        folder: where predictions are written; it is made if need be.
+        settings: how.
+        report: is told how many images are done, the last one, and how that went, in a word or two.
+
+    Returns:
+        The images that could not be predicted, with the reasons; all others are.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    offences = []
+    with LoggingOutputSuppressor():
+        for done, source in enumerate(sources, start=1):
+            start = time.perf_counter()
+            reason = _reason(model, source, folder, settings)
+            if reason is not None:
+                offences.append(Offence(str(source.path), reason))
+            if report is not None:
+                report(done, source, "left out" if reason else f"{time.perf_counter() - start:.1f} s")
+    return offences
+
+
+def _reason(model: Model, source: Source, folder: Path, settings: Settings) -> str | None:
+    """Predict an image; why it could not be, or None."""
+    grid = ""
+    try:
+        volume = read_file(source.path, {model.preprocessing.dimensions})
+        if source.sha256 not in (None, volume.sha256):
+            raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
+        grid = by(model.preprocessing.shape(volume.data.shape, volume.spacing))
+        _predict(model, volume, source, folder, settings)
+    except BadFileError as error:
+        return str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return f"out of memory, with {grid or 'all its'} voxels; {_advice(model, settings)}"
+    return None
+
+
+@torch.inference_mode()
+def _predict(model: Model, volume: Volume, source: Source, folder: Path, settings: Settings) -> None:
+    shape = volume.data.shape
+    logits = model.logits(
+        model.preprocessing.image(_intensities(volume), volume.spacing),
+        flips=settings.flips,
+        windows=settings.windows,
+    )
+    if not logits.sum().isfinite():
+        raise BadFileError("the network makes NaN or Inf of it; try --precision float32")
+    if settings.probabilities:
+        logits = resampled(logits, shape)
+    labels = np.array(list(model.classes))[label_map(logits, shape).cpu().numpy()]
+    header = nib.load(source.path).header
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if settings.probabilities:
+            write_probabilities(source.probabilities(folder), _softmax(logits).cpu().numpy(), header)
+        write_labels(source.labels(folder), labels, header)
+    except OSError as error:
+        raise UserError(f"--out: cannot write in {folder}: {error.strerror or error}") from None
+
+
+def _intensities(volume: Volume) -> Tensor:
+    """`[1, *spatial]`, float32, as training reads it.
+
+    Raises:
+        BadFileError: some are not finite.
+    """
+    with np.errstate(over="ignore"):
+        intensities = np.ascontiguousarray(volume.data, np.float32)
+    if bad := int(intensities.size - np.isfinite(intensities).sum()):
+        raise BadFileError(f"NaN, Inf, or too large for float32, in {bad} voxel{'s' if bad > 1 else ''}")
+    return torch.from_numpy(intensities)[None]
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Probabilities, in the logits' own memory."""
+    logits.sub_(logits.amax(0, keepdim=True)).exp_()
+    return logits.div_(logits.sum(0, keepdim=True))
+
+
+def _advice(model: Model, settings: Settings) -> str:
+    """What to lower."""
+    advice = [
+        f"lower --batch-size ({settings.windows} windows at once)" if settings.windows > 1 else "",
+        "leave out --probabilities" if settings.probabilities else "",
+        "pass --device cpu" if model.device.type == "cuda" else "",
+    ]
+    return ", or ".join(filter(None, advice)) or "crop it, or use a machine with more memory"

@@ -1,0 +1,275 @@
+"""The prepared cases of a run, in memory and in a cache on disk, and the fingerprint of their data set."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.data.manifest import Case, Manifest
+from pipelines.preprocessing import Clip
+from pipelines.preprocessing.resampling import CHECK, Preprocessing, prepared, read_case
+from pipelines.utils import UserError
+from pipelines.utils.files import sha256, write_atomically
+
+# A folder of computed values that processes share; a damaged entry is found and computed anew.
+
+
+class EntryCache:
+    """Values by key, a file each.
+
+    Each entry begins with its own SHA-256: torch reads one with flipped bits without an error. Tensors and plain
+    values only: nothing in an entry can run.
+
+    Args:
+        folder: is made if need be.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cache: cannot make {folder}: {error.strerror}") from None
+
+    def get(self, key: list[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The value of a key: read, or computed and kept.
+
+        Args:
+            key: everything that the value depends on.
+            compute: makes the value.
+        """
+        entry = self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.pt"
+        value = _read(entry)
+        if value is None:
+            value = compute()
+            _write(entry, value)
+        return value
+
+
+def _read(entry: Path) -> dict[str, Any] | None:
+    try:
+        content = entry.read_bytes()
+    except FileNotFoundError:
+        return None
+    body = memoryview(content)[32:]
+    if hashlib.sha256(body).digest() != content[:32]:
+        warnings.warn(f"damaged cache entry {entry} is decoded anew", stacklevel=4)
+        return None
+    value: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
+    return value
+
+
+def _write(entry: Path, value: dict[str, Any]) -> None:
+    body = io.BytesIO()
+    torch.save(value, body)
+    content = hashlib.sha256(body.getbuffer()).digest() + body.getvalue()
+    try:
+        write_atomically(entry, lambda file: file.write(content))
+    except OSError as error:
+        # A full disk costs time, not the run.
+        warnings.warn(f"cache entry {entry} cannot be written: {error.strerror}", stacklevel=4)
+
+
+# The cases of a training: decoded when they are asked for, kept in memory as far as that is allowed.
+
+#: Changes when `resampling.py` does: cached cases of another version are not read.
+_CACHE_VERSION = "3"
+
+
+class CaseStore(Sequence[dict[str, Any]]):
+    """Prepared cases, see `reading.prepared`, by number.
+
+    So many of them as fit into `memory_mb` stay in memory, the first that were asked for; the others are read from the
+    cache each time, or decoded anew where there is none. Those that stay are not exchanged: over random orders, keeping
+    some is worth more than keeping the latest.
+
+    Args:
+        manifest: whose labels hold.
+        cases: which.
+        root: the data root.
+        preprocessing: of image and label; None: intensities alone.
+        cache: where prepared cases are kept, by the files' content, for other runs and processes.
+        memory_mb: MB that prepared cases may take in memory.
+        keys: what `content_key` says of each case, where that is known already: it reads every file.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        cases: Sequence[Case],
+        root: Path,
+        preprocessing: Preprocessing | None = None,
+        cache: EntryCache | None = None,
+        memory_mb: float = 2048,
+        keys: dict[str, list[str]] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.cases = list(cases)
+        self.root = root
+        self.preprocessing = preprocessing or Preprocessing(dimensions=manifest.dimensions)
+        self.cache = cache
+        self.memory_mb = memory_mb
+        self._kept: dict[int, dict[str, Any]] = {}
+        self._kept_bytes = 0
+        self._keys: list[list[str]] = []
+        if cache is not None:
+            recipe = [_CACHE_VERSION, str(manifest.label_values), self.preprocessing.model_dump_json()]
+            known = keys or {}
+            self._keys = [[*recipe, *(known.get(case.id) or content_key(case, root))] for case in self.cases]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index in self._kept:
+            return self._kept[index]
+
+        def compute() -> dict[str, Any]:
+            read = read_case(self.manifest, self.cases[index], self.root)
+            return prepared(read, self.preprocessing, self.manifest.num_classes)
+
+        item = compute() if self.cache is None else self.cache.get(self._keys[index], compute)
+        size = _bytes(item)
+        if self._kept_bytes + size <= self.memory_mb * 2**20:
+            self._kept[index] = item
+            self._kept_bytes += size
+        return item
+
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> "CaseStore":
+        """Go through all cases once: afterwards each is in memory or in the cache, and each could be read."""
+        for index in range(len(self)):
+            self[index]
+            if progress is not None:
+                progress(index + 1, len(self))
+        return self
+
+
+def content_key(case: Case, root: Path) -> list[str]:
+    """What a cached value of a case depends on: its name, and its files' content."""
+    key = [case.id]
+    for path in (root / case.image, root / case.label):
+        try:
+            key.append(sha256(path))
+        except OSError as error:
+            raise UserError(f"case '{case.id}': {path} cannot be read: {error.strerror}; {CHECK}") from None
+    return key
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(_bytes(part) for part in value.values())
+    return sum(_bytes(part) for part in value) if isinstance(value, list) else 0
+
+
+# What a data set is like: the facts from which a training is planned.
+
+_VERSION = "facts 1"
+#: So many foreground intensities of a case are looked at, evenly spread: with hundreds of cases that is plenty.
+_MOST_INTENSITIES = 5_000
+#: An axis more than so much coarser than the coarsest of the others is not sampled up to the median: nnU-Net's bound
+#: for anisotropy.
+ANISOTROPIC = 3.0
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Facts of the training cases; the validation cases are not looked at.
+
+    Attributes:
+        shapes: voxels an axis.
+        spacings: mm an axis.
+        intensities: of voxels of foreground, over all cases; evenly spread samples.
+    """
+
+    shapes: list[tuple[int, ...]]
+    spacings: list[tuple[float, ...]]
+    intensities: np.ndarray
+
+    def target_spacing(self) -> tuple[float, ...]:
+        """The spacing (mm an axis) to train at: the median; along a coarse axis the 10th percentile.
+
+        As in nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z): where one axis is both three times as
+        coarse as the coarsest of the others and three times as short, its median would make most cases' slices anew.
+        """
+        spacings, shapes = np.array(self.spacings), np.array(self.shapes)
+        target, size = np.median(spacings, axis=0), np.median(shapes, axis=0)
+        worst = int(target.argmax())
+        others = [axis for axis in range(len(target)) if axis != worst]
+        if target[worst] > ANISOTROPIC * target[others].max() and size[worst] * ANISOTROPIC < size[others].min():
+            target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
+        return tuple(float(value) for value in target)
+
+    def clip(self) -> Clip:
+        """How intensities that mean something, such as Hounsfield units, are clipped and scaled; as in nnU-Net."""
+        values = self.intensities if len(self.intensities) else np.zeros(1)
+        low, high = np.percentile(values, [0.5, 99.5])
+        clipped = values.clip(low, high)
+        return Clip(low=low, high=high, mean=clipped.mean(), std=max(float(clipped.std()), 1e-8))
+
+
+def take_fingerprint(
+    manifest: Manifest,
+    cases: Sequence[Case],
+    root: Path,
+    cache: EntryCache | None = None,
+    keys: dict[str, list[str]] | None = None,
+) -> Fingerprint:
+    """Read the cases once, one at a time, and take their facts.
+
+    Args:
+        manifest: whose labels hold.
+        cases: those that train.
+        root: the data root.
+        cache: where facts are kept.
+        keys: as `CaseStore`'s.
+
+    Raises:
+        UserError: a case that cannot be read.
+    """
+    shapes, spacings, intensities = [], [], []
+    for case in cases:
+
+        def compute(case: Case = case) -> dict[str, Any]:
+            return _facts(read_case(manifest, case, root))
+
+        if cache is None:
+            facts = compute()
+        else:
+            content = (keys or {}).get(case.id) or content_key(case, root)
+            facts = cache.get([_VERSION, str(manifest.label_values), *content], compute)
+        shapes.append(tuple(facts["shape"]))
+        spacings.append(tuple(facts["spacing"]))
+        intensities.append(facts["intensities"].numpy())
+    return Fingerprint(shapes, spacings, np.concatenate(intensities))
+
+
+def _facts(case: dict[str, Any]) -> dict[str, Any]:
+    values = case["image"][case["label"] > 0]
+    step = max(1, len(values) // _MOST_INTENSITIES)
+    return {
+        "shape": list(case["label"].shape[1:]),
+        "spacing": case["spacing"].tolist(),
+        "intensities": values[::step].to(torch.float32).clone(),
+    }

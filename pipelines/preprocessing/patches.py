@@ -1,0 +1,330 @@
+"""Random patches of prepared cases, their augmentation, and the loaders that batch them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.transforms import (
+    Compose,
+    RandAdjustContrast,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandSimulateLowResolution,
+)
+from monai.transforms.utils import create_rotate, create_scale
+from numpy.random import Generator
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipelines.preprocessing import Augmentation
+from pipelines.preprocessing.case_store import ANISOTROPIC
+from pipelines.utils import UserError
+
+# Patches varied at random: where they are cut from, turned and sized; and their intensities.
+
+
+def random_matrix(settings: Augmentation, spacing: Sequence[float], random: Generator) -> np.ndarray | None:
+    """Which way, in voxels, a step in the patch goes in the volume; None for the very same.
+
+    Args:
+        settings: what may happen.
+        spacing: mm: angles are angles in the body, not in the array.
+        random: decides.
+
+    Returns:
+        `[d, d]`.
+    """
+    dims = len(spacing)
+    # Always drawn: so what is random later depends on no probability.
+    turned, sized = random.random(2) < settings.spatial_share
+    angles = np.radians(random.uniform(-settings.rotation, settings.rotation, 1 if dims == 2 else 3))
+    factor = math.exp(random.uniform(*np.log(settings.scaling)))
+    turned, sized = turned and settings.rotation > 0, sized and factor != 1
+    if not turned and not sized:
+        return None
+    mm = np.array(spacing)
+    coarse = int(mm.argmax())
+    if dims == 3 and mm[coarse] >= ANISOTROPIC * np.delete(mm, coarse).max():
+        angles = np.where(np.arange(3) == coarse, angles, 0.0)
+    matrix = np.eye(dims)
+    if turned:
+        matrix = create_rotate(dims, angles.tolist())[:dims, :dims]
+    if sized:
+        matrix = matrix @ create_scale(dims, [1 / factor] * dims)[:dims, :dims]
+    voxel: np.ndarray = matrix * mm[None, :] / mm[:, None]
+    return voxel
+
+
+def sampled(volume: Tensor, centre: Sequence[float], matrix: np.ndarray, patch: Sequence[int], mode: str) -> Tensor:
+    """The patch `[1, *patch]` round a centre of a volume `[1, *spatial]`; what lies outside is 0.
+
+    One interpolation crops, turns and sizes at once, and only where the patch lies.
+
+    Args:
+        volume: image or label.
+        centre: voxel coordinates.
+        matrix: from `random_matrix`.
+        patch: voxels an axis.
+        mode: `bilinear` (in 3D, too), or `nearest` for labels.
+    """
+    reach = np.abs(matrix) @ (np.array(patch) / 2) + 2
+    box = [
+        (max(0, math.floor(c - r)), min(n, math.ceil(c + r) + 1))
+        for c, r, n in zip(centre, reach, volume.shape[1:], strict=True)
+    ]
+    part = volume[(slice(None), *(slice(first, last) for first, last in box))].float()
+    size = np.array(part.shape[1:])
+    offset = np.array([c - first for c, (first, _) in zip(centre, box, strict=True)])
+    # `affine_grid` counts from -1 to 1 over all voxels, and its axes from the last.
+    theta = np.concatenate([matrix * np.array(patch) / size[:, None], ((2 * offset + 1) / size - 1)[:, None]], axis=1)
+    theta[:, :-1] = theta[::-1, -2::-1]
+    theta[:, -1] = theta[::-1, -1]
+    grid = F.affine_grid(torch.from_numpy(theta).float()[None], [1, 1, *patch], align_corners=False)
+    return F.grid_sample(part[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0].to(volume.dtype)
+
+
+class Intensities:
+    """Varies a patch's intensities by MONAI's transforms.
+
+    Args:
+        settings: what may happen.
+        dims: 2 or 3.
+    """
+
+    def __init__(self, settings: Augmentation, dims: int) -> None:
+        self.settings = settings
+        transforms: list[object] = []
+        if settings.noise_share:
+            transforms.append(RandGaussianNoise(settings.noise_share, std=settings.noise))
+        if settings.blur_share:
+            transforms.append(RandGaussianSmooth(settings.blur, settings.blur, settings.blur, settings.blur_share))
+        if settings.low_resolution_share:
+            zoom, smooth = (settings.low_resolution, 1.0), "trilinear" if dims == 3 else "bilinear"
+            transforms.append(
+                RandSimulateLowResolution(settings.low_resolution_share, upsample_mode=smooth, zoom_range=zoom)
+            )
+        if settings.gamma_share:
+            transforms.append(RandAdjustContrast(settings.gamma_share, settings.gamma, retain_stats=True))
+        self.transforms = Compose(transforms) if transforms else None
+
+    def __call__(self, image: Tensor, random: Generator) -> Tensor:
+        """A patch like `image` `[1, *patch]`, varied as `random` decides."""
+        scale, shift = (
+            random.uniform(-self.settings.brightness, self.settings.brightness)
+            * (random.random() < self.settings.brightness_share)
+            for _ in range(2)
+        )
+        image = image.mul(1 + scale).add_(shift)
+        if self.transforms is None:
+            return image
+        self.transforms.set_random_state(seed=int(random.integers(2**32)))
+        varied: Tensor = self.transforms(image)
+        return getattr(varied, "as_tensor", lambda: varied)()
+
+
+# Random patches of prepared cases, and the loaders that batch them.
+
+_Index = tuple[int, int]
+
+
+class PatchDataset(Dataset):
+    """Random patches of prepared cases, by (epoch, number of the case).
+
+    What is random about a patch depends on the seed, the epoch and the case alone: not on the worker that makes it,
+    nor on what came before. So a resumed run, and one with another number of workers, sees the same patches.
+
+    Plain tensors and slices, not MONAI's dictionary transforms: those took 4 ms a patch of 40 x 56 x 40 voxels, a
+    tenth of a step, and looked for the foreground of the whole volume anew each time.
+
+    Args:
+        cases: from `CaseStore`.
+        patch: voxels an axis; what a case lacks is padded with zeros, the mean of its intensities, and background.
+        seed: decides everything random, with the epoch.
+        flip_axes: array axes along which every second patch is flipped.
+        augmentation: how patches are varied.
+        foreground: share of patches centred on foreground, its class drawn first, a voxel of it then: what is small is
+            seen as often as what is large. The others lie anywhere.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[dict[str, Any]],
+        patch: Sequence[int],
+        seed: int,
+        flip_axes: Sequence[int] = (),
+        augmentation: Augmentation | None = None,
+        foreground: float = 2 / 3,
+    ) -> None:
+        self.cases = cases
+        self.patch = tuple(patch)
+        self.seed = seed
+        self.flip_axes = tuple(flip_axes)
+        self.augmentation = augmentation or Augmentation()
+        self.foreground = foreground
+        self.intensities = Intensities(self.augmentation, len(self.patch))
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: _Index) -> dict[str, Any]:
+        epoch, number = index
+        item = self.cases[number]
+        random = np.random.default_rng((self.seed, epoch, number, 0))
+        shape = item["label"].shape[1:]
+        start = self._start(shape, item["centres"], random)
+        matrix = random_matrix(self.augmentation, item["spacing"].tolist(), random)
+        if matrix is None:
+            image, label = (_cut(item[name], start, self.patch) for name in ("image", "label"))
+        else:
+            centre = [
+                (n - 1) / 2 if p >= n else first + (p - 1) / 2
+                for first, p, n in zip(start, self.patch, shape, strict=True)
+            ]
+            image = sampled(item["image"], centre, matrix, self.patch, "bilinear")
+            label = sampled(item["label"], centre, matrix, self.patch, "nearest")
+        flipped = [1 + axis for axis in self.flip_axes if random.random() < 0.5]
+        if flipped:
+            image, label = image.flip(flipped), label.flip(flipped)
+        return {
+            "case": item["case"],
+            "image": self.intensities(image, random),
+            "label": label,
+            "spacing": item["spacing"],
+        }
+
+    def _start(self, shape: Sequence[int], centres: list[Tensor], random: Generator) -> tuple[int, ...]:
+        """A patch's first voxel; 0 along axes that the patch covers."""
+        room = [max(n - p, 0) for n, p in zip(shape, self.patch, strict=True)]
+        if not any(room):
+            return (0,) * len(room)
+        if not centres or random.random() > self.foreground:
+            return tuple(int(random.integers(r + 1)) for r in room)
+        voxels = centres[random.integers(len(centres))]
+        centre = np.unravel_index(int(voxels[random.integers(len(voxels))]), tuple(shape))
+        return tuple(min(max(int(c) - p // 2, 0), r) for c, p, r in zip(centre, self.patch, room, strict=True))
+
+
+class EpochBatches(Sampler[list[_Index]]):
+    """The batches of an epoch: the cases in another order each time, by the seed and the epoch alone.
+
+    Of several processes each takes its part of every batch; together they see what one process would.
+
+    Args:
+        size: number of cases.
+        seed: decides the orders.
+        batch_size: items a batch, over all processes; incomplete batches are left out.
+        rank: this process's number.
+        ranks: number of processes.
+
+    Raises:
+        UserError: the processes cannot share a batch evenly.
+    """
+
+    def __init__(self, size: int, seed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        self.size = size
+        self.seed = seed
+        self.batch_size = min(batch_size, size)
+        if self.batch_size % ranks:
+            raise UserError(
+                f"batch size: {self.batch_size} items cannot be shared evenly by {ranks} processes; "
+                f"expected a multiple of {ranks}"
+            )
+        self.part = self.batch_size // ranks
+        self.rank = rank
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[list[_Index]]:
+        order = np.random.default_rng((self.seed, self.epoch, 0, 1)).permutation(self.size).tolist()
+        for batch in range(len(self)):
+            first = batch * self.batch_size + self.rank * self.part
+            yield [(self.epoch, number) for number in order[first : first + self.part]]
+
+
+class _ReadAhead(DataLoader):
+    """Makes the next batch in a thread while the network computes.
+
+    MONAI's `ThreadDataLoader` does so, too, but an error in its thread only ends the epoch early.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        with ThreadPoolExecutor(1, "loader") as thread:
+            batches = super().__iter__()
+            ahead = thread.submit(next, batches, None)
+            while (batch := _result(ahead)) is not None:
+                ahead = thread.submit(next, batches, None)
+                yield batch
+
+
+def _result(ahead: Future[Any]) -> Any:
+    try:
+        return ahead.result()
+    except UserError as error:
+        # From a loader process it comes wrapped into that one's traceback, of which it is the last line.
+        raise UserError(str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
+
+
+def training_loader(dataset: PatchDataset, batch_size: int, workers: int, rank: int = 0, ranks: int = 1) -> DataLoader:
+    """Batches of patches; `start_epoch` makes its next pass that of an epoch.
+
+    Args:
+        dataset: of patches.
+        batch_size: items a batch, over all processes.
+        workers: loader processes; with 0 a thread makes the next batch while the network computes.
+        rank: this process's number.
+        ranks: number of processes that train together.
+    """
+    return _ReadAhead(
+        dataset,
+        batch_sampler=EpochBatches(len(dataset), dataset.seed, batch_size, rank, ranks),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=_patches,
+        # Its own: else each pass would draw a number from the generator that dropout draws from.
+        generator=torch.Generator(),
+    )
+
+
+def start_epoch(loader: DataLoader, epoch: int) -> None:
+    """Make a training loader's next pass that of `epoch`."""
+    loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+
+
+def validation_loader(cases: Sequence[dict[str, Any]], rank: int = 0, ranks: int = 1) -> DataLoader:
+    """Whole cases, one at a time, with the label that measures them; each process has its share."""
+    share = range(rank, len(cases), ranks)
+    return DataLoader(cases, batch_size=1, sampler=share, collate_fn=_whole)  # type: ignore[arg-type]
+
+
+def _cut(volume: Tensor, start: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
+    """The patch `[1, *patch]` of a volume `[1, *spatial]`; what lies outside is 0 on both sides alike."""
+    for axis, (first, length) in enumerate(zip(start, patch, strict=True), start=1):
+        volume = volume.narrow(axis, first, min(length, volume.shape[axis]))
+    missing = [length - n for length, n in zip(patch, volume.shape[1:], strict=True)]
+    if any(missing):
+        # `pad` counts axes from the last.
+        volume = pad(volume, [side for m in reversed(missing) for side in (m // 2, m - m // 2)])
+    return volume
+
+
+def _patches(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "case": [item["case"] for item in items],
+        "image": torch.stack([item["image"] for item in items]),
+        "label": torch.stack([item["label"] for item in items]),
+        "spacing": torch.stack([item["spacing"] for item in items]),
+    }
+
+
+def _whole(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return _patches(items) | {
+        "reference": [item.get("reference", item["label"])[0] for item in items],
+        "reference_spacing": [tuple(item.get("reference_spacing", item["spacing"]).tolist()) for item in items],
+    }

@@ -1,0 +1,184 @@
+"""What is done to every image before a network sees it: resampling, intensities, and reading a case that way."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from pipelines.data.manifest import Case, Manifest
+from pipelines.data.nifti import digits, squeezed, whole_labels
+from pipelines.preprocessing import Clip
+from pipelines.utils import UserError
+
+# What is done to every image before a network sees it: the grid it is brought to, and its intensities.
+
+#: Spacings that differ by less than this share are one grid: headers round, and resampling blurs.
+_SAME_SPACING = 0.01
+
+
+class Preprocessing(BaseModel):
+    """The way from a file's array to a network's input; kept with the weights, since prediction takes it, too.
+
+    Attributes:
+        dimensions: 2 or 3.
+        spacing: mm an axis, of the grid that images are brought to; None: each keeps its own.
+        clip: how intensities are clipped and scaled; None: each image gets mean 0 and standard deviation 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimensions: int
+    spacing: tuple[float, ...] | None = None
+    clip: Clip | None = None
+
+    def shape(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
+        """The shape (voxels) of an image on the network's grid.
+
+        Args:
+            shape: its own, voxels.
+            spacing: its own, mm.
+        """
+        if self.spacing is None or all(
+            abs(s / t - 1) < _SAME_SPACING for s, t in zip(spacing, self.spacing, strict=True)
+        ):
+            return tuple(shape)
+        return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, self.spacing, strict=True))
+
+    def image(self, volume: Tensor, spacing: Sequence[float]) -> Tensor:
+        """An image as the network reads it: `[1, *grid]` of `[1, *spatial]`, float32.
+
+        Args:
+            volume: intensities, finite.
+            spacing: mm.
+        """
+        volume = volume.float()
+        if self.clip is not None:
+            volume = (volume.clamp(self.clip.low, self.clip.high) - self.clip.mean) / self.clip.std
+        else:
+            deviation, mean = torch.std_mean(volume.double(), correction=0)
+            volume = (volume - mean.float()) / (deviation.float() if deviation > 0 else 1.0)
+        return resampled(volume, self.shape(volume.shape[1:], spacing))
+
+    def labels(self, label: Tensor, spacing: Sequence[float], num_classes: int) -> Tensor:
+        """A label map `[1, *spatial]` on the network's grid: the class that fills most of each voxel."""
+        shape = self.shape(label.shape[1:], spacing)
+        if shape == tuple(label.shape[1:]):
+            return label
+        best = torch.full((1, *shape), -1.0)
+        winner = torch.zeros((1, *shape), dtype=label.dtype)
+        # Class by class: a one-hot map of a large volume would take C times its size.
+        for c in range(num_classes):
+            part = resampled((label == c).float(), shape)
+            ahead = part > best
+            winner[ahead] = c
+            best = torch.maximum(best, part)
+        return winner
+
+
+def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
+    """A volume `[C, *spatial]` on a grid of another shape with the same borders, by linear interpolation."""
+    if tuple(volume.shape[1:]) == tuple(shape):
+        return volume
+    mode = "trilinear" if len(shape) == 3 else "bilinear"
+    return F.interpolate(volume[None], size=tuple(shape), mode=mode, align_corners=False)[0]
+
+
+# One case as a network reads it: decoded, checked, its labels numbered, on the training grid.
+
+CHECK = "`medloss check` names every bad file"
+#: As many of a class's voxels are kept as centres of patches; of more, evenly spread ones.
+_MOST_CENTRES = 10_000
+_BOTH = ["image", "label"]
+_READER = Compose(
+    [
+        LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
+        EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
+        # Labels, too: whole numbers would hide a 1.7.
+        EnsureTyped(_BOTH, dtype=torch.float32),
+    ]
+)
+
+
+def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
+    """Read a case as it lies in its files: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
+
+    Args:
+        manifest: whose labels hold: the label map counts its classes 0..C-1.
+        case: which.
+        root: the data root.
+
+    Raises:
+        UserError: it cannot be read or trained with.
+    """
+    for path in (case.image, case.label):
+        if not (root / path).is_file() or not (root / path).stat().st_size:
+            raise UserError(f"case '{case.id}': {root / path} is missing or empty; {CHECK}")
+    try:
+        data = _READER({"image": str(root / case.image), "label": str(root / case.label)})
+    except RuntimeError as error:
+        # MONAI's own message names its transform; what it met is the cause.
+        cause = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {CHECK}") from None
+    image, label = (_squeezed(data[role].as_tensor(), manifest.dimensions) for role in _BOTH)
+    label = torch.from_numpy(whole_labels(label.numpy()))
+    if image.shape != label.shape or label.ndim != manifest.dimensions + 1:
+        shapes = f"an image of shape {tuple(image.shape[1:])} and a label of {tuple(label.shape[1:])}"
+        raise UserError(f"case '{case.id}': {shapes}; expected the same {manifest.dimensions} axes; {CHECK}")
+    if not image.isfinite().all():
+        raise UserError(f"case '{case.id}': {case.image} holds NaN or infinite values; {CHECK}")
+    classes = torch.full(label.shape, 255, dtype=torch.uint8)
+    for index, value in enumerate(manifest.label_values):
+        classes[label == value] = index
+    if (classes == 255).any():
+        first = digits(label[classes == 255].numpy()[0])
+        named = ", ".join(map(str, manifest.label_values))
+        raise UserError(f"case '{case.id}': {case.label} holds {first}; the manifest names {named}; {CHECK}")
+    spacing = affine_to_spacing(data["label"].affine)[: manifest.dimensions]
+    return {
+        "case": case.id,
+        "image": image,
+        "label": classes,
+        "spacing": torch.as_tensor(spacing, dtype=torch.float64),
+    }
+
+
+def _squeezed(volume: Tensor, dimensions: int) -> Tensor:
+    """`[1, *spatial]` without trailing axes of length 1 beyond so many."""
+    return volume.reshape(1, *squeezed(volume.shape[1:], dimensions)).contiguous()
+
+
+def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: int) -> dict[str, Any]:
+    """A case from `read_case` on the training grid.
+
+    `image`, `label` and `spacing` are the grid's; `centres` are the flat indices of voxels of each foreground class.
+    Where the grid is not the case's own, `reference` and `reference_spacing` keep the label that it is measured by.
+    """
+    label, spacing = case["label"], case["spacing"].tolist()
+    on_grid = preprocessing.labels(label, spacing, num_classes)
+    item = {
+        "case": case["case"],
+        "image": preprocessing.image(case["image"], spacing),
+        "label": on_grid,
+        "spacing": case["spacing"],
+        "centres": _centres(on_grid),
+    }
+    if on_grid.shape != label.shape:
+        size = torch.tensor(label.shape[1:], dtype=torch.float64) / torch.tensor(on_grid.shape[1:])
+        item |= {"spacing": case["spacing"] * size, "reference": label, "reference_spacing": case["spacing"]}
+    return item
+
+
+def _centres(label: Tensor) -> list[Tensor]:
+    """Flat indices of voxels, one tensor a foreground class that is there."""
+    flat = label.reshape(-1)
+    foreground = flat.nonzero()[:, 0]
+    values = flat[foreground]
+    voxels = [foreground[values == value] for value in values.unique()]
+    return [v[:: math.ceil(len(v) / _MOST_CENTRES)].to(torch.int32) for v in voxels]

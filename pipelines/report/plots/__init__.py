@@ -1,0 +1,17 @@
+"""`PLOTS`: every plot of the report by name. A new plot is a file of its own, and one line here."""
+
+# The lines' order is that of the page: no sorting.
+# isort: off
+from pipelines.report.plots.verdict import draw_boxes as draw_boxes
+from pipelines.report.plots.verdict import draw_forest as draw_forest
+from pipelines.report.plots.verdict import draw_significance as draw_significance
+from pipelines.report.plots.verdict import draw_critical as draw_critical
+from pipelines.report.plots.verdict import draw_first as draw_first
+from pipelines.report.plots.training import draw_curves as draw_curves
+from pipelines.report.plots.training import draw_cost as draw_cost
+
+# isort: on
+from pipelines.report.plots.base import REGISTERED, PlotEntry
+
+#: Name to plot, in the order of the page.
+PLOTS: dict[str, PlotEntry] = REGISTERED

@@ -1,0 +1,161 @@
+"""What the runs took: learning curves, and time against score."""
+
+from math import ceil
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipelines.report.collect import Collected, Cost, Curve
+from pipelines.report.plots.base import BLUE, GREY, ORANGE, PALE, WIDTH, register, short, unit
+from pipelines.statistics.results import Analysis
+from pipelines.utils.figures import NEIGHBOUR_GREY, figure
+
+# Learning curves: the validation measure over the epochs, a small panel a loss; of nnU-Net its pseudo Dice.
+
+_COLUMNS = 4
+Points = tuple[list[float], list[float]]
+
+
+def _curves_applies(analysis: Analysis, collected: Collected) -> bool:
+    """Some run was validated more than once."""
+    return any(len(_points(curve, analysis.primary.metric)[0]) > 1 for curve in collected.curves)
+
+
+@register(
+    "learning_curves",
+    title="Learning curves",
+    note="Validation over the epochs: a loss's own runs (blue; failed ones dashed, orange) before those of all others "
+    "(grey). A curve that still rises at the end would gain from more epochs.",
+    applies=_curves_applies,
+)
+def draw_curves(analysis: Analysis, collected: Collected) -> Figure:
+    """In each panel the loss's own runs, before all others' in grey; failed ones dashed."""
+    curves = collected.curves
+    drawn_curves = [(curve, _points(curve, analysis.primary.metric)) for curve in curves]
+    drawn_curves = [(curve, points) for curve, points in drawn_curves if points[0]]
+    order = [ranked.loss for ranked in analysis.primary.ranking]
+    losses = [loss for loss in order if any(curve.loss == loss for curve, _ in drawn_curves)]
+    columns = min(_COLUMNS, len(losses))
+    rows = ceil(len(losses) / columns)
+    drawn = figure(WIDTH, 0.6 + (1.6 if columns > 2 else 2.4) * rows)
+    panels = np.atleast_1d(drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)).ravel()
+    for panel in panels[len(losses) :]:
+        panel.remove()
+    for panel, loss in zip(panels, losses, strict=False):
+        for curve, points in drawn_curves:
+            if curve.loss != loss and not curve.failed:
+                panel.plot(*points, color=PALE, linewidth=0.7, zorder=1)
+        for curve, points in drawn_curves:
+            if curve.loss == loss:
+                style, colour = ("--", ORANGE) if curve.failed else ("-", BLUE)
+                panel.plot(*points, style, color=colour, linewidth=1.5, zorder=2)
+        # The last of each column has the epochs; below it there may be no panel.
+        panel.tick_params(labelbottom=losses.index(loss) + columns >= len(losses))
+        panel.set_title(short(loss, 30 if columns > 2 else 50), fontsize=8)
+        panel.tick_params(labelsize=7.5)
+        panel.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    drawn.supxlabel("epoch", fontsize=9)
+    pseudo = any(_is_pseudo(curve) for curve in curves)
+    drawn.supylabel("pseudo Dice, on patches" if pseudo else f"validation {unit(analysis)}", fontsize=9)
+    return drawn
+
+
+def _points(curve: Curve, metric: str) -> Points:
+    # Whole cases nnU-Net validates once, at the end.
+    column = "pseudo_dice" if _is_pseudo(curve) else f"val_{metric}"
+    pairs = [(row["epoch"], row.get(column, np.nan)) for row in curve.epochs if "epoch" in row]
+    kept = [(epoch, value) for epoch, value in pairs if np.isfinite(value)]
+    return [epoch for epoch, _ in kept], [value for _, value in kept]
+
+
+def _is_pseudo(curve: Curve) -> bool:
+    return any(np.isfinite(row.get("pseudo_dice", np.nan)) for row in curve.epochs)
+
+
+# Time against score, with the Pareto front: the losses that no other one beats in both.
+
+
+def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
+    """Losses such that none is both at least as fast and at least as good, and better in one; the fastest first."""
+    sign = analysis.metric.sign
+    times = _times(costs)
+    points = [(times[own.loss], sign * own.mean, own.loss) for own in analysis.primary.ranking if own.loss in times]
+    front = [
+        (time, gain, loss)
+        for time, gain, loss in points
+        if not any(t <= time and g >= gain and (t < time or g > gain) for t, g, _ in points)
+    ]
+    return [loss for _, _, loss in sorted(front, key=lambda point: point[:2])]
+
+
+def _applies(analysis: Analysis, collected: Collected) -> bool:
+    return bool(collected.costs and pareto_front(analysis, collected.costs))
+
+
+@register(
+    "time_and_score",
+    title="Time and score",
+    note="Diamonds and bold names: the Pareto front, losses that no other one beats in both time and score. Times are "
+    "of this machine, and of runs that may have shared it.",
+    applies=_applies,
+)
+def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
+    """A point a loss, named at the side; the front in blue."""
+    costs = collected.costs or {}
+    front = pareto_front(analysis, costs)
+    times = _times(costs)
+    sign = analysis.metric.sign
+    placed = [ranked for ranked in analysis.primary.ranking if ranked.loss in times]
+    means = {ranked.loss: ranked.mean for ranked in placed}
+    drawn = figure(WIDTH, max(3.4, 1.0 + 0.25 * len(placed)))
+    axes = drawn.add_subplot()
+    axes.step([times[loss] for loss in front], [means[loss] for loss in front], where="post", color=BLUE, alpha=0.5)
+    for ranked in placed:
+        interval = analysis.primary.bootstrap.losses[ranked.loss].mean_interval
+        own, time = ranked.loss in front, times[ranked.loss]
+        colour = BLUE if own else NEIGHBOUR_GREY
+        if interval is not None:
+            axes.plot([time, time], interval, color=colour, linewidth=0.9, alpha=0.6)
+        axes.plot([time], [ranked.mean], marker="D" if own else "o", markersize=6, color=colour)
+    axes.margins(x=0.06)
+    axes.set_xlabel("seconds an epoch (median of the finished runs)")
+    axes.set_ylabel(f"mean {unit(analysis)}, 95 % interval ({'higher' if sign > 0 else 'lower'} is better)")
+    _name(axes, times, means, set(front))
+    return drawn
+
+
+def _times(costs: dict[str, Cost]) -> dict[str, float]:
+    return {loss: cost.epoch_s for loss, cost in costs.items() if cost.epoch_s is not None}
+
+
+def _name(axes: Axes, times: dict[str, float], means: dict[str, float], front: set[str]) -> None:
+    """Names in a column at the right, in the order of the means, a thin line to each point: so none lies on another."""
+    low, high = axes.get_ylim()
+    losses = sorted(means, key=lambda loss: -means[loss])
+    heights = _apart(np.array([(means[loss] - low) / (high - low) for loss in losses]))
+    for loss, height in zip(losses, heights, strict=True):
+        axes.annotate(
+            short(loss, 34),
+            (times[loss], means[loss]),
+            xytext=(1.05, float(height)),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=BLUE if loss in front else "#333333",
+            weight="bold" if loss in front else "normal",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "alpha": 0.6, "relpos": (0, 0.5)},
+        )
+
+
+def _apart(heights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places from the top down, near those that are wanted, and with room for a line of text each."""
+    step = min(0.075, 1.0 / max(len(heights), 1))
+    placed = heights.copy()
+    for i in range(1, len(placed)):
+        placed[i] = min(placed[i], placed[i - 1] - step)
+    floor = step / 2
+    for i in reversed(range(len(placed))):
+        placed[i] = max(placed[i], floor + step * (len(placed) - 1 - i))
+    return placed

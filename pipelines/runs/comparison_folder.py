@@ -1,0 +1,322 @@
+"""The folder of a comparison: its `plan.json`, its runs' folders, and the status of each run."""
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.runs.plan import NO_REFERENCE, Plan, PlannedRun
+from pipelines.training.run_config import INCIDENTAL, RunConfig
+from pipelines.training.run_folder import RunFolder
+from pipelines.utils import UserError
+from pipelines.utils.files import read_json, write_json
+from pipelines.utils.locks import is_held
+
+# Runs whose optimizer stood still: such a run's score says little about its loss.
+
+#: Of the reference's ratio of update to weights, in the same epoch, fold and seed.
+SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class StoodStill:
+    """A run whose steps were far below the reference's.
+
+    Attributes:
+        run: the planned run.
+        epochs: in which ones, from 1.
+    """
+
+    run: PlannedRun
+    epochs: tuple[int, ...]
+
+    @property
+    def when(self) -> str:
+        """`epoch 3`, `epochs 2, 6 to 20`."""
+        spans: list[list[int]] = []
+        for epoch in self.epochs:
+            if spans and epoch == spans[-1][1] + 1:
+                spans[-1][1] = epoch
+            else:
+                spans.append([epoch, epoch])
+        text = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in spans)
+        return f"epoch{'' if len(self.epochs) == 1 else 's'} {text}"
+
+
+def stood_still(folder: Path, plan: Plan) -> tuple[StoodStill, ...]:
+    """The runs of a comparison that stood still, so far.
+
+    A run is compared with the reference's of the same fold and seed, epoch by epoch; in a plan without a reference,
+    with the median over the losses. Runs of an earlier version, and nnU-Net's, have no ratio, and are not judged.
+
+    Args:
+        folder: the comparison's.
+        plan: its plan.
+    """
+    relative = _relative(folder, plan)
+    found = ((run, tuple(epoch for epoch, share in relative[run.id].items() if share < SHARE)) for run in plan.runs)
+    return tuple(StoodStill(run, epochs) for run, epochs in found if epochs)
+
+
+def relative_steps(folder: Path, plan: Plan) -> dict[str, float]:
+    """Loss -> the median, over its runs and epochs, of its ratio of update to weights over the reference's.
+
+    Args:
+        folder: the comparison's.
+        plan: its plan; without a reference, as in `stood_still`.
+    """
+    relative = _relative(folder, plan)
+    shares: dict[str, list[float]] = {loss: [] for loss in plan.losses}
+    for run in plan.runs:
+        shares[run.config.loss] += relative[run.id].values()
+    return {loss: statistics.median(values) for loss, values in shares.items() if values}
+
+
+def stood_still_notes(plan: Plan, found: tuple[StoodStill, ...]) -> tuple[str, ...]:
+    """A sentence per run that stood still."""
+    named = plan.reference not in (None, NO_REFERENCE)
+    norm = f"that of {plan.reference}" if named else "the median of the losses"
+    return tuple(
+        f"{still.run.title}: the optimizer stood still in {still.when}: its ratio of update to weights "
+        f"(train/update_ratio) was below a hundredth of {norm}. The scores say little about the loss; try another "
+        "learning rate (--tune-lr, --loss-lr)."
+        for still in found
+    )
+
+
+def _relative(folder: Path, plan: Plan) -> dict[str, dict[int, float]]:
+    """Of each run, epoch by epoch, the ratio over the reference's."""
+    ratios = {run.id: _ratios(folder, run) for run in plan.runs}
+    found: dict[str, dict[int, float]] = {}
+    for run in plan.runs:
+        peers = [other for other in plan.runs if _block(other) == _block(run)]
+        if plan.reference not in (None, NO_REFERENCE):
+            peers = [other for other in peers if other.config.loss == plan.reference]
+        found[run.id] = {}
+        for epoch, ratio in ratios[run.id].items():
+            known = [ratios[other.id][epoch] for other in peers if epoch in ratios[other.id]]
+            if known and (norm := statistics.median(known)) > 0:
+                found[run.id][epoch] = ratio / norm
+    return found
+
+
+def _ratios(folder: Path, run: PlannedRun) -> dict[int, float]:
+    try:
+        rows = run_folder(folder, run).epochs
+    except (ValueError, TypeError):
+        return {}  # damaged; whoever needs the file reports that
+    ratios = {int(row["epoch"]): row.get("update_ratio", math.nan) for row in rows}
+    return {epoch: ratio for epoch, ratio in ratios.items() if math.isfinite(ratio)}
+
+
+def _block(run: PlannedRun) -> tuple[int, int]:
+    return run.config.fold, run.config.seed
+
+
+# The plan of a comparison: its runs, loss by loss, fold by fold, seed by seed; written before any of them starts.
+
+_NAME = "plan.json"
+#: What a plan may differ in and still be the same comparison.
+_INCIDENTAL = INCIDENTAL
+
+
+def adopt_plan(folder: Path, plan: Plan) -> Plan:
+    """Write a plan to an empty folder, or take up the folder's own, if it is the same.
+
+    What does not make it another comparison, such as where the data lie, is from now on as the new plan has it.
+
+    Raises:
+        UserError: the folder holds another comparison; says in what it differs.
+    """
+    existing = refuse_another(folder, plan)
+    if existing is None:
+        keep_plan(folder, plan)
+        return plan
+    configs = {run.id: run.config.model_dump(include=_INCIDENTAL) for run in plan.runs}
+    runs = [run.model_copy(update={"config": run.config.model_copy(update=configs[run.id])}) for run in existing.runs]
+    if runs != existing.runs:
+        existing = existing.model_copy(update={"runs": runs})
+        keep_plan(folder, existing)
+    return existing
+
+
+def refuse_another(folder: Path, plan: Plan) -> Plan | None:
+    """Read a folder's plan, and leave it alone if it is not the same comparison.
+
+    Returns:
+        The folder's plan; None where there is none.
+
+    Raises:
+        UserError: the folder holds another comparison; says in what it differs.
+    """
+    refuse_foreign(folder)
+    existing = read_plan(folder)
+    if existing is not None and (difference := _difference(existing, plan)):
+        raise UserError(f"--out: {folder} holds another comparison: {difference}; name another folder")
+    return existing
+
+
+def keep_plan(folder: Path, plan: Plan) -> None:
+    """Write the folder's plan, in place of what it has."""
+    write_json(folder / _NAME, plan.model_dump(mode="json"))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Leave alone what is no comparison's folder.
+
+    Raises:
+        UserError: it is no folder, or holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: {folder} is no folder; name another one")
+    content = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if _NAME not in content and content - {"compare.lock"}:
+        raise UserError(f"--out: {folder} is not empty and holds no comparison; name another folder")
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The folder's plan; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        content = read_json(folder / _NAME)
+        return None if content is None else Plan.model_validate(content)
+    except ValueError:
+        raise UserError(f"{folder / _NAME} is damaged, or of another version; name another folder") from None
+
+
+def require_plan(folder: Path) -> Plan:
+    """The folder's plan.
+
+    Raises:
+        UserError: there is none.
+    """
+    plan = read_plan(folder)
+    if plan is None:
+        raise UserError(
+            f"{folder} holds no comparison (no {_NAME}); name the folder that `medloss compare --out` named"
+        )
+    return plan
+
+
+def run_folder(folder: Path, run: PlannedRun) -> RunFolder:
+    """The folder of one run of a comparison."""
+    return RunFolder(folder / "runs" / run.id)
+
+
+def cache_folder(folder: Path, config: RunConfig) -> Path:
+    """Where the prepared cases of a comparison's run are kept."""
+    return folder / "cache" if config.cache_dir is None else Path(config.cache_dir)
+
+
+def _difference(old: Plan, new: Plan) -> str:
+    if old.manifest_name != new.manifest_name:
+        return f"its data set is '{old.manifest_name}', and '{new.manifest_name}' was asked for"
+    if old.manifest_sha256 != new.manifest_sha256:
+        return f"its data set is '{old.manifest_name}' as it was then, and the manifest has changed since"
+    if (old.asked is None) != (new.asked is None):
+        has, lacks = ("this one", "it") if old.asked is None else ("it", "this one")
+        return f"{has} is planned with --budget, --tune-lr or --halving, and {lacks} is not"
+    runs = [{run.id: run.config.model_dump(exclude=_INCIDENTAL) for run in plan.runs} for plan in (old, new)]
+    for name, theirs, ours in (("has", runs[0], runs[1]), ("lacks", runs[1], runs[0])):
+        if missing := [run for run in theirs if run not in ours]:
+            joined = name == "lacks" and old.reference is None and new.reference in set(new.losses) - set(old.losses)
+            # Earlier versions planned no reference by themselves.
+            return f"it {name} the run {missing[0]}{'; --reference none goes on without a reference' if joined else ''}"
+    for run, config in runs[0].items():
+        for field, value in config.items():
+            if runs[1][run][field] != value:
+                return f"its {field} is {_shown(value)}, and {_shown(runs[1][run][field])} was asked for"
+    for field in ("reference", "metric", "margin", "empty", "non_inferior"):
+        theirs, ours = getattr(old, field), getattr(new, field)
+        # An earlier version asked for no reference before training; now it is as it was.
+        if theirs != ours and theirs is not None:
+            return f"its {field} is {theirs}, and {_shown(ours)} was asked for"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    return "the default" if value is None else str(value)
+
+
+# Where each run of a comparison is, read from the folders alone.
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run: `waiting`, `running`, `interrupted`, `done` or `failed`.
+
+    Attributes:
+        run: the planned run.
+        state: the word.
+        epoch: epochs that are over.
+        epochs: of how many.
+        seconds_left: expected, of a running one.
+        dice: of the last validation.
+        error: why it failed.
+    """
+
+    run: PlannedRun
+    state: str
+    epoch: int
+    epochs: int
+    seconds_left: float | None = None
+    dice: float | None = None
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ("done", "failed")
+
+
+def run_states(folder: Path, plan: Plan) -> list[RunState]:
+    """The state of every run, in the plan's order."""
+    return [_state(folder, run) for run in plan.runs]
+
+
+def _state(folder: Path, run: PlannedRun) -> RunState:
+    own = run_folder(folder, run)
+    epochs = run.config.epochs
+    result = own.result
+    if result is not None and result["state"] == "done":
+        return RunState(run, "done", epochs, epochs, dice=(result.get("metrics") or {}).get("dice"))
+    progress = own.progress or {}
+    epoch = int(progress.get("epoch", 0))
+    if result is not None:
+        return RunState(run, "failed", epoch, epochs, error=result.get("error"))
+    if is_held(own.path / "lock"):
+        return RunState(run, "running", epoch, epochs, progress.get("seconds_left"), progress.get("val_dice"))
+    return RunState(run, "interrupted" if own.begun else "waiting", epoch, epochs)
+
+
+def epochs_over(states: list[RunState]) -> int:
+    """Epochs that need not be trained any more; a failed run needs none."""
+    return sum(state.epochs if state.finished else state.epoch for state in states)
+
+
+def seconds_left(states: list[RunState], elapsed: float, done_before: int) -> float | None:
+    """Expected seconds until all runs are finished; None before the first epoch is over.
+
+    Args:
+        states: of all runs.
+        elapsed: seconds since the start of this process.
+        done_before: epochs that were over then.
+    """
+    done = epochs_over(states) - done_before
+    left = sum(state.epochs - state.epoch for state in states if not state.finished)
+    if left == 0:
+        return 0.0
+    if done <= 0:
+        return None
+    # Epochs of different losses take different times; the mean so far is the best guess there is.
+    return max(elapsed / done * left, max((s.seconds_left or 0.0 for s in states if s.state == "running"), default=0.0))
+
+
+def attempts(folder: Path, run: PlannedRun) -> int:
+    """How often a run was begun."""
+    content = read_json(run_folder(folder, run).path / "attempts.json")
+    return 0 if content is None else int(content["attempts"])

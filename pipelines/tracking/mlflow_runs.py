@@ -1,0 +1,258 @@
+"""The runs of a comparison in MLflow: their tags and parameters, their curves, and their data set."""
+
+import contextlib
+import getpass
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from pipelines.data.manifest import Case, Manifest, load_manifest
+from pipelines.evaluation.metrics import METRICS
+from pipelines.runs.plan import Plan, PlannedRun
+from pipelines.runs.summary import rung_title
+from pipelines.training.run_folder import RunFolder
+from pipelines.utils import UserError
+from pipelines.utils.machine import read_samples
+
+# The runs that a comparison has in MLflow: one for itself, and below it, on one level, one for each training.
+
+#: Told apart by most eyes as far as twenty colours can be; a loss has one in all its runs.
+_COLOURS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#332288", "#aa4499", "#999933",
+    "#661100", "#44aa99", "#000000", "#b2df8a", "#fb9a99", "#8c6d31", "#c5b0d5", "#17becf", "#843c39", "#bdbd22",
+)  # fmt: skip
+
+
+def comparison_name(plan: Plan) -> str:
+    """How a comparison, or a rung of its screening, is called among others on the same data."""
+    losses = f"{len(plan.losses)} losses" if len(plan.losses) > 1 else "one loss"
+    what = "comparison of" if plan.rung is None else f"{rung_title(plan)}:"
+    return f"{what} {losses} · {datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M}"
+
+
+def parent_run(client: Any, experiment: str, plan: Plan) -> str:
+    """The comparison's own run; it is made if need be."""
+    tags = {"medloss.manifest_sha256": plan.manifest_sha256, "medloss.metric": plan.metric}
+    if plan.reference is not None:
+        tags["medloss.reference"] = plan.reference
+    return _run(client, experiment, plan, "parent", comparison_name(plan), plan.created, tags)
+
+
+def child_run(client: Any, experiment: str, plan: Plan, run: PlannedRun, own: RunFolder, parent: str) -> str:
+    """The run of one training; it is made if need be.
+
+    Args:
+        client: MLflow's.
+        experiment: its number.
+        plan: the comparison's.
+        run: the training.
+        own: its folder.
+        parent: the comparison's run.
+    """
+    from mlflow.entities import Param
+
+    config = run.config
+    epochs = own.epochs
+    tags = {
+        "mlflow.parentRunId": parent,
+        # MLflow's page shows runs below another closed; the first visitor finds such ones open, and so their curves.
+        "mlflow.runType": "evaluation",
+        "mlflow.runColor": _COLOURS[plan.losses.index(config.loss) % len(_COLOURS)],
+        "medloss.loss": config.loss,
+        "medloss.trained_as": config.trained_as,
+        "medloss.fold": str(config.fold),
+        "medloss.seed": str(config.seed),
+        "medloss.attempt": "1",
+    }
+    name = f"{config.loss} · fold {config.fold} · seed {config.seed}"
+    began = epochs[0]["time"] - epochs[0]["epoch_s"] if epochs else float("nan")
+    child = _run(client, experiment, plan, run.id, name, began, tags)
+    client.set_tag(child, "mlflow.parentRunId", parent)  # found, it may have another
+    params = [Param(name, str(value)[:6000]) for name, value in config.settings().items()]
+    client.log_batch(child, params=params)
+    return child
+
+
+def _run(client: Any, experiment: str, plan: Plan, key: str, name: str, began: float, tags: dict[str, str]) -> str:
+    """A run by its tags `medloss.comparison` and `medloss.run`: found, or made."""
+    # Made just before this process was killed, and never noted.
+    query = f"tags.`medloss.comparison` = '{plan.id}' and tags.`medloss.run` = '{key}'"
+    found = client.search_runs([experiment], query, max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    tags = tags | {"medloss.comparison": plan.id, "medloss.run": key, "mlflow.source.name": "medloss compare"}
+    with contextlib.suppress(Exception):  # a process may run as a user that has no name
+        tags["mlflow.user"] = getpass.getuser()
+    start = int(1000 * began) if began == began else None
+    return str(client.create_run(experiment, start_time=start, tags=tags, run_name=name).info.run_id)
+
+
+# What a run's folder says step by step, as MLflow's metrics.
+
+#: As many as MLflow takes at once.
+_MOST_METRICS = 1000
+
+
+def send_curves(client: Any, run_id: str, own: RunFolder, sent: dict[str, Any]) -> bool:
+    """Send the epochs, and the samples of the machine, that are not there yet; whether there were any.
+
+    Args:
+        client: MLflow's.
+        run_id: the run there.
+        own: the run's folder.
+        sent: `epoch` and `system`: the last ones that are there; set to what is there now.
+    """
+    epochs = [row for row in own.epochs if row["epoch"] > sent["epoch"]]
+    samples = [(step, row) for step, row in read_samples(own.path) if step > sent.get("system", 0)]
+    metrics = [*_of_epochs(epochs), *_of_samples(samples)]
+    for start in range(0, len(metrics), _MOST_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
+    if epochs:
+        sent["epoch"] = int(epochs[-1]["epoch"])
+    if samples:
+        sent["system"] = samples[-1][0]
+    return bool(metrics)
+
+
+def _keys() -> dict[str, str]:
+    """Column of `epochs.csv` -> MLflow's key."""
+    return {
+        "train_loss": "train/loss",
+        "grad_norm": "train/grad_norm",
+        "update_ratio": "train/update_ratio",
+        "pseudo_dice": "val/pseudo_dice",
+        **{f"val_{name}": f"val/{name}" for name in METRICS},
+        "epoch_s": "time/epoch_s",
+        "data_share": "time/data_share",
+        "peak_mb": "mem/peak_mb",
+    }
+
+
+def _of_epochs(rows: list[dict[str, float]]) -> Iterator[Any]:
+    from mlflow.entities import Metric
+
+    keys = _keys()
+    for row in rows:
+        # The epoch's own: a row that is sent twice is the same row.
+        time = row.get("time", math.nan)
+        for column, name in keys.items():
+            if not math.isnan(row.get(column, math.nan)):  # a folder of an earlier version lacks some
+                yield Metric(name, row[column], 0 if math.isnan(time) else int(1000 * time), int(row["epoch"]))
+
+
+def _of_samples(rows: list[tuple[int, dict[str, float]]]) -> Iterator[Any]:
+    from mlflow.entities import Metric
+
+    for step, row in rows:
+        for name, value in row.items():
+            if name != "time":
+                yield Metric(f"system/{name}", value, int(1000 * row["time"]), step)
+
+
+# The data set of a comparison, as MLflow's inputs of its runs.
+
+#: Characters of the manifest's SHA-256: MLflow shows all that it is given, and keeps 36.
+_DIGEST = 12
+
+
+class DataInputs:
+    """The data set, as `MlflowClient.log_inputs` takes it; the digest is the start of the manifest's SHA-256.
+
+    What the manifest says of the data stands in `profile`, as long as it is still the one that was planned with.
+
+    Args:
+        plan: whose data.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def whole(self) -> list[Any]:
+        """All cases: those that train in one fold validate in another."""
+        cases = self._manifest.cases if self._manifest else None
+        return [self._input(self.plan.manifest_name, "training and validation", cases)]
+
+    def split(self, fold: int) -> list[Any]:
+        """The cases that train and those that validate when a fold is held out."""
+        training, validation = self._manifest.split(fold) if self._manifest else (None, None)
+        name = self.plan.manifest_name
+        return [
+            self._input(f"{name} without fold {fold}", "training", training),
+            self._input(f"{name} fold {fold}", "validation", validation),
+        ]
+
+    @cached_property
+    def _manifest(self) -> Manifest | None:
+        try:
+            loaded = load_manifest(self.plan.runs[0].config.manifest)
+        except UserError:
+            return None  # the comparison goes by its folder; its manifest may have been removed since
+        return loaded if loaded.sha256 == self.plan.manifest_sha256 else None
+
+    def _input(self, name: str, context: str, cases: Sequence[Case] | None) -> Any:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        manifest = self._manifest
+        kind, source = _source(manifest) if manifest else ("local", {"uri": self.plan.runs[0].config.manifest})
+        dataset = Dataset(
+            name=name,
+            digest=self.plan.manifest_sha256[:_DIGEST],
+            source_type=kind,
+            source=json.dumps(source),
+            schema=json.dumps(_schema(manifest)) if manifest else None,
+            profile=json.dumps(_profile(manifest, cases or ())) if manifest else None,
+        )
+        return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+
+def send_inputs(client: Any, run_id: str, inputs: list[Any]) -> None:
+    """Log data sets as a run's inputs.
+
+    Args:
+        client: MLflow's.
+        run_id: the run.
+        inputs: as `DataInputs` makes them.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for left in reversed(range(5)):
+        try:
+            client.log_inputs(run_id, inputs)
+            return
+        except MlflowException as error:
+            # Another comparison on the same data told of them in the same moment: the server holds it against one.
+            if not left or error.error_code != "BAD_REQUEST":
+                raise
+        time.sleep(0.1)
+
+
+def _source(manifest: Manifest) -> tuple[str, dict[str, str]]:
+    address = next((word for word in manifest.source.split() if word.startswith(("http://", "https://"))), None)
+    return ("local", {"uri": manifest.source}) if address is None else ("http", {"url": address.rstrip(".,;)")})
+
+
+def _schema(manifest: Manifest) -> dict[str, Any]:
+    """As MLflow writes the schema of arrays; -1 is any length."""
+
+    def array(name: str, dtype: str) -> str:
+        shape = [-1] * manifest.dimensions
+        return json.dumps([{"type": "tensor", "name": name, "tensor-spec": {"dtype": dtype, "shape": shape}}])
+
+    return {"mlflow_tensorspec": {"features": array("image", "float32"), "targets": array("label", "uint8")}}
+
+
+def _profile(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any]:
+    return {
+        "num_rows": len(cases),
+        "patients": len({case.patient for case in cases}),
+        "classes": {str(value): manifest.classes[value] for value in manifest.label_values},
+        "spacing_mm": list(manifest.spacing),
+        "modality": manifest.modality,
+        "task": manifest.task,
+        "license": manifest.license,
+        "manifest_sha256": manifest.sha256,
+    }

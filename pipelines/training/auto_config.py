@@ -1,0 +1,229 @@
+"""What a run leaves open is planned from the data set's fingerprint: grid, patch, batch, depth of the network.
+
+By nnU-Net's rules (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z), in our own words and numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.data.manifest import Manifest
+from pipelines.training.run_config import RunConfig
+from pipelines.utils import UserError
+
+if TYPE_CHECKING:  # `refuse_settings` answers before the seconds that torch and MONAI take
+    import torch
+
+    from pipelines.preprocessing.case_store import Fingerprint
+    from pipelines.preprocessing.resampling import Preprocessing
+
+#: The V-Net halves every axis four times.
+_VNET_DIVISOR = 16
+#: Feature maps keep at least so many voxels an axis; below that a convolution sees its padding, mostly.
+_LEAST_MAP = 4
+#: An axis twice as coarse as the finest is not halved, nor convolved along, until the others have come up to it.
+_COARSE = 2.0
+_MOST_LEVELS = 6
+#: MONAI's DynUNet cannot have fewer.
+_LEAST_LEVELS = {"unet": 2, "dynunet": 3}
+_CPU_MEMORY_GB = 2.0
+_LEAST_BATCH, _MOST_BATCH = 2, 4
+#: Values that a step holds at its peak for a voxel of the finest level, in multiples of its channels. Measured in
+#: float32 at 64^3 and 96^3: 16 to 18 with a DynUNet of four levels; 6 to 9 with the residual U-Net, whose plans are
+#: then cautious.
+_MAPS = 18
+_RATES = {"adamw": 3e-3, "sgd": 1e-2}
+
+
+def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse what can be seen not to fit before any case is read.
+
+    Raises:
+        UserError: what was asked for does not fit the data, or does not fit together.
+        InputError: there is no such loss, or it does not take the arguments.
+    """
+    from medloss import create_training_loss
+
+    refuse_settings(config, manifest)
+    create_training_loss(
+        config.loss,
+        num_classes=manifest.num_classes,
+        arguments=config.loss_arguments,
+        schedule=config.loss_schedule,
+        epochs=config.epochs,
+    )
+
+
+def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
+    """`refuse_misfit` without the loss, which takes torch to be made.
+
+    Raises:
+        UserError: what was asked for does not fit the data, or does not fit together.
+    """
+    dims = manifest.dimensions
+    manifest.split(config.fold)
+    if any(axis not in range(dims) for axis in config.flip_axes):
+        raise UserError(f"flip axes: got {config.flip_axes}; '{manifest.name}' has axes 0 to {dims - 1}")
+    if config.levels is not None and config.levels < _LEAST_LEVELS.get(config.network, 0):
+        least = _LEAST_LEVELS[config.network]
+        raise UserError(f"levels: got {config.levels}; '{config.network}' has at least {least}")
+    if config.deep_supervision and config.network != "dynunet":
+        raise UserError(f"deep supervision: '{config.network}' has one output; expected 0, or the network dynunet")
+    if config.spacing is not None and len(config.spacing) != dims:
+        raise UserError(f"spacing: got {config.spacing}; expected {dims} numbers, mm, for '{manifest.name}'")
+    if config.patch_size is not None and (config.levels is not None or len(config.patch_size) != dims):
+        _refuse_patch(config, manifest, config.patch_size)
+
+
+def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, device: torch.device) -> RunConfig:
+    """The config with everything filled in that it leaves open.
+
+    Args:
+        config: what was asked for; nothing that it says is changed.
+        manifest: of its data set.
+        fingerprint: of the training cases.
+        device: where it will be trained.
+
+    Raises:
+        UserError: what was asked for does not fit the data, or does not fit together.
+    """
+    from pipelines.preprocessing.resampling import Preprocessing
+
+    refuse_misfit(config, manifest)
+    dims = manifest.dimensions
+    spacing = config.spacing or fingerprint.target_spacing()
+    clipped = config.intensity == "clip" or (config.intensity is None and manifest.modality.upper() == "CT")
+    clip = (config.intensity_clip or fingerprint.clip()) if clipped else None
+    config = config.model_copy(
+        update={
+            "spacing": spacing,
+            "intensity": "clip" if clipped else "zscore",
+            "intensity_clip": clip,
+            "base_channels": config.base_channels or (32 if device.type == "cuda" else 16),
+            "learning_rate": recipe_rate(config),
+            "memory_gb": config.memory_gb or _memory_gb(device),
+        }
+    )
+    grid = Preprocessing(dimensions=dims, spacing=spacing)
+    shapes = [grid.shape(s, m) for s, m in zip(fingerprint.shapes, fingerprint.spacings, strict=True)]
+    config = _with_patch(config, manifest, np.median(np.array(shapes), axis=0).tolist())
+    return config if config.batch_size else config.model_copy(update={"batch_size": _batch(config)})
+
+
+def recipe_rate(config: RunConfig) -> float:
+    """The highest learning rate of a config's schedule."""
+    return config.learning_rates.get(config.loss, config.learning_rate or _RATES[config.optimizer])
+
+
+def preprocessing(config: RunConfig, manifest: Manifest) -> Preprocessing:
+    """What a planned config does to every image."""
+    from pipelines.preprocessing.resampling import Preprocessing
+
+    return Preprocessing(dimensions=manifest.dimensions, spacing=config.spacing, clip=config.intensity_clip)
+
+
+def divisor(config: RunConfig, dims: int) -> tuple[int, ...]:
+    """By what a patch must be divisible, axis by axis: the network halves it so often."""
+    if config.network == "vnet":
+        return (_VNET_DIVISOR,) * dims
+    if config.strides is None:
+        return (2 ** ((config.levels or 3) - 1),) * dims
+    return tuple(math.prod(stride[axis] for stride in config.strides) for axis in range(dims))
+
+
+def topology(
+    patch: Sequence[int], spacing: Sequence[float], most_levels: int = _MOST_LEVELS
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Strides and kernels, level by level, for a patch: fine axes are halved first, until all are alike.
+
+    Args:
+        patch: voxels an axis.
+        spacing: mm an axis.
+        most_levels: no more than these.
+    """
+    size, mm = list(patch), list(spacing)
+    strides, kernels = [(1,) * len(size)], [_kernel(mm)]
+    while len(strides) < most_levels:
+        possible = [axis for axis, n in enumerate(size) if n >= 2 * _LEAST_MAP]
+        if not possible:
+            break
+        finest = min(mm[axis] for axis in possible)
+        halved = [axis for axis in possible if mm[axis] < _COARSE * finest]
+        stride = tuple(2 if axis in halved else 1 for axis in range(len(size)))
+        size = [math.ceil(n / s) for n, s in zip(size, stride, strict=True)]
+        mm = [m * s for m, s in zip(mm, stride, strict=True)]
+        strides.append(stride)
+        kernels.append(_kernel(mm))
+    return tuple(strides), tuple(kernels)
+
+
+def _kernel(mm: list[float]) -> tuple[int, ...]:
+    return tuple(3 if m < _COARSE * min(mm) else 1 for m in mm)
+
+
+def _with_patch(config: RunConfig, manifest: Manifest, median: list[float]) -> RunConfig:
+    """Patch, strides and kernels: as large as a median case, smaller where memory bounds it."""
+    dims = manifest.dimensions
+    if config.patch_size is not None:
+        asked = config.patch_size
+        config = _with_topology(config, asked)
+        _refuse_patch(config, manifest, asked)
+        return config
+    patch = tuple(max(8, math.ceil(n / 8) * 8) for n in median)
+    # A first, rough cut: step by step, a grid of absurd size would take for ever.
+    excess = activations_gb(config, patch) * _LEAST_BATCH / (2 * (config.memory_gb or 1))
+    if excess > 1:
+        patch = tuple(max(8, math.ceil(n / excess ** (1 / dims) / 8) * 8) for n in patch)
+    while True:
+        shaped = _with_topology(config, patch)
+        steps = divisor(shaped, dims)
+        patch = tuple(math.ceil(n / s) * s for n, s in zip(patch, steps, strict=True))
+        largest = max(range(dims), key=lambda axis: patch[axis] / median[axis] if patch[axis] > steps[axis] else 0)
+        if activations_gb(shaped, patch) * _LEAST_BATCH <= (config.memory_gb or 0) or patch[largest] <= steps[largest]:
+            return shaped.model_copy(update={"patch_size": patch})
+        patch = tuple(n - steps[axis] if axis == largest else n for axis, n in enumerate(patch))
+
+
+def _refuse_patch(config: RunConfig, manifest: Manifest, patch: tuple[int, ...]) -> None:
+    steps = divisor(config, manifest.dimensions)
+    if len(patch) != manifest.dimensions or any(n % s for n, s in zip(patch, steps, strict=True)):
+        by = str(steps[0]) if len(set(steps)) == 1 else ", ".join(map(str, steps))
+        raise UserError(
+            f"patch size: got {patch}; '{config.network}' on '{manifest.name}' needs "
+            f"{manifest.dimensions} numbers divisible by {by}"
+        )
+
+
+def _with_topology(config: RunConfig, patch: tuple[int, ...]) -> RunConfig:
+    if config.network == "vnet" or config.levels is not None or config.strides is not None:
+        return config
+    strides, kernels = topology(patch, config.spacing or (1.0,) * len(patch))
+    missing = max(0, _LEAST_LEVELS[config.network] - len(strides))
+    strides, kernels = strides + ((1,) * len(patch),) * missing, kernels + kernels[-1:] * missing
+    return config.model_copy(update={"strides": strides, "kernels": config.kernels or kernels})
+
+
+def activations_gb(config: RunConfig, patch: Sequence[int]) -> float:
+    """Memory (GB) that a training step takes for one patch, in float32; rough."""
+    return _MAPS * (config.base_channels or 16) * math.prod(patch) * 4 / 2**30
+
+
+def _batch(config: RunConfig) -> int:
+    from pipelines.training.distributed import ranks
+
+    fits = int((config.memory_gb or 0) / activations_gb(config, config.patch_size or ()))
+    share = ranks()
+    # Processes share a batch evenly.
+    return math.ceil(min(max(fits, _LEAST_BATCH), _MOST_BATCH) / share) * share
+
+
+def _memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        import torch
+
+        return round(0.8 * torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+    return _CPU_MEMORY_GB

@@ -1,0 +1,280 @@
+"""The components of a run, made from its config: data, network, loss, optimizer, schedule, engines."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from ignite.handlers import EMAHandler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+import medloss
+from medloss.create import pass_epoch_on
+from pipelines.data.data_root import resolve_data
+from pipelines.data.manifest import Case, Manifest, load_manifest
+from pipelines.evaluation.metrics import METRICS
+from pipelines.preprocessing.case_store import CaseStore, EntryCache, content_key, take_fingerprint
+from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
+from pipelines.preprocessing.resampling import Preprocessing
+from pipelines.training.auto_config import planned, preprocessing, refuse_misfit
+from pipelines.training.distributed import gathered, rank, ranks, shared, with_the_first_ranks_buffers
+from pipelines.training.engines import create_evaluator, create_trainer
+from pipelines.training.networks import autocast_dtype, create_network
+from pipelines.training.run_config import RunConfig
+from pipelines.training.saved_model import channels_last
+from pipelines.utils.machine import chosen_device, seed_everything
+
+# What a run is trained by: optimizer, learning rate's schedule, seeds, device.
+
+#: nnU-Net's.
+_MOMENTUM, _EXPONENT = 0.99, 0.9
+
+
+def create_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """The optimizer of a planned config."""
+    rate = config.learning_rate or 0.0
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), rate, momentum=_MOMENTUM, nesterov=True, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=config.weight_decay)
+
+
+def create_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, batches_an_epoch: int) -> LRScheduler:
+    """A linear warm-up, then half a cosine, or a polynomial, down to 0; stepped after each of the optimizer's steps."""
+    steps = config.epochs * math.ceil(batches_an_epoch / config.accumulate)
+    warmup = max(1, round(config.warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return (1 - done) ** _EXPONENT if config.schedule == "polynomial" else 0.5 * (1 + math.cos(math.pi * done))
+
+    return LambdaLR(optimizer, factor)
+
+
+# The parts of a training, made from a run's config: data, network, loss, optimizer, engines.
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The cases of a training, and how it is planned on them."""
+
+    config: RunConfig
+    manifest: Manifest
+    preprocessing: Preprocessing
+    training: CaseStore
+    validation: CaseStore
+
+
+def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedData:
+    """Plan a training on its cases, and read them all once.
+
+    Args:
+        config: what to train.
+        cache_dir: where prepared cases are kept if the config names no other folder.
+
+    Raises:
+        UserError: the config does not fit the data, or a case cannot be read.
+    """
+    manifest = load_manifest(config.manifest)
+    device = chosen_device(config.device)
+    # Before anything is read or written: a config that is refused leaves no trace.
+    refuse_misfit(config, manifest)
+    training, validation = manifest.split(config.fold)
+    root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
+    folder = cache_dir if config.cache_dir is None else Path(config.cache_dir)
+    cache = None if folder is None else EntryCache(folder)
+    keys = {} if cache is None else {case.id: content_key(case, root) for case in (*training, *validation)}
+    fingerprint = take_fingerprint(manifest, training, root, cache, keys)
+    config = planned(config, manifest, fingerprint, device)
+    processed = preprocessing(config, manifest)
+    stores = []
+    for cases in (training, validation):
+        share = config.memory_mb * len(cases) / (len(training) + len(validation))
+        stores.append(CaseStore(manifest, cases, root, processed, cache, share, keys).prepare())
+    return PreparedData(config, manifest, processed, *stores)
+
+
+class Training:
+    """Everything that one training needs; the command line and MONAI bundles use this same one.
+
+    Args:
+        config: what to train; what it leaves open is planned.
+        cache_dir: where prepared cases are kept if the config names no other folder.
+
+    Attributes:
+        config: planned: nothing is left open.
+        manifest: of the data set.
+        device: where the network is.
+        dtype: under autocast; None for float32.
+        preprocessing: what every image goes through.
+        network: that is trained.
+        average: the averaged weights, by Ignite's handler; None without `ema`.
+        loss: the loss.
+        optimizer: the optimizer.
+        scheduler: of its learning rate.
+        scaler: of float16; None otherwise.
+        dataset: the patches.
+        loader: batches of them.
+        validation_loader: whole cases.
+        trainer: MONAI's trainer.
+        evaluator: MONAI's evaluator; `validate` runs it.
+
+    Raises:
+        UserError: the config does not fit the data, or a case cannot be read.
+    """
+
+    def __init__(self, config: RunConfig, cache_dir: Path | None = None) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        data = prepared_data(config, cache_dir)
+        config = self.config = data.config
+        self.manifest, self.device = data.manifest, chosen_device(config.device)
+        self.dtype = autocast_dtype(config, self.device, config.patch_size or ())
+        self.preprocessing = data.preprocessing
+        self.cases, self.validation_cases = data.training, data.validation
+        self._validates = {case.id: case for case in data.validation.cases}
+        self.dataset = PatchDataset(
+            self.cases,
+            config.patch_size or (),
+            config.seed,
+            config.flip_axes,
+            config.augmentation,
+            config.foreground,
+        )
+        self.loader = training_loader(self.dataset, config.batch_size or 1, config.workers, rank(), ranks())
+        self.validation_loader = validation_loader(self.validation_cases, rank(), ranks())
+        self._make_learner()
+        self._make_engines()
+
+    def _make_learner(self) -> None:
+        config, manifest = self.config, self.manifest
+        seed_everything(config.seed, 0)
+        network = create_network(config, manifest.dimensions, manifest.num_classes)
+        self.network: nn.Module = network.to(self.device).to(memory_format=channels_last(manifest.dimensions))  # type: ignore[call-overload]
+        self.loss = medloss.create_training_loss(
+            config.loss,
+            num_classes=manifest.num_classes,
+            arguments=config.loss_arguments,
+            schedule=config.loss_schedule,
+            epochs=config.epochs,
+        ).to(self.device)
+        self.optimizer = create_optimizer(self.network, config)
+        self.scheduler = create_schedule(self.optimizer, config, len(self.loader))
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype is torch.float16 else None
+        self.average: EMAHandler | None = None
+        if config.ema is not None:
+            self.average = EMAHandler(self.network, 1 - config.ema)
+
+    def _make_engines(self) -> None:
+        config, manifest = self.config, self.manifest
+        common: dict[str, Any] = {
+            "device": self.device, "dtype": self.dtype, "spatial_dims": manifest.dimensions,
+        }  # fmt: skip
+        trained: Any = torch.compile(self.network) if config.compile else self.network
+        loss = medloss.DeepSupervision(self.loss) if config.deep_supervision else self.loss
+        self.trainer = create_trainer(
+            shared(trained, self.device),
+            loss,
+            self.optimizer,
+            self.scheduler,
+            self.loader,
+            epochs=config.epochs,
+            accumulate=config.accumulate,
+            clip=config.clip,
+            scaler=self.scaler,
+            **common,
+        )
+        if self.average is not None:
+            self._attach(self.average)
+        self._measured: list[dict[str, Any]] = []
+        self._keep: Callable[[Case, Tensor], None] | None = None
+        self.evaluator = create_evaluator(
+            self.best_network,
+            self.validation_loader,
+            self._note,
+            num_classes=manifest.num_classes,
+            patch=config.patch_size or (),
+            **common,
+        )
+
+    def _attach(self, average: EMAHandler) -> None:
+        # A young average forgets fast: else the first weights, which know nothing, would stay in it for long. By the
+        # number of the batch, not by Ignite's scheduler, which would start anew in a resumed run.
+        @self.trainer.on(Events.ITERATION_STARTED)
+        def _soften() -> None:
+            self.trainer.state.ema_momentum = max(average.momentum, 9 / (10 + self.trainer.state.iteration))
+
+        average.attach(self.trainer)
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The network that is validated and predicts: with averaged weights, if there are any."""
+        return self.network if self.average is None else self.average.ema_model
+
+    @property
+    def precision(self) -> str:
+        """In which numbers the network computes."""
+        return "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+
+    def _note(self, done: dict[str, Any]) -> None:
+        self._measured.append({"case": done["case"], "metrics": done["metrics"]})
+        if self._keep is not None:
+            self._keep(self._validates[done["case"]], done["labels"])
+
+    def validate(self, keep: Callable[[Case, Tensor], None] | None = None) -> list[dict[str, Any]]:
+        """Predict and measure every validation case, once, over all processes.
+
+        Args:
+            keep: gets each case that this process predicts, and its labels `[*spatial]`, of 0..C-1.
+
+        Returns:
+            A row a case and class, in the manifest's order: `case`, `patient`, `class` and the metrics.
+        """
+        self._measured.clear()
+        self._keep = keep
+        with_the_first_ranks_buffers(self.best_network)
+        self.evaluator.run()
+        numbers = {case.id: number for number, case in enumerate(self.validation_cases.cases)}
+        own = {numbers[done["case"]]: done["metrics"] for done in self._measured}
+        rows = []
+        everything = gathered(own, tuple(METRICS), len(numbers))
+        for number, case in enumerate(self.validation_cases.cases):
+            for name, values in zip(self.manifest.foreground, everything[number], strict=True):
+                row = {"case": case.id, "patient": case.patient, "class": name}
+                rows.append(row | dict(zip(METRICS, values, strict=True)))
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        """All that training goes on from; random numbers come from the seed and the epoch."""
+        return {
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.ema_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "loss": self.loss.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.ema_model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.loss.load_state_dict(state["loss"])
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set what an epoch, counted from 1, decides: random numbers, order, and a loss's schedule."""
+        seed_everything(self.config.seed, epoch, rank())
+        start_epoch(self.loader, epoch)
+        pass_epoch_on(self.loss, epoch - 1)

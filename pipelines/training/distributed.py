@@ -1,0 +1,136 @@
+"""Several processes that train one network together, as `torchrun` starts them."""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.utils import TrainingError, UserError
+
+#: Seconds that a process without its peers stays silent: `torchrun` ends it meanwhile.
+_PATIENCE_S = 5.0
+#: The others wait so long for one that checks the data, or has larger cases to validate. Not for one that has ended.
+_LONGEST = timedelta(hours=6)
+
+
+@contextmanager
+def joined_ranks(device: str = "auto") -> Iterator[None]:
+    """Join the other processes, if `torchrun` started this one among several; leave them at the end.
+
+    Args:
+        device: `cpu` joins by gloo; `cuda`, or `auto` where there are GPUs, by nccl.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+        TrainingError: the others have ended.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
+        raise UserError(
+            f"device: {os.environ['LOCAL_WORLD_SIZE']} processes and {torch.cuda.device_count()} GPUs; expected a GPU "
+            "for each: start fewer (--nproc-per-node), or pass --device cpu"
+        )
+    idist.initialize("nccl" if on_gpus else "gloo", timeout=_LONGEST)
+    with warnings.catch_warnings():
+        # Of kernels of one voxel, whose strides mean nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        if rank() > 0:
+            warnings.simplefilter("ignore")  # the first one's are enough
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            time.sleep(_PATIENCE_S)
+            raise TrainingError("another process of this training has ended, and this one needs it") from None
+    # After an error the process is about to end; taking leave might wait for the others.
+    idist.finalize()
+
+
+def rank() -> int:
+    """This process's number; 0 writes the files."""
+    return int(idist.get_rank())
+
+
+def ranks() -> int:
+    """How many processes train together."""
+    return int(idist.get_world_size())
+
+
+def wait_for_all() -> None:
+    """Go on when all processes are here."""
+    if ranks() > 1:
+        idist.barrier()
+
+
+def shared(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its gradients averaged over all processes; itself where there is one alone."""
+    if ranks() == 1:
+        return network
+    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def with_the_first_ranks_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's buffers, which it saves: batch norm's statistics are each process's own."""
+    if ranks() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of all processes' values, float64; itself where there is one process alone."""
+    if ranks() == 1:
+        return value
+    total: Tensor = idist.all_reduce(value.double(), "SUM")
+    return total / ranks()
+
+
+def most_over_ranks(value: float) -> float:
+    """The largest of all processes' values."""
+    if ranks() == 1:
+        return value
+    most = torch.tensor(value, dtype=torch.float64, device=idist.device())
+    return float(idist.all_reduce(most, "MAX"))
+
+
+def texts_over_ranks(texts: list[str]) -> list[str]:
+    """The texts of all processes, in their order."""
+    if ranks() == 1:
+        return texts
+    return [text for own in idist.all_gather(json.dumps(texts)) for text in json.loads(own)]
+
+
+def gathered(rows: dict[int, list[dict[str, Any]]], metrics: tuple[str, ...], count: int) -> dict[int, Any]:
+    """The measures of all cases from all processes, so that every process has them all.
+
+    Args:
+        rows: of this process: the case's number to its rows, one a class, each with all metrics.
+        metrics: their names.
+        count: how many cases there are, over all processes.
+
+    Returns:
+        The case's number to its rows' measures `[classes][metrics]`.
+    """
+    classes = max((len(r) for r in rows.values()), default=0)
+    if ranks() > 1:
+        classes = int(idist.all_reduce(classes, "MAX"))
+    values = torch.zeros(count, classes, len(metrics), dtype=torch.float64)
+    for number, own in rows.items():
+        values[number] = torch.tensor([[row[metric] for metric in metrics] for row in own], dtype=torch.float64)
+    if ranks() > 1:
+        # Each case is measured by one process, and the others add zeros: nothing is rounded, and NaN stays NaN.
+        values = idist.all_reduce(values.to(idist.device()), "SUM").cpu()
+    return {number: values[number].tolist() for number in range(count)}

@@ -1,0 +1,295 @@
+"""What the compiled CPU kernels promise besides what all kernel sets do: threads, forks, and the cache on disk."""
+
+import hashlib
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medloss.kernels.sum_spec import ROWS, VoxelTerms, sum_type
+
+if importlib.util.find_spec("numba") is None:
+    pytest.skip("numba is not installed", allow_module_level=True)
+
+from medloss.kernels import numba as kernels
+from medloss.kernels.numba.blocks import KINDS
+from medloss.kernels.thread_pool import Pool
+
+PACKAGE = Path(kernels.__file__).parents[2]
+TERMS = VoxelTerms("softmax", overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0)
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def _sample(voxels: int = 70_000, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, voxels, generator=generator)
+    target = torch.randint(0, classes, (2, 1, voxels), generator=generator)
+    return logits, target, torch.randn(ROWS, 2, classes, generator=generator)
+
+
+def _both(logits: Tensor, target: Tensor, slopes: Tensor, terms: VoxelTerms = TERMS) -> tuple[Tensor, Tensor]:
+    sums = kernels.voxel_sums(terms, logits, target, None, None)
+    return sums, kernels.voxel_sums_backward(terms, logits, target, None, None, slopes)
+
+
+def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _bytes(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def _in_child(queue: Any, drawn: tuple[Tensor, Tensor, Tensor], count: int) -> None:
+    torch.set_num_threads(count)
+    sums, gradient = _both(*drawn)
+    queue.put((_bytes(sums), _bytes(gradient)))
+
+
+# --- threads -------------------------------------------------------------------------------------------------------
+
+
+def test_results_do_not_depend_on_the_number_of_threads(threads: Any) -> None:
+    drawn = _sample(300_000)
+    threads(1)
+    alone = _both(*drawn)
+    for count in (2, 3, 7, 2):
+        threads(count)
+        assert _same(_both(*drawn), alone)
+
+
+def test_threads_may_call_at_the_same_time(threads: Any) -> None:
+    drawn = _sample(300_000)
+    threads(2)
+    expected = _both(*drawn)
+    found: list[bool] = []
+    callers = [threading.Thread(target=lambda: found.append(_same(_both(*drawn), expected))) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert found == [True] * 6
+
+
+def test_forked_children_work_after_the_parent_has_and_while_it_does(threads: Any) -> None:
+    drawn = _sample(300_000)
+    threads(2)
+    sums, gradient = _both(*drawn)
+    done = threading.Event()
+
+    def busy() -> None:
+        while not done.is_set():
+            _both(*drawn)
+
+    parent = threading.Thread(target=busy)
+    parent.start()
+    try:
+        context = multiprocessing.get_context("fork")
+        for count in (1, 2):
+            queue = context.Queue()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python >= 3.12, of any fork beside threads
+                child = context.Process(target=_in_child, args=(queue, drawn, count))
+                child.start()
+            found = queue.get(timeout=600)
+            child.join(600)
+            assert child.exitcode == 0
+            assert found == (_bytes(sums), _bytes(gradient))
+    finally:
+        done.set()
+        parent.join()
+
+
+def test_pool_draws_every_number_once_and_lets_errors_out() -> None:
+    pool, drawn = Pool(), []
+    for workers in (1, 2, 5):
+        drawn.clear()
+        pool.run(drawn.extend, 1000, workers)
+        assert sorted(drawn) == list(range(1000))
+
+    def fail(numbers: Any) -> None:
+        for number in numbers:
+            if number == 7:
+                raise ValueError("seven")
+
+    for workers in (1, 3):
+        with pytest.raises(ValueError, match="seven"):
+            pool.run(fail, 1000, workers)
+    pool.run(drawn.extend, 10, 2)  # and still works
+
+
+def test_pool_leaves_the_work_to_the_caller_where_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    drawn: list[int] = []
+    Pool().run(drawn.extend, 100, 4)
+    assert drawn == list(range(100))
+
+
+def test_nothing_hangs_when_the_interpreter_ends() -> None:
+    code = """if True:
+        import atexit, threading, torch
+        from test_numba import _both, _sample
+        torch.set_num_threads(2)
+        drawn = _sample(300_000)
+        _both(*drawn)
+        atexit.register(lambda: print("late", _both(*drawn)[0].shape))
+        threading.Thread(target=lambda: [_both(*drawn) for _ in range(3)]).start()
+    """
+    paths = os.pathsep.join([str(PACKAGE.parent), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": paths}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    assert "late" in ran.stdout
+    assert not ran.stderr
+
+
+# --- the cache -----------------------------------------------------------------------------------------------------
+
+CHILD = """if True:
+    import os, sys, warnings
+    warnings.simplefilter("error")
+    sys.dont_write_bytecode = True
+    import numba, torch
+    sys.path.insert(0, sys.argv[1])
+    warnings.simplefilter("ignore")  # of what MONAI and torch import
+    import medloss
+    warnings.simplefilter("error")
+    os.environ["HOME"] = sys.argv[2]
+    os.environ.pop("XDG_CACHE_HOME", None)
+    if os.geteuid() == 0:
+        os.setgid(65534)  # root may write anywhere
+        os.setuid(65534)
+    from medloss.kernels import numba as kernels
+    from medloss.kernels.numba.passes import sums_pass
+    from medloss.kernels.sum_spec import VoxelTerms
+    assert kernels.__file__.startswith(sys.argv[1])
+    target = torch.ones(1, 1, 50, dtype=torch.uint8)
+    sums = kernels.voxel_sums(VoxelTerms("softmax", overlap=True), torch.zeros(1, 2, 50), target, None, None)
+    assert sums[0].tolist() == [[0, 25]]
+    print(sum(sums_pass.stats.cache_hits.values()))
+"""
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Any:
+    own = [folder for folder in tmp_path.parents if "pytest-" in folder.name or "popen-" in folder.name]
+    for folder in (tmp_path, *own):
+        folder.chmod(0o755)
+    package = tmp_path / "site" / "medloss"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    folders = [package.parent, package, *(path for path in package.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    yield package.parent
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+def _start(site: Path, home: Path) -> "subprocess.Popen[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    command = [sys.executable, "-c", CHILD, str(site), str(home)]
+    return subprocess.Popen(
+        command, env=environment, cwd=site, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _hits(*children: "subprocess.Popen[str]") -> list[int]:
+    outputs = [child.communicate(timeout=600) for child in children]
+    assert [child.returncode for child in children] == [0] * len(children), outputs
+    assert all(not errors for _, errors in outputs)
+    return [int(out) for out, _ in outputs]
+
+
+@pytest.mark.slow
+def test_cache_of_a_read_only_installation_lies_in_the_users_folder(read_only: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o777)
+    _hits(_start(read_only, home), _start(read_only, home))  # two first calls at once
+    assert _hits(_start(read_only, home)) == [1]
+
+
+@pytest.mark.slow
+def test_without_any_folder_for_the_cache_it_works_too(read_only: Path, tmp_path: Path) -> None:
+    home = tmp_path / "nothing"
+    home.mkdir()
+    home.chmod(0o555)
+    assert _hits(_start(read_only, home)) == [0]
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_targets_of_every_type_agree_to_the_bit(kind: torch.dtype) -> None:
+    logits, target, slopes = _sample(3000)
+    expected = _both(logits, target, slopes)
+    maps = torch.nn.functional.one_hot(target[:, 0], 5).movedim(-1, 1).contiguous()
+    for other in [maps.to(kind)] + [target.to(kind)] * (kind != torch.bool):
+        assert _same(_both(logits, other, slopes), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.uint64, torch.float16, torch.float32])
+def test_labels_out_of_range_belong_to_no_class(kind: torch.dtype) -> None:
+    logits, target, slopes = _sample(3000)
+    high = 100 if kind == torch.int8 else 255
+    strange = torch.where(torch.rand(target.shape) < 0.2, torch.tensor(high), target)
+    maps = torch.stack([strange[:, 0] == c for c in range(5)], 1)
+    assert _same(_both(logits, strange.to(kind), slopes), _both(logits, maps, slopes))
+
+
+def test_bfloat16_gradients_round_to_the_nearest_even() -> None:
+    logits, target, slopes = _sample(3000)
+    short = logits.bfloat16()
+    sums, gradient = _both(short, target, slopes)
+    long_sums, long_gradient = _both(short.float(), target, slopes)
+    assert torch.equal(sums, long_sums)
+    assert torch.equal(gradient, long_gradient.bfloat16())
+
+
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid", "probabilities"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nan_comes_out_in_its_item_alone(mode: str, dtype: torch.dtype) -> None:
+    logits, target, slopes = _sample(3000, 3)
+    logits = logits.sigmoid().to(dtype)
+    logits[1, 1, 70] = float("nan")
+    target[1, 0, 70] = 1
+    terms = VoxelTerms(mode, overlap=True, squares=True, errors=True, entropy="plain")
+    sums, gradient = _both(logits, target, slopes.to(sum_type(logits)), terms)
+    assert sums[[0, 1, 3, 5, 7], 1, 1].isnan().all()
+    assert gradient[1, 1, 70].isnan()
+    assert not sums[:, 0].isnan().any()
+    assert not gradient[0].isnan().any()
+
+
+@pytest.mark.parametrize("entropy", ["plain", "focal", "power"])
+def test_a_logit_of_minus_infinity_is_a_class_that_cannot_be(entropy: str) -> None:
+    logits, target, slopes = _sample(3000, 3)
+    target = target.clamp(max=1)
+    logits[:, 2] = -float("inf")
+    for gamma in (0.5, 2.0):
+        terms = VoxelTerms("softmax", overlap=True, squares=True, errors=True, entropy=entropy, gamma=gamma)
+        sums, gradient = _both(logits, target, slopes, terms)
+        two, two_gradient = _both(logits[:, :2].contiguous(), target, slopes[:, :, :2].contiguous(), terms)
+        assert torch.allclose(sums[:, :, :2], two, rtol=1e-6)
+        assert (gradient[:, 2] == 0).all()
+        assert torch.allclose(gradient[:, :2], two_gradient, rtol=1e-5, atol=1e-6)

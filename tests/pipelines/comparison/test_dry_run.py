@@ -1,0 +1,211 @@
+"""Dry runs: measured, printed, and no trace left."""
+
+import contextlib
+import re
+import shutil
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_call import call_medloss
+from tiny import tiny_manifest
+
+from pipelines.comparison import step_timing_process
+from pipelines.comparison.budget import Forecast
+from pipelines.comparison.dry_run import ASSUMED_SD, stages_left
+from pipelines.comparison.step_timing import Measured
+from pipelines.comparison.step_timing_process import Common, Step
+from pipelines.data.manifest import load_manifest
+from pipelines.runs.comparison_folder import adopt_plan, run_folder
+from pipelines.runs.plan import Matrix, Training, make_plan, trainings
+from pipelines.statistics.results import least_difference
+from pipelines.training.run_config import RunConfig
+
+
+@pytest.fixture
+def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "made"))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    tiny_manifest(tmp_path, dims=2, cases=12)
+
+    def call(*options: str) -> tuple[int, str, str]:
+        arguments = ["compare", "tiny_2d.yaml", "--losses", "dice,focal", "--precision", "float32", "--device", "cpu"]
+        code, shown, told = call_medloss(*arguments, "--jobs", "1", "--out", "out", "--dry-run", *options)
+        assert list(temporary.iterdir()) == []
+        assert max(map(len, shown.splitlines()), default=0) <= 100
+        return code, shown, told
+
+    return call
+
+
+class _Killed(BaseException):
+    """Ends a prober's thread as a signal would end its process."""
+
+
+class _Prober:
+    """As much of a prober's process as is looked at: a thread, in which a loss named Dies kills it."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        self.returncode: int | None = None
+        folder, number, parent = command[-3:]
+
+        def run() -> None:
+            with contextlib.suppress(_Killed):
+                step_timing_process.main(Path(folder), int(number), int(parent))
+            self.returncode = -9
+
+        self.thread = threading.Thread(target=run)
+        self.thread.start()
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        _over.add(self.thread.ident)
+
+    def wait(self) -> None:
+        self.thread.join()
+        _over.discard(self.thread.ident)
+
+
+#: The threads of probers that were killed.
+_over: set[int | None] = set()
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probers measure in threads of this process, and little."""
+    measured = step_timing_process.measured
+
+    def until_killed(config: RunConfig, folder: Path, common: bool) -> Any:
+        if threading.get_ident() in _over or config.loss.endswith(".Dies"):
+            raise _Killed
+        return measured(config, folder, common)
+
+    monkeypatch.setattr(step_timing_process, "measured", until_killed)
+    monkeypatch.setattr(step_timing_process, "exit_with", lambda parent: None)
+    monkeypatch.setattr(step_timing_process, "_LEAST_S", 0.01)
+    monkeypatch.setattr("pipelines.comparison.step_timing.subprocess.Popen", _Prober)
+
+
+@pytest.fixture
+def where(request: pytest.FixtureRequest) -> None:
+    if request.param == "threads":
+        request.getfixturevalue("in_threads")
+
+
+#: Quick in threads; for real in processes.
+_both = pytest.mark.parametrize("where", ["threads", pytest.param("processes", marks=pytest.mark.slow)], indirect=True)
+
+
+def _flat(shown: str) -> str:
+    """In one line, however it was wrapped."""
+    return " ".join(shown.split())
+
+
+# Once by real processes.
+def test_everything_is_measured_and_nothing_is_left(dry_run: Any, tmp_path: Path) -> None:
+    code, shown, told = dry_run("--folds", "0,1", "--epochs", "5", "--jobs", "2")
+    assert code == 0, told
+    assert not (tmp_path / "out").exists()
+    assert "3 losses x 2 folds x 1 seed = 6 runs of 5 epochs on tiny_2d; folds 0, 1; seed 0" in _flat(shown)
+    assert "there nothing yet in out" in _flat(shown)
+    for loss in ("dice+binary_cross_entropy", "dice", "focal"):
+        row = re.search(rf"^{re.escape(loss)} +2 +0 +(\d+\.\d+) +(\d+\.\d+) +\d+\.\d +\d+\.\d +(\d+)$", shown, re.M)
+        assert row is not None, shown
+        assert float(row[1]) > 0 and int(row[3]) > 50
+    assert re.search(r"about [\d a-z]+ in all, 2 jobs at a time", _flat(shown))
+    assert "8 patients; 2 comparisons with dice+binary_cross_entropy" in shown
+    alone, family = (least_difference(ASSUMED_SD, 8, comparisons=k) for k in (1, 2))
+    assert f"{alone:.4f} Dice where it is the only one that is tested; {family:.4f} Dice as one of 2." in _flat(shown)
+    assert "without what retraining changes" in _flat(shown)
+    assert "standard deviation of 0.018 Dice" in _flat(shown)
+    assert re.search(r"^disk +\d+ MB more \(prepared cases", shown, re.M) and "warning" not in shown
+    assert "Too few" not in shown
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+@pytest.mark.usefixtures("in_threads")
+def test_what_is_there_is_counted_and_left_as_it_is(
+    dry_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    path = str(tmp_path / "tiny_2d.yaml")
+    loaded = load_manifest(path)
+    losses = ("dice+binary_cross_entropy", "dice", "focal")
+    configs = [RunConfig(manifest=path, loss=loss, epochs=4, precision="float32", device="cpu") for loss in losses]
+    plan = adopt_plan(out, make_plan(configs, [0], [0], loaded.name, loaded.sha256, reference=losses[0]))
+    for run in plan.runs[:2]:
+        run_folder(out, run).begin(run.config)
+    run_folder(out, plan.runs[0]).write_result({"state": "done", "error": None, "metrics": {"dice": 0.5}})
+    run_folder(out, plan.runs[1]).write_progress(3, 4, 1.0, 0.4)
+    (out / "cache").mkdir()
+    (out / "cache" / "0.pt").write_bytes(b"no entry")
+    real = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=2**20))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    code, shown, told = dry_run("--epochs", "4")
+    assert code == 0, told
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert "there 1 done, 1 interrupted, 1 waiting of the runs, in out" in _flat(shown)
+    assert re.search(r"^dice\+binary_cross_entropy +1 +1 ", shown, re.M) and re.search(r"^focal +1 +0 ", shown, re.M)
+    assert re.search(r"^warning: +the disk does not suffice: \d+ MB are lacking", shown, re.M)
+    # Another comparison is refused before anything is measured.
+    code, shown, told = dry_run("--epochs", "5")
+    assert (code, shown) == (2, "")
+    assert (
+        told
+        == "error: --out: out holds another comparison: its epochs is 4, and 5 was asked for; name another folder\n"
+    )
+
+
+def test_what_is_left_is_counted_from_where_it_stopped(tmp_path: Path) -> None:
+    configs = [RunConfig(manifest="tiny", loss=loss, epochs=8) for loss in ("dice", "focal", "tversky")]
+    plan = make_plan(configs, [0, 1], [0], "tiny", "0" * 64)
+    matrix = Matrix(("dice", "focal", "tversky"), (0, 1), (0,), 8)
+    steps = {loss: Step(1.0) for loss in matrix.losses}
+    found = Measured(configs[0], "cpu", steps, Common(), worker_s=1.0, prepare_s=1.0, cache_mb=1.0)
+    forecast = Forecast(found, load_manifest(tiny_manifest(tmp_path, dims=2)))
+    folder = tmp_path / "out"
+    assert stages_left(folder, plan, matrix, forecast) == [trainings(matrix)]
+    adopt_plan(folder, plan)
+    run_folder(folder, plan.runs[0]).write_result({"state": "done", "error": None, "metrics": {"dice": 0.5}})
+    run_folder(folder, plan.runs[1]).write_result({"state": "failed", "error": "the loss is nan"})
+    run_folder(folder, plan.runs[2]).write_progress(3, 8, 1.0, 0.4)
+    assert stages_left(folder, plan, matrix, forecast) == [[Training("tversky", 0, 8, 3), *trainings(matrix)[3:]]]
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+@pytest.mark.usefixtures("where")
+@_both
+def test_losses_that_fail_are_told_and_the_others_are_measured(
+    dry_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing.py").write_text(
+        "import os, signal\n"
+        "from torch import nn\n"
+        "class Diverges(nn.Module):\n"
+        "    def forward(self, logits, target):\n"
+        "        return logits.sum() * float('nan')\n"
+        "class Dies(nn.Module):\n"
+        "    def forward(self, logits, target):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    losses = "failing.Diverges,failing.Dies,dice"
+    code, shown, _ = dry_run("--losses", losses, "--reference", "none", "--metric", "hd95_mm", "--epochs", "1")
+    assert code == 0
+    assert re.search(r"^failing\.Dies +1 +0 +- +- ", shown, re.M) and re.search(r"^dice +1 +0 +\d+\.\d+ ", shown, re.M)
+    assert "warning: failing.Diverges fails: the loss is nan in epoch 1" in _flat(shown)
+    assert "failing.Dies fails: its process died (signal 9); often a lack of memory" in _flat(shown)
+    assert "4 patients; 3 pairs of 3 losses" in shown
+    assert "Too few cases to tell: none of 3 pairs can be significant below 6 patients" in _flat(shown)
+    assert "found with 80 % power: none at all" in _flat(shown)

@@ -1,0 +1,107 @@
+"""What is named before training: reference, measure and margin, kept in the plan and taken by the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_call import call_medloss
+from made_comparison import made_comparison
+
+from pipelines.cli.compare_options import named_before
+from pipelines.runs.comparison_folder import adopt_plan, read_plan, require_plan
+from pipelines.runs.plan import make_plan
+from pipelines.training.run_config import RunConfig
+from pipelines.utils import UserError
+from pipelines.utils.files import read_json, write_json
+
+
+def test_the_reference_joins_by_itself() -> None:
+    names, about = named_before(["dice", "focal"], "dice + binary_cross_entropy", "nsd", 0.02)
+    assert names == ["dice+binary_cross_entropy", "dice", "focal"]
+    assert about == {"reference": "dice+binary_cross_entropy", "metric": "nsd", "margin": 0.02}
+    names, about = named_before(["dice", "binary_cross_entropy+dice"], "dice+binary_cross_entropy", "dice", 0.01)
+    assert (names, about["reference"]) == (["dice", "binary_cross_entropy+dice"], "binary_cross_entropy+dice")
+    assert named_before(["dice", "focal"], "focal", "dice", 0)[0] == ["dice", "focal"]
+    assert named_before(["dice"], "none", "dice", 0)[0] == ["dice"]
+    for metric, margin in (("dicee", 0.01), ("dice", -1), ("dice", float("nan"))):
+        with pytest.raises(UserError, match="--metric: got 'dicee'" if metric == "dicee" else "--margin: got"):
+            named_before(["dice"], "none", metric, margin)
+
+
+def _named(tmp_path: Path, **about: Any) -> Path:
+    """A finished comparison, whose plan names what it is told."""
+    plan = made_comparison(tmp_path / "made", ["dice", "focal", "tversky"])
+    write_json(tmp_path / "made" / "plan.json", plan.model_copy(update=about).model_dump(mode="json"))
+    return tmp_path / "made"
+
+
+def test_the_report_takes_what_the_plan_named(tmp_path: Path) -> None:
+    folder = _named(tmp_path, reference="focal", metric="nsd", margin=0.02)
+    assert call_medloss("report", folder)[0] == 0
+    about = json.loads((folder / "report" / "analysis.json").read_text())
+    assert (about["reference"], about["primary"]["metric"], about["margin"]) == ("focal", "nsd", 0.02)
+    assert not any("after the fact" in note for note in about["notes"])
+    assert call_medloss("report", folder, "--reference", "dice", "--metric", "nsd", "--margin", "0.03")[0] == 0
+    about = json.loads((folder / "report" / "analysis.json").read_text())
+    assert (about["reference"], about["margin"]) == ("dice", 0.03)
+    told = [note for note in about["notes"] if "after the fact" in note]
+    assert len(told) == 2 and "reference dice; before training focal was named" in told[0]
+    assert "Chosen after the fact: reference dice" in (folder / "report" / "report.html").read_text()
+
+
+def test_what_counts_where_nothing_is_and_non_inferiority_are_named_before(tmp_path: Path) -> None:
+    folder = _named(tmp_path, reference="focal", empty="exclude", non_inferior=True)
+    assert call_medloss("report", folder)[0] == 0
+    about = json.loads((folder / "report" / "analysis.json").read_text())
+    assert (about["empty"], about["non_inferior"]) == ("exclude", True)
+    assert not any("after the fact" in note for note in about["notes"])
+    page = (folder / "report" / "report.html").read_text()
+    assert "margin of non-inferiority" in page and "--empty exclude" in page
+    assert call_medloss("report", folder, "--empty", "worst")[0] == 0
+    about = json.loads((folder / "report" / "analysis.json").read_text())
+    assert (about["empty"], about["non_inferior"]) == ("worst", True)
+    told = [note for note in about["notes"] if "after the fact" in note]
+    assert len(told) == 1 and "empty worst; before training exclude was named" in told[0]
+
+
+def test_a_reference_that_has_not_ended_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    losses = ["dice", "focal", "dice+binary_cross_entropy", "tversky"]
+    plan = made_comparison(folder, losses, lambda config: None if config.loss == "tversky" else "done")
+    write_json(folder / "plan.json", plan.model_copy(update={"reference": "tversky"}).model_dump(mode="json"))
+    assert call_medloss("report", folder)[0] == 0
+    about = read_json(folder / "report" / "analysis.json")
+    assert about["reference"] is None
+    assert any("reference that was named before training, tversky, has not ended" in note for note in about["notes"])
+    assert call_medloss("report", folder, "--reference", "dice")[0] == 0
+    about = read_json(folder / "report" / "analysis.json")
+    assert about["reference"] == "dice"
+    assert any("reference dice; before training tversky was named" in note for note in about["notes"])
+
+
+def test_none_named_on_purpose_is_no_default(tmp_path: Path) -> None:
+    folder = _named(tmp_path, reference="none")
+    assert call_medloss("report", folder)[0] == 0
+    about = read_json(folder / "report" / "analysis.json")
+    assert about["reference"] is None and not any("usual reference" in note for note in about["notes"])
+
+
+def test_plans_of_an_earlier_version_are_read_and_others_told_apart(tmp_path: Path) -> None:
+    configs = [RunConfig(manifest="phantom", loss=loss) for loss in ("dice", "focal")]
+    plan = make_plan(configs, [0], [0], "phantom", "0" * 64, reference="dice")
+    older = plan.model_dump(mode="json", exclude={"reference", "metric", "margin", "asked", "told", "halving"})
+    write_json(tmp_path / "old" / "plan.json", older)
+    old = require_plan(tmp_path / "old")
+    assert (old.reference, old.metric, old.margin) == (None, "dice", 0.01)
+    assert adopt_plan(tmp_path / "old", plan).id == plan.id
+    joined = make_plan([*configs, RunConfig(manifest="phantom", loss="tversky")], [0], [0], "phantom", "0" * 64,
+                       reference="tversky")  # fmt: skip
+    with pytest.raises(UserError, match="lacks the run tversky-fold0-seed0; --reference none goes on without"):
+        adopt_plan(tmp_path / "old", joined)
+    adopt_plan(tmp_path / "new", plan)
+    others = (("reference", "focal"), ("metric", "nsd"), ("margin", 0.02), ("empty", "worst"), ("non_inferior", True))
+    for field, value in others:
+        with pytest.raises(UserError, match=f"its {field} is .*, and {value} was asked for"):
+            adopt_plan(tmp_path / "new", plan.model_copy(update={field: value}))
+    assert read_plan(tmp_path / "new") == plan

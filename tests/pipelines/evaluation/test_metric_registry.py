@@ -1,0 +1,170 @@
+"""A metric is one file and one line: one that is added here is found wherever metrics are computed, kept and shown."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from cli_call import call_medloss
+from made_comparison import made_comparison
+from page_reader import read_page
+from tiny import tiny_manifest
+
+from pipelines.evaluation.evaluate import region_metrics
+from pipelines.evaluation.external_predictions import code
+from pipelines.evaluation.metrics import METRICS, base
+from pipelines.evaluation.metrics.base import ClassMasks, Metric, register
+from pipelines.runs.comparison_folder import require_plan
+from pipelines.runs.summary import comparison_table, formatted_rows
+from pipelines.tracking.mlflow_runs import send_curves
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
+
+_NAME = "volume_error_ml"
+
+
+@pytest.fixture
+def volume_error() -> Any:
+    """A metric with a unit, without an upper bound, lower is better, and with a value for empty masks."""
+
+    @register(_NAME, "volume error", unit="ml", higher_is_better=False, upper=math.inf, decimals=3,
+              empty_reference="value")  # fmt: skip
+    def volume_error_ml(masks: ClassMasks) -> float:
+        return float(abs(masks.predicted - masks.present) * np.prod(masks.spacing) / 1000)
+
+    yield METRICS[_NAME]
+    del METRICS[_NAME]
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+def test_a_new_metric_in_training_mlflow_and_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, volume_error: Metric
+) -> None:
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
+    manifest = tiny_manifest(tmp_path, dims=2)
+    config = RunConfig(
+        manifest=str(manifest),
+        epochs=1,
+        precision="float32",
+        device="cpu",
+        batch_size=2,
+        threads=1,
+        patch_size=(16, 16),
+    )
+    mean = train_run(config, tmp_path / "run")["metrics"][_NAME]
+    own = RunFolder(tmp_path / "run")
+    values = [float(row[_NAME]) for row in own.cases]
+    assert len(values) == 6 and mean == pytest.approx(np.mean(values))  # two cases of three classes
+    assert own.epochs[-1][f"val_{_NAME}"] == mean
+    sent: list[Any] = []
+    send_curves(SimpleNamespace(log_batch=lambda run, metrics: sent.extend(metrics)), "run", own, {"epoch": 0})
+    assert [entry.value for entry in sent if entry.key == f"val/{_NAME}"] == [mean]
+
+    measured = tmp_path / "measured.csv"
+    code, shown, told = call_medloss(
+        "evaluate", tmp_path / "run" / "predictions", "--manifest", manifest, "--fold", 0, "--out", measured
+    )
+    assert code == 0, told
+    lines = shown.splitlines()
+    assert lines[0].rstrip().endswith("volume error (ml)") and lines[4].split()[-1] == f"{mean:.3f}"
+    with measured.open(newline="") as file:
+        assert [float(row[_NAME]) for row in csv.DictReader(file)] == pytest.approx(values, rel=1e-6)
+
+
+def test_a_new_metric_in_a_report(tmp_path: Path, volume_error: Metric) -> None:
+    rows = [
+        {"case": f"c{case}", "loss": loss, "dice": 0.9 - case / 50, _NAME: case + step}
+        for case in range(8)
+        for step, loss in enumerate(("dice+binary_cross_entropy", "focal"))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    report, out = ("report", "--cases", tmp_path / "results.csv", "--out", tmp_path / "report"), tmp_path / "report"
+    code, _, told = call_medloss(*report)
+    assert code == 0, told
+    page = read_page(out / "report.html")
+    assert "of volume error less is better" in page.text and "3.500 ml" in page.text
+    assert set(pd.read_csv(out / "tables" / "secondary.csv")["metric"]) == {_NAME}
+
+    code, shown, told = call_medloss(*report, "--metric", _NAME)
+    assert code == 0, told
+    assert "focal worse" in shown  # by 1 ml in every case
+    assert "primary measure volume error" in read_page(out / "report.html").text
+    assert json.loads((out / "analysis.json").read_text())["primary"]["metric"] == _NAME
+    code, _, told = call_medloss(*report, "--metric", "ml")
+    assert (code, told) == (2, f"error: --metric: got 'ml'; expected one of dice, iou, nsd, sensitivity, specificity, "
+                               f"hd95_mm, assd_mm, {_NAME}\n")  # fmt: skip
+
+
+def test_what_a_new_metric_says_of_empty_masks(volume_error: Metric) -> None:
+    empty, full = np.zeros((4, 5), np.int64), np.ones((4, 5), np.int64)
+    (nothing,) = region_metrics(empty, empty, [(1,)], (10.0, 20.0))
+    (alarm,) = region_metrics(full, empty, [(1,)], (10.0, 20.0))
+    assert (nothing[_NAME], alarm[_NAME], alarm["dice"]) == (0, 4, 0)
+    assert math.isnan(nothing["dice"])
+
+
+def test_runs_without_a_new_metric_are_no_failures(tmp_path: Path) -> None:
+    made_comparison(tmp_path, ["dice+binary_cross_entropy", "focal"])
+    register(_NAME, "volume error", unit="ml", higher_is_better=False, upper=math.inf)(lambda masks: 0.0)
+    try:
+        code, _, told = call_medloss("report", tmp_path)
+        assert code == 0, told
+        page = read_page(tmp_path / "report" / "report.html")
+        assert "Left out, since some runs were trained before it was measured: volume error." in page.text
+        table = comparison_table(tmp_path, require_plan(tmp_path))
+        assert table.rows[_NAME].isna().all()
+        assert [row[-3] for row in formatted_rows(table)] == ["volume error (ml)", "-", "-"]
+        code, _, told = call_medloss("report", tmp_path, "--metric", _NAME)
+        assert (code, told.partition(";")[0]) == (2, f"error: metric {_NAME}: no such column")
+    finally:
+        del METRICS[_NAME]
+
+
+def test_numbers_kept_without_a_new_metric_do_not_count(volume_error: Metric) -> None:
+    with_it = code()
+    del METRICS[_NAME]
+    without = code()
+    METRICS[_NAME] = volume_error
+    assert with_it != without
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"upper": math.inf}, "x: got 0 to inf; expected a finite lower bound below the upper one, which is finite, "
+         "too, where higher is better"),
+        ({"lower": -math.inf}, "x: got -inf to 1; expected a finite lower bound"),
+        ({"lower": 1.0}, "x: got 1 to 1; expected a finite lower bound"),
+        ({"empty_reference": "never"}, "x: empty_reference: got 'never'; expected one of option, left out, value"),
+    ],
+)  # fmt: skip
+def test_metrics_that_cannot_be_counted_are_refused(about: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        register("x", "x", **about)(lambda masks: 0.0)
+    assert str(refusal.value).startswith(told)
+    assert "x" not in base.REGISTERED
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError) as refusal:
+        register("dice", "other")(lambda masks: 0.0)
+    assert str(refusal.value) == "a metric 'dice' is registered already: Dice"
+    assert METRICS["dice"].label == "Dice"
+
+
+def test_the_bounds_say_what_is_best_and_worst() -> None:
+    def nothing(masks: ClassMasks) -> float:
+        return 0.0
+
+    correlation = Metric("mcc", "MCC", nothing, lower=-1.0)
+    share = Metric("error_rate", "error rate", nothing, higher_is_better=False)
+    distance = METRICS["hd95_mm"]
+    assert [own.best for own in (correlation, share, distance)] == [1, 0, 0]
+    assert [own.worst(7.0) for own in (correlation, share, distance)] == [-1, 1, 7]
+    assert [own.shown(0.12345, signed=True) for own in (correlation, distance)] == ["+0.1235", "+0.12 mm"]

@@ -1,0 +1,639 @@
+"""Finished predictions as folders: measured as `medloss evaluate` does, kept, compared; and refused by name."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from cli_call import call_medloss
+from faults import (
+    cut,
+    flip,
+    linked,
+    padded,
+    resaved_from_float,
+    sheared,
+    stretched,
+    with_trailing_axes,
+    with_voxel,
+)
+from faults import moved as moved_off
+from made_predictions import CASES, SHAPE, SPACING, label_map, made_folders, moved, write_map
+from small_files import array_of, rewrite
+from waiting import PROCESS_S, wait_for
+
+from pipelines.cli.report import ManyValues
+from pipelines.evaluation.evaluate import region_metrics
+from pipelines.evaluation.external_predictions import Pair
+from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.result_folders import Classes, read_classes
+from pipelines.report.external_results import Finished, from_predictions
+from pipelines.report.overlay_selection import Choice
+from pipelines.report.overlay_slices import read_panels
+from pipelines.statistics.scores import scores
+from pipelines.utils import UserError
+
+KEYS = ["loss", "case", "class"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return made_folders(tmp_path)
+
+
+def _finished(folder: Path, *names: str, **options: Any) -> Finished:
+    options = {"labels": folder / "labels"} | options
+    return from_predictions({name: folder / name for name in names or ("near", "far")}, folder / "cache", **options)
+
+
+def _call(folder: Path, *words: object) -> tuple[int, str, str]:
+    return call_medloss(
+        "report", "--predictions", f"near={folder / 'near'}", f"far={folder / 'far'}", "--labels", folder / "labels",
+        "--out", folder / "out", *words,
+    )  # fmt: skip
+
+
+def _measured(folder: Path, name: str) -> pd.DataFrame:
+    """What `medloss evaluate` says."""
+    out = folder / f"{name}.csv"
+    assert call_medloss("evaluate", folder / name, "--labels", folder / "labels", "--out", out)[0] == 0
+    return pd.read_csv(out, dtype={"class": str}).assign(loss=name)
+
+
+def _entries(cache: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in cache.iterdir()}
+
+
+def test_the_numbers_are_those_of_evaluate_and_the_report_is_written(folder: Path) -> None:
+    write_map(folder / "near" / "b.nii.gz", np.zeros(SHAPE, np.uint8))  # nothing found: 0, and the diagonal
+    write_map(folder / "labels" / "c.nii.gz", np.where(label_map(2) == 2, 0, label_map(2)))  # a class that c lacks
+    code, shown, err = _call(folder, "--reference", "far")
+    assert (code, err) == (0, "")
+    rows = pd.read_csv(folder / "out" / "cases.csv", dtype={"class": str})
+    expected = pd.concat([_measured(folder, name) for name in ("near", "far")])
+    rows, expected = (own.sort_values(KEYS, ignore_index=True) for own in (rows, expected))
+    pd.testing.assert_frame_equal(rows[KEYS], expected[KEYS])
+    np.testing.assert_array_equal(rows[list(METRICS)], expected[list(METRICS)])
+    assert rows["dice"].isna().sum() == 0 and (rows["dice"] == 0).sum() >= 2
+    lines = shown.splitlines()
+    assert lines[0] == "2 folders, 4 cases, 2 classes: 8 pairs measured, 0 read from the cache"
+    assert lines[-1] == f"report    {folder / 'out' / 'report.html'}"
+    verdict = next(line for line in lines if line.startswith("Too few cases"))
+    assert verdict in (folder / "out" / "report.html").read_text()
+    assert "Complete misses (nothing found of a class that is there): far 2 and near 4." in lines
+    assert any(line.startswith("The reference of 1 case (c) has nothing of a class: an empty") for line in lines)
+    assert (folder / "out" / "analysis.json").is_file()
+    claims = pd.read_csv(folder / "out" / "tables" / "claim_check.csv")
+    assert list(claims.columns) == ["case_id", "alg_far", "alg_near"] and list(claims["case_id"]) == list(CASES)
+    means = rows.groupby(["loss", "case"])["dice"].mean()
+    np.testing.assert_allclose(claims["alg_near"], means["near"])
+    # The kept rows make the same report.
+    assert call_medloss(
+        "report", "--cases", folder / "out/cases.csv", "--out", folder / "again", "--reference", "far"
+    )[1].splitlines()[0] == verdict  # fmt: skip
+
+
+def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> None:
+    before = _finished(folder).rows
+    for name in ("labels", "near", "far"):
+        path = folder / name / "b.nii.gz"
+        rewrite(path, np.where(array_of(path) == 1, 3, array_of(path)))
+    expected = _finished(folder).rows
+    for name in ("labels", "near", "far"):
+        resaved_from_float(folder / name / "b.nii.gz")
+    finished = _finished(folder)
+    assert len(expected) > len(before)  # class 3 is one of them
+    pd.testing.assert_frame_equal(finished.rows, expected)
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
+
+
+def test_trailing_axes_spare_bytes_and_a_tenth_of_a_voxel_change_nothing(folder: Path) -> None:
+    before = _finished(folder)
+    with_trailing_axes(folder / "near" / "a.nii.gz")
+    with_trailing_axes(folder / "labels" / "b.nii.gz", 2)
+    padded(folder / "far" / "c.nii.gz")
+    moved_off(folder / "far" / "b.nii.gz", 1, 0.035)
+    told = f"{folder}/far/b.nii.gz lies 0.035 mm off its reference; up to 0.1 voxels count as the same grid."
+    for _ in range(2):  # measured, and read from the cache
+        after = _finished(folder)
+        pd.testing.assert_frame_equal(after.rows, before.rows)
+        assert after.told[1:] == (*before.told[1:], told)
+        assert told in after.collected.notes
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in after.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_names_come_in_a_row_or_each_with_its_option(folder: Path, repeated: bool) -> None:
+    names = [f"near={folder / 'near'}", f"far={folder / 'far'}"]
+    words = ["--predictions", names[0], *(["--predictions"] if repeated else []), names[1]]
+    code, shown, _ = call_medloss("report", "--out", folder / "out", *words, "--labels", folder / "labels")
+    assert code == 0
+    assert shown.startswith("2 folders, 4 cases")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--many a b c", [("a", "b", "c"), None]),
+        ("--many=a b --many c", [("a", "b", "c"), None]),
+        ("place --many a b --flag x", [("a", "b"), "place"]),
+        ("--many a --flag x -- place", [("a",), "place"]),
+        ("--many a -- place", [("a",), "place"]),
+        ("--flag x place", [(), "place"]),
+        ("--many", None),
+    ],
+)
+def test_an_option_takes_words_up_to_the_next(words: str, expected: list[Any] | None) -> None:
+    import click
+
+    got: list[Any] = []
+
+    @click.command(cls=ManyValues, many=("--many",))
+    @click.argument("place", required=False)
+    @click.option("--many", multiple=True)
+    @click.option("--flag")
+    def command(place: str | None, many: tuple[str, ...], flag: str | None) -> None:
+        got[:] = [many, place]
+
+    if expected is None:
+        with pytest.raises(click.UsageError):
+            command(words.split(), standalone_mode=False)
+    else:
+        command(words.split(), standalone_mode=False)
+        assert got == expected
+
+
+def test_a_second_call_measures_nothing_and_a_changed_file_alone_is_measured(folder: Path) -> None:
+    first = _finished(folder)
+    assert first.told[0] == "2 folders, 4 cases, 2 classes: 8 pairs measured, 0 read from the cache"
+    before = _entries(folder / "cache")
+    assert len(before) == 8 + 4  # the pairs, and what labels each reference holds
+    again = _finished(folder)
+    assert again.told[0].endswith("0 pairs measured, 8 read from the cache")
+    assert _entries(folder / "cache") == before
+    pd.testing.assert_frame_equal(again.rows, first.rows)
+
+    write_map(folder / "far" / "c.nii.gz", moved(label_map(2), 3))
+    assert _finished(folder).told[0].endswith("1 pair measured, 7 read from the cache")
+    # Elsewhere, and called otherwise, they are the same files still.
+    shutil.move(folder / "near", folder / "other")
+    named = _finished(folder, "other", "far", classes=Classes({"organ": (1,), "core": (2,)}))
+    assert named.told[0].endswith("0 pairs measured, 8 read from the cache")
+    assert set(named.rows["class"]) == {"organ", "core"} and set(named.rows["loss"]) == {"other", "far"}
+    # What the numbers depend on makes them new.
+    assert "8 pairs measured" in _finished(folder, "other", "far", nsd_tolerance_mm=2.0).told[0]
+    assert "8 pairs measured" in _finished(folder, "other", "far", classes=read_classes("1+2=all")).told[0]
+
+
+@pytest.mark.parametrize("spoil", [lambda p: p.write_bytes(b""), lambda p: cut(p, 0.5), lambda p: flip(p, 0.9)])
+def test_a_damaged_entry_is_measured_anew_and_told(folder: Path, spoil: Callable[[Path], Any]) -> None:
+    classes = Classes({"1": (1,), "2": (2,)})
+    first = _finished(folder, classes=classes)
+    damaged = sorted((folder / "cache").iterdir())[3]
+    content = damaged.read_bytes()
+    spoil(damaged)
+    told: list[str] = []
+    again = _finished(folder, classes=classes, tell=told.append)
+    assert told == [f"cache: {damaged} is damaged; it is measured anew"]
+    assert again.told[0].endswith("1 pair measured, 7 read from the cache")
+    pd.testing.assert_frame_equal(again.rows, first.rows)
+    assert damaged.read_bytes() == content
+
+
+def test_without_a_place_for_the_cache_it_is_told_once(folder: Path) -> None:
+    (folder / "cache").write_text("a file where the folder should be")
+    told: list[str] = []
+    assert len(_finished(folder, tell=told.append).rows) == 16
+    assert len(told) == 1, "once, for all files"
+    assert re.match("cache: .*cache cannot be written .*; the next call measures again", told[0])
+
+
+def test_of_very_many_damaged_entries_some_are_told(folder: Path) -> None:
+    first = _finished(folder)
+    for path in (folder / "cache").iterdir():
+        path.write_bytes(b"")
+    told: list[str] = []
+    pd.testing.assert_frame_equal(_finished(folder, tell=told.append).rows, first.rows)
+    assert len(told) == 10 and told[-1].endswith("; and so on")
+
+
+def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
+    folder = made_folders(tmp_path, tuple(f"case_{number}" for number in range(6)))
+    done: list[int] = []
+
+    class Bar:
+        def __enter__(self) -> Callable[[int], object]:
+            return done.append
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    several = _finished(folder, jobs=2, bar=lambda name, total: Bar())
+    assert sum(done) == 18 + 6 + 12  # files read, references looked through, pairs measured
+    shutil.rmtree(folder / "cache")
+    pd.testing.assert_frame_equal(_finished(folder, jobs=1).rows, several.rows)
+
+
+# Balls have so much surface that a call takes long enough to be killed in the midst of it.
+def _slow(folder: Path, cases: int) -> list[str]:
+    grid = np.stack(np.meshgrid(*(np.arange(90),) * 3, indexing="ij"))
+    for number in range(cases):
+        distance = np.sqrt(((grid - np.reshape((35 + number % 10, 42, 45 + number // 10), (3, 1, 1, 1))) ** 2).sum(0))
+        for name, radius in (("labels", 30), ("near", 32), ("far", 34)):
+            labels = (distance < radius).astype(np.uint8) + (distance < radius - 5)
+            write_map(folder / name / f"c{number:02d}.nii.gz", labels)
+    return [
+        sys.executable, "-m", "pipelines.cli", "report", "--predictions", f"near={folder / 'near'}",
+        f"far={folder / 'far'}", "--labels", str(folder / "labels"), "--classes", "1=one,2=two", "--jobs", "2",
+        "--out", str(folder / "out"),
+    ]  # fmt: skip
+
+
+def test_an_ended_call_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    run = Pair.run
+
+    def ended(self: Pair, only_look: bool) -> Any:
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(1)
+        return run(self, only_look)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pair, "run", ended)
+        _finished(folder, classes=Classes({"1": (1,), "2": (2,)}))
+    (folder / "cache" / ".half.json.partial").write_text('{"case": ')
+    told: list[str] = []
+    done = _finished(folder, classes=Classes({"1": (1,), "2": (2,)}), tell=told.append)
+    assert done.told[0].endswith("5 pairs measured, 3 read from the cache")
+    assert told == []
+
+
+@pytest.mark.slow
+def test_a_killed_call_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    command = _slow(tmp_path, 20)
+    cache = tmp_path / "out" / "cache"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: len(list(cache.glob("*.json"))) >= 3, process, "three pairs are measured")
+        children = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert len(children) >= 2
+    psutil.wait_procs(children, timeout=PROCESS_S)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not (tmp_path / "out" / "report.html").exists()
+    kept = len(list(cache.glob("*.json")))
+    assert 3 <= kept < 40
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].endswith(f"{40 - kept} pairs measured, {kept} read from the cache")
+    assert done.stderr == "", "half of an entry is no entry"
+
+
+@pytest.mark.slow
+def test_two_calls_at_once(tmp_path: Path) -> None:
+    command = _slow(tmp_path, 6)
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [(*process.communicate(), process.returncode) for process in both]
+    waited = f"waiting for another process, which writes the report in {tmp_path / 'out'}\n"
+    assert {code for _, _, code in ended} == {0}
+    assert sorted(err for _, err, _ in ended) in (["", waited], ["", ""])  # one may have come too late for it
+    assert ended[0][0].splitlines()[-2:] == ended[1][0].splitlines()[-2:]
+    assert len(list((tmp_path / "out" / "cache").iterdir())) == 12
+    assert len(pd.read_csv(tmp_path / "out" / "cases.csv")) == 24
+
+
+def test_a_measuring_process_that_dies_is_told(tmp_path: Path) -> None:
+    command = _slow(tmp_path, 5)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def workers() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children()
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    # Before it has imported what it needs to measure: so it has not ended by then, however slow this process is.
+    wait_for(workers, process, "a process that measures")[0].kill()
+    _, err = process.communicate(timeout=PROCESS_S)
+    assert process.returncode == 2
+    assert err.startswith("error: a process that measured was ended from outside") and err.count("\n") == 1
+
+
+def test_a_case_that_one_folder_lacks_is_named_and_counts_as_the_worst(folder: Path) -> None:
+    (folder / "near" / "b.nii.gz").unlink()
+    found = _finished(folder)
+    own = scores(found.collected.table, "dice")
+    near = dict(zip(own.patients, own.by_patient[own.losses.index("near")], strict=True))
+    assert own.lacking == {"near": ("b",)}
+    assert near["b"] == 0 and min(near[case] for case in "acd") > 0.3
+    assert own.lacking == {"near": ("b",)}
+    distances = scores(found.collected.table, "hd95_mm")
+    table = found.rows["hd95_mm"]
+    assert distances.by_patient[distances.losses.index("near")][1] == table.max()
+
+
+def test_a_case_that_no_folder_has_is_left_out_and_named(folder: Path) -> None:
+    for name in ("near", "far"):
+        (folder / name / "d.nii.gz").unlink()
+    found = _finished(folder)
+    assert found.told[0].startswith("2 folders, 3 cases")
+    assert "Left out, since no folder has a prediction: 1 case (d) of 4." in found.collected.notes
+    assert set(found.rows["case"]) == {"a", "b", "c"}
+    # What it holds is a class still, as of `medloss evaluate`.
+    write_map(folder / "labels" / "d.nii.gz", np.full(SHAPE, 9, np.uint8))
+    assert set(_finished(folder).rows["class"]) == {"1", "2", "9"}
+
+
+def test_the_worst_is_an_empty_prediction_and_not_none(folder: Path) -> None:
+    write_map(folder / "near" / "b.nii.gz", np.zeros(SHAPE, np.uint8))
+    rows = _finished(folder).rows
+    own = rows[(rows["loss"] == "near") & (rows["case"] == "b")]
+    diagonal = np.linalg.norm(np.multiply(SHAPE, SPACING))
+    assert list(own["dice"]) == [0, 0] and list(own["hd95_mm"]) == pytest.approx([diagonal] * 2)
+
+
+BAD: list[tuple[str, Callable[[Path], Any], str]] = [
+    (
+        "another shape",
+        lambda p: rewrite(p, np.zeros((12, 14, 11), np.uint8)),
+        "12 x 14 x 11 voxels, and its label 12 x",
+    ),
+    ("another spacing", stretched, "spacing 3.6 x 1.2 x 2.4 mm, and its label 3 x 1 x 2 mm"),
+    ("another place", lambda p: moved_off(p, 1, 0.5), "its affine differs from its label's: it lies up to 0.5 mm off"),
+    ("sheared", sheared, "its direction matrix is sheared: "),
+    ("an unknown value", lambda p: with_voxel(p, 7, np.uint8, 5), r"label values without a class: 7 \(5 voxels\); the"),
+    ("probabilities", lambda p: with_voxel(p, 0.7, np.float32, 2), r"label values without a class: 0.7 \(2 voxels\)"),
+    ("truncated", lambda p: cut(p, 0.7), "truncated: its gzip stream ends before its end mark"),
+    ("0 bytes", lambda p: cut(p, 0), "0 bytes"),
+    ("a link to nothing", lambda p: linked(p, Path("none.nii.gz")), "a symbolic link to nothing"),
+    ("a folder", lambda p: (p.unlink(), p.mkdir()), "is no regular file"),
+    ("a pipe", lambda p: (p.unlink(), os.mkfifo(p)), "is no regular file"),
+    ("no NIfTI", lambda p: p.write_bytes(b"text"), "no gzip file, though its name ends in .gz"),
+    (
+        "an extra file",
+        lambda p: shutil.copy(p, p.with_name("z.nii.gz")),
+        "no reference of that name in .*labels; remove",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_a_bad_prediction_is_named_in_one_line(folder: Path, spoil: Callable[[Path], Any], reason: str) -> None:
+    path = folder / "far" / "b.nii.gz"
+    spoil(path)
+    told = folder / "far" / "z.nii.gz" if reason.startswith("no reference") else path
+    code, out, err = _call(folder)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(f"error: {re.escape(str(told))}: (?:{reason}).*\n", err), err
+    assert not (folder / "out" / "report.html").exists() and not (folder / "out" / "cases.csv").exists()
+    # Measured or not, it is refused again.
+    assert _call(folder) == (code, out, err)
+
+
+def test_every_bad_file_is_named_once(folder: Path) -> None:
+    cut(folder / "near" / "a.nii.gz", 0)
+    shutil.copy(folder / "far/a.nii.gz", folder / "far/x.nii.gz")
+    with_voxel(folder / "labels/b.nii.gz", 1.5, np.float32)  # for both folders
+    with_voxel(folder / "far" / "d.nii.gz", 9, np.uint8)
+    (folder / "far/c.nii.gz").unlink()
+    (folder / "far/c.nii.gz").mkdir()
+    code, _, err = _call(folder)
+    assert code == 2
+    named = [line.removeprefix("error: ").split(": ")[0] for line in err.splitlines()]
+    assert sorted(named) == sorted(
+        str(folder / file)
+        for file in ("near/a.nii.gz", "far/x.nii.gz", "far/c.nii.gz", "labels/b.nii.gz", "far/d.nii.gz")
+    )
+
+
+def test_of_very_many_bad_files_some_are_named(folder: Path) -> None:
+    for number in range(40):
+        shutil.copy(folder / "far/a.nii.gz", folder / "far" / f"x{number:02d}.nii.gz")
+    lines = _call(folder)[2].splitlines()
+    assert len(lines) == 31 and lines[-1] == "and 10 more"
+
+
+def test_two_files_of_one_case(folder: Path) -> None:
+    (folder / "far" / "b.nii").write_bytes(b"whatever")
+    _, _, err = _call(folder)
+    told = "its name, but for endings, is another file's, too; expected one"
+    assert err.splitlines()[:2] == [f"error: {folder / 'far/b.nii'}: {told}", f"{folder / 'far/b.nii.gz'}: {told}"]
+
+
+def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path) -> None:
+    for case in CASES:
+        (folder / "labels" / f"{case}.nii.gz").rename(folder / "labels" / f"{case}_label.nii.gz")
+        (folder / "near" / f"{case}.nii.gz").rename(folder / "near" / f"{case}_image.nii.gz")
+        shutil.copy(folder / "near" / f"{case}_image.nii.gz", folder / "near" / f"{case}_label.nii.gz")
+    code, _, err = _call(folder)
+    told = "its name, but for endings, is another file's, too; expected one"
+    assert code == 2
+    for case in CASES:
+        for kind in ("image", "label"):
+            assert f"{folder}/near/{case}_{kind}.nii.gz: {told}" in err.removeprefix("error: ").splitlines()
+
+
+def test_names_may_differ_in_what_says_label_and_links_are_followed(folder: Path) -> None:
+    for case in CASES:
+        shutil.move(folder / "labels" / f"{case}.nii.gz", folder / "labels" / f"{case}_seg.nii.gz")
+    shutil.move(folder / "far", folder / "elsewhere")
+    (folder / "far").mkdir()
+    for case in CASES:
+        (folder / "elsewhere" / f"{case}.nii.gz").rename(folder / "elsewhere" / case)
+        (folder / "far" / f"{case}.nii.gz").symlink_to(folder / "elsewhere" / case)
+    finished = _finished(folder)
+    assert set(finished.rows["case"]) == {f"{case}_seg" for case in CASES}
+    # Its pictures are drawn from the links, too: what they lead to need not be named as NIfTI is.
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
+
+
+CALLS: list[tuple[str, Callable[[Path], Sequence[object]], str]] = [
+    (
+        "one alone",
+        lambda f: ["--predictions", f"a={f / 'near'}"],
+        "--predictions: got a=.*near alone; expected NAME=FOLD",
+    ),
+    (
+        "no name",
+        lambda f: ["--predictions", f / "near", f / "far"],
+        "--predictions: got .*near; expected NAME=FOLDER or",
+    ),
+    ("no path", lambda f: ["--predictions", "a=", "b="], "--predictions: got a=; expected"),
+    (
+        "a name twice",
+        lambda f: ["--predictions", f"a={f / 'near'}", f"a={f / 'far'}"],
+        "the name a comes twice; expected one of its own",
+    ),
+    ("no folder", lambda f: _two(f / "near", f / "none"), "--predictions: b: .*none: no such folder; expected"),
+    ("no files", lambda f: _two(f / "near", f), r"--predictions: b: .* holds no NIfTI file \(.nii or .nii.gz\)"),
+    (
+        "no labels",
+        lambda f: _two(f / "near", f / "far"),
+        "--labels: got none; expected the folder of references, which onl",
+    ),
+    (
+        "labels that are not there",
+        lambda f: [*_two(f / "near", f / "far"), "--labels", f / "none"],
+        "--labels: .*none: no such folder",
+    ),
+    (
+        "labels without files",
+        lambda f: [*_two(f / "near", f / "far"), "--labels", f],
+        "--labels: .* holds no NIfTI file",
+    ),
+    (
+        "folds of none",
+        lambda f: [*_two(f / "near", f / "far"), "--labels", f / "labels", "--folds", "0"],
+        "--folds: got folds, and no folder has any; expected results of nnU-Net's cross-validation",
+    ),
+    (
+        "folds that are none",
+        lambda f: [*_two(f / "near", f / "far"), "--labels", f / "labels", "--folds", "x"],
+        "--folds: got 'x'; expected whole numbers and commas",
+    ),
+    (
+        "tolerance",
+        lambda f: [*_two(f / "near", f / "far"), "--labels", f / "labels", "--tolerance", "nan"],
+        "--tolerance: got nan; expected a finite number of mm",
+    ),
+    (
+        "no jobs",
+        lambda f: [*_two(f / "near", f / "far"), "--labels", f / "labels", "--jobs", "0"],
+        "--jobs: got 0; expected at least 1",
+    ),
+    (
+        "options of predictions alone",
+        lambda f: [f, "--labels", f / "labels"],
+        "belong to --predictions; pass that, too",
+    ),
+    ("two at once", lambda f: [f, *_two(f / "near", f / "far")], "pass one of the three: the FOLDER of a comparison, "),
+    ("nothing", lambda f: [], "pass one of the three: the FOLDER of a comparison, "),
+    (
+        "a table and a folder",
+        lambda f: _two(f / "near", made_table(f)),
+        "--predictions: b is a table, and others are folders, measured otherwise; expected all of a kind",
+    ),
+]
+
+
+def _two(one: Path, other: Path) -> list[str]:
+    return ["--predictions", f"a={one}", f"b={other}"]
+
+
+def made_table(folder: Path) -> Path:
+    path = folder / "t.csv"
+    path.write_text("case,dice\na,0.5\n")
+    return path
+
+
+@pytest.mark.parametrize(("words", "message"), [row[1:] for row in CALLS], ids=[row[0] for row in CALLS])
+def test_bad_calls_end_in_one_line_and_code_2(folder: Path, words: Callable[[Path], Any], message: str) -> None:
+    code, _, err = call_medloss("report", "--out", folder / "out", *words(folder))
+    assert code == 2
+    assert re.search(f"^error: .*{message}", err), err
+    assert err.count("\n") == 1
+    assert not (folder / "out" / "report.html").exists()
+
+
+def test_the_reports_folder_has_to_be_named(folder: Path) -> None:
+    code, _, err = call_medloss("report", *_two(folder / "near", folder / "far"), "--labels", folder / "labels")
+    assert (code, err) == (2, "error: --out: got none; expected a folder for the report, which --predictions needs\n")
+
+
+def test_no_name_in_common(folder: Path) -> None:
+    for path in (folder / "far").iterdir():
+        path.rename(path.with_name("x" + path.name))
+    told = (
+        f"--predictions: far: no file is called as a reference of {folder}/labels: {folder}/far/xa.nii.gz, for example"
+    )
+    assert _call(folder)[2] == f"error: {told}; expected a.nii.gz\n"
+
+
+def test_labels_that_are_none(folder: Path) -> None:
+    for path in (folder / "labels").iterdir():
+        rewrite(path, np.zeros(SHAPE, np.uint8))
+    assert "hold no whole numbers above 0 alone, or cannot be read" in _call(folder)[2]
+    rewrite(folder / "labels/b.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
+    assert "hold more than 1000 values above 0; expected labels, no images" in _call(folder)[2]
+    for path in (folder / "labels").iterdir():
+        path.unlink()
+        path.mkdir()
+    assert _call(folder)[2].count("labels/b.nii.gz: is no regular file") == 1
+
+
+def test_classes_are_named_joined_and_left_uncounted(folder: Path) -> None:
+    for case in CASES:
+        labels = array_of(folder / "labels" / f"{case}.nii.gz")
+        labels[:, 8:] = 3
+        rewrite(folder / "labels" / f"{case}.nii.gz", labels)
+    found = _finished(folder, classes=read_classes("1+2=whole, 2=core,3=ignore"))
+    assert list(found.rows["class"].unique()) == ["whole", "core"]
+    assert any(note.startswith("Voxels that the reference labels 3 (ignore) are not counted") for note in found.told)
+    for row in found.rows.itertuples():
+        reference, prediction = (array_of(folder / name / f"{row.case}.nii.gz") for name in ("labels", row.loss))
+        values = {"whole": (1, 2), "core": (2,)}[row[found.rows.columns.get_loc("class") + 1]]
+        counted = reference != 3
+        one, other = (np.isin(own, values) & counted for own in (prediction, reference))
+        tp, fp, fn = (one & other).sum(), (one & ~other).sum(), (other & ~one).sum()
+        assert row.dice == pytest.approx(2 * tp / (2 * tp + fp + fn), rel=1e-12)
+        assert row.specificity == pytest.approx((counted.sum() - tp - fp - fn) / (counted & ~other).sum(), rel=1e-12)
+        (alone,) = region_metrics(one.astype(int), other.astype(int), [(1,)], SPACING)
+        assert (row.hd95_mm, row.assd_mm, row.nsd) == (alone["hd95_mm"], alone["assd_mm"], alone["nsd"])
+    # A prediction may not hold it.
+    with_voxel(folder / "far" / "b.nii.gz", 3, np.uint8, 2)
+    with pytest.raises(UserError, match=r"far/b.nii.gz: label values without a class: 3 \(2 voxels\); .* 0, 1, 2$"):
+        _finished(folder, classes=read_classes("1+2=whole,2=core,3=ignore"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("anterior", "--classes: got 'anterior'; expected labels with names, as 1=anterior,2=posterior, or a union"),
+        ("1=a,,2=b", "--classes: got ''; expected"),
+        ("1=a,2=", "--classes: got '2='; expected"),
+        ("x=a", "--classes: got 'x=a'; expected"),
+        ("0=background,1=a", "--classes: got '0=background'; .* whole numbers above 0"),
+        ("-1=a", "--classes: got '-1=a'"),
+        ("1.5=a", "--classes: got '1.5=a'"),
+        ("1=a,2=a", "--classes: 'a' comes twice; expected a name of its own for each class"),
+        ("3=ignore", "--classes: got no class; expected"),
+        ("1=a,1=ignore", "--classes: the label called ignore is one value, which no class has"),
+        ("1=a,2+3=ignore", "--classes: the label called ignore is one value"),
+    ],
+)
+def test_classes_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        read_classes(text)
+
+
+def test_a_label_that_classes_do_not_name_is_refused(folder: Path) -> None:
+    code, _, err = _call(folder, "--classes", "1=organ")
+    assert code == 2
+    # In every file, whichever folder it is in.
+    assert err.count("label values without a class: 2 (") == 12
+    assert err.count("the classes are 0, 1\n") == 12
+
+
+def test_what_pictures_are_drawn_from(folder: Path) -> None:
+    drawn = {(own.loss, own.case): own for own in _finished(folder).collected.predictions}
+    assert len(drawn) == 8
+    one = drawn["far", "b"]
+    assert (one.prediction, one.reference, one.image) == (folder / "far/b.nii.gz", folder / "labels/b.nii.gz", None)
+
+
+def test_names_that_would_break_the_line(folder: Path) -> None:
+    shutil.copy(folder / "far/b.nii.gz", folder / "far" / "b\n\x1b[31m.nii.gz")
+    code, _, err = _call(folder)
+    assert code == 2 and err.count("\n") == 1 and "\x1b" not in err

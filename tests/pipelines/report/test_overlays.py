@@ -1,0 +1,366 @@
+"""Pictures of single cases, drawn of files: empty label maps, odd images, and what is missing."""
+
+import html
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from made_comparison import made_comparison
+from made_pictures import pictured_comparison
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from page_reader import read_page
+from PIL import Image
+from tiny import tiny_manifest
+
+from pipelines.data.data_root import resolve_data
+from pipelines.data.manifest import load_manifest
+from pipelines.report.collect import Collected, PredictedCase, from_folder
+from pipelines.report.overlay_drawing import (
+    PREDICTION,
+    REFERENCE,
+    _draw_panel,
+    loss_picture,
+    scale_bar,
+    tints,
+)
+from pipelines.report.overlay_selection import Choice
+from pipelines.report.overlay_slices import read_panels
+from pipelines.report.overlays import Overlays, _names, every_overlay
+from pipelines.report.write import write_report
+from pipelines.runs.comparison_folder import run_folder
+from pipelines.runs.plan import DEFAULT_REFERENCE
+from pipelines.statistics.analysis import analyse
+
+SPACING = (3.0, 1.0, 2.0)
+
+
+def test_tints_say_what_is_wrong() -> None:
+    reference = np.array([[0, 1, 1, 2]])
+    painted = tints(reference, np.array([[1, 1, 0, 1]]))[0]
+    opacity = painted[:, 3]
+    assert opacity[1] == 0 and (opacity[[0, 2, 3]] > 0.3).all()
+    assert len({tuple(colour[:3]) for colour in painted}) == 4
+    assert not tints(reference, reference).any()
+
+
+@pytest.mark.parametrize(
+    ("width", "length"), [(100.0, 20.0), (151.0, 50.0), (30.0, 10.0), (29.9, 5.0), (3.1, 1.0), (0.07, 0.02)]
+)
+def test_scale_bars_are_round(width: float, length: float) -> None:
+    assert scale_bar(width) == pytest.approx(length)
+
+
+def _write(path: Path, array: NDArray[Any], spacing: tuple[float, ...] = SPACING) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([*spacing, *[1.0] * (4 - len(spacing))])), path)
+    return path
+
+
+def _choice(
+    folder: Path,
+    prediction: NDArray[Any] | None,
+    reference: NDArray[Any],
+    image: Any = None,
+    spacing: tuple[float, ...] = SPACING,
+) -> Choice:
+    spacing = spacing[: reference.ndim]
+    if prediction is not None:
+        _write(folder / "p.nii.gz", prediction, spacing)
+    _write(folder / "r.nii.gz", reference, spacing)
+    if image is not None:
+        _write(folder / "i.nii.gz", image, spacing)
+    files = folder / "p.nii.gz", folder / "r.nii.gz", None if image is None else folder / "i.nii.gz"
+    return Choice("worst", PredictedCase("a", "c", *files), 0.5, {"dice": 0.5, "hd95_mm": None}, 1)
+
+
+#: Spacing -> the plane, mm of its rows and columns, and the letters at the left, right, lower and upper edge.
+PANELS = {
+    (3.0, 1.0, 2.0): ("sagittal", (2.0, 1.0), ("A", "P", "I", "S")),
+    (1.0, 3.0, 2.0): ("coronal", (2.0, 1.0), ("R", "L", "I", "S")),
+    (1.0, 2.0, 3.0): ("axial", (2.0, 1.0), ("R", "L", "P", "A")),
+}
+
+
+@pytest.mark.parametrize("spacing", PANELS)
+def test_a_panel_is_drawn_in_mm(tmp_path: Path, spacing: tuple[float, ...]) -> None:
+    """Each axis has its own length in voxels and in mm: none can be taken for another."""
+    name, (down, across), letters = PANELS[spacing]
+    shape = [{3.0: 4, 2.0: 30, 1.0: 20}[each] for each in spacing]
+    labels = np.zeros(shape, np.uint8)
+    labels[tuple(slice(n // 4, -(n // 4)) for n in shape)] = 1
+    choice = _choice(tmp_path, np.roll(labels, 1, spacing.index(2.0)), labels, spacing=spacing)
+    ((panel,), _) = read_panels([choice], [])
+    assert panel.shown is not None
+    assert panel.shown.plane.name == name
+    axes = Figure().add_subplot()
+    _draw_panel(axes, panel, 40, 1.0)
+    rows, columns = panel.shown.reference.shape
+    width, height = columns * across, rows * down
+    assert width != height and rows != columns
+    assert all(list(image.get_extent()) == [0, width, 0, height] for image in axes.images)
+    assert axes.get_aspect() == 1
+    bar = scale_bar(width)
+    assert np.ptp(axes.lines[0].get_xdata()) == pytest.approx(bar) and not np.ptp(axes.lines[0].get_ydata())
+    at = {text.get_text(): text.get_position() for text in axes.texts}
+    assert set(at) == {f"{bar:g} mm", *letters}
+    left, right, lower, upper = (at[letter] for letter in letters)
+    assert left[0] < 0.1 * width and right[0] > 0.9 * width and left[1] == right[1] == height / 2
+    assert lower[1] < 0.1 * height and upper[1] > 0.9 * height and lower[0] == upper[0] == width / 2
+
+
+def _colours(png: bytes) -> NDArray[np.uint8]:
+    with Image.open(BytesIO(png)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _near(pixels: NDArray[np.uint8], colour: str) -> int:
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return int((np.abs(pixels.astype(int) - wanted).max(-1) < 30).sum())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("which", ["both", "no prediction", "no reference", "neither"])
+def test_empty_label_maps_are_drawn(tmp_path: Path, dims: int, which: str) -> None:
+    shape = (10, 24, 30)[-dims:]
+    full = np.zeros(shape, np.uint8)
+    full[(Ellipsis, slice(6, 14), slice(8, 20))] = 1
+    empty = np.zeros_like(full)
+    prediction = full if which in ("both", "no reference") else empty
+    reference = full if which in ("both", "no prediction") else empty
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    (panel,), _ = read_panels([_choice(tmp_path, prediction, reference, image)], [])
+    assert panel.problem is None and panel.shown is not None
+    assert panel.shown.reference.any() == reference.any()
+    pixels = _colours(loss_picture("a", [panel], "dice"))[60:-60]  # without heading and legend
+    assert (_near(pixels, REFERENCE) > 100) == reference.any()
+    assert (_near(pixels, PREDICTION) > 100) == prediction.any()
+
+
+@pytest.mark.parametrize("kind", ["none", "constant", "not finite", "text in the name"])
+def test_odd_images_are_drawn(tmp_path: Path, kind: str) -> None:
+    labels = np.zeros((6, 20, 20), np.uint8)
+    labels[2:4, 5:15, 5:15] = 1
+    image = {"none": None, "constant": np.full(labels.shape, 7.0, np.float32)}.get(kind, np.ones(labels.shape) * 2.0)
+    if kind == "not finite":
+        image = np.full(labels.shape, np.nan, np.float32)
+        image[:, 3] = np.inf
+    (panel,), _ = read_panels([_choice(tmp_path, np.roll(labels, 2, 1), labels, image)], [])
+    assert panel.shown is not None and panel.shown.no_image is None
+    name = "$\\frac$ 损失 <b>" if kind == "text in the name" else "a"
+    assert _near(_colours(loss_picture(name, [panel], "dice")), REFERENCE) > 100
+
+
+def test_what_was_not_measured_is_background(tmp_path: Path) -> None:
+    reference = np.zeros((6, 20, 20), np.uint8)
+    reference[1:5, 4:10, 4:10], reference[1:5, 12:16, 4:16] = 1, 9
+    prediction = np.where(reference == 1, 1, 0).astype(np.uint8)
+    prediction[2, 13:15, 5:9], prediction[3, 0:2, 0:2] = 1, 7
+    choice = _choice(tmp_path, prediction, reference)
+    plain = read_panels([choice], [])[0][0].shown
+    assert plain is not None and 9 in plain.reference
+    one = PredictedCase(*list(vars(choice.predicted).values())[:5], values=(0, 1), ignore=9)
+    shown = read_panels([Choice("worst", one, 0.5, {}, 1)], [])[0][0].shown
+    assert shown is not None
+    assert set(np.unique(shown.reference)) == {0, 1}
+    assert np.array_equal(shown.predictions[one], shown.reference)
+
+
+def test_isotropic_cases_are_all_shown_in_the_plane_of_the_largest_sections(tmp_path: Path) -> None:
+    def isotropic(name: str, box: tuple[slice, ...]) -> Choice:
+        labels = np.zeros((20, 20, 20), np.uint8)
+        labels[box] = 1
+        files = [_write(tmp_path / name / f"{kind}.nii.gz", labels, (1.0,) * 3) for kind in "pr"]
+        return Choice("worst", PredictedCase("a", name, *files), 1.0, {}, 1)
+
+    wide = isotropic("wide", (slice(2, 18), slice(9, 11), slice(2, 18)))  # coronal shows most
+    flat = isotropic("flat", (slice(5, 9), slice(5, 9), slice(9, 11)))  # axial would show most
+    coarse = _choice(tmp_path / "coarse", np.ones((4, 20, 20), np.uint8), np.ones((4, 20, 20), np.uint8))
+    panels, _ = read_panels([wide, flat, coarse], [])
+    assert [panel.shown.plane.name for panel in panels if panel.shown] == ["coronal", "coronal", "sagittal"]
+    panels, _ = read_panels([flat, coarse], [])
+    assert [panel.shown.plane.name for panel in panels if panel.shown] == ["axial", "sagittal"]
+
+
+def test_names_of_files_are_each_their_own() -> None:
+    names = _names(["a+b", "a_plus_b", "A_PLUS_B", "same_case", "x" * 300, "..", "損失"])
+    assert len({name.casefold() for name in names.values()}) == len(names)
+    assert all(name.startswith("overlay_") and len(name.encode()) < 200 for name in names.values())
+    assert "overlay_same_case" not in names.values()
+
+
+# In a report.
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A manifest of volumes of 3 x 1 x 2 mm, and its data root."""
+    folder = tmp_path_factory.mktemp("tiny")
+    made = tiny_manifest(folder, cases=9)
+    resolve_data(load_manifest(made), folder / "data")
+    return made, folder / "data"
+
+
+def _overlays(collected: Collected) -> Overlays:
+    return every_overlay(analyse(collected.table, reference=None, bootstraps=10), collected)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pictures_beside_the_page_and_in_it(tmp_path: Path, dims: int) -> None:
+    made = tiny_manifest(tmp_path, dims, cases=6)
+    losses = ["focal", DEFAULT_REFERENCE, "tversky"]
+    runs = pictured_comparison(tmp_path / "c", losses, made, tmp_path / "data", folds=(0, 1), seeds=(0, 1)).runs
+    page, analysis = write_report(from_folder(tmp_path / "c"), tmp_path / "r", bootstraps=10)
+    names = ["overlay_same_case", "overlay_focal", "overlay_dice_plus_binary_cross_entropy", "overlay_tversky"]
+    assert sorted(path.stem for path in (tmp_path / "r" / "plots").glob("overlay_*")) == sorted(names)
+    assert read_page(page).tags.count("img") == 4
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 4 and 'id="cases"' in text and 'href="#cases"' in text
+    assert "<details>" not in text and "nearest to that mean" in text
+    table = pd.read_csv(tmp_path / "r" / "tables" / "overlays.csv")
+    assert list(table["which"]) == ["worst", "median", "best"] * 3 + ["most different"] * 3
+    for row in table.itertuples():
+        score = analysis.scores[row.loss][analysis.patients.index(row.case)]
+        assert row.score == pytest.approx(score)
+        assert (tmp_path / "r" / "plots" / row.picture).is_file()
+        # The slice's number is the file's own, in the order of its axes.
+        run = next(r for r in runs if (r.config.loss, r.config.fold, r.config.seed) == (row.loss, row.fold, row.seed))
+        prediction = np.asanyarray(nib.load(run_folder(tmp_path / "c", run).prediction(row.case)).dataobj)
+        reference = _label(made, tmp_path / "data", row.case)
+        wrong = prediction != reference
+        if dims == 3:
+            assert row.plane == "axial" and row.axis == 0  # superior is the files' first axis, of 3 mm
+            if row.which != "most different" and wrong.any():
+                assert wrong.sum((1, 2)).argmax() == row.slice
+    assert pd.isna(table["problem"]).all()
+
+
+def _label(manifest: Path, data: Path, case: str) -> NDArray[Any]:
+    loaded = load_manifest(manifest)
+    label = next(one.label for one in loaded.cases if one.id == case)
+    return np.asanyarray(nib.load(resolve_data(loaded, data) / label).dataobj)
+
+
+def test_many_losses_are_folded(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
+    losses = ["focal", "dice", "tversky", "combo", DEFAULT_REFERENCE, "shape_aware"]
+    pictured_comparison(tmp_path, losses, *tiny)
+    collected = from_folder(tmp_path)
+    analysis = analyse(collected.table, reference=DEFAULT_REFERENCE, bootstraps=10)
+    overlays = every_overlay(analysis, collected)
+    order = [ranked.loss for ranked in analysis.primary.ranking]
+    assert [picture.title for picture in overlays.shown] == [
+        loss for loss in order if loss in (order[0], DEFAULT_REFERENCE, order[-1])
+    ]
+    assert {picture.title for picture in (*overlays.shown, *overlays.folded)} == set(losses)
+    # An older report's pictures do not stay.
+    stale = tmp_path / "report" / "plots" / "overlay_gone.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    path, _ = write_report(collected, tmp_path / "report", bootstraps=10)
+    assert "<summary>The other 3 losses</summary>" in path.read_text()
+    assert not stale.exists()
+    # The same data, the same bytes.
+    assert (tmp_path / "report" / "plots" / "overlay_focal.png").read_bytes() == overlays.shown[0].png
+
+
+def _remove(folder: Path, pattern: str = "*.nii.gz") -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
+def _truncate(folder: Path) -> None:
+    for path in folder.glob("*.nii.gz"):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def _regrid(folder: Path) -> None:
+    for path in folder.glob("*.nii.gz"):
+        _write(path, np.zeros((3, 4, 5), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("break_", "said", "pictures"),
+    [
+        (lambda p, root: _remove(p), "not drawn: the prediction", {"dice", "same"}),
+        (lambda p, root: _truncate(p), "truncated", {"dice", "same"}),
+        (lambda p, root: _regrid(p), "3 x 4 x 5 voxels, and its label 12 x 24 x 24", {"dice", "same"}),
+        (lambda p, root: _remove(root / "images"), "drawn without its image: the image", {"focal", "dice", "same"}),
+        (lambda p, root: _truncate(root / "images"), "truncated", {"focal", "dice", "same"}),
+        (lambda p, root: _remove(root / "labels"), "not drawn: the label", set()),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_told(
+    tmp_path: Path, break_: Callable[[Path, Path], None], said: str, pictures: set[str]
+) -> None:
+    manifest = tiny_manifest(tmp_path, cases=9)
+    root = resolve_data(load_manifest(manifest), tmp_path / "data")
+    pictured_comparison(tmp_path / "c", ["focal", "dice"], manifest, tmp_path / "data")
+    break_(tmp_path / "c" / "runs" / "focal-fold0-seed0" / "predictions", root)
+    overlays = _overlays(from_folder(tmp_path / "c"))
+    drawn = {picture.title for picture in (*overlays.shown, *overlays.folded)}
+    assert drawn | ({"same"} if overlays.same is not None else set()) == pictures
+    assert any(said in note for note in overlays.notes)
+    assert all("\n" not in note for note in overlays.notes)
+    assert overlays.table is not None and overlays.table["problem"].notna().any()
+
+
+def test_why_there_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(folder: Path) -> str:
+        overlays = _overlays(from_folder(folder))
+        assert overlays.pictures == () and len(overlays.notes) == 1
+        return overlays.notes[0]
+
+    made_comparison(tmp_path / "none kept", ["dice", "focal"])
+    assert "the runs kept no predictions (--no-predictions" in note(tmp_path / "none kept")
+    own = tiny_manifest(tmp_path / "own", cases=9)
+    pictured_comparison(tmp_path / "changed", ["dice", "focal"], own, tmp_path / "own")
+    own.write_text(own.read_text().replace("of small volumes", "of other volumes"))
+    assert "has changed since the training" in note(tmp_path / "changed")
+    own.unlink()
+    told = note(tmp_path / "changed")
+    assert "No pictures of single cases: no manifest" in told
+    # The report is written all the same, and says so.
+    path, _ = write_report(from_folder(tmp_path / "changed"), tmp_path / "report", bootstraps=10)
+    assert told in html.unescape(path.read_text()) and 'id="cases"' in path.read_text()
+    assert "data:image" not in path.read_text() and not list((tmp_path / "report" / "plots").glob("overlay_*"))
+
+
+def test_data_that_have_moved_are_found_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tiny_manifest(tmp_path, cases=9)
+    data = resolve_data(load_manifest(made), tmp_path / "made")
+    listed = load_manifest(made).model_dump() | {"generator": None}
+    listed["spacing"] = list(listed["spacing"])
+    for number, case in enumerate(listed["cases"]):
+        case |= {"image_sha256": f"{2 * number:064x}", "label_sha256": f"{2 * number + 1:064x}"}
+    path = tmp_path / "listed.yaml"
+    path.write_text(yaml.safe_dump({name: value for name, value in listed.items() if value is not None}))
+    pictured_comparison(tmp_path / "c", ["dice", "focal"], path, data)
+    moved = data.rename(tmp_path / "moved")
+    monkeypatch.delenv("MEDLOSS_DATA", raising=False)
+    collected = from_folder(tmp_path / "c")
+    assert collected.predictions == () and "needs its data" in (collected.no_pictures or "")
+    monkeypatch.setenv("MEDLOSS_DATA", str(moved))
+    assert len(_overlays(from_folder(tmp_path / "c")).pictures) == 3
+
+
+def test_failed_trainings_are_told(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
+    def ended(config: Any) -> str:
+        failed = config.loss == "combo" or (config.loss, config.fold) == ("focal", 1)
+        return "failed" if failed else "done"
+
+    pictured_comparison(tmp_path, ["focal", "dice", "combo"], *tiny, ended=ended, folds=(0, 1))
+    overlays = _overlays(from_folder(tmp_path))
+    assert {picture.title for picture in overlays.shown} == {"focal", "dice"}
+    assert "combo: no pictures, since no training of it ended well." in overlays.notes
+    assert any(note.startswith("focal: 3 of 6 cases have no prediction") for note in overlays.notes)
+    assert overlays.table is not None
+    own = overlays.table[overlays.table["loss"] == "focal"]
+    assert (own["fold"] == "0").all() and (own["score"] > 0).all()
+    # Only cases of which most losses have a prediction are compared.
+    assert set(overlays.table[overlays.table["which"] == "most different"]["loss"]) == {"focal", "dice"}

@@ -1,0 +1,108 @@
+"""Runs whose optimizer stood still: which are named, and where."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cli_call import call_medloss
+from made_comparison import made_comparison
+from page_reader import read_page
+from tiny import TinySet, tiny_manifest
+
+from pipelines.runs.comparison_folder import StoodStill, run_folder, stood_still, stood_still_notes
+from pipelines.runs.plan import Plan, PlannedRun, make_plan
+from pipelines.runs.summary import comparison_table, formatted_rows, write_table
+from pipelines.training.run import train_run
+from pipelines.training.run_config import RunConfig
+from pipelines.utils.files import read_json, write_json
+
+REFERENCE = "dice+binary_cross_entropy"
+LOSSES = [REFERENCE, "hausdorff_dt", "focal"]
+
+
+def _ratio(config: RunConfig, epoch: int) -> float:
+    """The Hausdorff loss stands still from the second epoch on, with seed 1; the rate falls for all."""
+    still = config.loss == "hausdorff_dt" and config.seed == 1 and epoch > 1
+    return 0.02 / epoch * (0.004 if still else 0.5 if config.loss == "focal" else 1.0)
+
+
+def _found(plan: Plan, folder: Path) -> list[tuple[str, int, tuple[int, ...]]]:
+    return [(one.run.config.loss, one.run.config.seed, one.epochs) for one in stood_still(folder, plan)]
+
+
+def test_a_run_far_below_the_reference_of_its_epoch_fold_and_seed(tmp_path: Path) -> None:
+    plan = made_comparison(tmp_path, LOSSES, seeds=(0, 1), ratio=_ratio)
+    named = plan.model_copy(update={"reference": REFERENCE})
+    assert _found(named, tmp_path) == [("hausdorff_dt", 1, (2, 3))]
+    # Without a reference it is the median of the losses.
+    assert _found(plan, tmp_path) == [("hausdorff_dt", 1, (2, 3))]
+    lost = plan.model_copy(update={"reference": "tversky"})  # which has not been trained yet
+    assert _found(lost, tmp_path) == []
+    (note,) = stood_still_notes(named, stood_still(tmp_path, named))
+    assert note.startswith("hausdorff_dt fold 0 seed 1: the optimizer stood still in epochs 2 to 3")
+    assert f"below a hundredth of that of {REFERENCE}" in note
+
+
+def test_spans_of_epochs() -> None:
+    run = PlannedRun(id="a", config=RunConfig(manifest="made"))
+    words = {(3,): "epoch 3", (1, 2): "epochs 1 to 2", (2, 6, 7, 8, 20): "epochs 2, 6 to 8, 20"}
+    assert {epochs: StoodStill(run, epochs).when for epochs in words} == words
+
+
+def test_it_is_named_in_table_terminal_and_page(tmp_path: Path) -> None:
+    plan = made_comparison(tmp_path, LOSSES, seeds=(1,), ratio=_ratio)
+    content = read_json(tmp_path / "plan.json")
+    write_json(tmp_path / "plan.json", content | {"reference": REFERENCE})
+    plan = plan.model_copy(update={"reference": REFERENCE})
+    table = comparison_table(tmp_path, plan)
+    head, *rows = formatted_rows(table)
+    assert head[-1] == "stood still"
+    # The tables name what was trained; the loss stays the key in the file.
+    assert {row[0]: row[-1] for row in rows} == {
+        REFERENCE: "", "hausdorff_dt+dice, balanced": "epochs 2 to 3", "focal": "",
+    }  # fmt: skip
+    csv, _ = write_table(tmp_path, table)
+    kept = pd.read_csv(csv, keep_default_na=False).set_index("loss")
+    assert kept.loc["hausdorff_dt", ["trained_as", "stood_still"]].tolist() == [
+        "hausdorff_dt+dice, balanced", "epochs 2 to 3",
+    ]  # fmt: skip
+    code, _, told = call_medloss("report", tmp_path)
+    assert code == 0, told
+    page = read_page(tmp_path / "report" / "report.html").text
+    assert "hausdorff_dt+dice, balanced" in page
+    assert "stood still, fold 0 seed 1: epochs 2 to 3" in page
+    assert "hausdorff_dt fold 0 seed 1: the optimizer stood still in epochs 2 to 3" in page
+    analysis = read_json(tmp_path / "report" / "analysis.json")
+    assert analysis is not None
+    assert analysis["stood_still"] == [{"loss": "hausdorff_dt", "fold": 0, "seed": 1, "epochs": [2, 3]}]
+    assert analysis["relative_steps"] == pytest.approx({REFERENCE: 1.0, "hausdorff_dt": 0.004, "focal": 0.5})
+    assert f"Steps: the ratio of update to weights over that of {REFERENCE}, median over the epochs" in page
+    assert analysis["trained_as"]["hausdorff_dt"] == "hausdorff_dt+dice, balanced"
+    assert {own["loss"] for own in analysis["primary"]["ranking"]} == set(LOSSES)
+    assert "the optimizer stood still in epochs 2 to 3" in " ".join(call_medloss("status", tmp_path)[1].split())
+
+
+def test_folders_of_an_earlier_version_have_no_ratios(tmp_path: Path) -> None:
+    plan = made_comparison(tmp_path, LOSSES)
+    for run in plan.runs:
+        path = run_folder(tmp_path, run).path / "epochs.csv"
+        frame = pd.read_csv(path).drop(columns=["grad_norm", "update_ratio"])
+        frame.to_csv(path, index=False)
+    assert stood_still(tmp_path, plan) == ()
+    assert formatted_rows(comparison_table(tmp_path, plan))[0][-1] == "runs"
+    code, _, told = call_medloss("report", tmp_path)
+    assert code == 0, told
+    page = read_page(tmp_path / "report" / "report.html").text
+    assert "stood still" not in page and "Steps:" not in page
+
+
+@pytest.mark.parametrize(("weight", "still"), [("1e-13*", True), ("", False)])
+def test_a_real_training_whose_gradients_vanish(tmp_path: Path, weight: str, still: bool) -> None:
+    """Far below AdamW's epsilon of 1e-8 nothing moves; a weight that only rescales would not be noticed."""
+    tiny = TinySet(tiny_manifest(tmp_path, 2, cases=3), tmp_path / "data")
+    losses = ["dice", f"{weight}tversky"]
+    configs = [tiny.config(loss=loss, keep_predictions=False, levels=2, base_channels=4) for loss in losses]
+    plan = make_plan(configs, [0], [0], "tiny", "0" * 64, reference="dice")
+    for run in plan.runs:
+        train_run(run.config, run_folder(tmp_path, run).path)
+    assert [one.epochs for one in stood_still(tmp_path, plan)] == ([(1, 2)] if still else [])

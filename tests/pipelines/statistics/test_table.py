@@ -1,0 +1,265 @@
+"""Tables of results: what is refused, what counts as worst, what is left out, what is averaged."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from results_tables import long_table
+
+from pipelines.evaluation.evaluate import case_metrics
+from pipelines.evaluation.metrics import METRICS
+from pipelines.statistics.analysis import analyse
+from pipelines.statistics.scores import misses, scores
+from pipelines.statistics.table import check_table, in_report_order, read_table, with_failed_runs
+from pipelines.utils import UserError
+
+GOOD = "case,loss,dice\n1,a,0.5\n1,b,0.6\n2,a,0.7\n2,b,0.8\n"
+NAN = float("nan")
+
+
+def test_reports_have_shares_before_distances() -> None:
+    found = in_report_order(METRICS)
+    assert tuple(found) == ("dice", "iou", "nsd", "sensitivity", "specificity", "hd95_mm", "assd_mm")
+    assert found == METRICS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read as a CSV table"),
+        ("case,loss\n1,a\n", "no column with a measure; expected at least one of dice, iou"),
+        ("loss,dice\na,0.5\n", "no column case; got loss, dice"),
+        (GOOD.replace("dice", "dcie"), "column dcie: unknown; .*did you mean dice"),
+        ("case,loss,dice\n", "got 0 loss"),
+        ("case,loss,dice\n1,a,0.5\n2,a,0.5\n", r"got 1 loss\(es\) \(a\); expected at least two"),
+        (GOOD + "2,b,0.9\n", r"loss b, case 2: rows come twice, 1 in all; .*a column seed or fold"),
+        (GOOD.replace("0.7", "70"), r"dice: got 70 \(case 2, loss a\); expected a number, 0 to 1 \(not percent\)"),
+        (GOOD.replace("0.7", "-0.1"), "dice: got -0.1"),
+        (GOOD.replace("0.7", "good"), r"dice: got good \(case 2, loss a\)"),
+        (GOOD.replace("0.7", "inf"), "dice: got inf"),
+        (GOOD.replace("dice", "hd95_mm").replace("0.7", "-3"), "hd95_mm: got -3 .*mm, 0 to 1e6 or inf"),
+        (GOOD.replace("2,a", "2,"), "column loss: empty in row 3"),
+        ("case,loss,dice,patient\n1,a,1,x\n1,b,1,y\n", "case 1: has 2 patients"),
+        ("case,loss,dice,seed\n1,a,1,0\n1,b,1,0\n1,b,1,1\n", "loss a: no row of seed 1, which others have"),
+        ("case,loss,dice\n1,a,0.5,9,9\n1,b\n1,a,1,2,3,4,5,6\n", "cannot be read as a CSV table"),
+    ],
+)
+def test_bad_tables_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "results.csv"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as told:
+        read_table(file, METRICS)
+    assert str(told.value).startswith(str(file))
+    assert "\n" not in str(told.value)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_table(tmp_path / "none.csv", METRICS)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(tmp_path, METRICS)
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00case")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(tmp_path / "x.csv", METRICS)
+
+
+def test_a_column_that_comes_twice() -> None:
+    frame = long_table({"a": [0.5], "b": [0.6]})
+    with pytest.raises(UserError, match="column dice: comes twice"):
+        check_table(pd.concat([frame, frame[["dice"]]], axis=1), METRICS)
+
+
+def test_names_stay_text_and_rows_may_come_in_any_order(tmp_path: Path) -> None:
+    file = tmp_path / "results.csv"
+    file.write_text("loss,dice,case\nb,0.8,001\na,,1\na,0.7,001\nb,NaN,1\nb,na,2\na,0.1,2\n")
+    found = scores(read_table(file, METRICS), "dice")
+    assert found.patients == ("001", "1", "2")
+    # NaN is nnU-Net's word for nothing to find and nothing found; the empty cell of the other is a failure.
+    assert found.by_patient.tolist() == [[0.7, 0.0, 0.1], [0.8, 1.0, 0.0]]
+
+
+def test_a_failed_prediction_counts_as_worst() -> None:
+    found = scores(check_table(long_table({"a": [0.9, NAN], "b": [0.8, 0.7]}), METRICS), "dice")
+    assert found.by_patient.tolist() == [[0.9, 0.0], [0.8, 0.7]]
+    assert found.failed == {"a": 1}
+    assert found.lacking == {}
+
+
+@pytest.mark.parametrize("failed", [NAN, np.inf])
+def test_a_failed_distance_counts_as_the_largest_there_is(failed: float) -> None:
+    found = scores(check_table(long_table({"a": [2.0, failed], "b": [9.0, 3.0]}, "hd95_mm"), METRICS), "hd95_mm")
+    assert found.by_patient.tolist() == [[2.0, 9.0], [9.0, 3.0]]
+    assert found.failed == {"a": 1}
+
+
+def test_a_case_without_a_row_counts_as_worst_and_is_named() -> None:
+    frame = long_table({"a": [0.9, 0.9, 0.9], "b": [0.8, 0.7, 0.6]})
+    found = scores(check_table(frame.drop(index=[1]), METRICS), "dice")
+    assert found.by_patient[0].tolist() == [0.9, 0.0, 0.9]
+    assert found.lacking == {"a": ("c001",)}
+    frame = long_table({"a": [2.0, 4.0], "b": [9.0, 3.0]}, "hd95_mm")
+    found = scores(check_table(frame.drop(index=[1]), METRICS), "hd95_mm")
+    assert found.by_patient.tolist() == [[2.0, 9.0], [9.0, 3.0]]  # of a distance the largest in the table
+
+
+def _empty_reference(**others: Any) -> pd.DataFrame:
+    """The second case has an empty reference; `a` finds nothing there, `b` something."""
+    return long_table({"a": [0.9, NAN], "b": [0.8, 0.0]}).assign(**others)
+
+
+def test_false_alarms_never_drop_out() -> None:
+    table = check_table(_empty_reference(specificity=[1.0, 1.0, 1.0, 0.9]), METRICS)
+    found = scores(table, "dice")
+    assert found.by_patient.tolist() == [[0.9, 1.0], [0.8, 0.0]]
+    assert (found.excluded, found.empty, found.failed) == ((), ("c001",), {})
+    assert misses(table) == {"a": (0, 0), "b": (0, 1)}
+    excluded = scores(table, "dice", empty="exclude")
+    assert (excluded.patients, excluded.excluded) == (("c000",), ("c001",))
+    worst = scores(table, "dice", empty="worst")
+    assert worst.by_patient.tolist() == [[0.9, 0.0], [0.8, 0.0]] and worst.failed == {"a": 1}
+
+
+def test_a_distance_of_a_rightly_empty_prediction_is_nothing() -> None:
+    frame = _empty_reference(specificity=[1.0, 1.0, 1.0, 0.9], hd95_mm=[1.0, NAN, 2.0, 77.0])
+    assert scores(check_table(frame, METRICS), "hd95_mm").by_patient.tolist() == [[1.0, 0.0], [2.0, 77.0]]
+
+
+def test_a_method_with_false_alarms_on_all_healthy_patients_is_not_better() -> None:
+    """12 patients with the lesion, 8 without; `b` is better by 0.01 where there is one, and finds one everywhere."""
+    lesion = np.linspace(0.7, 0.9, 12)
+    frame = long_table({"a": [*lesion, *[NAN] * 8], "b": [*(lesion + 0.01), *[0.0] * 8], "c": [*lesion, *[NAN] * 8]})
+    frame["specificity"] = np.where(frame["dice"] == 0, 0.9, 1.0)
+    for losses in ("ab", "abc"):
+        found = analyse(check_table(frame[frame["loss"].isin(list(losses))], METRICS), reference="a", bootstraps=20)
+        compared = next(own for own in found.primary.comparisons if own.loss == "b")
+        assert compared.verdict == "worse" and compared.difference < -0.3
+        assert next(own for own in found.primary.ranking if own.loss == "b").false_alarms == 8
+        told = " ".join(found.caveats)
+        assert "The reference of 8 cases" in told and "(--empty one)" in told
+        assert "False alarms (something found of a class that is not there): b 8." in told
+    left_out = analyse(check_table(frame, METRICS), reference="a", empty="exclude", bootstraps=20)
+    assert left_out.primary.patients == 12 and "(--empty exclude)" in " ".join(left_out.caveats)
+
+
+@pytest.mark.parametrize(("others", "value"), [("0", 1.0), ("nan", 1.0), ("0.3", 0.0)])
+def test_nnunets_nan_is_a_rightly_empty_prediction_unless_another_finds_what_is_there(
+    others: str, value: float
+) -> None:
+    frame = long_table({"a": ["0.9", "nan"], "b": ["0.8", others], "c": ["0.5", "NaN"]})
+    found = scores(check_table(frame, METRICS), "dice")
+    assert found.by_patient[0].tolist() == [0.9, value]
+    assert found.by_patient[2].tolist() == [0.5, value]
+
+
+def test_a_false_alarm_is_seen_by_the_missing_sensitivity() -> None:
+    frame = long_table({"a": [0.9, 0.0], "b": [0.8, 0.0]}).assign(sensitivity=[0.9, NAN, 0.8, NAN])
+    table = check_table(frame, METRICS)
+    assert misses(table) == {"a": (0, 1), "b": (0, 1)}
+    missed = long_table({"a": [0.9, 0.0], "b": [0.8, 0.1]}).assign(sensitivity=[0.9, 0.0, 0.8, 0.1])
+    assert misses(check_table(missed, METRICS)) == {"a": (1, 0), "b": (0, 0)}
+
+
+def test_specificity_of_an_empty_reference() -> None:
+    specificity = scores(check_table(_empty_reference(specificity=[1.0, 1.0, 1.0, 0.9]), METRICS), "specificity")
+    assert specificity.by_patient.tolist() == [[1.0, 1.0], [1.0, 0.9]]
+
+
+def test_without_specificity_an_empty_cell_is_a_failure() -> None:
+    found = scores(check_table(_empty_reference(), METRICS), "dice")
+    assert found.by_patient.tolist() == [[0.9, 0.0], [0.8, 0.0]]
+
+
+def test_a_failure_has_no_measure_at_all_not_even_specificity() -> None:
+    found = scores(check_table(_empty_reference(specificity=[1.0, NAN, 1.0, 0.9]), METRICS), "dice")
+    assert found.failed == {"a": 1}
+    assert found.excluded == ()
+
+
+def test_a_distance_of_an_empty_prediction_is_a_failure_where_there_is_a_reference() -> None:
+    frame = long_table({"a": [0.9, 0.0], "b": [0.8, 0.7]}).assign(specificity=1.0, hd95_mm=[1.0, NAN, 2.0, 3.0])
+    assert scores(check_table(frame, METRICS), "hd95_mm").by_patient.tolist() == [[1.0, 3.0], [2.0, 3.0]]
+
+
+def test_sensitivity_of_an_empty_reference_is_left_out() -> None:
+    frame = long_table({"a": [0.9, 0.0], "b": [0.8, 0.0]}).assign(sensitivity=[0.9, NAN, 0.8, NAN])
+    assert scores(check_table(frame, METRICS), "sensitivity").excluded == ("c001",)
+
+
+def test_what_the_measures_say_of_empty_masks_is_read_as_such() -> None:
+    """End to end: the rows come from the measuring itself."""
+    torch = pytest.importorskip("torch")
+    empty, full = torch.zeros(4, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, 4, dtype=torch.uint8)
+    full[1:3, 1:3, 1:3] = 1
+    pairs = {"a": [(full, full), (empty, empty), (empty, full)], "b": [(full, full), (full, empty), (full, full)]}
+    rows = [
+        {"loss": loss, "case": str(case)} | case_metrics(prediction, reference, 2, (1.0, 2.0, 3.0))[0]
+        for loss, own in pairs.items()
+        for case, (prediction, reference) in enumerate(own)
+    ]
+    found = scores(check_table(pd.DataFrame(rows), METRICS), "dice")
+    assert found.patients == ("0", "1", "2")
+    assert found.by_patient.tolist() == [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
+    assert misses(check_table(pd.DataFrame(rows), METRICS)) == {"a": (1, 0), "b": (0, 1)}
+    distance = scores(check_table(pd.DataFrame(rows), METRICS), "hd95_mm")
+    assert distance.by_patient[0, 1] == 0 < distance.by_patient[1, 1]
+    assert scores(check_table(pd.DataFrame(rows), METRICS), "specificity").patients == ("0", "1", "2")
+
+
+def test_folds_seeds_classes_and_cases_are_averaged_never_counted() -> None:
+    rows = [
+        {"loss": loss, "case": case, "patient": case[0], "class": kind, "fold": fold, "seed": seed}
+        for loss in "ab"
+        for case in ("p1", "p2", "q1")
+        for kind in ("left", "right")
+        for fold in (0, 1)
+        for seed in (0, 1)
+    ]
+    frame = pd.DataFrame(rows)
+    frame["dice"] = np.random.default_rng(0).uniform(size=len(frame)).round(3)
+    table = check_table(frame, METRICS)
+    found = scores(table, "dice")
+    assert found.patients == ("p", "q")
+    assert found.values.shape == (2, 2, 4)  # each case in both folds: every fold with every seed is a training
+    assert found.folds.tolist() == [0, 0]
+    by_case = frame.groupby(["loss", "fold", "seed", "case"])["dice"].mean()
+    for i, loss in enumerate("ab"):
+        for training, (fold, seed) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+            own = by_case[loss][fold][seed]
+            assert found.values[i, :, training] == pytest.approx([(own["p1"] + own["p2"]) / 2, own["q1"]])
+    left = frame[(frame["class"] == "left") & (frame["loss"] == "a") & (frame["case"] == "q1")]["dice"].mean()
+    assert scores(table, "dice", "left").by_patient[0, 1] == pytest.approx(left)
+
+
+def test_a_patient_and_a_case_of_the_same_name_are_two() -> None:
+    frame = long_table({"a": [0.1, 0.2], "b": [0.3, 0.4]}).assign(case=["1", "2"] * 2, patient=["2", None] * 2)
+    assert scores(check_table(frame, METRICS), "dice").values.shape == (2, 2, 1)
+
+
+def test_seeds_of_folds_need_not_be_the_same() -> None:
+    frame = long_table({"a": [0.1, 0.2], "b": [0.3, 0.4]}).assign(seed=[7, 8] * 2, fold=[0, 1] * 2)
+    found = scores(check_table(frame, METRICS), "dice")
+    assert found.values.tolist() == [[[0.1], [0.2]], [[0.3], [0.4]]]
+    assert found.balanced and found.folds.tolist() == [0, 1]
+    more = pd.concat([frame, frame.iloc[[0, 2]].assign(seed=9, dice=[0.5, 0.7])])
+    found = scores(check_table(more, METRICS), "dice")
+    assert found.values.tolist() == [[[0.1, 0.5], [0.2, 0.2]], [[0.3, 0.7], [0.4, 0.4]]]
+    assert not found.balanced
+
+
+def test_failed_runs_rank_worst_in_the_cases_of_their_fold() -> None:
+    frame = long_table({"a": [0.5, 0.5], "b": [0.6, 0.6]}).assign(fold=[0, 1, 0, 1], seed=3)
+    frame = frame[~((frame["loss"] == "b") & (frame["fold"] == 1))]
+    found = scores(check_table(with_failed_runs(frame, [("b", 1, 3), ("c", 0, 3), ("c", 1, 3)]), METRICS), "dice")
+    assert found.by_patient.tolist() == [[0.5, 0.5], [0.6, 0.0], [0.0, 0.0]]
+    assert found.failed == {"b": 1, "c": 2}
+
+
+def test_rows_that_a_repeated_fold_lacks_are_missing() -> None:
+    """12 cases in folds 0 and 1; `b` lacks six rows of fold 1."""
+    frame = pd.concat([long_table({"a": [0.8] * 12, "b": [0.8] * 12}).assign(fold=fold) for fold in (0, 1)])
+    lacks = (frame["loss"] == "b") & (frame["fold"] == 1) & (frame["case"] >= "c006")
+    found = scores(check_table(frame[~lacks], METRICS), "dice")
+    assert found.lacking == {"b": tuple(f"c{number:03d}" for number in range(6, 12))}
+    assert found.by_patient[1].tolist() == [0.8] * 6 + [0.4] * 6

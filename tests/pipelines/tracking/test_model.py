@@ -1,0 +1,233 @@
+"""The best network in MLflow: what comes out of its registry predicts as `medloss predict` does, and runs no code."""
+
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from cli_call import call_medloss
+from made_comparison import made_comparison
+from tiny import tiny_manifest
+
+from pipelines.comparison.compare import compare_losses
+from pipelines.data.manifest import load_manifest
+from pipelines.preprocessing.resampling import Preprocessing
+from pipelines.runs.comparison_folder import run_folder
+from pipelines.runs.plan import Plan
+from pipelines.tracking.store import checked_model_name, local_uri, quiet_mlflow
+from pipelines.training.networks import create_network
+from pipelines.training.run_config import RunConfig
+from pipelines.training.saved_model import NAME, save_model
+from pipelines.utils import UserError
+from pipelines.utils.files import read_json
+
+#: Label values with gaps, some too large for a byte.
+_CLASSES = {0: "background", 2: "organ", 7: "shell", 300: "lesion"}
+_REGISTERED = "organ of the tiny set"
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2d", "3d"])
+def dims(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def comparison(dims: int, tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[Path, Plan]:
+    """A finished comparison whose best network is registered; tests leave it as it is."""
+    folder, plan = _finished(dims, tmp_path_factory.mktemp("model"), empty_store)
+    assert compare_losses(folder, plan, 1, None, register_model=_REGISTERED) == 0
+    return folder, plan
+
+
+def _finished(dims: int, tmp_path: Path, empty_store: Path) -> tuple[Path, Plan]:
+    """A finished comparison whose networks have random weights, with an empty store."""
+    folder = tmp_path / "comparison"
+    manifest = load_manifest(tiny_manifest(tmp_path, dims, classes=_CLASSES))
+    plan = made_comparison(folder, ["dice"], seeds=(0, 1))
+    for run in plan.runs:
+        config = RunConfig(
+            manifest="none", levels=2, base_channels=4, patch_size=(8,) * dims, precision="float32", flip_axes=(0,)
+        )
+        torch.manual_seed(run.config.seed)
+        network = create_network(config, dims, 4)
+        processed = Preprocessing(dimensions=dims, spacing=(2.0,) * dims)
+        save_model(run_folder(folder, run).path / NAME, network, config, manifest, processed)
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder, plan
+
+
+@pytest.fixture
+def mlflow(comparison: tuple[Path, Plan]) -> Iterator[Any]:
+    """The package, as a user has it who names the store."""
+    quiet_mlflow()
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(local_uri(comparison[0]))
+    yield mlflow
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def image(dims: int, tmp_path: Path) -> tuple[Path, np.ndarray, tuple[float, ...]]:
+    """An image in a file, its voxels and their size, which is not the network's."""
+    spacing = (3.0, 1.25, 0.8)[:dims]
+    voxels = np.random.default_rng(5).normal(100, 20, (9, 17, 14)[:dims]).astype(np.float32)
+    path = tmp_path / "images" / "case.nii.gz"
+    path.parent.mkdir()
+    nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, *[1.0] * (4 - dims)])), path)
+    return path, voxels, spacing
+
+
+def _best(comparison: tuple[Path, Plan]) -> Path:
+    """The folder of the best run."""
+    folder, plan = comparison
+    runs = [run_folder(folder, run) for run in plan.runs]
+    return max(runs, key=lambda own: float((own.result or {})["metrics"]["dice"])).path
+
+
+@pytest.mark.parametrize("flips", [False, True], ids=["plain", "flips"])
+def test_it_predicts_as_medloss_predict_does(
+    comparison: tuple[Path, Plan],
+    mlflow: Any,
+    image: tuple[Path, np.ndarray, tuple[float, ...]],
+    flips: bool,
+    tmp_path: Path,
+) -> None:
+    path, voxels, spacing = image
+    words = ["--model", _best(comparison) / NAME, "--device", "cpu", "--out", tmp_path / "out", *(["--flips"] * flips)]
+    code, out, err = call_medloss("predict", path, *words)
+    assert code == 0, out + err
+    expected = np.asarray(nib.load(tmp_path / "out" / "case.nii.gz").dataobj)
+    model = mlflow.pyfunc.load_model(f"models:/{_REGISTERED}/1")
+    found = model.predict(voxels, params={"spacing": list(spacing), "flips": flips})
+    assert found.dtype == np.uint16  # the smallest that holds 300
+    assert len(set(found.flat)) > 1
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_mlflow_knows_of_it(comparison: tuple[Path, Plan], mlflow: Any, dims: int) -> None:
+    folder, plan = comparison
+    client = mlflow.MlflowClient()
+    (registered,) = client.search_model_versions(f"name = '{_REGISTERED}'")
+    runs = read_json(folder / "mlflow.json")["runs"]
+    assert registered.run_id == runs[_best(comparison).name]["id"]
+    (logged,) = client.search_logged_models([read_json(folder / "mlflow.json")["experiment"]])
+    assert registered.source == logged.artifact_location
+    assert logged.tags["medloss.loss"] == "dice"
+    assert logged.tags["medloss.comparison"] == plan.id
+    outputs = client.get_run(registered.run_id).outputs
+    assert [output.model_id for output in outputs.model_outputs] == [logged.model_id]
+
+    model = mlflow.pyfunc.load_model(f"models:/{_REGISTERED}/1")
+    signature = model.metadata.signature
+    (given,), (made,) = signature.inputs.inputs, signature.outputs.inputs
+    assert (given.type, given.shape) == (np.float32, (-1,) * dims)
+    assert (made.type, made.shape) == (np.uint16, (-1,) * dims)
+    assert {param.name: param.default for param in signature.params.params} == {"spacing": [2.0] * dims, "flips": False}
+    example, params = model.input_example, model.metadata.load_input_example_params(logged.artifact_location)
+    assert example.shape == (16,) * dims
+    predicted = model.predict(example, params=params)
+    assert predicted.shape == example.shape
+    assert set(predicted.flat) <= set(_CLASSES)
+
+
+def test_nothing_in_it_is_pickled_but_the_weights(comparison: tuple[Path, Plan], mlflow: Any, tmp_path: Path) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{_REGISTERED}/1", dst_path=str(tmp_path)))
+    assert {path.name for path in folder.rglob("*") if path.is_file()} - {"registered_model_meta"} == {
+        "MLmodel", "model.pt", "input_example.json", "serving_input_example.json", "conda.yaml", "python_env.yaml",
+        "requirements.txt",
+    }  # fmt: skip
+    assert next(folder.rglob("model.pt")).read_bytes() == (_best(comparison) / NAME).read_bytes()
+
+
+class _Code:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_its_place_is_refused(mlflow: Any, tmp_path: Path) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{_REGISTERED}/1", dst_path=str(tmp_path / "got")))
+    for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+        save({"format": 1, "network": _Code(tmp_path / "ran")}, next(folder.rglob("model.pt")))
+        with pytest.raises(UserError, match=r"model\.pt: (refused|damaged, or no model)"):
+            mlflow.pyfunc.load_model(str(folder))
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axes": 4}, "expected . axes"),
+        ({"value": np.nan}, "NaN or Inf in it"),
+        ({"spacing": [1.0]}, "spacing: got"),
+        ({"spacing": [1.0, 0.0, 1.0]}, "spacing: got"),
+    ],
+)
+def test_what_it_cannot_predict(comparison: tuple[Path, Plan], change: dict[str, Any], message: str) -> None:
+    from pipelines.inference.predict import _load_pyfunc
+
+    model = _load_pyfunc(str(_best(comparison) / NAME))
+    dims = model.model.preprocessing.dimensions
+    image = np.full((8,) * change.get("axes", dims), change.get("value", 1.0), np.float32)
+    with pytest.raises(UserError, match=message):
+        model.predict(image, {"spacing": change["spacing"]} if "spacing" in change else None)
+
+
+def test_again_registers_nothing_twice(
+    comparison: tuple[Path, Plan], mlflow: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, plan = comparison
+    assert compare_losses(folder, plan, 1, None, register_model=_REGISTERED) == 0
+    assert f"model     {_REGISTERED} version 1, in MLflow's registry" in capsys.readouterr().out
+    client = mlflow.MlflowClient()
+    assert len(client.search_model_versions(f"name = '{_REGISTERED}'")) == 1
+    assert len(client.search_logged_models([read_json(folder / "mlflow.json")["experiment"]])) == 1
+
+
+@pytest.mark.parametrize("after", ["create_logged_model", "log_model_artifacts", "log_outputs", "create_model_version"])
+def test_killed_in_the_middle(
+    after: str,
+    tmp_path: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whichever call was the last, the next command ends with one network and one version."""
+    import mlflow
+
+    folder, plan = _finished(2, tmp_path, empty_store)
+    real = getattr(mlflow.MlflowClient, after)
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, after, killed)
+        assert compare_losses(folder, plan, 1, None, register_model="organ") == 130
+    capsys.readouterr()
+    assert compare_losses(folder, plan, 1, None, register_model="organ") == 0
+    assert "organ version 1" in capsys.readouterr().out
+    client = mlflow.MlflowClient(tracking_uri=local_uri(folder))
+    (version,) = client.search_model_versions("name = 'organ'")
+    (model,) = client.search_logged_models([read_json(folder / "mlflow.json")["experiment"]])
+    assert str(model.status) == "READY"
+    assert version.source == model.artifact_location
+    predictor = mlflow.pyfunc.load_model(model.artifact_location)
+    assert predictor.predict(np.ones((8, 8), np.float32)).any()
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "Bob's", ".", "..x", " ", ""])
+def test_names_that_mlflow_would_refuse_hours_later(name: str) -> None:
+    with pytest.raises(UserError, match="--register-model: got"):
+        checked_model_name(name)

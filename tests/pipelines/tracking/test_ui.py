@@ -1,0 +1,138 @@
+"""The page of `mlflow ui` on a comparison, in a browser: what a user sees without setting anything."""
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from browser import Browser, open_browser
+from made_comparison import made_comparison
+from mlflow_server import free_port, mlflow_server
+
+from pipelines.comparison.compare import compare_losses
+from pipelines.tracking.store import local_uri
+from pipelines.utils.files import read_json
+
+pytestmark = pytest.mark.slow
+
+#: The best first.
+_LOSSES = ["dice", "focal", "dice+focal"]
+_NAMES = [f"{loss} · fold 0 · seed 0" for loss in _LOSSES]
+#: What MLflow's pages say of themselves: one without accounts is asked for the user; panes are resized in a row.
+_NOT_OURS = ("/ajax-api/2.0/mlflow/users/current", "ResizeObserver loop completed with undelivered notifications")
+
+
+@dataclass
+class Page:
+    """MLflow's pages on a finished comparison."""
+
+    browser: Browser
+    server: str
+    charts: str
+    notes: dict[str, dict[str, str]]
+
+    def open(self, address: str) -> Browser:
+        """Load a page anew, as who has never been there."""
+        self.browser.open("about:blank")
+        self.browser.open(address)
+        return self.browser
+
+    @property
+    def runs(self) -> str:
+        """The address of the experiment's runs."""
+        return f"{self.server}/#/experiments/{self.notes['experiment']}/runs"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Page]:
+    folder = tmp_path_factory.mktemp("made") / "comparison"
+    plan = made_comparison(folder, _LOSSES)
+    shutil.copy(empty_store, folder / "mlflow.db")
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        assert compare_losses(folder, plan, 1, None) == 0
+    charts = re.search(r"^charts +http://127\.0\.0\.1:5000(/.*)$", told.getvalue(), re.MULTILINE)
+    assert charts, told.getvalue()
+    work = tmp_path_factory.mktemp("browser")
+    store = ("--backend-store-uri", local_uri(folder))
+    command = re.search(r"^MLflow +(.*)$", told.getvalue(), re.MULTILINE)
+    assert command
+    program, *words = shlex.split(command[1])
+    assert Path(program).is_file()
+    assert words == ["ui", *store]
+    with (
+        open_browser(work, width=1600, height=1000) as browser,
+        mlflow_server(work, free_port(), *store, command="ui") as server,
+    ):
+        yield Page(browser, server, server + charts[1], read_json(folder / "mlflow.json"))
+
+
+def _assert_nothing_is_wrong(page: Page) -> None:
+    bad = [line for line in page.browser.console if line.startswith(("error", "exception"))]
+    assert [line for line in (*bad, *page.browser.failed) if not any(known in line for known in _NOT_OURS)] == []
+
+
+def _order(text: str) -> list[str]:
+    """The runs' names, in the order of their first place in a text."""
+    assert all(name in text for name in _NAMES), text
+    return sorted(_NAMES, key=text.index)
+
+
+def test_the_list_shows_the_runs_by_name(page: Page) -> None:
+    browser = page.open(page.runs)
+    browser.wait_for_text("comparison of 3 losses · ")
+    for name in _NAMES:
+        browser.wait_for_text(name)  # below their parent, which is open
+    browser.wait_for_text("made data without fold 0 (abababababab)")
+    _assert_nothing_is_wrong(page)
+
+
+def test_the_charts_compare_the_losses(page: Page) -> None:
+    """The address that `medloss compare` prints."""
+    browser = page.open(page.charts)
+    for name in _NAMES:
+        browser.wait_for_text(f"{name} (val/dice)")  # the legend of the lines
+    for what, drawn in (("bars", ".barlayer .point"), ("lines", ".scatterlayer .trace")):
+        browser.wait_for(f"document.querySelectorAll('.js-plotly-plot {drawn}').length >= 3", what=f"three {what}")
+    text = browser.text()
+    assert _order(text) == _NAMES
+    assert text.index("\nval\n") < text.index("\ntrain\n")
+    assert "comparison of 3 losses" in text  # the view's name
+    assert all(value in text for value in ("0.80", "0.78", "0.76"))  # the last val/dice of each
+    _assert_nothing_is_wrong(page)
+
+
+def test_the_chart_view_without_the_address(page: Page) -> None:
+    """The button of the list's page."""
+    browser = page.open(f"{page.runs}?compareRunsMode=CHART")
+    for name in _NAMES:
+        browser.wait_for_text(name)
+    # Charts are drawn when they come into sight.
+    browser.wait_for(
+        "(() => { for (const e of document.querySelectorAll('*')) if (e.scrollHeight > e.clientHeight + 50)"
+        " e.scrollTop += 300; return document.body.innerText.includes('val/dice'); })()",
+        what="a chart of val/dice",
+    )
+    for name in _NAMES:
+        browser.wait_for_text(f"{name} (val/dice)")
+    _assert_nothing_is_wrong(page)
+
+
+def test_the_view_is_among_the_saved_ones(page: Page) -> None:
+    browser = page.open(page.runs)
+    browser.wait_for_text(_NAMES[0])
+    browser.click("[data-testid=saved-views-trigger]")
+    browser.wait_for_text("SAVED VIEWS")
+    menu = str(browser.evaluate("[...document.querySelectorAll('[role=menu]')].at(-1).innerText"))
+    assert menu.count("comparison of 3 losses") == 1
+
+
+def test_the_comparison_says_its_verdict(page: Page) -> None:
+    browser = page.open(f"{page.runs}/{page.notes['parent']['id']}")
+    browser.wait_for_text("On 12 cases, one training per loss: dice had the best mean Dice")
+    _assert_nothing_is_wrong(page)
