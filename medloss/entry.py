@@ -19,6 +19,7 @@ class Recipe:
         expression: the loss alone, or a sum such as `hausdorff_dt+dice`; empty for the loss alone.
         schedule: how the weights of a sum change, as in `CombinedLoss`.
         arguments: keyword arguments of every term.
+        clip: largest norm of a step's gradient, for trainings that set none themselves; None: any.
         note: where it comes from, and what we have changed.
         published: whether it was read where the loss was published, and is that one; else it is our recipe.
     """
@@ -26,6 +27,7 @@ class Recipe:
     expression: str = ""
     schedule: str = "constant"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    clip: float | None = None
     note: str = "alone, over all classes"
     published: bool = False
 

@@ -95,6 +95,26 @@ def trained_as(spec: str, schedule: str | None = None) -> str:
     return text if trained.schedule == "constant" else f"{text}, {trained.schedule}"
 
 
+def recipe_clip(spec: str, schedule: str | None = None) -> float | None:
+    """The largest norm of a step's gradient that a loss is trained with, where the training sets none itself.
+
+    It is the least of those in the recipes of a balanced sum's terms; other sums and losses have none.
+
+    Args:
+        spec: a name, a sum or a dotted path.
+        schedule: as in `create_training_loss`.
+
+    Example:
+        >>> from medloss.training_loss import recipe_clip
+        >>> recipe_clip("hausdorff_er"), recipe_clip("dice")
+        (1.0, None)
+    """
+    trained = _trained(spec, schedule)
+    recipes = [LOSSES[part.name].recipe for part in trained.terms if part.name in LOSSES]
+    norms = [recipe.clip for recipe in recipes if recipe.clip is not None]
+    return min(norms, default=None) if trained.schedule == "balanced" else None
+
+
 def has_boundary_term(spec: str) -> bool:
     """Whether a loss is trained as a sum of which some terms are boundary-based, and some are not.
 

@@ -25,12 +25,19 @@ class BoundaryLoss(SegmentationLoss):
         return reduce_means(self.sums(inputs), inputs, self.reduction)
 
 
-def karimi_recipe(name: str) -> Recipe:
-    """The recipe of the three Hausdorff losses, which alone and from scratch collapse to background."""
+def karimi_recipe(name: str, *, clip: float | None = None, note: str = "") -> Recipe:
+    """The recipe of the three Hausdorff losses, which alone and from scratch collapse to background.
+
+    Args:
+        name: of the loss.
+        clip: largest norm of a step's gradient; None: any.
+        note: why, in addition to the common note.
+    """
     return Recipe(
         f"{name}+dice",
         schedule="balanced",
+        clip=clip,
         note="After Karimi 2019: together with Dice, the weights set again each epoch so that both terms weigh the "
         "same. Ours: Dice keeps its weight, and the Hausdorff term is scaled to it; the other way the sum's scale "
-        "falls by orders of magnitude, and the steps of an adaptive optimizer with it",
+        "falls by orders of magnitude, and the steps of an adaptive optimizer with it" + note,
     )

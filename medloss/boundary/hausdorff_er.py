@@ -17,7 +17,13 @@ from medloss.inputs import LossInputs
     family="boundary",
     paper="Karimi and Salcudean 2019, arXiv 1904.10030",
     summary="squared errors that survive erosion, the longer the dearer",
-    recipe=karimi_recipe("hausdorff_er"),
+    recipe=karimi_recipe(
+        "hausdorff_er",
+        clip=1.0,
+        note=". Each erosion doubles the gradient, while the value, which the weight follows, stays near 0: single "
+        "steps had gradients a thousand times as large as others, which an adaptive optimizer remembers. Ours: the "
+        "norm of a step's gradient is clipped at 1",
+    ),
 )
 class HausdorffERLoss(BoundaryLoss):
     r"""Squared errors, eroded again and again: thick regions of error survive longest and cost most.

@@ -158,7 +158,7 @@ class CombinedLoss(UncastBuffers):
         values, weights = torch.stack(parts), self.weights[self._called]
         # Without gradients nothing is trained: such a call must not decide how training continues. A validation loop
         # may leave `no_grad` before it calls the loss, or never call `eval()` on it.
-        if self.schedule == "balanced" and self.training and torch.is_grad_enabled() and logits.requires_grad:
+        if self.schedule == "balanced" and self.training and torch.is_grad_enabled() and values.requires_grad:
             means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
             # The mean over ranks, so that all of them train with the same weights.
             total, ranks = sum_over_ranks(values, means, means.new_ones(()))

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import medloss
 from medloss.create import pass_epoch_on
+from medloss.training_loss import recipe_clip
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, Manifest, load_manifest
 from pipelines.evaluation.metrics import METRICS
@@ -187,7 +188,7 @@ class Training:
             self.loader,
             epochs=config.epochs,
             accumulate=config.accumulate,
-            clip=config.clip,
+            clip=recipe_clip(config.loss, config.loss_schedule) if config.clip is None else config.clip,
             scaler=self.scaler,
             **common,
         )

@@ -78,7 +78,7 @@ class RunConfig(BaseModel):
         warmup: share of all steps that warm up.
         weight_decay: of the optimizer.
         ema: decay of an average of the weights, which is then validated and predicts; None: the weights themselves.
-        clip: largest norm of a step's gradient; None: any.
+        clip: largest norm of a step's gradient; None: that of the loss's recipe, else any.
         accumulate: batches whose gradients make one step.
         batch_size: items a batch, over all processes; None: 2 to 4, as memory allows.
         patch_size: voxels an axis; None: a median case, as memory allows.

@@ -9,7 +9,7 @@ import torch
 import medloss
 from medloss.entry import Recipe
 from medloss.expression import Term, parse_expression
-from medloss.training_loss import has_boundary_term, trained_as
+from medloss.training_loss import has_boundary_term, recipe_clip, trained_as
 from medloss.wrappers import shared_pass
 
 LABEL = torch.zeros(2, 1, 12, 12, 12, dtype=torch.long)
@@ -130,6 +130,22 @@ def test_what_is_trained_in_a_losss_name() -> None:
     ]  # fmt: skip
     assert Recipe(published=True).origin == "published recipe"
     assert {entry.recipe.origin for entry in medloss.LOSSES.values()} == {"our recipe"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "schedule", "clip"),
+    [
+        ("hausdorff_er", None, 1.0),
+        ("dice+hausdorff_er", "balanced", 1.0),
+        ("hausdorff_er", "constant", None),
+        ("dice+hausdorff_er", None, None),
+        ("hausdorff_dt", None, None),
+        ("dice", None, None),
+        ("monai.losses.DiceLoss", None, None),
+    ],
+)
+def test_the_gradients_that_a_recipe_clips(spec: str, schedule: str | None, clip: float | None) -> None:
+    assert recipe_clip(spec, schedule) == clip
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,18 @@
 import itertools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from monai.engines import SupervisedTrainer
+from tiny import tiny_manifest
 from torch import Tensor, nn
 
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
-from pipelines.training.components import create_optimizer, create_schedule
-from pipelines.training.engines import create_evaluator, create_trainer
+from pipelines.training.components import Training, create_optimizer, create_schedule
+from pipelines.training.engines import TrainingStep, create_evaluator, create_trainer
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig
 from pipelines.training.saved_model import AutocastInferer, WindowInferer, channels_last
@@ -253,3 +255,26 @@ def test_evaluation_leaves_the_network_as_it_was() -> None:
 @pytest.mark.parametrize(("dims", "expected"), [(2, torch.channels_last), (3, torch.channels_last_3d)])
 def test_memory_format(dims: int, expected: torch.memory_format) -> None:
     assert channels_last(dims) is expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "clip", "expected"), [("dice", None, None), ("hausdorff_er", None, 1.0), ("hausdorff_er", 12.0, 12.0)]
+)
+def test_a_run_clips_as_its_config_or_else_its_loss_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loss: str, clip: float | None, expected: float | None
+) -> None:
+    seen: list[float | None] = []
+    whole = TrainingStep.__init__
+
+    def noted(self: TrainingStep, *given: Any, **named: Any) -> None:
+        whole(self, *given, **named)
+        seen.append(self.clip)
+
+    monkeypatch.setattr(TrainingStep, "__init__", noted)
+    manifest = tiny_manifest(tmp_path, dims=2)
+    config = RunConfig(
+        manifest=str(manifest), data_root=str(tmp_path / "data"), loss=loss, clip=clip, batch_size=2,
+        patch_size=(16, 16), device="cpu", precision="float32",
+    )  # fmt: skip
+    Training(config)
+    assert seen == [expected]
