@@ -47,6 +47,11 @@ def test_imports_run_downwards() -> None:
     assert [edge for edge in CURRENT.imports if row[edge[0]] >= row[edge[1]]] == []
 
 
+def test_contributing_names_the_layers() -> None:
+    rules = " ".join((Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().split())
+    assert ": " + " > ".join(", ".join(layer) for layer in CURRENT.layers) + "." in rules
+
+
 def test_arrows_leave_out_what_others_imply() -> None:
     small = architecture.Architecture(
         (("a",), ("b",), ("c",), ("u",), ("medloss",)),
