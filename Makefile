@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 NNUNET := .venv-nnunet
 
-.PHONY: setup compare test test-all test-nnunet lint unit bench clean
+.PHONY: setup compare test test-all test-nnunet lint unit bench architecture clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +60,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.engine_overhead
 	$(BIN)/python -m benchmarks.distance_maps
 	$(BIN)/python -m benchmarks.report_predictions
+
+# The picture in docs/architecture.md, from the imports in the code.
+architecture: setup
+	$(BIN)/python -m benchmarks.architecture
 
 clean:
 	rm -rf $(VENV) $(NNUNET) .venv-wheel build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,15 +1,15 @@
-"""What a comparison costs beside its trainings: `medloss compare` against the same trainings alone, in one process.
+"""What a comparison costs over its runs alone: `medloss compare` against the same runs, in one process.
 
-Two questions, each a row: with one job, how much longer it takes than the sum of the trainings (the goal: 1.05); with J
-jobs on J cores, how much longer than that sum divided by J (the goal: 1.15). The trainings are those of the plan that
-the comparison made, with as many threads as its workers have, and from prepared cases of their own; that the training
-losses agree to the last bit shows that both do the same work. A comparison's time is all of it: reading the whole data
-set first, starting processes, MLflow, table, report.
+Two questions, one row each: with one job, how much longer it takes than the sum of the runs (the goal: 1.05); with J
+jobs on J cores, how much longer than that sum divided by J (the goal: 1.15). The runs are those of the plan that the
+comparison made, with as many threads as its workers have, and from separately prepared cases; that the training
+losses agree to the last bit shows that both do the same work. A comparison's time includes everything: reading the
+whole data set first, starting processes, MLflow, table, report.
 
-Trainings side by side slow each other down, whoever starts them: they share the memory and its caches. So the sum of
-what the comparison's own runs say that they took (epochs and validations) stands beside the trainings alone.
+Runs that are trained at the same time slow each other down, whoever starts them: they share the memory and its caches.
+So the table also has the sum of the times that the comparison's runs report (epochs and validations).
 
-The processor's seconds stand beside the clock's: they tell more on a machine that does something else, too.
+CPU time is given next to the elapsed time: it is more reliable on a machine that is also busy with other work.
 
     python -m benchmarks.comparison_overhead
     python -m benchmarks.comparison_overhead --manifest msd_task04_hippocampus --data-root DIR --losses all --write
@@ -141,11 +141,11 @@ def _refuse_other_work(plan: Plan, out: Path, alone: Path) -> None:
 def report(rows: list[Row]) -> str:
     """The measurements as Markdown; of several rounds the medians."""
     table = [
-        "| jobs | threads a run | trainings alone, s | divided by the jobs, s | comparison, s | ratio | goal "
-        "| its runs' own times, s | ratio to them |",
+        "| jobs | threads per run | runs alone, s | divided by the jobs, s | comparison, s | ratio | goal "
+        "| sum over its runs, s | ratio to that sum |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
-    processor = ["| jobs | trainings alone, s | comparison, s | ratio |", "| ---: | ---: | ---: | ---: |"]
+    processor = ["| jobs | runs alone, s | comparison, s | ratio |", "| ---: | ---: | ---: | ---: |"]
     for jobs in dict.fromkeys(row.jobs for row in rows):
         same = [row for row in rows if row.jobs == jobs]
         bare, compare, bare_cpu, compare_cpu, ratio, inside, inside_ratio = (
@@ -166,7 +166,7 @@ def report(rows: list[Row]) -> str:
             "",
             *table,
             "",
-            "Of the processor:",
+            "CPU time:",
             "",
             *processor,
             "",
@@ -220,7 +220,7 @@ def main(
     click.echo("\n" + text)
     if write:
         command = shlex.join(["python", "-m", "benchmarks.comparison_overhead", "--manifest", manifest, *asked])
-        write_text(_RESULT, f"# A comparison beside its trainings\n\n    {command}\n\n{text}")
+        write_text(_RESULT, f"# What a comparison costs over its runs alone\n\n    {command}\n\n{text}")
         click.echo(f"written to {_RESULT}")
 
 

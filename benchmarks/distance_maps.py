@@ -1,4 +1,4 @@
-"""Signed distance maps beside scipy's, MONAI's and the package edt's, on the same mask, alternating.
+"""Signed distance maps compared with scipy's, MONAI's and the package edt's, on the same mask, alternating.
 
 python -m benchmarks.distance_maps [--size 128] [--rounds 5] [--write]
 """
@@ -104,7 +104,7 @@ def main() -> None:
     if options.write:
         command = f"python -m benchmarks.distance_maps --size {options.size} --rounds {options.rounds}"
         about = "A rough ball whose radius is a fifth of the volume's side; the ways take turns."
-        title = "# Signed distance maps beside scipy's, MONAI's and edt's"
+        title = "# Signed distance maps compared with scipy's, MONAI's and edt's"
         write_text(_RESULT, f"{title}\n\n    {command}\n\n{about}\n\n{text}\n")
 
 

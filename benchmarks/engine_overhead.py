@@ -120,12 +120,12 @@ def report(config: RunConfig, rows: list[dict[str, float]], precision: str) -> s
         "| medians | engine | bare loop | ratio |",
         "| --- | ---: | ---: | ---: |",
         *(
-            f"| {what}, s an epoch | {median[f'engine{kind}']:.3f} | {median[f'bare{kind}']:.3f} "
+            f"| {what}, s per epoch | {median[f'engine{kind}']:.3f} | {median[f'bare{kind}']:.3f} "
             f"| {median[f'engine{kind}'] / median[f'bare{kind}']:.3f} |"
-            for what, kind in (("clock", ""), ("processor", "_cpu"))
+            for what, kind in (("elapsed", ""), ("CPU time", "_cpu"))
         ),
         "",
-        f"Ratio of neighbouring epochs, by the clock: median {middle:.3f}, quartiles {low:.3f} and {high:.3f}. "
+        f"Ratio of neighbouring epochs, elapsed time: median {middle:.3f}, quartiles {low:.3f} and {high:.3f}. "
         f"The bare loop waits for batches {median['waited'] / median['bare']:.1%} of its time.",
     ]
     what = f"{config.manifest}, {config.network}, batch {config.batch_size}, {precision}, {len(rows)} epochs of each"
@@ -151,7 +151,7 @@ def main(data_root: Path | None, epochs: int, write: bool, **options: Any) -> No
     click.echo("\n" + text)
     if write:
         command = f"python -m benchmarks.engine_overhead --manifest {config.manifest} --epochs {epochs}"
-        write_text(_RESULT, f"# The engine beside a bare loop\n\n    {command}\n\n{text}")
+        write_text(_RESULT, f"# The engines compared with a bare loop\n\n    {command}\n\n{text}")
         click.echo(f"written to {_RESULT}")
 
 

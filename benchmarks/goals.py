@@ -60,8 +60,10 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
         for kernels in _kernels(rows):
             chosen = [r for r in rows if r.group == group and r.kernels == kernels and r.loss != "dice"]
             shares = [(r, share(r, reference_of(r, rows, "medloss", "dice"))) for r in chosen]
-            found.append(_worst(f"{name}, {kernels}: time in our Dice's", 1.5, shares))
-            found.append(_worst(f"{name}, {kernels}: peak memory in logits", 1.5, [(r, r.peak) for r in chosen]))
+            found.append(_worst(f"{name}, {kernels}: time relative to our Dice's", 1.5, shares))
+            found.append(
+                _worst(f"{name}, {kernels}: peak memory relative to the logits", 1.5, [(r, r.peak) for r in chosen])
+            )
     found += _hausdorff(rows)
     for axis in ("voxels", "classes"):
         slopes = growth_slopes(rows, axis)
@@ -82,10 +84,12 @@ def gpu_verdicts(rows: list[Row]) -> list[Verdict]:
         if row is not None and row.total and speed:
             # Logits are read twice and the gradient is written once, two bytes a number.
             value = row.total / (3 * 2 * row.voxels * row.classes / speed)
-        found.append(Verdict(f"{loss}, bfloat16 2 x 14 x 128^3: time in three passes of the logits", 2.0, value))
+        found.append(
+            Verdict(f"{loss}, bfloat16 2 x 14 x 128^3: time relative to three passes over the logits", 2.0, value)
+        )
     pair = [chosen.get("hausdorff_dt"), chosen.get("dice")]
     value = share(pair[0], pair[1]) if pair[0] else None
-    found.append(Verdict("hausdorff_dt: time in dice's", 3.0, value))
+    found.append(Verdict("hausdorff_dt: time relative to dice's", 3.0, value))
     times = {r.library: r.total for r in rows if r.group == "transform"}
     ours, host = times.get("medloss"), times.get("SimpleITK")
     value = host / ours if ours and host else None
@@ -127,11 +131,13 @@ def _against_monai(rows: list[Row]) -> list[Verdict]:
         shares = [(r, share(r, reference_of(r, rows, "MONAI", r.loss))) for r in ours]
         for regime, limit in ((FRESH, fresh), (RECYCLED, recycled)):
             of_regime = [(r, value) for r, value in shares if r.regime == regime]
-            found.append(_worst(f"{what}: time in MONAI's, {regime}", limit, of_regime, regimes=False))
+            found.append(_worst(f"{what}: time relative to MONAI's, {regime}", limit, of_regime, regimes=False))
         if kernels == "numba":
             title = f"{what}: geometric mean of both regimes"
             found.append(_worst(title, 0.65, _means_of_regimes(shares), regimes=False))
-        found.append(_worst(f"{what}: peak memory in logits", memory, [(r, r.peak) for r in ours], regimes=False))
+        found.append(
+            _worst(f"{what}: peak memory relative to the logits", memory, [(r, r.peak) for r in ours], regimes=False)
+        )
     return found
 
 
@@ -150,12 +156,12 @@ def _hausdorff(rows: list[Row]) -> list[Verdict]:
     best = next((r.kernels for r in chosen), "")
     small = [r for r in chosen if r.size[0] == 64 and r.kernels == best]
     shares = [(r, share(r, reference_of(r, rows, "MONAI", r.loss))) for r in small]
-    found = [_worst(f"hausdorff_dt, {best}, both maps, 64^3: time in MONAI's", 0.2, shares)]
+    found = [_worst(f"hausdorff_dt, {best}, both maps, 64^3: time relative to MONAI's", 0.2, shares)]
     for loss in HAUSDORFF[1:]:
         large = [r for r in chosen if r.loss == loss]
         shares = [(r, share(r, reference_of(r, rows, "medloss", "hausdorff_dt"))) for r in large]
-        found.append(_worst(f"{loss}, 96^3: time in hausdorff_dt's", 2.0, shares))
-        found.append(_worst(f"{loss}, 96^3: peak memory in logits", 3.0, [(r, r.peak) for r in large]))
+        found.append(_worst(f"{loss}, 96^3: time relative to hausdorff_dt's", 2.0, shares))
+        found.append(_worst(f"{loss}, 96^3: peak memory relative to the logits", 3.0, [(r, r.peak) for r in large]))
     return found
 
 

@@ -1,9 +1,10 @@
-"""What our losses cost inside nnU-Net, beside its own default loss: time and peak memory of the loss and of a step.
+"""What our losses cost inside nnU-Net, compared with its default loss: time and peak memory of the loss and of a step.
 
-nnU-Net's own network, trainer, optimizer and `train_step`; only the loss changes. All take turns in each round, and a
-ratio is the median over the rounds of a loss's time by that of nnU-Net's default in the same round. `loss` is forward
-and backward on all scales of deep supervision; `step` is the whole of `train_step`. Peaks are beyond what stood before:
-of the loss its gradients included, of the step the network's activations, too.
+nnU-Net's own network, trainer, optimizer and `train_step`; only the loss changes. All losses take turns in each
+round, and a ratio is the median over the rounds of a loss's time divided by that of nnU-Net's default in the same
+round. `loss` is forward and backward on all scales of deep supervision; `step` is all of `train_step`. Peaks are
+relative to the memory in use before: the loss's peak includes its gradients, the step's also the network's
+activations.
 
     make test-nnunet, then: .venv-nnunet/bin/python -m benchmarks.nnunet_loss [--regions] [--ignore] [--write]
 """
@@ -180,7 +181,7 @@ def main(patch: str, rounds: int, threads: int | None, only: str | None, write: 
     click.echo(text)
     if write:
         command = " ".join(["python -m benchmarks.nnunet_loss", *options])
-        title = "# Losses inside nnU-Net, beside its own"
+        title = "# Losses inside nnU-Net, compared with nnU-Net's own"
         write_text(_RESULT, f"{title}\n\n    {command}\n\n{_about()}\n\n{text}")
         click.echo(f"written to {_RESULT}")
 

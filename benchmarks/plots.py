@@ -1,4 +1,4 @@
-"""The figures: shares of MONAI's time, the losses beside Dice, growth, and a training step."""
+"""The figures: shares of MONAI's time, the losses compared with Dice, growth, and a training step."""
 
 from io import BytesIO
 from pathlib import Path
@@ -42,7 +42,7 @@ def draw_all(rows: list[Row], folder: Path, prefix: str) -> dict[str, str]:
 
 
 def _goals(rows: list[Row]) -> Figure:
-    """A line a loss and C; each side's time as a share of MONAI's."""
+    """One line per loss and C; each side's time as a share of MONAI's."""
     labels = list(dict.fromkeys((r.loss, r.classes) for r in rows))
     regimes = list(dict.fromkeys(r.regime for r in rows))
     out = figure(4.6 * len(regimes), 1.2 + 0.42 * len(labels))
@@ -62,7 +62,7 @@ def _goals(rows: list[Row]) -> Figure:
 
 
 def _others(rows: list[Row]) -> Figure:
-    """A line a loss; its time in our Dice's, and its memory."""
+    """One line per loss; its time relative to our Dice's, and its memory."""
     losses = list(dict.fromkeys(r.loss for r in rows if r.loss != "dice"))
     regimes = list(dict.fromkeys(r.regime for r in rows))
     out = figure(3.6 * len(regimes) + 4.4, 1.4 + 0.3 * len(losses))
@@ -135,7 +135,7 @@ def _training(rows: list[Row]) -> Figure:
 
 
 def _grid(rows: list[Row]) -> Figure:
-    """Nanoseconds a logit over classes at 3D float32: what grows with C would rise."""
+    """Nanoseconds per logit over classes at 3D float32: what grows with C would rise."""
     kept = [r for r in rows if len(r.size) == 3 and r.dtype == "float32" and r.regime == rows[0].regime]
     losses, sizes = list(dict.fromkeys(r.loss for r in kept)), sorted({r.size for r in kept})
     out = figure(2.9 * len(sizes) + 0.6, 2.3 * len(losses) + 0.6)

@@ -13,14 +13,14 @@ from benchmarks.transforms import bandwidth
 from pipelines.utils.files import write_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "losses"
-#: Device to the report's name, beside `cpu.json` or `gpu.json`.
+#: Device to the report's name, next to `cpu.json` or `gpu.json`.
 NAMES = {"cpu": "cpu", "cuda": "gpu"}
 
 _TITLES = {
-    "goals": "Dice, Tversky and focal beside the others'",
-    "entropy": "Cross entropy beside torch's",
-    "others": "Every other voxelwise and region loss beside our Dice",
-    "mapped": "Losses with a distance map or a local statistic beside our Dice",
+    "goals": "Dice, Tversky and focal compared with other libraries",
+    "entropy": "Cross entropy compared with torch's",
+    "others": "Every other voxelwise and region loss compared with our Dice",
+    "mapped": "Losses with a distance map or a local statistic compared with our Dice",
     "hausdorff": "Hausdorff losses",
     "gpu": "The goals' sizes on the GPU",
     "transform": "The Euclidean transform and a copy",
@@ -29,12 +29,13 @@ _TITLES = {
     "training": "The loss's share of a training step",
 }
 _HOW = """\
-Medians of rounds in which the sides take turns on the same tensors, forward and backward (milliseconds; in brackets
-the two apart). Each case and regime is a process of its own, warmed up by eight rounds (by two: training steps,
-logits of more than 100 million numbers, and the slow losses at large sizes in "Growth"). *peak*: the most memory
-beyond logits and target, the gradient included, in the size of the logits, by the kernel's count of resident pages,
-in a third process in which large tensors go back to the system at once (on a GPU by torch's allocator). The target is
-an index map of uint8; each side makes of it what it needs, and ours checks it, as in training."""
+Medians over rounds in which the sides take turns on the same tensors, forward plus backward (milliseconds; in
+brackets the two separately). Each case and regime runs in a separate process, warmed up by eight rounds (by two for
+training steps, logits of more than 100 million numbers, and the slow losses at large sizes in "Growth"). *peak*: the
+peak memory beyond logits and target, including the gradient, relative to the size of the logits, by the kernel's
+count of resident pages, in a third process in which large tensors are returned to the system at once (on a GPU by
+torch's allocator). The target is an index map of uint8; each side converts it as it needs, and ours checks it, as in
+training."""
 
 
 def write_report(device: str, folder: Path = FOLDER) -> Path:
@@ -62,7 +63,7 @@ def _lines(device: str, groups: dict[str, Group], folder: Path) -> list[str]:
     lines += ["- {}: {}".format(*EXPLAINED[regime]) for regime in dict.fromkeys(r.regime for r in rows)]
     lines += _noise(rows)
     found = gpu_verdicts(rows) if device == "cuda" else verdicts(rows)
-    lines += ["", "## Goals", "", "Each by the worst of its cases.", "", *verdict_table(found)]
+    lines += ["", "## Goals", "", "Each goal is judged by its worst case.", "", *verdict_table(found)]
     speed = bandwidth(rows)
     if speed:
         lines += ["", f"Measured bandwidth of a copy: {speed / 1e9:.0f} GB/s, read and written."]
@@ -143,6 +144,6 @@ def _no_gpu() -> str:
     rows = verdict_table(gpu_verdicts([]))
     return "\n".join([
         "# The losses' speed and memory on a GPU", "",
-        "No GPU was at hand. On a machine with one, this command writes the tables here, with the device's name:", "",
+        "No GPU was available. On a machine with one, this command writes the tables here, with the device's name:", "",
         "    python -m benchmarks.losses --full --device cuda", "", *rows, "",
     ])  # fmt: skip

@@ -90,15 +90,15 @@ def main(cases: int, rounds: int, write: bool) -> None:
                 own.append(timed_call(folder, folder / f"report_{number}"))
     options = "" if (cases, rounds) == (100, 3) else f" --cases {cases} --rounds {rounds}"
     lines = [
-        "# A report of finished predictions",
+        "# A report on existing predictions",
         "",
         f"    python -m benchmarks.report_predictions{options}",
         "",
         f"{len(_METHODS)} methods, {cases} cases of {' x '.join(map(str, _SHAPE))} voxels, 2 classes; the whole "
-        f"call, its process's start and end included; medians of {rounds}.",
+        f"call, including start and end of its process; medians of {rounds}.",
         f"Machine: {machine()}; load at the end {os.getloadavg()[0]:.1f}.",
         "",
-        "| call | s | of the processor, s | goal, s | |",
+        "| call | s | CPU time, s | goal, s | |",
         "| --- | ---: | ---: | ---: | --- |",
         *(
             f"| {name} | {statistics.median(own[0] for own in measured):.1f} "

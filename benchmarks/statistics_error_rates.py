@@ -239,7 +239,7 @@ def unequal_trainings(count: int, folds: int, seeds: int, comparisons: int = 17)
 def _grid(count: int) -> list[str]:
     """False words: a row per design, a column per number of patients; the highest of the four distributions."""
     lines = [
-        "**False words**: share of tables with any false *better* or *worse*, no loss differing; the mean over "
+        "**False words**: share of tables with any false *better* or *worse* when no loss differs; the mean over "
         f"{', '.join(DEVIATIONS)} deviations, and in brackets the highest of the four ({round(1.5 * count):,}, "
         f"{count:,} and {round(0.5 * count):,} tables of each for 1, 5 and 17 comparisons).",
         "",
@@ -276,7 +276,11 @@ def _sections(scale: float) -> Iterator[list[str]]:
         rates = [rare_collapse(count, comparisons, n) for n in PATIENTS]
         lines.append(f"| +0.01 on 95 %, -0.19 on 5 % of cases | {comparisons} | {' | '.join(map(str, rates))} |")
     yield lines
-    lines = ["**False pairs, and sets of ranks** (50 patients): any pair called different; all rank sets true.", ""]
+    lines = [
+        "**False pairs, and sets of ranks** (50 patients): share of tables with any pair falsely called different, and "
+        "with all rank sets true.",
+        "",
+    ]
     lines += [
         "| seeds x folds | losses | differences | any false pair | sets all true |",
         "| --- | ---: | --- | --- | --- |",
@@ -289,16 +293,18 @@ def _sections(scale: float) -> Iterator[list[str]]:
         lines.append(f"| {seeds} x {folds} | {losses} | {name} | {wrong} | {covered} |")
     yield lines
     lines = [
-        "**Sets of ranks of 18 near-equal losses** (steps of 0.02 SD): the first's set has 1; all sets are true.",
+        "**Sets of ranks of 18 near-equal losses** (steps of 0.02 SD): share in which the set of the first "
+        "loss contains 1, and in which all sets are true.",
         "",
     ]
-    lines += ["| patients | of the first | of all |", "| ---: | --- | --- |"]
+    lines += ["| patients | first loss | all losses |", "| ---: | --- | --- |"]
     for n in (10, 20, 50):
         one, every = rank_coverage(few, n)
         lines.append(f"| {n} | {one} | {every} |")
     yield lines
     lines = [
-        "**Power**, one seed and fold, normal differences, one loss better by the difference that the page names.",
+        "**Power**, one seed and fold, normal differences, one loss better by the difference that a "
+        "report names as detectable.",
         "",
     ]
     lines += [
@@ -310,7 +316,7 @@ def _sections(scale: float) -> Iterator[list[str]]:
         lines.append(f"| {n} | {comparisons} | {shift:.2f} | {here} | {there} |")
     yield lines
     lines = [
-        "**Power with several trainings**, 104 patients, one loss better by 0.5 SD of one patient's difference.",
+        "**Power with several runs per loss**, 104 patients, one loss better by 0.5 SD of one patient's difference.",
         "",
     ]
     lines += [f"| seeds x folds | {' | '.join(f'{k} comparisons' for k in COMPARISONS)} |", "| --- | --- | --- | --- |"]
@@ -319,7 +325,8 @@ def _sections(scale: float) -> Iterator[list[str]]:
         lines.append(f"| {seeds} x {folds} | {' | '.join(map(str, rates))} |")
     yield lines
     lines = [
-        "**A loss whose retraining varies three times as much** (17 comparisons, 104 patients): any false word.",
+        "**A loss whose retraining varies three times as much** (17 comparisons, 104 patients): share of "
+        "tables with any false word.",
         "",
     ]
     lines += ["| seeds x folds | false words |", "| --- | --- |"]

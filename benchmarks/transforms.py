@@ -1,4 +1,4 @@
-"""The Euclidean transform on a GPU beside SimpleITK's on the host, and the bandwidth that the goals are measured by."""
+"""The Euclidean transform on a GPU compared with SimpleITK's on the host, and the bandwidth that the goals refer to."""
 
 import statistics
 from collections.abc import Callable
