@@ -75,7 +75,7 @@ def manifest(
     A raw data set of nnU-Net keeps its folds, if it has a splits_final.json.
     """
     from pipelines.data.layouts import find_splits, read_card
-    from pipelines.data.manifest_writer import make_manifest, manifest_text
+    from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
     from pipelines.utils import UserError
     from pipelines.utils.files import write_text
 
@@ -84,9 +84,13 @@ def manifest(
     splits = find_splits(folder) if folds is None and seed is None else None
     with _progress() as progress:
         made = make_manifest(
-            folder, name=name, modality=modality, folds=folds or 5, seed=seed or 0, patient=patient, splits=splits,
-            progress=progress, tell=notes.append,
-        )  # fmt: skip
+            folder,
+            name=name,
+            modality=modality,
+            folds=FoldSettings(folds or 5, seed or 0, patient, splits),
+            progress=progress,
+            notify=notes.append,
+        )
     path = out or Path(f"{made.name}.yaml")
     _refuse_existing(path, force)
     try:

@@ -1,4 +1,4 @@
-"""Checks of a data set: every image and label read and measured, every problem reported by file and reason."""
+"""Checks of a data set: every image and label is read, and every problem is reported with file and reason."""
 
 import os
 from collections import defaultdict
@@ -30,11 +30,11 @@ from pipelines.data.nifti import (
 )
 from pipelines.utils import UserError
 
-# One image and its label, read to the last byte and measured; what is wrong with them is told, not raised.
+# Checks of one case: problems are collected, not raised.
 
 
 class Offence(NamedTuple):
-    """What is wrong with a file, in one line."""
+    """A problem of a file, in one line."""
 
     file: str
     reason: str
@@ -42,16 +42,16 @@ class Offence(NamedTuple):
 
 @dataclass
 class CaseFacts:
-    """What a case's files hold.
+    """The content of a case's files.
 
     Attributes:
-        case: whose.
-        offences: what is wrong with them.
-        checksums: file to SHA-256, of the files that can be read.
-        shape: voxels an axis; None where either file cannot be used.
-        spacing: mm an axis; as `shape`.
-        voxels: label value to its number of voxels.
-        shift: how far the label lies off the image, mm; more than headers' rounding, and within the tolerance.
+        case: the case.
+        offences: the files' problems.
+        checksums: file to SHA-256, for the files that can be read.
+        shape: voxels per axis; None if either file cannot be used.
+        spacing: mm per axis; None if either file cannot be used.
+        voxels: label value to number of voxels.
+        shift: how far the label is off the image, mm, within the tolerance; 0 if rounding of headers explains it.
     """
 
     case: Case
@@ -69,17 +69,17 @@ def read_cases(
     dimensions: Iterable[int] = (2, 3),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[CaseFacts]:
-    """Read all cases, several at a time.
+    """Read cases, several at a time.
 
     Args:
-        cases: which.
-        root: to which their paths are relative.
-        dimensions: numbers of axes that a file may have.
-        progress: is told how many cases are done, of how many.
+        cases: the cases.
+        root: the folder to which their paths are relative.
+        dimensions: accepted numbers of axes of a file.
+        progress: called with the number of cases done and their total.
     """
     allowed = frozenset(dimensions)
     facts = []
-    # nibabel logs each oddity of a header that it mends by itself; what matters is checked here.
+    # nibabel logs every oddity of a header that it repairs; the relevant ones are checked here.
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for done, fact in enumerate(pool.map(lambda case: read_case(case, root, allowed), cases), start=1):
             facts.append(fact)
@@ -116,20 +116,20 @@ def read_case(case: Case, root: Path, dimensions: frozenset[int] = frozenset({2,
 
 
 def count_values(label: NDArray[Any]) -> dict[int, int]:
-    """Number of voxels of each whole value."""
+    """Number of voxels of each integer value."""
     values, counts = np.unique(label, return_counts=True)
     whole = np.isfinite(values) & (values == np.rint(values))
     return {int(v): int(c) for v, c in zip(values[whole], counts[whole], strict=True)}
 
 
-def doubled_images(facts: Iterable[CaseFacts]) -> Iterator[tuple[CaseFacts, Offence]]:
-    """Cases whose image another case has, too, to the byte: training would know what validation asks."""
+def duplicate_images(facts: Iterable[CaseFacts]) -> Iterator[tuple[CaseFacts, Offence]]:
+    """Cases whose image is byte for byte that of an earlier case, so that validation data could leak into training."""
     first: dict[str, str] = {}
     for fact in facts:
         file = fact.case.image
         earlier = first.setdefault(fact.checksums[file], file) if file in fact.checksums else file
         if earlier != file:
-            yield fact, Offence(file, f"doubled: its bytes are those of {earlier}")
+            yield fact, Offence(file, f"duplicate: its bytes are those of {earlier}")
 
 
 def _image_problems(image: Volume) -> Iterator[str]:
@@ -149,37 +149,37 @@ def _label_problems(label: Volume) -> Iterator[str]:
 
 
 def label_problem(label: NDArray[Any]) -> str | None:
-    """Why an array, from `read_labels`, is no label map, whatever its classes are; None of one."""
+    """Why an array from `read_labels` is not a label map, whatever its classes are; None if it is one."""
     if label.dtype.kind != "f":
         return None
     off = label[~(np.isfinite(label) & (label == np.rint(label)))]
     if not off.size:
         return None
-    return f"label values that are no whole numbers in {_voxels(off.size)}, such as {digits(off[0])}"
+    return f"label values that are not whole numbers in {_voxels(off.size)}, such as {digits(off[0])}"
 
 
 def _voxels(count: int) -> str:
     return "1 voxel" if count == 1 else f"{count} voxels"
 
 
-# Reads a whole data set before any training, and tells every offender by file and reason.
+# Checks of a data set.
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class CheckReport:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        offences: files, relative to the data root, with what is wrong with each.
+        offences: problems of files; paths are relative to the data root.
         cases: number of cases.
         classes: label value to name.
-        voxels: class name to its voxels, a number a case that could be read.
-        volumes: class name to its volume: ml, in 2D mm2.
-        spacings: mm an axis, of the cases that could be read.
-        shapes: voxels an axis, of the same.
-        note: on labels that lie a little off their images; None without any.
+        voxels: class name to numbers of voxels, one per readable case.
+        volumes: class name to volumes (ml, in 2D mm2), one per readable case.
+        spacings: mm per axis, one entry per readable case.
+        shapes: voxels per axis, one entry per readable case.
+        note: on labels that are slightly off their images; None if there are none.
     """
 
     offences: list[Offence]
@@ -193,20 +193,20 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no offenders."""
+        """Whether no file has a problem."""
         return not self.offences
 
 
 def check_data(manifest: Manifest, root: Path, progress: Progress | None = None) -> CheckReport:
-    """Read everything that a manifest names, and compare it with what the manifest says.
+    """Read all files of a manifest and compare them with it.
 
     Args:
-        manifest: what should be there.
-        root: to which its paths are relative, as `resolve_data` gives it.
-        progress: is told how many cases are done, of how many.
+        manifest: the expected data set.
+        root: the folder to which its paths are relative, from `resolve_data`.
+        progress: called with the number of cases done and their total.
 
     Raises:
-        UserError: the root holds none of the files: it is another data set's.
+        UserError: the root has none of the files, so it is that of another data set.
     """
     files = (file for case in manifest.cases for file in (case.image, case.label))
     refuse_other_data(manifest, root, files, "file")
@@ -217,13 +217,13 @@ def check_data(manifest: Manifest, root: Path, progress: Progress | None = None)
         offences.extend(checksum_offences(fact, checksums))
         offences.extend(label_offences(fact, manifest.classes))
         offences.extend(spacing_offences(fact, manifest.spacing, manifest.spacing_tolerance))
-    offences.extend(offence for _, offence in doubled_images(facts))
+    offences.extend(offence for _, offence in duplicate_images(facts))
     offences.extend(unlisted(manifest.cases, manifest.excluded, root))
     return summarise(facts, offences, manifest.classes)
 
 
 def summarise(facts: Sequence[CaseFacts], offences: list[Offence], classes: dict[int, str]) -> CheckReport:
-    """The report on cases and their offences."""
+    """Summarise cases and their problems."""
     report = CheckReport(offences, len(facts), dict(classes), note=label_note(facts))
     for fact in facts:
         if fact.shape is None or fact.spacing is None:
@@ -239,19 +239,19 @@ def summarise(facts: Sequence[CaseFacts], offences: list[Offence], classes: dict
 
 
 def label_note(facts: Iterable[CaseFacts]) -> str | None:
-    """A line on labels that lie a little off their images, but not so far that they are offenders."""
+    """A note on labels that are off their images, but within the tolerance; None if there are none."""
     return shift_note({fact.case.label: fact.shift for fact in facts}, "label", "image")
 
 
 def checksum_offences(facts: CaseFacts, expected: dict[str, str]) -> Iterator[Offence]:
-    """Files that can be read, but are not those that the manifest was made for."""
+    """Readable files whose checksum is not the recorded one."""
     for file, digest in facts.checksums.items():
         if file in expected and digest != expected[file]:
-            yield Offence(file, "its SHA-256 is not the recorded one: the file is damaged or another")
+            yield Offence(file, "its SHA-256 is not the recorded one: the file is damaged or was replaced")
 
 
 def label_offences(facts: CaseFacts, classes: dict[int, str]) -> Iterator[Offence]:
-    """Labels with values that the manifest does not name."""
+    """Labels with values that are not classes."""
     unknown = {value: count for value, count in facts.voxels.items() if value not in classes}
     if unknown:
         found = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
@@ -261,7 +261,7 @@ def label_offences(facts: CaseFacts, classes: dict[int, str]) -> Iterator[Offenc
 
 
 def spacing_offences(facts: CaseFacts, expected: tuple[float, ...], tolerance: float) -> Iterator[Offence]:
-    """Images whose voxels are of another size than the manifest says."""
+    """Images whose spacing is not the expected one."""
     if facts.spacing is None:
         return
     off = max(abs(got - want) / want for got, want in zip(facts.spacing, expected, strict=True))
@@ -273,7 +273,7 @@ def spacing_offences(facts: CaseFacts, expected: tuple[float, ...], tolerance: f
 
 
 def unlisted(cases: Iterable[Case], excluded: Iterable[Excluded], root: Path) -> Iterator[Offence]:
-    """NIfTI files in the cases' folders that are no case's, and not left out on purpose either."""
+    """NIfTI files in the cases' folders that belong to no case and are not excluded."""
     roles: dict[str, str] = {}
     folders: dict[str, set[str]] = defaultdict(set)
     for case in cases:
@@ -293,17 +293,17 @@ def unlisted(cases: Iterable[Case], excluded: Iterable[Excluded], root: Path) ->
             else:
                 role = "label" if is_label_name(file) else "image"
             found[role].append(file)
-    listed = {role: [file for file, its in roles.items() if its == role] for role in found}
+    listed = {role: [file for file, of_file in roles.items() if of_file == role] for role in found}
     pairing = pair_by_name(listed["image"] + found["image"], listed["label"] + found["label"])
     reasons = dict(pairing.unpaired)
     for file in sorted(found["image"] + found["label"]):
         if not any(file == pattern or fnmatchcase(file, pattern) for pattern in patterns):
-            reason = reasons.get(file, f"{'image' if file in found['image'] else 'label'} that is no case's")
+            reason = reasons.get(file, f"{'image' if file in found['image'] else 'label'} that belongs to no case")
             yield Offence(file, f"{reason}; the manifest neither lists nor excludes it")
 
 
 def _expected_checksums(manifest: Manifest, root: Path) -> tuple[dict[str, str], list[Offence]]:
-    """File to SHA-256, by the manifest or, of made data, by the record beside it; and what the record lacks."""
+    """File to SHA-256, from the manifest or a generated data set's record; and the problems of that record."""
     recorded = [(case.image, case.image_sha256) for case in manifest.cases]
     recorded += [(case.label, case.label_sha256) for case in manifest.cases]
     expected = {file: digest for file, digest in recorded if digest is not None}
@@ -312,22 +312,22 @@ def _expected_checksums(manifest: Manifest, root: Path) -> tuple[dict[str, str],
     try:
         expected |= recorded_checksums(root)
     except (ValueError, OSError):
-        return expected, [Offence(CHECKSUMS, "cannot be read; remove the data set's folder to have it made anew")]
-    lacking = [file for file, _ in recorded if file not in expected]
-    if lacking:
-        return expected, [Offence(CHECKSUMS, f"has no checksum of {len(lacking)} files, such as {lacking[0]}")]
+        return expected, [Offence(CHECKSUMS, "cannot be read; remove the data set's folder to generate it again")]
+    missing = [file for file, _ in recorded if file not in expected]
+    if missing:
+        return expected, [Offence(CHECKSUMS, f"has no checksum of {len(missing)} files, such as {missing[0]}")]
     return expected, []
 
 
-# The check of a data set that every training begins with.
+# The check before a run.
 
-_MOST_SHOWN = 10
+_MAX_SHOWN = 10
 
 
 def refuse_bad_data(manifest: str, data_root: str | None) -> None:
-    """Read the whole data set, and refuse to train on it if any file is bad.
+    """Read the whole data set and refuse to train on it if any file is bad.
 
-    Offenders, and a note on what is accepted with one, go to stderr.
+    Problems and notes are printed to stderr.
 
     Args:
         manifest: name or path.
@@ -342,13 +342,13 @@ def refuse_bad_data(manifest: str, data_root: str | None) -> None:
         click.echo(f"note: {report.note}", err=True)
     if report.ok:
         return
-    for offence in report.offences[:_MOST_SHOWN]:
+    for offence in report.offences[:_MAX_SHOWN]:
         click.echo(f"{offence.file}: {offence.reason}", err=True)
-    more = len(report.offences) - _MOST_SHOWN
+    more = len(report.offences) - _MAX_SHOWN
     if more > 0:
-        click.echo(f"... and {more} more: `medloss check` names them all", err=True)
+        click.echo(f"... and {more} more: `medloss check` lists them all", err=True)
     files = len({offence.file for offence in report.offences})
     raise UserError(
-        f"'{loaded.name}' has {'1 bad file' if files == 1 else f'{files} bad files'}: mend or exclude them, or pass "
-        "--no-check to train all the same"
+        f"'{loaded.name}' has {'1 bad file' if files == 1 else f'{files} bad files'}: repair or exclude them, or pass "
+        "--no-check to train anyway"
     )

@@ -1,4 +1,4 @@
-"""Where a manifest's files are; those of the embedded data set, the phantom, are made on first use."""
+"""Where a manifest's files are; those of the phantom are generated on first use."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ from pipelines.data.manifest import UNKNOWN, Case, Manifest, load_manifest
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256
 
-# One case of the embedded data set, as arrays: an organ, a thin shell and small lesions, drawn and then imaged.
+# The phantom's cases as arrays: an organ, a thin shell and small lesions.
 
-#: Changes when the drawing does: a data set that an older version made lies apart.
+#: Changed together with the drawing, so that data sets of other versions are kept apart.
 VERSION = 3
 
-#: Mean intensities of background, organ, shell and lesions, and the noise's standard deviation.
+#: Mean intensities of background, organ, shell and lesions; standard deviation of the noise.
 _INTENSITIES = np.array([100.0, 148.0, 178.0, 240.0])
 _NOISE = 15.0
-#: The lesions' share of the voxels stays below this.
-_MOST_LESION = 0.005
+#: Upper bound of the lesions' share of the voxels.
+_MAX_LESION_SHARE = 0.005
 
 
 def phantom_case(
@@ -35,9 +35,9 @@ def phantom_case(
 
     Args:
         shape: voxels, 2 or 3 axes.
-        spacing: mm, an axis.
-        seed: the data set's.
-        index: the case's.
+        spacing: mm per axis.
+        seed: seed of the data set.
+        index: number of the case.
     """
     rng = np.random.default_rng([seed, index])
     size = np.array(shape) * np.array(spacing)
@@ -50,7 +50,7 @@ def phantom_case(
 
 
 def _organ(rng: np.random.Generator, grid: NDArray, size: NDArray) -> NDArray[np.bool_]:
-    """An ellipsoid, bent by a smooth wave."""
+    """An ellipsoid, deformed by a smooth wave."""
     axes = len(size)
     centre = size * (np.array([0.5] * (axes - 1) + [0.32]) + rng.uniform(-0.06, 0.06, axes))
     radii = size * rng.uniform(0.2, 0.3, axes)
@@ -68,7 +68,7 @@ def _shell(rng: np.random.Generator, grid: NDArray, size: NDArray, thickness: fl
 
 
 def _radius(rng: np.random.Generator, scaled: NDArray, wave: float) -> NDArray:
-    """Distance from the origin in units of a surface whose own distance waves with the direction: 1 on it."""
+    """Distance from the origin relative to a wavy surface around it: 1 on the surface."""
     radius = np.linalg.norm(scaled, axis=-1)
     direction = scaled / np.maximum(radius, 1e-6)[..., None]
     waves = sum(
@@ -79,13 +79,13 @@ def _radius(rng: np.random.Generator, scaled: NDArray, wave: float) -> NDArray:
 
 
 def _add_lesions(rng: np.random.Generator, label: NDArray[np.uint8], grid: NDArray, spacing: tuple[float, ...]) -> None:
-    """Scatter small balls over the background, as long as they are less than the share that they may be."""
-    from scipy import ndimage  # not above: commands that make no phantom do not wait for it
+    """Scatter small balls over the background, up to the largest share of lesions."""
+    from scipy import ndimage  # imported late, since commands that generate no phantom need not wait for it
 
     free = np.argwhere(ndimage.binary_erosion(label == 0))
     if not len(free):
         free = np.argwhere(label == 0)
-    room = int(_MOST_LESION * (label.size - 1))
+    room = int(_MAX_LESION_SHARE * (label.size - 1))
     for _ in range(rng.integers(6, 12)):
         centre = np.array(spacing) * free[rng.integers(len(free))]
         radius = max(spacing) * rng.uniform(*((0.5, 0.95) if label.ndim == 3 else (0.8, 1.3)))
@@ -93,7 +93,7 @@ def _add_lesions(rng: np.random.Generator, label: NDArray[np.uint8], grid: NDArr
         voxels = np.count_nonzero(distance <= radius)
         if voxels > room and np.any(label == 3):
             continue
-        # In a tiny volume even the first does not fit: then the voxels nearest to its centre.
+        # In a tiny volume even the first ball does not fit, so the voxels nearest to its centre are taken.
         ball = np.argsort(distance, kind="stable")[: min(voxels, room)]
         label.ravel()[ball] = 3
         room -= len(ball)
@@ -105,7 +105,7 @@ def _image(
     from scipy import ndimage
 
     intensities = _INTENSITIES * rng.normal(1, 0.04, len(_INTENSITIES))
-    # Partial volume: the scanner's blur is as wide as a voxel of the finest axis.
+    # Partial volume effect: a blur as wide as a voxel along the finest axis.
     image = ndimage.gaussian_filter(intensities[label], [0.6 * min(spacing) / s for s in spacing])
     texture = ndimage.gaussian_filter(rng.normal(size=label.shape), [2.0 * min(spacing) / s for s in spacing])
     image = image + 8 * texture / texture.std()
@@ -115,44 +115,43 @@ def _image(
     return np.clip(np.rint(image), 0, 4095).astype(np.int16)
 
 
-# The embedded data set's files: NIfTI images and labels with their checksums, made whole or not at all.
+# The phantom's files.
 
-#: The checksums' file, in the data set's folder, as `sha256sum` writes and checks it.
+#: File of checksums in the data set's folder, in the format of `sha256sum`.
 CHECKSUMS = "SHA256SUMS"
 
 
 def make_phantom(manifest: Manifest, folder: Path) -> None:
-    """Make the phantom's files in `folder`, unless they are there.
+    """Generate the phantom's files in `folder`, unless they exist.
 
-    The folder appears at once, whole; of several processes that make it at the same time one wins, and the others'
-    work is dropped.
+    The folder appears complete, in one step; if several processes generate it at the same time, one wins.
 
     Raises:
-        UserError: the folder is there without its checksums, so somebody else's or damaged.
+        UserError: the folder exists without its checksums, so it is damaged or not the phantom's.
     """
-    if is_made(folder):
+    if is_generated(folder):
         return
     assert manifest.generator is not None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        made = Path(temporary) / "made"
-        _write(manifest, made)
+        complete = Path(temporary) / "complete"
+        _write(manifest, complete)
         try:
-            made.rename(folder)
+            complete.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
-    if not is_made(folder):
-        raise UserError(f"{folder} is no whole data set: it has no {CHECKSUMS}; remove it to have it made anew")
+    if not is_generated(folder):
+        raise UserError(f"{folder} is not a complete data set: it has no {CHECKSUMS}; remove it to generate it again")
 
 
-def is_made(folder: Path) -> bool:
-    """Whether a made data set lies there."""
+def is_generated(folder: Path) -> bool:
+    """Whether the folder is a complete generated data set."""
     return (folder / CHECKSUMS).is_file()
 
 
 def recorded_checksums(folder: Path) -> dict[str, str]:
-    """The checksums of a made data set: path to SHA-256; empty where there are none."""
+    """The checksums of a generated data set: path to SHA-256; empty if there are none."""
     path = folder / CHECKSUMS
     if not path.is_file():
         return {}
@@ -175,7 +174,7 @@ def _write(manifest: Manifest, folder: Path) -> None:
 
 
 def _affine(spacing: tuple[float, ...]) -> NDArray[np.float64]:
-    """Array axes to superior, posterior and left: an affine that is no diagonal, as scanners write them."""
+    """Array axes to superior, posterior and left: an affine that is not diagonal, like those of scanners."""
     affine = np.zeros((4, 4))
     three = (*spacing, 1.0)[:3]
     for axis, (world, sign) in enumerate(((2, 1.0), (1, -1.0), (0, -1.0))):
@@ -194,21 +193,22 @@ def _nifti(array: NDArray, affine: NDArray[np.float64], spacing: tuple[float, ..
     return image
 
 
-# Where a manifest's files lie: the folder that the user names, or the made data set's place.
+# Data roots.
 
 
 def resolve_data(manifest: Manifest, data_root: Path | None = None) -> Path:
     """The folder to which the manifest's paths are relative.
 
-    `data_root`, else `MEDLOSS_DATA`; in it the manifest's own folder, if it is there. A made data set lies in a folder
-    named by its parameters: in `data_root`, else in `MEDLOSS_DATA` if it was made there, else in `MEDLOSS_CACHE` or
-    `~/.cache/medloss`, where it is made on first use (data folders are often shared, and read-only).
+    It is `data_root`, else `MEDLOSS_DATA`, or the manifest's `folder` in it if that exists. A generated data set is in
+    a folder named by its parameters: in `data_root`, else in `MEDLOSS_DATA` if it was generated there, else in
+    `MEDLOSS_CACHE` or `~/.cache/medloss`, where it is generated on first use (data folders are often shared and
+    read-only).
 
     Raises:
-        UserError: there is no such folder, or it cannot be made; says where the data can be had.
+        UserError: the folder does not exist or cannot be generated; the message says where the data are available.
     """
     if manifest.generator is not None:
-        return _made(manifest, data_root)
+        return _generated(manifest, data_root)
     named = os.environ.get("MEDLOSS_DATA")
     root = data_root or (Path(named) if named else None)
     if root is None:
@@ -216,28 +216,30 @@ def resolve_data(manifest: Manifest, data_root: Path | None = None) -> Path:
             f"'{manifest.name}' needs its data: pass --data-root or set MEDLOSS_DATA{available_at(manifest)}"
         )
     if not root.is_dir():
-        raise UserError(f"data root: {root} is no folder; expected that of '{manifest.name}'{available_at(manifest)}")
+        raise UserError(
+            f"data root: {root} is not a folder; expected that of '{manifest.name}'{available_at(manifest)}"
+        )
     if manifest.folder is not None and (root / manifest.folder).is_dir():
         return root / manifest.folder
     return root
 
 
 def available_at(manifest: Manifest) -> str:
-    """Where to get a manifest's data, to end a message with; nothing where its author has not filled that in."""
+    """The end of a message that says where the data are available; empty if the manifest's author has not said."""
     return "" if manifest.source.startswith(UNKNOWN) else f"; the data are available at {manifest.source}"
 
 
 def refuse_other_data(manifest: Manifest, root: Path, files: Iterable[str], kind: str) -> None:
-    """Refuse a root that holds none of the files which it should hold: it is another data set's.
+    """Refuse a root that has none of the expected files, since it is that of another data set.
 
     Args:
-        manifest: what should be there.
-        root: to which the paths are relative.
+        manifest: the expected data set.
+        root: the folder to which the paths are relative.
         files: the paths.
-        kind: what they are: `image`.
+        kind: what the files are, such as `image`.
 
     Raises:
-        UserError: none of them is there.
+        UserError: none of the files exists.
     """
     expected = ""
     for file in files:
@@ -250,14 +252,13 @@ def refuse_other_data(manifest: Manifest, root: Path, files: Iterable[str], kind
     )
 
 
-def _made(manifest: Manifest, data_root: Path | None) -> Path:
-
+def _generated(manifest: Manifest, data_root: Path | None) -> Path:
     assert manifest.generator is not None
     parameters = [VERSION, manifest.generator.model_dump(), manifest.spacing, manifest.label_values]
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{manifest.name}-{digest}"
     shared = os.environ.get("MEDLOSS_DATA")
-    if data_root is None and shared and is_made(Path(shared) / name):
+    if data_root is None and shared and is_generated(Path(shared) / name):
         return Path(shared) / name
     default = Path(os.environ.get("MEDLOSS_CACHE") or Path.home() / ".cache" / "medloss")
     folder = (data_root or default) / name
@@ -265,7 +266,7 @@ def _made(manifest: Manifest, data_root: Path | None) -> Path:
         make_phantom(manifest, folder)
     except OSError as error:
         raise UserError(
-            f"cannot make '{manifest.name}' in {folder}: {error.strerror}; pass --data-root or set MEDLOSS_CACHE"
+            f"cannot generate '{manifest.name}' in {folder}: {error.strerror}; pass --data-root or set MEDLOSS_CACHE"
         ) from None
     return folder
 
@@ -273,16 +274,16 @@ def _made(manifest: Manifest, data_root: Path | None) -> Path:
 def located_cases(
     name: str, data_root: Path | None, fold: int | None, kind: Literal["image", "label"]
 ) -> tuple[Manifest, list[Case], Path]:
-    """A manifest, its cases, or those that its fold `fold` validates, and the root of their files.
+    """A manifest, its cases (or the validation cases of a fold), and the root of their files.
 
     Args:
         name: the manifest's name or path.
         data_root: the folder of its files; None as in `resolve_data`.
-        fold: only the cases that this fold validates.
-        kind: of which files at least one must be there.
+        fold: only the validation cases of this fold.
+        kind: which files to look for in the root.
 
     Raises:
-        UserError: no such manifest, fold or data; or the root holds none of the files.
+        UserError: no such manifest, fold or data; or the root has none of the files.
     """
     manifest = load_manifest(name)
     cases = manifest.cases if fold is None else manifest.split(fold)[1]

@@ -15,10 +15,10 @@ from pipelines.utils import UserError
 
 
 def path_problem(path: str) -> str | None:
-    """Why a path is none that stays inside the data root; None where it does."""
+    """Why a path is not a valid path inside the data root; None if it is one."""
     parts = PurePosixPath(path).parts
     if not parts or not path.isprintable() or "\\" in path:
-        return f"{path!r} is no path with forward slashes"
+        return f"{path!r} is not a path with forward slashes"
     if PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive:
         return f"'{path}' is absolute; expected a path relative to the data root"
     if ".." in parts:
@@ -26,17 +26,17 @@ def path_problem(path: str) -> str | None:
     return None
 
 
-#: How the file of an image's probabilities ends, after the image's name.
+#: Suffix of an image's file of probabilities, after the image's name.
 PROBABILITIES = "_probabilities.nii.gz"
 
 
-# What a folder's `dataset.json` says, the Medical Segmentation Decathlon's or nnU-Net's.
+# `dataset.json`, of the Medical Segmentation Decathlon or of nnU-Net.
 
 NAME = "dataset.json"
 
 
 class DatasetCard(BaseModel):
-    """The parts of a `dataset.json` that a manifest has, too; empty where it says nothing."""
+    """The fields that a `dataset.json` shares with a manifest; empty where it has none."""
 
     name: str = ""
     description: str = ""
@@ -47,11 +47,11 @@ class DatasetCard(BaseModel):
 
 
 def read_card(folder: Path) -> DatasetCard:
-    """Read a folder's `dataset.json`; an empty card where there is none.
+    """Read a folder's `dataset.json`; an empty card if there is none.
 
     Raises:
-        UserError: it is there, but no JSON; its labels are no list of values and names, but regions, say; its files
-            are no NIfTI.
+        UserError: it is not valid JSON; its labels are not values with names (but regions, for example); or its files
+            are not NIfTI.
     """
     path = folder / NAME
     try:
@@ -61,9 +61,9 @@ def read_card(folder: Path) -> DatasetCard:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON: {error}") from None
+        raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object with labels and so on; got {type(content).__name__}")
+        raise UserError(f"{path}: expected an object with labels and other fields; got {type(content).__name__}")
     ending = content.get("file_ending")
     if isinstance(ending, str) and ending not in (".nii", ".nii.gz"):
         raise UserError(f"{path}: file_ending: got '{ending}'; only NIfTI is read, .nii or .nii.gz")
@@ -86,11 +86,11 @@ def _text(content: dict[str, Any], field: str) -> str:
 
 
 def _classes(labels: Any, path: Path) -> dict[int, str]:
-    """Value to name, whichever of the two is the key."""
+    """Label value to name, whichever of the two is the key."""
     classes: dict[int, str] = {0: "background"}
     seen: set[int] = set()
     if isinstance(labels, dict):
-        _refuse_what_only_nnunet_has(labels, path)
+        _refuse_nnunet_only_labels(labels, path)
     try:
         for key, item in labels.items():
             # The Decathlon has {"1": "liver"}, nnU-Net {"liver": 1}.
@@ -100,21 +100,23 @@ def _classes(labels: Any, path: Path) -> dict[int, str]:
             seen.add(value)
             classes[value] = name.strip()
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f'{path}: labels: got {labels!r}; expected values with names, as {{"1": "liver"}}') from None
+        raise UserError(
+            f'{path}: labels: got {labels!r}; expected values with names, such as {{"1": "liver"}}'
+        ) from None
     return dict(sorted(classes.items()))
 
 
-def _refuse_what_only_nnunet_has(labels: dict[str, Any], path: Path) -> None:
+def _refuse_nnunet_only_labels(labels: dict[str, Any], path: Path) -> None:
     for name, value in labels.items():
         if isinstance(value, list):
             raise UserError(
-                f"{path}: labels: '{name}' is a region of the values {value}; a manifest has one class a value, and "
-                "classes that exclude each other: train regions with nnU-Net itself (medloss nnunet path)"
+                f"{path}: labels: '{name}' is a region of the values {value}; a manifest has one class per value, and "
+                "its classes are mutually exclusive: train regions with nnU-Net itself (medloss nnunet path)"
             )
         if name == "ignore":
             raise UserError(
-                f"{path}: labels: 'ignore' marks voxels that nobody labelled, which a manifest cannot leave out: "
-                "train such data with nnU-Net itself (medloss nnunet path)"
+                f"{path}: labels: 'ignore' marks unlabelled voxels, which a manifest cannot exclude: train such data "
+                "with nnU-Net itself (medloss nnunet path)"
             )
 
 
@@ -125,10 +127,10 @@ _DATASET = re.compile(r"Dataset\d{3}_.+")
 
 
 def find_splits(folder: Path) -> Path | None:
-    """The splits of a data set: in its folder, whatever that is called, else where nnU-Net has preprocessed it.
+    """The splits file of a data set: in its folder, else where nnU-Net has preprocessed it; None if there is none.
 
-    nnU-Net knows a data set by its folder's name, as `Dataset042_Thing`. `nnUNet_preprocessed` says where it
-    preprocesses; unset, a folder of this name next to that of the raw data sets. None without.
+    nnU-Net identifies a data set by its folder's name, such as `Dataset042_Thing`. It preprocesses into the folder
+    that `nnUNet_preprocessed` names, by default a folder of that name next to the one of the raw data sets.
     """
     folder = folder.resolve()
     places = [folder / SPLITS]
@@ -139,30 +141,30 @@ def find_splits(folder: Path) -> Path | None:
 
 
 def folds_of(path: Path, cases: Iterable[str]) -> dict[str, int]:
-    """Case to the fold that validates it.
+    """Map each case to the fold in which it is validated.
 
     Args:
         path: a `splits_final.json`.
-        cases: the cases' names; of others that the file has nothing is said.
+        cases: the cases' names; other cases in the file are ignored.
 
     Raises:
-        UserError: it cannot be read, or a case validates in none of its folds, or in several.
+        UserError: the file cannot be read, or a case is validated in none of its folds or in several.
     """
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON: {error}") from None
+        raise UserError(f"{path}: not valid JSON: {error}") from None
     if not (isinstance(splits, list) and all(_is_split(split) for split in splits)):
-        raise UserError(f'{path}: no splits of nnU-Net; expected [{{"train": [...], "val": [...]}}, ...]')
+        raise UserError(f'{path}: not nnU-Net splits; expected [{{"train": [...], "val": [...]}}, ...]')
     folds: dict[str, int] = {}
     for case in cases:
         held_out = [fold for fold, split in enumerate(splits) if case in split["val"]]
         if len(held_out) != 1:
             where = f"in folds {held_out}" if held_out else "in no fold"
             raise UserError(
-                f"{path}: '{case}' validates {where}; expected one for each case; pass --folds to have folds drawn"
+                f"{path}: '{case}' is validated {where}; expected one fold per case; pass --folds to draw folds"
             )
         folds[case] = held_out[0]
     return folds
@@ -172,9 +174,9 @@ def _is_split(split: Any) -> bool:
     return isinstance(split, dict) and all(isinstance(split.get(part), list) for part in ("train", "val"))
 
 
-# Which image belongs to which label, by folders and file names.
+# Pairs of image and label, by folders and file names.
 
-#: Folders of images and of labels: the Medical Segmentation Decathlon's and nnU-Net's, and the plain ones.
+#: Folders of images and labels: those of the Medical Segmentation Decathlon and of nnU-Net, and plain ones.
 _FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _LABEL_ENDING = re.compile(r"[_\-.](labels?|seg|segmentation|mask|gt)$", re.IGNORECASE)
 _IMAGE_ENDING = re.compile(r"[_\-.](image|img)$", re.IGNORECASE)
@@ -184,14 +186,14 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 @dataclass(frozen=True)
 class Pairing:
-    """Pairs, as (case's name, image, label), and the files that are in none, with the reason."""
+    """Pairs as (case name, image, label), and the files that are in no pair, each with the reason."""
 
     pairs: list[tuple[str, str, str]]
     unpaired: list[tuple[str, str]]
 
 
 def nifti_files(folder: Path) -> list[str]:
-    """Names of a folder's NIfTI files, sorted, hidden ones apart; none where it cannot be read."""
+    """Sorted names of a folder's NIfTI files, without hidden ones; empty if the folder cannot be read."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError:
@@ -200,28 +202,29 @@ def nifti_files(folder: Path) -> list[str]:
 
 
 def stem(file: str) -> str:
-    """A file's name without folders and NIfTI ending."""
+    """A file's name without its folders and its NIfTI extension."""
     return re.sub(r"\.nii(\.gz)?$", "", file.rsplit("/", 1)[-1])
 
 
 def layout_labels(folder: Path, files: list[str]) -> list[str]:
-    """Those of a folder's files that are labels by the layout: side by side, they are by their names.
+    """Those of a folder's files that are labels: by their names, as in a folder with images and labels side by side.
 
-    Where a folder's own name says images (`images`, `imagesTr`, `imagesTs`), none is.
+    A folder of images by its name (`images`, `imagesTr`, `imagesTs`) has none.
     """
     return [] if folder.absolute().name.startswith("images") else [file for file in files if is_label_name(file)]
 
 
 def is_label_name(file: str) -> bool:
-    """Whether a file that lies among images is a label, by its name."""
+    """Whether a file among images is a label, by its name."""
     return _LABEL_ENDING.search(stem(file)) is not None
 
 
 def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
-    """Pair paths whose names differ only in what says image, label or first channel.
+    """Pair paths whose names differ only in the suffix for image, label or first channel.
 
-    Two images, or two labels, of one name are left out with their counterpart: which is right cannot be known. So are
-    an image that is called as a label is (`a_seg`), and one that is called as the label without its ending (`a`).
+    Two images or two labels of the same name are left unpaired together with their counterpart, since it is unknown
+    which is right. The same holds for an image named like a label (`a_seg`) together with an image named like that
+    label without its suffix (`a`).
     """
     named = {stem(label) for label in labels} | {_LABEL_ENDING.sub("", stem(label)) for label in labels}
     groups: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
@@ -230,12 +233,12 @@ def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
     for image in images:
         name, channel = _image_name(image, named)
         if channel > 0:
-            unpaired.append((image, f"channel {channel} of '{name}': one image a case is used, channel 0"))
+            unpaired.append((image, f"channel {channel} of '{name}': one image per case is used, channel 0"))
         else:
             groups[name][0].append(image)
     bare = set(groups)
     for label in labels:
-        # A label is named as its image is; only where there is none so named does an ending count as one.
+        # A label has its image's name; a suffix is only removed if there is no image of the full name.
         name = stem(label) if stem(label) in bare else _LABEL_ENDING.sub("", stem(label))
         groups[name][1].append(label)
     without_label = {name for name in bare if not groups[name][1]}
@@ -251,9 +254,9 @@ def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
         elif not of_images:
             problem = "label without an image"
         elif len(of_images) > 1:
-            problem = f"doubled: '{name}' has {len(of_images)} images"
+            problem = f"duplicate: '{name}' has {len(of_images)} images"
         elif len(of_labels) > 1:
-            problem = f"doubled: '{name}' has {len(of_labels)} labels"
+            problem = f"duplicate: '{name}' has {len(of_labels)} labels"
         else:
             problem = path_problem(of_images[0]) or path_problem(of_labels[0])
         if problem is None:
@@ -264,28 +267,28 @@ def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
 
 
 def pair_predictions(predictions: list[str], labels: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """Pair files of two folders, where a prediction is called as an image with that label would be.
+    """Pair the files of two folders: a prediction is named as an image with that label would be.
 
     Returns:
-        Label to prediction; and the predictions, and the labels, that share their name with another of their folder.
+        Label to prediction; and the predictions and the labels that share their name with another in their folder.
     """
     pairing = pair_by_name([f"p/{name}" for name in predictions], [f"l/{name}" for name in labels])
-    # Where one side has two of a name, all of that name are left unpaired.
+    # If one side has two files of a name, all files of that name are left unpaired.
     sides = {"images": "p/", "labels": "l/"}
-    doubled = [file for file, reason in pairing.unpaired
-               if reason.startswith("doubled") and file.startswith(sides[reason.rsplit(" ", 1)[1]])]  # fmt: skip
-    of_side = {side: [file[2:] for file in doubled if file.startswith(side)] for side in ("p/", "l/")}
+    duplicates = [file for file, reason in pairing.unpaired
+                  if reason.startswith("duplicate") and file.startswith(sides[reason.rsplit(" ", 1)[1]])]  # fmt: skip
+    of_side = {side: [file[2:] for file in duplicates if file.startswith(side)] for side in ("p/", "l/")}
     return {label[2:]: prediction[2:] for _, prediction, label in pairing.pairs}, of_side["p/"], of_side["l/"]
 
 
 def pair_folder(folder: Path) -> Pairing:
-    """Pair the files of a data set's folder, paths relative to it.
+    """Pair the files of a data set's folder; paths are relative to it.
 
-    `imagesTr` and `labelsTr`, `images` and `labels`, or files side by side (`a_image.nii.gz` with `a_label.nii.gz`,
-    `a.nii.gz` with `a_seg.nii.gz`).
+    The folder has `imagesTr` and `labelsTr`, `images` and `labels`, or files side by side (`a_image.nii.gz` with
+    `a_label.nii.gz`, `a.nii.gz` with `a_seg.nii.gz`).
 
     Raises:
-        UserError: there is no such folder, or there are no pairs in it.
+        UserError: the folder does not exist or has no pairs.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -308,7 +311,7 @@ def pair_folder(folder: Path) -> Pairing:
 
 
 def _image_name(image: str, named: set[str]) -> tuple[str, int]:
-    """The name under which an image's label is sought, and its channel."""
+    """The name by which an image's label is looked up, and the image's channel."""
     name = stem(image)
     if name in named:
         return name, 0

@@ -17,11 +17,11 @@ from pipelines.utils import UserError
 from pipelines.utils.files import manifest_path
 from pipelines.utils.security import parse_yaml, refuse_code
 
-# What has to hold between a manifest's fields, told even where single fields are wrong.
+# Rules between a manifest's fields, checked even if single fields are invalid.
 
 
 def manifest_problems(content: Mapping[str, Any]) -> Iterator[str]:
-    """One line an offence between fields; what single fields break is pydantic's to tell, and is passed over.
+    """One line per broken rule between fields; pydantic reports invalid single fields.
 
     Args:
         content: a manifest's fields; values of wrong types are ignored.
@@ -31,21 +31,21 @@ def manifest_problems(content: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(classes, dict):
         yield from _classes(classes, generated=content.get("generator") is not None)
     if not content.get("cases") and content.get("generator") is None:
-        yield "cases: there are none"
+        yield "cases: none listed"
     entries = content.get("cases")
     cases = [case for case in entries if isinstance(case, dict)] if isinstance(entries, list) else []
-    yield from _doubled("cases: id", [case["id"] for case in cases if isinstance(case.get("id"), str)])
+    yield from _duplicates("cases: id", [case["id"] for case in cases if isinstance(case.get("id"), str)])
     files = [
         str(PurePosixPath(case[role]))
         for case in cases
         for role in ("image", "label")
         if isinstance(case.get(role), str)
     ]
-    yield from _doubled("cases: file", files)
+    yield from _duplicates("cases: file", files)
     entries = content.get("excluded")
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and entry.get("file") in files:
-            yield f"excluded: '{entry['file']}' is a case's file, too"
+            yield f"excluded: '{entry['file']}' is also a case's file"
     yield from _folds(cases)
     if content.get("generator") is None:
         yield from _checksums(cases)
@@ -64,12 +64,12 @@ def _axes(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _classes(classes: Mapping[Any, Any], generated: bool) -> Iterator[str]:
     if 0 not in classes:
-        yield "classes: there is no class 0; expected 0: background"
+        yield "classes: class 0 is missing; expected 0: background"
     if len(classes) < 2:
-        yield "classes: there is no foreground class"
+        yield "classes: no foreground class"
     if generated and len(classes) != 4:
         yield f"classes: {len(classes)} for the phantom; expected 4: background, organ, shell, lesions"
-    yield from _doubled("classes: name", [name for name in classes.values() if isinstance(name, str)])
+    yield from _duplicates("classes: name", [name for name in classes.values() if isinstance(name, str)])
 
 
 def _folds(cases: list[dict[str, Any]]) -> Iterator[str]:
@@ -79,12 +79,12 @@ def _folds(cases: list[dict[str, Any]]) -> Iterator[str]:
             folds_of.setdefault(case["patient"], set()).add(case["fold"])
     for patient, folds in folds_of.items():
         if len(folds) > 1:
-            yield f"cases: patient '{patient}' is in folds {sorted(folds)}: in training and in validation"
+            yield f"cases: patient '{patient}' is in folds {sorted(folds)}: in both training and validation"
     used = set().union(*folds_of.values())
     if len(used) == 1:
-        yield f"cases: all are in fold {used.pop()}, so none would be left to train with"
+        yield f"cases: all are in fold {used.pop()}, so none are left for training"
     elif used and used != set(range(len(used))):
-        yield f"cases: the folds are {sorted(used)}; expected 0, 1, 2 and so on, without gaps"
+        yield f"cases: the folds are {sorted(used)}; expected 0, 1, 2, ... without gaps"
 
 
 def _checksums(cases: list[dict[str, Any]]) -> Iterator[str]:
@@ -94,41 +94,41 @@ def _checksums(cases: list[dict[str, Any]]) -> Iterator[str]:
             yield f"cases: '{case.get('id')}' has no {' and no '.join(missing)}"
 
 
-def _doubled(what: str, values: list[str]) -> list[str]:
-    return [f"{what} '{value}' stands {count} times" for value, count in Counter(values).items() if count > 1]
+def _duplicates(what: str, values: list[str]) -> list[str]:
+    return [f"{what} '{value}' appears {count} times" for value, count in Counter(values).items() if count > 1]
 
 
-# The manifest of a data set: what it is, which files it has, and which patients train and validate together.
+# The model of a manifest.
 
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError(f"{text!r} has characters that cannot be printed")
+        raise ValueError(f"{text!r} has unprintable characters")
     return text
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LabelValue = Annotated[int, Field(ge=0, strict=True)]
-#: Names that are parts of file names and of tables, too.
+#: Names that also appear in file names and in tables.
 Name = Annotated[str, Field(pattern=r"^\w[\w.\-]*$")]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 
-#: Shows what came; of long or nested values only the beginning, since a small YAML can unfold into a huge one.
+#: Shortens long or nested values in messages: a small YAML file can expand to a huge value.
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring = 2, 3, 3, 80
 
-#: Of a text that a manifest's author has to fill in.
+#: Placeholder of a text that a manifest's author has to fill in.
 UNKNOWN = "unknown; to be filled in"
 
 
 class ManifestError(UserError):
-    """A manifest that breaks rules; `offences` has one line each, the message all of them."""
+    """A manifest that breaks rules: `offences` has a line per broken rule, and the message has all lines."""
 
     def __init__(self, path: Path, offences: list[str]) -> None:
         self.path = path
         self.offences = offences
-        count = "1 offence" if len(offences) == 1 else f"{len(offences)} offences"
+        count = "1 error" if len(offences) == 1 else f"{len(offences)} errors"
         super().__init__(f"{path}: {count}\n" + "\n".join(f"  {line}" for line in offences))
 
 
@@ -152,21 +152,21 @@ class Case(_Strict):
     def _is_nifti_inside_the_root(cls, path: str) -> str:
         problem = path_problem(path)
         if problem is None and not path.endswith((".nii", ".nii.gz")):
-            problem = f"'{path}' is no NIfTI file (.nii or .nii.gz)"
+            problem = f"'{path}' is not a NIfTI file (.nii or .nii.gz)"
         if problem is not None:
             raise ValueError(problem)
         return path
 
 
 class Excluded(_Strict):
-    """A file of the folder, or several by a pattern such as `*_flair.nii.gz`, left out on purpose."""
+    """A file of the folder, or a pattern such as `*_flair.nii.gz`, that is excluded on purpose."""
 
     file: Text
     reason: Text
 
 
 class Generator(_Strict):
-    """A data set that the project makes itself, on first use."""
+    """A data set that is generated on first use."""
 
     name: Literal["phantom"]
     cases: int = Field(default=40, ge=2, le=10_000)
@@ -181,11 +181,11 @@ class Generator(_Strict):
         if len(self.shape) not in (2, 3) or min(self.shape) < 12:
             raise ValueError(f"shape {self.shape}; expected 2 or 3 axes of 12 voxels or more")
         if math.prod(self.shape) * self.cases > 2_000_000_000:
-            raise ValueError(f"{self.cases} cases of shape {self.shape}; expected at most 2e9 voxels in all")
+            raise ValueError(f"{self.cases} cases of shape {self.shape}; expected at most 2e9 voxels in total")
         return self
 
-    def made_cases(self) -> list[Case]:
-        """The cases that it makes."""
+    def generated_cases(self) -> list[Case]:
+        """The cases that are generated."""
         return [
             Case(
                 id=f"{self.name}_{index:03d}",
@@ -202,21 +202,21 @@ class Manifest(_Strict):
     """A data set.
 
     Attributes:
-        name: as commands and MLflow call it.
+        name: the name in commands and in MLflow.
         description: one or two sentences.
         task: what is segmented.
-        license: SPDX name, or a sentence.
-        citation: whom to cite.
-        source: where the data can be had.
+        license: SPDX identifier, or a sentence.
+        citation: what to cite.
+        source: where the data are available.
         modality: `MR`, `CT`, ...
         dimensions: 2 or 3.
-        spacing: expected voxel spacing, mm, in the order of the array's axes as nibabel gives them.
-        spacing_tolerance: how far a file's spacing may be off, as a share of the expected.
+        spacing: expected voxel spacing, mm, in nibabel's order of the array's axes.
+        spacing_tolerance: accepted relative deviation of a file's spacing.
         classes: label value to name; 0 is background; the values need not be consecutive.
-        folder: the data set's own folder below the data root, if it has one.
-        generator: how the project makes the data; the cases are then its own.
+        folder: the data set's folder below the data root, if it has one.
+        generator: how the data are generated; the cases are then the generator's.
         cases: the images with their labels.
-        excluded: files of the folder that are left out on purpose, with the reason.
+        excluded: files of the folder that are excluded on purpose, with the reason.
     """
 
     name: Name
@@ -250,27 +250,27 @@ class Manifest(_Strict):
             try:
                 generator = Generator.model_validate(data["generator"])
             except ValidationError:
-                return data  # told once, as the generator's own offence
-            return {**data, "cases": generator.made_cases()}
+                return data  # reported once, as an error of the generator
+            return {**data, "cases": generator.generated_cases()}
         return data
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = list(manifest_problems(self.model_dump()))
-        if self.generator is not None and self.cases != self.generator.made_cases():
-            problems.append("cases: the generator makes its own; expected none to be listed")
+        if self.generator is not None and self.cases != self.generator.generated_cases():
+            problems.append("cases: the generator creates the cases; expected none to be listed")
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     @property
     def foreground(self) -> list[str]:
-        """The foreground classes' names, in the order of their labels."""
+        """Names of the foreground classes, in the order of their label values."""
         return [self.classes[value] for value in self.label_values if value != 0]
 
     @property
     def label_values(self) -> list[int]:
-        """The labels' values, rising; a network's channel c is the c-th of them."""
+        """The label values in ascending order; channel c of a network is the c-th of them."""
         return sorted(self.classes)
 
     @property
@@ -279,11 +279,11 @@ class Manifest(_Strict):
         return len(self.classes)
 
     def folds(self) -> list[int]:
-        """The folds' numbers, rising."""
+        """The fold numbers in ascending order."""
         return sorted({case.fold for case in self.cases})
 
     def split(self, fold: int) -> tuple[list[Case], list[Case]]:
-        """The cases that train and those that validate when `fold` is held out.
+        """The training cases and the validation cases when `fold` is held out.
 
         Raises:
             UserError: there is no such fold.
@@ -295,7 +295,7 @@ class Manifest(_Strict):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the manifest's content, whatever its layout as text."""
+        """SHA-256 of the manifest's content, independent of its text layout."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -304,21 +304,21 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     """Read a manifest, by path or by the name of a shipped one.
 
     Raises:
-        UserError: there is none, or it is no YAML, or one that aliases make huge; `ManifestError`, which lists all
-            offences, where it breaks rules.
+        UserError: it does not exist, is not valid YAML, or is made huge by aliases.
+        ManifestError: it breaks rules; lists all of them.
     """
     path = manifest_path(name_or_path)
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     refuse_code(content, path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: no manifest: expected a mapping with name, classes, cases and so on")
+        raise UserError(f"{path}: not a manifest: expected a mapping with name, classes, cases and other fields")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
@@ -328,7 +328,7 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
 def _offences(error: ValidationError, content: dict[str, Any]) -> list[str]:
     fields = [_field_line(offence, content) for offence in error.errors() if offence["loc"]]
     if fields:
-        # Pydantic looks between the fields only when each is right by itself: so that is done here.
+        # Pydantic checks rules between fields only once all fields are valid, so they are checked here.
         return [*fields, *manifest_problems(content)]
     return [line for offence in error.errors() for line in str(offence["ctx"]["error"]).splitlines()]
 
@@ -338,7 +338,7 @@ def _field_line(offence: Any, content: dict[str, Any]) -> str:
     where = ""
     at: Any = content
     for part in offence["loc"]:
-        # Pydantic adds parts of its own, such as `[key]`, which the content has not.
+        # Pydantic adds parts such as `[key]`, which are not in the content.
         known = isinstance(at, dict) or (isinstance(at, list) and isinstance(part, int))
         at = (at.get(part) if isinstance(at, dict) else at[part]) if known else None
         where += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if where else _key(part)

@@ -1,4 +1,4 @@
-"""Scans a folder of images and labels, and writes a manifest for it."""
+"""Scans a folder of images and labels and writes its manifest: checksums, spacing, classes, and folds by patient."""
 
 import math
 import random
@@ -18,7 +18,7 @@ from pipelines.data.checks import (
     CheckReport,
     Offence,
     Progress,
-    doubled_images,
+    duplicate_images,
     label_note,
     label_offences,
     read_cases,
@@ -28,25 +28,23 @@ from pipelines.data.layouts import DatasetCard, folds_of, pair_folder, path_prob
 from pipelines.data.manifest import UNKNOWN, Case, Manifest
 from pipelines.utils import UserError
 
-# What a folder without a manifest holds: its pairs, read and measured, and what is wrong with them.
-
-#: The tolerance of spacings, unless the files need a wider one.
+#: Default tolerance of spacings, unless the files need a wider one.
 _TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Survey:
+class FolderScan:
     """A folder's content.
 
     Attributes:
         card: its `dataset.json`.
-        facts: of each pair.
-        offences: case's name to what is wrong with its files.
+        facts: one entry per pair.
+        offences: case name to the problems of its files.
         unpaired: files that are in no pair.
-        dimensions: that most cases have.
-        spacing: median over the cases, mm an axis; None where no case can be read.
-        tolerance: a share of the spacing within which all cases are.
-        classes: by the card, else by the labels' values.
+        dimensions: number of axes of most cases.
+        spacing: median over the cases, mm per axis; None if no case can be read.
+        tolerance: relative tolerance of the spacing that all cases meet.
+        classes: from the card, else from the label values.
     """
 
     card: DatasetCard
@@ -59,11 +57,11 @@ class Survey:
     classes: dict[int, str]
 
 
-def survey_folder(folder: Path, progress: Progress | None = None) -> Survey:
+def scan_folder(folder: Path, progress: Progress | None = None) -> FolderScan:
     """Pair and read everything in a folder.
 
     Raises:
-        UserError: no such folder, no pairs in it, or a `dataset.json` that says nothing sensible.
+        UserError: the folder does not exist or has no pairs, or its `dataset.json` is invalid.
     """
     pairing = pair_folder(folder)
     card = read_card(folder)
@@ -79,11 +77,11 @@ def survey_folder(folder: Path, progress: Progress | None = None) -> Survey:
     offences = {
         fact.case.id: [*fact.offences, *_odd_axes(fact, axes), *label_offences(fact, classes)] for fact in facts
     }
-    for fact, offence in doubled_images(facts):
+    for fact, offence in duplicate_images(facts):
         offences[fact.case.id].append(offence)
     spacings = [fact.spacing for fact in facts if fact.spacing and not offences[fact.case.id]]
     spacing = tuple(round(float(s), 6) for s in np.median(spacings, axis=0)) if spacings else None
-    return Survey(
+    return FolderScan(
         card,
         facts,
         offences,
@@ -96,18 +94,18 @@ def survey_folder(folder: Path, progress: Progress | None = None) -> Survey:
 
 
 def check_folder(folder: Path, progress: Progress | None = None) -> CheckReport:
-    """Check a folder that has no manifest: everything that needs none.
+    """Check a folder without a manifest: everything that can be checked without one.
 
     Raises:
-        UserError: as `survey_folder`.
+        UserError: as `scan_folder`.
     """
-    survey = survey_folder(folder, progress)
-    offences = [offence for of_case in survey.offences.values() for offence in of_case]
-    return summarise(survey.facts, [*offences, *survey.unpaired], survey.classes)
+    scan = scan_folder(folder, progress)
+    offences = [offence for of_case in scan.offences.values() for offence in of_case]
+    return summarise(scan.facts, [*offences, *scan.unpaired], scan.classes)
 
 
 def _case_names(names: Sequence[str]) -> list[str]:
-    """File names as names that tables and folders can have, each once."""
+    """Turn file names into unique names that tables and folders accept."""
     taken: set[str] = set()
     clean = []
     for name in names:
@@ -122,7 +120,7 @@ def _case_names(names: Sequence[str]) -> list[str]:
 
 
 def _classes_of(facts: Sequence[CaseFacts]) -> dict[int, str]:
-    # A negative value can be no class: it stays without one, and so an offence.
+    # A negative value cannot be a class: it is reported as a value without one.
     values = sorted({value for fact in facts for value in fact.voxels if value > 0})
     return {0: "background"} | {value: f"class_{value}" for value in values}
 
@@ -139,7 +137,27 @@ def _tolerance(spacings: Sequence[tuple[float, ...]], median: tuple[float, ...] 
     return _TOLERANCE if widest <= _TOLERANCE else math.ceil(widest * 1000) / 1000
 
 
-# Writes a manifest for a folder of images and labels: checksums, spacing, classes, and folds by patient.
+# Manifests.
+
+
+@dataclass(frozen=True)
+class FoldSettings:
+    """How cases are assigned to folds.
+
+    Attributes:
+        number: number of folds that patients are divided into.
+        seed: seed of the random assignment of patients to folds.
+        patient: regular expression that matches the patient at the start of a case's name; None: a patient per case.
+        splits: nnU-Net's `splits_final.json`, whose folds are used instead of random ones.
+    """
+
+    number: int = 5
+    seed: int = 0
+    patient: str | None = None
+    splits: Path | None = None
+
+
+_DEFAULT_FOLDS = FoldSettings()
 
 
 def make_manifest(
@@ -147,95 +165,89 @@ def make_manifest(
     *,
     name: str | None = None,
     modality: str | None = None,
-    folds: int = 5,
-    seed: int = 0,
-    patient: str | None = None,
-    splits: Path | None = None,
+    folds: FoldSettings = _DEFAULT_FOLDS,
     progress: Progress | None = None,
-    tell: Callable[[str], object] = lambda line: None,
+    notify: Callable[[str], object] = lambda line: None,
 ) -> Manifest:
-    """A manifest for what lies in a folder. What cannot be used is in its `excluded`, with the reason.
+    """Make a manifest for a folder; its `excluded` lists the files that cannot be used, with the reason.
 
     Args:
         folder: `imagesTr` and `labelsTr`, with or without `dataset.json`; `images` and `labels`; or pairs side by side.
-        name: the manifest's; default: by `dataset.json`, else the folder's.
-        modality: `MR`, `CT` and so on; default: by `dataset.json`, else `MR`.
-        folds: into how many parts the patients are divided.
-        seed: decides which patients come together.
-        patient: regular expression that finds a case's patient at the start of its name; default: each case has its
-            own.
-        splits: nnU-Net's `splits_final.json`, whose folds are taken in the place of drawn ones.
-        progress: is told how many cases are done, of how many.
-        tell: gets a line on labels that lie a little off their images.
+        name: the manifest's name; default: from `dataset.json`, else the folder's.
+        modality: `MR`, `CT`, ...; default: from `dataset.json`, else `MR`.
+        folds: how cases are assigned to folds; by default at random to 5.
+        progress: called with the number of cases done and their total.
+        notify: called with a note if labels are slightly off their images.
 
     Raises:
-        UserError: no such folder, no pairs in it that can be used, fewer patients than folds, splits that do not
-            hold out each case once.
+        UserError: the folder does not exist or has no usable pair; there are fewer patients than folds; or the splits
+            do not hold out each case once.
     """
     if name is not None and (not name or _clean(name) != name):
         raise UserError(f"name: got '{name}'; expected letters, digits, '_', '.' and '-'")
-    survey = survey_folder(folder, progress)
-    usable = [fact for fact in survey.facts if not survey.offences[fact.case.id]]
-    if not usable or survey.spacing is None:
-        first = next(offence for of_case in survey.offences.values() for offence in of_case)
+    scan = scan_folder(folder, progress)
+    usable = [fact for fact in scan.facts if not scan.offences[fact.case.id]]
+    if not usable or scan.spacing is None:
+        first = next(offence for of_case in scan.offences.values() for offence in of_case)
         raise UserError(
-            f"{folder}: none of {len(survey.facts)} pairs can be used; the first: {first.file}: {first.reason}"
+            f"{folder}: none of {len(scan.facts)} pairs can be used; the first: {first.file}: {first.reason}"
         )
     if (note := label_note(usable)) is not None:
-        tell(note)
-    patients = _patients([fact.case.id for fact in usable], patient)
-    if splits is not None:
-        case_folds = folds_of(splits, patients)
+        notify(note)
+    unusable = unusable_files(scan)
+    patients = _patients([fact.case.id for fact in usable], folds.patient)
+    if folds.splits is not None:
+        case_folds = folds_of(folds.splits, patients)
     else:
-        drawn = _folds(patients, folds, seed, left_out(survey))
-        case_folds = {case: drawn[of_case] for case, of_case in patients.items()}
-    own = folder.resolve().name
-    # Where a folder holds another of its own name, this one would be looked for in there.
-    usual = own and path_problem(own) is None and not (folder / own).is_dir()
+        fold_of_patient = _folds(patients, folds.number, folds.seed, unusable)
+        case_folds = {case: fold_of_patient[patient] for case, patient in patients.items()}
+    folder_name = folder.resolve().name
+    # If the folder contains another of the same name, that one would be taken for the data set's.
+    is_unambiguous = folder_name and path_problem(folder_name) is None and not (folder / folder_name).is_dir()
     try:
         return Manifest(
-            name=name or _clean(survey.card.name or own) or "dataset",
-            description=survey.card.description or UNKNOWN,
-            task=f"Segment {', '.join(label for value, label in survey.classes.items() if value)}",
-            license=survey.card.license or UNKNOWN,
-            citation=survey.card.citation or UNKNOWN,
+            name=name or _clean(scan.card.name or folder_name) or "dataset",
+            description=scan.card.description or UNKNOWN,
+            task=f"Segment {', '.join(label for value, label in scan.classes.items() if value)}",
+            license=scan.card.license or UNKNOWN,
+            citation=scan.card.citation or UNKNOWN,
             source=UNKNOWN,
-            modality=modality or survey.card.modality or "MR",
-            dimensions=survey.dimensions,  # type: ignore[arg-type]  # 2 or 3, as the reader lets through
-            spacing=survey.spacing,
-            spacing_tolerance=survey.tolerance,
-            classes=survey.classes,
-            folder=own if usual else None,
+            modality=modality or scan.card.modality or "MR",
+            dimensions=scan.dimensions,  # type: ignore[arg-type]  # the reader accepts 2 or 3 axes only
+            spacing=scan.spacing,
+            spacing_tolerance=scan.tolerance,
+            classes=scan.classes,
+            folder=folder_name if is_unambiguous else None,
             cases=[
                 _case(fact, patients[fact.case.id], case_folds[fact.case.id])  # type: ignore[misc]
                 for fact in usable
             ],
-            excluded=[{"file": file, "reason": reason} for file, reason in left_out(survey)],  # type: ignore[misc]
+            excluded=[{"file": file, "reason": reason} for file, reason in unusable],  # type: ignore[misc]
         )
     except ValidationError as error:
-        told = "; ".join(offence["msg"].removeprefix("Value error, ") for offence in error.errors())
-        raise UserError(f"{folder}: {' '.join(told.split())}") from None
+        message = "; ".join(offence["msg"].removeprefix("Value error, ") for offence in error.errors())
+        raise UserError(f"{folder}: {' '.join(message.split())}") from None
 
 
-def left_out(survey: Survey) -> list[Offence]:
-    """Every file that a manifest cannot have: the unpaired, and pairs in which something is wrong."""
-    files: dict[str, str] = dict(survey.unpaired)
-    for fact in survey.facts:
+def unusable_files(scan: FolderScan) -> list[Offence]:
+    """Every file that a manifest has to exclude: unpaired files, and pairs in which a file is bad."""
+    files: dict[str, str] = dict(scan.unpaired)
+    for fact in scan.facts:
         reasons: dict[str, list[str]] = {}
-        for offence in survey.offences[fact.case.id]:
+        for offence in scan.offences[fact.case.id]:
             reasons.setdefault(offence.file, []).append(offence.reason)
-        files |= {file: "; ".join(told) for file, told in reasons.items()}
+        files |= {file: "; ".join(of_file) for file, of_file in reasons.items()}
         if reasons:
             files.setdefault(fact.case.image, "its label cannot be used")
             files.setdefault(fact.case.label, "its image cannot be used")
-    # A manifest is printable text: a pattern stands for a name that is not.
+    # A manifest is printable text, so a pattern represents an unprintable name.
     return [
         Offence("".join(c if c.isprintable() else "?" for c in file), reason) for file, reason in sorted(files.items())
     ]
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """A manifest as YAML: a field a line, and then a case a line."""
+    """A manifest as YAML: one line per field, and then one line per case."""
     content = manifest.model_dump(mode="json", exclude_none=True)
     lines = [f"# {len(manifest.cases)} cases, in {len(manifest.folds())} folds by patient."]
     content["cases"] = content.pop("cases")  # the long list comes last
@@ -265,50 +277,50 @@ def _case(facts: CaseFacts, patient: str, fold: int) -> dict[str, Any]:
 
 
 def _patients(names: Sequence[str], pattern: str | None) -> dict[str, str]:
-    """Case's name to its patient's."""
+    """Case name to patient name."""
     if pattern is None:
         return {name: name for name in names}
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"patient: '{pattern}' is no regular expression: {error}") from None
+        raise UserError(f"patient: '{pattern}' is not a valid regular expression: {error}") from None
     patients = {}
     for name in names:
         found = expression.match(name)
         if found is None or not found[0]:
-            raise UserError(f"patient: '{pattern}' finds no patient in '{name}'; expected one in each case's name")
+            raise UserError(f"patient: '{pattern}' matches nothing in '{name}'; expected a match in each case's name")
         patients[name] = found[0]
     return patients
 
 
 def _folds(patients: dict[str, str], folds: int, seed: int, unusable: Sequence[Offence] = ()) -> dict[str, int]:
-    """Patient to fold: at random, and so that the folds have as equal numbers of cases as can be.
+    """Assign patients to folds at random, with numbers of cases as equal as possible.
 
     Args:
         patients: case to patient.
-        folds: how many.
-        seed: decides which patients come together.
-        unusable: files without which there may be too few patients.
+        folds: number of folds.
+        seed: seed of the assignment.
+        unusable: excluded files, which may be why there are too few patients.
     """
     counts = Counter(patients.values())
     if folds < 2:
-        raise UserError(f"folds: got {folds}; expected 2 or more, of which one validates")
+        raise UserError(f"folds: got {folds}; expected 2 or more, of which one is held out for validation")
     if folds > len(counts):
-        least = "; a patient trains and another one validates, so 2 are the least"
-        most = f"; expected at most one per patient: --folds {len(counts)}" if len(counts) > 1 else least
-        without = (
+        minimum = "; training and validation need different patients, so 2 are the minimum"
+        expected = f"; expected at most one per patient: --folds {len(counts)}" if len(counts) > 1 else minimum
+        excluded = (
             f"; files that cannot be used: {len(unusable)}, the first: {': '.join(unusable[0])}" if unusable else ""
         )
-        patient = "1 patient" if len(counts) == 1 else f"{len(counts)} patients"
-        raise UserError(f"folds: got {folds} for {patient}{most}{without}")
+        number = "1 patient" if len(counts) == 1 else f"{len(counts)} patients"
+        raise UserError(f"folds: got {folds} for {number}{expected}{excluded}")
     order = sorted(counts)
     random.Random(seed).shuffle(order)
-    order.sort(key=lambda one: -counts[one])  # those with many cases first; the sort keeps the others' order
+    order.sort(key=lambda patient: -counts[patient])  # patients with most cases first; the sort is stable
     sizes = [0] * folds
     fold_of = {}
-    for one in order:
-        fold_of[one] = sizes.index(min(sizes))
-        sizes[fold_of[one]] += counts[one]
+    for patient in order:
+        fold_of[patient] = sizes.index(min(sizes))
+        sizes[fold_of[patient]] += counts[patient]
     return fold_of
 
 

@@ -1,1 +1,1 @@
-"""What a segmentation is worth: measures by case and class, in mm."""
+"""Evaluation of segmentations: metrics per case and class, in mm."""

@@ -1,4 +1,4 @@
-"""Tasks shared between processes; each result is kept, and read again by a later call."""
+"""Runs tasks in several processes and caches their results for later calls."""
 
 import hashlib
 import json
@@ -17,27 +17,25 @@ from pipelines.utils import UserError
 from pipelines.utils.files import write_text
 from pipelines.utils.machine import end_at_once, live_with_the_parent
 
-# What was measured, kept by the content of the files: a later call, or one that goes on after a crash, reads it.
-
 
 class ResultCache:
-    """Results by key, a small file each, which begins with the SHA-256 of what follows.
+    """Results by key, one small file each, which begins with the SHA-256 of its content.
 
-    Files are written whole or not at all, so any number of processes may use one folder.
+    Files are written atomically, so any number of processes can share a folder.
 
     Args:
-        folder: is made when there is something to write.
+        folder: the cache's folder; it is created when a result is written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def read(self, key: list[Any], tell: Callable[[str], None]) -> Any:
-        """The result of a key; None where there is none, or a damaged one, which is told.
+    def read(self, key: list[Any], notify: Callable[[str], None]) -> Any:
+        """The result of a key; None if there is none or if it is damaged.
 
         Args:
             key: everything that the result depends on; plain values.
-            tell: gets a line for a person.
+            notify: called with a message if the cache cannot be read or the result is damaged.
         """
         path = self._path(key)
         try:
@@ -45,55 +43,53 @@ class ResultCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            tell(f"cache: {self.folder} cannot be read ({error.strerror}); what is in it is measured anew")
+            notify(f"cache: {self.folder} cannot be read ({error.strerror}); its results are computed again")
             return None
         if digest.decode(errors="replace") == hashlib.sha256(content).hexdigest():
             return json.loads(content)
-        tell(f"cache: {path} is damaged; it is measured anew")
+        notify(f"cache: {path} is damaged; its result is computed again")
         return None
 
     def write(self, key: list[Any], result: Any) -> str | None:
-        """Keep a result; returns why it could not be kept, which costs time alone."""
+        """Write a result; return a message if that fails, which only costs time later."""
         content = json.dumps(result)
         try:
             write_text(self._path(key), f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}")
         except OSError as error:
-            return f"cache: {self.folder} cannot be written ({error.strerror}); the next call measures again"
+            return f"cache: {self.folder} cannot be written ({error.strerror}); the next call computes again"
         return None
 
     def _path(self, key: list[Any]) -> Path:
         return self.folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
 
 
-# Tasks done by several processes; each result is kept as soon as it is there, and read where it is kept already.
-
-#: So few tasks, of so few bytes, are done before other processes would have started.
+#: Numbers of tasks and of bytes that take less time than starting processes.
 _FEW, _SMALL = 8, 8 * 2**20
 
 
 class Task(Protocol):
-    """Something to be done with files, in whatever process."""
+    """A computation on files, in any process."""
 
     @property
     def key(self) -> list[Any]:
-        """All that the result depends on."""
+        """Everything that the result depends on."""
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Size of its files in bytes."""
 
-    def run(self, only_look: bool) -> tuple[Any, list[Offence]]:
-        """The result, or what is wrong with the files; where `only_look`, no more than the latter is wanted."""
+    def run(self, check_only: bool) -> tuple[Any, list[Offence]]:
+        """The result, and the problems of the files; with `check_only`, only the problems."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of the tasks.
+    """Results of tasks.
 
     Attributes:
-        results: in the order of the tasks; None where its files are bad, or others' are.
-        offences: what is wrong with files, in the order of the tasks.
-        kept: how many results were read and not worked out.
+        results: in the order of the tasks; None if any file is bad.
+        offences: problems of files, in the order of the tasks.
+        kept: number of results that were read from the cache.
     """
 
     results: list[Any]
@@ -106,74 +102,76 @@ def work(
     cache: ResultCache,
     *,
     jobs: int,
-    spoiled: bool = False,
+    check_only: bool = False,
     progress: Callable[[int], object] = lambda number: None,
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Done:
-    """Do all tasks, but those whose results are kept.
+    """Run all tasks whose results are not cached.
 
-    Once a file is bad the files of the others are but looked at for more that are bad: there will be no report.
+    Once a file is bad, the remaining files are only checked, since there will be no report.
 
     Args:
-        tasks: what to do.
-        cache: where results are kept.
-        jobs: processes.
-        spoiled: whether something is wrong already.
-        progress: is told how many more tasks are done.
-        tell: gets lines for a person: what is wrong with the cache.
+        tasks: the tasks.
+        cache: the cache of results.
+        jobs: number of processes.
+        check_only: whether to only check the files from the start.
+        progress: called with the number of tasks done since the last call.
+        notify: called with messages about the cache.
 
     Raises:
         UserError: a process died.
     """
-    results = [cache.read(task.key, tell) for task in tasks]
-    left = [number for number, result in enumerate(results) if result is None]
-    progress(len(tasks) - len(left))
+    results = [cache.read(task.key, notify) for task in tasks]
+    remaining = [number for number, result in enumerate(results) if result is None]
+    progress(len(tasks) - len(remaining))
     offences: dict[int, list[Offence]] = {}
 
-    def end(number: int, ended: tuple[Any, list[Offence], str | None]) -> None:
-        results[number], bad, trouble = ended
+    def finish(number: int, outcome: tuple[Any, list[Offence], str | None]) -> None:
+        results[number], bad, message = outcome
         if bad:
             offences[number] = bad
-        if trouble is not None:
-            tell(trouble)
+        if message is not None:
+            notify(message)
         progress(1)
 
-    if jobs == 1 or (len(left) <= _FEW and sum(tasks[number].size for number in left) < _SMALL):
-        for number in left:
-            end(number, _one(tasks[number], cache, spoiled or bool(offences)))
+    if jobs == 1 or (len(remaining) <= _FEW and sum(tasks[number].size for number in remaining) < _SMALL):
+        for number in remaining:
+            finish(number, _run_task(tasks[number], cache, check_only or bool(offences)))
     else:
-        _spread(tasks, left, cache, min(jobs, len(left)), lambda: spoiled or bool(offences), end)
-    return Done(results, [one for number in sorted(offences) for one in offences[number]], len(tasks) - len(left))
+        processes = min(jobs, len(remaining))
+        _run_in_pool(tasks, remaining, cache, processes, lambda: check_only or bool(offences), finish)
+    problems = [offence for number in sorted(offences) for offence in offences[number]]
+    return Done(results, problems, len(tasks) - len(remaining))
 
 
-def _spread(
+def _run_in_pool(
     tasks: Sequence[Task],
-    left: list[int],
+    remaining: list[int],
     cache: ResultCache,
     jobs: int,
-    spoiled: Callable[[], bool],
-    end: Callable[[int, tuple[Any, list[Offence], str | None]], None],
+    check_only: Callable[[], bool],
+    finish: Callable[[int, tuple[Any, list[Offence], str | None]], None],
 ) -> None:
-    """Deal tasks out to processes, a few ahead of what they have done."""
-    waiting = iter(left)
+    """Distribute tasks to processes, submitting a few ahead."""
+    waiting = iter(remaining)
     running: dict[Future[tuple[Any, list[Offence], str | None]], int] = {}
-    # Not by fork: a copy of a process with threads may wait for a lock for ever.
+    # Not forked: a forked copy of a process with threads can deadlock.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=live_with_the_parent)
     try:
         while True:
             for number in waiting:
-                running[pool.submit(_one, tasks[number], cache, spoiled())] = number
+                running[pool.submit(_run_task, tasks[number], cache, check_only())] = number
                 if len(running) >= 3 * jobs:
                     break
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                end(running.pop(future), future.result())
+                finish(running.pop(future), future.result())
     except BrokenProcessPool:
         raise UserError(
-            "a process that measured was ended from outside, often for lack of memory; run the command again: it goes "
-            "on where it was; --jobs 1 needs the least memory"
+            "a process was killed during the evaluation, often because memory ran out; run the command again to "
+            "resume; --jobs 1 needs the least memory"
         ) from None
     except KeyboardInterrupt:
         end_at_once(pool)
@@ -182,7 +180,7 @@ def _spread(
         pool.shutdown(cancel_futures=True)
 
 
-def _one(task: Task, cache: ResultCache, only_look: bool) -> tuple[Any, list[Offence], str | None]:
-    with LoggingOutputSuppressor():  # nibabel tells each oddity of a header that it mends by itself
-        result, offences = task.run(only_look)
+def _run_task(task: Task, cache: ResultCache, check_only: bool) -> tuple[Any, list[Offence], str | None]:
+    with LoggingOutputSuppressor():  # nibabel logs every oddity of a header that it repairs
+        result, offences = task.run(check_only)
     return result, offences, None if result is None else cache.write(task.key, result)

@@ -1,4 +1,4 @@
-"""Evaluates label maps against references, per case and class, in mm by the references' spacing: arrays and files."""
+"""Evaluates label maps, in arrays or files, against references: metrics per case and class, in mm."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from pipelines.evaluation.metrics.base import ClassMasks
 from pipelines.evaluation.references import Matched, Reference, References, label_channels, shown
 from pipelines.utils import UserError
 
-# What a segmentation is worth, case by case and class by class: overlap, and distances between surfaces in mm.
-
-if TYPE_CHECKING:  # the names of the measures are asked for by commands that do not wait for torch
+if TYPE_CHECKING:
     from torch import Tensor
 
-#: The NSD's tolerance by default: about a voxel of common MR and CT grids. What raters differ by is the better choice.
+# Arrays.
+
+#: Default tolerance of the NSD: about a voxel of common MR and CT grids. The difference between raters is a better
+#: choice.
 NSD_TOLERANCE_MM = 1.0
 
 
@@ -42,14 +43,14 @@ def case_metrics(
     *,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
 ) -> list[dict[str, float]]:
-    """The metrics of each foreground class of one case: by name, in the order of `METRICS`.
+    """The metrics of each foreground class of one case, by name, in the order of `METRICS`.
 
     Args:
-        prediction: labels 0..C-1, `[*spatial]`, of any whole-number type.
+        prediction: labels 0..C-1, `[*spatial]`, of any integer type.
         reference: labels 0..C-1, `[*spatial]`.
         num_classes: C.
         spacing: mm, in the order of the array's axes.
-        nsd_tolerance_mm: up to where a surface's distance is no error to the NSD.
+        nsd_tolerance_mm: tolerance of the NSD, mm.
 
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
@@ -65,28 +66,28 @@ def region_metrics(
     regions: Sequence[tuple[int, ...]],
     spacing: tuple[float, ...],
     *,
-    not_counted: int | None = None,
+    ignored: int | None = None,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
 ) -> list[dict[str, float]]:
-    """The metrics of each region of one case: a union of labels, or one label.
+    """The metrics of each region of one case; a region is a label or a union of labels.
 
-    NaN where a metric has no value: all but specificity when reference and prediction are both empty, specificity when
-    the reference fills the volume, sensitivity when the reference is empty. One of the two empty: Dice, IoU and NSD are
-    0, HD95 and ASSD the volume's diagonal, the worst there is.
+    A metric is NaN where it is undefined: all but specificity if reference and prediction are both empty, specificity
+    if the reference fills the volume, sensitivity if the reference is empty. If only one of the two is empty, metrics
+    have their worst values: 0 for Dice, IoU and NSD, the volume's diagonal for HD95 and ASSD.
 
     Args:
         prediction: labels from 0, `[*spatial]`.
         reference: labels from 0, `[*spatial]`.
-        regions: the labels of each; they may overlap.
+        regions: the labels of each region; regions may overlap.
         spacing: mm, in the order of the array's axes.
-        not_counted: a label, in both maps at the same voxels and in no region, whose voxels are outside everything,
-            and not counted among the volume's.
-        nsd_tolerance_mm: up to where a surface's distance is no error to the NSD.
+        ignored: a label that is at the same voxels in both maps and in no region; these voxels do not count as part of
+            the volume.
+        nsd_tolerance_mm: tolerance of the NSD, mm.
 
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
     """
-    # Not above: commands that only need the names of the metrics do not wait for scipy.
+    # Imported late, since commands that only need the metrics' names need not wait for scipy.
     from scipy.ndimage import find_objects
 
     maps = prediction, reference
@@ -94,20 +95,20 @@ def region_metrics(
         shapes = f"{maps[0].shape} and {maps[1].shape}"
         raise ValueError(f"case_metrics: got shapes {shapes} and spacing {spacing}; expected the same axes")
     diagonal = math.hypot(*(n * s for n, s in zip(maps[0].shape, spacing, strict=True)))
-    voxels = maps[0].size - (0 if not_counted is None else int(np.count_nonzero(maps[1] == not_counted)))
-    # What is measured of a class lies within the box around it: the volume is passed over once, not once a class.
-    most = max((label for region in regions for label in region), default=0)
-    boxes = [find_objects(labels, most) for labels in maps]
+    voxels = maps[0].size - (0 if ignored is None else int(np.count_nonzero(maps[1] == ignored)))
+    # Metrics only depend on the bounding box of a class, so the volume is read once rather than once per class.
+    highest = max((label for region in regions for label in region), default=0)
+    boxes_of_maps = [find_objects(labels, highest) for labels in maps]
     whole = tuple(slice(0, n) for n in maps[0].shape)
-    measures = []
+    metrics = []
     for region in regions:
-        found = [whole if c == 0 else own[c - 1] for own in boxes for c in region]
+        found = [whole if c == 0 else boxes[c - 1] for boxes in boxes_of_maps for c in region]
         box = _union([one for one in found if one is not None])
-        none = np.zeros((0,) * maps[0].ndim, bool)
-        pair = [none if box is None else _mask(labels[box], region) for labels in maps]
+        empty = np.zeros((0,) * maps[0].ndim, bool)
+        pair = [empty if box is None else _mask(labels[box], region) for labels in maps]
         masks = ClassMasks(pair[0], pair[1], voxels, spacing, diagonal, nsd_tolerance_mm)
-        measures.append({name: metric.compute(masks) for name, metric in METRICS.items()})
-    return measures
+        metrics.append({name: metric.compute(masks) for name, metric in METRICS.items()})
+    return metrics
 
 
 def _mask(labels: NDArray[np.integer], region: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -118,17 +119,17 @@ def _mask(labels: NDArray[np.integer], region: tuple[int, ...]) -> NDArray[np.bo
 
 
 def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | None:
-    """The smallest box around all; None without any."""
+    """The smallest box around all boxes; None if there are none."""
     if not boxes:
         return None
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
 
 
 def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means over cases of the means over a case's classes; NaN where nothing counts.
+    """Means over cases of the means over a case's classes; NaN if there are no values.
 
     Args:
-        rows: one a case and class, each with `case` and the measures.
+        rows: one per case and class, each with `case` and the metrics.
     """
     cases: dict[object, list[dict[str, float]]] = {}
     for row in rows:
@@ -144,17 +145,17 @@ def nanmean(values: list[float]) -> float:
     return float(np.mean(kept)) if kept else math.nan
 
 
-# Predictions that lie in files, measured against labels that do, in mm by the labels' own spacing.
+# Files.
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """Result of an evaluation.
 
     Attributes:
-        classes: the foreground classes' names, in the order of their values.
-        rows: one a case and class: `case`, `class`, and the measures.
-        note: on predictions that lie a little off their labels; None without any.
+        classes: names of the foreground classes, in the order of their values.
+        rows: one per case and class: `case`, `class`, and the metrics.
+        note: on predictions that are slightly off their labels; None if there are none.
     """
 
     classes: list[str]
@@ -162,22 +163,22 @@ class Evaluation:
     note: str | None = None
 
     def cases(self, name: str) -> int:
-        """In how many cases a class is, by label or prediction."""
+        """Number of cases with a class in the label or the prediction."""
         return sum(row["class"] == name and not math.isnan(row["dice"]) for row in self.rows)
 
     def class_means(self) -> dict[str, dict[str, float]]:
-        """Each class's means over cases; of a measure that no case has, NaN."""
+        """Means over cases for each class; NaN for a metric that no case has."""
         return {
             name: {metric: nanmean([row[metric] for row in self.rows if row["class"] == name]) for metric in METRICS}
             for name in self.classes
         }
 
     def foreground_means(self) -> dict[str, float]:
-        """The means over cases of the means over a case's classes, as training gives them."""
+        """Means over cases of the means over a case's classes, as in training."""
         return mean_metrics(self.rows)
 
     def csv(self) -> str:
-        """The rows as CSV; empty where a measure has no meaning."""
+        """The rows as CSV; undefined metrics are empty."""
         return str(pd.DataFrame(self.rows, columns=["case", "class", *METRICS]).to_csv(index=False))
 
 
@@ -189,18 +190,18 @@ def evaluate(
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
     progress: Callable[[], object] | None = None,
 ) -> Evaluation:
-    """Measure every pair, several at a time.
+    """Evaluate all pairs, several at a time.
 
     Args:
         predictions: folder of NIfTI label maps.
         references: the labels.
-        matched: the pairs, as `match` finds them.
-        nsd_tolerance_mm: up to where a surface's distance is no error to the NSD.
-        progress: is called after each pair.
+        matched: the pairs, from `match`.
+        nsd_tolerance_mm: tolerance of the NSD, mm.
+        progress: called after each pair.
 
     Raises:
-        UserError: a file that cannot be read, lies on another grid than its label, or holds other values than the
-            classes'; all such files are told, a line each.
+        UserError: a file cannot be read, is on another grid than its label, or has values that are not classes; the
+            message has one line per bad file.
     """
     if not math.isfinite(nsd_tolerance_mm) or nsd_tolerance_mm < 0:
         raise UserError(f"--tolerance: got {nsd_tolerance_mm}; expected a finite number of mm, 0 or more")
@@ -208,15 +209,16 @@ def evaluate(
     offences: list[Offence] = []
     rows: list[dict[str, Any]] = []
     shifts: dict[str, float] = {}
-    spoiled = Event()
-    measure = partial(_measure, predictions, references, nsd_tolerance_mm, spoiled)
+    failed = Event()
+    evaluate_pair = partial(_evaluate_pair, predictions, references, nsd_tolerance_mm, failed)
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for (label, file), (bad, measures, shift) in zip(matched.pairs, pool.map(measure, matched.pairs), strict=True):
+        results = pool.map(evaluate_pair, matched.pairs)
+        for (label, file), (bad, metrics, shift) in zip(matched.pairs, results, strict=True):
             offences.extend(bad)
             shifts[str(predictions / file)] = shift
             rows.extend(
-                {"case": label.case, "class": name, **measured}
-                for name, measured in zip(names, measures, strict=False)  # there are none where a file is bad
+                {"case": label.case, "class": name, **of_class}
+                for name, of_class in zip(names, metrics, strict=False)  # no metrics if a file is bad
             )
             if progress is not None:
                 progress()
@@ -225,10 +227,10 @@ def evaluate(
     return Evaluation(names, rows, shift_note(shifts, "prediction", "label"))
 
 
-def _measure(
-    predictions: Path, references: References, tolerance: float, spoiled: Event, pair: tuple[Reference, str]
+def _evaluate_pair(
+    predictions: Path, references: References, tolerance: float, failed: Event, pair: tuple[Reference, str]
 ) -> tuple[list[Offence], list[dict[str, float]], float]:
-    """What is wrong with a pair; else its measures, class by class, and how far the prediction lies off, mm."""
+    """The problems of a pair, or its metrics per class; and how far the prediction is off its label, mm."""
     label, file = pair
     offences, shift = [], 0.0
     volumes, channels = [], []
@@ -249,9 +251,9 @@ def _measure(
         else:
             shift = grid_shift(volumes[1], volumes[0])
     if offences:
-        spoiled.set()
-    # Once a file is bad, the others are but looked through for more such: there will be no result.
-    if spoiled.is_set():
+        failed.set()
+    # Once a file is bad, there will be no result, so the others are only checked.
+    if failed.is_set():
         return offences, [], 0.0
     spacing = volumes[0].spacing
     return [], case_metrics(channels[1], channels[0], len(values), spacing, nsd_tolerance_mm=tolerance), shift

@@ -1,4 +1,4 @@
-"""Predictions made elsewhere: their files hashed and checked, their classes found, their metrics computed."""
+"""Predictions of other tools: their files are hashed and checked, and their classes and metrics determined."""
 
 import hashlib
 import inspect
@@ -22,30 +22,28 @@ from pipelines.data.nifti import BadFileError, Volume, read_labels
 from pipelines.evaluation import evaluate, references, surface_distances
 from pipelines.evaluation.cached_tasks import ResultCache, work
 from pipelines.evaluation.metrics import METRICS, base
-from pipelines.evaluation.references import NO_LABELS, shown
+from pipelines.evaluation.references import MAX_VALUES, NO_LABELS, shown
 from pipelines.evaluation.result_folders import Classes, summary_dice
 from pipelines.evaluation.sources import Method, References
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256
 
-# A prediction and its reference, measured; the same numbers as of `medloss evaluate`.
+# Metrics of a pair, computed as by `medloss evaluate`.
 
-#: More values than any atlas has: the files are images.
-MOST_VALUES = 1000
-#: Modules whose text makes the numbers, next to those of the metrics.
-_MEASURE: tuple[ModuleType, ...] = (evaluate, base, surface_distances, references, nifti)
+#: Modules whose source affects the numbers, in addition to those of the metrics.
+_METRIC_MODULES: tuple[ModuleType, ...] = (evaluate, base, surface_distances, references, nifti)
 
 
 @dataclass(frozen=True)
 class HashedFile:
-    """A file, and the SHA-256 that its bytes had."""
+    """A file and the SHA-256 of its bytes when it was hashed."""
 
     path: Path
     sha256: str
 
     @property
     def size(self) -> int:
-        """Its bytes; 0 of one that is gone."""
+        """Size in bytes; 0 if the file no longer exists."""
         try:
             return self.path.stat().st_size
         except OSError:
@@ -54,16 +52,16 @@ class HashedFile:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction with its reference, to be measured.
+    """A prediction and its reference, to be evaluated.
 
-    The result has `measures`, for each class in the order of `METRICS`, NaN where one has no meaning, and `shift`, how
-    far the prediction lies off its reference, mm.
+    The result has `measures`, for each class the metrics in the order of `METRICS`, NaN if undefined; and `shift`, how
+    far the prediction is off its reference, mm.
 
     Attributes:
         prediction: a label map.
         reference: a label map.
-        classes: to be measured.
-        tolerance: of the NSD, mm.
+        classes: the classes to evaluate.
+        tolerance: tolerance of the NSD, mm.
     """
 
     prediction: HashedFile
@@ -73,18 +71,18 @@ class Pair:
 
     @property
     def key(self) -> list[Any]:
-        """All that the numbers depend on: files, classes (not what they are called), tolerance, and the code."""
+        """Everything that the numbers depend on: files, classes (but not their names), tolerance, and code."""
         regions = [list(values) for values in self.classes.regions.values()]
         files = [self.prediction.sha256, self.reference.sha256]
         return ["measures", code(), *files, regions, self.classes.ignore, self.tolerance]
 
     @property
     def size(self) -> int:
-        """Bytes of the two files."""
+        """Size of the two files in bytes."""
         return self.prediction.size + self.reference.size
 
-    def run(self, only_look: bool) -> tuple[dict[str, Any] | None, list[Offence]]:
-        """The measures; or what keeps the files from being measured."""
+    def run(self, check_only: bool) -> tuple[dict[str, Any] | None, list[Offence]]:
+        """The metrics and the shift, or why the files cannot be evaluated."""
         offences, read = [], []
         ignore = self.classes.ignore
         for file, unlabelled in ((self.reference, ignore), (self.prediction, None)):
@@ -98,103 +96,103 @@ class Pair:
             problem = nifti.grid_problem(read[1][0], read[0][0], "label")
             if problem is not None:
                 offences.append(Offence(str(self.prediction.path), problem))
-        if offences or only_look:
+        if offences or check_only:
             return None, offences
         try:
-            measures = [list(of_class.values()) for of_class in self._measured(*read)]
-            return {"measures": measures, "shift": nifti.grid_shift(read[1][0], read[0][0])}, []
+            metrics = [list(of_class.values()) for of_class in self._metrics(*read)]
+            return {"measures": metrics, "shift": nifti.grid_shift(read[1][0], read[0][0])}, []
         except MemoryError:
-            return None, [Offence(str(self.prediction.path), "cannot be measured: memory does not suffice")]
+            return None, [Offence(str(self.prediction.path), "cannot be evaluated: out of memory")]
 
-    def _measured(
+    def _metrics(
         self, reference: tuple[Volume, NDArray[np.integer]], prediction: tuple[Volume, NDArray[np.integer]]
     ) -> list[dict[str, float]]:
-        """Labels are their places among the classes' values now; what is not counted has the next one."""
-        place = {value: number for number, value in enumerate(self.classes.values)}
-        maps, not_counted = (prediction[1], reference[1]), None
+        """The metrics per class; the maps have indices of the classes' values, with the ignored label last."""
+        index = {value: number for number, value in enumerate(self.classes.values)}
+        maps, ignored = (prediction[1], reference[1]), None
         if self.classes.ignore is not None:
-            not_counted = len(place)
-            maps = np.where(reference[1] == not_counted, reference[1], prediction[1]), reference[1]
+            ignored = len(index)
+            maps = np.where(reference[1] == ignored, reference[1], prediction[1]), reference[1]
         return evaluate.region_metrics(
             *maps,
-            [tuple(place[value] for value in values) for values in self.classes.regions.values()],
+            [tuple(index[value] for value in values) for values in self.classes.regions.values()],
             reference[0].spacing,
-            not_counted=not_counted,
+            ignored=ignored,
             nsd_tolerance_mm=self.tolerance,
         )
 
 
 @dataclass(frozen=True)
-class Values:
-    """A reference, to be asked which values above 0 it holds."""
+class LabelValues:
+    """A reference whose label values above 0 are to be read."""
 
     reference: HashedFile
 
     @property
     def key(self) -> list[Any]:
-        """All that the values depend on."""
+        """Everything that the values depend on."""
         return ["values", code(), self.reference.sha256]
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self.reference.size
 
-    def run(self, only_look: bool) -> tuple[list[int] | None, list[Offence]]:
-        """The values, rising; None of a file that cannot be used, or is no label map."""
+    def run(self, check_only: bool) -> tuple[list[int] | None, list[Offence]]:
+        """The values in ascending order; None if the file cannot be used or is not a label map."""
         try:
             data = read_hashed(self.reference).data
         except BadFileError:
-            return None, []  # told when it is measured
+            return None, []  # reported when the file is evaluated
         if label_problem(data) is not None:
-            return None, []  # as well
-        return sorted(value for value in count_values(data) if value > 0)[: MOST_VALUES + 1], []
+            return None, []  # reported when the file is evaluated
+        return sorted(value for value in count_values(data) if value > 0)[: MAX_VALUES + 1], []
 
 
 def read_hashed(file: HashedFile) -> Volume:
     """Read a label map.
 
     Raises:
-        BadFileError: it cannot be used, or has changed since it was looked at.
+        BadFileError: it cannot be used, or has changed since it was hashed.
     """
     volume = read_labels(file.path)
     if volume.sha256 != file.sha256:
-        raise BadFileError("has changed while this ran; run the command again")
+        raise BadFileError("has changed during the run; run the command again")
     return volume
 
 
 def code() -> str:
-    """What the metrics' code is: with another one, kept numbers do not count."""
+    """Hash of the metrics' code: cached numbers of other code are not used."""
     return _code(tuple(METRICS))
 
 
 @cache
 def _code(names: tuple[str, ...]) -> str:
-    return hashlib.sha256("".join([*_texts(), *names]).encode()).hexdigest()
+    return hashlib.sha256("".join([*_sources(), *names]).encode()).hexdigest()
 
 
-def _texts() -> Iterator[str]:
-    own = dict.fromkeys(sys.modules[entry.compute.__module__] for entry in METRICS.values())
-    for module in (*_MEASURE, *own):
+def _sources() -> Iterator[str]:
+    modules = dict.fromkeys(sys.modules[metric.compute.__module__] for metric in METRICS.values())
+    for module in (*_METRIC_MODULES, *modules):
         yield inspect.getsource(module)
     yield inspect.getsource(Pair)
 
 
-# Files looked at before any is measured: their SHA-256, and what is wrong with them.
+# Hashes of files, before any is evaluated.
 
-#: So many bad files are named one by one.
-_MOST_NAMED = 30
+#: Number of bad files that are listed one by one.
+_MAX_LISTED = 30
 
 
 def hash_files(files: Sequence[Path], progress: Callable[[int], object]) -> tuple[dict[Path, str], list[Offence]]:
-    """Every file's SHA-256, several at a time; and the files that cannot be read.
+    """The files' SHA-256, several files at a time; and the files that cannot be read.
 
     Args:
-        files: which.
-        progress: is told how many more are done.
+        files: the files.
+        progress: called with the number of files done since the last call.
     """
     hashed, offences = {}, []
-    # Reading and hashing leave Python to other threads.
+    # Threads suffice, since reading and hashing release the GIL.
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         for file, (digest, problem) in zip(files, pool.map(_hash, files), strict=True):
             if problem is None:
@@ -206,46 +204,46 @@ def hash_files(files: Sequence[Path], progress: Callable[[int], object]) -> tupl
 
 
 def refuse(offences: Iterable[Offence]) -> None:
-    """End with a line for each bad file, if there are any.
+    """Raise an error with one line per bad file, if there are any.
 
     Raises:
-        UserError: there are.
+        UserError: there are bad files.
     """
     lines = list(dict.fromkeys(f"{shown(file)}: {reason}" for file, reason in offences))
     if lines:
-        more = [f"and {len(lines) - _MOST_NAMED} more"] if len(lines) > _MOST_NAMED else []
-        raise UserError("\n".join(lines[:_MOST_NAMED] + more))
+        more = [f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
+        raise UserError("\n".join(lines[:_MAX_LISTED] + more))
 
 
 def _hash(file: Path) -> tuple[str, str | None]:
     if not file.exists():
         return "", "a symbolic link to nothing" if file.is_symlink() else "missing"
     if not file.is_file():
-        return "", "is no regular file"
+        return "", "is not a regular file"
     try:
         return sha256(file), None
     except OSError as error:
         return "", f"cannot be read: {error.strerror or error}"
 
 
-# Which classes there are, where nobody named them: nnU-Net's, or each label that the references hold.
+# Default classes: nnU-Net's, or each label value in the references.
 
 
 def agreed_classes(methods: Sequence[Method]) -> Classes | None:
-    """The classes of nnU-Net's `dataset.json`; None where no folder has one.
+    """The classes of nnU-Net's `dataset.json`; None if no folder has one.
 
     Raises:
-        UserError: they differ.
+        UserError: the classes of several folders differ.
     """
     found = {method.name: method.nnunet.classes for method in methods if method.nnunet is not None}
     if not found:
         return None
     name, first = next(iter(found.items()))
-    for other, own in found.items():
-        if (own.regions, own.ignore) != (first.regions, first.ignore):
+    for other, classes in found.items():
+        if (classes.regions, classes.ignore) != (first.regions, first.ignore):
             raise UserError(
-                f"--classes: got none, and dataset.json differs: {name} has {first.told()}, and {other} has "
-                f"{own.told()}; expected the same labels, or --classes"
+                f"--classes: got none, and dataset.json differs: {name} has {first.as_option()}, and {other} has "
+                f"{classes.as_option()}; expected the same labels, or --classes"
             )
     return first
 
@@ -256,61 +254,61 @@ def found_classes(
     cache: ResultCache,
     jobs: int,
     progress: Callable[[int], object],
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Classes:
-    """A class for each label above 0 that the references hold, called as its value.
+    """One class for each label value above 0 in the references, named by its value.
 
     Raises:
-        UserError: they hold none, or so many that they are images.
+        UserError: the references have no such value, or so many that they are images.
     """
-    tasks = [Values(HashedFile(file, hashed[file])) for file in references.files.values() if file in hashed]
-    done = work(tasks, cache, jobs=jobs, progress=progress, tell=tell)
-    values = sorted(set().union(*(own for own in done.results if own is not None)))
+    tasks = [LabelValues(HashedFile(file, hashed[file])) for file in references.files.values() if file in hashed]
+    done = work(tasks, cache, jobs=jobs, progress=progress, notify=notify)
+    values = sorted(set().union(*(result for result in done.results if result is not None)))
     if not values:
         raise UserError(f"--labels: the files of {shown(references.folder)} {NO_LABELS}")
-    if len(values) > MOST_VALUES:
+    if len(values) > MAX_VALUES:
         raise UserError(
-            f"--labels: the files of {shown(references.folder)} hold more than {MOST_VALUES} values above 0; expected "
-            "labels, no images"
+            f"--labels: the files of {shown(references.folder)} hold more than {MAX_VALUES} values above 0; "
+            "expected labels, not images"
         )
     return Classes({str(value): (value,) for value in values})
 
 
-# Whether nnU-Net's own summaries say what was measured here: if not, files have changed since.
+# Comparison with nnU-Net's summaries: if they differ, files have changed since.
 
-#: Both are ratios of the same whole numbers.
+#: Tolerance: both are ratios of the same whole numbers.
 _ROUNDING = 1e-6
 
 
 def summary_notes(
     methods: Sequence[Method], classes: Classes, dice: Mapping[tuple[str, str, str], float]
 ) -> tuple[list[str], list[str]]:
-    """The methods whose summaries all say the same, and what differs, a sentence a summary.
+    """The methods whose summaries all agree with the results here; and one sentence per summary that differs.
 
     Args:
-        methods: of which those of nnU-Net have summaries.
-        classes: that were measured.
-        dice: (method, prediction's path, class) -> Dice; NaN where it has no meaning.
+        methods: the methods; those of nnU-Net have summaries.
+        classes: the evaluated classes.
+        dice: (method, path of the prediction, class) to Dice; NaN if undefined.
     """
-    agreed, differing = [], []
+    agreeing, differing = [], []
     for method in methods:
         same = []
         for validation in () if method.nnunet is None else method.nnunet.validations.values():
-            told = summary_dice(validation, classes)
-            compared = [(file, name, own, dice[key]) for (file, name), own in told.items()
+            compared = [(file, name, nnunet_dice, dice[key])
+                        for (file, name), nnunet_dice in summary_dice(validation, classes).items()
                         if (key := (method.name, str(validation / file), name)) in dice]  # fmt: skip
             off = [row for row in compared if not _same(row[2], row[3])]
             if off:
-                file, name, own, here = off[0]
+                file, name, there, here = off[0]
                 differing.append(
                     f"{method.name}: {validation.parent.name}/validation/summary.json has another Dice for {len(off)} "
-                    f"of {len(compared)} cases and classes ({file}, {name}: {own:.4f} there, {here:.4f} here): "
+                    f"of {len(compared)} cases and classes ({file}, {name}: {there:.4f} there, {here:.4f} here): "
                     "predictions, references or classes have changed since nnU-Net wrote it."
                 )
             same.append(bool(compared) and not off)
         if same and all(same):
-            agreed.append(method.name)
-    return agreed, differing
+            agreeing.append(method.name)
+    return agreeing, differing
 
 
 def _same(one: float, other: float) -> bool:

@@ -1,4 +1,4 @@
-"""References: the labels that predictions are evaluated against, matched by name, read as channels per class."""
+"""References: the labels that predictions are evaluated against, and their matching by name."""
 
 import os
 from collections import defaultdict
@@ -19,14 +19,12 @@ from pipelines.data.nifti import BadFileError, Volume, digits, read_labels
 from pipelines.utils import UserError
 from pipelines.utils.text import Bar, no_bar
 
-# Label maps as numbers of classes; values that belong to no class are refused.
-
 
 def label_channels(data: NDArray[Any], values: Sequence[int]) -> NDArray[np.integer]:
-    """Labels 0..C-1, `[*spatial]`: where each voxel's value stands in `values`.
+    """Labels 0..C-1, `[*spatial]`: the index of each voxel's value in `values`.
 
     Args:
-        data: the labels, as `read_labels` gives them.
+        data: the labels, from `read_labels`.
         values: the classes' values.
 
     Raises:
@@ -40,26 +38,24 @@ def label_channels(data: NDArray[Any], values: Sequence[int]) -> NDArray[np.inte
         np.putmask(channels, mask, channel)
     if known < data.size:
         found, counts = np.unique(data[~np.isin(data, values)], return_counts=True)
-        told = [f"{digits(value)} ({count} voxels)" for value, count in zip(found, counts, strict=True)]
-        more = f" and {len(told) - 5} more" if len(told) > 5 else ""
+        unknown = [f"{digits(value)} ({count} voxels)" for value, count in zip(found, counts, strict=True)]
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         classes = ", ".join(map(str, values[:20])) + (f" and {len(values) - 20} more" if len(values) > 20 else "")
-        raise BadFileError(f"label values without a class: {', '.join(told[:5])}{more}; the classes are {classes}")
+        raise BadFileError(f"label values without a class: {', '.join(unknown[:5])}{more}; the classes are {classes}")
     return channels
 
 
-# The labels that predictions are measured against, and which prediction belongs to which.
-
-#: More values than any atlas has: the files are images.
-_MOST_VALUES = 1000
+#: More values than any atlas has; files with more are images.
+MAX_VALUES = 1000
 #: Why a file cannot be paired by its name.
-DOUBLED = "its name, but for endings, is another file's, too; expected one"
-#: Why a folder's files are no references.
-NO_LABELS = "hold no whole numbers above 0 alone, or cannot be read; expected label maps"
+AMBIGUOUS = "another file has the same name except for suffixes; expected one"
+#: Why the files in a folder are not references.
+NO_LABELS = "have no values above 0, or not only whole numbers, or cannot be read; expected label maps"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One label: its case, its file below the root, its SHA-256 where that is known, and what its image is called."""
+    """One label: its case, its file relative to the root, and, if known, its SHA-256 and its image's file."""
 
     case: str
     file: str
@@ -72,10 +68,10 @@ class References:
     """The labels of a folder or of a manifest.
 
     Attributes:
-        root: to which the files are relative.
-        labels: one a case.
-        classes: label value to name, foreground alone, values rising.
-        dimensions: numbers of axes that the files may have.
+        root: the folder to which the files are relative.
+        labels: one per case.
+        classes: label value to name, foreground only, in ascending order.
+        dimensions: accepted numbers of axes of the files.
     """
 
     root: Path
@@ -87,17 +83,17 @@ class References:
         """Read one of the labels.
 
         Raises:
-            BadFileError: it cannot be used, or is not the one whose SHA-256 was recorded.
+            BadFileError: it cannot be used, or its SHA-256 is not the recorded one.
         """
         volume = read_labels(self.root / label.file, self.dimensions)
         if label.sha256 not in (None, volume.sha256):
-            raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
+            raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or was replaced")
         return volume
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Labels with their predictions' names; predictions without a label; labels without a prediction."""
+    """Labels with the names of their predictions; predictions without a label; labels without a prediction."""
 
     pairs: list[tuple[Reference, str]]
     unlabelled: list[str]
@@ -105,27 +101,27 @@ class Matched:
 
 
 def shown(path: str | Path) -> str:
-    """A path as one line: a stranger's file name can hold line breaks, and what steers a terminal."""
+    """A path as one line: untrusted file names can contain line breaks and control characters."""
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def listed(paths: list[Path]) -> str:
-    """Some of many paths, in one line."""
+    """The first of many paths, in one line."""
     more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
     return ", ".join(map(shown, paths[:5])) + more
 
 
 def folder_references(folder: Path, bar: Bar = no_bar) -> References:
-    """The labels of a folder; its classes are all values above 0 that they hold.
+    """The labels in a folder; the classes are all their values above 0.
 
-    Where some of the folder's names end as labels' do (`a_seg.nii.gz`), the others are taken for images.
+    If some of the files are named as labels (`a_seg.nii.gz`), the others are taken to be images.
 
     Args:
-        folder: theirs.
-        bar: shows how far it is: each file is read.
+        folder: the folder.
+        bar: progress bar, since each file is read.
 
     Raises:
-        UserError: there is no such folder, it holds no labels, or nothing but background; or images.
+        UserError: the folder does not exist, or has no labels, only background, or images.
     """
     if not folder.is_dir():
         raise UserError(f"--labels: {folder}: no such folder")
@@ -138,31 +134,33 @@ def folder_references(folder: Path, bar: Bar = no_bar) -> References:
         try:
             data = read_labels(folder / file).data
         except BadFileError:
-            return set()  # told when it is measured, if it is
+            return set()  # reported when the file is evaluated
         return set() if label_problem(data) is not None else set(count_values(data))
 
-    held: set[int] = set()
+    all_values: set[int] = set()
     with (
         LoggingOutputSuppressor(),
         ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
         bar("looking for labels", len(files)) as step,
     ):
-        for own in pool.map(values, files):
-            held |= own
+        for of_file in pool.map(values, files):
+            all_values |= of_file
             step(1)
-    found = sorted(value for value in held if value > 0)
+    found = sorted(value for value in all_values if value > 0)
     if not found:
         raise UserError(f"--labels: the files of {folder} {NO_LABELS}")
-    if len(found) > _MOST_VALUES:
-        raise UserError(f"--labels: the files of {folder} hold {len(found)} values above 0; expected labels, no images")
+    if len(found) > MAX_VALUES:
+        raise UserError(
+            f"--labels: the files of {folder} hold {len(found)} values above 0; expected labels, not images"
+        )
     return References(folder, [Reference(stem(file), file) for file in files], {value: str(value) for value in found})
 
 
 def manifest_references(name: str, data_root: Path | None, fold: int | None = None) -> References:
-    """The labels of a manifest, or of its fold `fold`; its classes are the manifest's.
+    """The labels of a manifest, or of one of its folds, with the manifest's classes.
 
     Raises:
-        UserError: no such manifest, fold or data; or the root holds none of the labels.
+        UserError: no such manifest, fold or data; or the root has none of the labels.
     """
     manifest, cases, root = located_cases(name, data_root, fold, "label")
     return References(
@@ -174,10 +172,10 @@ def manifest_references(name: str, data_root: Path | None, fold: int | None = No
 
 
 def match(references: References, predictions: Path) -> Matched:
-    """Find each label's prediction by its name: the case's, the label's or the image's.
+    """Find each label's prediction by the name of the case, the label or the image.
 
     Raises:
-        UserError: there is no such folder, nothing in it belongs to a label, or a label has two predictions.
+        UserError: the folder does not exist, no file in it belongs to a label, or a label has two predictions.
     """
     if not predictions.is_dir():
         raise UserError(f"{predictions}: no such folder; expected one of predictions")
@@ -189,7 +187,7 @@ def match(references: References, predictions: Path) -> Matched:
     if not found:
         expected = f"{references.labels[0].case}.nii.gz"
         raise UserError(
-            f"{predictions}: no file is named as a label is: {shown(files[0])}, for example; expected {expected}"
+            f"{predictions}: no file is named like a label: {shown(files[0])}, for example; expected {expected}"
         )
     return Matched(
         [(label, found[label.file]) for label in references.labels if label.file in found],
@@ -199,30 +197,30 @@ def match(references: References, predictions: Path) -> Matched:
 
 
 def _by_case(references: References, predictions: Path, files: list[str]) -> dict[str, str]:
-    """Label to prediction, of a manifest's cases: called as the case is, or else as its label, or else as its image."""
+    """Label to prediction for a manifest: predictions are named like the case, else like its label or its image."""
     levels: list[dict[str, list[Reference]]] = [defaultdict(list), defaultdict(list), defaultdict(list)]
     for label in references.labels:
         for level, name in zip(levels, (label.case, stem(label.file), stem(label.image or label.file)), strict=True):
             level[name].append(label)
     found: dict[str, str] = {}
     for file in files:
-        owners = next((level[stem(file)] for level in levels if stem(file) in level), [])
-        if len(owners) > 1:
-            cases = f"{owners[0].case} and {owners[1].case}"
+        labels = next((level[stem(file)] for level in levels if stem(file) in level), [])
+        if len(labels) > 1:
+            cases = f"{labels[0].case} and {labels[1].case}"
             raise UserError(
-                f"{shown(predictions / file)} may be of the cases {cases}; expected {owners[0].case}.nii.gz"
+                f"{shown(predictions / file)} may be of the cases {cases}; expected {labels[0].case}.nii.gz"
             )
-        for owner in owners:
-            if owner.file in found:
-                both = f"{shown(found[owner.file])} and {shown(file)}"
-                raise UserError(f"{predictions}: {both} are both named as predictions of {owner.case}; expected one")
-            found[owner.file] = file
+        for label in labels:
+            if label.file in found:
+                both = f"{shown(found[label.file])} and {shown(file)}"
+                raise UserError(f"{predictions}: {both} are both named as predictions of {label.case}; expected one")
+            found[label.file] = file
     return found
 
 
 def _by_name(references: References, predictions: Path, files: list[str]) -> dict[str, str]:
-    """Label to prediction, of a folder: a prediction is called as an image with that label would be."""
-    found, doubled, doubled_labels = pair_predictions(files, [label.file for label in references.labels])
-    for file in (*(predictions / name for name in doubled), *(references.root / name for name in doubled_labels)):
-        raise UserError(f"{shown(file)}: {DOUBLED}")
+    """Label to prediction for a folder: a prediction is named as an image with that label would be."""
+    found, duplicates, duplicate_labels = pair_predictions(files, [label.file for label in references.labels])
+    for file in (*(predictions / name for name in duplicates), *(references.root / name for name in duplicate_labels)):
+        raise UserError(f"{shown(file)}: {AMBIGUOUS}")
     return found

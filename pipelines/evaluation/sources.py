@@ -1,4 +1,4 @@
-"""What is evaluated: names with folders of predictions, and the reference of each prediction."""
+"""What is evaluated: named folders of predictions, and the reference of each prediction."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pipelines.data.checks import Offence
 from pipelines.data.layouts import PROBABILITIES, is_label_name, nifti_files, pair_predictions, stem
-from pipelines.evaluation.references import DOUBLED, shown
+from pipelines.evaluation.references import AMBIGUOUS, shown
 from pipelines.evaluation.result_folders import NnunetResults, found_references, read_results
 from pipelines.utils import UserError
 
-# What is compared: names with folders of label maps, nnU-Net's results, or tables of measures.
+# Named folders of label maps, nnU-Net results, or tables of metrics.
 
 _EXPECTED = "expected NAME=FOLDER or NAME=TABLE.csv, two or more"
 _EXPECTED_TABLES = "expected one table, or NAME=TABLE.csv, two or more"
@@ -22,11 +22,11 @@ class Method:
     """A folder of predictions.
 
     Attributes:
-        name: what it is called; the report's losses are called so.
-        path: as it was named.
+        name: its name, which the report shows in place of a loss's.
+        path: the folder as the user named it.
         files: the label maps.
-        folds: file -> fold, of a cross-validation.
-        nnunet: what nnU-Net says of it.
+        folds: file to fold, in a cross-validation.
+        nnunet: nnU-Net's information on it, if it is a results folder of nnU-Net.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Method:
 
 
 def read_names(given: Sequence[str], flag: str = "--predictions") -> dict[str, Path]:
-    """Names with paths, of words such as `dice=runs/dice`.
+    """Parse names with paths, such as `dice=runs/dice`.
 
     Args:
-        given: the words.
-        flag: what they were given to.
+        given: the values of the option.
+        flag: the option.
 
     Raises:
-        UserError: a word is not so, a name comes twice, or there are fewer than two.
+        UserError: a value has another form, a name is used twice, or there are fewer than two.
     """
     expected = _EXPECTED if flag == "--predictions" else _EXPECTED_TABLES
     named: dict[str, Path] = {}
@@ -56,67 +56,67 @@ def read_names(given: Sequence[str], flag: str = "--predictions") -> dict[str, P
         if "/" in name or not name.isprintable():
             raise UserError(f"{flag}: got the name {shown(name)}; expected one without / and control characters")
         if name in named:
-            raise UserError(f"{flag}: the name {name} comes twice; expected one of its own for each")
+            raise UserError(f"{flag}: the name {name} is used twice; expected a different name for each")
         named[name] = Path(path.strip()).expanduser()
     if len(named) < 2:
-        raise UserError(f"{flag}: got {shown(given[0]) if given else 'none'} alone; {expected}")
+        raise UserError(f"{flag}: got only {shown(given[0]) if given else 'none'}; {expected}")
     return named
 
 
 def read_methods(named: dict[str, Path], folds: tuple[int, ...] | None) -> list[Method]:
-    """Look into the folders.
+    """Read the contents of folders.
 
     Args:
-        named: name -> folder.
-        folds: these alone, of nnU-Net's results.
+        named: name to folder.
+        folds: only these folds of nnU-Net results.
 
     Raises:
-        UserError: no such folder, nothing in it, or folds that do not fit.
+        UserError: a folder does not exist or is empty, or the folds do not match.
     """
-    places: dict[Path, str] = {}
+    resolved: dict[Path, str] = {}
     for name, path in named.items():
-        if (other := places.setdefault(path.resolve(), name)) != name:
-            raise UserError(f"--predictions: {other} and {name} are one folder, {shown(path)}; expected two")
+        if (other := resolved.setdefault(path.resolve(), name)) != name:
+            raise UserError(f"--predictions: {other} and {name} are the same folder, {shown(path)}; expected two")
     methods = [_method(name, path, folds) for name, path in named.items()]
     validated = {method.name: tuple(method.nnunet.validations) for method in methods
                  if method.nnunet is not None and method.nnunet.validations}  # fmt: skip
     if folds is not None and not validated:
-        raise UserError("--folds: got folds, and no folder has any; expected results of nnU-Net's cross-validation")
+        raise UserError("--folds: got folds, but no folder has any; expected results of nnU-Net's cross-validation")
     if len(set(validated.values())) > 1:
-        told = "; ".join(f"{name} has {', '.join(own)}" for name, own in validated.items())
-        common = sorted(set.intersection(*(set(own) for own in validated.values())))
-        way = f"pass --folds {','.join(common)}" if common else "name folders with the same folds"
-        raise UserError(f"--predictions: the folds that have ended differ: {told}; finish them, or {way}")
+        finished = "; ".join(f"{name} has {', '.join(of_method)}" for name, of_method in validated.items())
+        common = sorted(set.intersection(*(set(of_method) for of_method in validated.values())))
+        advice = f"pass --folds {','.join(common)}" if common else "name folders with the same folds"
+        raise UserError(f"--predictions: the finished folds differ: {finished}; finish them, or {advice}")
     return methods
 
 
 def _method(name: str, path: Path, folds: tuple[int, ...] | None) -> Method:
     if not path.is_dir():
-        what = "is no folder" if path.exists() else "no such folder"
-        raise UserError(f"--predictions: {name}: {shown(path)}: {what}; {_EXPECTED}")
+        problem = "not a folder" if path.exists() else "no such folder"
+        raise UserError(f"--predictions: {name}: {shown(path)}: {problem}; {_EXPECTED}")
     nnunet = read_results(path, folds)
     if nnunet is None or not nnunet.validations:
         files = tuple(path / file for file in nifti_files(path))
         if not files:
             raise UserError(f"--predictions: {name}: {shown(path)} holds no NIfTI file (.nii or .nii.gz)")
         return Method(name, path, files, {}, nnunet)
-    of_folds = {validation / file: fold for fold, validation in nnunet.validations.items()
-                for file in nifti_files(validation)}  # fmt: skip
-    if not of_folds:
+    fold_of = {validation / file: fold for fold, validation in nnunet.validations.items()
+               for file in nifti_files(validation)}  # fmt: skip
+    if not fold_of:
         raise UserError(f"--predictions: {name}: the folds of {shown(path)} hold no NIfTI file (.nii or .nii.gz)")
-    return Method(name, path, tuple(of_folds), of_folds, nnunet)
+    return Method(name, path, tuple(fold_of), fold_of, nnunet)
 
 
-# The references, and which prediction belongs to which.
+# References, and their predictions.
 
 
 @dataclass(frozen=True)
 class References:
-    """The references of a folder.
+    """The references in a folder.
 
     Attributes:
-        folder: theirs.
-        files: case -> file; a case is called as its reference is.
+        folder: the folder.
+        files: case to file; a case has the name of its reference.
     """
 
     folder: Path
@@ -124,52 +124,52 @@ class References:
 
 
 def read_references(folder: Path | None, methods: Sequence[Method]) -> References:
-    """The references in a folder, or, where none is named, those that nnU-Net keeps of its data set.
+    """The references in a folder; by default those that nnU-Net stores for its data set.
 
     Raises:
-        UserError: there is no such folder, nothing in it, or none was named and none is found.
+        UserError: the folder does not exist or is empty, or no folder was named and none is found.
     """
     folder = _found(methods) if folder is None else folder
     if not folder.is_dir():
         raise UserError(f"--labels: {shown(folder)}: no such folder")
     names = nifti_files(folder)
     if not any(method.folds for method in methods):
-        names = [name for name in names if is_label_name(name)] or names  # beside them may lie images
+        names = [name for name in names if is_label_name(name)] or names  # there may be images next to them
     if not names:
         raise UserError(f"--labels: {shown(folder)} holds no NIfTI file (.nii or .nii.gz)")
     files: dict[str, Path] = {}
     for name in names:
         if stem(name) in files:
             both = f"{files[stem(name)].name} and {name}"
-            raise UserError(f"--labels: {shown(folder)}: {both} are both of {stem(name)}; expected one a case")
+            raise UserError(f"--labels: {shown(folder)}: {both} are both of {stem(name)}; expected one per case")
         files[stem(name)] = folder / name
     return References(folder, files)
 
 
 def match(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
-    """Each case's prediction, as far as there is one, and the files that keep it from being clear.
+    """Find each case's prediction, if there is one, and the files that cannot be matched.
 
-    nnU-Net calls predictions as their references; elsewhere names may differ in what says label or first channel, as
-    `medloss evaluate` has it.
+    nnU-Net's predictions have the names of their references; other names may differ in the suffix for label or first
+    channel, as in `medloss evaluate`.
 
     Raises:
-        UserError: no file is called as a reference is.
+        UserError: no file is named like a reference.
     """
-    owned, offences = (_of_folds if method.folds else _by_name)(references, method)
-    if not owned and not offences:
+    found, offences = (_match_by_fold if method.folds else _match_by_name)(references, method)
+    if not found and not offences:
         first, case = shown(method.files[0]), next(iter(references.files))
         raise UserError(
-            f"--predictions: {method.name}: no file is called as a reference of {shown(references.folder)}: {first}, "
+            f"--predictions: {method.name}: no file is named like a reference in {shown(references.folder)}: {first}, "
             f"for example; expected {case}.nii.gz"
         )
-    told = {offence.file for offence in offences}
-    known = {*owned.values(), *(file.with_name(stem(file.name) + PROBABILITIES) for file in owned.values())}
-    extra = [file for file in method.files if file not in known and str(file) not in told]
+    reported = {offence.file for offence in offences}
+    known = {*found.values(), *(file.with_name(stem(file.name) + PROBABILITIES) for file in found.values())}
+    extra = [file for file in method.files if file not in known and str(file) not in reported]
     reason = f"no reference of that name in {shown(references.folder)}; remove it, or add its reference"
-    return owned, [*offences, *(Offence(str(file), reason) for file in extra)]
+    return found, [*offences, *(Offence(str(file), reason) for file in extra)]
 
 
-def _of_folds(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
+def _match_by_fold(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
     predicted: dict[str, list[Path]] = defaultdict(list)
     for file in method.files:
         predicted[stem(file.name)].append(file)
@@ -181,33 +181,35 @@ def _of_folds(references: References, method: Method) -> tuple[dict[str, Path], 
     return {case: files[0] for case, files in predicted.items() if case in references.files}, offences
 
 
-def _by_name(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
+def _match_by_name(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
     files = {file.name: file for file in method.files}
     labels = {file.name: (case, file) for case, file in references.files.items()}
-    found, doubled, doubled_labels = pair_predictions(list(files), list(labels))
-    twice = [*(files[name] for name in doubled), *(labels[name][1] for name in doubled_labels)]
+    found, duplicates, duplicate_labels = pair_predictions(list(files), list(labels))
+    ambiguous = [*(files[name] for name in duplicates), *(labels[name][1] for name in duplicate_labels)]
     return {labels[label][0]: files[prediction] for label, prediction in found.items()}, [
-        Offence(str(file), DOUBLED) for file in twice
+        Offence(str(file), AMBIGUOUS) for file in ambiguous
     ]
 
 
 def _found(methods: Sequence[Method]) -> Path:
-    leading = [method.nnunet for method in methods if method.nnunet is not None]
+    """The folder in which nnU-Net stores the references of the methods' data set."""
     found = {}
-    places: list[Path] = []
-    for nnunet in leading:
-        folder, tried = found_references(nnunet)
-        places += tried
+    tried: list[Path] = []
+    for nnunet in (method.nnunet for method in methods if method.nnunet is not None):
+        folder, candidates = found_references(nnunet)
+        tried += candidates
         if folder is not None:
             found[folder.resolve()] = folder
     if len(found) > 1:
-        told = " and ".join(shown(folder) for folder in found.values())
-        raise UserError(f"--labels: got none, and nnU-Net's folders lead to {told}; expected one folder of references")
+        folders = " and ".join(shown(folder) for folder in found.values())
+        raise UserError(
+            f"--labels: got none, and nnU-Net's folders lead to {folders}; expected one folder of references"
+        )
     if not found:
-        looked = ", ".join(shown(place) for place in dict.fromkeys(places))
-        told = f" (looked for {looked})" if looked else ""
+        paths = ", ".join(map(shown, dict.fromkeys(tried)))
+        searched = f" (looked for {paths})" if paths else ""
         raise UserError(
             f"--labels: got none; expected the folder of references, which only nnU-Net's cross-validations lead "
-            f"to{told}"
+            f"to{searched}"
         )
     return next(iter(found.values()))

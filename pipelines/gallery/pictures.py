@@ -16,7 +16,16 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from pipelines.gallery.scenes import PROBABILITIES, SHARES, imbalance_curve, is_voxelwise, probability_curve
-from pipelines.utils.figures import BACKGROUND, FOREGROUND, NEIGHBOUR_GREY, PREDICTION, PUSH, figure, plain, styled
+from pipelines.utils.figures import (
+    BACKGROUND,
+    FOREGROUND,
+    GRADIENT_COLOURS,
+    NEIGHBOUR_GREY,
+    PREDICTION,
+    figure,
+    plain,
+    styled,
+)
 
 # Curves: value and slope against the predicted probability, and against the foreground's share.
 
@@ -230,7 +239,7 @@ def _placement(shown: Slice) -> dict[str, Any]:
 
 def _colours() -> Colormap:
     """Blue, white, red: told apart by all; transparent around 0, so that the image shows where nothing pushes."""
-    colours = PUSH(np.linspace(0, 1, 513))
+    colours = GRADIENT_COLOURS(np.linspace(0, 1, 513))
     colours[:, 3] = np.clip(np.abs(np.linspace(-1, 1, 513)) / 0.08, 0, 1)
     return ListedColormap(colours, "push")
 

@@ -1,1 +1,1 @@
-"""Label maps of new images, by a trained model."""
+"""Prediction of label maps for new images."""

@@ -1,4 +1,4 @@
-"""Label maps, and probabilities, of new images by a trained network: of files, and of arrays in MLflow."""
+"""Predicts label maps and probabilities of new images with a trained network, from files or from arrays (MLflow)."""
 
 import os
 import time
@@ -24,44 +24,43 @@ from pipelines.training.saved_model import WINDOWS, Model, label_map, load_model
 from pipelines.utils import UserError
 from pipelines.utils.machine import lacks_memory
 
-# Which images are predicted, and which files their predictions become.
+# Images to predict, and the files of their predictions.
 
 _ENDING = ".nii.gz"
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image to predict: its file, what it is called, its SHA-256 if known."""
+    """An image to predict: its file, its name, and its SHA-256 if known."""
 
     path: Path
     name: str
     sha256: str | None = None
 
     def labels(self, folder: Path) -> Path:
-        """Where its label map is written."""
+        """The file of its label map."""
         return folder / (self.name + _ENDING)
 
     def probabilities(self, folder: Path) -> Path:
-        """Where its probabilities are written."""
+        """The file of its probabilities."""
         return folder / (self.name + PROBABILITIES)
 
     def outputs(self, folder: Path, *, probabilities: bool) -> list[Path]:
-        """The files that its prediction becomes, the label map last: with it, all are there."""
+        """All files of its prediction; the label map is last, so if it exists, all exist."""
         return [*([self.probabilities(folder)] if probabilities else []), self.labels(folder)]
 
 
 def image_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
-    """The images of paths to files and folders, in that order; a folder's by name, its own folders left out.
+    """The images given by paths to files and folders, in that order; files in a folder are sorted, subfolders ignored.
 
-    Labels that lie side by side with images are no images: in a folder all that are named so, and of files that are
-    named one by one those whose image is among them.
+    Labels next to images are left out: in a folder, all files named as labels; of single files, the labels whose image
+    is also given.
 
     Returns:
         The images, and the labels that were left out.
 
     Raises:
-        UserError: a path that is not there, a file that is none of NIfTI by its name, a folder without one, or with
-            labels alone.
+        UserError: a path does not exist, a file has no NIfTI extension, or a folder has no NIfTI files or only labels.
     """
     found: list[Path] = []
     labels: list[Path] = []
@@ -72,84 +71,84 @@ def image_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
         if not os.path.lexists(path):
             raise UserError(f"{shown(path)}: no such file or folder")
         if not files[0].endswith((".nii", _ENDING)):
-            raise UserError(f"{shown(path)}: no NIfTI file by its name; expected .nii or .nii.gz")
+            raise UserError(f"{shown(path)}: not a NIfTI file by its name; expected .nii or .nii.gz")
         if not path.is_dir():
             found.append(path)
             continue
         of_layout = layout_labels(path, files)
         if len(of_layout) == len(files):
             raise UserError(
-                f"{shown(path)} holds labels alone, by their names, as {shown(files[0])}; to predict them all the "
-                "same, name the files"
+                f"{shown(path)} holds only labels, by their names, such as {shown(files[0])}; to predict them anyway, "
+                "name the files"
             )
         found += [path / name for name in files if name not in of_layout]
         labels += [path / name for name in of_layout]
-    labels += (beside := _labels_beside(found))
-    return [Source(file.absolute(), stem(file.name)) for file in found if file not in beside], labels
+    labels += (paired := _paired_labels(found))
+    return [Source(file.absolute(), stem(file.name)) for file in found if file not in paired], labels
 
 
-def _labels_beside(files: list[Path]) -> list[Path]:
-    """Labels by the layout whose images are among the files, too."""
+def _paired_labels(files: list[Path]) -> list[Path]:
+    """Labels, by their names, whose images are also among the files."""
     folders: dict[Path, list[str]] = defaultdict(list)
     for file in files:
         folders[file.parent].append(file.name)
-    beside = []
+    paired = []
     for folder, names in folders.items():
         labels = layout_labels(folder, names)
         pairs = pair_by_name([name for name in names if name not in labels], labels).pairs
-        beside += [folder / label for _, _, label in pairs]
-    return beside
+        paired += [folder / label for _, _, label in pairs]
+    return paired
 
 
 def manifest_sources(name: str, data_root: Path | None, fold: int | None = None) -> list[Source]:
-    """The images of a manifest, or of its fold `fold`, called as their cases are.
+    """The images of a manifest, or of one of its folds, named like their cases.
 
     Raises:
-        UserError: no such manifest, fold or data; or the root holds none of the images.
+        UserError: no such manifest, fold or data; or the root has none of the images.
     """
     _, cases, root = located_cases(name, data_root, fold, "image")
     return [Source(root / case.image, case.id, case.image_sha256) for case in cases]
 
 
 def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities: bool) -> None:
-    """Refuse images whose predictions would be one file, and predictions that would lie on an image.
+    """Refuse images whose predictions would be the same file, and predictions that would overwrite an image.
 
     Raises:
-        UserError: there are such.
+        UserError: there are such images.
     """
-    images = {place: source for source in sources for place in _places(source.path)}
+    images = {location: source for source in sources for location in _locations(source.path)}
     written: dict[Path, Source] = {}
     for source in sources:
         for target in source.outputs(folder, probabilities=probabilities):
             other = written.setdefault(target, source)
             if other is not source:
                 both = f"{shown(other.path)} and {shown(source.path)}"
-                raise UserError(f"{both} would both be predicted as {shown(target.name)}; predict them apart")
-            overwritten = next((images[place] for place in _places(target) if place in images), None)
+                raise UserError(f"{both} would both be predicted as {shown(target.name)}; predict them separately")
+            overwritten = next((images[location] for location in _locations(target) if location in images), None)
             if overwritten is not None:
                 raise UserError(
                     f"--out: {shown(target)} would overwrite the image {shown(overwritten.path)}; name another folder"
                 )
 
 
-def _places(path: Path) -> set[str]:
-    """Where a path lies, and, if it is a link, where it leads."""
+def _locations(path: Path) -> set[str]:
+    """Where a path is and, if it is a link, where it leads."""
     return {str(Path(os.path.realpath(path.parent)) / path.name), os.path.realpath(path)}
 
 
-# What `mlflow.pyfunc.load_model` makes of a trained network: arrays in, label maps out.
+# MLflow.
 
 
 def label_type(model: Model) -> np.dtype[Any]:
-    """The smallest type that holds the labels' values."""
+    """The smallest type for the label values."""
     return np.min_scalar_type(max(model.classes))
 
 
 class Predictor:
-    """A trained network, as MLflow calls it.
+    """A trained network as `mlflow.pyfunc.load_model` returns it: arrays in, label maps out.
 
     Args:
-        model: which predicts.
+        model: the trained model.
     """
 
     def __init__(self, model: Model) -> None:
@@ -157,41 +156,42 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, image: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """The label map of an image, as `medloss predict` makes it: on the image's own grid, in the manifest's values.
+        """The label map of an image as `medloss predict` writes it: on the image's grid, with the manifest's values.
 
         Args:
             image: intensities `[*spatial]`, float32, in the order of the file's axes.
-            params: `spacing`, mm an axis, of the image (by default that of the network's grid, which is right for an
-                image that lies on it); `flips`, to average over mirrored images (False).
+            params: `spacing`, mm per axis, of the image (default: that of the network's grid, right for images on that
+                grid); `flips`, whether to average over flipped images (default: False).
 
         Raises:
-            UserError: not such an array, intensities that are not finite, a spacing that is none, or a network that
-                makes NaN or Inf of it.
+            UserError: the array has another number of axes or non-finite intensities, the spacing is invalid, or the
+                network returns NaN or Inf.
         """
         image = np.asarray(image, np.float32)
-        processed = self.model.preprocessing
-        asked = params or {}
-        spacing = np.ravel(asked.get("spacing", processed.spacing or (1.0,) * processed.dimensions))
-        if image.ndim != processed.dimensions or not image.size:
-            raise UserError(f"image: got shape {image.shape}; expected {processed.dimensions} axes")
+        preprocessing = self.model.preprocessing
+        params = params or {}
+        spacing = np.ravel(params.get("spacing", preprocessing.spacing or (1.0,) * preprocessing.dimensions))
+        if image.ndim != preprocessing.dimensions or not image.size:
+            raise UserError(f"image: got shape {image.shape}; expected {preprocessing.dimensions} axes")
         if not np.isfinite(image).all():
-            raise UserError("image: NaN or Inf in it; expected finite intensities")
-        if spacing.shape != (processed.dimensions,) or not (np.isfinite(spacing).all() and spacing.min() > 0):
-            raise UserError(f"spacing: got {spacing.tolist()}; expected {processed.dimensions} numbers above 0, in mm")
-        prepared = processed.image(torch.from_numpy(np.ascontiguousarray(image))[None], spacing.tolist())
-        logits = self.model.logits(prepared, flips=bool(asked.get("flips", False)))
+            raise UserError("image: got NaN or Inf; expected finite intensities")
+        if spacing.shape != (preprocessing.dimensions,) or not (np.isfinite(spacing).all() and spacing.min() > 0):
+            expected = f"{preprocessing.dimensions} numbers above 0, in mm"
+            raise UserError(f"spacing: got {spacing.tolist()}; expected {expected}")
+        prepared = preprocessing.image(torch.from_numpy(np.ascontiguousarray(image))[None], spacing.tolist())
+        logits = self.model.logits(prepared, flips=bool(params.get("flips", False)))
         if not logits.sum().isfinite():
-            raise UserError("image: the network makes NaN or Inf of it")
+            raise UserError("image: the network returned NaN or Inf")
         labels = np.array(list(self.model.classes), label_type(self.model))
         return labels[label_map(logits, image.shape).cpu().numpy()]
 
 
 def _load_pyfunc(path: str) -> Predictor:
-    """MLflow's way in: the model of a file, on the GPU if there is one."""
+    """MLflow's entry point: the model in a file, on the GPU if there is one."""
     return Predictor(load_model(Path(path), torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 
 
-# Label maps, and probabilities, of images in files, by a trained network.
+# Images in files.
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,9 @@ class Settings:
     """How images are predicted.
 
     Attributes:
-        probabilities: whether they are written, too.
-        flips: average over mirrored images, along the axes that training flipped.
-        windows: that the network sees at once.
+        probabilities: whether to write probabilities as well.
+        flips: whether to average over images flipped along the axes that training flipped.
+        windows: number of windows that the network gets at once.
     """
 
     probabilities: bool = False
@@ -216,17 +216,17 @@ def predict(
     settings: Settings,
     report: Callable[[int, Source, str], None] | None = None,
 ) -> list[Offence]:
-    """Predict images, one at a time; each file is written whole or not at all, and one that is there is replaced.
+    """Predict images, one at a time; files are written atomically, and existing ones are replaced.
 
     Args:
-        model: which predicts.
+        model: the trained model.
         sources: the images.
-        folder: where predictions are written; it is made if need be.
-        settings: how.
-        report: is told how many images are done, the last one, and how that went, in a word or two.
+        folder: the folder of predictions; it is created if needed.
+        settings: how images are predicted.
+        report: called after each image with the number of images done, the image, and its outcome in a word or two.
 
     Returns:
-        The images that could not be predicted, with the reasons; all others are.
+        The images that could not be predicted, with the reasons; all others were predicted.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -235,7 +235,7 @@ def predict(
     with LoggingOutputSuppressor():
         for done, source in enumerate(sources, start=1):
             start = time.perf_counter()
-            reason = _reason(model, source, folder, settings)
+            reason = _predict_or_reason(model, source, folder, settings)
             if reason is not None:
                 offences.append(Offence(str(source.path), reason))
             if report is not None:
@@ -243,13 +243,13 @@ def predict(
     return offences
 
 
-def _reason(model: Model, source: Source, folder: Path, settings: Settings) -> str | None:
-    """Predict an image; why it could not be, or None."""
+def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Settings) -> str | None:
+    """Predict an image; return why it could not be predicted, or None."""
     grid = ""
     try:
         volume = read_file(source.path, {model.preprocessing.dimensions})
         if source.sha256 not in (None, volume.sha256):
-            raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or another")
+            raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or was replaced")
         grid = by(model.preprocessing.shape(volume.data.shape, volume.spacing))
         _predict(model, volume, source, folder, settings)
     except BadFileError as error:
@@ -272,7 +272,7 @@ def _predict(model: Model, volume: Volume, source: Source, folder: Path, setting
         windows=settings.windows,
     )
     if not logits.sum().isfinite():
-        raise BadFileError("the network makes NaN or Inf of it; try --precision float32")
+        raise BadFileError("the network returned NaN or Inf; try --precision float32")
     if settings.probabilities:
         logits = resampled(logits, shape)
     labels = np.array(list(model.classes))[label_map(logits, shape).cpu().numpy()]
@@ -287,7 +287,7 @@ def _predict(model: Model, volume: Volume, source: Source, folder: Path, setting
 
 
 def _intensities(volume: Volume) -> Tensor:
-    """`[1, *spatial]`, float32, as training reads it.
+    """Intensities `[1, *spatial]`, float32, as in training.
 
     Raises:
         BadFileError: some are not finite.
@@ -300,13 +300,13 @@ def _intensities(volume: Volume) -> Tensor:
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Probabilities, in the logits' own memory."""
+    """Probabilities, computed in place."""
     logits.sub_(logits.amax(0, keepdim=True)).exp_()
     return logits.div_(logits.sum(0, keepdim=True))
 
 
 def _advice(model: Model, settings: Settings) -> str:
-    """What to lower."""
+    """How to reduce the memory needed."""
     advice = [
         f"lower --batch-size ({settings.windows} windows at once)" if settings.windows > 1 else "",
         "leave out --probabilities" if settings.probabilities else "",

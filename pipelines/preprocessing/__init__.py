@@ -1,4 +1,4 @@
-"""From a case's files to a batch: reading, resampling, cache, patches, augmentation; and the settings of these."""
+"""From a case's files to a batch: reading, resampling, cache, patches, augmentation, and their settings."""
 
 from typing import Annotated
 
@@ -8,13 +8,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Clip(BaseModel):
-    """Intensities of a scale that means something, such as Hounsfield units, over all training cases' foreground.
+    """Clipping and normalisation of quantitative intensities, such as Hounsfield units.
+
+    The statistics are those of the foreground of all training cases.
 
     Attributes:
-        low: 0.5th percentile; what is below becomes it.
-        high: 99.5th percentile.
-        mean: of the clipped values, then subtracted.
-        std: of the clipped values, by which is divided then.
+        low: lower bound for clipping, the 0.5th percentile.
+        high: upper bound for clipping, the 99.5th percentile.
+        mean: mean of the clipped values, subtracted after clipping.
+        std: standard deviation of the clipped values, by which they are then divided.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,23 +28,23 @@ class Clip(BaseModel):
 
 
 class Augmentation(BaseModel):
-    """How patches are varied; each kind in a share of the patches, independently.
+    """Augmentation of patches: each kind is applied to a share of the patches, independently of the others.
 
     Attributes:
-        rotation: largest angle about each axis, degrees; in mm, and where slices are three times as thick as pixels
-            within the slices alone.
-        scaling: least and largest factor of size.
-        spatial_share: of the patches rotated, and of those scaled.
-        brightness: largest part of the intensity that is added or taken, and largest shift, in standard deviations.
-        brightness_share: of the patches.
-        noise: standard deviation of Gaussian noise, at most; of intensities that have one of 1.
-        noise_share: of the patches.
-        blur: standard deviation of a Gaussian, voxels: least and largest.
-        blur_share: of the patches.
-        gamma: exponent of the intensities between their least and largest: least and largest.
-        gamma_share: of the patches.
-        low_resolution: least factor by which a patch is sampled down, and up again.
-        low_resolution_share: of the patches.
+        rotation: largest angle about each axis, degrees, in physical space; if slices are three times as thick as
+            pixels, only within the slices.
+        scaling: smallest and largest factor of size.
+        spatial_share: share of the patches that are rotated, and share that are scaled.
+        brightness: largest relative change of the intensity, and largest shift in standard deviations.
+        brightness_share: share of the patches.
+        noise: largest standard deviation of Gaussian noise, relative to intensities of standard deviation 1.
+        noise_share: share of the patches.
+        blur: smallest and largest standard deviation of the Gaussian, voxels.
+        blur_share: share of the patches.
+        gamma: smallest and largest exponent of the intensities, which are scaled to 0..1 for it.
+        gamma_share: share of the patches.
+        low_resolution: smallest factor by which a patch is downsampled before it is upsampled again.
+        low_resolution_share: share of the patches.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -18,20 +18,20 @@ from pipelines.preprocessing.resampling import CHECK, Preprocessing, prepared, r
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256, write_atomically
 
-# A folder of computed values that processes share; a damaged entry is found and computed anew.
+# Cache on disk.
 
 
 class EntryCache:
-    """Values by key, a file each.
+    """Computed values by key, one file each, which processes can share.
 
-    Each entry begins with its own SHA-256: torch reads one with flipped bits without an error. Tensors and plain
-    values only: nothing in an entry can run.
+    Each entry begins with its SHA-256, since torch reads flipped bits without an error; a damaged entry is computed
+    again. Entries hold tensors and plain values only, so loading one cannot run code.
 
     Args:
-        folder: is made if need be.
+        folder: the cache's folder; it is created if needed.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,14 +39,14 @@ class EntryCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cache: cannot make {folder}: {error.strerror}") from None
+            raise UserError(f"cache: cannot create {folder}: {error.strerror}") from None
 
     def get(self, key: list[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The value of a key: read, or computed and kept.
+        """The value of a key: read from the cache, or computed and stored.
 
         Args:
             key: everything that the value depends on.
-            compute: makes the value.
+            compute: computes the value.
         """
         entry = self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.pt"
         value = _read(entry)
@@ -63,7 +63,7 @@ def _read(entry: Path) -> dict[str, Any] | None:
         return None
     body = memoryview(content)[32:]
     if hashlib.sha256(body).digest() != content[:32]:
-        warnings.warn(f"damaged cache entry {entry} is decoded anew", stacklevel=4)
+        warnings.warn(f"damaged cache entry {entry} is computed again", stacklevel=4)
         return None
     value: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
     return value
@@ -80,30 +80,30 @@ def _write(entry: Path, value: dict[str, Any]) -> None:
         warnings.warn(f"cache entry {entry} cannot be written: {error.strerror}", stacklevel=4)
 
 
-# The cases of a training: decoded when they are asked for, kept in memory as far as that is allowed.
+# Prepared cases.
 
-#: Changes when `resampling.py` does: cached cases of another version are not read.
+#: Changed together with `resampling.py`: cached cases of other versions are not read.
 _CACHE_VERSION = "3"
 
 
 class CaseStore(Sequence[dict[str, Any]]):
-    """Prepared cases, see `reading.prepared`, by number.
+    """Prepared cases (see `resampling.prepared`) by number, decoded on first access.
 
-    So many of them as fit into `memory_mb` stay in memory, the first that were asked for; the others are read from the
-    cache each time, or decoded anew where there is none. Those that stay are not exchanged: over random orders, keeping
-    some is worth more than keeping the latest.
+    As many cases as fit into `memory_mb` stay in memory, in order of first access; the others are read from the cache
+    each time, or decoded again without a cache. Cases in memory are never evicted: with random orders of access, a
+    fixed set gives more hits than the most recent cases.
 
     Args:
-        manifest: whose labels hold.
-        cases: which.
+        manifest: the data set, whose label values are used.
+        cases: the cases.
         root: the data root.
-        preprocessing: of image and label; None: intensities alone.
-        cache: where prepared cases are kept, by the files' content, for other runs and processes.
-        memory_mb: MB that prepared cases may take in memory.
-        keys: what `content_key` says of each case, where that is known already: it reads every file.
+        preprocessing: preprocessing of image and label; None: intensities only.
+        cache: cache of prepared cases by file content, shared with other runs and processes.
+        memory_mb: MB of memory for prepared cases.
+        keys: case to its `content_key`, if known already, since computing it reads every file.
 
     Raises:
-        UserError: a file that cannot be read.
+        UserError: a file cannot be read.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class CaseStore(Sequence[dict[str, Any]]):
         return item
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> "CaseStore":
-        """Go through all cases once: afterwards each is in memory or in the cache, and each could be read."""
+        """Access all cases once: afterwards each is in memory or in the cache, and known to be readable."""
         for index in range(len(self)):
             self[index]
             if progress is not None:
@@ -165,7 +165,7 @@ class CaseStore(Sequence[dict[str, Any]]):
 
 
 def content_key(case: Case, root: Path) -> list[str]:
-    """What a cached value of a case depends on: its name, and its files' content."""
+    """What a cached value of a case depends on: the case's name and its files' content."""
     key = [case.id]
     for path in (root / case.image, root / case.label):
         try:
@@ -183,24 +183,23 @@ def _bytes(value: Any) -> int:
     return sum(_bytes(part) for part in value) if isinstance(value, list) else 0
 
 
-# What a data set is like: the facts from which a training is planned.
+# Fingerprints.
 
 _VERSION = "facts 1"
-#: So many foreground intensities of a case are looked at, evenly spread: with hundreds of cases that is plenty.
-_MOST_INTENSITIES = 5_000
-#: An axis more than so much coarser than the coarsest of the others is not sampled up to the median: nnU-Net's bound
-#: for anisotropy.
+#: Number of foreground intensities sampled per case, evenly spaced: enough with hundreds of cases.
+_MAX_INTENSITIES = 5_000
+#: An axis is anisotropic if its spacing exceeds the coarsest of the others by this factor, as in nnU-Net.
 ANISOTROPIC = 3.0
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Facts of the training cases; the validation cases are not looked at.
+    """Properties of the training cases, from which a run is configured; validation cases are not used.
 
     Attributes:
-        shapes: voxels an axis.
-        spacings: mm an axis.
-        intensities: of voxels of foreground, over all cases; evenly spread samples.
+        shapes: voxels per axis, one entry per case.
+        spacings: mm per axis, one entry per case.
+        intensities: evenly spaced samples of the foreground's intensities over all cases.
     """
 
     shapes: list[tuple[int, ...]]
@@ -208,21 +207,22 @@ class Fingerprint:
     intensities: np.ndarray
 
     def target_spacing(self) -> tuple[float, ...]:
-        """The spacing (mm an axis) to train at: the median; along a coarse axis the 10th percentile.
+        """The spacing (mm per axis) to train at: the median, or the 10th percentile along an anisotropic axis.
 
-        As in nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z): where one axis is both three times as
-        coarse as the coarsest of the others and three times as short, its median would make most cases' slices anew.
+        As in nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z): if one axis has both three times the
+        spacing of the coarsest of the others and a third of their voxels, its median would interpolate the slices of
+        most cases.
         """
         spacings, shapes = np.array(self.spacings), np.array(self.shapes)
         target, size = np.median(spacings, axis=0), np.median(shapes, axis=0)
-        worst = int(target.argmax())
-        others = [axis for axis in range(len(target)) if axis != worst]
-        if target[worst] > ANISOTROPIC * target[others].max() and size[worst] * ANISOTROPIC < size[others].min():
-            target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
+        coarsest = int(target.argmax())
+        others = [axis for axis in range(len(target)) if axis != coarsest]
+        if target[coarsest] > ANISOTROPIC * target[others].max() and size[coarsest] * ANISOTROPIC < size[others].min():
+            target[coarsest] = max(np.percentile(spacings[:, coarsest], 10), target[others].max())
         return tuple(float(value) for value in target)
 
     def clip(self) -> Clip:
-        """How intensities that mean something, such as Hounsfield units, are clipped and scaled; as in nnU-Net."""
+        """Clipping and scaling of quantitative intensities, such as Hounsfield units, as in nnU-Net."""
         values = self.intensities if len(self.intensities) else np.zeros(1)
         low, high = np.percentile(values, [0.5, 99.5])
         clipped = values.clip(low, high)
@@ -236,17 +236,17 @@ def take_fingerprint(
     cache: EntryCache | None = None,
     keys: dict[str, list[str]] | None = None,
 ) -> Fingerprint:
-    """Read the cases once, one at a time, and take their facts.
+    """Read the cases, one at a time, and collect their properties.
 
     Args:
-        manifest: whose labels hold.
-        cases: those that train.
+        manifest: the data set, whose label values are used.
+        cases: the training cases.
         root: the data root.
-        cache: where facts are kept.
-        keys: as `CaseStore`'s.
+        cache: cache of the properties.
+        keys: as of `CaseStore`.
 
     Raises:
-        UserError: a case that cannot be read.
+        UserError: a case cannot be read.
     """
     shapes, spacings, intensities = [], [], []
     for case in cases:
@@ -267,7 +267,7 @@ def take_fingerprint(
 
 def _facts(case: dict[str, Any]) -> dict[str, Any]:
     values = case["image"][case["label"] > 0]
-    step = max(1, len(values) // _MOST_INTENSITIES)
+    step = max(1, len(values) // _MAX_INTENSITIES)
     return {
         "shape": list(case["label"].shape[1:]),
         "spacing": case["spacing"].tolist(),

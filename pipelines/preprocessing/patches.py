@@ -25,52 +25,52 @@ from pipelines.preprocessing import Augmentation
 from pipelines.preprocessing.case_store import ANISOTROPIC
 from pipelines.utils import UserError
 
-# Patches varied at random: where they are cut from, turned and sized; and their intensities.
+# Augmentation.
 
 
 def random_matrix(settings: Augmentation, spacing: Sequence[float], random: Generator) -> np.ndarray | None:
-    """Which way, in voxels, a step in the patch goes in the volume; None for the very same.
+    """A random rotation and scaling, as a matrix from steps in the patch to steps in the volume, in voxels.
 
     Args:
-        settings: what may happen.
-        spacing: mm: angles are angles in the body, not in the array.
-        random: decides.
+        settings: the augmentation's settings.
+        spacing: mm per axis, since rotations are in physical space.
+        random: the random generator.
 
     Returns:
-        `[d, d]`.
+        `[d, d]`, or None for the identity.
     """
     dims = len(spacing)
-    # Always drawn: so what is random later depends on no probability.
-    turned, sized = random.random(2) < settings.spatial_share
+    # Always drawn, so that later random numbers do not depend on the settings' shares.
+    rotated, scaled = random.random(2) < settings.spatial_share
     angles = np.radians(random.uniform(-settings.rotation, settings.rotation, 1 if dims == 2 else 3))
     factor = math.exp(random.uniform(*np.log(settings.scaling)))
-    turned, sized = turned and settings.rotation > 0, sized and factor != 1
-    if not turned and not sized:
+    rotated, scaled = rotated and settings.rotation > 0, scaled and factor != 1
+    if not rotated and not scaled:
         return None
     mm = np.array(spacing)
     coarse = int(mm.argmax())
     if dims == 3 and mm[coarse] >= ANISOTROPIC * np.delete(mm, coarse).max():
         angles = np.where(np.arange(3) == coarse, angles, 0.0)
     matrix = np.eye(dims)
-    if turned:
+    if rotated:
         matrix = create_rotate(dims, angles.tolist())[:dims, :dims]
-    if sized:
+    if scaled:
         matrix = matrix @ create_scale(dims, [1 / factor] * dims)[:dims, :dims]
     voxel: np.ndarray = matrix * mm[None, :] / mm[:, None]
     return voxel
 
 
 def sampled(volume: Tensor, centre: Sequence[float], matrix: np.ndarray, patch: Sequence[int], mode: str) -> Tensor:
-    """The patch `[1, *patch]` round a centre of a volume `[1, *spatial]`; what lies outside is 0.
+    """The patch `[1, *patch]` around a centre in a volume `[1, *spatial]`; voxels outside the volume are 0.
 
-    One interpolation crops, turns and sizes at once, and only where the patch lies.
+    A single interpolation crops, rotates and scales, and reads only the part of the volume that it needs.
 
     Args:
         volume: image or label.
         centre: voxel coordinates.
         matrix: from `random_matrix`.
-        patch: voxels an axis.
-        mode: `bilinear` (in 3D, too), or `nearest` for labels.
+        patch: voxels per axis.
+        mode: `bilinear` (also in 3D), or `nearest` for labels.
     """
     reach = np.abs(matrix) @ (np.array(patch) / 2) + 2
     box = [
@@ -80,7 +80,7 @@ def sampled(volume: Tensor, centre: Sequence[float], matrix: np.ndarray, patch: 
     part = volume[(slice(None), *(slice(first, last) for first, last in box))].float()
     size = np.array(part.shape[1:])
     offset = np.array([c - first for c, (first, _) in zip(centre, box, strict=True)])
-    # `affine_grid` counts from -1 to 1 over all voxels, and its axes from the last.
+    # `affine_grid` has coordinates from -1 to 1 over all voxels, and counts axes from the last.
     theta = np.concatenate([matrix * np.array(patch) / size[:, None], ((2 * offset + 1) / size - 1)[:, None]], axis=1)
     theta[:, :-1] = theta[::-1, -2::-1]
     theta[:, -1] = theta[::-1, -1]
@@ -89,10 +89,10 @@ def sampled(volume: Tensor, centre: Sequence[float], matrix: np.ndarray, patch: 
 
 
 class Intensities:
-    """Varies a patch's intensities by MONAI's transforms.
+    """Augments a patch's intensities with MONAI's transforms.
 
     Args:
-        settings: what may happen.
+        settings: the augmentation's settings.
         dims: 2 or 3.
     """
 
@@ -113,7 +113,7 @@ class Intensities:
         self.transforms = Compose(transforms) if transforms else None
 
     def __call__(self, image: Tensor, random: Generator) -> Tensor:
-        """A patch like `image` `[1, *patch]`, varied as `random` decides."""
+        """An augmented copy of `image`, `[1, *patch]`."""
         scale, shift = (
             random.uniform(-self.settings.brightness, self.settings.brightness)
             * (random.random() < self.settings.brightness_share)
@@ -127,28 +127,28 @@ class Intensities:
         return getattr(varied, "as_tensor", lambda: varied)()
 
 
-# Random patches of prepared cases, and the loaders that batch them.
+# Patches and loaders.
 
 _Index = tuple[int, int]
 
 
 class PatchDataset(Dataset):
-    """Random patches of prepared cases, by (epoch, number of the case).
+    """Random patches of prepared cases, by (epoch, case number).
 
-    What is random about a patch depends on the seed, the epoch and the case alone: not on the worker that makes it,
-    nor on what came before. So a resumed run, and one with another number of workers, sees the same patches.
+    A patch depends only on the seed, the epoch and the case, not on the worker or on earlier patches. Resumed runs and
+    runs with another number of workers therefore see the same patches.
 
-    Plain tensors and slices, not MONAI's dictionary transforms: those took 4 ms a patch of 40 x 56 x 40 voxels, a
-    tenth of a step, and looked for the foreground of the whole volume anew each time.
+    It uses plain tensors and slices rather than MONAI's dictionary transforms, which took 4 ms per patch of
+    40 x 56 x 40 voxels (a tenth of a step) and searched the whole volume for foreground each time.
 
     Args:
         cases: from `CaseStore`.
-        patch: voxels an axis; what a case lacks is padded with zeros, the mean of its intensities, and background.
-        seed: decides everything random, with the epoch.
-        flip_axes: array axes along which every second patch is flipped.
-        augmentation: how patches are varied.
-        foreground: share of patches centred on foreground, its class drawn first, a voxel of it then: what is small is
-            seen as often as what is large. The others lie anywhere.
+        patch: voxels per axis; smaller cases are padded with 0, which is their mean intensity, and background.
+        seed: random seed.
+        flip_axes: array axes along which patches are flipped with a probability of 0.5 each.
+        augmentation: settings of the augmentation.
+        foreground: share of patches centred on foreground: a class is drawn first, then one of its voxels, so that
+            small classes are seen as often as large ones. Other patches are anywhere in the volume.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class PatchDataset(Dataset):
         }
 
     def _start(self, shape: Sequence[int], centres: list[Tensor], random: Generator) -> tuple[int, ...]:
-        """A patch's first voxel; 0 along axes that the patch covers."""
+        """A patch's first voxel; 0 along axes that the patch covers completely."""
         room = [max(n - p, 0) for n, p in zip(shape, self.patch, strict=True)]
         if not any(room):
             return (0,) * len(room)
@@ -210,15 +210,15 @@ class PatchDataset(Dataset):
 
 
 class EpochBatches(Sampler[list[_Index]]):
-    """The batches of an epoch: the cases in another order each time, by the seed and the epoch alone.
+    """The batches of an epoch: cases in an order that depends only on the seed and the epoch.
 
-    Of several processes each takes its part of every batch; together they see what one process would.
+    Each of several processes gets its part of every batch, so together they see the batches of a single process.
 
     Args:
         size: number of cases.
-        seed: decides the orders.
-        batch_size: items a batch, over all processes; incomplete batches are left out.
-        rank: this process's number.
+        seed: random seed.
+        batch_size: batch size over all processes; incomplete batches are dropped.
+        rank: rank of this process.
         ranks: number of processes.
 
     Raises:
@@ -249,9 +249,9 @@ class EpochBatches(Sampler[list[_Index]]):
 
 
 class _ReadAhead(DataLoader):
-    """Makes the next batch in a thread while the network computes.
+    """Prepares the next batch in a thread while the network computes.
 
-    MONAI's `ThreadDataLoader` does so, too, but an error in its thread only ends the epoch early.
+    MONAI's `ThreadDataLoader` does as well, but an error in its thread only ends the epoch early.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -267,18 +267,18 @@ def _result(ahead: Future[Any]) -> Any:
     try:
         return ahead.result()
     except UserError as error:
-        # From a loader process it comes wrapped into that one's traceback, of which it is the last line.
+        # An error of a loader process has that process's traceback as its message; the last line is the error's.
         raise UserError(str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
 
 
 def training_loader(dataset: PatchDataset, batch_size: int, workers: int, rank: int = 0, ranks: int = 1) -> DataLoader:
-    """Batches of patches; `start_epoch` makes its next pass that of an epoch.
+    """Batches of patches; `start_epoch` selects the epoch of the next pass.
 
     Args:
-        dataset: of patches.
-        batch_size: items a batch, over all processes.
-        workers: loader processes; with 0 a thread makes the next batch while the network computes.
-        rank: this process's number.
+        dataset: the patches.
+        batch_size: batch size over all processes.
+        workers: loader processes; with 0, a thread prepares the next batch while the network computes.
+        rank: rank of this process.
         ranks: number of processes that train together.
     """
     return _ReadAhead(
@@ -287,24 +287,24 @@ def training_loader(dataset: PatchDataset, batch_size: int, workers: int, rank: 
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=_patches,
-        # Its own: else each pass would draw a number from the generator that dropout draws from.
+        # A separate generator: otherwise each pass would draw a number from the one that dropout uses.
         generator=torch.Generator(),
     )
 
 
 def start_epoch(loader: DataLoader, epoch: int) -> None:
-    """Make a training loader's next pass that of `epoch`."""
+    """Set the epoch of a training loader's next pass."""
     loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
 
 
 def validation_loader(cases: Sequence[dict[str, Any]], rank: int = 0, ranks: int = 1) -> DataLoader:
-    """Whole cases, one at a time, with the label that measures them; each process has its share."""
+    """Whole cases, one at a time, with their reference labels; each process gets its share."""
     share = range(rank, len(cases), ranks)
     return DataLoader(cases, batch_size=1, sampler=share, collate_fn=_whole)  # type: ignore[arg-type]
 
 
 def _cut(volume: Tensor, start: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
-    """The patch `[1, *patch]` of a volume `[1, *spatial]`; what lies outside is 0 on both sides alike."""
+    """The patch `[1, *patch]` of a volume `[1, *spatial]`, padded with 0 equally on both sides."""
     for axis, (first, length) in enumerate(zip(start, patch, strict=True), start=1):
         volume = volume.narrow(axis, first, min(length, volume.shape[axis]))
     missing = [length - n for length, n in zip(patch, volume.shape[1:], strict=True)]

@@ -1,4 +1,4 @@
-"""What is done to every image before a network sees it: resampling, intensities, and reading a case that way."""
+"""Preprocessing of images and labels: resampling, normalisation of intensities, and reading cases."""
 
 import math
 from collections.abc import Sequence
@@ -17,19 +17,17 @@ from pipelines.data.nifti import digits, squeezed, whole_labels
 from pipelines.preprocessing import Clip
 from pipelines.utils import UserError
 
-# What is done to every image before a network sees it: the grid it is brought to, and its intensities.
-
-#: Spacings that differ by less than this share are one grid: headers round, and resampling blurs.
+#: Relative difference up to which spacings count as equal: headers round, and resampling blurs.
 _SAME_SPACING = 0.01
 
 
 class Preprocessing(BaseModel):
-    """The way from a file's array to a network's input; kept with the weights, since prediction takes it, too.
+    """From a file's array to a network's input; saved with the weights, since prediction needs it as well.
 
     Attributes:
         dimensions: 2 or 3.
-        spacing: mm an axis, of the grid that images are brought to; None: each keeps its own.
-        clip: how intensities are clipped and scaled; None: each image gets mean 0 and standard deviation 1.
+        spacing: mm per axis of the grid that images are resampled to; None: no resampling.
+        clip: how intensities are clipped and scaled; None: each image is normalised to mean 0 and standard deviation 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,8 +40,8 @@ class Preprocessing(BaseModel):
         """The shape (voxels) of an image on the network's grid.
 
         Args:
-            shape: its own, voxels.
-            spacing: its own, mm.
+            shape: the image's shape, voxels.
+            spacing: the image's spacing, mm.
         """
         if self.spacing is None or all(
             abs(s / t - 1) < _SAME_SPACING for s, t in zip(spacing, self.spacing, strict=True)
@@ -52,11 +50,11 @@ class Preprocessing(BaseModel):
         return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, self.spacing, strict=True))
 
     def image(self, volume: Tensor, spacing: Sequence[float]) -> Tensor:
-        """An image as the network reads it: `[1, *grid]` of `[1, *spatial]`, float32.
+        """An image as the network's input, `[1, *grid]`, float32.
 
         Args:
-            volume: intensities, finite.
-            spacing: mm.
+            volume: intensities `[1, *spatial]`, finite.
+            spacing: the image's spacing, mm.
         """
         volume = volume.float()
         if self.clip is not None:
@@ -67,13 +65,13 @@ class Preprocessing(BaseModel):
         return resampled(volume, self.shape(volume.shape[1:], spacing))
 
     def labels(self, label: Tensor, spacing: Sequence[float], num_classes: int) -> Tensor:
-        """A label map `[1, *spatial]` on the network's grid: the class that fills most of each voxel."""
+        """A label map `[1, *spatial]` on the network's grid: the class with the largest part of each voxel."""
         shape = self.shape(label.shape[1:], spacing)
         if shape == tuple(label.shape[1:]):
             return label
         best = torch.full((1, *shape), -1.0)
         winner = torch.zeros((1, *shape), dtype=label.dtype)
-        # Class by class: a one-hot map of a large volume would take C times its size.
+        # Class by class, since a one-hot map of a large volume would take C times its memory.
         for c in range(num_classes):
             part = resampled((label == c).float(), shape)
             ahead = part > best
@@ -83,39 +81,39 @@ class Preprocessing(BaseModel):
 
 
 def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
-    """A volume `[C, *spatial]` on a grid of another shape with the same borders, by linear interpolation."""
+    """Resample a volume `[C, *spatial]` to another shape with the same borders, by linear interpolation."""
     if tuple(volume.shape[1:]) == tuple(shape):
         return volume
     mode = "trilinear" if len(shape) == 3 else "bilinear"
     return F.interpolate(volume[None], size=tuple(shape), mode=mode, align_corners=False)[0]
 
 
-# One case as a network reads it: decoded, checked, its labels numbered, on the training grid.
+# Reading cases.
 
-CHECK = "`medloss check` names every bad file"
-#: As many of a class's voxels are kept as centres of patches; of more, evenly spread ones.
-_MOST_CENTRES = 10_000
+CHECK = "`medloss check` lists every bad file"
+#: Number of voxels per class that are kept as centres of patches, evenly spaced.
+_MAX_CENTRES = 10_000
 _BOTH = ["image", "label"]
 _READER = Compose(
     [
         LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
         EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
-        # Labels, too: whole numbers would hide a 1.7.
+        # Also for labels: an integer type would hide a value of 1.7.
         EnsureTyped(_BOTH, dtype=torch.float32),
     ]
 )
 
 
 def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
-    """Read a case as it lies in its files: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
+    """Read a case without resampling: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
 
     Args:
-        manifest: whose labels hold: the label map counts its classes 0..C-1.
-        case: which.
+        manifest: the data set; the label map has the indices 0..C-1 of its label values.
+        case: the case.
         root: the data root.
 
     Raises:
-        UserError: it cannot be read or trained with.
+        UserError: the case cannot be read or used for training.
     """
     for path in (case.image, case.label):
         if not (root / path).is_file() or not (root / path).stat().st_size:
@@ -123,7 +121,7 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
     try:
         data = _READER({"image": str(root / case.image), "label": str(root / case.label)})
     except RuntimeError as error:
-        # MONAI's own message names its transform; what it met is the cause.
+        # MONAI's message only names the transform; the cause is what the transform raised.
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {CHECK}") from None
     image, label = (_squeezed(data[role].as_tensor(), manifest.dimensions) for role in _BOTH)
@@ -150,15 +148,15 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
 
 
 def _squeezed(volume: Tensor, dimensions: int) -> Tensor:
-    """`[1, *spatial]` without trailing axes of length 1 beyond so many."""
+    """`[1, *spatial]` without superfluous trailing axes of length 1."""
     return volume.reshape(1, *squeezed(volume.shape[1:], dimensions)).contiguous()
 
 
 def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: int) -> dict[str, Any]:
     """A case from `read_case` on the training grid.
 
-    `image`, `label` and `spacing` are the grid's; `centres` are the flat indices of voxels of each foreground class.
-    Where the grid is not the case's own, `reference` and `reference_spacing` keep the label that it is measured by.
+    `image`, `label` and `spacing` are on the grid; `centres` are flat indices of voxels of each foreground class. If
+    the case was resampled, `reference` and `reference_spacing` are the original label, for validation.
     """
     label, spacing = case["label"], case["spacing"].tolist()
     on_grid = preprocessing.labels(label, spacing, num_classes)
@@ -176,9 +174,9 @@ def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: in
 
 
 def _centres(label: Tensor) -> list[Tensor]:
-    """Flat indices of voxels, one tensor a foreground class that is there."""
+    """Flat indices of voxels, one tensor per foreground class in the label."""
     flat = label.reshape(-1)
     foreground = flat.nonzero()[:, 0]
     values = flat[foreground]
     voxels = [foreground[values == value] for value in values.unique()]
-    return [v[:: math.ceil(len(v) / _MOST_CENTRES)].to(torch.int32) for v in voxels]
+    return [v[:: math.ceil(len(v) / _MAX_CENTRES)].to(torch.int32) for v in voxels]

@@ -192,7 +192,7 @@ def from_predictions(
     pairs = [Pair(HashedFile(file, hashed[file]), HashedFile(references.files[case], hashed[references.files[case]]),
                   classes, nsd_tolerance_mm) for _, case, file in asked]  # fmt: skip
     with bar("measuring", len(pairs)) as step:
-        done = work(pairs, store, jobs=jobs, spoiled=bool(offences), progress=step, tell=tell)
+        done = work(pairs, store, jobs=jobs, check_only=bool(offences), progress=step, notify=tell)
     refuse([*offences, *done.offences])
 
     fold_of = _fold_of(asked)

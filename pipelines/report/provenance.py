@@ -174,7 +174,7 @@ def folders_facts(
         ("references", str(references.folder)),
         ("references' SHA-256", _digest(hashed[references.files[case]] for case in cases)),
         ("cases", str(len(cases))),
-        ("classes", classes.told()),
+        ("classes", classes.as_option()),
         ("NSD's tolerance", f"{tolerance:g} mm"),
     ]
     for method in methods:

@@ -1,27 +1,27 @@
-"""What all other packages share: files, locks, text, processes, figures; and the errors that people read."""
+"""Shared by all other packages: files, locks, text, processes, figures, and errors for users."""
 
 import os
 import time
 
-#: Seconds; torchrun looks ten times a second whether a process has ended, and ends the others then.
+#: Seconds. torchrun checks ten times per second whether a process has ended, and then ends the others.
 _HEAD_START_S = 5.0
 
 
 class UserError(Exception):
-    """Bad input from a person: the message says in one line what came, what was expected and what to do.
+    """Invalid input: the message says in one line what was given, what was expected and what to do.
 
     The command line prints it as `error: ...` and exits with code 2.
     """
 
 
 class DiskFullError(UserError):
-    """There is no space left for what a command writes; nothing has failed that the same command would not resume.
+    """The disk is full; the same command resumes the work once there is space.
 
     Args:
         where: the folder that is written to.
     """
 
-    #: Of the process: that of `EX_IOERR`, by which a comparison knows why its worker has ended.
+    #: Exit code of the process (`EX_IOERR`), by which a comparison recognises why its worker ended.
     exit_code = 74
 
     def __init__(self, where: object) -> None:
@@ -29,13 +29,14 @@ class DiskFullError(UserError):
 
 
 class TrainingError(Exception):
-    """A run that went wrong while it trained; the message says in one line what happened, and to which cases."""
+    """A run failed during training; the message says in one line what happened and in which cases."""
 
 
 def let_the_first_rank_tell() -> None:
-    """Wait a moment, if this process is another than the first of those that `torchrun` started.
+    """Wait a moment in all processes of `torchrun` but the first.
 
-    Where all of them fail alike, the first has told it by then, and `torchrun` has ended this one: so it is told once.
+    If all of them fail alike, the first has reported the error by then and `torchrun` has ended the others, so that it
+    is reported once.
     """
     if os.environ.get("RANK", "0") != "0":
         time.sleep(_HEAD_START_S)

@@ -1,4 +1,4 @@
-"""How all pictures look, and how they are written."""
+"""Common style of all figures, and how they are written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +18,13 @@ from scipy.spatial import cKDTree
 
 from pipelines.utils.files import write_atomically
 
-#: Okabe and Ito's colours, told apart with every kind of colour vision.
+#: Okabe and Ito's colours, which can be distinguished with every kind of colour vision.
 FOREGROUND = "#0072B2"
 BACKGROUND = "#D55E00"
 PREDICTION = "#00795A"
 NEIGHBOUR_GREY = "#8A8A8A"
-#: Blue (away from foreground), white, red (towards it).
-PUSH = matplotlib.colormaps["RdBu_r"]
+#: Colours of negative gradients: blue (away from foreground), white, red (towards foreground).
+GRADIENT_COLOURS = matplotlib.colormaps["RdBu_r"]
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -44,7 +44,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw in here: pictures look alike, whatever the user's own settings are."""
+    """Context in which figures are drawn in the common style, whatever the user's settings are."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
@@ -52,24 +52,24 @@ def styled() -> Iterator[None]:
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure, inches; drawn without a window and without pyplot's state."""
+    """An empty figure (inches), without a window and without pyplot's state."""
     return Figure(figsize=(width, height), dpi=125, layout="constrained", facecolor="white")
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Write a picture, atomically, with a palette of 256 colours: a third of the bytes; same figure, same bytes."""
+    """Write a figure, atomically and reproducibly, with a palette of 256 colours, which takes a third of the bytes."""
     buffer = BytesIO()
     with styled():
         figure.savefig(buffer, format="png")
     buffer.seek(0)
-    with Image.open(buffer) as picture:
-        small = indexed(picture, _palette())
+    with Image.open(buffer) as image:
+        small = indexed(image, _palette())
     write_atomically(path, lambda file: small.save(file, format="PNG", optimize=True))
 
 
-def indexed(picture: Image.Image, palette: NDArray[np.uint8]) -> Image.Image:
-    """A picture in the nearest colours of a palette, `[256, 3]`."""
-    pixels = np.asarray(picture.convert("RGB"), np.uint32)
+def indexed(image: Image.Image, palette: NDArray[np.uint8]) -> Image.Image:
+    """An image in the nearest colours of a palette, `[256, 3]`."""
+    pixels = np.asarray(image.convert("RGB"), np.uint32)
     colours, numbers = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1], np.uint32), return_inverse=True)
     channels = np.stack([colours >> 16 & 255, colours >> 8 & 255, colours & 255], -1)
     nearest = np.asarray(cKDTree(palette).query(channels)[1], np.uint8)
@@ -80,12 +80,12 @@ def indexed(picture: Image.Image, palette: NDArray[np.uint8]) -> Image.Image:
 
 @cache
 def _palette() -> NDArray[np.uint8]:
-    """The push's colours, greys, and the lines' colours down to white: a palette that Pillow chose would starve them.
+    """The gradient's colours, greys, and the lines' colours down to white; Pillow would choose too few of these.
 
     `[256, 3]`, red, green and blue.
     """
     white = (1.0, 1.0, 1.0)
-    shades = [PUSH(np.linspace(0, 1, 136))[:, :3], np.linspace((0.0, 0.0, 0.0), white, 72)]
+    shades = [GRADIENT_COLOURS(np.linspace(0, 1, 136))[:, :3], np.linspace((0.0, 0.0, 0.0), white, 72)]
     shades += [np.linspace(to_rgb(line), white, 16, endpoint=False) for line in (FOREGROUND, BACKGROUND, PREDICTION)]
     return np.rint(255 * np.concatenate(shades)).astype(np.uint8)
 

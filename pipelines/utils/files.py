@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the data files that the packages ship."""
+"""Atomic writing of files, and the data files that the packages ship."""
 
 import difflib
 import errno
@@ -14,32 +14,30 @@ from typing import IO, Any
 
 from pipelines.utils import DiskFullError, UserError
 
-# Files that are whole or not there: written beside their place, flushed, and moved.
-
-#: A disk, or the part of it that a user may fill, is full.
+#: The disk or the user's quota is full.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _shared_mode() -> int:
-    """What the umask makes of a file that all may read and write."""
+    """The default permissions of a new file under the umask."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask
 
 
-#: Looked up once: it can be read by setting it alone, which another thread's files must not meet.
+#: Read once: reading the umask means setting it, which would affect files of other threads.
 SHARED_MODE = _shared_mode()
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one, never half of one.
+    """Write a file such that readers, even after a crash, see the old or the new file, never a partial one.
 
     Args:
-        path: where it will lie.
-        write: gets the open temporary file in the same folder.
+        path: the file.
+        write: called with an open temporary file in the same folder.
 
     Raises:
-        OSError: it cannot be written; also where `write` calls a full disk by another name.
+        OSError: the file cannot be written; also if `write` reports a full disk by another exception.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -49,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; these are results, to be shared as the umask says.
+        # mkstemp's files are private to their owner; results are shared as the umask says.
         temporary.chmod(SHARED_MODE)
         temporary.replace(path)
     except BaseException as error:
@@ -61,20 +59,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error came of a disk that is full.
+    """Whether an error was caused by a full disk.
 
-    torch's writer hides what the system said: of a write that failed it says `enforce fail at inline_container.cc`.
+    torch's writer hides the system's error: a failed write only says `enforce fail at inline_container.cc`.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if isinstance(error, RuntimeError) and _is_of_torchs_writer(str(error)):
+        if isinstance(error, RuntimeError) and _is_torch_write_error(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def _is_of_torchs_writer(message: str) -> bool:
+def _is_torch_write_error(message: str) -> bool:
     return "PytorchStreamWriter failed" in message or (
         "inline_container.cc" in message and "PytorchStreamReader" not in message
     )
@@ -82,7 +80,7 @@ def _is_of_torchs_writer(message: str) -> bool:
 
 @contextmanager
 def naming_a_full_disk(folder: Path) -> Iterator[None]:
-    """Have a full disk end the block in an error for people, which names the folder.
+    """Turn an error from a full disk into a message that names the folder.
 
     Raises:
         DiskFullError: the disk is full.
@@ -98,27 +96,27 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Have the new name on the disk, too: it is an entry of the folder, not of the file."""
+    """Flush the file's new name, which is an entry of the folder and not of the file."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError:
-        return  # some network file systems cannot
+        return  # not supported by some network file systems
     finally:
         os.close(handle)
 
 
 def refuse_unwritable(path: Path, flag: str) -> None:
-    """Find out before the work whether its result can be written.
+    """Check before the work that its result can be written.
 
     Args:
-        path: the file; its folder is made if need be.
-        flag: the option that named it.
+        path: the file; its folder is created if needed.
+        flag: the option that named the file.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,11 +127,11 @@ def refuse_unwritable(path: Path, flag: str) -> None:
 
 
 def refuse_unwritable_folder(folder: Path, flag: str) -> None:
-    """Find out whether files can be written in a folder, without making it: its nearest parent that is there is tried.
+    """Check that files can be written in a folder without creating it: its nearest existing parent is tried.
 
     Args:
-        folder: need not be there.
-        flag: the option that named it.
+        folder: the folder, which need not exist.
+        flag: the option that named the folder.
 
     Raises:
         UserError: nothing can be written there.
@@ -152,12 +150,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, atomically. NaN and infinity become null: JSON has none."""
+    """Write JSON, atomically. NaN and infinity, which JSON does not have, become null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; None where there is no such file."""
+    """Read JSON; None if the file does not exist."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -178,14 +176,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# Where the files that travel with the packages lie: in the checkout, or inside the installed wheel.
+# Shipped files, in the checkout or in the installed wheel.
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = _PACKAGE / "_shipped"
 
 
 def resource_folder(name: str) -> Path:
-    """The shipped folder `name` (`data_manifests` or `configs`), of the wheel or of the checkout."""
+    """The shipped folder `name` (`data_manifests` or `configs`) of the wheel or the checkout."""
     return (_SHIPPED if _SHIPPED.is_dir() else _PACKAGE.parent) / name
 
 
@@ -201,7 +199,7 @@ def manifest_path(name_or_path: str | Path) -> Path:
         name_or_path: an existing file, or a name such as `phantom`, with or without `.yaml`.
 
     Raises:
-        UserError: neither a file nor a shipped name; names the nearest one.
+        UserError: neither a file nor a shipped name; the message names the nearest one.
     """
     path = Path(name_or_path)
     if path.is_file():

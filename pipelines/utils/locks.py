@@ -1,20 +1,18 @@
 """Locks between processes, on one machine and between machines that share a folder.
 
-Locks between processes, on one machine and between machines that share a folder.
+On one machine `flock` suffices: the system releases it whenever its holder dies. Between machines it does not. An NFS
+server may keep the lock of a node that never comes back, and on some cluster file systems or mounts a lock is not
+visible to other machines at all. A holder therefore also writes its name into the file and touches the file every two
+seconds (a heartbeat). Another machine's lock is never taken over while it is touched. It is stale after two minutes
+without a heartbeat, of which at least ten seconds were watched. The time is that of the file system's clock, and looks
+are counted, so that neither clocks that differ nor a file server that hung make a lock look stale. A rebooted machine
+counts as another machine.
 
-On one machine the system's own lock (`flock`) says all: it is freed when its holder dies, however it dies. Between
-machines it is not enough. Over NFS the server keeps it, and may keep that of a node which never came back; on some
-cluster file systems, and where mounted so, it is not seen on other machines at all. So a holder also writes its name
-into the file and touches it every other second. Another machine's lock is never taken while it is touched. It counts
-as dead when nothing was heard of it for two minutes, of which it was watched for ten seconds at least: by the clock of
-the file system, which stamps the file and is asked for its time, and by counted looks, so that neither clocks that
-differ nor a file server that hung for a while make a lock look dead. A machine that was started anew is another one.
+A holder that finds its lock taken over (after it was frozen for minutes) ends its process. It checks every two seconds
+and in every call of `end_if_lost`.
 
-A holder that finds its lock taken (it had been frozen for minutes) ends its process; it looks every other second, and
-whenever it is asked to by `end_if_lost`.
-
-Assumed: all machines see each other's files and their times within seconds, and the kernel's boot id is a machine's
-own. Where `flock` is not seen on other machines, two that begin at the same moment may both go on for two seconds.
+Assumptions: all machines see each other's files and their times within seconds, and the kernel's boot id is unique. If
+`flock` is not visible to other machines, two that start at the same moment may both continue for two seconds.
 """
 
 import fcntl
@@ -32,33 +30,31 @@ from pathlib import Path
 from pipelines.utils import UserError
 from pipelines.utils.files import SHARED_MODE
 
-# A lock's file: whose name stands in it, how it is written and locked, and the time by its file system's clock.
-
-#: Seconds for which the difference of two clocks is believed.
+#: Seconds for which a measured difference of two clocks is reused.
 _CLOCK_S = 60.0
-_ahead: dict[int, tuple[float, float]] = {}
+_clock_offsets: dict[int, tuple[float, float]] = {}
 
 
 @cache
 def machine_id() -> str:
-    """What is this machine's own, from one start to the next."""
+    """A unique id of this machine until its next reboot."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.is_file() else socket.gethostname()
 
 
 @cache
-def own_host() -> str:
-    """This machine's name when it was first asked for: by another one a holder would take itself for another."""
+def this_host() -> str:
+    """This machine's host name at the first call: a holder must still recognise its lock if the host is renamed."""
     return socket.gethostname()
 
 
-def own_name() -> str:
-    """What this process writes into a lock that it holds: its number, the machine, and the machine's name."""
-    return f"{os.getpid()}\n{machine_id()}\n{own_host()}\n"
+def lock_text() -> str:
+    """What this process writes into a lock that it holds: its process id, the machine's id, and the host name."""
+    return f"{os.getpid()}\n{machine_id()}\n{this_host()}\n"
 
 
 def lock_words(path: Path) -> list[str]:
-    """What stands in a lock's file; nothing where there is none."""
+    """The words in a lock's file; empty if there is no file."""
     try:
         return path.read_text(errors="replace").split()
     except FileNotFoundError:
@@ -66,66 +62,66 @@ def lock_words(path: Path) -> list[str]:
 
 
 def is_elsewhere(handle: int) -> bool:
-    """Whether a process of another machine has the lock, or died with it."""
-    told = os.pread(handle, 1000, 0).split()
-    return len(told) > 1 and told[1].decode(errors="replace") != machine_id()
+    """Whether a process on another machine has the lock, or died with it."""
+    words = os.pread(handle, 1000, 0).split()
+    return len(words) > 1 and words[1].decode(errors="replace") != machine_id()
 
 
 def write_lock(handle: int, text: str) -> None:
-    """Write a lock's file, at once on the server, too."""
-    # In this order: an empty file would be nobody's.
+    """Write a lock's file, and flush it to the server."""
+    # Write before truncating: an empty file would have no holder.
     os.ftruncate(handle, os.pwrite(handle, text.encode(), 0))
-    os.fsync(handle)  # else other machines see it half a minute later
+    os.fsync(handle)  # otherwise other machines see it half a minute later
 
 
 def new_lock_file(path: Path) -> None:
-    """Put a new file with this process's name, which others may read as the umask says, in the place of a lock's."""
+    """Replace a lock's file by a new one held by this process, with permissions as the umask says."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.fchmod(handle, SHARED_MODE)
-    write_lock(handle, own_name())
+    write_lock(handle, lock_text())
     os.close(handle)
     Path(name).replace(path)
 
 
 def same_file(handle: int, path: Path) -> bool:
-    """Whether an open file is the one that lies there now."""
+    """Whether an open file is still the one at its path."""
     try:
-        now = os.open(path, os.O_RDONLY)
+        current = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        return os.path.sameopenfile(handle, now)
+        return os.path.sameopenfile(handle, current)
     finally:
-        os.close(now)
+        os.close(current)
 
 
 def folder_clock(folder: Path) -> float:
-    """The time by the clock of the folder's file system, which stamps all files in it."""
-    with tempfile.NamedTemporaryFile(prefix=".clock.", dir=folder) as probe:
-        return os.fstat(probe.fileno()).st_mtime
+    """The time by the clock of the folder's file system, which sets the files' modification times."""
+    with tempfile.NamedTemporaryFile(prefix=".clock.", dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def clock_ahead(folder: Path) -> float:
-    """Seconds that the file system's clock is ahead of this machine's; 0 where nothing can be written."""
+    """Seconds that the file system's clock is ahead of this machine's; 0 if nothing can be written."""
     device = folder.stat().st_dev
-    asked, ahead = _ahead.get(device, (-_CLOCK_S, 0.0))
-    if time.monotonic() - asked >= _CLOCK_S:
+    measured_at, ahead = _clock_offsets.get(device, (-_CLOCK_S, 0.0))
+    if time.monotonic() - measured_at >= _CLOCK_S:
         with suppress(OSError):
             ahead = folder_clock(folder) - time.time()
-        _ahead[device] = (time.monotonic(), ahead)
+        _clock_offsets[device] = (time.monotonic(), ahead)
     return ahead
 
 
 def try_lock(handle: int, kind: int, path: Path) -> bool:
-    """Ask the system for a lock; whether it was free.
+    """Try to take the system's lock; whether it was free.
 
     Args:
         handle: the open file.
         kind: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
-        path: of the file, for the message.
+        path: path of the file, for the message.
 
     Raises:
-        UserError: the file system knows no locks.
+        UserError: the file system does not support locks.
     """
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
@@ -133,49 +129,49 @@ def try_lock(handle: int, kind: int, path: Path) -> bool:
         return False
     except OSError as error:
         raise UserError(
-            f"{path}: this file system knows no locks ({error.strerror}); name a folder on another one, or have it "
-            "mounted with them (flock)"
+            f"{path}: this file system does not support locks ({error.strerror}); name a folder on another one, or "
+            "mount it with lock support (flock)"
         ) from None
     return True
 
 
-#: Seconds between two signs of life.
+#: Seconds between two heartbeats.
 _BEAT_S = 2.0
-#: Seconds of silence after which another machine's holder is dead.
-_DEAD_S = 120.0
-#: So many beats must be missed while someone watches, too.
+#: Seconds without a heartbeat after which another machine's lock is stale.
+_STALE_S = 120.0
+#: Heartbeats that must be missed while the lock is watched.
 _MISSED_BEATS = 5
 
 
 @contextmanager
 def held_lock(path: Path, patience: float = 0.3, *, wait: Callable[[str], None] | None = None) -> Iterator[bool]:
-    """Hold a file's lock for a block; gives whether it could be had.
+    """Hold a file's lock while the block runs; the context's value is whether the lock was taken.
 
     Args:
-        path: the lock's file; it stays, and names whoever had it last.
-        patience: seconds to try: whoever only looks at a lock holds it for a moment, too.
-        wait: where another machine has the lock, or died with it: wait until it gives a sign of life (seconds), or is
-            found dead (up to two minutes) and its lock is taken over. Called once, with a line for people that says
-            so. None: do not wait, and leave such a lock alone.
+        path: the lock's file; it remains afterwards and names the last holder.
+        patience: seconds to try, since looking at a lock also holds it for a moment.
+        wait: what to do if another machine has the lock, or died with it. A function: call it once with a message, and
+            wait until there is a heartbeat (seconds), or until the lock is found stale (up to two minutes) and taken
+            over. None: do not wait, and leave the lock.
 
     Raises:
-        UserError: the file system knows no locks.
+        UserError: the file system does not support locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     watch = _Watch(path)
-    told = False
-    while (handle := _taken(path, watch)) is None:
+    notified = False
+    while (handle := _take(path, watch)) is None:
         if time.monotonic() < deadline:
             time.sleep(0.02)
             continue
         if wait is None or not watch.undecided:
             yield False
             return
-        if not told:
-            told = True
+        if not notified:
+            notified = True
             host = holder_host(path) or "another machine"
-            wait(f"{path}: {host} had it and may be at work: waiting for a sign of life, two minutes at most")
+            wait(f"{path}: held by {host}, which may be active: waiting for a heartbeat, at most two minutes")
         time.sleep(_BEAT_S / 2)
     stop = threading.Event()
     beats = threading.Thread(target=_beat, args=(path, stop), daemon=True)
@@ -187,20 +183,20 @@ def held_lock(path: Path, patience: float = 0.3, *, wait: Callable[[str], None] 
         beats.join()
         with suppress(OSError):
             if not _lost(path):
-                write_lock(handle, f"{os.getpid()}\n")  # let go in order: no machine stands there any more
+                write_lock(handle, f"{os.getpid()}\n")  # without a machine: released in order
         os.close(handle)
 
 
 def end_if_lost(path: Path) -> None:
-    """End this process, which holds the lock, if another one has taken it over: both would write the same files."""
+    """End this process if another one has taken over its lock, since both would write the same files."""
     if _lost(path):
-        print(f"{path}: taken over while this process was silent, which ends now", file=sys.stderr)
+        print(f"{path}: taken over while this process was frozen; it ends now", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock, as far as one look can tell."""
+    """Whether a live process holds the lock, as far as one look can show."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -208,100 +204,100 @@ def is_held(path: Path) -> bool:
     try:
         free = try_lock(handle, fcntl.LOCK_SH, path)
         if is_elsewhere(handle):
-            return time.time() + clock_ahead(path.parent) - os.fstat(handle).st_mtime < _DEAD_S
+            return time.time() + clock_ahead(path.parent) - os.fstat(handle).st_mtime < _STALE_S
         return not free
     finally:
         os.close(handle)
 
 
 def holder(path: Path) -> int | None:
-    """The process that has, or last had, the lock."""
+    """Process id of the lock's current or last holder."""
     words = lock_words(path)
     return int(words[0]) if words and words[0].isdecimal() else None
 
 
 def holder_host(path: Path) -> str | None:
-    """The machine whose process has the lock, or died with it."""
+    """Host name of the machine whose process has the lock, or died with it."""
     words = lock_words(path)
     return words[2] if len(words) > 2 else None
 
 
 class _Watch:
-    """What was heard of another machine's holder, look by look."""
+    """Heartbeats of another machine's holder, look by look."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last: tuple[int, int] | None = None
-        self.looked = 0.0
-        self.silent_looks = 0
+        self.looked_at = 0.0
+        self.missed_beats = 0
         self.undecided = False
 
-    def dead(self, handle: int) -> bool:
-        """Look once more; whether the holder is dead by now."""
+    def is_stale(self, handle: int) -> bool:
+        """Look again; whether the lock is stale by now."""
         stat = os.fstat(handle)
-        seen = (stat.st_ino, stat.st_mtime_ns)
-        if seen != self.last:
-            self.undecided = self.last is None  # heard of a second time, it is alive
-            self.last, self.looked, self.silent_looks = seen, time.monotonic(), 0
+        beat = (stat.st_ino, stat.st_mtime_ns)
+        if beat != self.last:
+            self.undecided = self.last is None  # with a second heartbeat, the holder is alive
+            self.last, self.looked_at, self.missed_beats = beat, time.monotonic(), 0
             return False
         # However long the file system hung, that was one look.
-        if time.monotonic() - self.looked > _BEAT_S:
-            self.looked, self.silent_looks = time.monotonic(), self.silent_looks + 1
-        if self.silent_looks < _MISSED_BEATS:
+        if time.monotonic() - self.looked_at > _BEAT_S:
+            self.looked_at, self.missed_beats = time.monotonic(), self.missed_beats + 1
+        if self.missed_beats < _MISSED_BEATS:
             return False
-        # Where the file's time lies in the future, of a clock that was set back, the looks decide alone.
-        silent = folder_clock(self.path.parent) - stat.st_mtime
-        return silent > _DEAD_S or self.silent_looks * _BEAT_S > _DEAD_S
+        # If the file's time is in the future, after a clock was set back, only the looks count.
+        silence = folder_clock(self.path.parent) - stat.st_mtime
+        return silence > _STALE_S or self.missed_beats * _BEAT_S > _STALE_S
 
 
-def _taken(path: Path, watch: _Watch) -> int | None:
-    """Take the lock; its open file, or None if another has it."""
+def _take(path: Path, watch: _Watch) -> int | None:
+    """Try to take the lock; return its open file, or None if another process has it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    mine = False
+    taken = False
     try:
         free = try_lock(handle, fcntl.LOCK_EX, path)
         if not same_file(handle, path):
             watch.undecided = True  # taken over a moment ago
         elif not is_elsewhere(handle):
-            watch.undecided = False  # the system knows whether a holder on this machine lives
-            mine = free
-        elif watch.dead(handle):
-            mine = free
+            watch.undecided = False  # the system knows whether a holder on this machine is alive
+            taken = free
+        elif watch.is_stale(handle):
+            taken = free
             if not free:
                 _take_over(handle, path)
-        if mine:
-            write_lock(handle, own_name())
-        return handle if mine else None
+        if taken:
+            write_lock(handle, lock_text())
+        return handle if taken else None
     finally:
-        if not mine:
+        if not taken:
             os.close(handle)
 
 
 def _take_over(handle: int, path: Path) -> None:
-    """Put a new file, which this machine has, in place of one whose lock the server keeps for a dead machine."""
-    beside = path.with_name(f"{path.name}.takeover")
-    guard = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+    """Replace a file whose lock the server keeps for a dead machine by a new one that this machine holds."""
+    guard_path = path.with_name(f"{path.name}.takeover")
+    guard = os.open(guard_path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        # Of several that found it dead, one: the others find another file.
+        # If several processes found it stale, one replaces it, and the others see another file.
         if try_lock(guard, fcntl.LOCK_EX, path) and same_file(handle, path):
             new_lock_file(path)
-            beside.unlink(missing_ok=True)
+            guard_path.unlink(missing_ok=True)
     finally:
         os.close(guard)
 
 
 def _beat(path: Path, stop: threading.Event) -> None:
-    """Touch the lock's file again and again; end the process if another took the lock."""
+    """Touch the lock's file regularly; end the process if another one took over the lock."""
     while not stop.wait(_BEAT_S):
         end_if_lost(path)
-        with suppress(OSError):  # a file server that hangs, or a folder that was removed
+        with suppress(OSError):  # the file server hangs, or the folder was removed
             os.utime(path)
 
 
 def _lost(path: Path) -> bool:
-    """Whether the file names another holder than this process, which had the lock."""
+    """Whether the lock's file no longer names this process."""
     try:
-        # A new look, not the open file: over NFS only that asks the server.
-        return path.read_bytes() != own_name().encode()
+        # Opened again, since over NFS only that asks the server.
+        return path.read_bytes() != lock_text().encode()
     except OSError:
-        return False  # nobody's
+        return False  # no other holder

@@ -1,6 +1,5 @@
 """The machine and its processes: device, memory, versions, cores, child processes, samples of CPU and GPU."""
 
-import contextlib
 import json
 import math
 import multiprocessing
@@ -16,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -31,7 +30,7 @@ from pipelines.utils import UserError
 
 
 def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
-    """Set every generator by the seed, the epoch and the process: so a resumed run needs none of their states."""
+    """Seed all generators by seed, epoch and rank, so that a resumed run needs none of their states."""
     number = 1_000_003 * seed + epoch + 7_919 * rank
     torch.manual_seed(number)
     random.seed(number)
@@ -39,7 +38,7 @@ def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of a name, `auto` being the GPU where there is one.
+    """The device of a name; `auto` is the GPU if there is one.
 
     Raises:
         UserError: there is no such device.
@@ -53,17 +52,17 @@ def chosen_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"device: got '{name}'; expected cpu, cuda or auto") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: got 'cuda', and there is no CUDA device; expected cpu or auto")
+        raise UserError("device: got 'cuda', but there is no CUDA device; expected cpu or auto")
     return device
 
 
-# What the run ran on: versions, machine, and the memory that it took.
+# Versions, machine and memory.
 
 _STATUS = Path("/proc/self/status")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result hangs on."""
+    """Versions of the software that a result depends on."""
     found = {"python": platform.python_version()}
     for package in ("medloss", "torch", "monai", "pytorch-ignite", "SimpleITK", "nibabel", "mlflow", "numpy"):
         try:
@@ -75,7 +74,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """The machine: `processor`, `cores` (that this process may use), `memory`, `system`, `gpu` if it computes."""
+    """The machine: `processor`, `cores` (available to this process), `memory`, `system`, and `gpu` if it is used."""
     found = {
         "processor": _processor(),
         "cores": str(available_cores()),
@@ -95,7 +94,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, or was installed from; None for a release."""
+    """The commit that this package runs from or was installed from; None for a release."""
     try:
         url = distribution("medloss").read_text("direct_url.json")
         commit: str | None = (json.loads(url or "{}").get("vcs_info") or {}).get("commit_id")
@@ -115,11 +114,11 @@ def _commit() -> str | None:
 
 
 def reset_peak_memory() -> None:
-    """Start the measure of `peak_memory_mb` anew, where the system can."""
+    """Reset `peak_memory_mb`, if the system supports it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
-        # Linux: makes VmHWM the present size. One process runs many trainings, each with a peak of its own.
+        # Linux: resets VmHWM to the current size, since one process trains many runs.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
@@ -138,31 +137,31 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice; of a loader process, that the system killed it."""
-    # torch says how a loader process ended, or, where it was reaped before torch looked, only that it did.
+    """Whether an error is due to insufficient memory; for a loader process, that the system killed it."""
+    # torch reports how a loader process ended, or only that it did if it was reaped before torch looked.
     signs = ("allocate memory", "bad_alloc", "killed by signal: Killed", ") exited unexpectedly")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
-# Cores, and how many threads a process takes: said before it starts, since libraries ask when they are imported.
+# Cores and threads.
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """The variables that give torch, NumPy and SimpleITK so many threads."""
+    """Environment variables that limit torch, NumPy and SimpleITK to so many threads; read when they are imported."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     return dict.fromkeys(names, str(threads))
 
 
-# Processes of a pool that end with the one that they work for.
+# Processes of a pool.
 
 
 def live_with_the_parent() -> None:
-    """Leave keys pressed on the terminal to the parent, and end when it ends, however that comes."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent ends for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -170,7 +169,7 @@ def live_with_the_parent() -> None:
 
 
 def end_at_once(pool: ProcessPoolExecutor) -> None:
-    """End a pool with what its processes are at, which nobody waits for any more."""
+    """Kill a pool's processes without waiting for their work."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
@@ -182,27 +181,27 @@ def _end_after(sentinel: int) -> None:
     os._exit(1)
 
 
-# Imports that leave out what a process does not use, and pass over what other packages warn of meanwhile.
+# Imports.
 
 
 @contextmanager
 def without_mlflow() -> Iterator[None]:
-    """Have MONAI imported, while the block runs, as where there is no MLflow.
+    """Make MONAI's import behave as if MLflow were not installed while the block runs.
 
-    MONAI imports MLflow for a handler that nothing here uses: a tenth of the time that a worker takes to start. In a
-    process that has imported MLflow already, nothing is left out.
+    MONAI imports MLflow for a handler that is not used here, which takes a tenth of a worker's start-up time. If the
+    process has already imported MLflow, this has no effect.
     """
     if "mlflow" in sys.modules:
         yield
         return
-    sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python's way to say that there is no such module
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # marks the module as not installed
     try:
         yield
     finally:
         del sys.modules["mlflow"]
 
 
-#: What other packages warn of while they are imported, or by what they call themselves; nothing that a user can change.
+#: Warnings that other packages cause themselves, which users cannot change.
 _FOREIGN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     # Ignite and MONAI import a part of torch that scripts its functions.
     (r"`torch\.jit\.[a-z_]*` is deprecated", DeprecationWarning),
@@ -211,42 +210,43 @@ _FOREIGN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
 
 
 def ignore_foreign_warnings() -> None:
-    """Ignore, each by name, the warnings of other packages that even `python -W error` must not make errors of."""
+    """Ignore warnings of other packages, so that they are no errors under `python -W error` either."""
     for message, category in _FOREIGN_WARNINGS:
         warnings.filterwarnings("ignore", message, category)
 
 
-# What a training does to its machine, sampled while it runs into `system.jsonl` of its folder.
+# Samples of the machine while a run trains.
 
-#: A line a sample.
+#: File in the run's folder, one line per sample.
 NAME = "system.jsonl"
-#: Seconds between two samples, at first; later a share of the run's time: a run of a day has a thousand, not ten.
-_LEAST_S = 10.0
+#: Seconds between samples at the start, and later the share of the run's time between samples: a run of a day has about
+#: a thousand samples.
+_MIN_INTERVAL_S = 10.0
 _SHARE = 0.005
 
 
-@contextlib.contextmanager
-def sampled(folder: Path, least_s: float = _LEAST_S) -> Iterator[None]:
+@contextmanager
+def sampled(folder: Path, min_interval_s: float = _MIN_INTERVAL_S) -> Iterator[None]:
     """Sample the machine while the block runs, and once at its end.
 
-    The file grows line by line: what was sampled before a kill stays. Nothing that goes wrong here ends the block.
+    The file grows line by line, so samples taken before a kill are kept. Errors here never end the block.
 
     Args:
-        folder: the run's.
-        least_s: seconds between samples at the start.
+        folder: the run's folder.
+        min_interval_s: seconds between samples at the start.
     """
-    over = threading.Event()
+    stop = threading.Event()
 
     def sample() -> None:
-        # Whatever the disk, /proc or a driver have against it: a training is worth more than its samples.
-        with contextlib.suppress(Exception), (folder / NAME).open("a+b") as file, _gpus() as gpus:
-            if file.tell() and not _ends_a_line(file):
-                file.write(b"\n")  # half a line that a kill, or a full disk, left
+        # A run is worth more than its samples, so errors of the disk, /proc or a driver are ignored.
+        with suppress(Exception), (folder / NAME).open("a+b") as file, _gpus() as gpus:
+            if file.tell() and not _ends_with_newline(file):
+                file.write(b"\n")  # after an incomplete line left by a kill or a full disk
             start = time.monotonic()
-            psutil.cpu_percent()  # from here on counts
+            psutil.cpu_percent()  # the next call reports the utilisation since this one
             ended = False
             while not ended:
-                ended = over.wait(max(least_s, _SHARE * (time.monotonic() - start)))
+                ended = stop.wait(max(min_interval_s, _SHARE * (time.monotonic() - start)))
                 file.write(json.dumps(_sample(gpus)).encode() + b"\n")
                 file.flush()
 
@@ -255,30 +255,30 @@ def sampled(folder: Path, least_s: float = _LEAST_S) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join(timeout=10)
 
 
 def read_samples(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """The samples in a run's folder, each with its number, from 1; the numbers stay when more are added.
+    """The samples in a run's folder, each with its number, from 1; numbers do not change when samples are added.
 
-    A sample has `time` (unix time, seconds) and measures under MLflow's names: `cpu_utilization_percentage`,
-    `system_memory_usage_megabytes`, ..., of the whole machine.
+    A sample has `time` (Unix time, seconds) and MLflow's system metrics of the whole machine, such as
+    `cpu_utilization_percentage` and `system_memory_usage_megabytes`.
     """
     path = folder / NAME
     if not path.is_file():
         return []
     samples = []
-    # Behind the last newline stands a line that is being written.
+    # After the last newline there may be a line that is being written.
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        with contextlib.suppress(ValueError, TypeError, AttributeError):  # a damaged line
+        with suppress(ValueError, TypeError, AttributeError):  # a damaged line
             sample = {name: float(value) for name, value in json.loads(line).items()}
             if "time" in sample and all(map(math.isfinite, sample.values())):
                 samples.append((number, sample))
     return samples
 
 
-def _ends_a_line(file: Any) -> bool:
+def _ends_with_newline(file: Any) -> bool:
     file.seek(-1, 2)
     return bool(file.read(1) == b"\n")
 
@@ -292,9 +292,9 @@ def _sample(gpus: list[Any]) -> dict[str, float]:
         "system_memory_usage_percentage": round(100 * memory.used / memory.total, 1),
     }
     for index, gpu in enumerate(gpus):
-        for measure in (_gpu_memory, _gpu_utilization, _gpu_power):
-            with contextlib.suppress(pynvml.NVMLError):  # not every card tells everything
-                sample |= {f"gpu_{index}_{name}": round(value, 1) for name, value in measure(gpu).items()}
+        for read in (_gpu_memory, _gpu_utilization, _gpu_power):
+            with suppress(pynvml.NVMLError):  # not every card reports everything
+                sample |= {f"gpu_{index}_{name}": round(value, 1) for name, value in read(gpu).items()}
     return sample
 
 
@@ -308,13 +308,13 @@ def _gpu_utilization(gpu: Any) -> dict[str, float]:
 
 
 def _gpu_power(gpu: Any) -> dict[str, float]:
-    used, most = pynvml.nvmlDeviceGetPowerUsage(gpu), pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu)
-    return {"power_usage_watts": used / 1000, "power_usage_percentage": 100 * used / most}
+    used, limit = pynvml.nvmlDeviceGetPowerUsage(gpu), pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu)
+    return {"power_usage_watts": used / 1000, "power_usage_percentage": 100 * used / limit}
 
 
-@contextlib.contextmanager
+@contextmanager
 def _gpus() -> Iterator[list[Any]]:
-    """Handles of the machine's NVIDIA cards; none without a driver."""
+    """Handles of the machine's NVIDIA GPUs; empty without a driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

@@ -1,4 +1,4 @@
-"""Tables for a terminal: text wraps, and columns that do not fit follow below; no name and no number is ever cut."""
+"""Tables for a terminal: text wraps, and columns that do not fit follow below; names and numbers are never cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-#: Characters to which a column of text is narrowed before a column moves below.
-_LEAST_TEXT = 24
+#: Width in characters to which a column of text is narrowed before columns move below.
+_MIN_TEXT = 24
 _GAP = 2
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, and how its cells are set.
+    """A column's heading and format.
 
     Attributes:
         heading: the heading.
-        right: whether the cells are flush right, as numbers are.
-        wraps: whether the cells are text, which may take several lines.
+        right: whether the cells are right-aligned, as for numbers.
+        wraps: whether the cells are text that may take several lines.
     """
 
     heading: str
@@ -35,17 +35,17 @@ def numbers(*headings: str) -> list[Column]:
 def fitted_table(
     columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], width: int, *, title: str = "", keys: int = 1
 ) -> Group:
-    """A table that is no wider than a terminal.
+    """A table that is no wider than the terminal.
 
-    Columns that do not fit next to the others follow in a table below, led by the columns that name the row, as pandas
-    prints a wide frame.
+    Columns that do not fit next to the others follow in a table below that repeats the columns that name a row, as
+    pandas prints a wide frame.
 
     Args:
         columns: the columns.
-        rows: their cells; `Text` where a cell has a colour.
-        width: of the terminal, in characters.
-        title: a line above.
-        keys: the number of columns, from the first, that name a row.
+        rows: the rows' cells; `Text` if a cell has a colour.
+        width: width of the terminal in characters.
+        title: a line above the table.
+        keys: number of leading columns that name a row.
     """
     cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     needed = [_needed(column, [row[place] for row in cells], width) for place, column in enumerate(columns)]
@@ -62,14 +62,14 @@ def print_table(
     keys: int = 1,
     console: Console | None = None,
 ) -> None:
-    """Print a table as wide as the terminal, or, in a pipe or a file, each row in one line.
+    """Print a table as wide as the terminal; in a pipe or a file, one line per row.
 
     Args:
         columns: as of `fitted_table`.
         rows: as of `fitted_table`.
         title: as of `fitted_table`.
         keys: as of `fitted_table`.
-        console: where it is printed; default: standard output.
+        console: the console to print to; default: standard output.
     """
     console = console or Console()
     if console.is_terminal:
@@ -85,7 +85,7 @@ def table_lines(
     title: str = "",
     console: Console | None = None,
 ) -> list[str]:
-    """The lines that `print_table` would print, without colours."""
+    """The lines that `print_table` prints, without colours."""
     console = console or Console()
     width = console.width if console.is_terminal else _one_line(columns, rows, title)
     plain = Console(width=width, color_system=None, force_terminal=False)
@@ -95,20 +95,20 @@ def table_lines(
 
 
 def _one_line(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], title: str) -> int:
-    """Characters that suffice for each row, and the title, in one line."""
+    """Width in characters with which the title and each row fit in one line."""
     lines = [[column.heading for column in columns], *rows]
     widest = (max(Text(str(cell)).cell_len for cell in place) for place in zip(*lines, strict=True))
     return max(sum(widest) + _GAP * len(columns), Text(title).cell_len)
 
 
 def _needed(column: Column, cells: Sequence[Text], width: int) -> int:
-    """The least characters in which a column can be shown."""
+    """The smallest width in characters of a column."""
     natural = max(cell.cell_len for cell in [Text(column.heading), *cells])
-    return min(natural, _LEAST_TEXT, max(width // 3, 1)) if column.wraps else natural
+    return min(natural, _MIN_TEXT, max(width // 3, 1)) if column.wraps else natural
 
 
 def _parts(needed: Sequence[int], width: int, keys: int) -> list[list[int]]:
-    """Places of columns that fit next to each other; the keys are in each part, or the first where all are too wide."""
+    """Indices of columns that fit side by side; each part has the keys, or only the first key if they are too wide."""
     if any(_total(needed, [*range(keys), place]) > width for place in range(keys, len(needed))):
         keys = 1
     named = list(range(keys))
@@ -130,7 +130,7 @@ def _table(
     columns: Sequence[Column], rows: Sequence[Sequence[Text]], part: list[int], needed: Sequence[int], width: int
 ) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-    # Where even a name and a number do not fit, the name is what takes several lines.
+    # If even a name and a number do not fit, the name is wrapped.
     narrow = _total(needed, part) > width
     for place in part:
         column = columns[place]

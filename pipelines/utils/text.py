@@ -1,12 +1,12 @@
-"""Text for people: progress on a terminal, durations, counts, lists and aligned lines."""
+"""Text on the terminal: progress bars, durations, counts, lists and aligned lines."""
 
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-# How far a long work is: what shows it is handed to the work, which by itself prints nothing.
+# Progress: a bar is passed to the function that does the work, which prints nothing by itself.
 
-#: Makes a progress bar of so many steps, called so; it gives what is told how many more are done.
+#: Creates a progress bar from its name and its number of steps; the bar is called with the number of steps done since.
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
@@ -17,7 +17,7 @@ def no_bar(name: str, total: int) -> AbstractContextManager[Callable[[int], obje
 
 @contextmanager
 def terminal_bar(name: str, total: int, unit: str = "file") -> Iterator[Callable[[int], object]]:
-    """A bar on the terminal while the block runs; nothing where stderr is none."""
+    """A progress bar while the block runs, if stderr is a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc=name, unit=unit, leave=False, disable=None) as bar:
@@ -26,7 +26,7 @@ def terminal_bar(name: str, total: int, unit: str = "file") -> Iterator[Callable
 
 @contextmanager
 def terminal_note(text: str) -> Iterator[None]:
-    """A line that moves on the terminal while the block runs; nothing where stderr is none."""
+    """An animated line while the block runs, if stderr is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -34,7 +34,7 @@ def terminal_note(text: str) -> Iterator[None]:
         yield
 
 
-# Seconds as people say them.
+# Wording.
 
 
 def duration(seconds: float) -> str:
@@ -47,14 +47,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-# How the planning is printed: labelled, aligned, and no wider than a terminal.
+# Aligned paragraphs, no wider than a terminal.
 
 _WIDTH = 100
 _LABEL = 10
 
 
 def item(label: str, text: str) -> Iterator[str]:
-    """A labelled paragraph; without a label it goes on with the one before."""
+    """Lines of a labelled paragraph; without a label it continues the previous one."""
     yield from textwrap.wrap(
         text,
         _WIDTH,

@@ -162,14 +162,17 @@ FAULTS = [
         "more than the header says",
         on(IMAGE, repack, lambda content: content + bytes(513)),
         IMAGE,
-        "^more bytes than the 5728 that its header says, and than the 512 that pad a file$",
+        "^more bytes than the 5728 that its header says and 512 of padding$",
     ),
     Fault(
         "half a .nii", on("images/d.nii", cut, 0.5), "images/d.nii", r"^truncated: 2864 bytes; its header says 5728$"
     ),
-    Fault("a .nii named .nii.gz", on(IMAGE, repack_as_plain), IMAGE, "^no gzip file, though its name"),
+    Fault("a .nii named .nii.gz", on(IMAGE, repack_as_plain), IMAGE, "^not a gzip file, though its name"),
     Fault(
-        "no NIfTI in it", on(IMAGE, repack, lambda _: b"hello" * 200), IMAGE, "^no NIfTI file: its header is not one"
+        "no NIfTI in it",
+        on(IMAGE, repack, lambda _: b"hello" * 200),
+        IMAGE,
+        "^not a NIfTI file: it has no NIfTI header",
     ),
     Fault("flipped byte, packed", on(IMAGE, flip, 0.6), IMAGE, "^damaged: |SHA-256 is not the recorded", True),
     Fault("flipped byte in gzip's checksum", on(IMAGE, flip, 0.9999), IMAGE, "^damaged: |^truncated|SHA-256"),
@@ -179,21 +182,26 @@ FAULTS = [
     Fault("header with no voxels", on(IMAGE, with_header, {"dim": [3, 0, 4, 4, 1, 1, 1, 1]}), IMAGE, "says 0 x"),
     Fault("header with nine axes", on(IMAGE, with_header, {"dim": [9] * 8}), IMAGE, "^(damaged|truncated)"),
     Fault("unknown data type", on(IMAGE, with_header, {"datatype": 999}), IMAGE, "^damaged: "),
-    Fault("complex numbers", on(IMAGE, with_voxel, 1j, np.complex64), IMAGE, "^holds complex64; expected one whole or"),
+    Fault(
+        "complex numbers", on(IMAGE, with_voxel, 1j, np.complex64), IMAGE, "^holds complex64; expected one integer or"
+    ),
     Fault(
         "label of another shape",
         on(LABEL, reshaped, (12, 16, 15)),
         LABEL,
-        "^12 x 16 x 15 voxels, and its image 12 x 16 x 14",
+        "^12 x 16 x 15 voxels, but its image has 12 x 16 x 14",
     ),
     Fault(
         "label with axes turned",
         on(LABEL, reshaped, (14, 16, 12)),
         LABEL,
-        "^14 x 16 x 12 voxels, and its image 12 x 16 x 14",
+        "^14 x 16 x 12 voxels, but its image has 12 x 16 x 14",
     ),
     Fault(
-        "label of other spacing", on(LABEL, stretched), LABEL, r"^spacing 3.6 x 1.2 x 2.4 mm, and its image 3 x 1 x 2"
+        "label of other spacing",
+        on(LABEL, stretched),
+        LABEL,
+        r"^spacing 3.6 x 1.2 x 2.4 mm, but its image has 3 x 1 x 2",
     ),
     Fault(
         "label moved", on(LABEL, moved, 1, 0.5), LABEL, "^its affine differs from its image's: it lies up to 0.5 mm off"
@@ -208,7 +216,7 @@ FAULTS = [
         "label of a slightly other spacing",
         on(LABEL, stretched, 1.004),
         LABEL,
-        r"^spacing 3.012 x 1.004 x 2.008 mm, and its image 3 x 1 x 2 mm$",
+        r"^spacing 3.012 x 1.004 x 2.008 mm, but its image has 3 x 1 x 2 mm$",
     ),
     Fault(
         "image moved",
@@ -230,7 +238,12 @@ FAULTS = [
     Fault(
         "lengths in micrometres", on(IMAGE, with_header, {"xyzt_units": 3}), IMAGE, "^its header gives lengths in micr"
     ),
-    Fault("zooms against the affine", on(IMAGE, with_zooms, (3.0, 1.0, 1.0)), IMAGE, "^its header says 3 x 1 x 1 mm"),
+    Fault(
+        "zooms against the affine",
+        on(IMAGE, with_zooms, (3.0, 1.0, 1.0)),
+        IMAGE,
+        "^its header says voxels of 3 x 1 x 1 mm",
+    ),
     Fault(
         "4D image",
         on(IMAGE, reshaped, (*SHAPE, 2)),
@@ -260,25 +273,25 @@ FAULTS = [
         "half a label value",
         on(LABEL, with_voxel, 1.5, np.float32, 2),
         LABEL,
-        "^label values that are no whole numbers in 2 voxels, such as 1.5",
+        "^label values that are not whole numbers in 2 voxels, such as 1.5",
     ),
     Fault(
         "more than 1e-3 off a whole number",
         on(LABEL, with_voxel, 2.9989999, np.float64),
         LABEL,
-        r"^label values that are no whole numbers in 1 voxel, such as 2\.9989999$",
+        r"^label values that are not whole numbers in 1 voxel, such as 2\.9989999$",
     ),
     Fault(
         "all digits of float32",
         on(LABEL, with_voxel, 3.0010002),
         LABEL,
-        r"no whole numbers in 1 voxel, such as 3\.0010002$",
+        r"not whole numbers in 1 voxel, such as 3\.0010002$",
     ),
-    Fault("NaN in a label", on(LABEL, with_voxel, np.nan), LABEL, "no whole numbers in 1 voxel, such as nan"),
+    Fault("NaN in a label", on(LABEL, with_voxel, np.nan), LABEL, "not whole numbers in 1 voxel, such as nan"),
     Fault("link to nothing", on(IMAGE, linked, Path("none.nii.gz")), IMAGE, "^a symbolic link to nothing$"),
     Fault("link to itself", on(IMAGE, linked, Path("b.nii.gz")), IMAGE, "symbolic link"),
-    Fault("a folder", on(IMAGE, replaced_by_folder), IMAGE, "^is no regular file$"),
-    Fault("a pipe", on(IMAGE, replaced_by_pipe), IMAGE, "^is no regular file$"),
+    Fault("a folder", on(IMAGE, replaced_by_folder), IMAGE, "^is not a regular file$"),
+    Fault("a pipe", on(IMAGE, replaced_by_pipe), IMAGE, "^is not a regular file$"),
     Fault(
         "image without a label",
         copied(IMAGE, "images/x.nii.gz"),
@@ -295,6 +308,6 @@ FAULTS = [
         "second label",
         copied("labels/d.nii", "labels/b.nii"),
         "labels/b.nii",
-        "^doubled: 'b' has 2 labels; the manifest neither",
+        "^duplicate: 'b' has 2 labels; the manifest neither",
     ),
 ]

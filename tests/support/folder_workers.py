@@ -20,7 +20,7 @@ from pipelines.utils.machine import sampled
 
 def _work(folder: Path, run: PlannedRun, index: int) -> None:
     own = run_folder(folder, run)
-    with held_lock(own.path / "lock") as mine, sampled(own.path, least_s=0.05):
+    with held_lock(own.path / "lock") as mine, sampled(own.path, min_interval_s=0.05):
         assert mine
         own.begin(run.config)
         write_json(own.path / "attempts.json", {"attempts": 1})

@@ -212,7 +212,7 @@ def _bury(
         return
     for run in left:
         lock = run_folder(folder, run).path / "lock"
-        if holder(lock) == worker.pid and holder_host(lock) in (None, locks.own_host()):
+        if holder(lock) == worker.pid and holder_host(lock) in (None, locks.this_host()):
             had = run
     # Deaths between runs count together only while nothing else is finished.
     key = f"with {len(left)} left" if had is None else had.id

@@ -1,6 +1,6 @@
-"""`METRICS`: every metric by name. A new metric is a file of its own, and one line here."""
+"""`METRICS`: every metric by name. To add a metric, write a file for it here and import it below."""
 
-# The lines' order is that of columns in tables; a new one comes last, so that columns stay where they are: no sorting.
+# The order of imports is that of columns in tables. A new metric comes last, so that columns keep their places.
 # isort: off
 from pipelines.evaluation.metrics.overlap import dice as dice
 from pipelines.evaluation.metrics.surface import nsd as nsd

@@ -1,7 +1,7 @@
-"""What a metric is: how it is computed from one class of one case, and all that tables, plots and statistics ask of it.
+"""The registry of metrics: how each is computed, and its properties for tables, plots and statistics.
 
-A metric's file says this by `@register`; `registry.py` lists the files. Commands ask for the metrics' names before they
-wait for anything: NumPy is imported where it is used.
+Metrics are registered with `@register` in the files that `metrics/__init__.py` imports. Commands need their names at
+start-up, so NumPy is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
     from pipelines.evaluation.surface_distances import SurfaceDistances
 
-#: What `Metric.empty_reference` may be.
+#: Values of `Metric.empty_reference`.
 EMPTY_REFERENCE = ("option", "left out", "value")
 
 
 @dataclass(frozen=True)
 class ClassMasks:
-    """One class of one case: what every metric is computed from, each part of it once.
+    """One class of one case, the input of every metric; shared quantities are computed once.
 
     Attributes:
-        prediction: where the class is predicted, `[*box]`, cropped to a box that holds both masks; without a voxel
-            where both are empty.
-        reference: where the class is in truth, of the same shape.
-        voxels: of the whole volume, without those that are not counted.
+        prediction: mask of the prediction, `[*box]`, cropped to the bounding box of both masks; of size 0 if both are
+            empty.
+        reference: mask of the reference, of the same shape.
+        voxels: number of voxels in the whole volume, without ignored ones.
         spacing: mm, in the order of the axes.
-        diagonal: of the whole volume, mm: no two voxels are farther apart.
-        tolerance: mm, up to which a surface's distance is no error; `--tolerance`.
+        diagonal: diagonal of the whole volume, mm, which no distance exceeds.
+        tolerance: distance between surfaces up to which there is no error, mm (`--tolerance`).
     """
 
     prediction: NDArray[np.bool_]
@@ -45,32 +45,32 @@ class ClassMasks:
 
     @cached_property
     def predicted(self) -> int:
-        """Voxels of the prediction."""
+        """Number of voxels in the prediction."""
         return _count(self.prediction)
 
     @cached_property
     def present(self) -> int:
-        """Voxels of the reference."""
+        """Number of voxels in the reference."""
         return _count(self.reference)
 
     @cached_property
     def tp(self) -> int:
-        """Voxels of both."""
+        """True positives: number of voxels in both masks."""
         return _count(self.prediction & self.reference)
 
     @property
     def fp(self) -> int:
-        """Voxels of the prediction alone."""
+        """False positives: number of voxels in the prediction only."""
         return self.predicted - self.tp
 
     @property
     def fn(self) -> int:
-        """Voxels of the reference alone."""
+        """False negatives: number of voxels in the reference only."""
         return self.present - self.tp
 
     @property
     def tn(self) -> int:
-        """Voxels of neither, over the whole volume."""
+        """True negatives: number of voxels of the whole volume in neither mask."""
         return self.voxels - self.predicted - self.fn
 
     @cached_property
@@ -96,23 +96,23 @@ class Metric:
     """A metric.
 
     Attributes:
-        name: its column in tables, its key in MLflow (`val/<name>`) and its name for `--metric`; with the unit at the
-            end, if there is one: `hd95_mm`.
-        label: how it is written for people.
-        compute: its value for one class of one case; NaN where it has none. A function of a module, so that other
-            processes find it.
-        unit: `mm` for example; empty for a share.
+        name: its column in tables, its key in MLflow (`val/<name>`) and its name for `--metric`; ends with the unit if
+            there is one, as in `hd95_mm`.
+        label: the name shown to users.
+        compute: computes the value for one class of one case, NaN if undefined. A module-level function, so that it
+            can be pickled.
+        unit: such as `mm`; empty if dimensionless.
         higher_is_better: the direction.
-        lower: the smallest value that it can have.
-        upper: the largest one; `inf` where there is none.
-        decimals: how many are shown.
-        empty_reference: what it is where the reference has nothing of the class. `option`: it has no value (NaN) for
-            an empty prediction, which is right, and what that counts `--empty` says; for any other prediction, a false
-            alarm, it has its worst value. `left out`: it has no value there, and such cases are left out for all
-            losses. `value`: it has a value there as elsewhere.
-        zero_without_overlap: whether it is 0 just where prediction and reference share no voxel.
-        by_tolerance: whether it depends on `--tolerance`, which its heading then names.
-        in_table: whether the table at the end of a comparison shows it; `table.csv` has all metrics.
+        lower: lower bound.
+        upper: upper bound; `inf` if there is none.
+        decimals: number of decimals shown.
+        empty_reference: how a class that is missing in the reference counts. `option`: for an empty prediction, which
+            is correct, the metric is undefined (NaN) and `--empty` decides how it counts; for any other prediction, a
+            false alarm, it has its worst value. `left out`: it is undefined, and such cases are left out for all
+            losses. `value`: it has a value as in other cases.
+        zero_without_overlap: whether it is 0 exactly if prediction and reference share no voxel.
+        by_tolerance: whether it depends on `--tolerance`, which is then shown in its heading.
+        in_table: whether it is in the table at the end of a comparison; `table.csv` has all metrics.
     """
 
     name: str
@@ -132,21 +132,21 @@ class Metric:
         if self.empty_reference not in EMPTY_REFERENCE:
             expected = ", ".join(EMPTY_REFERENCE)
             raise ValueError(f"{self.name}: empty_reference: got '{self.empty_reference}'; expected one of {expected}")
-        # A failed prediction counts the worst value, a rightly empty one the best: both must be known.
+        # A failed prediction counts as the worst value and a correct empty one as the best, so both must be known.
         if not isfinite(self.lower) or (self.higher_is_better and not self.bounded) or self.lower >= self.upper:
             raise ValueError(
                 f"{self.name}: got {self.lower:g} to {self.upper:g}; expected a finite lower bound below the upper "
-                "one, which is finite, too, where higher is better"
+                "one, which must also be finite if higher is better"
             )
 
     @property
     def sign(self) -> int:
-        """Times this, more is better."""
+        """1 or -1: the metric times this is better if higher."""
         return 1 if self.higher_is_better else -1
 
     @property
     def bounded(self) -> bool:
-        """Whether there is a largest value."""
+        """Whether there is a finite upper bound."""
         return self.upper < inf
 
     @property
@@ -160,13 +160,13 @@ class Metric:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def worst(self, largest: float) -> float:
-        """What a failed prediction counts: the bound on the bad side, or where there is none the largest value seen."""
+        """The value of a failed prediction: the bound on the bad side, or the largest value seen if there is none."""
         if self.higher_is_better:
             return self.lower
         return self.upper if self.bounded else largest
 
     def shown(self, value: float, *, signed: bool = False, decimals: int | None = None) -> str:
-        """A value as text, with its unit."""
+        """Format a value with its unit."""
         digits = f"{value:{'+' if signed else ''}.{self.decimals if decimals is None else decimals}f}"
         return f"{digits} {self.unit}" if self.unit else digits
 
@@ -179,7 +179,7 @@ _Compute = Callable[[ClassMasks], float]
 
 
 def register(name: str, label: str, **about: Any) -> Callable[[_Compute], _Compute]:
-    """Decorator that registers the function that computes a metric; the arguments are the attributes of `Metric`."""
+    """Decorator that registers the function that computes a metric; arguments are the attributes of `Metric`."""
 
     def add(compute: _Compute) -> _Compute:
         if name in REGISTERED:

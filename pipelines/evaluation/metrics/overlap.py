@@ -1,4 +1,4 @@
-"""Metrics that are ratios of counted voxels: Dice, IoU, sensitivity, specificity."""
+"""Metrics of overlap: Dice, IoU, sensitivity, specificity."""
 
 from math import nan
 
@@ -7,25 +7,25 @@ from pipelines.evaluation.metrics.base import ClassMasks, register
 
 @register("dice", "Dice", zero_without_overlap=True)
 def dice(masks: ClassMasks) -> float:
-    """2 TP / (2 TP + FP + FN); NaN where both masks are empty."""
+    """2 TP / (2 TP + FP + FN); NaN if both masks are empty."""
     return _ratio(2 * masks.tp, 2 * masks.tp + masks.fp + masks.fn)
 
 
 @register("iou", "IoU", zero_without_overlap=True, in_table=False)
 def iou(masks: ClassMasks) -> float:
-    """Jaccard's index, TP / (TP + FP + FN); NaN where both masks are empty."""
+    """Jaccard index, TP / (TP + FP + FN); NaN if both masks are empty."""
     return _ratio(masks.tp, masks.tp + masks.fp + masks.fn)
 
 
 @register("sensitivity", "sensitivity", zero_without_overlap=True, empty_reference="left out")
 def sensitivity(masks: ClassMasks) -> float:
-    """TP / (TP + FN); NaN where the reference is empty."""
+    """TP / (TP + FN); NaN if the reference is empty."""
     return _ratio(masks.tp, masks.present)
 
 
 @register("specificity", "specificity", empty_reference="value")
 def specificity(masks: ClassMasks) -> float:
-    """TN / (TN + FP); NaN where the reference fills the volume."""
+    """TN / (TN + FP); NaN if the reference fills the volume."""
     return _ratio(masks.tn, masks.voxels - masks.present)
 
 

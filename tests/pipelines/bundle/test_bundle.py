@@ -362,7 +362,7 @@ def test_a_bad_file_is_told_before_training(told: Callable[..., str], tmp_path: 
     values = {"manifest": str(manifest), "data_root": str(tmp_path / "data"), "output_dir": str(tmp_path / "run")}
     line = told("train", **values)
     assert line.startswith("error: 'tiny_3d' has 1 bad file: ")
-    assert line.endswith("pass --check False to train all the same")
+    assert line.endswith("pass --check False to train anyway")
     assert not (tmp_path / "run").exists()
 
 

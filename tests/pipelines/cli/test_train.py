@@ -145,8 +145,8 @@ def test_bad_files_are_refused_before_training(train: _Command) -> None:
     code, out, err = train("--epochs", "1", "--out", str(other))
     assert (code, out) == (2, "")
     assert err.splitlines() == [
-        "images/phantom_001.nii.gz: truncated: its gzip stream ends before its end mark",
-        "error: 'tiny_2d' has 1 bad file: mend or exclude them, or pass --no-check to train all the same",
+        "images/phantom_001.nii.gz: truncated: its gzip stream ends early",
+        "error: 'tiny_2d' has 1 bad file: repair or exclude them, or pass --no-check to train anyway",
     ]
     assert not other.exists()
     code, out, err = train("--epochs", "1", "--out", str(other), "--no-check")
@@ -209,15 +209,15 @@ def test_recipes(train: _Command) -> None:
     [
         (None, "recipe: got"),
         ("just text", "has no settings; expected lines such as `epochs: 20`"),
-        ("a: [", "is no YAML"),
-        ("[" * 2000, "is no YAML: maximum recursion depth"),
-        ("epochs: 2024-99-99", "is no YAML: month must be in 1..12"),
+        ("a: [", "is not valid YAML"),
+        ("[" * 2000, "is not valid YAML: maximum recursion depth"),
+        ("epochs: 2024-99-99", "is not valid YAML: month must be in 1..12"),
         ("epochz: 3", "epochz: got 3, Extra inputs are not permitted"),
         ("loss: my.Loss", "sets loss, which each run is told by itself; remove it"),
         ("epochs: $__import__('os').system('touch PWNED')", "refused: epochs is an expression ($__import__"),
         ("augmentation: {_target_: os.system, command: touch PWNED}", "refused: augmentation._target_ is an import"),
         ("imports: [$import os]", "refused: imports is an import"),
-        ("epochs: !!python/object/apply:os.system ['touch PWNED']", "is no YAML"),
+        ("epochs: !!python/object/apply:os.system ['touch PWNED']", "is not valid YAML"),
     ],
 )
 def test_bad_recipes(train: _Command, monkeypatch: pytest.MonkeyPatch, content: str | None, told: str) -> None:

@@ -1,4 +1,4 @@
-"""The check names every bad file, and why; one broken file never hides another."""
+"""The check reports every bad file with the reason; one broken file never hides another."""
 
 import re
 import shutil
@@ -32,14 +32,14 @@ from tiny import tiny_manifest
 from pipelines.data.checks import check_data, count_values, refuse_bad_data
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Manifest, load_manifest
-from pipelines.data.manifest_writer import check_folder, make_manifest, manifest_text
+from pipelines.data.manifest_writer import FoldSettings, check_folder, make_manifest, manifest_text
 from pipelines.utils.files import sha256
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder = small_folder(tmp_path_factory.mktemp("small"))
-    return folder, make_manifest(folder, folds=2)
+    return folder, make_manifest(folder, folds=FoldSettings(2))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def manifest(template: tuple[Path, Manifest]) -> Manifest:
 
 
 def with_actual_checksums(manifest: Manifest, root: Path) -> Manifest:
-    """So that a fault is found by what the file holds, and not by its checksum."""
+    """With the files' checksums, faults are found by their content."""
     content = manifest.model_dump()
     for case in content["cases"]:
         for role in ("image", "label"):
@@ -63,7 +63,7 @@ def with_actual_checksums(manifest: Manifest, root: Path) -> Manifest:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_each_fault_is_told_once_by_file_and_reason(fault: Fault, root: Path, manifest: Manifest) -> None:
+def test_each_fault_is_reported_once_with_file_and_reason(fault: Fault, root: Path, manifest: Manifest) -> None:
     fault.make(root)
     report = check_data(manifest if fault.old_checksums else with_actual_checksums(manifest, root), root)
     assert [offence.file for offence in report.offences] == [fault.file]
@@ -71,14 +71,14 @@ def test_each_fault_is_told_once_by_file_and_reason(fault: Fault, root: Path, ma
     assert not report.ok
 
 
-def test_nothing_is_wrong_with_the_data_as_made(root: Path, manifest: Manifest) -> None:
+def test_intact_data_pass(root: Path, manifest: Manifest) -> None:
     seen: list[tuple[int, int]] = []
     report = check_data(manifest, root, lambda done, total: seen.append((done, total)))
     assert report.ok
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_the_volumes_are_those_of_the_files(root: Path, manifest: Manifest) -> None:
+def test_volumes_match_the_files(root: Path, manifest: Manifest) -> None:
     report = check_data(manifest, root)
     for index, case in enumerate(manifest.cases):
         label = array_of(root / case.label)
@@ -89,7 +89,7 @@ def test_the_volumes_are_those_of_the_files(root: Path, manifest: Manifest) -> N
     assert report.spacings == [SPACING] * 4
 
 
-def test_broken_files_hide_no_others(root: Path, manifest: Manifest) -> None:
+def test_broken_files_do_not_hide_others(root: Path, manifest: Manifest) -> None:
     cut(root / "images/a.nii.gz", 0.5)
     cut(root / "labels/a.nii.gz", 0)
     with_voxel(root / "labels/b.nii.gz", 9, np.uint8)
@@ -105,10 +105,10 @@ def test_broken_files_hide_no_others(root: Path, manifest: Manifest) -> None:
         "images/d.nii",
         "labels/stray.nii.gz",
     }
-    assert report.shapes == [SHAPE]  # of b, the one whose files can be measured
+    assert report.shapes == [SHAPE]  # only both files of b can be read
 
 
-def test_two_faults_of_one_file_are_both_told(root: Path, manifest: Manifest) -> None:
+def test_two_faults_of_one_file_are_both_reported(root: Path, manifest: Manifest) -> None:
     array = array_of(root / LABEL).astype(np.float32)
     array.flat[:2] = (1.5, 8)
     rewrite(root / LABEL, array)
@@ -116,7 +116,7 @@ def test_two_faults_of_one_file_are_both_told(root: Path, manifest: Manifest) ->
     assert [reason.split(" ")[0] for reason in reasons] == ["label", "its", "label"]  # fraction, checksum, class
 
 
-def test_spacing_beyond_the_tolerance_is_told_and_within_it_is_not(root: Path, manifest: Manifest) -> None:
+def test_only_spacing_beyond_the_tolerance_is_reported(root: Path, manifest: Manifest) -> None:
     stretched(root / IMAGE)
     stretched(root / LABEL)
     strict = with_actual_checksums(manifest, root)
@@ -125,30 +125,30 @@ def test_spacing_beyond_the_tolerance_is_told_and_within_it_is_not(root: Path, m
     assert check_data(strict.model_copy(update={"spacing_tolerance": 0.2}), root).ok
 
 
-def test_spacing_below_the_tolerance_is_told(root: Path, manifest: Manifest) -> None:
+def test_spacing_below_the_tolerance_is_reported(root: Path, manifest: Manifest) -> None:
     coarse = manifest.model_copy(update={"spacing": (3.6, 1.2, 2.4)})
     offences = check_data(coarse, root).offences
     assert {offence.file for offence in offences} == {case.image for case in manifest.cases}
     assert all("expected 3.6 x 1.2 x 2.4 mm within 5 %" in offence.reason for offence in offences)
 
 
-def test_hidden_files_and_other_endings_are_nothing_to_tell(root: Path, manifest: Manifest) -> None:
+def test_hidden_files_and_other_extensions_are_ignored(root: Path, manifest: Manifest) -> None:
     for name in ("images/.DS_Store", "images/._b.nii.gz", "labels/.x.nii.gz", "images/readme.txt", "x.nii.gz"):
         (root / name).write_bytes(b"")
     assert check_data(manifest, root).ok
 
 
-def test_a_pair_that_is_not_listed_is_told_by_both_files(root: Path, manifest: Manifest) -> None:
+def test_both_files_of_an_unlisted_pair_are_reported(root: Path, manifest: Manifest) -> None:
     shutil.copy(root / IMAGE, root / "images/x.nii.gz")
     shutil.copy(root / LABEL, root / "labels/x.nii.gz")
     assert check_data(manifest, root).offences == [
-        ("images/x.nii.gz", "image that is no case's; the manifest neither lists nor excludes it"),
-        ("labels/x.nii.gz", "label that is no case's; the manifest neither lists nor excludes it"),
+        ("images/x.nii.gz", "image that belongs to no case; the manifest neither lists nor excludes it"),
+        ("labels/x.nii.gz", "label that belongs to no case; the manifest neither lists nor excludes it"),
     ]
 
 
 @pytest.mark.parametrize("pattern", ["images/x[1].nii.gz", "images/*", "*[1].nii.gz", "images/x?1?.nii.gz"])
-def test_excluded_files_and_patterns_are_left_alone(pattern: str, root: Path, manifest: Manifest) -> None:
+def test_excluded_files_and_patterns_are_ignored(pattern: str, root: Path, manifest: Manifest) -> None:
     (root / "images/x[1].nii.gz").write_bytes(b"")
     excluded = manifest.model_dump() | {"excluded": [{"file": pattern, "reason": "a try"}]}
     expected = pattern != "*[1].nii.gz"  # there the brackets are a set of characters, so it is another name
@@ -161,8 +161,8 @@ def test_links_inside_the_root_are_followed(root: Path, manifest: Manifest) -> N
     assert check_data(manifest, root).ok
 
 
-def test_links_are_followed_wherever_they_lead(root: Path, manifest: Manifest, tmp_path: Path) -> None:
-    """Folders of links into a store are how many keep their data: the store's names and places are its own."""
+def test_links_to_anywhere_are_followed(root: Path, manifest: Manifest, tmp_path: Path) -> None:
+    """Many users keep their data as folders of links into a store, whose names and paths are arbitrary."""
     store = tmp_path / "store"
     store.mkdir()
     for number, file in enumerate(sorted(root.rglob("*.nii*"))):
@@ -188,7 +188,7 @@ def test_nifti_2_and_big_endian_files_pass(root: Path, manifest: Manifest) -> No
     assert check_data(with_actual_checksums(manifest, root), root).ok
 
 
-def test_whole_numbers_kept_as_floats_are_labels(root: Path, manifest: Manifest) -> None:
+def test_whole_numbers_stored_as_floats_are_labels(root: Path, manifest: Manifest) -> None:
     rewrite(root / LABEL, array_of(root / LABEL).astype(np.float64))
     assert check_data(with_actual_checksums(manifest, root), root).ok
 
@@ -204,7 +204,7 @@ def test_labels_saved_again_from_floats_are_the_same_labels(root: Path, manifest
     assert check_data(with_actual_checksums(manifest, root), root).ok
 
 
-def test_trailing_axes_of_length_1_and_spare_bytes_are_none_of_the_data(root: Path, manifest: Manifest) -> None:
+def test_trailing_axes_of_length_1_and_padding_are_ignored(root: Path, manifest: Manifest) -> None:
     before = check_data(manifest, root)
     with_trailing_axes(root / IMAGE)
     with_trailing_axes(root / "labels/a.nii.gz", 2)
@@ -233,19 +233,19 @@ def test_a_label_within_a_tenth_of_a_voxel_passes_with_a_note(
     assert check_folder(root).note is None
     moved(root / LABEL, 1, 0.035)
     report = check_data(with_actual_checksums(manifest, root), root)
-    told = "labels/b.nii.gz lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
-    assert (report.ok, report.note) == (True, told)
+    message = "labels/b.nii.gz lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
+    assert (report.ok, report.note) == (True, message)
     stretched(root / "labels/d.nii", 1.002)  # by 0.08 mm at the corners
     several = r"2 labels lie up to 0.0\d+ mm off their images, most of all labels/d.nii; up to 0.1 voxels count as"
     for command in (("check", root), ("manifest", root, "--folds", 2, "--out", tmp_path / "made.yaml")):
         code, shown, err = call_medloss(*command)
         assert (code, err) == (0, "")
         assert re.search(f"^note: {several}", shown, re.MULTILINE), shown
-    refuse_bad_data(str(tmp_path / "made.yaml"), str(root))  # what every training begins with
+    refuse_bad_data(str(tmp_path / "made.yaml"), str(root))  # the check before a run
     assert re.match(f"note: {several}", capsys.readouterr().err)
 
 
-def test_a_scaled_image_is_judged_by_its_scaled_values(root: Path, manifest: Manifest) -> None:
+def test_a_scaled_image_is_checked_by_its_scaled_values(root: Path, manifest: Manifest) -> None:
     rewrite(root / IMAGE, raw={"scl_slope": 1e38})
     (offence,) = check_data(with_actual_checksums(manifest, root), root).offences
     assert offence.file == IMAGE
@@ -254,7 +254,9 @@ def test_a_scaled_image_is_judged_by_its_scaled_values(root: Path, manifest: Man
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_damage_to_a_file_goes_unseen_or_ends_the_check(data: st.DataObject, root: Path, manifest: Manifest) -> None:
+def test_any_damage_to_a_file_is_reported_without_ending_the_check(
+    data: st.DataObject, root: Path, manifest: Manifest
+) -> None:
     file = data.draw(st.sampled_from([IMAGE, LABEL, "images/d.nii", "labels/d.nii"]))
     whole = (root / file).read_bytes()
     # Mostly in the header, where damage has the most effects.
@@ -280,16 +282,16 @@ def test_voxels_are_counted_by_value(values: list[int], dtype: type) -> None:
     assert counted == {value: values.count(value) for value in set(values)}
 
 
-# Made data.
+# Generated data.
 
 
-def test_made_data_are_checked_against_the_checksums_beside_them(tmp_path: Path) -> None:
+def test_generated_data_are_checked_against_their_checksums(tmp_path: Path) -> None:
     manifest = load_manifest(tiny_manifest(tmp_path, cases=3, generator={"shape": list(SHAPE)}))
     root = resolve_data(manifest, tmp_path / "root")
     assert check_data(manifest, root).ok
     with_voxel(root / manifest.cases[1].image, 17, np.int16)
     assert check_data(manifest, root).offences == [
-        (manifest.cases[1].image, "its SHA-256 is not the recorded one: the file is damaged or another")
+        (manifest.cases[1].image, "its SHA-256 is not the recorded one: the file is damaged or was replaced")
     ]
 
 
@@ -297,11 +299,11 @@ def test_made_data_are_checked_against_the_checksums_beside_them(tmp_path: Path)
     ("content", "reason"),
     [
         ("", "has no checksum of 6 files, such as images/phantom_000.nii.gz"),
-        ("abc\n", "cannot be read; remove the data set's folder to have it made anew"),
+        ("abc\n", "cannot be read; remove the data set's folder to generate it again"),
         ("\udcff", "cannot be read"),
     ],
 )
-def test_a_damaged_record_of_checksums_is_told(content: str, reason: str, tmp_path: Path) -> None:
+def test_a_damaged_file_of_checksums_is_reported(content: str, reason: str, tmp_path: Path) -> None:
     manifest = load_manifest(tiny_manifest(tmp_path, cases=3, generator={"shape": list(SHAPE)}))
     root = resolve_data(manifest, tmp_path / "root")
     (root / "SHA256SUMS").write_bytes(content.encode(errors="surrogateescape"))
@@ -310,7 +312,7 @@ def test_a_damaged_record_of_checksums_is_told(content: str, reason: str, tmp_pa
     assert offences[0].reason.startswith(reason)
 
 
-def test_2d_images_are_checked_too(tmp_path: Path) -> None:
+def test_2d_images_are_checked(tmp_path: Path) -> None:
     manifest = load_manifest(tiny_manifest(tmp_path, dims=2, cases=3))
     root = resolve_data(manifest, tmp_path / "root")
     report = check_data(manifest, root)
@@ -334,17 +336,17 @@ def test_a_folder_is_checked_without_a_manifest(root: Path) -> None:
     assert sorted((offence.file, offence.reason.split(":")[0]) for offence in check_folder(root).offences) == [
         ("images/a.nii.gz", "truncated"),
         ("images/c.nii.gz", "image without a label"),
-        (LABEL, "label values that are no whole numbers in 1 voxel, such as 0.5"),
+        (LABEL, "label values that are not whole numbers in 1 voxel, such as 0.5"),
     ]
 
 
-def test_in_a_folder_without_a_manifest_most_cases_decide_the_axes(root: Path) -> None:
+def test_without_a_manifest_the_majority_of_cases_decides_the_axes(root: Path) -> None:
     for file in (IMAGE, LABEL):
         reshaped(root / file, (12, 16))
     assert check_folder(root).offences == [(IMAGE, "2 axes; the other cases have 3")]
 
 
-def test_the_real_folder_names_each_of_its_three_unpaired_files(hippocampus_root: Path) -> None:
+def test_the_three_unpaired_files_of_the_real_folder_are_listed(hippocampus_root: Path) -> None:
     report = check_folder(hippocampus_root)
     assert sorted(report.offences) == [
         ("imagesTr/hippocampus_118.nii.gz", "image without a label"),
@@ -354,23 +356,25 @@ def test_the_real_folder_names_each_of_its_three_unpaired_files(hippocampus_root
     assert report.cases == 260
 
 
-def test_the_real_manifest_passes_and_without_exclusions_names_the_three(hippocampus_root: Path) -> None:
+def test_the_real_manifest_passes_only_with_its_exclusions(hippocampus_root: Path) -> None:
     manifest = load_manifest("msd_task04_hippocampus")
     report = check_data(manifest, hippocampus_root)
     assert report.offences == []
     assert len(report.volumes["posterior"]) == 260
     without = manifest.model_copy(update={"excluded": [], "cases": manifest.cases[:2]})
-    told = [
-        offence for offence in check_data(without, hippocampus_root).offences if "that is no case's" not in offence[1]
+    reported = [
+        offence
+        for offence in check_data(without, hippocampus_root).offences
+        if "that belongs to no case" not in offence[1]
     ]
-    assert [(offence.file, offence.reason.split(";")[0]) for offence in told] == [
+    assert [(offence.file, offence.reason.split(";")[0]) for offence in reported] == [
         ("imagesTr/hippocampus_118.nii.gz", "image without a label"),
         ("labelsTr/hippocampus_010.nii.gz", "label without an image"),
         ("labelsTr/hippocampus_281.nii.gz", "label without an image"),
     ]
 
 
-def test_real_files_by_links_resaved_from_floats_and_a_little_off(hippocampus_root: Path, tmp_path: Path) -> None:
+def test_real_files_linked_resaved_from_floats_and_slightly_off(hippocampus_root: Path, tmp_path: Path) -> None:
     manifest = load_manifest("msd_task04_hippocampus")
     manifest = manifest.model_copy(update={"cases": manifest.cases[:3]})
     for case in manifest.cases:
@@ -412,7 +416,7 @@ def written(manifest: Manifest, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_command_prints_the_tables_and_ends_with_0(root: Path, written: Path) -> None:
+def test_the_command_prints_tables_and_exits_with_0(root: Path, written: Path) -> None:
     code, out, err = call_medloss("check", written, "--data-root", root)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "4 cases: no bad files"
@@ -422,7 +426,7 @@ def test_the_command_prints_the_tables_and_ends_with_0(root: Path, written: Path
     assert "ml: min" in out
 
 
-def test_the_command_names_the_offenders_and_ends_with_1(root: Path, written: Path) -> None:
+def test_the_command_lists_bad_files_and_exits_with_1(root: Path, written: Path) -> None:
     cut(root / IMAGE, 0)
     (root / "labels/two\nlines.nii").write_bytes(b"")
     code, out, _ = call_medloss("check", written, "--data-root", root)
@@ -440,14 +444,14 @@ def test_the_command_takes_a_folder(root: Path, tmp_path: Path, monkeypatch: pyt
     code, out, _ = call_medloss("check", root)
     assert code == 1
     assert out.startswith("images/b.nii.gz: image without a label\n")
-    # A folder here that is called as a shipped manifest is not what its name means.
+    # A folder named like a shipped manifest is not used in its place.
     (tmp_path / "phantom_2d").mkdir()
     monkeypatch.chdir(tmp_path)
     assert call_medloss("check", "phantom_2d", "--data-root", tmp_path / "made")[1].endswith("40 cases: no bad files\n")
     assert call_medloss("check", "./phantom_2d")[0] == 2
 
 
-def test_when_every_file_is_bad_the_command_still_names_them(root: Path, written: Path) -> None:
+def test_the_command_lists_all_files_if_all_are_bad(root: Path, written: Path) -> None:
     for file in root.rglob("*.nii*"):
         cut(file, 0)
     for target in ((written, "--data-root", root), (root,)):
@@ -461,10 +465,10 @@ def test_when_every_file_is_bad_the_command_still_names_them(root: Path, written
     [
         (["check", "no_such"], "error: no manifest 'no_such'"),
         (["check", "phantm"], "did you mean 'phantom'?"),
-        (["check", "{tmp}/bad.yaml"], "bad.yaml: no YAML"),
-        (["check", "{tmp}/empty.yaml"], "empty.yaml: no manifest"),
+        (["check", "{tmp}/bad.yaml"], "bad.yaml: not valid YAML"),
+        (["check", "{tmp}/empty.yaml"], "empty.yaml: not a manifest"),
         (["check", "{tmp}/small.yaml"], "needs its data: pass --data-root or set MEDLOSS_DATA"),
-        (["check", "{tmp}/small.yaml", "--data-root", "{tmp}/none"], "none is no folder; expected that of 'data'\n"),
+        (["check", "{tmp}/small.yaml", "--data-root", "{tmp}/none"], "none is not a folder; expected that of 'data'\n"),
         (
             ["check", "msd_task04_hippocampus", "--data-root", "{tmp}"],
             "the data are available at http://medicaldecathlon.com",
@@ -477,7 +481,7 @@ def test_when_every_file_is_bad_the_command_still_names_them(root: Path, written
         (["check", "{tmp}/folder", "--data-root", "{tmp}"], "is the folder of the data already"),
     ],
 )
-def test_what_cannot_be_checked_ends_with_2_and_one_line(
+def test_invalid_arguments_exit_with_2_and_one_line(
     arguments: list[str], message: str, tmp_path: Path, written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MEDLOSS_DATA", raising=False)
@@ -490,7 +494,7 @@ def test_what_cannot_be_checked_ends_with_2_and_one_line(
     assert err.count("\n") == 1
 
 
-def test_a_manifest_that_breaks_rules_ends_with_1_and_all_of_them(written: Path) -> None:
+def test_an_invalid_manifest_exits_with_1_and_lists_all_errors(written: Path) -> None:
     content = yaml.safe_load(written.read_text())
     content["classes"] = {1: "organ", 2: "shell"}
     content["cases"][1]["patient"] = content["cases"][0]["patient"]
@@ -501,14 +505,14 @@ def test_a_manifest_that_breaks_rules_ends_with_1_and_all_of_them(written: Path)
     assert (code, err) == (1, "")
     assert out.splitlines() == [
         f"{written}: cases[2] (c).image: '../c.nii.gz' leaves the data root",
-        f"{written}: classes: there is no class 0; expected 0: background",
-        f"{written}: cases: patient 'a' is in folds [0, 1]: in training and in validation",
+        f"{written}: classes: class 0 is missing; expected 0: background",
+        f"{written}: cases: patient 'a' is in folds [0, 1]: in both training and validation",
         "the manifest breaks rules, so no file was read",
     ]
 
 
-def test_the_same_image_in_two_cases_is_told(root: Path, manifest: Manifest) -> None:
+def test_the_same_image_in_two_cases_is_reported(root: Path, manifest: Manifest) -> None:
     shutil.copy(root / "images/a.nii.gz", root / "images/c.nii.gz")
-    reason = "doubled: its bytes are those of images/a.nii.gz"
+    reason = "duplicate: its bytes are those of images/a.nii.gz"
     assert ("images/c.nii.gz", reason) in check_data(manifest, root).offences
     assert check_folder(root).offences == [("images/c.nii.gz", reason)]

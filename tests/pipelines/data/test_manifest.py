@@ -1,4 +1,4 @@
-"""A manifest is read whole, and every rule that it breaks is told, all of them at once."""
+"""Manifests are validated completely: all broken rules are reported at once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +70,7 @@ Change = Callable[[Content], object]
 
 
 def put(*path: Any, to: Any) -> Change:
-    """Set what lies at a path of keys and indices."""
+    """Set the value at a path of keys and indices."""
 
     def change(content: Any) -> None:
         for part in path[:-1]:
@@ -105,9 +105,9 @@ REFUSALS: list[tuple[Change, str]] = [
     (put("spacing", to=[1.0, float("inf"), 1.0]), "spacing[1]: should be a finite number; got inf"),
     (put("spacing", to="wide"), "spacing: should be a valid tuple; got 'wide'"),
     (put("spacing_tolerance", to=-0.1), "spacing_tolerance: should be greater than or equal to 0; got -0.1"),
-    (put("classes", to={0: "background"}), "classes: there is no foreground class"),
-    (put("classes", to={1: "liver", 2: "tumour"}), "classes: there is no class 0; expected 0: background"),
-    (put("classes", 4, to="liver"), "classes: name 'liver' stands 2 times"),
+    (put("classes", to={0: "background"}), "classes: no foreground class"),
+    (put("classes", to={1: "liver", 2: "tumour"}), "classes: class 0 is missing; expected 0: background"),
+    (put("classes", 4, to="liver"), "classes: name 'liver' appears 2 times"),
     (put("classes", 4, to=""), "classes[4]: should have at least 1 character; got ''"),
     (put("classes", -1, to="nothing"), "should be greater than or equal to 0; got -1"),
     (put("classes", 1.5, to="half"), "got 1.5"),
@@ -115,38 +115,44 @@ REFUSALS: list[tuple[Change, str]] = [
     (put("classes", to=["background", "liver"]), "classes: should be a valid dictionary; got ['background', 'liver']"),
     (put("folder", to="/data"), "folder: '/data' is absolute; expected a path relative to the data root"),
     (put("folder", to="a/../../b"), "folder: 'a/../../b' leaves the data root"),
-    (put("cases", to=[]), "cases: there are none"),
-    (drop("cases"), "cases: there are none"),
+    (put("cases", to=[]), "cases: none listed"),
+    (drop("cases"), "cases: none listed"),
     (put("cases", to={"a": 1}), "cases: should be a valid list; got {'a': 1}"),
     (put("cases", 2, to="case_2"), "cases[2]:"),
     (drop("cases", 1, "label"), "cases[1] (case_1).label: missing"),
     (put("cases", 1, "lable", to="x"), "cases[1] (case_1).lable: unknown field; did you mean 'label'?"),
-    (put("cases", 1, "id", to="case_0"), "cases: id 'case_0' stands 2 times"),
+    (put("cases", 1, "id", to="case_0"), "cases: id 'case_0' appears 2 times"),
     (put("cases", 1, "id", to="a/b"), "cases[1] (a/b).id: should match pattern"),
-    (put("cases", 1, "image", to="imagesTr/case_0.nii.gz"), "cases: file 'imagesTr/case_0.nii.gz' stands 2 times"),
-    (put("cases", 1, "image", to="imagesTr/./case_0.nii.gz"), "cases: file 'imagesTr/case_0.nii.gz' stands 2 times"),
-    (put("cases", 1, "label", to="labelsTr/case_0.nii.gz"), "cases: file 'labelsTr/case_0.nii.gz' stands 2 times"),
-    (put("cases", 1, "label", to="imagesTr/case_1.nii.gz"), "cases: file 'imagesTr/case_1.nii.gz' stands 2 times"),
+    (put("cases", 1, "image", to="imagesTr/case_0.nii.gz"), "cases: file 'imagesTr/case_0.nii.gz' appears 2 times"),
+    (put("cases", 1, "image", to="imagesTr/./case_0.nii.gz"), "cases: file 'imagesTr/case_0.nii.gz' appears 2 times"),
+    (put("cases", 1, "label", to="labelsTr/case_0.nii.gz"), "cases: file 'labelsTr/case_0.nii.gz' appears 2 times"),
+    (put("cases", 1, "label", to="imagesTr/case_1.nii.gz"), "cases: file 'imagesTr/case_1.nii.gz' appears 2 times"),
     (put("cases", 1, "image", to="/etc/a.nii"), "cases[1] (case_1).image: '/etc/a.nii' is absolute"),
     (put("cases", 1, "image", to="../a.nii"), "cases[1] (case_1).image: '../a.nii' leaves the data root"),
     (put("cases", 1, "label", to="x/../../a.nii"), "cases[1] (case_1).label: 'x/../../a.nii' leaves the data root"),
     (put("cases", 1, "image", to="C:/a.nii"), "cases[1] (case_1).image: 'C:/a.nii' is absolute"),
-    (put("cases", 1, "image", to="a\\b.nii"), r"cases[1] (case_1).image: 'a\\b.nii' is no path with forward slashes"),
-    (put("cases", 1, "image", to="a\nb.nii"), r"cases[1] (case_1).image: 'a\nb.nii' is no path with forward slashes"),
-    (put("cases", 1, "image", to=""), "cases[1] (case_1).image: '' is no path"),
-    (put("cases", 1, "image", to="a.png"), "cases[1] (case_1).image: 'a.png' is no NIfTI file (.nii or .nii.gz)"),
+    (
+        put("cases", 1, "image", to="a\\b.nii"),
+        r"cases[1] (case_1).image: 'a\\b.nii' is not a path with forward slashes",
+    ),
+    (
+        put("cases", 1, "image", to="a\nb.nii"),
+        r"cases[1] (case_1).image: 'a\nb.nii' is not a path with forward slashes",
+    ),
+    (put("cases", 1, "image", to=""), "cases[1] (case_1).image: '' is not a path"),
+    (put("cases", 1, "image", to="a.png"), "cases[1] (case_1).image: 'a.png' is not a NIfTI file (.nii or .nii.gz)"),
     (put("cases", 1, "fold", to=-1), "cases[1] (case_1).fold: should be greater than or equal to 0; got -1"),
     (put("cases", 1, "fold", to=0.5), "cases[1] (case_1).fold: should be a valid integer; got 0.5"),
     (put("cases", 1, "fold", to="1"), "cases[1] (case_1).fold: should be a valid integer; got '1'"),
-    (put("cases", 1, "fold", to=5), "cases: the folds are [0, 1, 5]; expected 0, 1, 2 and so on, without gaps"),
+    (put("cases", 1, "fold", to=5), "cases: the folds are [0, 1, 5]; expected 0, 1, 2, ... without gaps"),
     (put("cases", 1, "patient", to=""), "cases[1] (case_1).patient: should have at least 1 character; got ''"),
-    (put("cases", 1, "patient", to="p0"), "cases: patient 'p0' is in folds [0, 1]: in training and in validation"),
+    (put("cases", 1, "patient", to="p0"), "cases: patient 'p0' is in folds [0, 1]: in both training and validation"),
     (drop("cases", 1, "image_sha256"), "cases: 'case_1' has no image_sha256"),
     (put("cases", 1, "label_sha256", to="abc"), "cases[1] (case_1).label_sha256: should match pattern"),
     (put("cases", 1, "label_sha256", to="A" * 64), "cases[1] (case_1).label_sha256: should match pattern"),
     (put("excluded", to=[{"file": "x.nii"}]), "excluded[0].reason: missing"),
     (put("excluded", to=[{"file": "x.nii", "reason": ""}]), "excluded[0].reason: should have at least 1 character"),
-    (put("excluded", to=[{"file": "imagesTr/case_0.nii.gz", "reason": "x"}]), "is a case's file, too"),
+    (put("excluded", to=[{"file": "imagesTr/case_0.nii.gz", "reason": "x"}]), "is also a case's file"),
 ]
 
 GENERATOR_REFUSALS: list[tuple[Change, str]] = [
@@ -157,15 +163,15 @@ GENERATOR_REFUSALS: list[tuple[Change, str]] = [
     (put("generator", "folds", to=1), "generator.folds: should be greater than or equal to 2; got 1"),
     (put("generator", "cases", to=1), "generator.cases: should be greater than or equal to 2; got 1"),
     (put("generator", "seed", to=-1), "generator.seed: should be greater than or equal to 0; got -1"),
-    (put("generator", "shape", to=[2000, 2000, 2000]), "expected at most 2e9 voxels in all"),
+    (put("generator", "shape", to=[2000, 2000, 2000]), "expected at most 2e9 voxels in total"),
     (put("generator", "sede", to=1), "generator.sede: unknown field; did you mean 'seed'?"),
     (drop("generator", "shape"), "generator.shape: missing"),
-    (put("cases", to=listed()["cases"]), "cases: the generator makes its own; expected none to be listed"),
+    (put("cases", to=listed()["cases"]), "cases: the generator creates the cases; expected none to be listed"),
     (drop("classes", 3), "classes: 3 for the phantom; expected 4: background, organ, shell, lesions"),
 ]
 
 
-def test_a_whole_manifest_is_read(tmp_path: Path) -> None:
+def test_a_valid_manifest_is_read(tmp_path: Path) -> None:
     manifest = load_manifest(written(listed(), tmp_path))
     assert manifest.foreground == ["liver", "tumour"]
     assert manifest.label_values == [0, 1, 4]
@@ -176,41 +182,39 @@ def test_a_whole_manifest_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSALS, ids=[message[:60] for _, message in REFUSALS])
-def test_each_broken_rule_is_told(change: Change, message: str, tmp_path: Path) -> None:
+def test_each_broken_rule_is_reported(change: Change, message: str, tmp_path: Path) -> None:
     content = listed()
     change(content)
     assert any(message in line for line in offences(content, tmp_path)), offences(content, tmp_path)
 
 
 @pytest.mark.parametrize(("change", "message"), GENERATOR_REFUSALS, ids=[message for _, message in GENERATOR_REFUSALS])
-def test_each_broken_rule_of_made_data_is_told(change: Change, message: str, tmp_path: Path) -> None:
+def test_each_broken_rule_of_generated_data_is_reported(change: Change, message: str, tmp_path: Path) -> None:
     content = generated()
     change(content)
     assert any(message in line for line in offences(content, tmp_path)), offences(content, tmp_path)
 
 
-#: Rules that can be broken side by side: of single fields, and between fields.
+#: Rules that can be broken together, of single fields and between fields.
 TOGETHER: list[tuple[Change, str]] = [
     (drop("name"), "name: missing"),
     (put("licence", to="MIT"), "licence: unknown field"),
     (put("spacing", to=[1.0]), "spacing: 1 numbers for 3 dimensions"),
     (put("spacing_tolerance", to=-1), "spacing_tolerance: should be"),
-    (put("classes", 4, to="liver"), "classes: name 'liver' stands 2 times"),
+    (put("classes", 4, to="liver"), "classes: name 'liver' appears 2 times"),
     (put("folder", to="/data"), "folder: '/data' is absolute"),
     (put("cases", 0, "label_sha256", to="abc"), "cases[0] (case_0).label_sha256: should match"),
     (drop("cases", 1, "image_sha256"), "cases: 'case_1' has no image_sha256"),
     (put("cases", 1, "image", to="../a.nii"), "cases[1] (case_1).image: '../a.nii' leaves the data root"),
-    (put("cases", 2, "id", to="case_0"), "cases: id 'case_0' stands 2 times"),
-    (put("cases", 2, "label", to="labelsTr/case_0.nii.gz"), "cases: file 'labelsTr/case_0.nii.gz' stands 2 times"),
+    (put("cases", 2, "id", to="case_0"), "cases: id 'case_0' appears 2 times"),
+    (put("cases", 2, "label", to="labelsTr/case_0.nii.gz"), "cases: file 'labelsTr/case_0.nii.gz' appears 2 times"),
     (put("cases", 3, "patient", to="p0"), "cases: patient 'p0' is in folds [0, 1]"),
     (put("excluded", to=[{"file": "x.nii"}]), "excluded[0].reason: missing"),
 ]
 
 
 @given(st.sets(st.integers(0, len(TOGETHER) - 1), min_size=1))
-def test_several_broken_rules_are_all_told_and_no_others(
-    tmp_path_factory: pytest.TempPathFactory, chosen: set[int]
-) -> None:
+def test_exactly_the_broken_rules_are_reported(tmp_path_factory: pytest.TempPathFactory, chosen: set[int]) -> None:
     content = listed()
     for index in chosen:
         TOGETHER[index][0](content)
@@ -220,7 +224,7 @@ def test_several_broken_rules_are_all_told_and_no_others(
         assert any(TOGETHER[index][1] in line for line in lines)
 
 
-def test_the_message_has_the_path_the_count_and_a_line_an_offence(tmp_path: Path) -> None:
+def test_the_message_has_the_path_the_count_and_a_line_per_error(tmp_path: Path) -> None:
     content = listed()
     content["cases"][3]["patient"] = "p0"
     content["spacing"] = [1.0]
@@ -229,25 +233,25 @@ def test_the_message_has_the_path_the_count_and_a_line_an_offence(tmp_path: Path
     with pytest.raises(UserError) as caught:
         load_manifest(path)
     assert str(caught.value).splitlines() == [
-        f"{path}: 3 offences",
+        f"{path}: 3 errors",
         "  modality: should be a valid string; got None",
         "  spacing: 1 numbers for 3 dimensions",
-        "  cases: patient 'p0' is in folds [0, 1]: in training and in validation",
+        "  cases: patient 'p0' is in folds [0, 1]: in both training and validation",
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "no YAML"),
-        ("", "no manifest: expected a mapping"),
-        ("- a\n- b", "no manifest: expected a mapping"),
-        ("!!python/object/apply:os.system ['touch owned']", "no YAML"),
-        ("\x00", "no YAML"),
-        ("a: &a [*a]", "no YAML"),
+        ("a: [", "not valid YAML"),
+        ("", "not a manifest: expected a mapping"),
+        ("- a\n- b", "not a manifest: expected a mapping"),
+        ("!!python/object/apply:os.system ['touch owned']", "not valid YAML"),
+        ("\x00", "not valid YAML"),
+        ("a: &a [*a]", "not valid YAML"),
     ],
 )
-def test_what_is_no_manifest_is_refused(
+def test_files_that_are_not_manifests_are_refused(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -259,10 +263,10 @@ def test_what_is_no_manifest_is_refused(
     assert not (tmp_path / "owned").exists()
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.yaml"
     path.write_bytes(b"\xff\xfe\x00\xd8")
-    with pytest.raises(UserError, match="no YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         load_manifest(path)
 
 
@@ -277,7 +281,7 @@ json_like = st.recursive(
     field=st.sampled_from([*Manifest.model_fields, "cases.0", "cases.0.fold", "cases.0.image", "cases.0.id"]),
     value=json_like,
 )
-def test_whatever_stands_in_a_field_is_taken_or_refused_for_people(
+def test_any_value_of_a_field_is_accepted_or_refused_with_a_message(
     tmp_path_factory: pytest.TempPathFactory, field: str, value: Any
 ) -> None:
     content = listed()
@@ -291,7 +295,7 @@ def test_whatever_stands_in_a_field_is_taken_or_refused_for_people(
         assert Manifest.model_validate(manifest.model_dump()) == manifest
 
 
-def test_the_shipped_manifests_are_whole_and_found_by_name() -> None:
+def test_shipped_manifests_are_complete_and_found_by_name() -> None:
     assert {"phantom", "phantom_2d", "msd_task04_hippocampus"} <= set(shipped_manifests())
     for name in shipped_manifests():
         manifest = load_manifest(name)
@@ -300,7 +304,7 @@ def test_the_shipped_manifests_are_whole_and_found_by_name() -> None:
         assert all((manifest.description, manifest.task, manifest.license, manifest.citation, manifest.source))
 
 
-def test_the_hippocampus_manifest_says_what_the_data_are() -> None:
+def test_the_hippocampus_manifest_describes_the_data() -> None:
     manifest = load_manifest("msd_task04_hippocampus")
     assert len(manifest.cases) == 260
     assert [sum(case.fold == fold for case in manifest.cases) for fold in manifest.folds()] == [52] * 5
@@ -317,7 +321,7 @@ def test_the_hippocampus_manifest_says_what_the_data_are() -> None:
     }
 
 
-def test_the_sarcoma_manifest_says_what_the_data_are() -> None:
+def test_the_sarcoma_manifest_describes_the_data() -> None:
     manifest = load_manifest("tcia_sts_pet")
     assert len({case.patient for case in manifest.cases}) == len(manifest.cases) == 51
     assert sorted(sum(case.fold == fold for case in manifest.cases) for fold in manifest.folds()) == [10] * 4 + [11]
@@ -333,7 +337,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
         load_manifest("zzzzzzzz")
 
 
-def test_a_split_holds_one_fold_out(tmp_path: Path) -> None:
+def test_a_split_holds_out_one_fold(tmp_path: Path) -> None:
     manifest = load_manifest(written(listed(), tmp_path))
     training, validation = manifest.split(1)
     assert [case.id for case in training] == ["case_0", "case_2"]
@@ -342,7 +346,7 @@ def test_a_split_holds_one_fold_out(tmp_path: Path) -> None:
         manifest.split(2)
 
 
-def test_the_checksum_is_of_the_content_and_not_of_the_layout(tmp_path: Path) -> None:
+def test_the_checksum_depends_on_the_content_only(tmp_path: Path) -> None:
     content = listed()
     first = load_manifest(written(content, tmp_path)).sha256
     other = tmp_path / "other.yaml"
@@ -355,7 +359,7 @@ def test_the_checksum_is_of_the_content_and_not_of_the_layout(tmp_path: Path) ->
 
 
 @given(st.text(st.sampled_from("ab./\\C: \n~é"), max_size=12))
-def test_a_path_without_problem_stays_inside_whatever_root(path: str) -> None:
+def test_a_valid_path_stays_inside_any_root(path: str) -> None:
     if path_problem(path) is None:
         root = Path("/some/root")
         joined = Path(*(part for part in (root / path).parts if part != "."))
@@ -363,7 +367,7 @@ def test_a_path_without_problem_stays_inside_whatever_root(path: str) -> None:
         assert joined.is_relative_to(root)
 
 
-# Where the data lie.
+# Data roots.
 
 
 @pytest.fixture
@@ -371,7 +375,7 @@ def manifest(tmp_path: Path) -> Manifest:
     return load_manifest(written(listed() | {"folder": "Liver"}, tmp_path))
 
 
-def test_the_own_folder_of_the_root_comes_before_the_root(
+def test_the_manifests_folder_is_preferred_to_the_root(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "root"
@@ -384,11 +388,11 @@ def test_the_own_folder_of_the_root_comes_before_the_root(
     assert resolve_data(manifest, tmp_path) == tmp_path
 
 
-def test_without_data_the_message_says_where_they_can_be_had(
+def test_without_data_the_message_says_where_they_are_available(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MEDLOSS_DATA", raising=False)
     with pytest.raises(UserError, match=r"--data-root or set MEDLOSS_DATA.*https://example.org/liver.tar"):
         resolve_data(manifest)
-    with pytest.raises(UserError, match=r"none is no folder.*https://example.org/liver.tar"):
+    with pytest.raises(UserError, match=r"none is not a folder.*https://example.org/liver.tar"):
         resolve_data(manifest, tmp_path / "none")

@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from pipelines.data.checks import check_data
 from pipelines.data.data_root import resolve_data
 from pipelines.data.layouts import pair_by_name
 from pipelines.data.manifest import Manifest, load_manifest
-from pipelines.data.manifest_writer import _folds, make_manifest, manifest_text
+from pipelines.data.manifest_writer import FoldSettings, _folds, make_manifest, manifest_text
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256
 
@@ -45,7 +44,7 @@ def msd(paired: Path) -> Path:
 
 
 @pytest.fixture
-def beside(paired: Path) -> Path:
+def side_by_side(paired: Path) -> Path:
     """Images and labels in one folder."""
     for kind in ("image", "label"):
         for file in sorted((paired / f"{kind}s").iterdir()):
@@ -55,9 +54,12 @@ def beside(paired: Path) -> Path:
     return paired
 
 
-def round_trip(folder: Path, **options: Any) -> Manifest:
+TWO_FOLDS = FoldSettings(2)
+
+
+def round_trip(folder: Path, folds: FoldSettings = TWO_FOLDS) -> Manifest:
     """Write, load and check."""
-    made = make_manifest(folder, **{"folds": 2, **options})
+    made = make_manifest(folder, folds=folds)
     path = folder.parent / "written.yaml"
     path.write_text(manifest_text(made))
     loaded = load_manifest(path)
@@ -101,7 +103,7 @@ NNUNET = {
 }
 
 
-def test_a_decathlon_dataset_json_says_what_the_files_do_not(msd: Path) -> None:
+def test_a_decathlon_dataset_json_is_used(msd: Path) -> None:
     (msd / "dataset.json").write_text(json.dumps(DECATHLON))
     manifest = round_trip(msd)
     assert manifest.name == "Thing"
@@ -124,34 +126,34 @@ def test_an_nnunet_folder_with_channels(msd: Path) -> None:
     assert manifest.modality == "CT"
     assert [case.id for case in manifest.cases] == ["a", "b", "c", "d"]
     assert manifest.cases[0].image == "imagesTr/a_0000.nii.gz"
-    assert reasons(manifest) == {"imagesTr/a_0001.nii.gz": "channel 1 of 'a': one image a case is used, channel 0"}
+    assert reasons(manifest) == {"imagesTr/a_0001.nii.gz": "channel 1 of 'a': one image per case is used, channel 0"}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "dataset.json: no JSON"),
-        ("[]", "dataset.json: expected an object with labels and so on; got list"),
+        ("{", "dataset.json: not valid JSON"),
+        ("[]", "dataset.json: expected an object with labels and other fields; got list"),
         ('{"labels": ["a"]}', "labels: got .'a'.; expected values with names"),
         ('{"labels": {"one": "two"}}', "labels: got"),
         ('{"labels": {"whole": [1, 2]}}', "labels: .whole. is a region of the values"),
         ('{"labels": {"1": ""}}', "labels: got"),
         ('{"labels": {"a": 1, "b": 1}}', "labels: got"),
         ('{"labels": {"-1": "a"}}', "labels: got"),
-        ('{"labels": {"1": "a", "2": "a"}}', "classes: name 'a' stands 2 times"),
+        ('{"labels": {"1": "a", "2": "a"}}', "classes: name 'a' appears 2 times"),
     ],
 )
-def test_a_dataset_json_that_says_nothing_sensible_is_refused(content: str, message: str, msd: Path) -> None:
+def test_an_invalid_dataset_json_is_refused(content: str, message: str, msd: Path) -> None:
     with_voxel(msd / "labelsTr/a.nii.gz", 3, np.uint8)
     for file in (msd / "labelsTr").iterdir():
         rewrite(file, np.minimum(array_of(file), 1))
     (msd / "dataset.json").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        make_manifest(msd, folds=2)
+        make_manifest(msd, folds=TWO_FOLDS)
     assert "\n" not in str(caught.value)
 
 
-def test_labels_that_dataset_json_does_not_name_are_left_out(msd: Path) -> None:
+def test_labels_not_in_dataset_json_are_excluded(msd: Path) -> None:
     (msd / "dataset.json").write_text(json.dumps(DECATHLON))
     with_voxel(msd / "labelsTr/b.nii.gz", 9, np.uint8)
     manifest = round_trip(msd)
@@ -170,11 +172,11 @@ def test_paired_folders(paired: Path) -> None:
     ]
 
 
-def test_files_side_by_side(beside: Path) -> None:
-    (beside / "e_image.nii.gz").write_bytes(b"")
-    (beside / "c_label.nii.gz").rename(beside / "c_seg.nii.gz")
-    (beside / "b_image.nii.gz").rename(beside / "b.nii.gz")
-    manifest = round_trip(beside)
+def test_files_side_by_side(side_by_side: Path) -> None:
+    (side_by_side / "e_image.nii.gz").write_bytes(b"")
+    (side_by_side / "c_label.nii.gz").rename(side_by_side / "c_seg.nii.gz")
+    (side_by_side / "b_image.nii.gz").rename(side_by_side / "b.nii.gz")
+    manifest = round_trip(side_by_side)
     assert [(case.id, case.image, case.label) for case in manifest.cases] == [
         ("a", "a_image.nii.gz", "a_label.nii.gz"),
         ("b", "b.nii.gz", "b_label.nii.gz"),
@@ -184,7 +186,7 @@ def test_files_side_by_side(beside: Path) -> None:
     assert reasons(manifest) == {"e_image.nii.gz": "image without a label"}
 
 
-def test_unpaired_and_doubled_files_are_left_out_with_the_reason(paired: Path) -> None:
+def test_unpaired_and_duplicate_files_are_excluded_with_a_reason(paired: Path) -> None:
     (paired / "labels/a.nii.gz").unlink()
     shutil.copy(paired / "labels/d.nii", paired / "labels/x.nii")
     shutil.copy(paired / "images/d.nii", paired / "images/b.nii")
@@ -193,26 +195,26 @@ def test_unpaired_and_doubled_files_are_left_out_with_the_reason(paired: Path) -
     assert [case.id for case in manifest.cases] == ["c", "d"]
     assert reasons(manifest) == {
         "images/a.nii.gz": "image without a label",
-        "images/b.nii": "doubled: 'b' has 2 images",
-        "images/b.nii.gz": "doubled: 'b' has 2 images",
-        "labels/b.nii.gz": "doubled: 'b' has 2 images",
+        "images/b.nii": "duplicate: 'b' has 2 images",
+        "images/b.nii.gz": "duplicate: 'b' has 2 images",
+        "labels/b.nii.gz": "duplicate: 'b' has 2 images",
         "labels/x.nii": "label without an image",
     }
 
 
-def test_broken_pairs_are_left_out_with_the_reason(paired: Path) -> None:
+def test_broken_pairs_are_excluded_with_a_reason(paired: Path) -> None:
     cut(paired / "images/a.nii.gz", 0.5)
     sheared(paired / "labels/b.nii.gz")
     manifest = round_trip(paired)
     assert [case.id for case in manifest.cases] == ["c", "d"]
-    told = reasons(manifest)
-    assert told["images/a.nii.gz"].startswith("truncated")
-    assert told["labels/a.nii.gz"] == "its image cannot be used"
-    assert told["images/b.nii.gz"] == "its label cannot be used"
-    assert "sheared" in told["labels/b.nii.gz"]
+    excluded = reasons(manifest)
+    assert excluded["images/a.nii.gz"].startswith("truncated")
+    assert excluded["labels/a.nii.gz"] == "its image cannot be used"
+    assert excluded["images/b.nii.gz"] == "its label cannot be used"
+    assert "sheared" in excluded["labels/b.nii.gz"]
 
 
-def test_names_that_no_table_can_have_are_changed(paired: Path) -> None:
+def test_names_that_tables_do_not_accept_are_changed(paired: Path) -> None:
     for kind in ("images", "labels"):
         (paired / kind / "a.nii.gz").rename(paired / kind / "left knee (1).nii.gz")
         (paired / kind / "b.nii.gz").rename(paired / kind / "left_knee_[1].nii.gz")
@@ -221,10 +223,10 @@ def test_names_that_no_table_can_have_are_changed(paired: Path) -> None:
     manifest = round_trip(paired)
     assert [case.id for case in manifest.cases] == ["case-007", "d", "left_knee__1_", "left_knee__1__2"]
     assert manifest.cases[2].image == "images/left knee (1).nii.gz"
-    assert "no path with forward slashes" in reasons(manifest)["images/two?lines.nii"]
+    assert "not a path with forward slashes" in reasons(manifest)["images/two?lines.nii"]
 
 
-def test_names_that_yaml_takes_for_numbers_stay_names(paired: Path) -> None:
+def test_names_that_yaml_would_read_as_numbers_stay_names(paired: Path) -> None:
     names = {"a": "007", "b": "1e3", "c": "true", "d": "2020-01-01"}
     for kind in ("images", "labels"):
         for old, new in names.items():
@@ -233,7 +235,7 @@ def test_names_that_yaml_takes_for_numbers_stay_names(paired: Path) -> None:
     assert {case.id for case in round_trip(paired).cases} == set(names.values())
 
 
-def test_differing_spacings_widen_the_tolerance_just_so_far(paired: Path) -> None:
+def test_differing_spacings_widen_the_tolerance(paired: Path) -> None:
     for kind in ("images", "labels"):
         affine = affine_of(paired / kind / "a.nii.gz")
         affine[:3, :3] *= 1.5
@@ -250,9 +252,9 @@ def test_2d_images(paired: Path) -> None:
     assert (manifest.dimensions, manifest.spacing) == (2, SPACING[:2])
 
 
-def test_a_folder_that_holds_one_of_its_own_name_is_not_mistaken(paired: Path) -> None:
+def test_a_folder_that_contains_one_of_the_same_name(paired: Path) -> None:
     (paired / paired.name).mkdir()
-    manifest = make_manifest(paired, folds=2)
+    manifest = make_manifest(paired, folds=TWO_FOLDS)
     assert manifest.folder is None
     assert check_data(manifest, resolve_data(manifest, paired)).ok
 
@@ -261,7 +263,7 @@ def test_real_images_on_anisotropic_voxels(data_root: Path) -> None:
     folder = data_root / "anisotropic"
     if not folder.is_dir():
         pytest.skip(f"no anisotropic in {data_root}")
-    manifest = make_manifest(folder, folds=2)
+    manifest = make_manifest(folder, folds=TWO_FOLDS)
     assert [case.id for case in manifest.cases] == ["breast1", "prostate_phantom"]
     assert sorted(manifest.classes) == [0, 1, 7, 8, 9]
     assert check_data(manifest, folder).ok
@@ -294,18 +296,18 @@ def test_the_real_hippocampus_folder_is_written_as_shipped(hippocampus_root: Pat
         ("a-image.nii", "a-labels.nii"),
     ],
 )
-def test_names_that_are_a_pair(image: str, label: str) -> None:
+def test_names_that_are_paired(image: str, label: str) -> None:
     ((_, *files),) = pair_by_name([image], [label]).pairs
     assert files == [image, label]
 
 
 @pytest.mark.parametrize("image", ["a.nii.gz", "a_image.nii.gz", "a_0000.nii.gz"])
-def test_a_label_named_as_two_images_are_belongs_to_neither(image: str) -> None:
+def test_a_label_that_matches_two_images_belongs_to_neither(image: str) -> None:
     """Such as where a label map lies among the images: its name is the label's to the letter."""
     pairing = pair_by_name([image, "a_seg.nii.gz"], ["a_seg.nii.gz"])
     assert pairing.pairs == []
-    assert {reason for _, reason in pairing.unpaired} == {"doubled: 'a' has 2 images"}
-    # Each with a label of its own, they are two cases.
+    assert {reason for _, reason in pairing.unpaired} == {"duplicate: 'a' has 2 images"}
+    # If each has a label, they are two cases.
     two = pair_by_name([image, "a_seg.nii.gz"], ["a.nii.gz", "a_seg.nii.gz"])
     assert [label for _, _, label in two.pairs] == ["a.nii.gz", "a_seg.nii.gz"]
 
@@ -314,7 +316,7 @@ def test_a_label_named_as_two_images_are_belongs_to_neither(image: str) -> None:
     images=st.lists(st.from_regex(r"[ab1]{1,2}(_image|_0000|_0001)?\.nii(\.gz)?", fullmatch=True), unique=True),
     labels=st.lists(st.from_regex(r"[ab1]{1,2}(_label|_seg)?\.nii(\.gz)?", fullmatch=True), unique=True),
 )
-def test_each_file_is_in_one_pair_or_told(images: list[str], labels: list[str]) -> None:
+def test_each_file_is_in_one_pair_or_reported(images: list[str], labels: list[str]) -> None:
     images = [f"images/{name}" for name in images]
     labels = [f"labels/{name}" for name in labels]
     pairing = pair_by_name(images, labels)
@@ -328,7 +330,7 @@ def test_each_file_is_in_one_pair_or_told(images: list[str], labels: list[str]) 
     folds=st.integers(2, 8),
     seed=st.integers(0, 1000),
 )
-def test_folds_keep_patients_together_and_are_of_like_size(counts: list[int], folds: int, seed: int) -> None:
+def test_folds_keep_patients_together_and_have_similar_sizes(counts: list[int], folds: int, seed: int) -> None:
     patients = {f"p{p}_{n}": f"p{p}" for p, count in enumerate(counts) for n in range(count)}
     if folds > len(counts):
         with pytest.raises(UserError, match=rf"folds: got {folds} for {len(counts)} patients"):
@@ -343,7 +345,7 @@ def test_folds_keep_patients_together_and_are_of_like_size(counts: list[int], fo
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_patient_with_many_cases_leaves_the_others_to_the_other_fold(seed: int) -> None:
+def test_a_patient_with_many_cases_gets_a_fold_alone(seed: int) -> None:
     patients = {f"big_{n}": "big" for n in range(6)} | {f"p{n}": f"p{n}" for n in range(6)}
     fold_of = _folds(patients, 2, seed)
     assert {fold for patient, fold in fold_of.items() if patient != "big"} == {1 - fold_of["big"]}
@@ -354,17 +356,17 @@ def test_another_seed_gives_other_folds() -> None:
     assert _folds(patients, 5, 0) == _folds(patients, 5, 0) != _folds(patients, 5, 1)
 
 
-def test_cases_of_one_patient_come_together(paired: Path) -> None:
+def test_cases_of_one_patient_are_in_one_fold(paired: Path) -> None:
     for kind in ("images", "labels"):
         for old, new in {"a": "p1_left", "b": "p1_right", "c": "p2_left", "d": "p2_right"}.items():
             (file,) = (paired / kind).glob(f"{old}.nii*")
             file.rename(file.with_name(file.name.replace(old, new, 1)))
-    manifest = round_trip(paired, patient=r"p\d+")
+    manifest = round_trip(paired, FoldSettings(2, patient=r"p\d+"))
     assert [case.patient for case in manifest.cases] == ["p1", "p1", "p2", "p2"]
     folds = [case.fold for case in manifest.cases]
     assert folds[0] == folds[1] != folds[2] == folds[3]
     with pytest.raises(UserError, match="folds: got 3 for 2 patients"):
-        make_manifest(paired, folds=3, patient=r"p\d+")
+        make_manifest(paired, folds=FoldSettings(3, patient=r"p\d+"))
 
 
 # The command.
@@ -382,7 +384,7 @@ def test_the_command_writes_a_manifest_that_passes(msd: Path, tmp_path: Path) ->
     assert (manifest.name, manifest.modality) == ("thing", "CT")
     assert call_medloss("check", out, "--data-root", msd)[0] == 0
     assert len(re.findall(r"^  - \{id: .*\}$", out.read_text(), re.MULTILINE)) == 3
-    # Once more is refused, and leaves the file as it is.
+    # An existing file is not overwritten.
     before = out.read_bytes()
     code, _, err = call_medloss("manifest", msd, "--out", out, "--folds", 2)
     assert code == 2
@@ -404,7 +406,7 @@ def test_the_commands_default_is_a_file_here_by_the_folders_name(
     assert "Task99_Thing.yaml is there already" in err
 
 
-def test_differing_spacings_are_told(msd: Path, tmp_path: Path) -> None:
+def test_differing_spacings_are_reported(msd: Path, tmp_path: Path) -> None:
     for kind in ("imagesTr", "labelsTr"):
         affine = affine_of(msd / kind / "a.nii.gz")
         affine[:3, :3] *= 1.5
@@ -452,19 +454,19 @@ def _nothing(folder: Path) -> None:
         (
             _one_patient,
             ["{msd}"],
-            "folds: got 5 for 1 patient; a patient trains and another one validates, so 2 are the "
-            "least; files that cannot be used: 6, the first: imagesTr/b.nii.gz: doubled: its bytes are those of ",
+            "folds: got 5 for 1 patient; training and validation need different patients, so 2 are the "
+            "minimum; files that cannot be used: 6, the first: imagesTr/b.nii.gz: duplicate: its bytes are those of ",
         ),
         (_nothing, ["{msd}", "--folds", "1"], "Invalid value for '--folds'"),
         (_nothing, ["{msd}", "--folds", "2", "--name", "two words"], "name: got 'two words'; expected letters"),
         (_nothing, ["{msd}", "--folds", "2", "--name", ""], "name: got ''; expected letters"),
-        (_nothing, ["{msd}", "--folds", "2", "--patient", "("], "patient: '(' is no regular expression"),
-        (_nothing, ["{msd}", "--folds", "2", "--patient", r"\d+"], r"patient: '\d+' finds no patient in 'a'"),
+        (_nothing, ["{msd}", "--folds", "2", "--patient", "("], "patient: '(' is not a valid regular expression"),
+        (_nothing, ["{msd}", "--folds", "2", "--patient", r"\d+"], r"patient: '\d+' matches nothing in 'a'"),
         (_nothing, ["{msd}", "--folds", "2", "--out", "{msd}"], "is a folder; expected a file to write"),
         (_nothing, ["{msd}", "--folds", "2", "--out", "{msd}/imagesTr/a.nii.gz/x.yaml"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_written_ends_with_2_and_one_line(
+def test_invalid_arguments_exit_with_2_and_one_line(
     prepare: Callable[[Path], None], arguments: list[str], message: str, msd: Path, tmp_path: Path
 ) -> None:
     prepare(msd)

@@ -50,7 +50,7 @@ def folds(manifest: Manifest) -> dict[str, int]:
     return {case.id: case.fold for case in manifest.cases}
 
 
-def test_labels_channels_and_the_first_channels_image(raw: Path) -> None:
+def test_labels_and_channels(raw: Path) -> None:
     shutil.copy(raw / "imagesTr/a_0000.nii.gz", raw / "imagesTr/a_0001.nii.gz")
     manifest, out = manifest_of(raw, "--folds", 3)
     assert manifest.name == "Dataset042_Thing"
@@ -61,21 +61,21 @@ def test_labels_channels_and_the_first_channels_image(raw: Path) -> None:
     assert "left out: imagesTr/a_0001.nii.gz: channel 1 of 'a'" in out
 
 
-def test_the_folds_are_nnunets_wherever_it_keeps_them(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nnunets_folds_are_used_wherever_they_are_stored(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {"a": 0, "b": 1, "c": 1}
-    beside = raw.parent.parent / "nnUNet_preprocessed" / raw.name / "splits_final.json"
+    default = raw.parent.parent / "nnUNet_preprocessed" / raw.name / "splits_final.json"
     elsewhere = raw.parent.parent / "elsewhere" / raw.name / "splits_final.json"
-    write_json(beside, SPLITS)
+    write_json(default, SPLITS)
     manifest, out = manifest_of(raw)
     assert folds(manifest) == expected
-    assert f"folds: as in {beside}" in out
-    # Where nnU-Net is told where it preprocesses, there alone.
+    assert f"folds: as in {default}" in out
+    # If nnUNet_preprocessed is set, only that folder is searched.
     monkeypatch.setenv("nnUNet_preprocessed", str(elsewhere.parent.parent))
     write_json(elsewhere, SPLITS[::-1])
     assert folds(manifest_of(raw)[0]) == {"a": 1, "b": 0, "c": 0}
     write_json(raw / "splits_final.json", SPLITS)
     assert folds(manifest_of(raw)[0]) == expected
-    # Asked for, others are drawn.
+    # Options draw other folds.
     for options in (("--folds", 3), ("--seed", 1, "--folds", 3)):
         manifest, out = manifest_of(raw, *options)
         assert manifest.folds() == [0, 1, 2]
@@ -85,13 +85,13 @@ def test_the_folds_are_nnunets_wherever_it_keeps_them(raw: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ([{"train": ["a", "b"], "val": ["c"]}], "'a' validates in no fold"),
-        ([*SPLITS, {"train": ["b"], "val": ["a", "c"]}], "'a' validates in folds [0, 2]"),
-        ({"train": [], "val": []}, "no splits of nnU-Net"),
-        ([{"train": ["a"]}], "no splits of nnU-Net"),
+        ([{"train": ["a", "b"], "val": ["c"]}], "'a' is validated in no fold"),
+        ([*SPLITS, {"train": ["b"], "val": ["a", "c"]}], "'a' is validated in folds [0, 2]"),
+        ({"train": [], "val": []}, "not nnU-Net splits"),
+        ([{"train": ["a"]}], "not nnU-Net splits"),
     ],
 )
-def test_splits_that_are_no_folds_are_refused(raw: Path, splits: Any, message: str) -> None:
+def test_splits_that_are_not_folds_are_refused(raw: Path, splits: Any, message: str) -> None:
     write_json(raw / "splits_final.json", splits)
     code, _, err = call_medloss("manifest", raw, "--out", "made.yaml")
     assert code == 2
@@ -104,10 +104,10 @@ def test_broken_splits_are_refused(raw: Path) -> None:
     (raw / "splits_final.json").write_text("[{")
     code, _, err = call_medloss("manifest", raw, "--out", "made.yaml")
     assert code == 2
-    assert "no JSON" in err
+    assert "not valid JSON" in err
 
 
-def test_the_splits_in_a_folder_of_another_name_are_not_ignored(raw: Path) -> None:
+def test_splits_in_a_folder_of_another_name_are_used(raw: Path) -> None:
     write_json(raw / "splits_final.json", SPLITS)
     other = raw.rename(raw.with_name("Task42"))
     manifest, out = manifest_of(other)
@@ -120,11 +120,11 @@ def test_the_splits_in_a_folder_of_another_name_are_not_ignored(raw: Path) -> No
     ("changes", "message"),
     [
         ({"labels": {"background": 0, "all": [1, 2, 3], "lesions": 3}}, "'all' is a region of the values [1, 2, 3]"),
-        ({"labels": LABELS | {"ignore": 4}}, "'ignore' marks voxels that nobody labelled"),
+        ({"labels": LABELS | {"ignore": 4}}, "'ignore' marks unlabelled voxels"),
         ({"file_ending": ".nrrd"}, "file_ending: got '.nrrd'"),
     ],
 )
-def test_what_a_manifest_cannot_say_is_refused(raw: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_labels_and_formats_are_refused(raw: Path, changes: dict[str, Any], message: str) -> None:
     write_card(raw, **changes)
     code, _, err = call_medloss("manifest", raw, "--out", "made.yaml")
     assert code == 2

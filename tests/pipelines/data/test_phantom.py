@@ -1,4 +1,4 @@
-"""The made data set: the same bytes each time, what the manifest says of it, and made whole or not at all."""
+"""The phantom: reproducible, as its manifest describes it, and generated completely or not at all."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from scipy import ndimage
 from tiny import tiny_manifest
 
 from pipelines.data import data_root
-from pipelines.data.data_root import is_made, make_phantom, phantom_case, recorded_checksums, resolve_data
+from pipelines.data.data_root import is_generated, make_phantom, phantom_case, recorded_checksums, resolve_data
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256
@@ -39,7 +39,7 @@ def test_the_bytes_are_the_same_each_time(manifest: Manifest, tmp_path: Path, mo
     assert all_files(tmp_path / "one") == all_files(tmp_path / "two")
 
 
-def test_seed_and_case_decide_the_content(manifest: Manifest) -> None:
+def test_content_depends_on_seed_and_case(manifest: Manifest) -> None:
     arguments = ((12, 16, 14), (3.0, 1.0, 2.0))
     image, label = phantom_case(*arguments, seed=0, index=0)
     for seed, index in ((0, 1), (1, 0)):
@@ -48,7 +48,7 @@ def test_seed_and_case_decide_the_content(manifest: Manifest) -> None:
         assert (label != other_label).any()
 
 
-def test_the_checksums_beside_the_files_are_theirs(manifest: Manifest, tmp_path: Path) -> None:
+def test_the_file_of_checksums_matches_the_files(manifest: Manifest, tmp_path: Path) -> None:
     make_phantom(manifest, tmp_path / "made")
     checksums = recorded_checksums(tmp_path / "made")
     files = all_files(tmp_path / "made")
@@ -88,7 +88,7 @@ def test_any_shape_and_spacing_has_all_classes_and_few_lesions(
     assert image.shape == label.shape == tuple(shape)
     assert image.min() >= 0
     assert (label == 1).any()
-    # In so few pixels that less than 0.5 % is none, there are none.
+    # In tiny images, where 0.5 % is less than a pixel, there are none.
     assert 0 <= (label == 3).mean() < 0.005
 
 
@@ -109,11 +109,11 @@ def test_the_files_are_nifti_with_the_manifests_geometry(dims: int, tmp_path: Pa
             assert volume.header["qform_code"] == volume.header["sform_code"] == 1
             assert np.allclose(volume.get_qform(), volume.get_sform())
         assert set(np.unique(np.asanyarray(label.dataobj)).tolist()) <= {0, 2, 5, 300}
-        # Axes of the array and of the world are not the same ones: who mixes them up is found out.
+        # Axes of the array and of the world differ, so that code that confuses them fails.
         assert np.count_nonzero(np.diag(image.affine)[:3]) <= 1
 
 
-def test_the_contrast_is_low_but_there() -> None:
+def test_the_contrast_is_low() -> None:
     image, label = phantom_case((20, 56, 56), (3.0, 1.0, 1.0), seed=0, index=0)
     means = [image[label == value].mean() for value in range(4)]
     spread = image[label == 0].std()
@@ -121,7 +121,7 @@ def test_the_contrast_is_low_but_there() -> None:
     assert means[1] - means[0] < 3 * spread
 
 
-def test_made_data_lie_by_their_parameters_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_data_are_cached_by_their_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEDLOSS_DATA", raising=False)
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
     one = load_manifest(tiny_manifest(tmp_path / "a", cases=3, generator=SMALL))
@@ -134,19 +134,19 @@ def test_made_data_lie_by_their_parameters_in_the_cache(tmp_path: Path, monkeypa
     assert resolve_data(one) not in folders
 
 
-def test_data_that_are_there_are_not_made_again(
+def test_existing_data_are_not_generated_again(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = resolve_data(manifest, tmp_path)
     before = all_files(root)
-    monkeypatch.setattr(data_root, "phantom_case", None)  # whoever draws now, fails
+    monkeypatch.setattr(data_root, "phantom_case", None)  # drawing would fail
     assert resolve_data(manifest, tmp_path) == root
     monkeypatch.setenv("MEDLOSS_DATA", str(tmp_path))
     assert resolve_data(manifest) == root
     assert all_files(root) == before
 
 
-def test_a_shared_data_folder_without_the_phantom_stays_as_it_is(
+def test_a_shared_data_folder_without_the_phantom_is_not_changed(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = tmp_path / "shared"
@@ -157,7 +157,7 @@ def test_a_shared_data_folder_without_the_phantom_stays_as_it_is(
     assert list(shared.iterdir()) == []
 
 
-def test_nothing_stays_of_a_making_that_failed(
+def test_a_failed_generation_leaves_no_files(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = data_root.phantom_case
@@ -172,32 +172,32 @@ def test_nothing_stays_of_a_making_that_failed(
         resolve_data(manifest, tmp_path / "root")
     assert list((tmp_path / "root").iterdir()) == []
     monkeypatch.undo()
-    assert is_made(resolve_data(manifest, tmp_path / "root"))
+    assert is_generated(resolve_data(manifest, tmp_path / "root"))
 
 
-def test_a_folder_in_the_way_is_left_alone_and_told(manifest: Manifest, tmp_path: Path) -> None:
+def test_an_unrelated_folder_is_refused_and_not_changed(manifest: Manifest, tmp_path: Path) -> None:
     folder = tmp_path / "made"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is no whole data set: it has no SHA256SUMS; remove it"):
+    with pytest.raises(UserError, match="is not a complete data set: it has no SHA256SUMS; remove it"):
         make_phantom(manifest, folder)
     assert all_files(folder).keys() == {"thesis.txt"}
 
 
-def test_a_file_in_the_way_is_told(manifest: Manifest, tmp_path: Path) -> None:
+def test_a_file_at_the_folders_path_is_refused(manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "root").write_text("")
-    with pytest.raises(UserError, match="cannot make 'tiny_3d' in"):
+    with pytest.raises(UserError, match="cannot generate 'tiny_3d' in"):
         resolve_data(manifest, tmp_path / "root")
 
 
 def _make(path: Path, root: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
     manifest = load_manifest(path)
     barrier.wait()
-    assert is_made(resolve_data(manifest, root))
+    assert is_generated(resolve_data(manifest, root))
     os._exit(0)
 
 
-def test_two_processes_at_once_make_one_data_set(tmp_path: Path) -> None:
+def test_concurrent_processes_generate_one_data_set(tmp_path: Path) -> None:
     path = tiny_manifest(tmp_path, cases=4)
     root = tmp_path / "root"
     context = multiprocessing.get_context("forkserver")

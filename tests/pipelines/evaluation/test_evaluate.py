@@ -1,4 +1,4 @@
-"""`medloss evaluate`: what it measures, what it tells, and how it refuses what cannot be measured."""
+"""`medloss evaluate`: its metrics, its messages, and its refusals."""
 
 import csv
 import math
@@ -29,7 +29,7 @@ from faults import (
 from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_folder
 
 from pipelines.data.manifest import load_manifest
-from pipelines.data.manifest_writer import make_manifest, manifest_text
+from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
 from pipelines.evaluation.evaluate import case_metrics, evaluate, mean_metrics
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.references import folder_references, match
@@ -48,7 +48,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         array = np.roll(array_of(path), 1, axis=0)
         array[:, ::3] = 0
         rewrite(path, array)
-    (folder / "set.yaml").write_text(manifest_text(make_manifest(data, folds=2)))
+    (folder / "set.yaml").write_text(manifest_text(make_manifest(data, folds=FoldSettings(2))))
     return folder
 
 
@@ -70,17 +70,17 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _expected(folder: Path, tolerance: float = 1.0) -> list[dict[str, Any]]:
-    """Each case's measures, from the files' arrays and the spacing that was written."""
+    """Each case's metrics, from the files' arrays and the known spacing."""
     rows = []
     for path in sorted((folder / "data" / "labels").iterdir()):
         maps = [torch.from_numpy(array_of(file)) for file in (folder / "predictions" / path.name, path)]
-        measures = case_metrics(*maps, 4, SPACING, nsd_tolerance_mm=tolerance)
-        rows += [{"case": path.name.split(".")[0], "class": c, **m} for c, m in enumerate(measures, 1)]
+        metrics = case_metrics(*maps, 4, SPACING, nsd_tolerance_mm=tolerance)
+        rows += [{"case": path.name.split(".")[0], "class": c, **m} for c, m in enumerate(metrics, 1)]
     return rows
 
 
 @pytest.mark.parametrize("manifest", [False, True])
-def test_every_case_and_class_is_in_the_csv(folder: Path, manifest: bool) -> None:
+def test_the_csv_has_every_case_and_class(folder: Path, manifest: bool) -> None:
     code, out, err = _call(folder, "--out", folder / "new" / "all.csv", "--tolerance", 2.5, manifest=manifest)
     assert (code, err) == (0, "")
     expected = _expected(folder, 2.5)
@@ -95,7 +95,7 @@ def test_every_case_and_class_is_in_the_csv(folder: Path, manifest: bool) -> Non
     assert [path.name for path in (folder / "new").iterdir()] == ["all.csv"]  # nothing temporary is left
 
 
-def test_the_table_has_each_classs_mean_and_the_foregrounds(folder: Path) -> None:
+def test_the_table_has_means_per_class_and_of_the_foreground(folder: Path) -> None:
     code, out, err = _call(folder)
     assert (code, err) == (0, "")
     head, *lines = [" ".join(line.split()) for line in out.splitlines()]
@@ -103,15 +103,15 @@ def test_the_table_has_each_classs_mean_and_the_foregrounds(folder: Path) -> Non
     rows = _expected(folder)
     digits = {name: 2 if name in ("hd95_mm", "assd_mm") else 4 for name in METRICS}
     for c in (1, 2, 3):
-        own = [row for row in rows if row["class"] == c]
-        means = [f"{sum(row[name] for row in own) / 4:.{digits[name]}f}" for name in METRICS]
+        of_class = [row for row in rows if row["class"] == c]
+        means = [f"{sum(row[name] for row in of_class) / 4:.{digits[name]}f}" for name in METRICS]
         assert lines[c - 1] == f"{c} 4 {' '.join(means)}"
     foreground = mean_metrics(rows)
     assert lines[3] == "mean foreground " + " ".join(f"{foreground[name]:.{digits[name]}f}" for name in METRICS)
     assert len(lines) == 4
 
 
-def test_millimetres_are_the_labels_own_axis_by_axis(folder: Path) -> None:
+def test_distances_use_the_labels_spacing_per_axis(folder: Path) -> None:
     # One voxel moved by two steps along each axis in turn: 6, 2 and 4 mm.
     for axis, (name, distance) in enumerate(zip("abc", (6.0, 2.0, 4.0), strict=True)):
         file = f"{name}.nii.gz"
@@ -124,7 +124,7 @@ def test_millimetres_are_the_labels_own_axis_by_axis(folder: Path) -> None:
         assert (float(row["hd95_mm"]), float(row["assd_mm"]), float(row["nsd"])) == (distance, distance, 1.0)
 
 
-def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> None:
+def test_files_saved_again_from_floats_have_the_same_metrics(folder: Path) -> None:
     before = _call(folder)
     for part in ("predictions", "data/labels"):
         resaved_from_float(folder / part / "b.nii.gz")
@@ -132,7 +132,7 @@ def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> N
     assert _call(folder) == before
 
 
-def test_trailing_axes_spare_bytes_and_a_tenth_of_a_voxel_change_nothing(folder: Path) -> None:
+def test_trailing_axes_padding_and_a_small_shift_change_nothing(folder: Path) -> None:
     before = _call(folder)
     with_trailing_axes(folder / "predictions" / "a.nii.gz")
     with_trailing_axes(folder / "data/labels" / "b.nii.gz", 2)
@@ -140,11 +140,11 @@ def test_trailing_axes_spare_bytes_and_a_tenth_of_a_voxel_change_nothing(folder:
     assert _call(folder) == before
     moved(folder / "predictions" / "b.nii.gz", 0, 0.035)
     code, out, err = _call(folder)
-    told = "lies 0.035 mm off its label; up to 0.1 voxels count as the same grid"
-    assert (code, out, err) == (0, before[1], f"note: {folder}/predictions/b.nii.gz {told}\n")
+    message = "lies 0.035 mm off its label; up to 0.1 voxels count as the same grid"
+    assert (code, out, err) == (0, before[1], f"note: {folder}/predictions/b.nii.gz {message}\n")
 
 
-def test_a_class_that_a_case_lacks_is_empty_and_not_counted(folder: Path) -> None:
+def test_a_missing_class_is_empty_and_not_counted(folder: Path) -> None:
     for part in ("data/labels", "predictions"):
         label = array_of(folder / part / "b.nii.gz")
         rewrite(folder / part / "b.nii.gz", np.where(label == 3, 0, label))
@@ -184,15 +184,15 @@ def _matched(folder: Path) -> Any:
 
 
 BAD: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("another shape", lambda p: reshaped(p, (12, 16, 15)), "12 x 16 x 15 voxels, and its label 12 x 16 x 14"),
-    ("another spacing", stretched, "spacing 3.6 x 1.2 x 2.4 mm, and its label 3 x 1 x 2 mm"),
+    ("another shape", lambda p: reshaped(p, (12, 16, 15)), "12 x 16 x 15 voxels, but its label has 12 x 16 x 14"),
+    ("another spacing", stretched, "spacing 3.6 x 1.2 x 2.4 mm, but its label has 3 x 1 x 2 mm"),
     ("moved", lambda p: moved(p, 1, 0.5), "its affine differs from its label's: it lies up to 0.5 mm off"),
-    ("mirrored", lambda p: rewrite(p, affine=affine_of(p) @ np.diag([-1, 1, 1, 1])), "its affine differs from its la"),
+    ("flipped", lambda p: rewrite(p, affine=affine_of(p) @ np.diag([-1, 1, 1, 1])), "its affine differs from its la"),
     ("sheared", sheared, "its direction matrix is sheared: "),
     (
         "4D",
         lambda p: reshaped(p, (*SHAPE, 2)),
-        r"4 axes \(12 x 16 x 14 x 2 voxels\); expected 2 or 3, one volume a file",
+        r"4 axes \(12 x 16 x 14 x 2 voxels\); expected 2 or 3, one volume per file",
     ),
     (
         "unknown value",
@@ -207,16 +207,16 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
         r"label values without a class: 3\.0010002 \(2 voxels\)",
     ),
     ("NaN", lambda p: with_voxel(p, np.nan), r"label values without a class: nan \(1 voxels\)"),
-    ("truncated", lambda p: cut(p, 0.7), "truncated: its gzip stream ends before its end mark"),
+    ("truncated", lambda p: cut(p, 0.7), "truncated: its gzip stream ends early"),
     ("0 bytes", lambda p: cut(p, 0), "0 bytes"),
     ("a flipped byte", lambda p: flip(p, 0.9999), "damaged|truncated"),
     ("a link to nothing", lambda p: linked(p, Path("none.nii.gz")), "a symbolic link to nothing"),
-    ("no NIfTI", lambda p: p.write_bytes(b"text"), "no gzip file, though its name ends in .gz"),
+    ("no NIfTI", lambda p: p.write_bytes(b"text"), "not a gzip file, though its name ends in .gz"),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "reason"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_a_bad_prediction_is_named_in_one_line(folder: Path, spoil: Callable[[Path], Any], reason: str) -> None:
+def test_a_bad_prediction_is_reported_in_one_line(folder: Path, spoil: Callable[[Path], Any], reason: str) -> None:
     path = folder / "predictions" / "b.nii.gz"
     spoil(path)
     code, out, err = _call(folder, "--out", folder / "o.csv")
@@ -225,7 +225,7 @@ def test_a_bad_prediction_is_named_in_one_line(folder: Path, spoil: Callable[[Pa
     assert not (folder / "o.csv").exists()
 
 
-def test_every_bad_file_is_named(folder: Path) -> None:
+def test_every_bad_file_is_reported(folder: Path) -> None:
     cut(folder / "predictions" / "a.nii.gz", 0)
     with_voxel(folder / "data/labels/b.nii.gz", 1.5, np.float32)
     with_voxel(folder / "predictions" / "d.nii", 9, np.uint8)
@@ -237,17 +237,15 @@ def test_every_bad_file_is_named(folder: Path) -> None:
         assert line.removeprefix("error: ").startswith(f"{folder / file}: ")
 
 
-def test_a_label_that_is_not_the_manifests(folder: Path) -> None:
+def test_a_label_with_another_checksum_than_the_manifests(folder: Path) -> None:
     with_voxel(folder / "data/labels/b.nii.gz", 2, np.uint8)
     code, _, err = _call(folder, manifest=True)
-    assert (code, err) == (
-        2,
-        f"error: {folder}/data/labels/b.nii.gz: its SHA-256 is not the recorded one: the file is damaged or another\n",
-    )
+    reason = "its SHA-256 is not the recorded one: the file is damaged or was replaced"
+    assert (code, err) == (2, f"error: {folder}/data/labels/b.nii.gz: {reason}\n")
 
 
-def test_a_value_that_the_manifest_does_not_name(folder: Path) -> None:
-    # Without the manifest it is known by the label; the manifest alone says that there is no such class.
+def test_a_value_that_is_not_in_the_manifest(folder: Path) -> None:
+    # Without the manifest it is a class, since the label has it; in the manifest it is not.
     for part in ("data/labels", "predictions"):
         with_voxel(folder / part / "b.nii.gz", 5, np.uint8)
     assert _call(folder)[0] == 0
@@ -266,9 +264,9 @@ def test_labels_without_a_prediction(folder: Path) -> None:
     (folder / "predictions" / "d.nii").unlink()
     shutil.copy(folder / "predictions" / "b.nii.gz", folder / "predictions" / "z.nii.gz")
     missing = f"{folder}/data/labels/a.nii.gz, {folder}/data/labels/d.nii"
-    told = f"error: labels without a prediction: {missing}; pass --allow-missing to leave them out\n"
+    message = f"error: labels without a prediction: {missing}; pass --allow-missing to leave them out\n"
     for manifest in (False, True):
-        assert _call(folder, "--out", folder / "o.csv", manifest=manifest) == (2, "", told)
+        assert _call(folder, "--out", folder / "o.csv", manifest=manifest) == (2, "", message)
         assert not (folder / "o.csv").exists()
         code, _, err = _call(folder, "--out", folder / "o.csv", "--force", "--allow-missing", manifest=manifest)
         assert code == 0
@@ -280,7 +278,7 @@ def test_labels_without_a_prediction(folder: Path) -> None:
         (folder / "o.csv").unlink()
 
 
-def test_of_many_files_some_are_named(folder: Path) -> None:
+def test_long_lists_of_files_are_shortened(folder: Path) -> None:
     for name in "mnopqrs":
         shutil.copy(folder / "data/labels/b.nii.gz", folder / "data/labels" / f"{name}.nii.gz")
     code, _, err = _call(folder)
@@ -311,7 +309,7 @@ def _named(folder: Path, **changes: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["patient_b", "b_gt", "b_0000"])
-def test_with_a_manifest_the_cases_the_labels_or_the_images_name(folder: Path, name: str) -> None:
+def test_with_a_manifest_names_may_be_those_of_case_label_or_image(folder: Path, name: str) -> None:
     _named(folder, id="patient_b", label="labels/b_gt.nii.gz", image="images/b_0000.nii.gz")
     (folder / "predictions" / "b.nii.gz").rename(folder / "predictions" / f"{name}.nii.gz")
     code, _, err = _call(folder, "--out", folder / "o.csv", manifest=True)
@@ -328,8 +326,8 @@ def _expected_of(folder: Path, prediction: str, label: str) -> list[dict[str, fl
 def test_two_predictions_of_one_case(folder: Path) -> None:
     _named(folder, id="patient_b")
     shutil.copy(folder / "predictions" / "b.nii.gz", folder / "predictions" / "patient_b.nii.gz")
-    told = "b.nii.gz and patient_b.nii.gz are both named as predictions of patient_b; expected one"
-    assert _call(folder, manifest=True) == (2, "", f"error: {folder}/predictions: {told}\n")
+    message = "b.nii.gz and patient_b.nii.gz are both named as predictions of patient_b; expected one"
+    assert _call(folder, manifest=True) == (2, "", f"error: {folder}/predictions: {message}\n")
 
 
 def test_one_prediction_of_two_cases(folder: Path) -> None:
@@ -338,12 +336,12 @@ def test_one_prediction_of_two_cases(folder: Path) -> None:
     content = yaml.safe_load((folder / "set.yaml").read_text())
     next(case for case in content["cases"] if case["id"] == "c")["id"] = "patient_c"
     (folder / "set.yaml").write_text(yaml.safe_dump(content))
-    told = "may be of the cases patient_b and patient_c; expected patient_b.nii.gz"
-    assert _call(folder, manifest=True) == (2, "", f"error: {folder}/predictions/c.nii.gz {told}\n")
+    message = "may be of the cases patient_b and patient_c; expected patient_b.nii.gz"
+    assert _call(folder, manifest=True) == (2, "", f"error: {folder}/predictions/c.nii.gz {message}\n")
 
 
-def test_in_a_folder_names_may_differ_in_what_says_label(folder: Path) -> None:
-    # Beside images it is the ending that says what is a label.
+def test_in_a_folder_names_may_differ_in_their_suffix(folder: Path) -> None:
+    # Among images, labels are recognised by their suffix.
     side = folder / "side"
     shutil.copytree(folder / "data/images", side)
     for path in (folder / "data/labels").iterdir():
@@ -360,7 +358,7 @@ def test_two_files_of_one_name_in_a_folder(folder: Path, part: str) -> None:
     shutil.copy(folder / part / "d.nii", folder / part / "b.nii")
     code, _, err = _call(folder)
     assert code == 2
-    assert re.fullmatch(r"error: .*/b\.nii.*: its name, but for endings, is another file's, too; expected one\n", err)
+    assert re.fullmatch(r"error: .*/b\.nii.*: another file has the same name except for suffixes; expected one\n", err)
 
 
 CALLS: list[tuple[str, Callable[[Path], list[Any]], str]] = [
@@ -425,7 +423,7 @@ CALLS: list[tuple[str, Callable[[Path], list[Any]], str]] = [
 
 
 @pytest.mark.parametrize(("words", "message"), [row[1:] for row in CALLS], ids=[row[0] for row in CALLS])
-def test_bad_calls_end_in_one_line_and_code_2(folder: Path, words: Callable[[Path], list[Any]], message: str) -> None:
+def test_invalid_calls_exit_with_2_and_one_line(folder: Path, words: Callable[[Path], list[Any]], message: str) -> None:
     before = (folder / "predictions" / "a.nii.gz").read_bytes()
     code, _, err = call_medloss("evaluate", *words(folder))
     assert code == 2
@@ -437,19 +435,19 @@ def test_bad_calls_end_in_one_line_and_code_2(folder: Path, words: Callable[[Pat
 def test_no_name_in_common(folder: Path) -> None:
     for path in (folder / "predictions").iterdir():
         path.rename(path.with_name("x" + path.name))
-    told = "no file is named as a label is: xa.nii.gz, for example; expected a.nii.gz"
-    assert _call(folder) == (2, "", f"error: {folder}/predictions: {told}\n")
+    message = "no file is named like a label: xa.nii.gz, for example; expected a.nii.gz"
+    assert _call(folder) == (2, "", f"error: {folder}/predictions: {message}\n")
 
 
-def test_labels_that_are_none(folder: Path) -> None:
+def test_files_without_labels(folder: Path) -> None:
     for path in (folder / "data/labels").iterdir():
         rewrite(path, np.zeros(SHAPE, np.uint8))
-    assert "hold no whole numbers above 0 alone, or cannot be read" in _call(folder)[2]
+    assert "have no values above 0, or not only whole numbers, or cannot be read" in _call(folder)[2]
     rewrite(folder / "data/labels/b.nii.gz", np.arange(math.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
-    assert re.search("hold 2687 values above 0; expected labels, no images", _call(folder)[2])
+    assert re.search("hold 2687 values above 0; expected labels, not images", _call(folder)[2])
 
 
-def test_names_that_would_break_the_line(folder: Path) -> None:
+def test_control_characters_in_names_are_escaped(folder: Path) -> None:
     (folder / "predictions" / "b.nii.gz").rename(folder / "predictions" / "b\n\x1b[31m.nii.gz")
     code, _, err = _call(folder, "--allow-missing")
     assert code == 0
@@ -460,7 +458,7 @@ def test_names_that_would_break_the_line(folder: Path) -> None:
     assert "\x1b" not in err
 
 
-def test_links_are_followed_wherever_they_lead(folder: Path) -> None:
+def test_links_to_anywhere_are_followed(folder: Path) -> None:
     plain, by_manifest = _call(folder)[1], _call(folder, manifest=True)[1]
     for part in ("predictions", "data/labels"):
         for file in list((folder / part).iterdir()):
@@ -474,11 +472,14 @@ def test_links_are_followed_wherever_they_lead(folder: Path) -> None:
     assert _call(folder)[2].endswith("predictions/b.nii.gz: a symbolic link to nothing\n")
 
 
-def test_two_predictions_of_one_name_are_told_and_not_their_label(folder: Path) -> None:
+def test_of_two_predictions_of_one_name_the_label_is_not_blamed(folder: Path) -> None:
     shutil.copy(folder / "predictions" / "d.nii", folder / "predictions" / "d_0000.nii")
     code, _, err = _call(folder)
     assert code == 2
-    assert err.startswith(f"error: {folder / 'predictions'}/d") and "is another file's, too; expected one" in err
+    assert (
+        err.startswith(f"error: {folder / 'predictions'}/d")
+        and "another file has the same name except for suffixes; expected one" in err
+    )
 
 
 @pytest.mark.parametrize("manifest", [False, True])
@@ -492,32 +493,32 @@ def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path, man
     for path in list((folder / "predictions").iterdir()):
         shutil.copy(path, path.with_name(path.name.replace(".nii", "_label.nii")))
         path.rename(path.with_name(path.name.replace(".nii", "_image.nii")))
-    (folder / "side.yaml").write_text(manifest_text(make_manifest(side, folds=2)))
+    (folder / "side.yaml").write_text(manifest_text(make_manifest(side, folds=FoldSettings(2))))
     labels = ("--manifest", folder / "side.yaml", "--data-root", side) if manifest else ("--labels", side)
     code, out, err = call_medloss("evaluate", folder / "predictions", *labels)
     assert (code, out, err.count("\n")) == (2, "", 1)
     if manifest:
         assert "predictions: a_image.nii.gz and a_label.nii.gz are both named as predictions of a; expected one" in err
     else:
-        told = "its name, but for endings, is another file's, too; expected one"
-        assert err == f"error: {folder}/predictions/a_image.nii.gz: {told}\n"
+        message = "another file has the same name except for suffixes; expected one"
+        assert err == f"error: {folder}/predictions/a_image.nii.gz: {message}\n"
 
 
-def test_images_in_place_of_labels_are_told(folder: Path) -> None:
+def test_images_instead_of_labels_are_reported(folder: Path) -> None:
     for file in (folder / "data/labels").iterdir():
         with_voxel(file, 0.25, np.float32)
     code, _, err = _call(folder)
     assert (code, err.count("\n")) == (2, 1)
-    assert "hold no whole numbers above 0 alone, or cannot be read; expected label maps" in err
+    assert "have no values above 0, or not only whole numbers, or cannot be read; expected label maps" in err
 
 
-def test_where_nothing_can_be_written_is_told_first(folder: Path) -> None:
+def test_an_unwritable_output_is_reported_first(folder: Path) -> None:
     code, shown, err = _call(folder, "--out", folder / "data/labels/b.nii.gz/o.csv")
     assert (code, shown, err.count("\n")) == (2, "", 1)
     assert "--out: " in err and "cannot be written" in err
 
 
-def test_all_files_are_looked_at_though_the_first_is_bad(folder: Path) -> None:
+def test_all_files_are_checked_even_if_the_first_is_bad(folder: Path) -> None:
     cut(folder / "predictions" / "a.nii.gz", 0)
     done: list[int] = []
     references = folder_references(folder / "data/labels")

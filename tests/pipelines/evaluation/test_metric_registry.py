@@ -1,4 +1,4 @@
-"""A metric is one file and one line: one that is added here is found wherever metrics are computed, kept and shown."""
+"""A metric that is registered here appears wherever metrics are computed, stored and shown."""
 
 import csv
 import json
@@ -58,22 +58,22 @@ def test_a_new_metric_in_training_mlflow_and_evaluation(
         patch_size=(16, 16),
     )
     mean = train_run(config, tmp_path / "run")["metrics"][_NAME]
-    own = RunFolder(tmp_path / "run")
-    values = [float(row[_NAME]) for row in own.cases]
+    run = RunFolder(tmp_path / "run")
+    values = [float(row[_NAME]) for row in run.cases]
     assert len(values) == 6 and mean == pytest.approx(np.mean(values))  # two cases of three classes
-    assert own.epochs[-1][f"val_{_NAME}"] == mean
+    assert run.epochs[-1][f"val_{_NAME}"] == mean
     sent: list[Any] = []
-    send_curves(SimpleNamespace(log_batch=lambda run, metrics: sent.extend(metrics)), "run", own, {"epoch": 0})
+    send_curves(SimpleNamespace(log_batch=lambda run, metrics: sent.extend(metrics)), "run", run, {"epoch": 0})
     assert [entry.value for entry in sent if entry.key == f"val/{_NAME}"] == [mean]
 
-    measured = tmp_path / "measured.csv"
-    code, shown, told = call_medloss(
-        "evaluate", tmp_path / "run" / "predictions", "--manifest", manifest, "--fold", 0, "--out", measured
+    table = tmp_path / "table.csv"
+    code, shown, err = call_medloss(
+        "evaluate", tmp_path / "run" / "predictions", "--manifest", manifest, "--fold", 0, "--out", table
     )
-    assert code == 0, told
+    assert code == 0, err
     lines = shown.splitlines()
     assert lines[0].rstrip().endswith("volume error (ml)") and lines[4].split()[-1] == f"{mean:.3f}"
-    with measured.open(newline="") as file:
+    with table.open(newline="") as file:
         assert [float(row[_NAME]) for row in csv.DictReader(file)] == pytest.approx(values, rel=1e-6)
 
 
@@ -85,23 +85,23 @@ def test_a_new_metric_in_a_report(tmp_path: Path, volume_error: Metric) -> None:
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
     report, out = ("report", "--cases", tmp_path / "results.csv", "--out", tmp_path / "report"), tmp_path / "report"
-    code, _, told = call_medloss(*report)
-    assert code == 0, told
+    code, _, err = call_medloss(*report)
+    assert code == 0, err
     page = read_page(out / "report.html")
     assert "of volume error less is better" in page.text and "3.500 ml" in page.text
     assert set(pd.read_csv(out / "tables" / "secondary.csv")["metric"]) == {_NAME}
 
-    code, shown, told = call_medloss(*report, "--metric", _NAME)
-    assert code == 0, told
+    code, shown, err = call_medloss(*report, "--metric", _NAME)
+    assert code == 0, err
     assert "focal worse" in shown  # by 1 ml in every case
     assert "primary measure volume error" in read_page(out / "report.html").text
     assert json.loads((out / "analysis.json").read_text())["primary"]["metric"] == _NAME
-    code, _, told = call_medloss(*report, "--metric", "ml")
-    assert (code, told) == (2, f"error: --metric: got 'ml'; expected one of dice, iou, nsd, sensitivity, specificity, "
+    code, _, err = call_medloss(*report, "--metric", "ml")
+    assert (code, err) == (2, f"error: --metric: got 'ml'; expected one of dice, iou, nsd, sensitivity, specificity, "
                                f"hd95_mm, assd_mm, {_NAME}\n")  # fmt: skip
 
 
-def test_what_a_new_metric_says_of_empty_masks(volume_error: Metric) -> None:
+def test_a_new_metric_for_empty_masks(volume_error: Metric) -> None:
     empty, full = np.zeros((4, 5), np.int64), np.ones((4, 5), np.int64)
     (nothing,) = region_metrics(empty, empty, [(1,)], (10.0, 20.0))
     (alarm,) = region_metrics(full, empty, [(1,)], (10.0, 20.0))
@@ -109,24 +109,24 @@ def test_what_a_new_metric_says_of_empty_masks(volume_error: Metric) -> None:
     assert math.isnan(nothing["dice"])
 
 
-def test_runs_without_a_new_metric_are_no_failures(tmp_path: Path) -> None:
+def test_runs_without_a_new_metric_do_not_fail(tmp_path: Path) -> None:
     made_comparison(tmp_path, ["dice+binary_cross_entropy", "focal"])
     register(_NAME, "volume error", unit="ml", higher_is_better=False, upper=math.inf)(lambda masks: 0.0)
     try:
-        code, _, told = call_medloss("report", tmp_path)
-        assert code == 0, told
+        code, _, err = call_medloss("report", tmp_path)
+        assert code == 0, err
         page = read_page(tmp_path / "report" / "report.html")
         assert "Left out, since some runs were trained before it was measured: volume error." in page.text
         table = comparison_table(tmp_path, require_plan(tmp_path))
         assert table.rows[_NAME].isna().all()
         assert [row[-3] for row in formatted_rows(table)] == ["volume error (ml)", "-", "-"]
-        code, _, told = call_medloss("report", tmp_path, "--metric", _NAME)
-        assert (code, told.partition(";")[0]) == (2, f"error: metric {_NAME}: no such column")
+        code, _, err = call_medloss("report", tmp_path, "--metric", _NAME)
+        assert (code, err.partition(";")[0]) == (2, f"error: metric {_NAME}: no such column")
     finally:
         del METRICS[_NAME]
 
 
-def test_numbers_kept_without_a_new_metric_do_not_count(volume_error: Metric) -> None:
+def test_cached_numbers_without_a_new_metric_are_not_used(volume_error: Metric) -> None:
     with_it = code()
     del METRICS[_NAME]
     without = code()
@@ -135,36 +135,36 @@ def test_numbers_kept_without_a_new_metric_do_not_count(volume_error: Metric) ->
 
 
 @pytest.mark.parametrize(
-    ("about", "told"),
+    ("about", "message"),
     [
-        ({"upper": math.inf}, "x: got 0 to inf; expected a finite lower bound below the upper one, which is finite, "
-         "too, where higher is better"),
+        ({"upper": math.inf}, "x: got 0 to inf; expected a finite lower bound below the upper one, which must "
+         "also be finite if higher is better"),
         ({"lower": -math.inf}, "x: got -inf to 1; expected a finite lower bound"),
         ({"lower": 1.0}, "x: got 1 to 1; expected a finite lower bound"),
         ({"empty_reference": "never"}, "x: empty_reference: got 'never'; expected one of option, left out, value"),
     ],
 )  # fmt: skip
-def test_metrics_that_cannot_be_counted_are_refused(about: dict[str, Any], told: str) -> None:
+def test_metrics_with_invalid_properties_are_refused(about: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as refusal:
         register("x", "x", **about)(lambda masks: 0.0)
-    assert str(refusal.value).startswith(told)
+    assert str(refusal.value).startswith(message)
     assert "x" not in base.REGISTERED
 
 
-def test_a_name_is_registered_once() -> None:
+def test_a_name_cannot_be_registered_twice() -> None:
     with pytest.raises(ValueError) as refusal:
         register("dice", "other")(lambda masks: 0.0)
     assert str(refusal.value) == "a metric 'dice' is registered already: Dice"
     assert METRICS["dice"].label == "Dice"
 
 
-def test_the_bounds_say_what_is_best_and_worst() -> None:
+def test_best_and_worst_values_follow_from_the_bounds() -> None:
     def nothing(masks: ClassMasks) -> float:
         return 0.0
 
     correlation = Metric("mcc", "MCC", nothing, lower=-1.0)
     share = Metric("error_rate", "error rate", nothing, higher_is_better=False)
     distance = METRICS["hd95_mm"]
-    assert [own.best for own in (correlation, share, distance)] == [1, 0, 0]
-    assert [own.worst(7.0) for own in (correlation, share, distance)] == [-1, 1, 7]
-    assert [own.shown(0.12345, signed=True) for own in (correlation, distance)] == ["+0.1235", "+0.12 mm"]
+    assert [metric.best for metric in (correlation, share, distance)] == [1, 0, 0]
+    assert [metric.worst(7.0) for metric in (correlation, share, distance)] == [-1, 1, 7]
+    assert [metric.shown(0.12345, signed=True) for metric in (correlation, distance)] == ["+0.1235", "+0.12 mm"]

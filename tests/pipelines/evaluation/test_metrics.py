@@ -1,4 +1,4 @@
-"""The measures of a run, against loops written apart from them."""
+"""Metrics, compared with independent loops and with MONAI."""
 
 import itertools
 import math
@@ -66,27 +66,27 @@ def _slow_counts(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) ->
     return 2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn), tp / (tp + fn), tn / (tn + fp)
 
 
-def test_the_measures_and_their_order() -> None:
+def test_the_metrics_and_their_order() -> None:
     assert tuple(METRICS) == ("dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd")
 
 
 @pytest.mark.parametrize(("shape", "spacing"), SHAPES)
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_loops(seed: int, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+def test_matches_loops(seed: int, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     prediction, reference = _blobs(seed, shape), _blobs(seed + 100, shape)
     tolerances = (0.0, 1.0, 2.5)
     pair = torch.from_numpy(prediction), torch.from_numpy(reference)
-    measures = [case_metrics(*pair, 3, spacing, nsd_tolerance_mm=tolerance) for tolerance in tolerances]
-    assert [len(own) for own in measures] == [2, 2, 2]
+    results = [case_metrics(*pair, 3, spacing, nsd_tolerance_mm=tolerance) for tolerance in tolerances]
+    assert [len(metrics) for metrics in results] == [2, 2, 2]
     for c in (1, 2):
         masks = prediction == c, reference == c
         counts = _slow_counts(*masks)
-        for own, distances in zip(measures, _slow_distances(*masks, spacing, tolerances), strict=True):
-            assert list(own[c - 1].values()) == pytest.approx([*counts, *distances], rel=1e-12)
+        for metrics, distances in zip(results, _slow_distances(*masks, spacing, tolerances), strict=True):
+            assert list(metrics[c - 1].values()) == pytest.approx([*counts, *distances], rel=1e-12)
 
 
 @pytest.mark.parametrize(("shape", "spacing"), SHAPES)
-def test_agrees_with_monai(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+def test_matches_monai(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     prediction, reference = (torch.from_numpy(_blobs(seed, shape)) for seed in (7, 8))
     one_hot = [one_hot_of(labels[None, None], 3) for labels in (prediction, reference)]
     with warnings.catch_warnings():
@@ -98,14 +98,14 @@ def test_agrees_with_monai(shape: tuple[int, ...], spacing: tuple[float, ...]) -
         nsd = compute_surface_dice(*one_hot, [1.3, 1.3], **common)
         iou, dice = compute_iou(*one_hot, include_background=False), compute_dice(*one_hot, include_background=False)
     expected = torch.stack([dice[0], iou[0], hd95[0], assd[0], nsd[0]], 1).tolist()
-    measures = case_metrics(prediction, reference, 3, spacing, nsd_tolerance_mm=1.3)
-    for measured, wanted in zip(measures, expected, strict=True):
-        own = [measured[name] for name in ("dice", "iou", "hd95_mm", "assd_mm", "nsd")]
-        assert own == pytest.approx(wanted, rel=1e-5)
+    results = case_metrics(prediction, reference, 3, spacing, nsd_tolerance_mm=1.3)
+    for metrics, wanted in zip(results, expected, strict=True):
+        values = [metrics[name] for name in ("dice", "iou", "hd95_mm", "assd_mm", "nsd")]
+        assert values == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "spacing"), SHAPES)
-def test_each_axis_has_its_own_spacing(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+def test_spacing_is_per_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     # Two single voxels n steps apart on one axis: n times that axis's spacing, and with no other order of spacings.
     for axis, size in enumerate(shape):
         first, second = np.zeros(shape, int), np.zeros(shape, int)
@@ -117,13 +117,13 @@ def test_each_axis_has_its_own_spacing(shape: tuple[int, ...], spacing: tuple[fl
         pair = torch.from_numpy(first), torch.from_numpy(second)
         for order in itertools.permutations(spacing):
             far = (size - 3) * order[axis]
-            (measured,) = case_metrics(*pair, 2, order, nsd_tolerance_mm=far)
-            assert (measured["hd95_mm"], measured["assd_mm"]) == pytest.approx((far, far), rel=1e-12)
-            assert measured["nsd"] == 1
+            (metrics,) = case_metrics(*pair, 2, order, nsd_tolerance_mm=far)
+            assert (metrics["hd95_mm"], metrics["assd_mm"]) == pytest.approx((far, far), rel=1e-12)
+            assert metrics["nsd"] == 1
             assert case_metrics(*pair, 2, order, nsd_tolerance_mm=0.999 * far)[0]["nsd"] == 0
 
 
-def test_hd95_looks_both_ways_and_forgives_a_twentieth() -> None:
+def test_hd95_is_symmetric_and_ignores_five_per_cent() -> None:
     reference = torch.zeros(40, 60, dtype=torch.long)
     reference[10:30, 10:30] = 1
     prediction = reference.clone()
@@ -160,11 +160,11 @@ def test_empty_and_full(predicted: list[int], present: list[int], expected: tupl
         masks.append(mask.view(SHAPE))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (measured,) = case_metrics(masks[0], masks[1], 2, SPACING)
-    assert list(measured.values()) == pytest.approx(expected, nan_ok=True)
+        (metrics,) = case_metrics(masks[0], masks[1], 2, SPACING)
+    assert list(metrics.values()) == pytest.approx(expected, nan_ok=True)
 
 
-def test_a_class_is_measured_against_itself() -> None:
+def test_each_class_is_compared_with_the_same_class() -> None:
     reference = torch.tensor([[1, 1, 2, 2], [0, 0, 0, 0]])
     prediction = torch.tensor([[2, 2, 2, 2], [0, 0, 0, 0]])
     one, two = case_metrics(prediction, reference, 3, (1.0, 1.0))
@@ -172,7 +172,7 @@ def test_a_class_is_measured_against_itself() -> None:
     assert (two["dice"], two["sensitivity"], two["specificity"]) == pytest.approx((2 / 3, 1, 4 / 6))
 
 
-def test_what_lies_around_changes_specificity_alone() -> None:
+def test_a_margin_only_changes_specificity() -> None:
     prediction, reference = (torch.from_numpy(_blobs(seed, (9, 8, 7))) for seed in (1, 2))
     # What touches an end of the array touches the outside there, too: so a margin changes no surface.
     pairs = [
@@ -184,11 +184,11 @@ def test_what_lies_around_changes_specificity_alone() -> None:
         assert padded | {"specificity": plain["specificity"]} == plain
 
 
-def test_voxels_that_are_not_counted_are_no_true_negatives() -> None:
+def test_ignored_voxels_are_not_true_negatives() -> None:
     reference, prediction = np.array([[1, 1, 0, 0, 2]]), np.array([[1, 1, 1, 0, 2]])
-    (measured,) = region_metrics(prediction, reference, [(1,)], (1.0, 1.0), not_counted=2)
-    assert measured["specificity"] == 0.5
-    assert measured["sensitivity"] == 1
+    (metrics,) = region_metrics(prediction, reference, [(1,)], (1.0, 1.0), ignored=2)
+    assert metrics["specificity"] == 0.5
+    assert metrics["sensitivity"] == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.float32])
@@ -202,13 +202,13 @@ def test_labels_of_any_type_and_values_beyond_the_classes(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("arguments", [((4, 5), (4, 6), (1.0, 2.0)), ((4, 5), (4, 5), (1.0, 2.0, 3.0))])
-def test_what_does_not_fit_is_refused(arguments: tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]) -> None:
+def test_mismatched_shapes_are_refused(arguments: tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]) -> None:
     one, other, spacing = arguments
     with pytest.raises(ValueError, match=r"case_metrics: got shapes \(4, 5\) and .*; expected the same axes"):
         case_metrics(torch.ones(one, dtype=torch.long), torch.ones(other, dtype=torch.long), 2, spacing)
 
 
-def test_means_are_of_cases_and_leave_out_what_has_no_meaning() -> None:
+def test_means_are_over_cases_and_skip_nan() -> None:
     nan = math.nan
     rows = [
         {"case": "a", "dice": 1.0, "sensitivity": 1.0, "specificity": 1.0, "hd95_mm": 2.0},

@@ -1,4 +1,4 @@
-"""Surfaces, against scipy's erosion; their distances and what is made of them, against numbers found by hand."""
+"""Surfaces, compared with scipy's erosion; distances and metrics, with numbers computed by hand."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ MASKS = [
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask.shape))
-def test_a_surface_is_what_erosion_takes(mask: NDArray[np.bool_]) -> None:
+def test_a_surface_is_what_erosion_removes(mask: NDArray[np.bool_]) -> None:
     before = mask.copy()
     assert np.array_equal(surface(mask), mask & ~ndimage.binary_erosion(mask))
     assert np.array_equal(mask, before)
@@ -32,7 +32,7 @@ def test_a_view_with_other_strides_has_the_same_surface() -> None:
 
 
 @pytest.mark.parametrize("spacing", [(3.0, 1.0, 0.6), (0.7, 2.5, 1.2)])
-def test_the_distances_of_every_pair(spacing: tuple[float, ...]) -> None:
+def test_distances_match_those_of_all_pairs(spacing: tuple[float, ...]) -> None:
     rng = np.random.default_rng(3)
     one, other = (ndimage.gaussian_filter(rng.normal(size=(9, 10, 11)), 1.5) > 0 for _ in range(2))
     points = [
@@ -42,7 +42,7 @@ def test_the_distances_of_every_pair(spacing: tuple[float, ...]) -> None:
         [[sum((x - y) ** 2 for x, y in zip(p, q, strict=True)) ** 0.5 for q in points[1]] for p in points[0]]
     )
     distances = surface_distances(one, other, spacing)
-    assert (distances.of_prediction == 0).any()  # the surfaces cross, so that both ways of finding a distance are used
+    assert (distances.of_prediction == 0).any()  # the surfaces cross, so both ways of computing a distance are used
     assert np.sort(distances.of_prediction) == pytest.approx(np.sort(pairs.min(1)), rel=1e-12)
     assert np.sort(distances.of_reference) == pytest.approx(np.sort(pairs.min(0)), rel=1e-12)
     swapped = surface_distances(other, one, spacing)
@@ -62,7 +62,7 @@ def test_one_voxel_and_a_row_of_four() -> None:
     distances = surface_distances(one, row, (2.0, 0.5))
     assert distances.of_prediction.tolist() == [1.5]
     assert sorted(distances.of_reference) == [1.5, 2.0, 2.5, 3.0]
-    # All five in one: 10.5 / 5; the mean of the two means would be (1.5 + 2.25) / 2 = 1.875.
+    # All five together: 10.5 / 5; the mean of the two means would be (1.5 + 2.25) / 2 = 1.875.
     assert distances.average() == pytest.approx(2.1)
     assert distances.within(2.0) == pytest.approx(3 / 5)
     assert distances.within(1.4) == 0
@@ -70,13 +70,13 @@ def test_one_voxel_and_a_row_of_four() -> None:
     assert distances.hausdorff(50) == pytest.approx(2.25)  # of the row, between 2 and 2.5
 
 
-def test_rounding_does_not_push_a_distance_past_the_tolerance() -> None:
-    # As numbers 3 x 0.1 exceeds 0.3.
+def test_rounding_does_not_put_a_distance_beyond_the_tolerance() -> None:
+    # In floating point, 3 x 0.1 exceeds 0.3.
     distances = SurfaceDistances(np.array([3 * 0.1]), np.array([0.30001]))
     assert distances.within(0.3) == 0.5
 
 
-def test_a_crop_that_takes_nothing_away_changes_nothing() -> None:
+def test_cropping_the_background_changes_nothing() -> None:
     one, other = np.zeros((2, 12, 13, 14), bool)
     one[4:9, 3:8, 5:9], other[5:9, 3:9, 4:9] = True, True
     whole = surface_distances(one, other, (3.0, 1.0, 0.6))
@@ -86,14 +86,14 @@ def test_a_crop_that_takes_nothing_away_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("empty", [0, 1])
-def test_an_empty_mask_has_no_distance(empty: int) -> None:
+def test_an_empty_mask_is_refused(empty: int) -> None:
     masks = [np.ones((3, 4), bool), np.ones((3, 4), bool)]
     masks[empty][:] = False
     with pytest.raises(ValueError, match="one of the two masks is empty"):
         surface_distances(*masks, (1.0, 2.0))
 
 
-def test_shapes_and_spacing_have_to_fit() -> None:
+def test_mismatched_shapes_and_spacing_are_refused() -> None:
     mask = np.ones((3, 4), bool)
     with pytest.raises(ValueError, match=r"shapes \(3, 4\) and \(4, 3\) with 2 numbers"):
         surface_distances(mask, mask.T, (1.0, 2.0))

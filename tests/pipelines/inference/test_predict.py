@@ -1,4 +1,4 @@
-"""`medloss predict`: maps that lie where their images do, that agree with validation, and how bad images are told."""
+"""`medloss predict`: geometry of the maps, agreement with validation, and reports on bad images."""
 
 import csv
 import gzip
@@ -23,7 +23,7 @@ from small_files import SHAPE, affine_of, array_of, rewrite, small_folder
 from tiny import tiny_manifest
 
 from pipelines.data.manifest import load_manifest
-from pipelines.data.manifest_writer import make_manifest, manifest_text
+from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
 from pipelines.data.nifti import write_labels
 from pipelines.evaluation.metrics import METRICS
 from pipelines.preprocessing.resampling import Preprocessing
@@ -101,7 +101,7 @@ def _flipped(path: Path) -> None:
     nib.Nifti1Image(_image(np.uint16), _affine(FLIPPED, (3.0, 0.9, 0.9))).to_filename(path)
 
 
-def _mirrored(path: Path) -> None:
+def _left_handed(path: Path) -> None:
     nib.Nifti1Image(_image(np.int16), _affine(np.diag([1.0, -1.0, 1.0]) @ OBLIQUE, (1, 2, 3))).to_filename(path)
 
 
@@ -161,8 +161,8 @@ def _flat_without_a_third_zoom(path: Path) -> None:
 
 
 GEOMETRIES: list[Callable[[Path], None]] = [
-    _plain, _oblique, _flipped, _mirrored, _turned, _of_qform_alone, _of_sform_alone, _of_neither, _scaled, _big_endian,
-    _nifti_2, _flat, _flat_without_a_third_zoom,
+    _plain, _oblique, _flipped, _left_handed, _turned, _of_qform_alone, _of_sform_alone, _of_neither, _scaled,
+    _big_endian, _nifti_2, _flat, _flat_without_a_third_zoom,
 ]  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def _itk(path: Path) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("make", GEOMETRIES, ids=lambda make: make.__name__[1:])
-def test_maps_lie_where_their_image_does(
+def test_maps_have_the_geometry_of_their_image(
     tmp_path: Path, models: dict[int, Path], make: Callable[[Path], None], ending: str
 ) -> None:
     image = tmp_path / f"case.1{ending}"
@@ -205,7 +205,7 @@ def test_maps_lie_where_their_image_does(
                       "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"):  # fmt: skip
             np.testing.assert_array_equal(made.header[field], old.header[field], err_msg=field)
         np.testing.assert_array_equal(made.header["pixdim"][: 1 + old.ndim], old.header["pixdim"][: 1 + old.ndim])
-        # As it is in the file: nibabel mends what other readers refuse.
+        # Read from the file, since nibabel repairs what other readers reject.
         raw = nib.Nifti1Header if type(old) is nib.Nifti1Image else nib.Nifti2Header
         raw = raw(gzip.decompress(Path(made.get_filename()).read_bytes())[: raw.sizeof_hdr], check=False)
         assert (raw["scl_slope"], raw["scl_inter"]) == (1, 0)
@@ -230,7 +230,7 @@ def test_maps_lie_where_their_image_does(
     np.testing.assert_array_equal(matrix.ravel(), direction)
 
 
-def test_the_map_is_the_networks_own(tmp_path: Path, models: dict[int, Path]) -> None:
+def test_the_map_is_that_of_the_networks_logits(tmp_path: Path, models: dict[int, Path]) -> None:
     """On the network's grid nothing stands between its logits and the file; on another, linear interpolation."""
     model = load_model(models[3], CPU)
     for name, spacing, grid in (("same", (2.0, 2.0, 2.0), (11, 14, 9)), ("other", (1.0, 2.0, 4.0), (6, 14, 18))):
@@ -277,7 +277,7 @@ def test_the_same_prediction_is_the_same_file(tmp_path: Path, models: dict[int, 
 
 
 @pytest.mark.parametrize("varied", [False, True], ids=["one grid", "resampled"])
-def test_predictions_measure_as_validation_did(tmp_path: Path, varied: bool) -> None:
+def test_predictions_have_the_metrics_of_validation(tmp_path: Path, varied: bool) -> None:
     data = small_folder(tmp_path)
     if varied:
         for scale, case in zip((1.0, 0.7, 1.3, 0.85), ("a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii"), strict=True):
@@ -285,26 +285,26 @@ def test_predictions_measure_as_validation_did(tmp_path: Path, varied: bool) -> 
                 stretch = np.diag([1, scale, scale, 1])
                 rewrite(data / kind / case, affine=affine_of(data / kind / case) @ stretch)
     manifest = tmp_path / "set.yaml"
-    manifest.write_text(manifest_text(make_manifest(data, folds=2)))
+    manifest.write_text(manifest_text(make_manifest(data, folds=FoldSettings(2))))
     config = RunConfig(
         manifest=str(manifest), data_root=str(data), fold=1, epochs=3, batch_size=2, base_channels=4, levels=2,
         patch_size=(8, 12, 8), spacing=(3.0, 1.2, 1.6) if varied else None, threads=1, device="cpu", ema=0.5,
     )  # fmt: skip
-    _check_that_it_measures_as_validation_did(tmp_path, config)
+    _check_metrics_of_validation(tmp_path, config)
 
 
-def test_so_do_those_in_2d_by_a_supervised_network(tmp_path: Path) -> None:
+def test_2d_predictions_with_deep_supervision_have_the_metrics_of_validation(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path, 2, modality="CT", classes=CLASSES)
     config = RunConfig(
         manifest=str(manifest), data_root=str(tmp_path / "data"), fold=1, epochs=3, batch_size=2, base_channels=4,
         network="dynunet", deep_supervision=1, patch_size=(16, 24), spacing=(1.2, 1.0), threads=1, device="cpu",
         precision="float32",
     )  # fmt: skip
-    _check_that_it_measures_as_validation_did(tmp_path, config)
+    _check_metrics_of_validation(tmp_path, config)
     assert load_model(tmp_path / "run", CPU).preprocessing.clip is not None
 
 
-def _check_that_it_measures_as_validation_did(folder: Path, config: RunConfig) -> None:
+def _check_metrics_of_validation(folder: Path, config: RunConfig) -> None:
     train_run(config, folder / "run")
     where = ("--manifest", config.manifest, "--data-root", config.data_root, "--fold", config.fold)
     code, out, err = call_medloss("predict", "--run", folder / "run", *where, "--out", folder / "out")
@@ -314,10 +314,10 @@ def _check_that_it_measures_as_validation_did(folder: Path, config: RunConfig) -
     code, _, err = call_medloss("evaluate", folder / "out", *where, "--out", folder / "all.csv")
     assert (code, err) == (0, "")
     with (folder / "all.csv").open(newline="") as file:
-        measured = list(csv.DictReader(file))
+        evaluated = list(csv.DictReader(file))
     validated = RunFolder(folder / "run").cases
-    assert len(measured) == len(validated) == 6
-    for ours, theirs in zip(measured, validated, strict=True):
+    assert len(evaluated) == len(validated) == 6
+    for ours, theirs in zip(evaluated, validated, strict=True):
         assert (ours["case"], ours["class"]) == (theirs["case"], theirs["class"])
         for metric in METRICS:
             one, other = (float(row[metric] or "nan") for row in (ours, theirs))
@@ -326,7 +326,7 @@ def _check_that_it_measures_as_validation_did(folder: Path, config: RunConfig) -
     assert any(0 < float(row["dice"] or 0) < 1 for row in validated)
 
 
-def test_a_class_map_is_that_of_the_largest_logit() -> None:
+def test_a_label_map_has_the_class_of_the_largest_logit() -> None:
     logits = torch.randn(5, 7, 6, 4, generator=torch.Generator().manual_seed(1))
     assert torch.equal(label_map(logits, (7, 6, 4)), logits.argmax(0))
     finer = torch.nn.functional.interpolate(logits[None], size=(9, 11, 5), mode="trilinear")[0]
@@ -363,11 +363,11 @@ def test_files_and_folders(tmp_path: Path, models: dict[int, Path], images: Path
     assert code == 0
     assert _names(tmp_path / "deep" / "out") == [*ALL[1:], "e.nii.gz"]
     assert [line.split(": ")[0] for line in err.splitlines()] == ["[1/4] b", "[2/4] c", "[3/4] d", "[4/4] e"]
-    told = "0 background, 2 organ, 7 shell, 300 lesion"
-    assert out == f"4 predicted in {tmp_path / 'deep' / 'out'}: {told}\n"
+    labels = "0 background, 2 organ, 7 shell, 300 lesion"
+    assert out == f"4 predicted in {tmp_path / 'deep' / 'out'}: {labels}\n"
 
 
-def test_what_is_there_is_kept(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
+def test_existing_files_are_kept(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
     out = tmp_path / "out"
     assert _predict(models[3], images / "a.nii.gz", "--out", out)[0] == 0
     first = (out / "a.nii.gz").read_bytes()
@@ -417,13 +417,15 @@ def test_two_images_of_one_name(tmp_path: Path, models: dict[int, Path], images:
     ):
         code, _, err = _predict(models[3], *words, "--out", tmp_path / "out")
         assert code == 2
-        assert re.fullmatch(r"error: \S+ and \S+ would both be predicted as [ac]\.nii\.gz; predict them apart\n", err)
+        assert re.fullmatch(
+            r"error: \S+ and \S+ would both be predicted as [ac]\.nii\.gz; predict them separately\n", err
+        )
     shutil.copy(images / "a.nii.gz", images / "a_probabilities.nii.gz")
     assert _predict(models[3], images, "--out", tmp_path / "out", "--probabilities")[0] == 2
     assert not (tmp_path / "out").exists()
 
 
-#: A fault of an image, as the check tells it, too; of its label, and by its manifest's checksums, none is told here.
+#: Faults of an image that the check also reports, without those of labels and of the manifest's checksums.
 IMAGE_FAULTS = [
     fault for fault in FAULTS
     if fault.file.startswith("images/b") and not fault.old_checksums and not fault.name.startswith("link")
@@ -432,18 +434,18 @@ IMAGE_FAULTS = [
 
 
 @pytest.mark.parametrize("fault", IMAGE_FAULTS, ids=lambda fault: fault.name)
-def test_a_bad_image_is_told_and_stops_no_other(tmp_path: Path, models: dict[int, Path], fault: Fault) -> None:
+def test_a_bad_image_is_reported_and_stops_no_other(tmp_path: Path, models: dict[int, Path], fault: Fault) -> None:
     data = small_folder(tmp_path)
     if fault.name == "image missing":
-        pytest.skip("a folder's missing image is not known of")
+        pytest.skip("a missing image of a folder is unknown")
     fault.make(data)
     code, out, err = _predict(models[3], data / "images", "--out", tmp_path / "out")
     assert code == 1
-    *progress, told = err.splitlines()
+    *progress, message = err.splitlines()
     assert [line.split(": ")[0] for line in progress] == ["[1/4] a", "[2/4] b", "[3/4] c", "[4/4] d"]
     assert progress[1] == "[2/4] b: left out"
-    reason = told.removeprefix(f"error: {data / 'images' / 'b.nii.gz'}: ")
-    assert reason != told
+    reason = message.removeprefix(f"error: {data / 'images' / 'b.nii.gz'}: ")
+    assert reason != message
     if "NaN in" in fault.reason or "float32" in fault.reason:
         assert re.fullmatch(r"NaN, Inf, or too large for float32, in \d voxels?", reason)
     else:
@@ -455,7 +457,7 @@ def test_a_bad_image_is_told_and_stops_no_other(tmp_path: Path, models: dict[int
 def test_images_of_a_manifest(tmp_path: Path, models: dict[int, Path]) -> None:
     data = small_folder(tmp_path)
     manifest = tmp_path / "set.yaml"
-    manifest.write_text(manifest_text(make_manifest(data, folds=2)).replace("id: a,", "id: first,"))
+    manifest.write_text(manifest_text(make_manifest(data, folds=FoldSettings(2))).replace("id: a,", "id: first,"))
     rewrite(data / "images/b.nii.gz", np.ones(SHAPE, np.int16))
     linked_outside(data / "images/c.nii.gz")
     (data / "images/d.nii").unlink()
@@ -463,9 +465,9 @@ def test_images_of_a_manifest(tmp_path: Path, models: dict[int, Path]) -> None:
     code, _, err = _predict(models[3], *where)
     assert code == 1
     assert _names(tmp_path / "out") == ["c.nii.gz", "first.nii.gz"]
-    told = [line.rsplit("/", 1)[1] for line in err.splitlines() if line.startswith("error: ")]
-    assert told == [
-        "b.nii.gz: its SHA-256 is not the recorded one: the file is damaged or another",
+    messages = [line.rsplit("/", 1)[1] for line in err.splitlines() if line.startswith("error: ")]
+    assert messages == [
+        "b.nii.gz: its SHA-256 is not the recorded one: the file is damaged or was replaced",
         "d.nii: missing",
     ]
     shutil.rmtree(data / "images")
@@ -476,8 +478,8 @@ def test_images_of_a_manifest(tmp_path: Path, models: dict[int, Path]) -> None:
     )
 
 
-def test_links_to_images_elsewhere(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
-    """A folder of links is how many keep their lists of cases."""
+def test_links_to_other_folders(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
+    """Many users keep lists of cases as folders of links."""
     (tmp_path / "list").mkdir()
     blob = shutil.move(images / "a.nii.gz", tmp_path / "blob")
     (tmp_path / "list" / "x.nii.gz").symlink_to(blob)
@@ -528,16 +530,16 @@ def _labels_alone(images: Path) -> Path:
     return folder
 
 
-def test_labels_beside_the_images_are_left_out(tmp_path: Path, models: dict[int, Path], side: Path) -> None:
+def test_labels_next_to_images_are_left_out(tmp_path: Path, models: dict[int, Path], side: Path) -> None:
     code, _, err = _predict(models[3], side, "--out", tmp_path / "out")
     labels = ", ".join(str(side / f"{name}.nii.gz") for name in ("a_label", "b_label", "z_seg"))
     assert (code, err.splitlines()[0]) == (0, f"left out, labels by their names: {labels}")
     assert _names(tmp_path / "out") == ["a_image.nii.gz", "b_image.nii.gz"]
-    # Named one by one, as a shell does with *: those whose image is there, too.
+    # Named one by one, as a shell does for *: labels whose image is also named.
     code, _, err = _predict(models[3], *sorted(side.iterdir()), "--out", tmp_path / "each")
     assert (code, err.splitlines()[0]) == (0, f"left out, labels by their names: {labels.rpartition(', ')[0]}")
     assert _names(tmp_path / "each") == ["a_image.nii.gz", "b_image.nii.gz", "z_seg.nii.gz"]
-    # By itself a name means nothing, and in a folder of images neither.
+    # A name alone does not make a label, nor does it in a folder of images.
     assert _predict(models[3], side / "a_label.nii.gz", "--out", tmp_path / "one")[0] == 0
     assert _names(tmp_path / "one") == ["a_label.nii.gz"]
     side.rename(tmp_path / "imagesTs")
@@ -559,12 +561,12 @@ CALLS: list[tuple[str, Callable[[Path, Path], list[Any]], str]] = [
     ("a lone root", lambda m, i: ["--model", m, i, "--data-root", i, "--out", "o"], "--data-root: belongs to a"),
     ("no such image", lambda m, i: ["--model", m, i / "z.nii", "--out", "o"], "z.nii: no such file or folder"),
     ("no such folder", lambda m, i: ["--model", m, "none", "--out", "o"], "none: no such file or folder"),
-    ("no NIfTI", lambda m, i: ["--model", m, i / "notes.txt", "--out", "o"], "notes.txt: no NIfTI file by its name"),
+    ("no NIfTI", lambda m, i: ["--model", m, i / "notes.txt", "--out", "o"], "notes.txt: not a NIfTI file by its name"),
     ("an empty folder", lambda m, i: ["--model", m, m.parent, "--out", "o"], "3d holds no NIfTI file"),
     (
         "labels alone",
         lambda m, i: ["--model", m, _labels_alone(i), "--out", "o"],
-        "labels alone, by .* as a_gt.nii.gz; to",
+        "only labels, by .* such as a_gt.nii.gz; to",
     ),
     ("no such fold", lambda m, i: ["--model", m, "--manifest", "phantom", "--fold", 9, "--out", "o"], "fold: got 9"),
     ("out is a file", lambda m, i: ["--model", m, i, "--out", m], "--out: .*model.pt is no folder; name another"),
@@ -576,7 +578,7 @@ CALLS: list[tuple[str, Callable[[Path, Path], list[Any]], str]] = [
 
 
 @pytest.mark.parametrize(("words", "message"), [row[1:] for row in CALLS], ids=[row[0] for row in CALLS])
-def test_bad_calls_end_in_one_line_and_code_2(
+def test_invalid_calls_exit_with_2_and_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: dict[int, Path], images: Path, words: Any, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -586,7 +588,7 @@ def test_bad_calls_end_in_one_line_and_code_2(
     assert not (tmp_path / "o").exists()
 
 
-def test_flips_that_training_did_not_know(tmp_path: Path, images: Path) -> None:
+def test_flips_need_axes_that_training_flipped(tmp_path: Path, images: Path) -> None:
     config = RunConfig(manifest="none", levels=2, base_channels=2, patch_size=(8, 8, 8), precision="float32")
     manifest = load_manifest(tiny_manifest(tmp_path, 3))
     save_model(tmp_path / NAME, create_network(config, 3, 4), config, manifest, Preprocessing(dimensions=3))
@@ -594,7 +596,7 @@ def test_flips_that_training_did_not_know(tmp_path: Path, images: Path) -> None:
     assert (code, err) == (2, "error: --flips: this network's training flipped no axis; leave it out\n")
 
 
-def test_a_run_that_is_not_finished(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
+def test_an_unfinished_run_is_refused(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(models[3].parent, run)
     RunFolder(run).write_result({"state": "failed", "error": "the loss is nan"})
@@ -602,7 +604,7 @@ def test_a_run_that_is_not_finished(tmp_path: Path, models: dict[int, Path], ima
     assert (code, err) == (2, f"error: --run: {run} holds no finished run; finish it by `medloss train --resume`\n")
 
 
-def test_a_network_that_makes_nan(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
+def test_a_network_that_returns_nan(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
     model = load_model(models[3], CPU)
     with torch.no_grad():
         next(model.network.parameters()).fill_(math.nan)
@@ -610,7 +612,7 @@ def test_a_network_that_makes_nan(tmp_path: Path, models: dict[int, Path], image
     save_model(tmp_path / NAME, model.network, model.config, manifest, model.preprocessing)
     code, out, err = _predict(tmp_path / NAME, images / "a.nii.gz", "--out", tmp_path / "out")
     assert (code, out) == (1, "")
-    assert err.endswith("a.nii.gz: the network makes NaN or Inf of it; try --precision float32\n")
+    assert err.endswith("a.nii.gz: the network returned NaN or Inf; try --precision float32\n")
 
 
 LITTLE_MEMORY = """
@@ -626,19 +628,19 @@ main()
 
 
 @pytest.mark.slow
-def test_memory_that_does_not_suffice(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
+def test_insufficient_memory(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
     # 400 million voxels on the network's grid, of a few hundred in the file.
     nib.Nifti1Image(_image(np.int16, (9, 8, 10)), np.diag([160.0, 160, 160, 1])).to_filename(images / "b.nii.gz")
     words = ["predict", "--model", models[3], images, "--out", tmp_path / "out", "--device", "cpu", "--probabilities"]
     command = [sys.executable, "-c", LITTLE_MEMORY, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 1, done.stderr
-    told = "out of memory, with 720 x 640 x 800 voxels; lower --batch-size (4 windows at once), or leave out "
-    assert done.stderr.splitlines()[-1] == f"error: {images}/b.nii.gz: {told}--probabilities"
+    message = "out of memory, with 720 x 640 x 800 voxels; lower --batch-size (4 windows at once), or leave out "
+    assert done.stderr.splitlines()[-1] == f"error: {images}/b.nii.gz: {message}--probabilities"
     assert len(_names(tmp_path / "out")) == 6  # the others were predicted, before and after
 
 
-def test_a_disk_that_takes_no_more(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
+def test_a_full_disk(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
     out = tmp_path / "out"
     assert _predict(models[3], images / "a.nii.gz", "--out", out)[0] == 0
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -651,7 +653,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, models: dict[int, Path], imag
     assert _names(out) == ["a.nii.gz"]  # no half of a file
 
 
-def test_names_that_would_break_the_line(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
+def test_control_characters_in_names_are_escaped(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
     (images / "b.nii.gz").rename(images / "b\n\x1b[31m.nii.gz")
     cut(images / "b\n\x1b[31m.nii.gz", 0)
     code, _, err = _predict(models[3], images, "--out", tmp_path / "out")
@@ -659,7 +661,7 @@ def test_names_that_would_break_the_line(tmp_path: Path, models: dict[int, Path]
     assert "\x1b" not in err
 
 
-def test_the_output_unpacks_to_what_its_header_says(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
+def test_the_output_has_the_size_in_its_header(tmp_path: Path, models: dict[int, Path], images: Path) -> None:
     assert _predict(models[3], images, "--out", tmp_path / "out")[0] == 0
     for path in (tmp_path / "out").iterdir():
         assert len(gzip.decompress(path.read_bytes())) == 352 + 9 * 8 * 10 * 2

@@ -1,4 +1,4 @@
-"""Patches that are turned and sized: image and label together, in mm; and intensities by MONAI's transforms."""
+"""Augmentation: image and label are rotated and scaled together, in physical space; intensities are varied."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from torch import Tensor
 from pipelines.preprocessing import Augmentation
 from pipelines.preprocessing.patches import Intensities, PatchDataset, random_matrix, sampled
 
-TURN = Augmentation(rotation=90, spatial_share=1)
-SIZE = Augmentation(scaling=(0.5, 2.0), spatial_share=1)
+ROTATE = Augmentation(rotation=90, spatial_share=1)
+SCALE = Augmentation(scaling=(0.5, 2.0), spatial_share=1)
 
 
 def _random(seed: int = 0) -> np.random.Generator:
@@ -33,7 +33,7 @@ def test_the_identity_is_a_crop(dims: int) -> None:
     assert torch.allclose(made, crop, atol=1e-5)
 
 
-def test_a_quarter_turn_is_numpys() -> None:
+def test_a_rotation_by_90_degrees_matches_numpy() -> None:
     image = torch.randn(1, 9, 9)
     quarter = np.array([[0.0, -1.0], [1.0, 0.0]])
     made = sampled(image, (4, 4), quarter, (9, 9), "bilinear")[0].numpy()
@@ -42,56 +42,56 @@ def test_a_quarter_turn_is_numpys() -> None:
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 2.0, 0.7), (2.0, 0.9, 1.5)])
-def test_turning_is_rigid_in_millimetres(spacing: tuple[float, ...]) -> None:
+def test_rotation_is_rigid_in_physical_space(spacing: tuple[float, ...]) -> None:
     shape = (41, 41, 61)
     centre = tuple((n - 1) / 2 for n in shape)
     ball = _ball(shape, centre, spacing, 8.0)
     random = _random()
     for _ in range(5):
-        matrix = random_matrix(TURN, spacing, random)
+        matrix = random_matrix(ROTATE, spacing, random)
         assert matrix is not None
         mm = np.array(spacing)
         rotation = matrix * mm[:, None] / mm[None, :]
         assert np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
         assert np.linalg.det(rotation) == pytest.approx(1)
-        # A ball is round from everywhere: in voxels of unequal size only if the angle is taken in mm.
+        # With anisotropic voxels, a ball stays a ball only if the rotation is in mm.
         turned = sampled(ball, centre, matrix, shape, "nearest")
         overlap = 2 * (turned & ball).sum() / (turned.sum() + ball.sum())
         assert overlap > 0.9
 
 
-def test_thick_slices_are_turned_within_themselves() -> None:
+def test_thick_slices_are_rotated_only_in_plane() -> None:
     for seed in range(5):
-        matrix = random_matrix(TURN, (5.0, 1.0, 1.0), _random(seed))
+        matrix = random_matrix(ROTATE, (5.0, 1.0, 1.0), _random(seed))
         assert matrix is not None
         assert np.allclose(matrix[0], [1, 0, 0])
         assert np.allclose(matrix[:, 0], [1, 0, 0])
         assert not np.allclose(matrix, np.eye(3))
 
 
-def test_sizes_lie_between_the_bounds() -> None:
+def test_scaling_is_within_the_bounds() -> None:
     factors = []
     for seed in range(200):
-        matrix = random_matrix(SIZE, (2.0, 1.0, 1.0), _random(seed))
+        matrix = random_matrix(SCALE, (2.0, 1.0, 1.0), _random(seed))
         assert matrix is not None
         assert np.allclose(matrix, matrix[0, 0] * np.eye(3))
         factors.append(1 / matrix[0, 0])
     assert 0.5 <= min(factors) < 0.6 and 1.8 < max(factors) <= 2.0
-    # As often smaller as larger.
+    # Half of the factors are below 1.
     assert 0.35 < np.mean(np.array(factors) < 1) < 0.65
     square = torch.zeros(1, 33, 33, dtype=torch.uint8)
     square[:, 12:21, 12:21] = 1
     assert sampled(square, (16, 16), np.eye(2) / 2, (33, 33), "nearest").sum() == pytest.approx(4 * 81, rel=0.15)
 
 
-def test_a_share_of_the_patches_is_left_as_it_was() -> None:
+def test_a_share_of_the_patches_is_not_changed() -> None:
     half = Augmentation(rotation=30, scaling=(0.7, 1.4), spatial_share=0.5)
     kept = np.mean([random_matrix(half, (1.0, 1.0, 1.0), _random(seed)) is None for seed in range(4000)])
     assert 0.22 < kept < 0.28
     assert random_matrix(Augmentation(), (1.0, 1.0), _random()) is None
 
 
-def test_image_and_label_are_turned_together() -> None:
+def test_image_and_label_are_transformed_together() -> None:
     label = _ball((20, 24, 22), (9, 11, 12), (1, 1, 1), 6)
     item = {
         "case": "a", "image": label.float() * 10, "label": label, "centres": [],
@@ -114,7 +114,7 @@ def test_image_and_label_are_turned_together() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("kind", ["noise", "blur", "gamma", "low_resolution", "brightness"])
-def test_each_kind_varies_and_repeats(kind: str, dims: int) -> None:
+def test_each_kind_is_random_and_reproducible(kind: str, dims: int) -> None:
     nothing = {f"{name}_share": 0.0 for name in ("noise", "blur", "gamma", "low_resolution", "brightness")}
     image = torch.randn(1, *(16, 18, 20)[:dims], generator=torch.Generator().manual_seed(0))
     before = image.clone()

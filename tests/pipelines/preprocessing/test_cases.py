@@ -1,4 +1,4 @@
-"""From files to patches: labels, spacing, intensities, the cache, and what is random."""
+"""From files to patches: labels, spacing, intensities, the cache, and randomness."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def decode_cases(
     return list(CaseStore(manifest, cases, root, cache=None if cache is None else EntryCache(cache), **settings))
 
 
-# Array axes to world axes 2, 0, 1, with signs: no column has its length on the diagonal.
+# Array axes to world axes 2, 0, 1, with signs, so that the diagonal is 0.
 TURNED = np.array([[0, -1, 0], [0, 0, 1], [1, 0, 0]], float)
 
 
@@ -41,7 +41,7 @@ def _write(path: Path, array: Any, spacing: tuple[float, ...]) -> None:
 def _set(
     folder: Path, spacings: list[tuple[float, ...]], *, values: tuple[int, ...] = (0, 3, 7), modality: str = "MR"
 ) -> tuple[Manifest, Path]:
-    """A data set of random volumes, one a spacing."""
+    """A data set of random volumes, one per spacing."""
     dims = len(spacings[0])
     shape = (6, 8, 7)[:dims]
     cases = []
@@ -63,7 +63,7 @@ def _set(
 SPACINGS: list[tuple[float, ...]] = [(3.0, 1.0, 0.6), (0.5, 2.0, 1.5)]
 
 
-def test_cases_stay_in_memory_as_far_as_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_stay_in_memory_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, root = _set(tmp_path, [*SPACINGS, *SPACINGS])
     decoded: list[str] = []
     monkeypatch.setattr(case_store, "read_case", lambda m, case, r: decoded.append(case.id) or read_case(m, case, r))
@@ -106,7 +106,7 @@ def test_trailing_axes_of_length_1_are_dropped(tmp_path: Path, spacings: list[tu
         assert torch.equal(after[name], before[name])
 
 
-def test_each_case_has_its_own_spacing(tmp_path: Path) -> None:
+def test_spacing_is_per_case(tmp_path: Path) -> None:
     manifest, root = _set(tmp_path, SPACINGS)
     decoded = decode_cases(manifest, manifest.cases, root)
     for item, spacing in zip(decoded, SPACINGS, strict=True):
@@ -130,14 +130,14 @@ def test_on_another_grid_each_axis_keeps_its_size_in_mm(tmp_path: Path) -> None:
         assert item["reference_spacing"].tolist() == pytest.approx(list(spacing))
 
 
-def test_two_dimensions_have_two_numbers(tmp_path: Path) -> None:
+def test_2d_spacing_has_two_numbers(tmp_path: Path) -> None:
     manifest, root = _set(tmp_path, [(1.5, 0.8), (0.7, 2.0)])
     decoded = decode_cases(manifest, manifest.cases, root)
     assert [item["spacing"].tolist() for item in decoded] == [pytest.approx([1.5, 0.8]), pytest.approx([0.7, 2.0])]
     assert decoded[0]["image"].shape == decoded[0]["label"].shape == (1, 6, 8)
 
 
-def test_axes_stay_as_they_lie_in_the_file(tmp_path: Path) -> None:
+def test_axes_keep_the_files_order(tmp_path: Path) -> None:
     manifest, root = _set(tmp_path, SPACINGS)
     raw = np.asarray(nib.load(root / "image0.nii.gz").dataobj)
     image = decode_cases(manifest, manifest.cases[:1], root)[0]["image"][0].numpy()
@@ -171,19 +171,19 @@ def _truncated(content: bytes) -> bytes:
 
 
 def _flipped(content: bytes) -> bytes:
-    # In the middle of a tensor: torch would load it without a word.
+    # In the middle of a tensor, which torch would load without an error.
     return content[:1500] + bytes([content[1500] ^ 64]) + content[1501:]
 
 
 @pytest.mark.parametrize("damage", [_truncated, _flipped, lambda _: b"", lambda _: b"garbage " * 50])
-def test_a_damaged_entry_is_decoded_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_entry_is_computed_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     manifest, root = _set(tmp_path / "data", SPACINGS)
     cache = tmp_path / "cache"
     (good,) = decode_cases(manifest, manifest.cases[:1], root, cache)
     (entry,) = cache.iterdir()
     content = entry.read_bytes()
     entry.write_bytes(damage(content))
-    with pytest.warns(UserWarning, match=f"damaged cache entry .*{entry.name} is decoded anew"):
+    with pytest.warns(UserWarning, match=f"damaged cache entry .*{entry.name} is computed again"):
         (again,) = decode_cases(manifest, manifest.cases[:1], root, cache)
     assert _equal(good, again)
     (healed,) = decode_cases(manifest, manifest.cases[:1], root, cache)  # and without a warning
@@ -219,7 +219,7 @@ def test_the_cache_follows_the_manifests_rules(tmp_path: Path) -> None:
     assert _equal(decode_cases(more, more.cases[:1], root, cache)[0], decode_cases(more, more.cases[:1], root)[0])
 
 
-def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -230,7 +230,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path, monkeyp
     assert _equal(cached[0], decode_cases(manifest, manifest.cases[:1], root)[0])
     assert not list((tmp_path / "cache").iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cache: cannot make"):
+    with pytest.raises(UserError, match="cache: cannot create"):
         decode_cases(manifest, manifest.cases[:1], root, tmp_path / "file" / "cache")
 
 
@@ -260,7 +260,7 @@ def _break(root: Path, how: str) -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ("missing", r"label0\.nii\.gz"),
         ("empty", r"image0\.nii\.gz"),
@@ -273,10 +273,10 @@ def _break(root: Path, how: str) -> None:
         ("NaN", r"image0\.nii\.gz holds NaN"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, how: str, told: str, cached: bool) -> None:
+def test_bad_files_are_named(tmp_path: Path, how: str, message: str, cached: bool) -> None:
     manifest, root = _set(tmp_path / "data", SPACINGS)
     _break(root, how)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         decode_cases(manifest, manifest.cases, root, tmp_path / "cache" if cached else None)
     assert "case 'case0'" in str(error.value)
     assert "medloss check" in str(error.value)
@@ -305,7 +305,7 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
-def test_patches_depend_on_seed_epoch_and_case_alone(tiny: list[dict[str, Any]]) -> None:
+def test_patches_depend_only_on_seed_epoch_and_case(tiny: list[dict[str, Any]]) -> None:
     first, second, third = _patches(tiny, 0, [1, 2, 3])
     (alone,) = _patches(tiny, 0, [3])
     assert _same(third, alone)
@@ -321,7 +321,7 @@ def test_patches_depend_on_seed_epoch_and_case_alone(tiny: list[dict[str, Any]])
         assert torch.equal(torch.stack([backwards[left], backwards[right]]), images)
 
 
-def test_every_case_is_seen_once_an_epoch_in_another_order(tiny: list[dict[str, Any]]) -> None:
+def test_each_epoch_has_every_case_once_in_another_order(tiny: list[dict[str, Any]]) -> None:
     orders = [[name for batch in one for name in batch[:2]] for one in _patches(tiny, 0, [1, 2, 3, 4])]
     assert all(sorted(order) == sorted(item["case"] for item in tiny) for order in orders)
     assert len({tuple(order) for order in orders}) > 1
@@ -341,7 +341,7 @@ def test_image_and_label_are_cropped_together(tiny: list[dict[str, Any]]) -> Non
                 assert item["image"][item["label"] == c].std(unbiased=False).item() < 1e-4
 
 
-def test_flips_are_of_the_named_axes(tiny: list[dict[str, Any]]) -> None:
+def test_only_the_given_axes_are_flipped(tiny: list[dict[str, Any]]) -> None:
     ramp = torch.arange(12.0).view(1, 12, 1, 1) * 100 + torch.arange(24.0).view(1, 1, 24, 1)
     image = (ramp + torch.zeros(1, 12, 24, 24)).contiguous()
     item = tiny[0] | {"image": image}
@@ -359,7 +359,7 @@ def test_flips_are_of_the_named_axes(tiny: list[dict[str, Any]]) -> None:
     assert signs((0, 1)) == {(False, False), (True, False), (False, True), (True, True)}
 
 
-def test_patches_are_centred_on_foreground_as_often_as_asked() -> None:
+def test_share_of_patches_centred_on_foreground() -> None:
     label = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
     label[0, 10, 6, 8] = 1
     centres = [label.flatten().nonzero()[:, 0].to(torch.int32)]
@@ -374,13 +374,13 @@ def test_patches_are_centred_on_foreground_as_often_as_asked() -> None:
     assert 25 < sum(found(2 / 3)) < 55
 
 
-def test_a_case_without_foreground_is_cropped_quietly(tiny: list[dict[str, Any]]) -> None:
+def test_a_case_without_foreground_is_cropped(tiny: list[dict[str, Any]]) -> None:
     for value in (0, 1):
         item = tiny[0] | {"label": torch.full_like(tiny[0]["label"], value), "centres": []}
         assert PatchDataset([item], (8, 8, 8), 0)[0, 0]["label"].unique().tolist() == [value]
 
 
-def test_ranks_share_each_batch() -> None:
+def test_processes_share_each_batch() -> None:
     whole, *shares = (list(EpochBatches(9, 0, 4, *rank)) for rank in ((), (0, 2), (1, 2)))
     assert [one + other for one, other in zip(*shares, strict=True)] == whole
     assert [len(batch) for batch in shares[0]] == [2, 2]

@@ -1,4 +1,4 @@
-"""Grids and intensities: what a network sees of an image, and the way back."""
+"""Preprocessing: grids and intensities of images and labels."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from pipelines.preprocessing import Clip
 from pipelines.preprocessing.resampling import Preprocessing, resampled
 
 
-def test_the_grid_keeps_the_size_in_mm() -> None:
+def test_the_grid_preserves_the_size_in_mm() -> None:
     grid = Preprocessing(dimensions=3, spacing=(1.0, 1.0, 2.0))
     assert grid.shape((10, 20, 30), (3.0, 0.5, 2.0)) == (30, 10, 30)
     assert grid.shape((10, 20, 30), (1.004, 0.996, 2.01)) == (10, 20, 30)  # headers round
@@ -16,7 +16,7 @@ def test_the_grid_keeps_the_size_in_mm() -> None:
     assert Preprocessing(dimensions=2).shape((7, 8), (3.0, 1.0)) == (7, 8)
 
 
-def test_a_ramp_stays_a_ramp_and_comes_back() -> None:
+def test_a_ramp_survives_resampling_and_back() -> None:
     # Voxel centres at (i + 1/2) spacing: the border of the volume stays where it was.
     ramp = ((torch.arange(12.0) + 0.5) * 3)[None, :, None, None].expand(1, 12, 8, 8).contiguous()
     fine = resampled(ramp, (36, 8, 8))
@@ -49,7 +49,7 @@ def test_intensities_have_mean_0_and_deviation_1() -> None:
     assert torch.equal(flat, torch.zeros(1, 3, 3, 3))  # and not NaN
 
 
-def test_clipping_is_that_of_the_data_set() -> None:
+def test_clipping_uses_the_data_sets_statistics() -> None:
     clip = Clip(low=-100, high=300, mean=40, std=20)
     volume = torch.tensor([-3000.0, -100.0, 40.0, 60.0, 300.0, 9000.0]).view(1, 6, 1, 1)
     made = Preprocessing(dimensions=3, clip=clip).image(volume, (1.0, 1.0, 1.0)).flatten().tolist()

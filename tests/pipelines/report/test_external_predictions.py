@@ -264,11 +264,11 @@ def test_an_ended_call_goes_on_where_it_was(folder: Path, monkeypatch: pytest.Mo
     measured: list[int] = []
     run = Pair.run
 
-    def ended(self: Pair, only_look: bool) -> Any:
+    def ended(self: Pair, check_only: bool) -> Any:
         if len(measured) == 3:
             raise KeyboardInterrupt
         measured.append(1)
-        return run(self, only_look)
+        return run(self, check_only)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Pair, "run", ended)
@@ -367,19 +367,19 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     (
         "another shape",
         lambda p: rewrite(p, np.zeros((12, 14, 11), np.uint8)),
-        "12 x 14 x 11 voxels, and its label 12 x",
+        "12 x 14 x 11 voxels, but its label has 12 x",
     ),
-    ("another spacing", stretched, "spacing 3.6 x 1.2 x 2.4 mm, and its label 3 x 1 x 2 mm"),
+    ("another spacing", stretched, "spacing 3.6 x 1.2 x 2.4 mm, but its label has 3 x 1 x 2 mm"),
     ("another place", lambda p: moved_off(p, 1, 0.5), "its affine differs from its label's: it lies up to 0.5 mm off"),
     ("sheared", sheared, "its direction matrix is sheared: "),
     ("an unknown value", lambda p: with_voxel(p, 7, np.uint8, 5), r"label values without a class: 7 \(5 voxels\); the"),
     ("probabilities", lambda p: with_voxel(p, 0.7, np.float32, 2), r"label values without a class: 0.7 \(2 voxels\)"),
-    ("truncated", lambda p: cut(p, 0.7), "truncated: its gzip stream ends before its end mark"),
+    ("truncated", lambda p: cut(p, 0.7), "truncated: its gzip stream ends early"),
     ("0 bytes", lambda p: cut(p, 0), "0 bytes"),
     ("a link to nothing", lambda p: linked(p, Path("none.nii.gz")), "a symbolic link to nothing"),
-    ("a folder", lambda p: (p.unlink(), p.mkdir()), "is no regular file"),
-    ("a pipe", lambda p: (p.unlink(), os.mkfifo(p)), "is no regular file"),
-    ("no NIfTI", lambda p: p.write_bytes(b"text"), "no gzip file, though its name ends in .gz"),
+    ("a folder", lambda p: (p.unlink(), p.mkdir()), "is not a regular file"),
+    ("a pipe", lambda p: (p.unlink(), os.mkfifo(p)), "is not a regular file"),
+    ("no NIfTI", lambda p: p.write_bytes(b"text"), "not a gzip file, though its name ends in .gz"),
     (
         "an extra file",
         lambda p: shutil.copy(p, p.with_name("z.nii.gz")),
@@ -427,7 +427,7 @@ def test_of_very_many_bad_files_some_are_named(folder: Path) -> None:
 def test_two_files_of_one_case(folder: Path) -> None:
     (folder / "far" / "b.nii").write_bytes(b"whatever")
     _, _, err = _call(folder)
-    told = "its name, but for endings, is another file's, too; expected one"
+    told = "another file has the same name except for suffixes; expected one"
     assert err.splitlines()[:2] == [f"error: {folder / 'far/b.nii'}: {told}", f"{folder / 'far/b.nii.gz'}: {told}"]
 
 
@@ -437,7 +437,7 @@ def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path) -> 
         (folder / "near" / f"{case}.nii.gz").rename(folder / "near" / f"{case}_image.nii.gz")
         shutil.copy(folder / "near" / f"{case}_image.nii.gz", folder / "near" / f"{case}_label.nii.gz")
     code, _, err = _call(folder)
-    told = "its name, but for endings, is another file's, too; expected one"
+    told = "another file has the same name except for suffixes; expected one"
     assert code == 2
     for case in CASES:
         for kind in ("image", "label"):
@@ -564,13 +564,13 @@ def test_no_name_in_common(folder: Path) -> None:
 def test_labels_that_are_none(folder: Path) -> None:
     for path in (folder / "labels").iterdir():
         rewrite(path, np.zeros(SHAPE, np.uint8))
-    assert "hold no whole numbers above 0 alone, or cannot be read" in _call(folder)[2]
+    assert "have no values above 0, or not only whole numbers, or cannot be read" in _call(folder)[2]
     rewrite(folder / "labels/b.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
-    assert "hold more than 1000 values above 0; expected labels, no images" in _call(folder)[2]
+    assert "hold more than 1000 values above 0; expected labels, not images" in _call(folder)[2]
     for path in (folder / "labels").iterdir():
         path.unlink()
         path.mkdir()
-    assert _call(folder)[2].count("labels/b.nii.gz: is no regular file") == 1
+    assert _call(folder)[2].count("labels/b.nii.gz: is not a regular file") == 1
 
 
 def test_classes_are_named_joined_and_left_uncounted(folder: Path) -> None:

@@ -289,7 +289,7 @@ def _regrid(folder: Path) -> None:
     [
         (lambda p, root: _remove(p), "not drawn: the prediction", {"dice", "same"}),
         (lambda p, root: _truncate(p), "truncated", {"dice", "same"}),
-        (lambda p, root: _regrid(p), "3 x 4 x 5 voxels, and its label 12 x 24 x 24", {"dice", "same"}),
+        (lambda p, root: _regrid(p), "3 x 4 x 5 voxels, but its label has 12 x 24 x 24", {"dice", "same"}),
         (lambda p, root: _remove(root / "images"), "drawn without its image: the image", {"focal", "dice", "same"}),
         (lambda p, root: _truncate(root / "images"), "truncated", {"focal", "dice", "same"}),
         (lambda p, root: _remove(root / "labels"), "not drawn: the label", set()),

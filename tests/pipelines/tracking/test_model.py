@@ -168,7 +168,7 @@ def test_code_in_its_place_is_refused(mlflow: Any, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"axes": 4}, "expected . axes"),
-        ({"value": np.nan}, "NaN or Inf in it"),
+        ({"value": np.nan}, "got NaN or Inf"),
         ({"spacing": [1.0]}, "spacing: got"),
         ({"spacing": [1.0, 0.0, 1.0]}, "spacing: got"),
     ],

@@ -1,4 +1,4 @@
-"""Files from strangers: what could run something is refused before anything is evaluated or imported."""
+"""Untrusted files: what could run code is refused before anything is evaluated or imported."""
 
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ EVIL = "raise SystemExit('imported')\n"
         {"imports": ["os"]},
     ],
 )
-def test_what_a_bundles_reader_would_evaluate_is_refused(content: Any) -> None:
-    with pytest.raises(UserError, match=r"^F: refused: .* could run anything"):
+def test_what_the_bundle_parser_would_evaluate_is_refused(content: Any) -> None:
+    with pytest.raises(UserError, match=r"^F: refused: .* could run any code"):
         refuse_code(content, "F")
 
 
@@ -38,7 +38,7 @@ def test_plain_values_pass() -> None:
 
 
 def bomb(levels: int = 9, each: int = 9, merge: bool = False) -> str:
-    """Lists of aliases of the list before: a few hundred bytes that unfold to each^levels values."""
+    """Lists of aliases of the list before: a few hundred bytes that expand to each^levels values."""
     lines = ["a0: &a0 {x: 1}" if merge else "a0: &a0 [x]"]
     for level in range(levels):
         aliases = ", ".join([f"*a{level}"] * each)
@@ -48,12 +48,12 @@ def bomb(levels: int = 9, each: int = 9, merge: bool = False) -> str:
 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("add", ["", "\nname: small\n"])
-def test_a_yaml_bomb_is_refused_before_it_unfolds(tmp_path: Path, merge: bool, add: str) -> None:
+def test_a_yaml_bomb_is_refused_before_it_expands(tmp_path: Path, merge: bool, add: str) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_text(bomb(merge=merge) + add)
     assert path.stat().st_size < 800
     with pytest.raises(
-        UserError, match=r"bomb\.yaml: refused: its aliases \(\*name\) make \d\.\d+e\+\d+ values of the"
+        UserError, match=r"bomb\.yaml: refused: its aliases \(\*name\) expand \d+ values to \d\.\d+e\+\d+"
     ) as one:
         load_manifest(path)
     with pytest.raises(UserError, match=r"^recipe: .*bomb\.yaml is refused: its aliases") as two:
@@ -61,7 +61,7 @@ def test_a_yaml_bomb_is_refused_before_it_unfolds(tmp_path: Path, merge: bool, a
     assert "\n" not in str(one.value) + str(two.value)
 
 
-def test_shared_values_are_looked_at_once() -> None:
+def test_shared_values_are_checked_once() -> None:
     shared: Any = ["x"]
     for _ in range(60):
         shared = [shared, shared]
@@ -70,7 +70,7 @@ def test_shared_values_are_looked_at_once() -> None:
         refuse_code({"a": shared, "b": ["$x"]}, "F")
 
 
-def test_aliases_that_share_some_fields_are_followed(tmp_path: Path) -> None:
+def test_aliases_that_share_some_fields_are_accepted(tmp_path: Path) -> None:
     path = tiny_manifest(tmp_path, 2)
     plain = load_manifest(path)
     path.write_text(path.read_text().replace("classes:", "classes: &classes", 1) + "\nexcluded: &none []\n")
@@ -92,13 +92,13 @@ def test_a_manifest_with_code_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["evil.Loss", "dice+0.5*evil.Loss", "2*eval.Loss+dice", "torch_evil.Loss"])
-def test_losses_of_unknown_packages_are_named(loss: str) -> None:
+def test_losses_of_unknown_packages_are_refused(loss: str) -> None:
     with pytest.raises(UserError, match=r"F: refused: it names the loss '(torch_)?ev[ia]l\.Loss'.*pass --trust"):
         refuse_foreign_losses(["dice", loss], "F")
     refuse_foreign_losses(["dice", "dice+focal", "monai.losses.DiceCELoss", "torch.nn.CrossEntropyLoss"], "F")
 
 
-def test_a_comparison_from_a_stranger_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_of_an_untrusted_comparison_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil.py").write_text(EVIL)
     monkeypatch.syspath_prepend(str(tmp_path))
     manifest = load_manifest(tiny_manifest(tmp_path, 2))
@@ -111,7 +111,7 @@ def test_a_comparison_from_a_stranger_is_not_imported(tmp_path: Path, monkeypatc
         work(tmp_path / "out", trust=True)
 
 
-def test_nnunet_does_not_unpickle_a_strangers_cases(tmp_path: Path) -> None:
+def test_nnunet_does_not_unpickle_untrusted_cases(tmp_path: Path) -> None:
     config = RunConfig(manifest="none", nnunet=NnunetSettings())
     adopt_plan(tmp_path, make_plan([config], [0], [0], "any", "0" * 64))
     with pytest.raises(UserError, match=r"refused: nnU-Net reads the folder's prepared cases as pickles.*--trust"):

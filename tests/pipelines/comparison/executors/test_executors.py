@@ -189,7 +189,7 @@ def test_the_run_of_a_lost_machine_is_taken_over(
 ) -> None:
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(locks, "_BEAT_S", 0.1)
-    monkeypatch.setattr(locks, "_DEAD_S", 2.0)
+    monkeypatch.setattr(locks, "_STALE_S", 2.0)
     plan = _plan(tmp_path, "focal", "dice", epochs=1)
     out = tmp_path / "out put"
     run_folder(out, plan.runs[0]).write_result({"state": "failed", "error": "it diverged"})
@@ -200,7 +200,7 @@ def test_the_run_of_a_lost_machine_is_taken_over(
     os.utime(lock, (time.time() - 60,) * 2)
     code, _, told = call_medloss("worker", out, *given, "--threads", "1")
     assert code == 0
-    assert f"{lock}: node7 had it and may be at work: waiting for a sign of life, two minutes at most\n" in told
+    assert f"{lock}: held by node7, which may be active: waiting for a heartbeat, at most two minutes\n" in told
     assert (own.result or {})["state"] == "done"
     assert lock.read_text() == f"{os.getpid()}\n"
 
