@@ -24,7 +24,7 @@ from pipelines.training.run import print_epoch, train_run
 from pipelines.training.run_config import RunConfig, checked_config, recipe_settings
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saved_model import Model
-from pipelines.utils import TrainingError, UserError, let_the_first_rank_tell
+from pipelines.utils import TrainingError, UserError, let_first_rank_report
 from pipelines.utils.files import write_json
 from pipelines.utils.locks import held_lock
 from pipelines.utils.machine import chosen_device
@@ -38,7 +38,7 @@ def one_line_errors() -> None:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError | TrainingError | InputError):
-                let_the_first_rank_tell()
+                let_first_rank_report()
                 click.echo(f"error: {cause}", err=True)
                 return
             cause = cause.__cause__

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pipelines.utils import DiskFullError, UserError, let_the_first_rank_tell
+from pipelines.utils import DiskFullError, UserError, let_first_rank_report
 from pipelines.utils.machine import ignore_foreign_warnings
 
 # Groups of subcommands that suggest the nearest name for a misspelt one, as click does from 8.4 on.
@@ -198,11 +198,11 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        let_the_first_rank_tell()
+        let_first_rank_report()
         error.show()
         sys.exit(error.exit_code)
     except DiskFullError as error:
-        let_the_first_rank_tell()
+        let_first_rank_report()
         try:
             click.echo(f"error: {error}", err=True)
         except OSError:
@@ -210,6 +210,6 @@ def main() -> None:
             os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except (UserError, ValueError) as error:
-        let_the_first_rank_tell()
+        let_first_rank_report()
         click.echo(f"error: {error}", err=True)
         sys.exit(2)

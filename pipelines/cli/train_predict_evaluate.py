@@ -35,7 +35,7 @@ def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: boo
     from pipelines.cli.training_options import refuse_untrainable, refuse_unused_rates, run_config
     from pipelines.data.manifest import load_manifest
     from pipelines.training.auto_config import refuse_settings
-    from pipelines.utils import TrainingError, let_the_first_rank_tell
+    from pipelines.utils import TrainingError, let_first_rank_report
 
     if options["settings"]:
         from pipelines.cli.settings import with_settings  # not above, for the time that pydantic takes
@@ -60,7 +60,7 @@ def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: boo
             wait_for_all()
             result = _train(config, out, resume, rank() == 0)
     except TrainingError as error:
-        let_the_first_rank_tell()
+        let_first_rank_report()
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     for name, value in result.items():
@@ -163,10 +163,11 @@ def predict(
     An image that cannot be predicted does not stop the others: it is named at the end, and the exit code is 1. It is 2
     where the call itself is wrong, and nothing is predicted.
     """
-    from pipelines.evaluation.references import listed, shown
+    from pipelines.evaluation.references import listed
     from pipelines.inference.predict import Source, image_sources, manifest_sources, refuse_collisions
     from pipelines.utils import UserError
     from pipelines.utils.files import refuse_unwritable_folder
+    from pipelines.utils.text import shown
 
     path = _model_path(run_dir, model_file)
     if bool(images) == (manifest is not None):

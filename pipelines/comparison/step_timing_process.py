@@ -24,7 +24,7 @@ from pipelines.training.run_config import RunConfig
 from pipelines.training.saved_model import save_model
 from pipelines.utils import TrainingError
 from pipelines.utils.files import read_json, write_json
-from pipelines.utils.machine import lacks_memory, peak_memory_mb, reset_peak_memory
+from pipelines.utils.machine import is_out_of_memory, peak_memory_mb, reset_peak_memory
 
 #: After one step that warms up: at least so many are timed, and for so long; fewer where they are slow.
 _STEPS = 5
@@ -87,7 +87,7 @@ def measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Commo
     except TrainingError as error:
         return Step(None, error=str(error)), None
     except Exception as error:
-        if lacks_memory(error):
+        if is_out_of_memory(error):
             return Step(None, error="out of memory; lower --batch-size, then --patch"), None
         # As in a worker: whatever one loss meets, the others go on.
         return Step(None, error=one_line(error)), None

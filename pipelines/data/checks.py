@@ -18,6 +18,7 @@ from pipelines.data.data_root import CHECKSUMS, recorded_checksums, refuse_other
 from pipelines.data.layouts import is_label_name, nifti_files, pair_by_name
 from pipelines.data.manifest import Case, Excluded, Manifest, load_manifest
 from pipelines.data.nifti import (
+    WRONG_CHECKSUM,
     BadFileError,
     Volume,
     by,
@@ -247,7 +248,7 @@ def checksum_offences(facts: CaseFacts, expected: dict[str, str]) -> Iterator[Of
     """Readable files whose checksum is not the recorded one."""
     for file, digest in facts.checksums.items():
         if file in expected and digest != expected[file]:
-            yield Offence(file, "its SHA-256 is not the recorded one: the file is damaged or was replaced")
+            yield Offence(file, WRONG_CHECKSUM)
 
 
 def label_offences(facts: CaseFacts, classes: dict[int, str]) -> Iterator[Offence]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.utils.files import write_atomically
+from pipelines.utils.text import shown
 
 # Reading: damage that other readers silently accept is found.
 
@@ -27,6 +28,10 @@ _ANGLE = 1e-3
 SPACING_ROUNDING = 1e-3
 #: NIfTI's codes of units other than mm; files without a code are assumed to be in mm.
 _OTHER_UNITS = {1: "metres", 3: "micrometres"}
+
+
+#: Why a file with another checksum than expected is bad.
+WRONG_CHECKSUM = "its SHA-256 is not the recorded one: the file is damaged or was replaced"
 
 
 class BadFileError(Exception):
@@ -92,11 +97,16 @@ def by(numbers: Iterable[float]) -> str:
     return " x ".join(f"{number:.6g}" for number in numbers)
 
 
-def _bytes(path: Path) -> bytes:
+def file_problem(path: Path) -> str | None:
+    """Why a path is not a regular file; None if it is one."""
     if not path.exists():
-        raise BadFileError("a symbolic link to nothing" if path.is_symlink() else "missing")
-    if not path.is_file():
-        raise BadFileError("is not a regular file")
+        return "a symbolic link to nothing" if path.is_symlink() else "missing"
+    return None if path.is_file() else "is not a regular file"
+
+
+def _bytes(path: Path) -> bytes:
+    if (problem := file_problem(path)) is not None:
+        raise BadFileError(problem)
     raw = path.read_bytes()
     if not raw:
         raise BadFileError("0 bytes")
@@ -264,7 +274,7 @@ def shift_note(shifts: Mapping[str, float], kind: str, other: str) -> str | None
     if not off:
         return None
     file, largest = max(off.items(), key=lambda entry: entry[1])
-    file = file if file.isprintable() else ascii(file)
+    file = shown(file)
     accepted = f"up to {TOLERANCE:g} voxels count as the same grid"
     if len(off) == 1:
         return f"{file} lies {largest:.3g} mm off its {other}; {accepted}"

@@ -15,7 +15,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from pipelines.data.checks import Offence
 from pipelines.utils import UserError
 from pipelines.utils.files import write_text
-from pipelines.utils.machine import end_at_once, live_with_the_parent
+from pipelines.utils.machine import end_with_parent, kill_pool
 
 
 class ResultCache:
@@ -157,7 +157,7 @@ def _run_in_pool(
     running: dict[Future[tuple[Any, list[Offence], str | None]], int] = {}
     # Not forked: a forked copy of a process with threads can deadlock.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=live_with_the_parent)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=end_with_parent)
     try:
         while True:
             for number in waiting:
@@ -174,7 +174,7 @@ def _run_in_pool(
             "resume; --jobs 1 needs the least memory"
         ) from None
     except KeyboardInterrupt:
-        end_at_once(pool)
+        kill_pool(pool)
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -22,8 +22,9 @@ from pipelines.data.checks import Offence
 from pipelines.data.nifti import BadFileError, grid_problem, grid_shift, read_labels, shift_note
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import ClassMasks
-from pipelines.evaluation.references import Matched, Reference, References, label_channels, shown
+from pipelines.evaluation.references import Matched, Reference, References, label_channels
 from pipelines.utils import UserError
+from pipelines.utils.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,11 +22,12 @@ from pipelines.data.nifti import BadFileError, Volume, read_labels
 from pipelines.evaluation import evaluate, references, surface_distances
 from pipelines.evaluation.cached_tasks import ResultCache, work
 from pipelines.evaluation.metrics import METRICS, base
-from pipelines.evaluation.references import MAX_VALUES, NO_LABELS, shown
+from pipelines.evaluation.references import MAX_VALUES, NO_LABELS
 from pipelines.evaluation.result_folders import Classes, summary_dice
 from pipelines.evaluation.sources import Method, References
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256
+from pipelines.utils.text import shown
 
 # Metrics of a pair, computed as by `medloss evaluate`.
 
@@ -216,10 +217,8 @@ def refuse(offences: Iterable[Offence]) -> None:
 
 
 def _hash(file: Path) -> tuple[str, str | None]:
-    if not file.exists():
-        return "", "a symbolic link to nothing" if file.is_symlink() else "missing"
-    if not file.is_file():
-        return "", "is not a regular file"
+    if (problem := nifti.file_problem(file)) is not None:
+        return "", problem
     try:
         return sha256(file), None
     except OSError as error:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pipelines.data.checks import count_values, label_problem
 from pipelines.data.data_root import located_cases
 from pipelines.data.layouts import is_label_name, nifti_files, pair_predictions, stem
-from pipelines.data.nifti import BadFileError, Volume, digits, read_labels
+from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, Volume, digits, read_labels
 from pipelines.utils import UserError
-from pipelines.utils.text import Bar, no_bar
+from pipelines.utils.text import Bar, no_bar, shown
 
 
 def label_channels(data: NDArray[Any], values: Sequence[int]) -> NDArray[np.integer]:
@@ -87,7 +87,7 @@ class References:
         """
         volume = read_labels(self.root / label.file, self.dimensions)
         if label.sha256 not in (None, volume.sha256):
-            raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or was replaced")
+            raise BadFileError(WRONG_CHECKSUM)
         return volume
 
 
@@ -98,11 +98,6 @@ class Matched:
     pairs: list[tuple[Reference, str]]
     unlabelled: list[str]
     unpredicted: list[Reference]
-
-
-def shown(path: str | Path) -> str:
-    """A path as one line: untrusted file names can contain line breaks and control characters."""
-    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def listed(paths: list[Path]) -> str:

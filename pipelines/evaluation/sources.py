@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pipelines.data.checks import Offence
 from pipelines.data.layouts import PROBABILITIES, is_label_name, nifti_files, pair_predictions, stem
-from pipelines.evaluation.references import AMBIGUOUS, shown
+from pipelines.evaluation.references import AMBIGUOUS
 from pipelines.evaluation.result_folders import NnunetResults, found_references, read_results
 from pipelines.utils import UserError
+from pipelines.utils.text import shown
 
 # Named folders of label maps, nnU-Net results, or tables of metrics.
 

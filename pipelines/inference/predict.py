@@ -17,12 +17,12 @@ from torch import Tensor
 from pipelines.data.checks import Offence
 from pipelines.data.data_root import located_cases
 from pipelines.data.layouts import PROBABILITIES, layout_labels, nifti_files, pair_by_name, stem
-from pipelines.data.nifti import BadFileError, Volume, by, read_file, write_labels, write_probabilities
-from pipelines.evaluation.references import shown
+from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, Volume, by, read_file, write_labels, write_probabilities
 from pipelines.preprocessing.resampling import resampled
 from pipelines.training.saved_model import WINDOWS, Model, label_map, load_model
 from pipelines.utils import UserError
-from pipelines.utils.machine import lacks_memory
+from pipelines.utils.machine import is_out_of_memory
+from pipelines.utils.text import shown
 
 # Images to predict, and the files of their predictions.
 
@@ -249,13 +249,13 @@ def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Set
     try:
         volume = read_file(source.path, {model.preprocessing.dimensions})
         if source.sha256 not in (None, volume.sha256):
-            raise BadFileError("its SHA-256 is not the recorded one: the file is damaged or was replaced")
+            raise BadFileError(WRONG_CHECKSUM)
         grid = by(model.preprocessing.shape(volume.data.shape, volume.spacing))
         _predict(model, volume, source, folder, settings)
     except BadFileError as error:
         return str(error)
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
         if model.device.type == "cuda":
             torch.cuda.empty_cache()

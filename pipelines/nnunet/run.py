@@ -30,7 +30,7 @@ from pipelines.utils.files import write_atomically
 from pipelines.utils.machine import (
     available_cores,
     chosen_device,
-    lacks_memory,
+    is_out_of_memory,
     machine,
     peak_memory_mb,
     reset_peak_memory,
@@ -141,7 +141,7 @@ def train_nnunet_run(
     except TrainingError as error:
         failure = error
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
         failure = TrainingError("out of memory with the patches that nnU-Net has planned; run fewer at a time (--jobs)")
     folder.write_result({"state": "failed", "error": str(failure)})

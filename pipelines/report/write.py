@@ -20,7 +20,7 @@ from pipelines.statistics.analysis import analyse
 from pipelines.statistics.results import Analysis
 from pipelines.utils import UserError
 from pipelines.utils.files import write_atomically, write_json, write_text
-from pipelines.utils.machine import available_cores, end_at_once, live_with_the_parent
+from pipelines.utils.machine import available_cores, end_with_parent, kill_pool
 
 # All that a report draws; where that is much, its plots and its pictures of cases at the same time.
 
@@ -34,13 +34,13 @@ def draw_all(analysis: Analysis, collected: Collected) -> tuple[dict[str, Plot],
         return every_plot(analysis, collected), every_overlay(analysis, collected)
     # Not by fork: a copy of a process with threads may wait for a lock for ever.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=live_with_the_parent) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         pictures = pool.submit(every_overlay, analysis, collected)
         try:
             plots = every_plot(analysis, collected)
             return plots, pictures.result()
         except KeyboardInterrupt:
-            end_at_once(pool)
+            kill_pool(pool)
             raise
         except BrokenProcessPool:  # for lack of memory, most likely
             return plots, every_overlay(analysis, collected)

@@ -19,7 +19,7 @@ from pipelines.training.distributed import mean_over_ranks, texts_over_ranks
 from pipelines.training.saved_model import AutocastInferer, WindowInferer, label_map
 from pipelines.training.saved_model import channels_last as channels_last
 from pipelines.utils import TrainingError
-from pipelines.utils.machine import lacks_memory
+from pipelines.utils.machine import is_out_of_memory
 
 # How far an optimizer's step moves the weights: no loss should be judged by an optimizer that stood still.
 
@@ -229,7 +229,7 @@ class _LossCall:
         try:
             value = medloss.call_loss(self.loss, logits, batch["label"], spacing=batch["spacing"])
         except Exception as error:
-            if not self.untried or isinstance(error, InputError) or lacks_memory(error):
+            if not self.untried or isinstance(error, InputError) or is_out_of_memory(error):
                 raise
             finest = logits if isinstance(logits, Tensor) else logits[0]
             shapes = f"logits {tuple(finest.shape)} and labels {tuple(batch['label'].shape)}"

@@ -31,7 +31,7 @@ from pipelines.training.run_folder import RunFolder
 from pipelines.training.saved_model import NAME, save_model
 from pipelines.utils import TrainingError, UserError
 from pipelines.utils.files import is_disk_full
-from pipelines.utils.machine import lacks_memory, machine, peak_memory_mb, reset_peak_memory, versions
+from pipelines.utils.machine import is_out_of_memory, machine, peak_memory_mb, reset_peak_memory, versions
 from pipelines.utils.text import duration
 
 # How far a run is: what it tells after each epoch, and how that is shown.
@@ -122,7 +122,7 @@ def train_run(
     except TrainingError as error:
         failure = error
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
         failure = TrainingError(_what_to_lower(planned))
     # Whichever process it is: memory may have failed one that is not the first.

@@ -32,7 +32,7 @@ class TrainingError(Exception):
     """A run failed during training; the message says in one line what happened and in which cases."""
 
 
-def let_the_first_rank_tell() -> None:
+def let_first_rank_report() -> None:
     """Wait a moment in all processes of `torchrun` but the first.
 
     If all of them fail alike, the first has reported the error by then and `torchrun` has ended the others, so that it

@@ -136,7 +136,7 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
-def lacks_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is due to insufficient memory; for a loader process, that the system killed it."""
     # torch reports how a loader process ended, or only that it did if it was reaped before torch looked.
     signs = ("allocate memory", "bad_alloc", "killed by signal: Killed", ") exited unexpectedly")
@@ -160,7 +160,7 @@ def thread_environment(threads: int) -> dict[str, str]:
 # Processes of a pool.
 
 
-def live_with_the_parent() -> None:
+def end_with_parent() -> None:
     """Ignore Ctrl-C, which the parent handles, and end when the parent ends for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -168,7 +168,7 @@ def live_with_the_parent() -> None:
         threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
 
 
-def end_at_once(pool: ProcessPoolExecutor) -> None:
+def kill_pool(pool: ProcessPoolExecutor) -> None:
     """Kill a pool's processes without waiting for their work."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 # Progress: a bar is passed to the function that does the work, which prints nothing by itself.
 
@@ -45,6 +46,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def shown(path: str | Path) -> str:
+    """A path as one line: untrusted file names can contain line breaks and control characters."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 # Aligned paragraphs, no wider than a terminal.

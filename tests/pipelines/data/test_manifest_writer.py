@@ -1,4 +1,4 @@
-"""A written manifest is loaded again, passes the check, and leaves out nothing in silence."""
+"""Written manifests can be loaded and pass the check, and list every file that they exclude."""
 
 import json
 import re
@@ -303,7 +303,7 @@ def test_names_that_are_paired(image: str, label: str) -> None:
 
 @pytest.mark.parametrize("image", ["a.nii.gz", "a_image.nii.gz", "a_0000.nii.gz"])
 def test_a_label_that_matches_two_images_belongs_to_neither(image: str) -> None:
-    """Such as where a label map lies among the images: its name is the label's to the letter."""
+    """For example, if a label map is among the images, with exactly the name of the label."""
     pairing = pair_by_name([image, "a_seg.nii.gz"], ["a_seg.nii.gz"])
     assert pairing.pairs == []
     assert {reason for _, reason in pairing.unpaired} == {"duplicate: 'a' has 2 images"}

@@ -23,7 +23,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def raw(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three cases, as nnU-Net has them."""
+    """Three cases in nnU-Net's layout."""
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "nnUNet_raw" / "Dataset042_Thing"

@@ -112,7 +112,7 @@ def test_the_table_has_means_per_class_and_of_the_foreground(folder: Path) -> No
 
 
 def test_distances_use_the_labels_spacing_per_axis(folder: Path) -> None:
-    # One voxel moved by two steps along each axis in turn: 6, 2 and 4 mm.
+    # One voxel, moved by two steps along each axis in turn: 6, 2 and 4 mm.
     for axis, (name, distance) in enumerate(zip("abc", (6.0, 2.0, 4.0), strict=True)):
         file = f"{name}.nii.gz"
         label = np.zeros(SHAPE, np.uint8)
@@ -484,7 +484,7 @@ def test_of_two_predictions_of_one_name_the_label_is_not_blamed(folder: Path) ->
 
 @pytest.mark.parametrize("manifest", [False, True])
 def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path, manifest: bool) -> None:
-    """Of a folder with both, side by side, whose label maps were predicted, too: the numbers would be of those."""
+    """For a folder with both, side by side, the label maps may have been predicted as well."""
     side = folder / "side"
     side.mkdir()
     for kind, part in (("image", "images"), ("label", "labels")):

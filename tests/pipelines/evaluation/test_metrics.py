@@ -26,14 +26,14 @@ SHAPES = [((11, 14, 9), (3.0, 1.0, 0.6)), ((9, 12, 13), (0.5, 2.0, 1.1)), ((17, 
 
 
 def _blobs(seed: int, shape: tuple[int, ...], classes: int = 3) -> NDArray[np.int64]:
-    """Labels in blobs that touch the volume's borders, too."""
+    """Random blobs of labels, some of which touch the volume's border."""
     rng = np.random.default_rng(seed)
     smooth = np.stack([ndimage.gaussian_filter(rng.normal(size=shape), 1.5) for _ in range(classes)])
     return smooth.argmax(0)
 
 
 def _surface(mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> NDArray[np.float64]:
-    """Where the voxels with a face towards the outside are, mm: voxel by voxel, neighbour by neighbour."""
+    """Positions of the voxels with a face towards the outside, mm, by a loop over voxels and neighbours."""
     found = []
     for voxel in np.argwhere(mask).tolist():
         neighbours = [
@@ -129,7 +129,7 @@ def test_hd95_is_symmetric_and_ignores_five_per_cent() -> None:
     prediction = reference.clone()
     prediction[20, 55] = 1  # one far voxel of 77 on the surface: less than a twentieth
     assert case_metrics(prediction, reference, 2, (1.0, 1.0))[0]["hd95_mm"] == 0
-    prediction[10:30, 50:56] = 1  # now a sixth and more, of the prediction alone
+    prediction[10:30, 50:56] = 1  # now more than a sixth, in the prediction only
     one_way = case_metrics(prediction, reference, 2, (1.0, 1.0))[0]["hd95_mm"]
     other_way = case_metrics(reference, prediction, 2, (1.0, 1.0))[0]["hd95_mm"]
     assert one_way == other_way == pytest.approx(26, abs=1)
@@ -147,7 +147,7 @@ DIAGONAL = math.sqrt(12**2 + 5**2 + 12**2)
         ([], [1], (0.0, 0.0, 0.0, 1.0, DIAGONAL, DIAGONAL, 0.0)),
         ([1], [], (0.0, 0.0, _NAN, 119 / 120, DIAGONAL, DIAGONAL, 0.0)),
         ([1], [1], (1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0)),
-        ([1], [2], (0.0, 0.0, 0.0, 118 / 119, 3.0, 3.0, 0.0)),  # the last axis is 3 mm a voxel
+        ([1], [2], (0.0, 0.0, 0.0, 118 / 119, 3.0, 3.0, 0.0)),  # the last axis has 3 mm per voxel
         (range(120), range(120), (1.0, 1.0, 1.0, _NAN, 0.0, 0.0, 1.0)),
         ([], range(120), (0.0, 0.0, 0.0, _NAN, DIAGONAL, DIAGONAL, 0.0)),
     ],
@@ -174,7 +174,7 @@ def test_each_class_is_compared_with_the_same_class() -> None:
 
 def test_a_margin_only_changes_specificity() -> None:
     prediction, reference = (torch.from_numpy(_blobs(seed, (9, 8, 7))) for seed in (1, 2))
-    # What touches an end of the array touches the outside there, too: so a margin changes no surface.
+    # The array's border counts as outside, so a margin changes no surface.
     pairs = [
         (prediction, reference),
         tuple(torch.nn.functional.pad(m, (3, 1, 0, 4, 5, 2)) for m in (prediction, reference)),
@@ -196,7 +196,7 @@ def test_labels_of_any_type_and_values_beyond_the_classes(dtype: torch.dtype) ->
     prediction, reference = (torch.from_numpy(_blobs(seed, (9, 8, 7))) for seed in (1, 2))
     reference[0, 0, 0] = prediction[0, 0, 0] = 0
     expected = case_metrics(prediction, reference, 3, (3.0, 1.0, 0.6))
-    reference[0, 0, 0] = prediction[0, 0, 0] = 200  # no class: as background
+    reference[0, 0, 0] = prediction[0, 0, 0] = 200  # not a class, so background
     assert case_metrics(prediction.to(dtype), reference.to(dtype), 3, (3.0, 1.0, 0.6)) == expected
     assert len(case_metrics(prediction, reference, 6, (3.0, 1.0, 0.6))) == 5
 

@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Networks with random weights, which find something of every class; trained on a grid of 2 mm."""
+    """Networks with random weights, which predict some of every class, for a grid of 2 mm."""
     folder = tmp_path_factory.mktemp("models")
     made = {}
     for dims in (2, 3):
@@ -187,7 +187,7 @@ def test_maps_have_the_geometry_of_their_image(
     labels, odds = (nib.load(tmp_path / "out" / f"case.1{e}.nii.gz") for e in ("", "_probabilities"))
 
     values = np.asanyarray(labels.dataobj)
-    assert labels.get_data_dtype().newbyteorder("=") == np.int16  # 300 takes it
+    assert labels.get_data_dtype().newbyteorder("=") == np.int16  # needed for 300
     assert labels.shape == old.shape
     assert set(np.unique(values)) <= set(CLASSES)
     assert len(np.unique(values)) > 1
@@ -214,7 +214,7 @@ def test_maps_have_the_geometry_of_their_image(
         assert not made.header.extensions
         assert made.header["descrip"].item().startswith(b"medloss: ")
 
-    # As viewers that build on ITK see it; they don't know NIfTI-2, the image's own format, either.
+    # As in viewers based on ITK, which do not support NIfTI-2 either.
     if make is _nifti_2:
         return
     size, spacing, origin, direction = _itk(image)
@@ -231,12 +231,12 @@ def test_maps_have_the_geometry_of_their_image(
 
 
 def test_the_map_is_that_of_the_networks_logits(tmp_path: Path, models: dict[int, Path]) -> None:
-    """On the network's grid nothing stands between its logits and the file; on another, linear interpolation."""
+    """On the network's grid the file has its logits' classes; on another, those after linear interpolation."""
     model = load_model(models[3], CPU)
     for name, spacing, grid in (("same", (2.0, 2.0, 2.0), (11, 14, 9)), ("other", (1.0, 2.0, 4.0), (6, 14, 18))):
         array = _image(np.float32)
         nib.Nifti1Image(array, np.diag([*spacing, 1])).to_filename(tmp_path / f"{name}.nii.gz")
-        assert _predict(models[3], tmp_path / f"{name}.nii.gz", "--out", tmp_path)[0] == 2  # would lie on the image
+        assert _predict(models[3], tmp_path / f"{name}.nii.gz", "--out", tmp_path)[0] == 2  # would overwrite the image
         assert _predict(models[3], tmp_path / f"{name}.nii.gz", "--out", tmp_path / "out")[0] == 0
         volume = torch.from_numpy((array - array.mean()) / array.std())[None, None]
         volume = torch.nn.functional.interpolate(volume, size=grid, mode="trilinear")
@@ -268,7 +268,7 @@ def test_the_same_prediction_is_the_same_file(tmp_path: Path, models: dict[int, 
         content = (tmp_path / "one" / name).read_bytes()
         assert content == (tmp_path / "two" / name).read_bytes()
         assert content[3:8] == b"\0" * 5  # neither a name nor a time
-    # Whether probabilities are asked for decides nothing; flips and numbers of fewer bits do.
+    # Writing probabilities does not change the labels; flips and lower precision change probabilities.
     assert _predict(models[3], tmp_path / "a.nii.gz", "--out", tmp_path / "three")[0] == 0
     assert (tmp_path / "three" / "a.nii.gz").read_bytes() == (tmp_path / "one" / "a.nii.gz").read_bytes()
     for option in (["--flips"], ["--precision", "bfloat16"]):
@@ -383,7 +383,7 @@ def test_existing_files_are_kept(tmp_path: Path, models: dict[int, Path], images
     assert (out / "a.nii.gz").read_bytes() == b"mine"
     assert _predict(models[3], images, "--out", out, "--force")[0] == 0
     assert (out / "a.nii.gz").read_bytes() == first
-    # Label maps alone are no whole prediction where probabilities are asked for, too.
+    # Label maps alone are incomplete if probabilities are to be written as well.
     code, stdout, _ = _predict(models[3], images, "--out", out, "--resume", "--probabilities")
     assert (code, stdout.splitlines()[0][:11]) == (0, "4 predicted")
 
@@ -395,7 +395,7 @@ def test_images_are_never_overwritten(tmp_path: Path, models: dict[int, Path], i
         code, _, err = _predict(models[3], images, "--out", out, "--force")
         assert code == 2
         assert re.fullmatch(r"error: --out: .*a\.nii\.gz would overwrite the image .*; name another folder\n", err)
-    # An image that is a link in the folder of predictions, and one that such a link leads to.
+    # The image is a link in the output folder, or the target of such a link.
     out = tmp_path / "out"
     out.mkdir()
     linked_to = out / "b.nii.gz"
@@ -501,7 +501,7 @@ def test_trailing_axes_of_length_1_are_dropped(tmp_path: Path, models: dict[int,
     padded(image)
     code, _, err = _predict(models[dims], image, "--out", tmp_path / "more", "--probabilities")
     assert (code, err.count("\n")) == (0, 1), err
-    # Other tools count no more than three axes of space, and a 2D image may be a slice of them.
+    # Other tools support at most three spatial axes, and a 2D image may be stored as a slice.
     expected = (9, 8, 10) if dims == 3 else (9, 8, 1)
     for name in ("x.nii.gz", "x_probabilities.nii.gz"):
         plain, more = (nib.load(tmp_path / part / name) for part in ("plain", "more"))
@@ -650,7 +650,7 @@ def test_a_full_disk(tmp_path: Path, models: dict[int, Path], images: Path) -> N
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, err) == (2, f"error: --out: cannot write in {out}: File too large\n")
-    assert _names(out) == ["a.nii.gz"]  # no half of a file
+    assert _names(out) == ["a.nii.gz"]  # no partial file
 
 
 def test_control_characters_in_names_are_escaped(tmp_path: Path, models: dict[int, Path], images: Path) -> None:

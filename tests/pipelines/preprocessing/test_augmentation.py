@@ -106,7 +106,7 @@ def test_image_and_label_are_transformed_together() -> None:
         assert made["label"].dtype == torch.uint8
         assert made["label"].unique().tolist() == [0, 1]
         near = (made["image"] > 5) == (made["label"] > 0)
-        assert near.float().mean() > 0.985  # they differ at the border alone, where the image is interpolated
+        assert near.float().mean() > 0.985  # they only differ at the border, where the image is interpolated
         seen.add(int(made["label"].sum()))
         assert torch.equal(made["image"], dataset[epoch, 0]["image"])
     assert len(seen) > 4

@@ -125,7 +125,7 @@ def test_on_another_grid_each_axis_keeps_its_size_in_mm(tmp_path: Path) -> None:
         assert shape == item["label"].shape[1:] == grid.shape((6, 8, 7), spacing)
         sizes = [n * s for n, s in zip(shape, item["spacing"].tolist(), strict=True)]
         assert sizes == pytest.approx([n * s for n, s in zip((6, 8, 7), spacing, strict=True)])
-        assert item["spacing"].tolist() == pytest.approx([1.0, 0.7, 1.3], rel=0.35)  # whole numbers of voxels
+        assert item["spacing"].tolist() == pytest.approx([1.0, 0.7, 1.3], rel=0.35)  # numbers of voxels are rounded
         assert item["reference"].shape[1:] == (6, 8, 7)
         assert item["reference_spacing"].tolist() == pytest.approx(list(spacing))
 
@@ -328,7 +328,7 @@ def test_each_epoch_has_every_case_once_in_another_order(tiny: list[dict[str, An
 
 
 def test_image_and_label_are_cropped_together(tiny: list[dict[str, Any]]) -> None:
-    # The image of a case whose image is its label: cropped, padded and flipped, they still agree.
+    # Image and label are the same map, so they must agree after cropping, padding and flipping.
     twins = [item | {"image": item["label"].float() * 10} for item in tiny]
     dataset = PatchDataset(twins, (16, 16, 32), 3, (0, 1, 2))
     for epoch in range(4):

@@ -212,14 +212,12 @@ def test_folds_that_have_not_ended_are_refused(tmp_path: Path) -> None:
     named = _two(tmp_path)
     (named["focal"] / "fold_1/validation/summary.json").unlink()
     with pytest.raises(
-        UserError, match=r"fold 1 has no validation/summary.json: it has not ended; finish it .*--folds 0,1"
+        UserError, match=r"fold 1 has no validation/summary.json: it is unfinished; finish it .*--folds 0,1"
     ):
         _finished(named)
     assert set(_finished(named, folds=(0,)).rows["case"]) == {"a", "b"}
     shutil.rmtree(named["focal"] / "fold_1")
-    with pytest.raises(
-        UserError, match=r"folds that have ended differ: stock has 0, 1; focal has 0; .* pass --folds 0$"
-    ):
+    with pytest.raises(UserError, match=r"finished folds differ: stock has 0, 1; focal has 0; .* pass --folds 0$"):
         _finished(named)
     with pytest.raises(UserError, match="has no fold 1; it has 0: see --folds"):
         _finished(named, folds=(1,))
@@ -235,7 +233,7 @@ def test_a_fold_that_validates_what_it_trained_with_is_left_out(tmp_path: Path) 
         shutil.rmtree(named["focal"] / f"fold_{fold}")
     alone = named["focal"] / "fold_all"
     for path in (named["focal"], alone, alone / "validation"):
-        with pytest.raises(UserError, match="has fold_all alone, which was validated on the cases it was trained with"):
+        with pytest.raises(UserError, match="has only fold_all, which was validated on its training cases"):
             _finished(named | {"focal": path})
 
 
@@ -289,7 +287,7 @@ BAD: list[tuple[str, str | None, str]] = [
     ),
     ("below 0", '{"labels": {"background": 0, "organ": -1}}', "labels: got -1 for 'organ'; expected a whole number"),
     ("background alone", '{"labels": {"background": 0}}', "labels: got no class; expected"),
-    ("two ignored", '{"labels": {"organ": 1, "ignore": [2, 3]}}', "the label called ignore is one value"),
+    ("two ignored", '{"labels": {"organ": 1, "ignore": [2, 3]}}', "the label 'ignore' must be a single value"),
     (
         "other files",
         '{"labels": {"organ": 1}, "file_ending": ".nrrd"}',

@@ -205,7 +205,7 @@ def test_a_damaged_entry_is_measured_anew_and_told(folder: Path, spoil: Callable
     spoil(damaged)
     told: list[str] = []
     again = _finished(folder, classes=classes, tell=told.append)
-    assert told == [f"cache: {damaged} is damaged; it is measured anew"]
+    assert told == [f"cache: {damaged} is damaged; its result is computed again"]
     assert again.told[0].endswith("1 pair measured, 7 read from the cache")
     pd.testing.assert_frame_equal(again.rows, first.rows)
     assert damaged.read_bytes() == content
@@ -216,7 +216,7 @@ def test_without_a_place_for_the_cache_it_is_told_once(folder: Path) -> None:
     told: list[str] = []
     assert len(_finished(folder, tell=told.append).rows) == 16
     assert len(told) == 1, "once, for all files"
-    assert re.match("cache: .*cache cannot be written .*; the next call measures again", told[0])
+    assert re.match("cache: .*cache cannot be written .*; the next call computes again", told[0])
 
 
 def test_of_very_many_damaged_entries_some_are_told(folder: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_measuring_process_that_dies_is_told(tmp_path: Path) -> None:
     wait_for(workers, process, "a process that measures")[0].kill()
     _, err = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 2
-    assert err.startswith("error: a process that measured was ended from outside") and err.count("\n") == 1
+    assert err.startswith("error: a process was killed during the evaluation") and err.count("\n") == 1
 
 
 def test_a_case_that_one_folder_lacks_is_named_and_counts_as_the_worst(folder: Path) -> None:
@@ -463,7 +463,7 @@ CALLS: list[tuple[str, Callable[[Path], Sequence[object]], str]] = [
     (
         "one alone",
         lambda f: ["--predictions", f"a={f / 'near'}"],
-        "--predictions: got a=.*near alone; expected NAME=FOLD",
+        "--predictions: got only a=.*near; expected NAME=FOLD",
     ),
     (
         "no name",
@@ -474,7 +474,7 @@ CALLS: list[tuple[str, Callable[[Path], Sequence[object]], str]] = [
     (
         "a name twice",
         lambda f: ["--predictions", f"a={f / 'near'}", f"a={f / 'far'}"],
-        "the name a comes twice; expected one of its own",
+        "the name a is used twice; expected a different name",
     ),
     ("no folder", lambda f: _two(f / "near", f / "none"), "--predictions: b: .*none: no such folder; expected"),
     ("no files", lambda f: _two(f / "near", f), r"--predictions: b: .* holds no NIfTI file \(.nii or .nii.gz\)"),
@@ -496,7 +496,7 @@ CALLS: list[tuple[str, Callable[[Path], Sequence[object]], str]] = [
     (
         "folds of none",
         lambda f: [*_two(f / "near", f / "far"), "--labels", f / "labels", "--folds", "0"],
-        "--folds: got folds, and no folder has any; expected results of nnU-Net's cross-validation",
+        "--folds: got folds, but no folder has any; expected results of nnU-Net's cross-validation",
     ),
     (
         "folds that are none",
@@ -556,7 +556,7 @@ def test_no_name_in_common(folder: Path) -> None:
     for path in (folder / "far").iterdir():
         path.rename(path.with_name("x" + path.name))
     told = (
-        f"--predictions: far: no file is called as a reference of {folder}/labels: {folder}/far/xa.nii.gz, for example"
+        f"--predictions: far: no file is named like a reference in {folder}/labels: {folder}/far/xa.nii.gz, for example"
     )
     assert _call(folder)[2] == f"error: {told}; expected a.nii.gz\n"
 
@@ -600,17 +600,20 @@ def test_classes_are_named_joined_and_left_uncounted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("anterior", "--classes: got 'anterior'; expected labels with names, as 1=anterior,2=posterior, or a union"),
+        (
+            "anterior",
+            "--classes: got 'anterior'; expected labels with names, such as 1=anterior,2=posterior, or a union",
+        ),
         ("1=a,,2=b", "--classes: got ''; expected"),
         ("1=a,2=", "--classes: got '2='; expected"),
         ("x=a", "--classes: got 'x=a'; expected"),
         ("0=background,1=a", "--classes: got '0=background'; .* whole numbers above 0"),
         ("-1=a", "--classes: got '-1=a'"),
         ("1.5=a", "--classes: got '1.5=a'"),
-        ("1=a,2=a", "--classes: 'a' comes twice; expected a name of its own for each class"),
+        ("1=a,2=a", "--classes: 'a' is used twice; expected a different name for each class"),
         ("3=ignore", "--classes: got no class; expected"),
-        ("1=a,1=ignore", "--classes: the label called ignore is one value, which no class has"),
-        ("1=a,2+3=ignore", "--classes: the label called ignore is one value"),
+        ("1=a,1=ignore", "--classes: the label 'ignore' must be a single value that no class has"),
+        ("1=a,2+3=ignore", "--classes: the label 'ignore' must be a single value"),
     ],
 )
 def test_classes_that_are_none(text: str, message: str) -> None:

@@ -91,7 +91,7 @@ def test_another_processs_report_is_waited_for(tmp_path: Path, capfd: pytest.Cap
         (("--margin", "-1"), "--margin: got -1.0; expected 0 or more"),
         (("--reference", "foo"), "--reference: got foo; expected one of near, far"),
         (("--predictions", "x/y=a"), "--predictions: got the name x/y; expected one without /"),
-        (("--predictions", "twice={folder}/far"), "--predictions: far and twice are one folder"),
+        (("--predictions", "twice={folder}/far"), "--predictions: far and twice are the same folder"),
     ],
 )
 def test_bad_words_are_told_before_anything_is_measured(folder: Path, words: tuple[str, ...], told: str) -> None:

@@ -22,7 +22,7 @@ from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
 from pipelines.utils import TrainingError, UserError
 from pipelines.utils.files import sha256
-from pipelines.utils.machine import lacks_memory
+from pipelines.utils.machine import is_out_of_memory
 
 # Prepared, a case has five bytes a voxel, and four more where there is foreground: of 1,000 cases more than 300 MB.
 SHAPE = (24, 48, 48)
@@ -145,7 +145,7 @@ def test_too_fine_a_grid_says_what_to_lower(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_lack_of_memory_looks_like(error: Exception, expected: bool) -> None:
-    assert lacks_memory(error) == expected
+    assert is_out_of_memory(error) == expected
 
 
 class Killing(Sequence[dict[str, Any]]):

@@ -55,7 +55,7 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
             assert not second
         assert is_held(path)
     assert not is_held(path)
-    assert holder(path) == os.getpid()  # who had it last
+    assert holder(path) == os.getpid()  # the last holder
 
 
 def test_another_process_holds_it_until_it_releases_it(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_numbers_continue_after_a_kill(tmp_path: Path) -> None:
         process.wait()
     before = read_samples(tmp_path)
     with (tmp_path / NAME).open("ab") as file:
-        file.write(b'{"time": 17000')  # and half a line
+        file.write(b'{"time": 17000')  # an incomplete line
     assert read_samples(tmp_path) == before
     with sampled(tmp_path, min_interval_s=0.01):
         _wait_for(tmp_path, len(before) + 1)

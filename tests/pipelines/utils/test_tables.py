@@ -26,7 +26,7 @@ _LOSSES = ["weighted_cross_entropy", "dice", "sensitivity_specificity"]
 
 @pytest.fixture(params=_WIDTHS)
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """A terminal of so many characters, as far as Rich can tell."""
+    """A terminal of this width, as far as Rich can tell."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(request.param))
     monkeypatch.setenv("TERM", "xterm")
@@ -58,7 +58,7 @@ def test_status_and_the_table_at_the_end(width: int, tmp_path: Path, capsys: pyt
     assert code == 0
     dice = [f"{state.dice:.3f}" for state in states if state.dice is not None]
     _whole(shown, [*_LOSSES, "123456", "done", "failed", "3/3", "0/3", *dice], width)
-    assert "case <c1>" in " ".join(shown.split()) or width < 80  # the reason, over some lines
+    assert "case <c1>" in " ".join(shown.split()) or width < 80  # the reason, over several lines
 
     table = comparison_table(tmp_path, plan)
     _print(tmp_path, plan, states, table, [])
