@@ -247,7 +247,7 @@ def test_no_password_is_shown_or_written_down(folder: Path) -> None:
 def _numbers_are_there(folder: Path, plan: Plan, warnings: list[str]) -> None:
     """All but the files; and one line that says so."""
     (warning,) = warnings
-    assert warning.startswith(f"MLflow at {local_uri(folder)} takes no files (")
+    assert warning.startswith(f"MLflow at {local_uri(folder)} accepts no files (")
     assert "\n" not in warning
     runs = stored(local_uri(folder))
     assert {run.info.status for run in runs.values()} == {"FINISHED"}

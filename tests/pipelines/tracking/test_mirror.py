@@ -310,7 +310,7 @@ def test_a_failure_in_the_middle_is_made_good(folder: Path, monkeypatch: pytest.
     # One for numbers, one for files, however often.
     assert [warning.split(" (")[0].split("mlflow.db ")[1] for warning in warnings] == [
         "cannot be reached",
-        "takes no files",
+        "accepts no files",
     ]
     finished(folder, plan)
     runs = stored(local_uri(folder))
