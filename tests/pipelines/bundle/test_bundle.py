@@ -257,7 +257,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = told("train", output_dir=str(tmp_path / "run"))
-    assert line == "error: started by torchrun: name configs/multi_gpu_train.yaml behind configs/train.yaml"
+    assert line == "error: started by torchrun: pass configs/multi_gpu_train.yaml after configs/train.yaml"
 
 
 @pytest.mark.parametrize(

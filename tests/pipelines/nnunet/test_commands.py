@@ -235,7 +235,7 @@ def test_what_nnunet_cannot_take_is_refused_and_leaves_nothing(tmp_path: Path) -
     gaps = {0: "background", 1: "organ", 3: "shell", 7: "lesion"}
     ignore = {0: "background", 1: "organ", 2: "ignore", 3: "lesion"}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"classes": gaps}, "nnU-Net wants 0, 1, 2 and so on without gaps"),
+        ({"classes": gaps}, "nnU-Net requires 0, 1, 2 and so on without gaps"),
         ({"classes": ignore}, "a class named 'background' or 'ignore'"),
     ]
     for number, (settings, message) in enumerate(cases):

@@ -72,7 +72,7 @@ def test_data_that_nnunet_cannot_take_are_refused_first(tmp_path: Path) -> None:
     assert (code, "'tiny_2d' is 2D, and has 2d alone" in err) == (2, True)
     named = tiny_manifest(tmp_path, name="named", classes={0: "background", 1: "organ", 2: "shell", 3: "ignore"})
     code, _, err = call_medloss("compare", named, "--out", tmp_path / "out", *_NNUNET)
-    assert (code, "which mean more to nnU-Net" in err) == (2, True)
+    assert (code, "which has a special meaning in nnU-Net" in err) == (2, True)
 
 
 def test_settings_are_those_that_count() -> None:
@@ -142,4 +142,4 @@ def test_a_checkpoint_that_nnunet_must_not_read_fails_the_run_in_a_line(tmp_path
         refuse_damaged(path)
     told = str(caught.value)
     assert told.startswith(f"{path}: ") and "\n" not in told
-    assert told.endswith("; remove it, and train the run anew by --retry-failed")
+    assert told.endswith("; remove it, and train the run again with --retry-failed")
