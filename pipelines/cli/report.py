@@ -132,7 +132,7 @@ def report(
     from pipelines.runs.comparison_folder import require_plan
 
     computation = take_options(MetricOptions, options)
-    verdict = take_options(VerdictOptions, options)
+    verdict = take_options(ReportOptions, options)
     if (folder is not None) + bool(cases) + bool(predictions) != 1:
         raise UserError(
             "pass one of the three: the FOLDER of a comparison, --cases FILE.csv, or --predictions NAME=DIR NAME=DIR"
@@ -175,8 +175,8 @@ def report(
 
 
 @dataclass(frozen=True)
-class VerdictOptions:
-    """How the losses are compared; None: as the comparison's plan says."""
+class ReportOptions:
+    """How the losses are compared; None: as in the comparison's plan."""
 
     reference: str | None
     metric: str | None

@@ -248,7 +248,7 @@ def require_nnunet() -> None:
         )
 
 
-def prepare(config: RunConfig, cache: Path, processes: int, log: Path, tell: Callable[[str], None]) -> Prepared:
+def prepare(config: RunConfig, cache: Path, processes: int, log: Path, notify: Callable[[str], None]) -> Prepared:
     """Plan and preprocess a data set with nnU-Net, unless the cache has it.
 
     Args:
@@ -256,7 +256,7 @@ def prepare(config: RunConfig, cache: Path, processes: int, log: Path, tell: Cal
         cache: the folder of prepared cases.
         processes: at a time.
         log: file for nnU-Net's output.
-        tell: called with messages for the user.
+        notify: called with messages for the user.
 
     Raises:
         UserError: nnU-Net cannot take the data, fails, or does not plan the configuration.
@@ -265,12 +265,12 @@ def prepare(config: RunConfig, cache: Path, processes: int, log: Path, tell: Cal
     folder = _folder(manifest, settings, cache)
     lock = folder.with_name(f"{folder.name}.lock")
     if is_held(lock):  # by another comparison on the same cases
-        tell(f"waiting: another process prepares these cases, in {folder}")
+        notify(f"waiting: another process prepares these cases, in {folder}")
     with held_lock(lock, math.inf):
         if (found := _found(folder)) is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
             root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
-            tell(f"preparing: nnU-Net plans and preprocesses {len(manifest.cases)} cases; its output is in {log}")
+            notify(f"preparing: nnU-Net plans and preprocesses {len(manifest.cases)} cases; its output is in {log}")
             found = _prepare(manifest, settings, root, folder, processes, log)
     configurations = found.content(found.plans)["configurations"]
     if settings.configuration not in configurations:

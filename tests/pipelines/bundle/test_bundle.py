@@ -69,7 +69,7 @@ def words(verb: str, *names: str, **values: object) -> list[str]:
 
 
 def command(cwd: Path, verb: str, *names: str, **values: object) -> Ended:
-    """MONAI's command in a process of its own, in a folder that is not the repository."""
+    """MONAI's command in a separate process, in a folder other than the repository."""
     return run_module("monai.bundle", *words(verb, *names, **values), cwd=cwd)
 
 
@@ -110,7 +110,7 @@ def workflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ConfigWorkflow]:
 
 
 @pytest.fixture
-def told(
+def reported(
     folder: Path, workflow: Callable[..., ConfigWorkflow], capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
     """What a person sees of a workflow that fails: the one line."""
@@ -140,7 +140,7 @@ def test_monais_command_trains_as_medloss_train_does(folder: Path, workflow: Cal
         manifest=str(folder / "tiny_3d.yaml"), data_root=str(folder / "data"), loss="focal_tversky", epochs=2, threads=1
     )
     train_run(asked, folder / "again")
-    # The one command goes on with what the other began.
+    # Either command resumes the run of the other.
     again = RunFolder(folder / "again").config
     assert again is not None
     assert again.model_dump(exclude=INCIDENTAL) == run.config.model_dump(exclude=INCIDENTAL)
@@ -253,10 +253,10 @@ def test_two_processes_train_together(folder: Path, tmp_path: Path, launch: str)
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(
-    told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reported: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = told("train", output_dir=str(tmp_path / "run"))
+    line = reported("train", output_dir=str(tmp_path / "run"))
     assert line == "error: started by torchrun: pass configs/multi_gpu_train.yaml after configs/train.yaml"
 
 
@@ -342,25 +342,27 @@ def test_handlers_of_monais_are_taken(folder: Path, tmp_path: Path, workflow: Ca
     ],
 )
 def test_a_wrong_value_is_told_in_one_line(
-    values: dict[str, Any], expected: str, told: Callable[..., str], tmp_path: Path
+    values: dict[str, Any], expected: str, reported: Callable[..., str], tmp_path: Path
 ) -> None:
-    assert re.fullmatch(f"error: .*{expected}.*", told("train", output_dir=str(tmp_path / "run"), **values))
+    assert re.fullmatch(f"error: .*{expected}.*", reported("train", output_dir=str(tmp_path / "run"), **values))
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_another_run_is_not_written_over(told: Callable[..., str], folder: Path, tmp_path: Path) -> None:
-    assert told("train", output_dir=str(folder / "run")).startswith(f"error: output_dir: {folder / 'run'} holds a run")
-    line = told("train", output_dir=str(tmp_path), resume=True)
+def test_another_run_is_not_overwritten(reported: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+    assert reported("train", output_dir=str(folder / "run")).startswith(
+        f"error: output_dir: {folder / 'run'} holds a run"
+    )
+    line = reported("train", output_dir=str(tmp_path), resume=True)
     assert line == f"error: resume: {tmp_path} holds no checkpoint; start the run without --resume"
 
 
-def test_a_bad_file_is_told_before_training(told: Callable[..., str], tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_before_training(reported: Callable[..., str], tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path)
     root = resolve_data(load_manifest(manifest), tmp_path / "data")
     image = next((root / "images").iterdir())
     image.write_bytes(image.read_bytes()[:-20])
     values = {"manifest": str(manifest), "data_root": str(tmp_path / "data"), "output_dir": str(tmp_path / "run")}
-    line = told("train", **values)
+    line = reported("train", **values)
     assert line.startswith("error: 'tiny_3d' has 1 bad file: ")
     assert line.endswith("pass --check False to train all the same")
     assert not (tmp_path / "run").exists()
@@ -373,8 +375,8 @@ class NanLoss(nn.Module):
         return logits.mean() * float("nan")
 
 
-def test_a_training_that_fails_says_so_in_its_folder(told: Callable[..., str], tmp_path: Path) -> None:
-    line = told("train", loss_name=f"{__name__}.NanLoss", output_dir=str(tmp_path))
+def test_a_failed_run_is_reported_in_its_folder(reported: Callable[..., str], tmp_path: Path) -> None:
+    line = reported("train", loss_name=f"{__name__}.NanLoss", output_dir=str(tmp_path))
     result = RunFolder(tmp_path).result
     assert result is not None
     assert result["state"] == "failed"
@@ -382,24 +384,26 @@ def test_a_training_that_fails_says_so_in_its_folder(told: Callable[..., str], t
     assert "NaN" in line or "nan" in line
 
 
-def test_evaluation_and_prediction_tell_what_is_missing(told: Callable[..., str], folder: Path, tmp_path: Path) -> None:
-    assert "no model there" in told("train", "evaluate", output_dir=str(tmp_path))
+def test_evaluation_and_prediction_report_what_is_missing(
+    reported: Callable[..., str], folder: Path, tmp_path: Path
+) -> None:
+    assert "no model there" in reported("train", "evaluate", output_dir=str(tmp_path))
     run, images = str(folder / "run"), str(next((folder / "data").glob("*/images")))
-    assert told("inference", dataset_dir=images).startswith("error: model_file: expected a finished run's folder")
-    assert told("inference", model_file=run).startswith("error: dataset_dir: expected a folder of NIfTI files")
+    assert reported("inference", dataset_dir=images).startswith("error: model_file: expected a finished run's folder")
+    assert reported("inference", model_file=run).startswith("error: dataset_dir: expected a folder of NIfTI files")
     (tmp_path / "phantom_000.nii.gz").touch()
-    line = told("inference", model_file=run, dataset_dir=images, output_dir=str(tmp_path))
+    line = reported("inference", model_file=run, dataset_dir=images, output_dir=str(tmp_path))
     assert line.startswith(f"error: output_dir: there already: {tmp_path / 'phantom_000.nii.gz'}")
     damaged = tmp_path / "damaged.nii.gz"
     damaged.write_bytes((Path(images) / "phantom_000.nii.gz").read_bytes()[:-20])
-    line = told("inference", model_file=run, dataset_dir=[str(damaged)], output_dir=str(tmp_path / "out"))
+    line = reported("inference", model_file=run, dataset_dir=[str(damaged)], output_dir=str(tmp_path / "out"))
     assert line.startswith(f"error: {damaged}: ")
 
 
-def test_a_model_is_not_evaluated_on_other_classes(told: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+def test_a_model_is_not_evaluated_on_other_classes(reported: Callable[..., str], folder: Path, tmp_path: Path) -> None:
     other = tiny_manifest(tmp_path, classes={0: "background", 1: "organ", 2: "shell", 3: "metastasis"})
     values = {"manifest": str(other), "data_root": str(tmp_path / "data"), "evaluation_dir": str(tmp_path)}
-    line = told("train", "evaluate", output_dir=str(folder / "run"), **values)
+    line = reported("train", "evaluate", output_dir=str(folder / "run"), **values)
     assert line.startswith("error: 'tiny_3d' has other classes than the model")
 
 
@@ -408,16 +412,16 @@ def test_the_loss_of_a_strangers_model_is_not_imported(folder: Path, tmp_path: P
     foreign = model.config.model_copy(update={"loss": "a_strangers.Loss"})
     manifest = load_manifest(folder / "tiny_3d.yaml")
     save_model(tmp_path / "model.pt", model.network, foreign, manifest, model.preprocessing)
-    stranger = load_model(tmp_path / "model.pt", CPU)
+    untrusted = load_model(tmp_path / "model.pt", CPU)
     config = bundle.evaluated_config(
-        stranger,
+        untrusted,
         manifest=str(folder / "tiny_3d.yaml"),
         data_root=str(folder / "data"),
         fold=0,
         device="cpu",
         cache_dir=str(tmp_path),
     )
-    trained = bundle.evaluated_training(stranger, config)
+    trained = bundle.evaluated_training(untrusted, config)
     assert len(trained.validate()) == 2 * 3
 
 

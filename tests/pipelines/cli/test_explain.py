@@ -79,10 +79,10 @@ def test_a_prediction_of_probabilities_shows_the_slice_where_it_is_wrong(
 
 
 def test_a_prediction_of_labels_is_taken_as_nearly_sure(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
-    told = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").told[0]
-    assert "labels, taken as p = 0.9 inside and 0.1 outside" in told
-    told = explain_case("dice", *case, prediction=save("p", 0 * _label()), out=tmp_path / "a.png").told[0]
-    assert told.endswith("no voxel of class 1 in it")
+    note = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").told[0]
+    assert "labels, taken as p = 0.9 inside and 0.1 outside" in note
+    note = explain_case("dice", *case, prediction=save("p", 0 * _label()), out=tmp_path / "a.png").told[0]
+    assert note.endswith("no voxel of class 1 in it")
 
 
 def test_files_saved_again_from_floats_are_labels(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_trailing_axes_and_a_tenth_of_a_voxel(case: tuple[Path, Path], save: Sav
     assert explain_case("dice", *case, out=tmp_path / "b.png").told == before
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     moved(case[1], 0, 0.035)
-    (told, note) = explain_case("dice", *case, out=tmp_path / "c.png").told
-    assert (told,) == before
+    (first, note) = explain_case("dice", *case, out=tmp_path / "c.png").told
+    assert (first,) == before
     assert note == f"note: {case[1]} lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
 
 
@@ -113,8 +113,8 @@ def test_another_class(case: tuple[Path, Path], tmp_path: Path) -> None:
 def test_2d_and_single_slice_files(save: Save, tmp_path: Path) -> None:
     for number, cut in enumerate((np.s_[..., 2], np.s_[..., 2:3])):
         image, label = save(f"i{number}", _image()[cut]), save(f"l{number}", _label()[cut])
-        told = explain_case("dice", image, label, out=tmp_path / "a.png").told[0]
-        assert told.startswith("no prediction given")
+        note = explain_case("dice", image, label, out=tmp_path / "a.png").told[0]
+        assert note.startswith("no prediction given")
 
 
 def test_a_link_to_a_file_elsewhere_is_followed(case: tuple[Path, Path], tmp_path: Path) -> None:

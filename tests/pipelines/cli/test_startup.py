@@ -70,7 +70,7 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("worker {out}", 2, "{out} holds no comparison", _ALL),
     ("status {out}", 2, "{out} holds no comparison", _ALL),
     ("status {made}", 0, "2 runs: 2 done", _ALL),
-    # A loss's recipe says what was trained, and the losses import torch.
+    # A loss's recipe describes what was trained, and the losses import torch.
     ("report {made}", 0, "report.html", _TRAINING[1:]),
     ("losses", 0, "soft overlap", ("torch._dynamo", "monai", "ignite", "mlflow", "SimpleITK", *_REPORT)),
 ]
@@ -87,7 +87,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _run(program: str, *arguments: str) -> tuple[str, int, set[str]]:
-    """What a program prints in a Python of its own, the code that it prints, and the modules that it names."""
+    """What a program prints in a separate process, its exit code, and the modules that it imported."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300, check=True
     )

@@ -29,7 +29,7 @@ from pipelines.nnunet.losses import TrainerName, create_nnunet_loss, hint, train
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's own folders are not asked for."""
+    """nnU-Net's own folders are not used."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
 
@@ -133,7 +133,7 @@ def test_bad_checkpoints_are_refused_in_a_line(tmp_path: Path, monkeypatch: pyte
     torch.save({"model": 1}, "other.pth")
     checkpoint(Path("stock.pth"), trainer_name="nnUNetTrainer")
     checkpoint(Path("foreign.pth"), trainer_name="nnUNetTrainerUMambaBot")
-    told = {
+    expected = {
         "code.pth": "refused: it holds more than tensors, numbers and text",
         "pickle.pth": "refused: it holds more than tensors, numbers and text",
         "cut.pth": "is no checkpoint, or damaged",
@@ -144,7 +144,7 @@ def test_bad_checkpoints_are_refused_in_a_line(tmp_path: Path, monkeypatch: pyte
         "foreign.pth": "is of the trainer 'nnUNetTrainerUMambaBot'",
         ".": "cannot be read: Is a directory",
     }
-    for name, message in told.items():
+    for name, message in expected.items():
         code, out, err = call_medloss("nnunet", "export", name, "--out", "out.pth")
         assert (code, out) == (2, "")
         assert re.fullmatch(rf"error: {re.escape(name)}: .*{re.escape(message)}.*\n", err), (name, err)

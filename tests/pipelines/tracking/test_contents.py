@@ -1,4 +1,4 @@
-"""What MLflow is told of a comparison beside its curves, and what becomes of it when MLflow keeps no files."""
+"""What MLflow has of a comparison apart from its curves, also when it accepts no files."""
 
 import json
 import shutil
@@ -245,7 +245,7 @@ def test_no_password_is_shown_or_written_down(folder: Path) -> None:
 
 
 def _numbers_are_there(folder: Path, plan: Plan, warnings: list[str]) -> None:
-    """All but the files; and one line that says so."""
+    """All but the files, and one warning."""
     (warning,) = warnings
     assert warning.startswith(f"MLflow at {local_uri(folder)} accepts no files (")
     assert "\n" not in warning
@@ -294,7 +294,7 @@ def test_a_full_disk(folder: Path, full: Path) -> None:
 
 
 def test_a_server_that_hangs_delays_no_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes connections and says nothing: whoever watches the trainings goes on."""
+    """It accepts connections and does not answer: the display of the runs continues."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("pipelines.tracking.mirror._EVERY_S", 0.01)

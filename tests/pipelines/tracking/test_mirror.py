@@ -1,4 +1,4 @@
-"""The mirror in MLflow: hand-made run folders in, MLflow's own client looks at what came out."""
+"""The mirror in MLflow: run folders written by hand, and the result as MLflow's own client shows it."""
 
 import contextlib
 import re
@@ -191,7 +191,7 @@ def test_statuses_of_a_run_that_is_interrupted_and_goes_on(folder: Path) -> None
     finished(folder, plan)  # Ctrl-C: the worker is gone, the run is not finished
     assert statuses() == ("KILLED", "KILLED")
     assert artifacts_of(uri, stored(uri)["parent"]) == set()
-    synced(folder, plan)  # the comparison goes on; no worker has the run yet
+    synced(folder, plan)  # the comparison is resumed; no worker has the run yet
     assert statuses() == ("RUNNING", "KILLED")
     with held_lock(lock):
         leave_run(folder, plan, 0, epochs=2, attempts=2)

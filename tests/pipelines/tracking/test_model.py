@@ -89,7 +89,7 @@ def _best(comparison: tuple[Path, Plan]) -> Path:
     """The folder of the best run."""
     folder, plan = comparison
     runs = [run_folder(folder, run) for run in plan.runs]
-    return max(runs, key=lambda own: float((own.result or {})["metrics"]["dice"])).path
+    return max(runs, key=lambda run_dir: float((run_dir.result or {})["metrics"]["dice"])).path
 
 
 @pytest.mark.parametrize("flips", [False, True], ids=["plain", "flips"])

@@ -1,4 +1,4 @@
-"""nnU-Net's own commands, from a manifest to a prediction: nothing of it is replaced, only its epochs are short."""
+"""nnU-Net's own commands, from a manifest to a prediction, with nothing replaced and short epochs."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from pipelines.nnunet import trainer_folder
 
 pytestmark = pytest.mark.slow
 
-#: A folder of its own beside ours: the same trainers, with few steps an epoch.
+#: A separate folder next to ours: the same trainers, with few steps per epoch.
 SHORT = """
 from pipelines.nnunet import trainers
 

@@ -118,7 +118,7 @@ def _epoch(trainer: Any, steps: int) -> list[float]:
 
 
 def test_a_training_continues_with_the_weights_of_its_terms(tmp_path: Path) -> None:
-    """Hausdorff's recipe weighs Dice anew each epoch: also after nnU-Net's `--c`, to the last bit."""
+    """Hausdorff's recipe updates the weight of Dice each epoch: also after nnU-Net's `--c`, to the last bit."""
     torch.manual_seed(0)
     whole = _initialized("hausdorff_dt")
     _epoch(whole, 2)
