@@ -134,7 +134,7 @@ def _train(config: "RunConfig", out: Path, resume: bool, first: bool) -> dict[st
 @click.option("--force", is_flag=True, help="Overwrite existing predictions.")
 @click.option("--resume", is_flag=True, help="Leave out images that have predictions already.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Default: the run's.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True, help="Windows at once.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True, help="Windows per batch.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 def predict(
@@ -146,7 +146,7 @@ def predict(
     flips: bool,
     **options: Any,
 ) -> None:
-    """Predict IMAGES, NIfTI files and folders of them, by a trained network: a label map each.
+    """Predict IMAGES, NIfTI files and folders of them, by a trained network: a label map per image.
 
     A map lies on its image's own grid, has the label values of the network's classes, and is named as the image is, or,
     with a manifest, as the case is: <name>.nii.gz. Probabilities are float32, in the order of the classes' values, the

@@ -92,7 +92,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: it contains more than tensors, numbers and text, perhaps code") from None
+        raise UserError(f"{path}: refused: it holds more than tensors, numbers and text, perhaps code") from None
     except Exception:  # torch raises any kind of error for a damaged file
         raise UserError(f"{path}: is no checkpoint, or damaged") from None
     if not (isinstance(checkpoint, dict) and {"network_weights", "trainer_name", "init_args"} <= checkpoint.keys()):
