@@ -159,9 +159,9 @@ def predict(
     """
     from pipelines.evaluation.references import shown
 
-    computation = take_options(NetworkOptions, options)
+    network = take_options(NetworkOptions, options)
     of_manifest = take_options(ManifestOptions, options)
-    path = computation.path()
+    path = network.path()
     if bool(images) == of_manifest.is_given:
         raise UserError("pass the images as one of the two: IMAGES, files and folders, or --manifest NAME_OR_FILE")
     of_manifest.refuse_unused()
@@ -178,10 +178,10 @@ def predict(
         from pipelines.inference.predict import predict as predict_images
         from pipelines.training.saved_model import load_model
 
-    if computation.threads is not None:
-        torch.set_num_threads(computation.threads)
-    settings = Settings(probabilities=probabilities, flips=flips, windows=computation.batch_size)
-    model = load_model(path, chosen_device(computation.device), computation.precision)
+    if network.threads is not None:
+        torch.set_num_threads(network.threads)
+    settings = Settings(probabilities=probabilities, flips=flips, windows=network.batch_size)
+    model = load_model(path, chosen_device(network.device), network.precision)
     if flips and not model.config.flip_axes:
         raise UserError("--flips: this network's training flipped no axis; leave it out")
 

@@ -113,7 +113,7 @@ def workflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ConfigWorkflow]:
 def reported(
     folder: Path, workflow: Callable[..., ConfigWorkflow], capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """What a person sees of a workflow that fails: the one line."""
+    """The one line that a failing workflow prints."""
 
     def line(*names: str, **values: Any) -> str:
         given = {"manifest": str(folder / "tiny_3d.yaml"), "data_root": str(folder / "data")}
@@ -194,7 +194,7 @@ def test_a_volume_in_time_is_predicted_as_a_volume(tmp_path: Path) -> None:
     assert torch.equal(ToLabels(model)({**read, "pred": logits})["pred"], torch.full((1, 4, 5, 6), 7))
 
 
-def test_labels_beside_the_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_next_to_the_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a_image", "a_label", "b"):
         (tmp_path / f"{name}.nii.gz").touch()
     assert [source.name for source in sources(str(tmp_path))] == ["a_image", "b"]
@@ -249,7 +249,7 @@ def test_two_processes_train_together(folder: Path, tmp_path: Path, launch: str)
     assert run.result is not None
     assert run.result["state"] == "done"
     cases = [(row["case"], row["class"]) for row in run.cases]
-    assert len(cases) == len(set(cases)) == 2 * 3  # two cases of three classes, each measured once
+    assert len(cases) == len(set(cases)) == 2 * 3  # two cases of three classes, each evaluated once
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(
@@ -284,7 +284,7 @@ def test_monais_properties_are_there(
     assert made.properties
     for name in made.properties:
         getattr(made, name)
-    # To look at them trains nothing.
+    # Looking at them does not train.
     assert (folder / "run" / "result.json").read_bytes() == before
 
 
@@ -305,7 +305,7 @@ def test_the_properties_are_the_parts_of_one_training(
     assert made.parser.get_parsed_content("loss") is training.loss
     assert made.parser.get_parsed_content("optimizer") is training.optimizer
     assert made.max_epochs == training.config.epochs == 8
-    # What is set is what is trained.
+    # The values that are set are used.
     made.max_epochs = 3
     made.initialize()
     assert made.trainer.state.max_epochs == 3
@@ -341,7 +341,7 @@ def test_handlers_of_monais_are_taken(folder: Path, tmp_path: Path, workflow: Ca
         ({"patch_size": [15, 24, 24]}, "patch size: .*divisible by"),
     ],
 )
-def test_a_wrong_value_is_told_in_one_line(
+def test_a_wrong_value_is_reported_in_one_line(
     values: dict[str, Any], expected: str, reported: Callable[..., str], tmp_path: Path
 ) -> None:
     assert re.fullmatch(f"error: .*{expected}.*", reported("train", output_dir=str(tmp_path / "run"), **values))
@@ -407,7 +407,7 @@ def test_a_model_is_not_evaluated_on_other_classes(reported: Callable[..., str],
     assert line.startswith("error: 'tiny_3d' has other classes than the model")
 
 
-def test_the_loss_of_a_strangers_model_is_not_imported(folder: Path, tmp_path: Path) -> None:
+def test_the_loss_of_an_untrusted_model_is_not_imported(folder: Path, tmp_path: Path) -> None:
     model = load_model(folder / "run", CPU)
     foreign = model.config.model_copy(update={"loss": "a_strangers.Loss"})
     manifest = load_manifest(folder / "tiny_3d.yaml")
@@ -451,7 +451,7 @@ def test_an_error_ends_monais_command_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_loss_in_a_config_of_nothing_but_monai(tmp_path: Path) -> None:
+def test_a_loss_in_a_config_of_monai_alone(tmp_path: Path) -> None:
     (tmp_path / "alone.yaml").write_text(ALONE)
     done = started(tmp_path, "run", "--config_file", str(tmp_path / "alone.yaml"))
     assert done.returncode == 0, done.stderr[-2000:]

@@ -47,7 +47,7 @@ def case(save: Save) -> tuple[Path, Path]:
     return save("image", _image()), save("label", _label())
 
 
-def test_a_picture_with_a_stand_in_that_is_told(case: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_missing_prediction_is_replaced_with_a_note(case: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "new" / "map.png"
     arguments = ["--loss", "hausdorff_dt+dice", "--image", str(case[0]), "--label", str(case[1]), "--out", str(out)]
     result = CliRunner().invoke(explain, arguments, catch_exceptions=False)
@@ -154,7 +154,7 @@ def test_refuses_files_that_do_not_fit(case: tuple[Path, Path], save: Save) -> N
     _refused("4 axes", "dice", save("four", np.zeros((*SHAPE, 2), np.float32)), label)
 
 
-def test_refuses_values_that_mean_nothing(case: tuple[Path, Path], save: Save) -> None:
+def test_refuses_meaningless_values(case: tuple[Path, Path], save: Save) -> None:
     image, label = case
     _refused("no voxel of class 2; it has 0, 1, 3", "dice", image, label, label_class=2)
     _refused("no whole numbers", "dice", image, save("soft", _image()))
@@ -174,13 +174,13 @@ def test_refuses_arguments_out_of_range(case: tuple[Path, Path], save: Save, tmp
 
 
 @pytest.mark.parametrize("loss", ["dise", "dice+", "2*"])
-def test_refuses_unknown_losses_before_it_reads_anything(loss: str, tmp_path: Path) -> None:
+def test_refuses_unknown_losses_before_reading_files(loss: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refusal:
         explain_case(loss, tmp_path / "absent", tmp_path / "absent")
     assert "\n" not in str(refusal.value)
 
 
-def test_the_command_line_says_one_line_and_exits_with_2(case: tuple[Path, Path]) -> None:
+def test_the_command_prints_one_line_and_exits_with_2(case: tuple[Path, Path]) -> None:
     code, out, err = call_medloss("explain", "--loss", "dise", "--image", case[0], "--label", case[1])
     assert (code, out) == (2, "")
     assert err.splitlines() == ["error: loss: no loss 'dise'; did you mean 'dice'?"]

@@ -89,7 +89,7 @@ def _help(monkeypatch: pytest.MonkeyPatch, command: str, columns: int, flag: str
 
 
 def _options(command: str, *words: str) -> dict[str, Any]:
-    """What the command gets, with `--set` in its place."""
+    """The options that the command receives, with those of `--set`."""
     context = COMMANDS[command].make_context(command, ["phantom", "--out", "x", *words])
     with context:
         return with_settings(context.params)

@@ -14,7 +14,7 @@ from pipelines.training.run_folder import RunFolder
 SUM = "dice+binary_cross_entropy+hausdorff_dt"
 
 
-def test_a_training_knows_how_many_epochs_its_ramp_has(tmp_path: Path) -> None:
+def test_the_ramp_takes_the_epochs_of_the_run(tmp_path: Path) -> None:
     tiny = TinySet(tiny_manifest(tmp_path, 2, cases=3), tmp_path / "data")
     loss = Training(tiny.config(loss=SUM, loss_schedule="ramp", epochs=30)).loss
     assert isinstance(loss, medloss.CombinedLoss)

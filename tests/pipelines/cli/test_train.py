@@ -1,4 +1,4 @@
-"""`medloss train`: what it prints, and with which code it ends."""
+"""`medloss train`: its output and its exit code."""
 
 import gzip
 import re
@@ -28,7 +28,7 @@ class _Command:
     capture: pytest.CaptureFixture[str]
 
     def __call__(self, *options: str, manifest: str | None = None) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of a training in this process."""
+        """Exit code, stdout and stderr of a run in this process."""
         settings = ["--data-root", str(self.folder / "data"), "--threads", "1", "--batch-size", "2"]
         words = ["medloss", "train", manifest or str(self.manifest), *settings, *options]
         self.patch.setattr(sys, "argv", words)
@@ -48,7 +48,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return _Command(tmp_path, tiny_manifest(tmp_path, 2, cases=3), monkeypatch, capsys)
 
 
-def test_one_line_an_epoch_and_the_measures(tmp_path: Path) -> None:
+def test_one_line_per_epoch_and_the_metrics(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path, 3, cases=3)
     command = ["train", manifest, "--data-root", tmp_path / "data"]
     done = run_module("pipelines.cli", *command, "--epochs", 2, "--threads", 1, "--out", tmp_path / "run")
@@ -121,7 +121,7 @@ def test_bad_options_are_one_line(train: _Command, options: list[str], expected:
     assert err.startswith("error: ")
     assert expected in err
     assert err.count("\n") == 1
-    assert not run.exists()  # so that the command, put right, finds an empty place
+    assert not run.exists()  # so that the corrected command can use it
 
 
 def test_unknown_manifest(train: _Command) -> None:

@@ -1,4 +1,4 @@
-"""`medloss compare --trainer nnunet` without nnU-Net: what is refused, and what tables and MLflow say of such runs."""
+"""`medloss compare --trainer nnunet` without nnU-Net: refusals, and such runs in tables and MLflow."""
 
 import importlib.util
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_options_of_another_trainer_are_refused(tmp_path: Path, options: tuple[s
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nnunetv2") is not None, reason="nnU-Net is installed")
-def test_where_nnunet_is_missing_a_line_says_how_to_get_it(tmp_path: Path) -> None:
+def test_a_missing_nnunet_is_reported_with_how_to_install_it(tmp_path: Path) -> None:
     code, _, err = call_medloss("compare", tiny_manifest(tmp_path), "--out", tmp_path / "out", *_NNUNET)
     assert (code, err.count("\n")) == (2, 1)
     assert "nnU-Net is not installed here" in err
@@ -98,7 +98,7 @@ def test_another_trainer_is_another_comparison(tmp_path: Path) -> None:
         adopt_plan(tmp_path, plan.model_copy(update={"runs": [_by_nnunet(run) for run in plan.runs]}))
 
 
-def test_the_report_says_that_nnunet_trained_and_draws_its_pseudo_dice(tmp_path: Path) -> None:
+def test_the_report_names_nnunet_and_draws_its_pseudo_dice(tmp_path: Path) -> None:
     plan = made_comparison(tmp_path, ["dice", "focal"])
     keep_plan(tmp_path, plan := plan.model_copy(update={"runs": [_by_nnunet(run) for run in plan.runs]}))
     for run in plan.runs:

@@ -56,7 +56,7 @@ def compare(manifest: Path, out: Path, *options: object) -> tuple[int, str, str]
 
 
 def environment(modules: Path) -> dict[str, str]:
-    """As of a user who has set nothing of nnU-Net's, and has a module of losses."""
+    """The environment of a user with a module of losses, and without nnU-Net's variables."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     return environment | {"PYTHONPATH": os.pathsep.join(filter(None, (str(modules), os.environ.get("PYTHONPATH"))))}
 
@@ -70,7 +70,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def handed_out(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison whose workers others start; its first run is killed in the middle, and gone on with."""
+    """A comparison whose workers others start; its first run is killed in the middle, and resumed."""
     out = tmp_path_factory.mktemp("compared") / "out"
     asked = ("--losses", ",".join(LOSSES), "--epochs", EPOCHS, "--executor", "none")
     code, lines, err = compare(manifest, out, *asked)
@@ -143,7 +143,7 @@ def our_dice(run_dir: RunFolder, classes: dict[str, str]) -> dict[tuple[str, str
     return {(row["case"], classes[row["class"]]): float(row["dice"] or "nan") for row in run_dir.cases}
 
 
-def test_measures_are_those_of_nnunets_own_validation(out: Path) -> None:
+def test_metrics_are_those_of_nnunets_own_validation(out: Path) -> None:
     """Although ours are from files on the labels' own grid."""
     for run_dir in finished(out):
         found = our_dice(run_dir, {"organ": "1", "shell": "2", "lesion": "3"})

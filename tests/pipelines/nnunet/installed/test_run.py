@@ -201,7 +201,7 @@ def test_others_predict_with_the_exported_checkpoint(
         assert (predicted == expected).mean() > 0.999
 
 
-def test_the_trainings_end_in_the_report(
+def test_the_results_can_be_reported(
     folder: Path, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three losses, whose folders lie where nnU-Net put them: classes, references and images are found there."""
