@@ -20,36 +20,30 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution, version
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import psutil
 import pynvml
+import torch
 
 from pipelines.utils import UserError
-
-if TYPE_CHECKING:  # the command imports this module, and does not wait for torch
-    import torch
 
 
 def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
     """Set every generator by the seed, the epoch and the process: so a resumed run needs none of their states."""
-    import numpy as np
-    import torch
-
     number = 1_000_003 * seed + epoch + 7_919 * rank
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)  # noqa: NPY002  for libraries that use it
 
 
-def chosen_device(name: str) -> "torch.device":
+def chosen_device(name: str) -> torch.device:
     """The device of a name, `auto` being the GPU where there is one.
 
     Raises:
         UserError: there is no such device.
     """
-    import torch
-
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if name == "auto":
@@ -80,10 +74,8 @@ def versions() -> dict[str, str]:
     return found | ({"medloss commit": commit} if commit else {})
 
 
-def machine(device: "torch.device") -> dict[str, str]:
+def machine(device: torch.device) -> dict[str, str]:
     """The machine: `processor`, `cores` (that this process may use), `memory`, `system`, `gpu` if it computes."""
-    import torch
-
     found = {
         "processor": _processor(),
         "cores": str(available_cores()),
@@ -124,8 +116,6 @@ def _commit() -> str | None:
 
 def reset_peak_memory() -> None:
     """Start the measure of `peak_memory_mb` anew, where the system can."""
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -135,10 +125,8 @@ def reset_peak_memory() -> None:
         return
 
 
-def peak_memory_mb(device: "torch.device") -> float:
+def peak_memory_mb(device: torch.device) -> float:
     """Peak memory since `reset_peak_memory`, MB: the GPU's allocations, or the process's resident memory."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if _STATUS.is_file():
@@ -151,8 +139,6 @@ def peak_memory_mb(device: "torch.device") -> float:
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice; of a loader process, that the system killed it."""
-    import torch
-
     # torch says how a loader process ended, or, where it was reaped before torch looked, only that it did.
     signs = ("allocate memory", "bad_alloc", "killed by signal: Killed", ") exited unexpectedly")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
