@@ -53,14 +53,14 @@ def page(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterato
     folder = tmp_path_factory.mktemp("made") / "comparison"
     plan = made_comparison(folder, _LOSSES)
     shutil.copy(empty_store, folder / "mlflow.db")
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
         assert compare_losses(folder, plan, 1, None) == 0
-    charts = re.search(r"^charts +http://127\.0\.0\.1:5000(/.*)$", output.getvalue(), re.MULTILINE)
-    assert charts, output.getvalue()
+    charts = re.search(r"^charts +http://127\.0\.0\.1:5000(/.*)$", told.getvalue(), re.MULTILINE)
+    assert charts, told.getvalue()
     work = tmp_path_factory.mktemp("browser")
     store = ("--backend-store-uri", local_uri(folder))
-    command = re.search(r"^MLflow +(.*)$", output.getvalue(), re.MULTILINE)
+    command = re.search(r"^MLflow +(.*)$", told.getvalue(), re.MULTILINE)
     assert command
     program, *words = shlex.split(command[1])
     assert Path(program).is_file()
