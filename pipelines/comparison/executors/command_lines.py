@@ -11,6 +11,7 @@ import click
 
 from pipelines.comparison.executors.base import Handover, register
 from pipelines.utils import UserError
+from pipelines.utils.security import refuse_foreign_losses
 
 if TYPE_CHECKING:  # importing a plan takes a second, which `--help` need not wait for
     from pipelines.runs.plan import Plan
@@ -54,8 +55,6 @@ def command_lines(jobs: int | None, threads: int | None, options: Mapping[str, A
 
 def worker_command(folder: Path, plan: "Plan") -> list[str]:
     """The command of a worker, which works from any folder and on any machine that has the same files."""
-    from pipelines.utils.security import refuse_foreign_losses  # not above: `--help` does without YAML
-
     script = Path(sys.executable).with_name("medloss")
     command = [str(script)] if script.is_file() else [sys.executable, "-m", "pipelines.cli"]
     command += ["worker", str(folder.resolve())]
