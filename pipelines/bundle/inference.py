@@ -1,4 +1,4 @@
-"""What the bundle's `configs/inference.yaml` calls: from an image's file to a label map's, around MONAI's evaluator."""
+"""The parts that the bundle's `configs/inference.yaml` names: reading images, models, and writing label maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +27,12 @@ _FILE = "file"
 def bundle_model(model_file: str | None, network_name: str, device: torch.device) -> Model:
     """The model of a file or of a finished run's folder.
 
-    Without either an untrained one for the phantom, for MONAI's commands that look at a network alone.
+    Without either it is an untrained one for the phantom, for MONAI's commands that inspect a network.
 
     Args:
         model_file: the file or the folder.
         network_name: of the untrained one.
-        device: where it is to compute.
+        device: to compute on.
     """
     if model_file is not None:
         return load_model(Path(model_file), device)
@@ -46,7 +46,7 @@ def bundle_model(model_file: str | None, network_name: str, device: torch.device
 
 
 def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
-    """The images of a folder, or of files and folders, without labels side by side; none if none are named."""
+    """The images in a folder, or in files and folders, without the labels next to them; none if none are named."""
     named = [dataset_dir] if isinstance(dataset_dir, str) else dataset_dir or []
     found, labels = image_sources([Path(str(path)) for path in named])
     if labels:
@@ -55,29 +55,29 @@ def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
 
 
 def before_prediction(model_file: str | None, images: list[Source], output_dir: str, overwrite: bool) -> None:
-    """Refuse what cannot be predicted, before anything is written.
+    """Refuse a wrong call before anything is written.
 
     Args:
         model_file: the model.
         images: from `sources`.
-        output_dir: where label maps are written.
-        overwrite: whether some may be there.
+        output_dir: folder of the label maps.
+        overwrite: whether label maps may be overwritten.
 
     Raises:
-        UserError: no model, no image, or label maps that are there.
+        UserError: no model, no image, or label maps that exist already.
     """
     if model_file is None:
         raise UserError("model_file: expected a finished run's folder, or its model.pt")
     if not images:
         raise UserError("dataset_dir: expected a folder of NIfTI files, or a list of files")
     refuse_collisions(images, Path(output_dir), probabilities=False)
-    there = [str(path) for image in images if (path := image.labels(Path(output_dir))).exists()]
-    if there and not overwrite:
-        raise UserError(f"output_dir: there already: {', '.join(there[:3])}; pass --overwrite True, or name another")
+    existing = [str(path) for image in images if (path := image.labels(Path(output_dir))).exists()]
+    if existing and not overwrite:
+        raise UserError(f"output_dir: there already: {', '.join(existing[:3])}; pass --overwrite True, or name another")
 
 
 class ReadImage:
-    """Reads a source as its model's network wants it: `{"image": [1, *grid], "file": path}`."""
+    """Reads a source as an input of the model's network: `{"image": [1, *grid], "file": path}`."""
 
     def __init__(self, model: Model) -> None:
         self.preprocessing = model.preprocessing
@@ -86,7 +86,7 @@ class ReadImage:
         """Read `item["image"]`, a `Source`.
 
         Raises:
-            UserError: it cannot be read, or holds values that are not finite.
+            UserError: it cannot be read, or has values that are not finite.
         """
         source: Source = item[CommonKeys.IMAGE]
         try:
@@ -101,16 +101,16 @@ class ReadImage:
 
 
 class ToLabels:
-    """Makes `pred`, logits `[C, *grid]`, the label values `[1, *spatial]` on the image's own grid."""
+    """Converts `pred`, logits `[C, *grid]`, to label values `[1, *spatial]` on the image's own grid."""
 
     def __init__(self, model: Model) -> None:
         self.values = torch.tensor(list(model.classes))
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Change an item of the evaluator's."""
+        """Convert an item of the evaluator's batch."""
         logits = item[CommonKeys.PRED]
         if not logits.sum().isfinite():
-            raise UserError(f"{item[_FILE]}: the network makes NaN or Inf of it")
+            raise UserError(f"{item[_FILE]}: the network's output is NaN or Inf")
         shape = squeezed(nib.load(item[_FILE]).header.get_data_shape(), logits.ndim - 1)
         labels = label_map(logits, shape).cpu()
         return {**item, CommonKeys.PRED: self.values[labels.long()][None]}
@@ -135,8 +135,8 @@ class WriteLabels:
     def __call__(self, engine: Engine) -> None:
         """Write what the iteration predicted."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for read, made in zip(engine.state.batch, engine.state.output, strict=True):
-            image = self.images[read[_FILE]]
+        for given, predicted in zip(engine.state.batch, engine.state.output, strict=True):
+            image = self.images[given[_FILE]]
             path = image.labels(self.folder)
-            write_labels(path, made[CommonKeys.PRED][0].numpy(), nib.load(image.path).header)
+            write_labels(path, predicted[CommonKeys.PRED][0].numpy(), nib.load(image.path).header)
             click.echo(f"written to {path}")

@@ -1,4 +1,4 @@
-"""What the MONAI bundle's configs call, in `configs/`: MONAI's names for the parts of the one `Training`."""
+"""The parts that the bundle's `train.yaml` and `evaluate.yaml` name: a `Training` under MONAI's names."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ from pipelines.utils.machine import chosen_device
 
 
 def one_line_errors() -> None:
-    """Print an error for people, which MONAI wraps in others of its own, as one line; all others as ever."""
+    """Print errors for users, which MONAI wraps in its own, as one line; others with their traceback."""
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
@@ -48,7 +48,7 @@ def one_line_errors() -> None:
 
 
 def recipe_default(recipe: str, name: str) -> Any:
-    """What a recipe sets a field of `RunConfig` to, or the field's default."""
+    """The value of a field of `RunConfig` in a recipe, or the field's default."""
     return getattr(checked_config(recipe_settings(recipe) | {"manifest": ""}), name)
 
 
@@ -66,31 +66,31 @@ def bundle_config(
     Args:
         recipe: a name or a file.
         manifest: name or path of the data.
-        data_root: the folder of their files.
+        data_root: folder of the data.
         device: that the bundle computes on.
-        settings: fields of `RunConfig` that have no name of their own in `train.yaml`.
-        named: fields that have; None leaves them to the recipe.
+        settings: fields of `RunConfig` without a name in `train.yaml`.
+        named: fields with one; None: the recipe's.
 
     Raises:
-        UserError: a field that is not there, or a value out of its range.
+        UserError: an unknown field, or a value out of range.
     """
     given = {name: value for name, value in named.items() if value is not None}
-    # The run's folder is to be understood from any other folder.
+    # Absolute paths: the run may be resumed from another folder.
     if data_root is not None:
         given["data_root"] = str(Path(data_root).resolve())
     given["manifest"] = str(Path(manifest).resolve()) if Path(manifest).is_file() else manifest
-    # What `auto` chooses here is told as `auto`: such a run may go on with `medloss train --resume`.
-    told = "auto" if device == chosen_device("auto") else str(device)
-    return checked_config(recipe_settings(recipe) | given | {"device": told} | (settings or {}))
+    # Recorded as `auto` where that chooses the same device, so that `medloss train --resume` can resume the run.
+    name = "auto" if device == chosen_device("auto") else str(device)
+    return checked_config(recipe_settings(recipe) | given | {"device": name} | (settings or {}))
 
 
 def trainer(training: Training, max_epochs: int, train_handlers: Iterable[Any] = ()) -> SupervisedTrainer:
-    """The training's trainer, under MONAI's names.
+    """The trainer, with arguments of MONAI's names.
 
     Args:
-        training: whose; its config has `max_epochs` from here already, for the learning rate falls over them.
-        max_epochs: how many.
-        train_handlers: more handlers, such as MONAI's of MLflow.
+        training: the trainer's; its config already has these `max_epochs`, which the learning rate depends on.
+        max_epochs: number of epochs.
+        train_handlers: further handlers, such as MONAI's for MLflow.
     """
     for handler in train_handlers:
         handler.attach(training.trainer)
@@ -98,11 +98,11 @@ def trainer(training: Training, max_epochs: int, train_handlers: Iterable[Any] =
 
 
 def evaluator(training: Training, val_handlers: Iterable[Any] = ()) -> SupervisedEvaluator:
-    """The training's evaluator, under MONAI's names.
+    """The evaluator, with arguments of MONAI's names.
 
     Args:
-        training: whose.
-        val_handlers: more handlers.
+        training: the evaluator's.
+        val_handlers: further handlers.
     """
     for handler in val_handlers:
         handler.attach(training.evaluator)
@@ -110,24 +110,24 @@ def evaluator(training: Training, val_handlers: Iterable[Any] = ()) -> Supervise
 
 
 def before_training(config: RunConfig, output_dir: str, resume: bool, check: bool) -> None:
-    """Refuse, before anything is read for it or written, what cannot be trained.
+    """Refuse a run that cannot be trained, before anything is prepared or written.
 
     Args:
-        config: what to train.
+        config: the run's.
         output_dir: the run's folder.
-        resume: whether to go on with the run in it.
+        resume: whether to resume the run in the folder.
         check: whether to read the whole data set first.
 
     Raises:
-        UserError: the config does not fit the data; the folder holds a run that is not to go on, or none that could;
-            there are bad files; or several processes that do not know of each other.
+        UserError: the config does not fit the data; the folder has a run and `resume` is false, or the reverse; there
+            are bad files; or several processes run without the config for several GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ranks() == 1:
-        raise UserError("started by torchrun: name configs/multi_gpu_train.yaml behind configs/train.yaml")
+        raise UserError("started by torchrun: pass configs/multi_gpu_train.yaml after configs/train.yaml")
     refuse_misfit(config, load_manifest(config.manifest))
     held = has_checkpoint(Path(output_dir))
     if held and not resume:
-        raise UserError(f"output_dir: {output_dir} holds a run; pass --resume True to go on with it, or name another")
+        raise UserError(f"output_dir: {output_dir} holds a run; pass --resume True to resume it, or name another")
     if resume and not held:
         raise UserError(f"resume: {output_dir} holds no checkpoint; start the run without --resume")
     if check and rank() == 0:
@@ -139,16 +139,16 @@ def before_training(config: RunConfig, output_dir: str, resume: bool, check: boo
 
 
 def run_training(training: Training, output_dir: str, resume: bool) -> dict[str, Any]:
-    """Train in a run's folder, as `medloss train` does, and print a line an epoch.
+    """Train in a run's folder, as `medloss train` does, and print a line per epoch.
 
     Args:
-        training: what is trained.
+        training: the run's.
         output_dir: the run's folder.
-        resume: go on from its checkpoint.
+        resume: whether to resume from its checkpoint.
 
     Raises:
         UserError: another process trains there, or it cannot be written to.
-        TrainingError: the loss or a gradient was not finite; `result.json` says so, too.
+        TrainingError: the loss or a gradient was not finite; it is also in `result.json`.
     """
     config, folder = training.config, Path(output_dir)
     try:
@@ -171,30 +171,30 @@ def run_training(training: Training, output_dir: str, resume: bool) -> dict[str,
 def evaluated_config(
     model: Model, *, manifest: str, data_root: str | None, fold: int, device: torch.device | str, cache_dir: str
 ) -> RunConfig:
-    """The config by which a model's validation is made: its run's, without what only training needs.
+    """The config for a model's validation: its run's, without the parts that only training needs.
 
     Args:
         model: the model.
         manifest: name or path of the data.
-        data_root: the folder of their files.
-        fold: the fold that is predicted.
-        device: where.
-        cache_dir: where prepared cases are kept.
+        data_root: folder of the data.
+        fold: the fold to predict.
+        device: to compute on.
+        cache_dir: folder of the preprocessed cases.
     """
     changes: dict[str, Any] = {"manifest": manifest, "data_root": data_root, "fold": fold, "cache_dir": cache_dir}
-    # Nor is the loss imported that a stranger's model names.
+    # Another loss, too: that of an untrusted model must not be imported.
     changes |= {"device": str(device), "loss": "dice", "loss_arguments": {}, "ema": None}
     return checked_config(model.config.model_dump() | changes)
 
 
 def run_of(model_file: str, model: Model) -> RunConfig:
-    """The config of the run that made a model: from its folder, where it still lies there, else the model's own."""
+    """The config of the run that trained a model: from the run's folder if the model is there, else the model's."""
     path = Path(model_file)
     return RunFolder(path if path.is_dir() else path.parent).config or model.config
 
 
 def evaluated_training(model: Model, config: RunConfig) -> Training:
-    """A training whose network has a model's weights.
+    """A `Training` whose network has a model's weights.
 
     Args:
         model: the model.
@@ -212,11 +212,11 @@ def evaluated_training(model: Model, config: RunConfig) -> Training:
 
 
 def run_evaluation(training: Training, folder: str) -> dict[str, float]:
-    """Predict and measure the fold's cases; write `cases.csv` and `metrics.json`, and print the means.
+    """Predict and evaluate the fold's cases; write `cases.csv` and `metrics.json`, and print the means.
 
     Args:
         training: from `evaluated_training`.
-        folder: where the files are written.
+        folder: for the files.
     """
     rows = training.validate()
     metrics = mean_metrics(rows)

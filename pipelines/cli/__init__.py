@@ -1,22 +1,21 @@
-"""The command `medloss`: finds the subcommand, groups its options, and turns errors for people into one line."""
+"""The command `medloss`: its subcommands, options in groups, and errors in one line."""
 
 import difflib
 import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pipelines.utils import DiskFullError, UserError, let_first_rank_report
 from pipelines.utils.machine import ignore_foreign_warnings
 
-# Groups of subcommands that suggest the nearest name for a misspelt one, as click does from 8.4 on.
-
 
 class SuggestingGroup(click.Group):
-    """A group that suggests the nearest subcommand."""
+    """A group that suggests the nearest subcommand for a misspelt one, as click does from 8.4 on."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -24,7 +23,7 @@ class SuggestingGroup(click.Group):
         """Find the subcommand that the first argument names.
 
         Raises:
-            click.UsageError: there is none; says the nearest.
+            click.UsageError: there is none; the message names the nearest.
         """
         names = self.list_commands(ctx)
         if args[0] not in names and (near := difflib.get_close_matches(args[0], names, n=1)):
@@ -32,11 +31,13 @@ class SuggestingGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-# Options in named groups: `--help` lists the usual ones, `--help-all` every one.
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Options = TypeVar("_Options", bound="DataclassInstance")
 
-#: The groups, in the order of the help.
+#: Groups of options, in the order of the help.
 RUNS = "Losses and runs"
 RUN = "Run"
 INPUT = "Input"
@@ -60,10 +61,10 @@ class GroupedOption(click.Option):
     """An option of a group.
 
     Args:
-        arguments: as of `click.Option`.
+        arguments: of `click.Option`.
         group: one of `GROUPS`.
-        rare: only `--help-all` lists it.
-        named: as of `click.Option`.
+        rare: listed by `--help-all` only.
+        named: of `click.Option`.
     """
 
     def __init__(self, *arguments: Any, group: str = HELP, rare: bool = False, **named: Any) -> None:
@@ -113,13 +114,23 @@ def option(*declarations: str, group: str, rare: bool = False, **attributes: Any
     return click.option(*declarations, cls=GroupedOption, group=group, rare=rare, **attributes)
 
 
+def take_options(kind: type[_Options], options: dict[str, Any]) -> _Options:
+    """Move the options that are fields of a dataclass into one.
+
+    Args:
+        kind: the dataclass.
+        options: of a command; loses those options.
+    """
+    return kind(**{field.name: options.pop(field.name) for field in fields(kind)})
+
+
 def note_typed(ctx: click.Context, flag: str, words: str) -> None:
-    """Keep that the user wrote `words` in place of a flag, for messages about it."""
+    """Record the words that the user wrote in place of a flag, for messages."""
     ctx.meta.setdefault(_TYPED, {})[flag] = words
 
 
 def typed(flag: str) -> str:
-    """The flag as the user wrote it: `--set lr` where that stands in place of `--lr`."""
+    """The flag as the user wrote it: `--lr`, or `--set lr` in its place."""
     ctx = click.get_current_context(silent=True)
     return str(ctx.meta.get(_TYPED, {}).get(flag, flag)) if ctx else flag
 
@@ -143,26 +154,29 @@ help_all_option = option(
 )
 
 
-# The command `medloss`: finds the subcommand, and turns errors for people into one line and exit code 2.
+# The command
 
-# Here and not in `main`: a process of a pool imports this module, and then what its work needs, and never calls `main`.
+# Not in `main`, which the processes of a pool never call; they do import this module.
 ignore_foreign_warnings()
 
 # Subcommands are imported when they are called, so that `medloss --help` does not wait for torch.
 COMMANDS = {
     "losses": ("pipelines.cli.losses:losses", "List the losses, or show one."),
     "manifest": ("pipelines.cli.data:manifest", "Write a manifest for a folder of images and labels."),
-    "check": ("pipelines.cli.data:check", "Read a whole data set, and name every bad file."),
+    "check": ("pipelines.cli.data:check", "Read a whole data set, and list every bad file."),
     "train": ("pipelines.cli.train_predict_evaluate:train", "Train one network with one loss."),
     "predict": ("pipelines.cli.train_predict_evaluate:predict", "Predict new images by a trained network."),
-    "evaluate": ("pipelines.cli.train_predict_evaluate:evaluate", "Measure predictions against labels."),
+    "evaluate": (
+        "pipelines.cli.train_predict_evaluate:evaluate",
+        "Compare predictions with labels: metrics per class and case.",
+    ),
     "compare": ("pipelines.cli.compare:compare", "Train every loss on a data set, and compare them."),
-    "worker": ("pipelines.cli.compare:worker", "Work on the waiting runs of a comparison's folder."),
+    "worker": ("pipelines.cli.compare:worker", "Train the waiting runs of a comparison's folder."),
     "status": ("pipelines.cli.compare:status", "Show how far a comparison is."),
-    "report": ("pipelines.cli.report:report", "Say which loss is best, and whether the difference is real."),
+    "report": ("pipelines.cli.report:report", "Report which loss is best, and whether the difference is real."),
     "nnunet": ("pipelines.cli.data:nnunet", "Train nnU-Net with our losses; its data sets and checkpoints."),
-    "explain": ("pipelines.cli.losses:explain", "Draw where a loss pushes the prediction of your own case."),
-    "gallery": ("pipelines.cli.losses:gallery", "Write the gallery of losses: a page and pictures each."),
+    "explain": ("pipelines.cli.losses:explain", "Draw the negative gradient of a loss on your own case."),
+    "gallery": ("pipelines.cli.losses:gallery", "Write the gallery of losses: a page and figures per loss."),
 }
 
 
@@ -189,7 +203,7 @@ def medloss() -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line and exit code 2, never in a traceback."""
+    """Run the command line; bad input ends in one line and exit code 2, not in a traceback."""
     try:
         medloss.main(standalone_mode=False)
     except click.exceptions.Exit as exit_request:
@@ -206,7 +220,7 @@ def main() -> None:
         try:
             click.echo(f"error: {error}", err=True)
         except OSError:
-            # A worker's log may be on that disk: what Python cannot flush at its end would change the exit code.
+            # A worker's log may be on that disk: an output that Python cannot flush would change the exit code.
             os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except (UserError, ValueError) as error:

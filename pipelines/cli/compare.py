@@ -8,8 +8,16 @@ from typing import Any
 
 import click
 
-from pipelines.cli import PLACE, RUNS, TRACKING, GroupedCommand, option
-from pipelines.cli.compare_options import chosen_executor, executor_options, named_before, planning_options
+from pipelines.cli import PLACE, RUNS, TRACKING, GroupedCommand, option, take_options
+from pipelines.cli.compare_options import (
+    RunOptions,
+    SearchOptions,
+    VerdictOptions,
+    chosen_executor,
+    executor_options,
+    named_before,
+    planning_options,
+)
 from pipelines.cli.training_options import (
     chosen_trainer,
     refuse_untrainable,
@@ -67,33 +75,19 @@ from pipelines.utils import UserError
 @training_options
 def compare(
     manifest: str,
-    losses: str,
-    folds: str,
-    seeds: str,
-    jobs: int | None,
     out: Path,
+    jobs: int | None,
     tracking_uri: str | None,
     register_model: str | None,
     retry_failed: bool,
     check: bool,
-    reference: str,
-    metric: str,
-    margin: float,
-    empty: str,
-    non_inferior: bool,
-    is_dry: bool,
-    budget: float | None,
-    halving: bool,
-    tune_lr: int | None,
-    executor: str,
     **options: Any,
 ) -> None:
     """Train every loss on MANIFEST (a path, or the name of a shipped one), and compare them.
     Run the command again to resume an interrupted comparison.
     """
     began = time.monotonic()
-    # First what can be refused without the packages that a comparison takes seconds to import.
-    from medloss.names import loss_names
+    # First the checks that do without the packages that a comparison takes seconds to import.
     from pipelines.data.manifest import load_manifest
     from pipelines.runs.comparison_folder import refuse_foreign
     from pipelines.runs.plan import refuse_repeated
@@ -102,40 +96,45 @@ def compare(
     from pipelines.utils.files import naming_a_full_disk, refuse_unwritable_folder
     from pipelines.utils.machine import available_cores
 
+    runs = take_options(RunOptions, options)
+    verdict = take_options(VerdictOptions, options)
+    search = take_options(SearchOptions, options)
+    is_dry, executor = options.pop("is_dry"), options.pop("executor")
     if options["settings"]:
         from pipelines.cli.settings import with_settings
 
         options = with_settings(options)
-    items = [item for item in "".join(losses.split()).split(",") if item]
-    names = [name for item in items for name in (loss_names() if item == "all" else [item])]
-    if not names:
-        raise UserError("--losses: got none; expected names by commas, or all")
+    names = runs.names()
     handover = chosen_executor(executor, jobs, options)
-    before = {"--halving": halving, "--budget": budget is not None, "--tune-lr": tune_lr is not None}
-    for flag, given in before.items():
-        if given and handover is not None:
-            raise UserError(f"{flag}: goes with --executor local, whose machine it measures and trains on")
-    measured = {"--dry-run": is_dry, "--budget": budget is not None, "--register-model": register_model is not None}
-    measured |= {"--tune-lr": tune_lr is not None}
+    if handover is not None:
+        search.refuse_handover()
     schedule = options.pop("loss_schedule")
-    options = chosen_trainer(manifest, options, measured | {"--schedule": schedule is not None})
-    names, about = named_before(names, reference, metric, margin)
-    about |= {"empty": empty, "non_inferior": non_inferior}
+    needs_engines = (
+        {"--dry-run": is_dry}
+        | search.given()
+        | {
+            "--register-model": register_model is not None,
+            "--schedule": schedule is not None,
+        }
+    )
+    options = chosen_trainer(manifest, options, needs_engines)
+    names, about = named_before(names, verdict.reference, verdict.metric, verdict.margin)
+    about |= {"empty": verdict.empty, "non_inferior": verdict.non_inferior}
     refuse_unused_rates(options.get("learning_rates"), names)
-    chosen, seed_numbers = list(whole_numbers(folds, "--folds")), list(whole_numbers(seeds, "--seeds"))
-    refuse_repeated(names, chosen, seed_numbers)
+    folds, seeds = list(whole_numbers(runs.folds, "--folds")), list(whole_numbers(runs.seeds, "--seeds"))
+    refuse_repeated(names, folds, seeds)
     scheduled = _scheduled(names, schedule)
     configs = [
-        run_config(manifest=manifest, loss=name, loss_schedule=scheduled.get(name), fold=chosen[0], **options)
+        run_config(manifest=manifest, loss=name, loss_schedule=scheduled.get(name), fold=folds[0], **options)
         for name in names
     ]
     loaded = load_manifest(configs[0].manifest)
     refuse_settings(configs[0], loaded)  # the others differ in their loss alone
-    for fold in chosen:
+    for fold in folds:
         loaded.split(fold)
     refuse_foreign(out)
     refuse_unwritable_folder(out, "--out")
-    # Before anything is measured, which takes minutes.
+    # Before the measurements, which take minutes.
     if handover is not None:
         handover.check()
     checked_tracking_uri(tracking_uri, out)
@@ -151,13 +150,14 @@ def compare(
     from pipelines.comparison.planning import Request, plan_comparison
     from pipelines.runs.summary import planned_told
 
-    # Of runs that are handed over it is the array's width, which says nothing of this machine.
+    # With another executor, --jobs limits the array's width and not the processes on this machine.
     jobs = _default_jobs() if handover is not None else jobs or _default_jobs()
     request = Request(
-        configs, chosen, seed_numbers, loaded, about, epochs=options.get("epochs"),
-        budget=budget, halving=halving, tune_lr=tune_lr, jobs=jobs, cores=available_cores(), began=began,
+        configs, folds, seeds, loaded, about, epochs=options.get("epochs"),
+        budget=search.budget, halving=search.halving, tune_lr=search.tune_lr,
+        jobs=jobs, cores=available_cores(), began=began,
     )  # fmt: skip
-    # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
+    # Schedulers and `docker stop` send SIGTERM: the process then ends in order, as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with naming_a_full_disk(out):
         planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
@@ -185,7 +185,11 @@ def compare(
 
 
 def _scheduled(names: list[str], schedule: str | None) -> dict[str, str]:
-    """The losses that `--schedule` is for: boundary-based terms next to others; the rest is trained as without it."""
+    """The schedule of each loss that has one: sums of a boundary-based term with others.
+
+    Raises:
+        UserError: a schedule, and no such loss.
+    """
     if schedule is None:
         return {}
     from medloss.training_loss import has_boundary_term  # not above, for the second that torch takes
@@ -214,7 +218,7 @@ def _default_jobs() -> int:
 @click.option("--trust", is_flag=True, help="Import any losses that the folder names; let nnU-Net unpickle its cases.")
 @click.option("--parent", type=int, hidden=True, help="End with the process of this number.")
 def worker(folder: Path, index: int | None, threads: int | None, trust: bool, parent: int | None) -> None:
-    """Train the waiting runs of the comparison in FOLDER, one after another, beside any other worker."""
+    """Train the waiting runs of the comparison in FOLDER, one after another, next to any other worker."""
     from pipelines.comparison.worker import end_at_once, ending_in_order, exit_with, work
     from pipelines.utils.files import naming_a_full_disk
 

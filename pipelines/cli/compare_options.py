@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -12,8 +13,6 @@ from pipelines.comparison.executors.base import Handover
 from pipelines.evaluation.metrics import METRICS
 from pipelines.statistics.table import in_report_order
 from pipelines.utils import UserError
-
-# Options of `compare` that are settled before anything is trained: what is named, and what is planned.
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -91,28 +90,85 @@ _PLANNING = (
 
 
 def planning_options(command: _Command) -> _Command:
-    """Add the options."""
+    """Add the options of the verdict and of the search."""
     for decorate in reversed(_PLANNING):
         command = decorate(command)
     return command
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """Which runs a comparison has: every loss on every fold with every seed; lists as they were typed."""
+
+    losses: str
+    folds: str
+    seeds: str
+
+    def names(self) -> list[str]:
+        """The losses.
+
+        Raises:
+            UserError: there are none.
+        """
+        from medloss.names import loss_names
+
+        items = [item for item in "".join(self.losses.split()).split(",") if item]
+        names = [name for item in items for name in (loss_names() if item == "all" else [item])]
+        if not names:
+            raise UserError("--losses: got none; expected names by commas, or all")
+        return names
+
+
+@dataclass(frozen=True)
+class VerdictOptions:
+    """How the losses are compared, named before any result is seen; `Plan` describes the fields."""
+
+    reference: str
+    metric: str
+    margin: float
+    empty: str
+    non_inferior: bool
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is measured or tried before the comparison's runs: the options of the help's group, without `--dry-run`."""
+
+    budget: float | None
+    halving: bool
+    tune_lr: int | None
+
+    def given(self) -> dict[str, bool]:
+        """Flags of what needs our engines, and whether they were given."""
+        return {"--budget": self.budget is not None, "--tune-lr": self.tune_lr is not None}
+
+    def refuse_handover(self) -> None:
+        """Refuse a search where the runs are trained on other machines.
+
+        Raises:
+            UserError: there is one.
+        """
+        for flag, is_given in ({"--halving": self.halving} | self.given()).items():
+            if is_given:
+                raise UserError(f"{flag}: goes with --executor local, whose machine it measures and trains on")
+
+
 def named_before(names: list[str], reference: str, metric: str, margin: float) -> tuple[list[str], dict[str, Any]]:
-    """The losses with the reference among them, and what a plan keeps of it.
+    """The losses with the reference among them, and the plan's fields for the verdict.
 
     Args:
-        names: of the losses.
-        reference: one of them, or one that joins, as the first; or `none`.
-        metric: a measure's name.
-        margin: of equivalence.
+        names: the losses.
+        reference: one of them, one that is added as the first, or `none`.
+        metric: the primary metric.
+        margin: largest difference that does not matter.
 
     Raises:
-        UserError: no such measure, or no such margin.
+        UserError: no such metric, or a margin out of range.
     """
     from medloss.expression import parse_expression
     from pipelines.runs.plan import NO_REFERENCE
 
-    refuse_measure(metric, margin)
+    refuse_verdict(metric, margin)
     reference = "".join(reference.split())
     if reference != NO_REFERENCE and reference not in names:
 
@@ -126,31 +182,31 @@ def named_before(names: list[str], reference: str, metric: str, margin: float) -
     return names, {"reference": reference, "metric": metric, "margin": margin}
 
 
-def refuse_measure(metric: str | None, margin: float | None) -> None:
-    """Refuse a measure or a margin that makes no sense, before anything is trained or measured.
+def refuse_verdict(metric: str | None, margin: float | None) -> None:
+    """Refuse a metric or a margin out of range, before any work begins.
 
     Args:
-        metric: the primary measure's name; None: none was named.
-        margin: of equivalence; None: none was named.
+        metric: the primary metric; None: not named.
+        margin: largest difference that does not matter; None: not named.
 
     Raises:
-        UserError: no such measure, or no such margin.
+        UserError: no such metric, or a margin out of range.
     """
     if metric is not None and metric not in METRICS:
         raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(in_report_order(METRICS))}")
     if margin is not None and not (math.isfinite(margin) and margin >= 0):
-        raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric or 'the measure'}")
+        raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric or 'the metric'}")
 
 
-# Options of `compare` that say who trains: this machine, SLURM, or another scheduler.
+# Where the runs are trained
 
 
 def executor_options(command: _Command) -> _Command:
     """Add the options: `--executor`, and those of each executor, which `--help-all` lists."""
-    for own in reversed([own for executor in EXECUTORS.values() for own in executor.options]):
+    for entry in reversed([entry for executor in EXECUTORS.values() for entry in executor.options]):
         command = option(
-            own.flag, own.name, group=PLACE, rare=True, metavar=own.metavar, type=own.type, multiple=own.multiple,
-            help=own.help,
+            entry.flag, entry.name, group=PLACE, rare=True, metavar=entry.metavar, type=entry.type,
+            multiple=entry.multiple, help=entry.help,
         )(command)  # fmt: skip
     return option(
         "--executor",
@@ -168,26 +224,26 @@ def chosen_executor(name: str, jobs: int | None, options: dict[str, Any]) -> Han
 
     Args:
         name: of `EXECUTORS`.
-        jobs: runs at a time, if that was said.
-        options: of the command; `threads` and those of all executors are taken out of it.
+        jobs: runs at a time; None: not given.
+        options: of the command; loses `threads` and those of all executors.
 
     Raises:
-        UserError: an option that the executor does not have, or a value that it would refuse.
+        UserError: an option of another executor, or a value that this one refuses.
     """
     threads = options.pop("threads", None)
     given: dict[str, Any] = {}
     for executor in EXECUTORS.values():
-        for own in executor.options:
-            value = options.pop(own.name, None)
+        for entry in executor.options:
+            value = options.pop(entry.name, None)
             if value in (None, ()):
                 continue
             if executor.name != name:
                 raise UserError(
-                    f"{typed(own.flag)}: it goes with --executor {executor.name}, and got --executor {name}"
+                    f"{typed(entry.flag)}: it goes with --executor {executor.name}, and got --executor {name}"
                 )
-            given[own.name] = value
+            given[entry.name] = value
     try:
         return EXECUTORS[name].make(jobs, threads, given)
     except UserError as error:
-        flag, colon, told = str(error).partition(":")
-        raise UserError(f"{typed(flag)}{colon}{told}") from None
+        flag, colon, reason = str(error).partition(":")
+        raise UserError(f"{typed(flag)}{colon}{reason}") from None

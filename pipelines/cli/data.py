@@ -1,23 +1,25 @@
-"""`medloss check`, `medloss manifest` and `medloss nnunet`: data sets, and nnU-Net's."""
+"""`medloss check`, `medloss manifest` and `medloss nnunet`: checks and formats of data sets."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.cli import SuggestingGroup
 
-# `medloss check` and `medloss manifest`.
+if TYPE_CHECKING:  # the commands' help does not wait for pydantic
+    from pipelines.data.checks import CheckReport
+    from pipelines.data.manifest import Manifest
 
 
 @click.command()
 @click.argument("manifest")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA].")
 def check(manifest: str, data_root: Path | None) -> None:
-    """Read all of MANIFEST's data (a path, a shipped name, or a folder without a manifest), and name every bad file.
+    """Read all of MANIFEST's data (a path, a shipped name, or a folder without a manifest), and list every bad file.
 
     Exit code 1 where there are any, or where the manifest itself breaks rules. A label that lies within a tenth of a
     voxel of its image's grid passes, with a note.
@@ -28,7 +30,7 @@ def check(manifest: str, data_root: Path | None) -> None:
     from pipelines.utils import UserError
     from pipelines.utils.files import shipped_manifests
 
-    # A folder of a shipped manifest's name is meant only when it is written as a path: ./phantom.
+    # A shipped manifest's name is that of a folder only where it is written as a path: ./phantom.
     is_folder = Path(manifest).is_dir() and manifest not in shipped_manifests()
     if is_folder and data_root is not None:
         raise UserError(f"--data-root: '{manifest}' is the folder of the data already; pass one of the two")
@@ -36,7 +38,7 @@ def check(manifest: str, data_root: Path | None) -> None:
         if is_folder:
             report = check_folder(Path(manifest), progress)
         else:
-            loaded = _load_or_tell(manifest)
+            loaded = _load_or_report(manifest)
             report = check_data(loaded, resolve_data(loaded, data_root), progress)
     for file, reason in report.offences:
         click.echo(_line(file, reason))
@@ -52,11 +54,11 @@ def check(manifest: str, data_root: Path | None) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; default: the name with .yaml, here.")
-@click.option("--name", help="The manifest's name; default: by dataset.json, else the folder's.")
-@click.option("--modality", help="MR, CT and so on; default: by dataset.json, else MR.")
-@click.option("--folds", type=click.IntRange(min=2), help="Parts of the patients; default: nnU-Net's splits, else 5.")
-@click.option("--seed", type=int, help="Decides which patients come together; default: nnU-Net's splits, else 0.")
-@click.option("--patient", help="Regular expression for the patient at the start of a case's name, as 'p[0-9]+'.")
+@click.option("--name", help="The manifest's name; default: that of dataset.json, else the folder's.")
+@click.option("--modality", help="MR, CT and so on; default: that of dataset.json, else MR.")
+@click.option("--folds", type=click.IntRange(min=2), help="Number of folds; default: nnU-Net's splits, else 5.")
+@click.option("--seed", type=int, help="Seed of the folds; default: nnU-Net's splits, else 0.")
+@click.option("--patient", help="Regular expression for the patient at the start of a case's name, such as 'p[0-9]+'.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 def manifest(
     folder: Path,
@@ -110,8 +112,67 @@ def manifest(
     click.echo(f"{len(made.cases)} cases in {len(made.folds())} folds: written to {path}")
 
 
-def _load_or_tell(manifest: str) -> Any:
-    """The manifest; where it breaks rules, they are told as bad files are."""
+@click.group(cls=SuggestingGroup)
+def nnunet() -> None:
+    """Train nnU-Net with our losses."""
+
+
+@nnunet.command()
+def path() -> None:
+    """Print the folder for nnUNet_extTrainer, in which nnU-Net finds nnUNetTrainerMedloss_<loss>.
+
+    `_<N>epochs` at the end sets the epochs, and `_plus_` makes sums:
+    nnUNetTrainerMedloss_dice_plus_focal_50epochs.
+    """
+    import importlib.util
+
+    from pipelines.nnunet import trainer_folder
+
+    click.echo(trainer_folder())
+    if importlib.util.find_spec("nnunetv2") is None:
+        click.echo("nnU-Net is not installed: pip install nnunetv2", err=True)
+
+
+@nnunet.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; default: checkpoint_stock.pth next to it.")
+def export(checkpoint: Path, out: Path | None) -> None:
+    """Write CHECKPOINT as one of nnU-Net's stock trainer, which predicts without this package.
+
+    In the folder of the checkpoint, `nnUNetv2_predict ... -chk checkpoint_stock.pth` finds it.
+    """
+    from pipelines.nnunet.run import export_checkpoint
+
+    click.echo(f"written to {export_checkpoint(checkpoint, out)}")
+
+
+@nnunet.command()
+@click.argument("manifest")
+@click.option("--raw", type=click.Path(path_type=Path), help="Folder of nnU-Net's raw data sets [nnUNet_raw].")
+@click.option("--id", "number", type=click.IntRange(1, 999), help="The data set's number; default: the next free one.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA].")
+def dataset(manifest: str, raw: Path | None, number: int | None, data_root: Path | None) -> None:
+    """Write MANIFEST (a path or a shipped name) as a raw data set of nnU-Net, by links.
+
+    The manifest's folds go into splits_final.json, which nnU-Net uses when it plans.
+    """
+    from pipelines.data import nnunet_folder
+    from pipelines.data.data_root import resolve_data
+    from pipelines.data.manifest import load_manifest
+    from pipelines.nnunet.datasets import write_raw_dataset
+    from pipelines.utils import UserError
+
+    raw = raw or nnunet_folder("raw")
+    if raw is None:
+        raise UserError("--raw: pass the folder of nnU-Net's raw data sets, or set nnUNet_raw")
+    loaded = load_manifest(manifest)
+    written = write_raw_dataset(loaded, resolve_data(loaded, data_root), raw, number)
+    click.echo(f"{len(loaded.cases)} cases in {len(loaded.folds())} folds: linked in {written}")
+    click.echo(f"plan and preprocess them: nnUNetv2_plan_and_preprocess -d {int(written.name[7:10])}")
+
+
+def _load_or_report(manifest: str) -> "Manifest":
+    """The manifest; prints the rules that it breaks, in the form of bad files, and exits."""
     from pipelines.data.manifest import ManifestError, load_manifest
 
     try:
@@ -152,11 +213,11 @@ def _progress() -> Iterator[Any]:
 
 
 def _line(file: str, reason: str) -> str:
-    # A stranger's file name can hold line breaks, and what steers a terminal.
+    # An untrusted file name can hold line breaks and control sequences of terminals.
     return f"{file if file.isprintable() else ascii(file)}: {reason}"
 
 
-def _print_tables(report: Any) -> None:
+def _print_tables(report: "CheckReport") -> None:
     import numpy as np
 
     from pipelines.utils.tables import Column, numbers, print_table
@@ -180,65 +241,3 @@ def _print_tables(report: Any) -> None:
     extremes_of_both = [f"{what}: {extreme}" for what in ("voxels", unit) for extreme in ("min", "median", "max")]
     print_table([Column("class"), *numbers("cases", *extremes_of_both)], volumes)
     print_table([Column(""), *numbers("min", "median", "max")], geometry)
-
-
-# `medloss nnunet`: nnU-Net's trainers with our losses, its data sets and its checkpoints.
-
-
-@click.group(cls=SuggestingGroup)
-def nnunet() -> None:
-    """Train nnU-Net with our losses."""
-
-
-@nnunet.command()
-def path() -> None:
-    """Print the folder for nnUNet_extTrainer, in which nnU-Net finds nnUNetTrainerMedloss_<loss>.
-
-    `_<N>epochs` at the end says how many epochs, and `_plus_` makes sums:
-    nnUNetTrainerMedloss_dice_plus_focal_50epochs.
-    """
-    import importlib.util
-
-    from pipelines.nnunet import trainer_folder
-
-    click.echo(trainer_folder())
-    if importlib.util.find_spec("nnunetv2") is None:
-        click.echo("nnU-Net is not installed beside it: pip install nnunetv2", err=True)
-
-
-@nnunet.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; default: checkpoint_stock.pth beside it.")
-def export(checkpoint: Path, out: Path | None) -> None:
-    """Write CHECKPOINT as one of nnU-Net's stock trainer, with which others predict without this package.
-
-    Beside the checkpoint, `nnUNetv2_predict ... -chk checkpoint_stock.pth` takes it.
-    """
-    from pipelines.nnunet.run import export_checkpoint
-
-    click.echo(f"written to {export_checkpoint(checkpoint, out)}")
-
-
-@nnunet.command()
-@click.argument("manifest")
-@click.option("--raw", type=click.Path(path_type=Path), help="Folder of nnU-Net's raw data sets [nnUNet_raw].")
-@click.option("--id", "number", type=click.IntRange(1, 999), help="The data set's number; default: the next free one.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA].")
-def dataset(manifest: str, raw: Path | None, number: int | None, data_root: Path | None) -> None:
-    """Write MANIFEST (a path or a shipped name) as a raw data set of nnU-Net, by links.
-
-    The manifest's folds go into splits_final.json, which nnU-Net takes over when it plans.
-    """
-    from pipelines.data import nnunet_folder
-    from pipelines.data.data_root import resolve_data
-    from pipelines.data.manifest import load_manifest
-    from pipelines.nnunet.datasets import write_raw_dataset
-    from pipelines.utils import UserError
-
-    raw = raw or nnunet_folder("raw")
-    if raw is None:
-        raise UserError("--raw: pass the folder of nnU-Net's raw data sets, or set nnUNet_raw")
-    loaded = load_manifest(manifest)
-    written = write_raw_dataset(loaded, resolve_data(loaded, data_root), raw, number)
-    click.echo(f"{len(loaded.cases)} cases in {len(loaded.folds())} folds: linked in {written}")
-    click.echo(f"plan and preprocess them: nnUNetv2_plan_and_preprocess -d {int(written.name[7:10])}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-# `medloss losses`: what there is to choose from.
+_PATH = click.Path(path_type=Path)
 
 
 @click.command()
@@ -43,23 +43,20 @@ def _print_documentation(name: str) -> None:
     click.echo(inspect.getdoc(loss_class(name)))
 
 
-# `medloss explain` and `medloss gallery`: pictures of where losses push.
-
-_PATH = click.Path(path_type=Path)
-
-
 @click.command()
 @click.option("--loss", required=True, help="A name, a sum (0.2*focal+0.8*dice) or a dotted path.")
 @click.option("--image", type=_PATH, required=True, help="NIfTI image, 2D or 3D.")
 @click.option("--label", type=_PATH, required=True, help="NIfTI label on the same grid.")
-@click.option("--prediction", type=_PATH, help="NIfTI prediction: probabilities, or labels. Default: a stand-in.")
+@click.option(
+    "--prediction", type=_PATH, help="NIfTI prediction: probabilities, or labels; default: the label, shifted."
+)
 @click.option("--label-class", default=1, show_default=True, help="The structure's value in the label.")
 @click.option("--axis", type=int, help="Array axis to cut across; default: that of the largest spacing.")
-@click.option("--out", type=_PATH, help="The picture, .png. Default: explain-LOSS.png.")
+@click.option("--out", type=_PATH, help="The figure, .png; default: explain-LOSS.png.")
 def explain(
     loss: str, image: Path, label: Path, prediction: Path | None, label_class: int, axis: int | None, out: Path | None
 ) -> None:
-    """Draw where a loss pushes the prediction of your own case, on the slice with most error."""
+    """Draw the negative gradient of a loss on your own case, on the slice with most error."""
     from medloss.names import refuse_unknown_losses
 
     refuse_unknown_losses(loss)
@@ -73,9 +70,9 @@ def explain(
 
 @click.command()
 @click.option("--out", type=_PATH, default=Path("docs/losses"), show_default=True, help="The gallery's folder.")
-@click.option("--loss", "losses", multiple=True, help="Only this loss's page; may be given several times.")
+@click.option("--loss", "losses", multiple=True, help="Only this loss's page. May be repeated.")
 def gallery(out: Path, losses: tuple[str, ...]) -> None:
-    """Write the gallery of losses: a page and pictures each, from the code."""
+    """Write the gallery of losses from the code: a page and figures per loss."""
     from medloss.names import loss_names, refuse_unknown_losses
     from pipelines.utils import UserError
 

@@ -1,28 +1,35 @@
 """`medloss report`: which loss is best, and whether the difference is real."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from pipelines.cli import INPUT, OUTPUT, PLACE, VERDICT, GroupedCommand, option
-from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP
+from pipelines.cli import INPUT, OUTPUT, PLACE, VERDICT, GroupedCommand, option, take_options
+from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP, refuse_verdict
 from pipelines.utils import UserError
 from pipelines.utils.text import terminal_bar, terminal_note
 
-# Options that take many values in a row: `--predictions a=one b=two`, which click has for arguments alone.
+if TYPE_CHECKING:  # pandas and pydantic take seconds to import
+    from pipelines.report.collect import Collected
+    from pipelines.report.external_results import Finished
+
+#: In the report's folder: all rows of the table, for another report.
+CASES = "cases.csv"
 
 
 class ManyValues(GroupedCommand):
-    """A command of which some options take every word that follows, up to the next one that begins with `-`.
+    """A command with options that take every word up to the next one that begins with `-`, as in `--cases a b`.
 
-    `--option a b` is the same as `--option a --option b`: the option itself is one of `multiple=True`.
+    click has this for arguments alone. `--cases a b` becomes `--cases a --cases b`: the option is one of
+    `multiple=True`.
 
     Args:
-        many: those options, as `--option`.
-        arguments: as of `click.Command`.
+        many: those options, with their dashes.
+        arguments: of `click.Command`, as are the others.
     """
 
     def __init__(self, *arguments: Any, many: tuple[str, ...] = (), **named: Any) -> None:
@@ -49,134 +56,6 @@ class ManyValues(GroupedCommand):
                 first = False
                 yield word
 
-
-# What `medloss report` does with finished predictions: names and folders to a report's contents.
-
-if TYPE_CHECKING:
-    from pipelines.report.collect import Collected
-    from pipelines.report.external_results import Finished
-
-#: In the report's folder: every row, to make another report of.
-CASES = "cases.csv"
-
-
-def contents(
-    cases: Sequence[str], predictions: Sequence[str], out: Path, reference: str | None, options: dict[str, Any]
-) -> "tuple[Collected, str | None]":
-    """What `--cases` or `--predictions` name, for the report, and the reference.
-
-    Args:
-        cases: a table, or names with tables.
-        predictions: names with folders or tables; one of the two is empty.
-        out: the report's folder.
-        reference: that was named.
-        options: of `read_finished`.
-
-    Raises:
-        UserError: tables, options, folders or files that do not fit.
-    """
-    from pipelines.evaluation.sources import read_names
-    from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
-
-    if len(cases) == 1 and ("=" not in cases[0] or Path(cases[0]).is_file()):
-        from pipelines.evaluation.result_folders import is_mist
-        from pipelines.report.collect import from_csv
-
-        if is_mist(Path(cases[0])):
-            raise UserError(
-                f"--cases: {cases[0]} is MIST's table of one method; expected two or more, with names: --cases "
-                f"NAME={cases[0]} OTHER=other/results.csv"
-            )
-        return from_csv(Path(cases[0])), reference
-    if cases:
-        return read_tables(read_names(cases, "--cases")).collected, reference
-    names = read_names(predictions)
-    if reference not in (None, NO_REFERENCE, *names):
-        # Told before anything is measured.
-        raise UserError(f"--reference: got {reference}; expected one of {', '.join(names)}, or {NO_REFERENCE}")
-    found = read_finished(names, out, **options)
-    collected = found.collected
-    if reference is None and found.reference is not None and DEFAULT_REFERENCE not in collected.table.losses:
-        reference = found.reference
-        told = f"The reference is {reference}, nnU-Net's own trainer (Dice + cross entropy), since none was named."
-        collected = replace(collected, notes=(*collected.notes, told))
-    return collected, reference
-
-
-def read_finished(
-    named: dict[str, Path],
-    out: Path,
-    *,
-    labels: Path | None,
-    classes: str | None,
-    folds: str | None,
-    tolerance: float | None,
-    jobs: int | None,
-    cache_dir: Path | None,
-) -> "Finished":
-    """Measure what `--predictions` names, and tell what a person should know.
-
-    Raises:
-        UserError: options, folders or files that do not fit.
-    """
-    import math
-
-    from pipelines.cli.training_options import whole_numbers
-    from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
-    from pipelines.evaluation.result_folders import read_classes
-    from pipelines.utils.files import write_text
-    from pipelines.utils.machine import available_cores
-
-    tables = [name for name, path in named.items() if path.is_file()]
-    if tables and len(tables) < len(named):
-        raise UserError(
-            f"--predictions: {tables[0]} is a table, and others are folders, measured otherwise; expected all of a kind"
-        )
-    if tables:
-        if any(given is not None for given in (labels, classes, folds, tolerance, jobs, cache_dir)):
-            raise UserError(
-                "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir belong to folders of predictions, "
-                "and tables were named"
-            )
-        return read_tables(named)
-    tolerance = NSD_TOLERANCE_MM if tolerance is None else tolerance
-    if not math.isfinite(tolerance) or tolerance < 0:
-        raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs: got {jobs}; expected at least 1")
-    from pipelines.report.external_results import from_predictions  # not above, for the time that pandas takes
-
-    found = from_predictions(
-        named,
-        cache_dir or out / "cache",
-        labels=labels,
-        classes=None if classes is None else read_classes(classes),
-        folds=None if folds is None else whole_numbers(folds, "--folds"),
-        nsd_tolerance_mm=tolerance,
-        jobs=jobs or available_cores(),
-        bar=terminal_bar,
-        tell=lambda line: click.echo(line, err=True),
-    )
-    try:
-        write_text(out / CASES, found.rows.to_csv(index=False))
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
-    for line in found.told:
-        click.echo(line)
-    return found
-
-
-def read_tables(named: dict[str, Path]) -> "Finished":
-    """Put tables of one method each together, and tell what a person should know."""
-    from pipelines.report.external_results import from_tables
-
-    found = from_tables(named)
-    for line in found.told:
-        click.echo(line)
-    return found
-
-
-# `medloss report`: which loss is best, and is the difference real.
 
 _PATH = click.Path(path_type=Path)
 
@@ -239,21 +118,7 @@ _PATH = click.Path(path_type=Path)
 )
 @option("--non-inferior", group=VERDICT, is_flag=True, help=NON_INFERIOR_HELP)
 def report(
-    folder: Path | None,
-    cases: tuple[str, ...],
-    predictions: tuple[str, ...],
-    labels: Path | None,
-    classes: str | None,
-    folds: str | None,
-    tolerance: float | None,
-    jobs: int | None,
-    cache_dir: Path | None,
-    out: Path | None,
-    reference: str | None,
-    metric: str | None,
-    margin: float | None,
-    empty: str | None,
-    non_inferior: bool,
+    folder: Path | None, cases: tuple[str, ...], predictions: tuple[str, ...], out: Path | None, **options: Any
 ) -> None:
     """Write the report of the comparison in FOLDER, of a table of results, or of finished predictions: one HTML page.
 
@@ -263,50 +128,184 @@ def report(
     Choose reference, metric and margin before you see results, in `compare`, which keeps them. The page says so if
     they are changed here.
     """
-    from pipelines.cli.compare_options import refuse_measure
     from pipelines.report import claimed
     from pipelines.runs.comparison_folder import require_plan
 
+    computation = take_options(MetricOptions, options)
+    verdict = take_options(ReportOptions, options)
     if (folder is not None) + bool(cases) + bool(predictions) != 1:
         raise UserError(
             "pass one of the three: the FOLDER of a comparison, --cases FILE.csv, or --predictions NAME=DIR NAME=DIR"
         )
-    if not predictions and any(given is not None for given in (labels, classes, folds, tolerance, jobs, cache_dir)):
-        raise UserError(
-            "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir belong to --predictions; pass that, too"
-        )
+    if not predictions and computation.is_given:
+        raise UserError(f"{MetricOptions.FLAGS} belong to --predictions; pass that, too")
     out = out or (folder / "report" if folder is not None else None)
     if out is None:
         needed = "--predictions" if predictions else "--cases"
         raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
-    refuse_measure(metric, margin)
+    refuse_verdict(verdict.metric, verdict.margin)
     if folder is not None:
         require_plan(folder)
-    options = {"labels": labels, "classes": classes, "folds": folds, "tolerance": tolerance, "jobs": jobs,
-               "cache_dir": cache_dir}  # fmt: skip
     with claimed(out):
         if folder is not None:
             from pipelines.report.collect import from_folder  # not above, for the time that pandas takes
 
-            collected = from_folder(folder)
+            collected, reference = from_folder(folder), verdict.reference
             for line in collected.notes:
                 click.echo(line)
         else:
-            collected, reference = contents(cases, predictions, out, reference, options)
+            collected, reference = contents(cases, predictions, out, verdict.reference, computation)
         with terminal_note("comparing and drawing"):
             from pipelines.report.write import write_report  # and matplotlib
 
             path, analysis = write_report(
                 collected,
                 out,
-                metric=metric,
+                metric=verdict.metric,
                 reference=reference,
-                margin=margin,
-                empty=empty,
-                non_inferior=non_inferior or None,
+                margin=verdict.margin,
+                empty=verdict.empty,
+                non_inferior=verdict.non_inferior or None,
             )
     from pipelines.statistics.verdict_text import gap_notes
 
     for line in (analysis.verdict, *gap_notes(analysis)):
         click.echo(line)
     click.echo(f"report    {path}")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How the losses are compared; None: as in the comparison's plan."""
+
+    reference: str | None
+    metric: str | None
+    margin: float | None
+    empty: str | None
+    non_inferior: bool
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """How the metrics of finished predictions are computed; None: not given."""
+
+    FLAGS: ClassVar[str] = "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir"
+
+    labels: Path | None
+    classes: str | None
+    folds: str | None
+    tolerance: float | None
+    jobs: int | None
+    cache_dir: Path | None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any of them is."""
+        return any(getattr(self, field.name) is not None for field in fields(self))
+
+
+def contents(
+    cases: Sequence[str], predictions: Sequence[str], out: Path, reference: str | None, computation: MetricOptions
+) -> "tuple[Collected, str | None]":
+    """The report's contents from `--cases` or `--predictions`, and the reference.
+
+    Args:
+        cases: a table, or names with tables.
+        predictions: names with folders or tables; one of the two is empty.
+        out: the report's folder.
+        reference: from `--reference`.
+        computation: of the metrics of predictions.
+
+    Raises:
+        UserError: tables, options, folders or files that do not fit.
+    """
+    from pipelines.evaluation.sources import read_names
+    from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
+
+    if len(cases) == 1 and ("=" not in cases[0] or Path(cases[0]).is_file()):
+        from pipelines.evaluation.result_folders import is_mist
+        from pipelines.report.collect import from_csv
+
+        if is_mist(Path(cases[0])):
+            raise UserError(
+                f"--cases: {cases[0]} is MIST's table of one method; expected two or more, with names: --cases "
+                f"NAME={cases[0]} OTHER=other/results.csv"
+            )
+        return from_csv(Path(cases[0])), reference
+    if cases:
+        return read_tables(read_names(cases, "--cases")).collected, reference
+    names = read_names(predictions)
+    if reference not in (None, NO_REFERENCE, *names):
+        # Refused before the metrics are computed.
+        raise UserError(f"--reference: got {reference}; expected one of {', '.join(names)}, or {NO_REFERENCE}")
+    found = read_finished(names, out, computation)
+    collected = found.collected
+    if reference is None and found.reference is not None and DEFAULT_REFERENCE not in collected.table.losses:
+        reference = found.reference
+        note = f"The reference is {reference}, nnU-Net's own trainer (Dice + cross entropy), since none was named."
+        collected = replace(collected, notes=(*collected.notes, note))
+    return collected, reference
+
+
+def read_finished(named: dict[str, Path], out: Path, computation: MetricOptions) -> "Finished":
+    """Compute or read the metrics of finished predictions, and print notes about them.
+
+    Args:
+        named: name -> folder of predictions, or table.
+        out: the report's folder.
+        computation: of the metrics.
+
+    Raises:
+        UserError: options, folders or files that do not fit.
+    """
+    from pipelines.cli.training_options import whole_numbers
+    from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
+    from pipelines.evaluation.result_folders import read_classes
+    from pipelines.utils.files import write_text
+    from pipelines.utils.machine import available_cores
+
+    tables = [name for name, path in named.items() if path.is_file()]
+    if tables and len(tables) < len(named):
+        raise UserError(
+            f"--predictions: {tables[0]} is a table, and others are folders, measured otherwise; expected all of a kind"
+        )
+    if tables:
+        if computation.is_given:
+            raise UserError(f"{MetricOptions.FLAGS} belong to folders of predictions, and tables were named")
+        return read_tables(named)
+    classes, folds, jobs = computation.classes, computation.folds, computation.jobs
+    tolerance = NSD_TOLERANCE_MM if computation.tolerance is None else computation.tolerance
+    if not math.isfinite(tolerance) or tolerance < 0:
+        raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs: got {jobs}; expected at least 1")
+    from pipelines.report.external_results import from_predictions  # not above, for the time that pandas takes
+
+    found = from_predictions(
+        named,
+        computation.cache_dir or out / "cache",
+        labels=computation.labels,
+        classes=None if classes is None else read_classes(classes),
+        folds=None if folds is None else whole_numbers(folds, "--folds"),
+        nsd_tolerance_mm=tolerance,
+        jobs=jobs or available_cores(),
+        bar=terminal_bar,
+        tell=lambda line: click.echo(line, err=True),
+    )
+    try:
+        write_text(out / CASES, found.rows.to_csv(index=False))
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
+    for line in found.told:
+        click.echo(line)
+    return found
+
+
+def read_tables(named: dict[str, Path]) -> "Finished":
+    """Join tables of one method each, and print notes about them."""
+    from pipelines.report.external_results import from_tables
+
+    found = from_tables(named)
+    for line in found.told:
+        click.echo(line)
+    return found

@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: settings by their names in a recipe file, in place of an option or where there is none."""
+"""`--set KEY=VALUE`: settings named as in a recipe file, with or without an option of their own."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -14,31 +14,31 @@ from pipelines.comparison.executors import EXECUTORS
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 
-#: What each run has of its own; `nnunet` has options, `nnunet.configuration` among them.
+#: Fields that only an argument or an option sets; those of `nnunet` are keys such as `nnunet.configuration`.
 _NO_SETTINGS = {"manifest", "loss", "loss_arguments", "fold", "seed", "nnunet"}
 
 
 def keys_without_option() -> list[str]:
-    """The keys that only `--set` and a recipe file have, in the order of `RunConfig`."""
+    """The keys without an option, in the order of `RunConfig`."""
     flagged = {option.name for option in _options().values()}
     return [key for key in _recipe_keys(RunConfig) if key not in flagged]
 
 
 def with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the current command, with what `--set` names in their places.
+    """The options of the current command, updated by `--set`.
 
     A key is a field of `RunConfig` (`learning_rate`, `augmentation.rotation`), the name of its option (`lr`), or, for
-    the options of SLURM and nnU-Net, one such as `slurm.time`. Its value replaces the recipe's, and is written as for
-    the option; without one as in a recipe file, or as a list such as `0.7,1.4`.
+    the options of SLURM and nnU-Net, one such as `slurm.time`. Its value replaces the recipe's. It has the form of the
+    option's value; without an option that of a recipe file, or of a list such as `0.7,1.4`.
 
     Args:
-        options: name to value; `settings` among them, each `KEY=VALUE`.
+        options: name to value; `settings` has the `KEY=VALUE` of each `--set`.
 
     Returns:
-        The options; `settings` is the fields of `RunConfig` that have no option, key to value.
+        The options; `settings` has the fields of `RunConfig` without an option, key to value.
 
     Raises:
-        UserError: no such key, a value that it cannot have, or a key that is set twice or by its option as well.
+        UserError: no such key, a value out of range, or a key that is set twice or by its option as well.
     """
     ctx = click.get_current_context()
     known = _options()
@@ -67,7 +67,7 @@ def with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings, with those of `--set` in their places; `augmentation.noise` leaves the rest as it is."""
+    """A recipe's settings, updated by those of `--set`; `augmentation.noise` keeps the rest of `augmentation`."""
     result = dict(recipe)
     for key, value in settings.items():
         field, _, entry = key.partition(".")
@@ -83,14 +83,14 @@ def _pairs(settings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for text in settings:
         key, _, value = (part.strip() for part in text.partition("="))
         if not key or not value:
-            raise UserError(f"--set: got '{text}'; expected KEY=VALUE, as lr=1e-3")
+            raise UserError(f"--set: got '{text}'; expected KEY=VALUE, such as lr=1e-3")
         yield key, value
 
 
 def _options() -> dict[str, click.Option]:
-    """The options of the current command that `--set` has as well, by their names in `RunConfig`, or with a prefix.
+    """The options of the current command that `--set` accepts, by key.
 
-    Of executors and nnU-Net a part of the name stands before the dot: `--slurm-time` is `slurm.time`.
+    Keys are names of `RunConfig`; those of executors and nnU-Net have a prefix: `--slurm-time` is `slurm.time`.
     """
     found = {}
     for param in click.get_current_context().command.params:
@@ -117,13 +117,13 @@ def _recipe_keys(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _name(key: str, known: Mapping[str, click.Option]) -> str:
-    """What a key means: a name in `known`, or a field of `RunConfig`.
+    """The name in `known`, or the field of `RunConfig`, that a key refers to.
 
     Raises:
-        UserError: nothing; says the nearest key.
+        UserError: there is none; the message names the nearest key.
     """
     fields = list(_recipe_keys(RunConfig))
-    # `schedule` is the one field that an option of another meaning is called by: the recipe file's meaning holds.
+    # `schedule` is a field, and also the flag of another option: here it means the field, as in a recipe file.
     names = {_flag_name(option): name for name, option in known.items() if "." not in name}
     names |= {name: name for name in (*known, *fields)}
     spelling = key.replace("-", "_")
@@ -139,7 +139,7 @@ def _name(key: str, known: Mapping[str, click.Option]) -> str:
 
 def _option_value(option: click.Option, key: str, texts: list[str], ctx: click.Context) -> Any:
     if option.name in RunConfig.model_fields:
-        # As a recipe file writes lists.
+        # Lists may have brackets, as in a recipe file.
         texts = [text[1:-1] if text.startswith("[") and text.endswith("]") else text for text in texts]
     try:
         return option.type_cast_value(ctx, texts if option.multiple else texts[0])

@@ -1,4 +1,4 @@
-"""Options that say how and by what a run is trained, and the run config that they make."""
+"""Options of a run's training, shared by `train` and `compare`, and the run config that they make."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +12,13 @@ from pipelines.cli import DATA, OUTPUT, PLACE, RECIPE, help_all_option, option, 
 from pipelines.data import Configuration
 from pipelines.utils import UserError
 
-# Options of `compare` that say what trains: our engines, or nnU-Net.
+if TYPE_CHECKING:  # `--help` does not wait for them
+    from pipelines.data.manifest import Manifest
+    from pipelines.training.run_config import RunConfig
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+# The trainer: MONAI's engines, or nnU-Net
 
 _TRAINER = (
     option(
@@ -51,12 +55,12 @@ _TRAINER = (
         help="Steps per epoch; default: 250, as in nnU-Net.",
     ),
 )
-#: Of the options that say how a network is trained, those that nnU-Net leaves to others.
-_LEFT_OPEN = {"epochs", "data_root", "keep_predictions", "cache_dir", "device"}
+#: Training options that nnU-Net does not plan itself.
+_NOT_PLANNED = {"epochs", "data_root", "keep_predictions", "cache_dir", "device"}
 
 
 def trainer_options(command: _Command) -> _Command:
-    """Add the options."""
+    """Add the options of the trainer."""
     for decorate in reversed(_TRAINER):
         command = decorate(command)
     return command
@@ -67,45 +71,45 @@ def chosen_trainer(manifest: str, options: dict[str, Any], others: Mapping[str, 
 
     Args:
         manifest: name or path.
-        options: of the command, those of the trainer and those of its training.
-        others: by their flags, options of the command that go with our engines alone, and whether they were given.
+        options: of the trainer and of the training.
+        others: flags of other options that need our engines, and whether they were given.
 
     Raises:
-        UserError: an option that the trainer does not have; nnU-Net is not there, or cannot take the data.
+        UserError: an option that the trainer does not have; nnU-Net is not installed, or cannot take the data.
     """
     kept = dict(options)
     trainer = kept.pop("trainer")
-    own = {key.removeprefix("nnunet_"): kept.pop(key) for key in options if key.startswith("nnunet_")}
+    nnunet = {key.removeprefix("nnunet_"): kept.pop(key) for key in options if key.startswith("nnunet_")}
     given = _given_flags()
     if trainer == "engines":
-        for name in own:
+        for name in nnunet:
             if flag := given.get(f"nnunet_{name}"):
                 raise UserError(f"{flag}: goes with --trainer nnunet, and got --trainer engines")
         return kept
-    refused = [given[name] for name in kept if name in given and name not in (*_LEFT_OPEN, "settings")]
+    refused = [given[name] for name in kept if name in given and name not in (*_NOT_PLANNED, "settings")]
     if refused := refused + [f"--set {key}" for key in kept.get("settings", {})]:
         raise UserError(f"{refused[0]}: nnU-Net plans that itself; leave it out with --trainer nnunet")
     if refused := [flag for flag, is_given in others.items() if is_given]:
         raise UserError(f"{refused[0]}: goes with --trainer engines, and got --trainer nnunet")
-    return kept | {"nnunet": _settings(manifest, own)}
+    return kept | {"nnunet": _nnunet_settings(manifest, nnunet)}
 
 
-def _settings(manifest: str, own: dict[str, Any]) -> dict[str, Any]:
+def _nnunet_settings(manifest: str, options: dict[str, Any]) -> dict[str, Any]:
     from pipelines.data.manifest import load_manifest
     from pipelines.nnunet.datasets import refuse_unfit, require_nnunet
 
     loaded = load_manifest(manifest)
     refuse_unfit(loaded)
     default = "2d" if loaded.dimensions == 2 else "3d_fullres"
-    configuration = own["configuration"] or default
+    configuration = options["configuration"] or default
     if loaded.dimensions == 2 and configuration != "2d":
         raise UserError(f"--nnunet-configuration: got {configuration}; '{loaded.name}' is 2D, and has 2d alone")
     require_nnunet()
-    return {name: value for name, value in own.items() if value is not None} | {"configuration": configuration}
+    return {name: value for name, value in options.items() if value is not None} | {"configuration": configuration}
 
 
 def _given_flags() -> dict[str, str]:
-    """The options that were typed: name to flag."""
+    """The options of the command line: name to flag."""
     context = click.get_current_context()
     return {
         str(option.name): typed(option.opts[0])
@@ -114,11 +118,7 @@ def _given_flags() -> dict[str, str]:
     }
 
 
-# Options that `train` and `compare` share, and the config that they make.
-
-if TYPE_CHECKING:  # `--help` does not wait for them
-    from pipelines.data.manifest import Manifest
-    from pipelines.training.run_config import RunConfig
+# The training
 
 _OPTIONS = (
     option(
@@ -250,14 +250,20 @@ _OPTIONS = (
 
 
 def training_options(command: _Command) -> _Command:
-    """Add the options that say how a network is trained."""
+    """Add the options of the training."""
     for decorate in reversed(_OPTIONS):
         command = decorate(command)
     return command
 
 
+# The run config
+
+#: Epochs of nnU-Net's default trainer.
+_NNUNET_EPOCHS = 1000
+
+
 def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
-    """The whole numbers of a list such as `40,56,40`.
+    """The whole numbers in a list such as `40,56,40`.
 
     Raises:
         UserError: it is no such list.
@@ -265,11 +271,11 @@ def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"{flag}: got '{text}'; expected whole numbers and commas, as 0,1,2") from None
+        raise UserError(f"{flag}: got '{text}'; expected whole numbers and commas, such as 0,1,2") from None
 
 
 def numbers(text: str, flag: str) -> tuple[float, ...]:
-    """The numbers of a list such as `3,0.8,0.8`.
+    """The numbers in a list such as `3,0.8,0.8`.
 
     Raises:
         UserError: it is no such list.
@@ -277,11 +283,11 @@ def numbers(text: str, flag: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"{flag}: got '{text}'; expected numbers and commas, as 3,0.8,0.8") from None
+        raise UserError(f"{flag}: got '{text}'; expected numbers and commas, such as 3,0.8,0.8") from None
 
 
 def rates(text: str, flag: str) -> dict[str, float]:
-    """Losses with their rates, of a list such as `focal=1e-2,tversky=1e-3`.
+    """Learning rates by loss, from a list such as `focal=1e-2,tversky=1e-3`.
 
     Raises:
         UserError: it is no such list.
@@ -289,14 +295,18 @@ def rates(text: str, flag: str) -> dict[str, float]:
     try:
         return {loss.strip(): float(rate) for loss, rate in (part.rsplit("=", 1) for part in text.split(","))}
     except ValueError:
-        raise UserError(f"{flag}: got '{text}'; expected losses with rates, as focal=1e-2,tversky=1e-3") from None
+        raise UserError(f"{flag}: got '{text}'; expected losses with rates, such as focal=1e-2,tversky=1e-3") from None
 
 
 def refuse_unused_rates(text: str | None, losses: Sequence[str]) -> None:
-    """Refuse rates (as `rates` reads them) of losses that are not trained: a misspelt one would train at another.
+    """Refuse learning rates of losses that are not trained: a misspelt loss would train at the common rate.
+
+    Args:
+        text: in the form of `rates`; None: not given.
+        losses: that are trained.
 
     Raises:
-        UserError: there is one; says the nearest loss.
+        UserError: there is one; the message names the nearest loss.
     """
     flag = typed("--loss-lr")
     for loss in rates(text, flag) if text else ():
@@ -305,9 +315,6 @@ def refuse_unused_rates(text: str | None, losses: Sequence[str]) -> None:
             hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(losses)}"
             raise UserError(f"{flag}: {loss} is none of the losses that are trained{hint}")
 
-
-#: nnU-Net's own.
-_NNUNET_EPOCHS = 1000
 
 _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "patch_size": ("--patch", whole_numbers),
@@ -318,17 +325,17 @@ _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 
 
 def run_config(*, recipe: str, settings: dict[str, Any] | None = None, **options: Any) -> "RunConfig":
-    """A `RunConfig` of a recipe and of the options that were given, which come before the recipe's settings.
+    """A `RunConfig` from a recipe and the options, which take precedence over the recipe's settings.
 
-    What `nnunet` says is nnU-Net's, which goes by no recipe.
+    nnU-Net, where `nnunet` is given, uses no recipe.
 
     Args:
         recipe: name or file.
-        settings: of `--set`, as `with_settings` returns them; they take precedence over the recipe's, too.
+        settings: from `--set`, as `with_settings` returns them; they take precedence over the recipe, too.
         options: fields of `RunConfig`; None: not given.
 
     Raises:
-        UserError: an option out of its range, an unknown recipe or loss.
+        UserError: an option out of range, an unknown recipe or loss.
     """
     from medloss.names import refuse_unknown_losses
     from pipelines.cli.settings import merged
@@ -350,12 +357,16 @@ def run_config(*, recipe: str, settings: dict[str, Any] | None = None, **options
 
 
 def refuse_untrainable(configs: "Sequence[RunConfig]", manifest: "Manifest") -> None:
-    """Refuse configs (as `run_config` makes them) whose device is not there, or whose losses cannot be made.
+    """Refuse configs that cannot be trained on this machine or on these data.
+
+    Args:
+        configs: as `run_config` makes them.
+        manifest: of the data.
 
     Raises:
         UserError: a device or loss that this machine does not have, or that does not fit the data.
     """
-    # Torch takes a second: what can be refused without it has been refused by now.
+    # Not above, for the second that torch takes.
     from pipelines.training.auto_config import refuse_misfit
     from pipelines.utils.machine import chosen_device
 

@@ -1,4 +1,4 @@
-"""A manifest's cases as a raw data set of nnU-Net, planned and preprocessed once for all runs of a comparison."""
+"""A manifest's cases in nnU-Net's format, planned and preprocessed once for all runs of a comparison."""
 
 import hashlib
 import math
@@ -29,7 +29,7 @@ from pipelines.utils import UserError
 from pipelines.utils.files import read_json, write_json
 from pipelines.utils.locks import held_lock, is_held
 
-# A manifest's cases as a raw data set of nnU-Net: links to its files, `dataset.json`, and the folds.
+# The raw data set: links to the files, `dataset.json`, and the folds
 
 _NUMBERED = re.compile(r"Dataset(\d{3})_")
 _HIGHEST = 999
@@ -38,14 +38,14 @@ _HIGHEST = 999
 def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | None = None) -> Path:
     """Write `Dataset<number>_<name>` in nnU-Net's folder of raw data sets.
 
-    Files are linked, not copied: by hard links, and where the file system has none of those, by symbolic ones. Labels
-    that were not saved as whole numbers are written as such, as every command here reads them: nnU-Net cuts off what
-    follows the point, and 1.9999 would be 1.
+    Files are not copied but hard-linked, or symbolically where the file system has no hard links. Labels that were not
+    saved as whole numbers are rounded and written, as all commands here read them: nnU-Net truncates, so that 1.9999
+    would be 1.
 
     Args:
         manifest: the data set.
         root: the folder of its files.
-        raw: nnU-Net's folder; made where it is missing.
+        raw: nnU-Net's folder; created if it is missing.
         number: the data set's; None: the next free one.
 
     Returns:
@@ -70,21 +70,22 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
     try:
         raw.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=raw) as temporary:
-            made = Path(temporary) / "made"
+            unfinished = Path(temporary) / folder.name
             for name, source in links.items():
-                (made / name).parent.mkdir(parents=True, exist_ok=True)
-                if source not in labels or not _written_whole(source, made / name, manifest.label_values):
-                    _link(source.resolve(), made / name)
-            write_json(made / "dataset.json", content)
-            write_json(made / SPLITS, splits_of(manifest))
-            made.rename(folder)
+                target = unfinished / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source not in labels or not _written_whole(source, target, manifest.label_values):
+                    _link(source.resolve(), target)
+            write_json(unfinished / "dataset.json", content)
+            write_json(unfinished / SPLITS, splits_of(manifest))
+            unfinished.rename(folder)
     except OSError as error:
         raise UserError(f"--raw: {folder} cannot be written: {error.strerror}") from None
     return folder
 
 
 def refuse_unfit(manifest: Manifest) -> None:
-    """Refuse what can be seen to be none of nnU-Net's, before any file is read.
+    """Refuse data sets that nnU-Net cannot take, by the manifest alone.
 
     Raises:
         UserError: labels that are not 0, 1, 2 and so on, or files of different endings.
@@ -93,7 +94,7 @@ def refuse_unfit(manifest: Manifest) -> None:
 
 
 def splits_of(manifest: Manifest) -> list[dict[str, list[str]]]:
-    """The manifest's folds as nnU-Net's `splits_final.json` has them."""
+    """The manifest's folds in the form of nnU-Net's `splits_final.json`."""
     splits = []
     for fold in manifest.folds():
         train, val = manifest.split(fold)
@@ -104,12 +105,14 @@ def splits_of(manifest: Manifest) -> list[dict[str, list[str]]]:
 def _dataset_json(manifest: Manifest, ending: str) -> dict[str, Any]:
     if manifest.label_values != list(range(manifest.num_classes)):
         raise UserError(
-            f"'{manifest.name}' has the labels {manifest.label_values}; nnU-Net wants 0, 1, 2 and so on without gaps, "
-            "and files that are linked keep their values"
+            f"'{manifest.name}' has the labels {manifest.label_values}; nnU-Net requires 0, 1, 2 and so on without "
+            "gaps, and files that are linked keep their values"
         )
     labels = {"background": 0} | {manifest.classes[value]: value for value in manifest.label_values[1:]}
     if len(labels) < manifest.num_classes or "ignore" in labels:
-        raise UserError(f"'{manifest.name}' has a class named 'background' or 'ignore', which mean more to nnU-Net")
+        raise UserError(
+            f"'{manifest.name}' has a class named 'background' or 'ignore', which has a special meaning in nnU-Net"
+        )
     return {
         "name": manifest.name,
         "description": manifest.description,
@@ -127,27 +130,27 @@ def _ending(manifest: Manifest) -> str:
     endings = {".nii.gz" if file.endswith(".nii.gz") else ".nii" for file in files}
     if len(endings) > 1:
         raise UserError(
-            f"'{manifest.name}' has files that end in .nii and in .nii.gz; nnU-Net wants one ending for all"
+            f"'{manifest.name}' has files that end in .nii and in .nii.gz; nnU-Net requires the same ending for all"
         )
     ending = endings.pop()
     if manifest.dimensions == 2 and ending == ".nii":
-        raise UserError(f"'{manifest.name}' is 2D and not compressed; nnU-Net reads 2D NIfTI as .nii.gz alone")
+        raise UserError(f"'{manifest.name}' is 2D and not compressed; nnU-Net reads 2D NIfTI only as .nii.gz")
     return ending
 
 
 def _refuse_unreadable(image: Path) -> None:
-    """2D images nnU-Net reads by SimpleITK alone, which wants their axes to be the patient's first two."""
+    """Refuse 2D images that SimpleITK cannot read, as nnU-Net does: their axes must be the patient's first two."""
     import SimpleITK as sitk
 
     try:
         sitk.ReadImage(str(image))
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rsplit("): ", 1)[-1]
-        raise UserError(f"{image}: SimpleITK, by which nnU-Net reads 2D images, cannot read it: {reason}") from None
+        raise UserError(f"{image}: SimpleITK, with which nnU-Net reads 2D images, cannot read it: {reason}") from None
 
 
 def _free_number(raw: Path, number: int | None) -> int:
-    """A number that no data set has, in nnU-Net's other folders neither: it finds them all by their number."""
+    """A number that no data set has in any of nnU-Net's folders, where it finds them by number."""
     others = (nnunet_folder("preprocessed"), nnunet_folder("results"))
     folders = [raw, *(folder for folder in others if folder is not None)]
     taken: dict[int, Path] = {}
@@ -165,17 +168,25 @@ def _free_number(raw: Path, number: int | None) -> int:
 
 
 def _written_whole(source: Path, target: Path, values: list[int]) -> bool:
-    """Write a label map whose values were not saved as whole numbers; whether it is such a one.
+    """Write a label map with its values rounded, if they were not saved as whole numbers.
+
+    Args:
+        source: the label map.
+        target: the file to write.
+        values: that it may have: 0, 1, 2 and so on.
+
+    Returns:
+        Whether it was written.
 
     Raises:
-        UserError: it holds others than these values, which are 0, 1, 2 and so on.
+        UserError: the label map has other values.
     """
     try:
         image = nib.load(source)
-        as_it_is = image.get_data_dtype().kind in "iu" and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
-    except Exception:  # nibabel raises whatever a damaged header leads to; `medloss check` names such files
+        is_whole = image.get_data_dtype().kind in "iu" and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
+    except Exception:  # nibabel raises any kind of error for a damaged header; `medloss check` reports such files
         return False
-    if as_it_is:
+    if is_whole:
         return False
     try:
         labels = read_file(source).data
@@ -195,19 +206,19 @@ def _link(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
-# A manifest's cases as nnU-Net plans and preprocesses them: once, for all runs of a comparison.
+# Planned and preprocessed
 
 _MARK = "prepared.json"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What nnU-Net has made of a data set.
+    """A data set that nnU-Net has planned and preprocessed.
 
     Attributes:
-        folder: with nnU-Net's `raw` and `preprocessed` in it.
+        folder: contains nnU-Net's `raw` and `preprocessed`.
         dataset: `Dataset<number>_<name>`.
-        plans: what its plans are called.
+        plans: name of its plans.
     """
 
     folder: Path
@@ -215,7 +226,7 @@ class Prepared:
     plans: str
 
     def environment(self, results: Path) -> dict[str, str]:
-        """The variables by which nnU-Net finds it, and where it then writes."""
+        """The variables with nnU-Net's folders, `results` among them."""
         return {
             "nnUNet_raw": str(self.folder / "raw"),
             "nnUNet_preprocessed": str(self.folder / "preprocessed"),
@@ -223,43 +234,43 @@ class Prepared:
         }
 
     def content(self, name: str) -> dict[str, Any]:
-        """One of its files: `dataset`, or the plans by their name."""
+        """The content of one of its JSON files: `dataset`, or the plans by name."""
         found: dict[str, Any] = read_json(self.folder / "preprocessed" / self.dataset / f"{name}.json")
         return found
 
 
 def require_nnunet() -> None:
-    """Raise a `UserError` where nnU-Net is not installed; it is looked for, not imported."""
+    """Raise a `UserError` if nnU-Net is not installed, without importing it."""
     if find_spec("nnunetv2") is None:
         raise UserError(
-            "--trainer nnunet: nnU-Net is not installed here; in an environment of its own, `pip install torch "
+            "--trainer nnunet: nnU-Net is not installed here; in a separate environment, `pip install torch "
             "torchvision`, then `pip install '.[nnunet]'` in a checkout of medloss: see docs/nnunet.md"
         )
 
 
-def prepare(config: RunConfig, cache: Path, processes: int, log: Path, tell: Callable[[str], None]) -> Prepared:
-    """Have nnU-Net plan and preprocess a data set, unless it is there.
+def prepare(config: RunConfig, cache: Path, processes: int, log: Path, notify: Callable[[str], None]) -> Prepared:
+    """Plan and preprocess a data set with nnU-Net, unless the cache has it.
 
     Args:
         config: of any of the runs.
         cache: the folder of prepared cases.
         processes: at a time.
-        log: gets what nnU-Net says.
-        tell: called with lines for people.
+        log: file for nnU-Net's output.
+        notify: called with messages for the user.
 
     Raises:
-        UserError: nnU-Net cannot take the data, fails, or plans no such configuration.
+        UserError: nnU-Net cannot take the data, fails, or does not plan the configuration.
     """
     manifest, settings = load_manifest(config.manifest), _settings(config)
     folder = _folder(manifest, settings, cache)
     lock = folder.with_name(f"{folder.name}.lock")
-    if is_held(lock):  # by another comparison, whose cases these are, too
-        tell(f"waiting: another process prepares these cases, in {folder}")
+    if is_held(lock):  # by another comparison on the same cases
+        notify(f"waiting: another process prepares these cases, in {folder}")
     with held_lock(lock, math.inf):
         if (found := _found(folder)) is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
             root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
-            tell(f"preparing: nnU-Net plans and preprocesses {len(manifest.cases)} cases; it says how in {log}")
+            notify(f"preparing: nnU-Net plans and preprocesses {len(manifest.cases)} cases; its output is in {log}")
             found = _prepare(manifest, settings, root, folder, processes, log)
     configurations = found.content(found.plans)["configurations"]
     if settings.configuration not in configurations:
@@ -271,16 +282,18 @@ def prepare(config: RunConfig, cache: Path, processes: int, log: Path, tell: Cal
 
 
 def find_prepared(config: RunConfig, cache: Path) -> Prepared:
-    """What `prepare` has left in a cache.
+    """The data set that `prepare` has left in a cache.
 
     Raises:
-        UserError: it is not there, or nnU-Net is not.
+        UserError: the cache does not have it, or nnU-Net is not installed.
     """
     require_nnunet()
     folder = _folder(load_manifest(config.manifest), _settings(config), cache)
     found = _found(folder)
     if found is None:
-        raise UserError(f"{folder}: no cases that nnU-Net has prepared; call `medloss compare` as before, which does")
+        raise UserError(
+            f"{folder}: no cases prepared by nnU-Net; run the same `medloss compare` again, which prepares them"
+        )
     return found
 
 
@@ -290,7 +303,7 @@ def _settings(config: RunConfig) -> NnunetSettings:
 
 
 def _folder(manifest: Manifest, settings: NnunetSettings, cache: Path) -> Path:
-    """Named by all that decides what is in it."""
+    """The folder, named by a hash of everything that determines its content."""
     decisive = [manifest.sha256, settings.configuration, settings.planner or "", version("nnunetv2")]
     return cache / f"nnunet-{hashlib.sha256(' '.join(decisive).encode()).hexdigest()[:12]}"
 
@@ -305,21 +318,21 @@ def _prepare(
 ) -> Prepared:
     dataset = write_raw_dataset(manifest, root, folder / "raw").name
     named = Prepared(folder, dataset, "").environment(folder / "results")
-    own = {"nnUNet_def_n_proc": str(processes), "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
+    limits = {"nnUNet_def_n_proc": str(processes), "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
     number, at_once = dataset[len("Dataset") :].split("_")[0], str(processes)
     command = [sys.executable, "-m", "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints", "-d", number]
     command += ["-c", settings.configuration, "-np", at_once, "-npfp", at_once]
     command += [] if settings.planner is None else ["-pl", settings.planner]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         ended = subprocess.run(
-            command, env=os.environ | named | own, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            command, env=os.environ | named | limits, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     if ended.returncode != 0:
         lines = [line.strip() for line in log.read_text(errors="replace").split("\n") if line.strip()]
-        told = lines[-1] if lines else f"exit code {ended.returncode}"
-        raise UserError(f"nnU-Net could not prepare the cases: {told[:300]}; see {log}")
-    places = (folder / "preprocessed" / dataset).glob("*.json")
-    plans = next(path.stem for path in places if "plans_name" in read_json(path))
+        reason = lines[-1] if lines else f"exit code {ended.returncode}"
+        raise UserError(f"nnU-Net could not prepare the cases: {reason[:300]}; see {log}")
+    files = (folder / "preprocessed" / dataset).glob("*.json")
+    plans = next(path.stem for path in files if "plans_name" in read_json(path))
     write_json(folder / _MARK, {"dataset": dataset, "plans": plans})
     return Prepared(folder, dataset, plans)

@@ -1,4 +1,4 @@
-"""A loss as nnU-Net calls it, and the trainers' names `nnUNetTrainerMedloss_<loss>` that carry it."""
+"""Losses with nnU-Net's interface, and the trainers' names `nnUNetTrainerMedloss_<loss>`."""
 
 import re
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from medloss.expression import Term, parse_expression
 from medloss.names import loss_names, unknown_loss
 from medloss.spacing import scaled_spacing
 
-# Names of trainers: `nnUNetTrainerMedloss_<loss>`, with `_<N>epochs` at the end or without.
+# Names of trainers: `nnUNetTrainerMedloss_<loss>`, optionally with `_<N>epochs`
 
 PREFIX = "nnUNetTrainerMedloss_"
 _EPOCHS = re.compile(r"(?P<losses>.+)_(?P<epochs>[1-9][0-9]*)epochs?")
-#: A class's name has letters, digits and `_` alone: these words stand for `+`, `*` and `.`.
+#: Names of classes allow only letters, digits and `_`: these words stand for `+`, `*` and `.`.
 _PLUS, _TIMES, _POINT = "_plus_", "_times_", "p"
 _TERM = re.compile(rf"(?:(?P<weight>[0-9]+(?:{_POINT}[0-9]+)?){_TIMES})?(?P<name>\w+)")
 
 
 @dataclass(frozen=True)
 class TrainerName:
-    """What a trainer's name says.
+    """The parts of a trainer's name.
 
     Attributes:
         loss: a registered loss, or a sum such as `0.2*focal+0.8*dice`.
-        epochs: how many; None for nnU-Net's 1000.
+        epochs: their number; None for nnU-Net's 1000.
     """
 
     loss: str
@@ -40,7 +40,9 @@ class TrainerName:
         parts = []
         for term in parse_expression(self.loss):
             if term.name not in loss_names():
-                raise InputError(f"loss: '{term.name}' is no registered loss, so no trainer is named after it")
+                raise InputError(
+                    f"loss: '{term.name}' is no registered loss; trainers are named after registered ones only"
+                )
             weight = "" if term.weight == 1 else f"{_number(term.weight)}{_TIMES}"
             parts.append(f"{weight}{term.name}")
         ending = "" if self.epochs is None else f"_{self.epochs}epochs"
@@ -48,7 +50,7 @@ class TrainerName:
 
 
 def trainer_name(name: str) -> TrainerName | None:
-    """Read a trainer's name; None where it is none of ours.
+    """Parse a trainer's name; None if it is not one of ours.
 
     Example:
         >>> from pipelines.nnunet.losses import trainer_name
@@ -73,7 +75,7 @@ def trainer_name(name: str) -> TrainerName | None:
 
 
 def hint(name: str) -> str:
-    """What to say of a name that starts as ours do, and is none: the nearest loss of the unknown one."""
+    """A message about a name with our prefix that is not valid; names the loss nearest to the unknown one."""
     losses = name.removeprefix(PREFIX)
     if found := _EPOCHS.fullmatch(losses):
         losses = found["losses"]
@@ -91,9 +93,11 @@ def _number(weight: float) -> str:
     return text.replace(".", _POINT)
 
 
-# A loss as nnU-Net calls it: its targets, its ignore label, its deep supervision, and the plan's spacing.
+# The loss: nnU-Net's targets, ignore label and deep supervision, and the plan's spacing
 
-#: What nnU-Net itself trains with: its Dice, in which an empty class counts as right, plus cross entropy.
+#: The item of nnU-Net's log, and so of its checkpoints, with the state that a loss keeps between epochs.
+LOSS_STATE = "medloss_loss_state"
+#: nnU-Net's default loss: Dice, in which an empty class counts as correct, plus cross entropy.
 _DEFAULT = ("binary_cross_entropy", "dice")
 _SMOOTH = 1e-5
 
@@ -103,15 +107,15 @@ class NnunetLoss(nn.Module):
 
     Args:
         loss: the loss.
-        weights: one a scale, finest first; scales of weight 0 are left out.
-        spacing: mm, of the finest scale, in the order of the patches' axes.
-        regions: whether targets are one map a region, `[B, R, *spatial]`, the ignore label a last one; else they are
-            label maps `[B, 1, *spatial]`.
-        ignore_label: the label whose voxels do not count; None where there is none.
+        weights: one per scale, finest first; scales with weight 0 are left out.
+        spacing: of the finest scale, mm, in the order of the patches' axes.
+        regions: whether targets are one map per region, `[B, R, *spatial]`, with the ignore label as the last; else
+            they are label maps `[B, 1, *spatial]`.
+        ignore_label: the label whose voxels do not count; None if there is none.
         offset: added to the loss's value.
 
     Raises:
-        InputError: there is an ignore label, and a loss that cannot leave voxels out.
+        InputError: there is an ignore label, and a loss that takes no mask.
     """
 
     def __init__(
@@ -138,8 +142,8 @@ class NnunetLoss(nn.Module):
         """The weighted sum over the scales.
 
         Args:
-            outputs: logits `[B, C, *spatial]` a scale, finest first; a tensor without deep supervision.
-            targets: likewise, each on its output's grid.
+            outputs: logits `[B, C, *spatial]` per scale, finest first; a tensor without deep supervision.
+            targets: one per output, on its grid.
         """
         if isinstance(outputs, Tensor) or isinstance(targets, Tensor):
             assert isinstance(outputs, Tensor) and isinstance(targets, Tensor)
@@ -154,7 +158,7 @@ class NnunetLoss(nn.Module):
         return total
 
     def start_epoch(self, epoch: int) -> None:
-        """Set the weights of a sum that has a schedule for them; before the epoch's first batch."""
+        """Set the weights of a sum with a schedule; to be called before the epoch's first batch."""
         pass_epoch_on(self.loss, epoch)
 
     def _at_one_scale(self, logits: Tensor, target: Tensor, spacing: tuple[float, ...]) -> Tensor:
@@ -168,7 +172,7 @@ class NnunetLoss(nn.Module):
         return call_loss(self.loss, logits, target, mask=mask, spacing=spacing)
 
     def extra_repr(self) -> str:
-        """What `print` shows beside the loss."""
+        """The attributes that `print` shows next to the loss."""
         ignored = "" if self.ignore_label is None else f", ignore_label={self.ignore_label}"
         shift = f", offset={self.offset}" if self.offset else ""
         return f"spacing={self.spacing}, weights={self.weights}, regions={self.regions}{ignored}{shift}"
@@ -184,29 +188,29 @@ def create_nnunet_loss(
     weights: Sequence[float],
     spacing: Sequence[float],
 ) -> NnunetLoss:
-    """Make a loss by its recipe, with the plan's settings.
+    """Create a loss by its recipe, with the plan's settings.
 
-    `dice` has nnU-Net's own settings in every sum: smoothing 1e-5, and no background with label maps. The sum
-    `dice+binary_cross_entropy` is nnU-Net's own loss to rounding. So its Dice counts as -D, and with regions and an
-    ignore label its cross entropy is summed over the regions, not averaged.
+    In every sum `dice` has nnU-Net's settings: smoothing 1e-5, and no background with label maps. The sum
+    `dice+binary_cross_entropy` equals nnU-Net's default loss up to rounding: its Dice counts as -D, and with regions
+    and an ignore label its cross entropy is summed over the regions, not averaged.
 
     Args:
-        spec: as `medloss.create_training_loss` takes it.
-        heads: the network's outputs.
-        regions: see `NnunetLoss`, as for the following.
+        spec: in the form of `medloss.create_training_loss`.
+        heads: number of the network's outputs.
+        regions: see `NnunetLoss`, also for the following.
         ignore_label: the label whose voxels do not count.
-        batch_dice: whether regions are summed over the batch (of all ranks) first.
-        weights: one a scale.
+        batch_dice: whether regions are first summed over the batch (of all ranks).
+        weights: one per scale.
         spacing: mm.
 
     Raises:
-        InputError: an unknown loss, or one that cannot leave out the ignore label.
+        InputError: an unknown loss, or one that takes no mask where there is an ignore label.
     """
     default = _is_default(spec)
     if default and regions and ignore_label is not None:
         spec = f"dice+{heads}*binary_cross_entropy"
     dice: dict[str, Any] = {"smooth_nr": _SMOOTH, "smooth_dr": _SMOOTH, "include_background": regions}
-    # nnU-Net has checked the labels before; to check each batch's again would make a GPU wait.
+    # nnU-Net has checked the labels; a check per batch would synchronise with the GPU.
     common: dict[str, Any] = {"batch": batch_dice, "validate": False}
     loss = create_training_loss(spec, num_classes=heads, sigmoid=regions, common=common, terms={"dice": dice})
     return NnunetLoss(
@@ -223,9 +227,9 @@ def scale_weights(scales: int, *, keep_last: bool) -> list[float]:
     """nnU-Net's weights of its outputs, finest first: 1, 1/2, 1/4 and so on, the last one 0, divided by their sum.
 
     Args:
-        scales: how many outputs.
-        keep_last: give the last one 1e-6 in the place of 0: data-parallel training without compilation refuses
-            parameters that get no gradient.
+        scales: number of outputs.
+        keep_last: whether the last weight is 1e-6 instead of 0: data-parallel training without compilation refuses
+            parameters without a gradient.
     """
     halves = [0.5**i for i in range(scales)]
     if scales > 1:
@@ -234,17 +238,17 @@ def scale_weights(scales: int, *, keep_last: bool) -> list[float]:
 
 
 def loss_state(loss: NnunetLoss) -> dict[str, list[float]]:
-    """What a balanced sum carries from epoch to epoch, as plain numbers; empty for all others."""
+    """The state that a balanced sum keeps between epochs, as plain numbers; empty for other losses."""
     if getattr(loss.loss, "schedule", "constant") == "constant":
         return {}
     return {name: value.double().flatten().tolist() for name, value in loss.state_dict().items()}
 
 
 def restore_loss(loss: nn.Module, state: dict[str, list[float]]) -> None:
-    """Set what `loss_state` gave; states of another loss are passed over."""
-    own = loss.state_dict()
-    if own.keys() == state.keys() and all(own[name].numel() == len(state[name]) for name in own):
-        for name, value in own.items():
+    """Set a state from `loss_state`; that of another loss is ignored."""
+    buffers = loss.state_dict()
+    if buffers.keys() == state.keys() and all(buffers[name].numel() == len(state[name]) for name in buffers):
+        for name, value in buffers.items():
             value.copy_(torch.tensor(state[name], dtype=torch.float64).view(value.shape))
 
 
@@ -260,7 +264,3 @@ def _refuse_maskless(loss: nn.Module) -> None:
                 f"loss: {type(term).__name__} takes no mask, so it cannot leave out the voxels of the ignore label; "
                 "expected a loss of medloss"
             )
-
-
-#: The item of nnU-Net's log, and so of its checkpoints, that holds what a loss carries from epoch to epoch.
-LOSS_STATE = "medloss_loss_state"

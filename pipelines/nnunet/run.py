@@ -37,24 +37,24 @@ from pipelines.utils.machine import (
     versions,
 )
 
-# nnU-Net's checkpoints: the trainer that they name, which whoever predicts with them needs.
+# Checkpoints
 
-#: What the exported file is called, beside the checkpoint.
+#: Name of the exported file, next to the checkpoint.
 EXPORTED = "checkpoint_stock.pth"
 
 
 def export_checkpoint(path: Path, out: Path | None = None) -> Path:
-    """Write a checkpoint of one of our trainers as one of nnU-Net's stock trainer, whose network is the same.
+    """Write a checkpoint of one of our trainers as one of nnU-Net's stock trainer, which has the same network.
 
     Args:
         path: the checkpoint.
-        out: where to; None: `checkpoint_stock.pth` beside it.
+        out: the file to write; None: `checkpoint_stock.pth` next to it.
 
     Returns:
         The file written.
 
     Raises:
-        UserError: no checkpoint of one of our trainers; a file with code in it; the file to write is there.
+        UserError: no checkpoint of one of our trainers; it contains code; the file to write exists.
     """
     out = out or path.with_name(EXPORTED)
     if out.is_dir():
@@ -64,12 +64,12 @@ def export_checkpoint(path: Path, out: Path | None = None) -> Path:
     checkpoint = read_checkpoint(path)
     trainer = checkpoint.get("trainer_name")
     if trainer == STOCK:
-        raise UserError(f"{path}: names {STOCK} already, so anybody can predict with it as it is")
+        raise UserError(f"{path}: names {STOCK} already, and needs no export")
     if not (isinstance(trainer, str) and trainer.startswith(PREFIX)):
-        raise UserError(f"{path}: is of the trainer '{trainer}', whose network may be another; expected {PREFIX}...")
+        raise UserError(f"{path}: is of the trainer '{trainer}', whose network may differ; expected {PREFIX}...")
     exported = checkpoint | {"trainer_name": STOCK}
     if isinstance(log := checkpoint.get("logging"), dict):
-        # nnU-Net expects an entry an epoch of each item, and the stock trainer would add none.
+        # nnU-Net expects an entry per epoch in each item of the log; the stock trainer adds none to this one.
         exported["logging"] = {item: entries for item, entries in log.items() if item != LOSS_STATE}
     try:
         write_atomically(out, lambda file: torch.save(exported, file))
@@ -79,21 +79,21 @@ def export_checkpoint(path: Path, out: Path | None = None) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of nnU-Net's; nothing in it can run.
+    """Read a checkpoint of nnU-Net without running any code in it.
 
     Raises:
-        UserError: it is none, is damaged, or holds more than plain data.
+        UserError: it is none, is damaged, or contains more than plain data.
     """
     try:
-        # Beside tensors nnU-Net's have NumPy's numbers, in its log, and nothing else.
+        # Apart from tensors nnU-Net's checkpoints contain NumPy's numbers, in the log.
         with torch.serialization.safe_globals(_numbers()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles in another form than torch's
+            warnings.simplefilter("ignore")  # about pickles in another format than torch's
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: it holds more than tensors, numbers and text, perhaps code") from None
-    except Exception:  # torch raises whatever a damaged file leads to
+    except Exception:  # torch raises any kind of error for a damaged file
         raise UserError(f"{path}: is no checkpoint, or damaged") from None
     if not (isinstance(checkpoint, dict) and {"network_weights", "trainer_name", "init_args"} <= checkpoint.keys()):
         raise UserError(f"{path}: is no checkpoint of nnU-Net; expected one such as fold_0/checkpoint_final.pth")
@@ -101,29 +101,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _numbers() -> list[Any]:
-    """What a pickled number of NumPy is made of; none of it runs anything of the file's."""
+    """The types of a pickled number of NumPy; none of them runs code from the file."""
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
     return [scalar, np.dtype, *kinds]
 
 
-# A run of a comparison that nnU-Net trains: its folder is as one of our engines leaves it.
+# Runs: a run's folder has the same files as one of our engines
 
-#: nnU-Net's most processes that augment.
+#: Most processes for augmentation, as in nnU-Net.
 _AUGMENTING = 12
-#: Its checkpoint of a training that is over.
+#: nnU-Net's checkpoint of a finished training.
 _FINAL = "checkpoint_final.pth"
 
 
 def train_nnunet_run(
     config: RunConfig, run_dir: Path, cache: Path, before_files: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Train one run in its folder, or what is left of it; nnU-Net's own folder of results is `nnunet` in it.
+    """Train or resume a run in its folder; nnU-Net's folder of results is `nnunet` in it.
 
     Args:
-        config: what to train.
+        config: the run's.
         run_dir: the run's folder, see `RunFolder`.
-        cache: where `prepare` has left the cases.
+        cache: the folder with the cases that `prepare` has left.
         before_files: called at the end of each epoch, before anything is written.
 
     Returns:
@@ -131,7 +131,7 @@ def train_nnunet_run(
 
     Raises:
         UserError: the cases are not prepared.
-        TrainingError: weights became infinite, or memory did not suffice; `result.json` says so, too.
+        TrainingError: weights became infinite, or memory did not suffice; it is also in `result.json`.
     """
     folder, prepared = RunFolder(run_dir), find_prepared(config, cache)
     reset_peak_memory()
@@ -149,11 +149,11 @@ def train_nnunet_run(
 
 
 class NnunetRun:
-    """A training of nnU-Net, carried out in its folder.
+    """A run that nnU-Net trains.
 
     Args:
-        config: what to train.
-        folder: where it is kept.
+        config: the run's.
+        folder: the run's.
         prepared: the cases.
         before_files: called at the end of each epoch, before anything is written.
     """
@@ -161,7 +161,7 @@ class NnunetRun:
     def __init__(
         self, config: RunConfig, folder: RunFolder, prepared: Prepared, before_files: Callable[[], None]
     ) -> None:
-        # Not before it is asked for.
+        # Not above: it imports nnU-Net, which may not be installed.
         from pipelines.nnunet.trainers import compared_trainer
 
         assert config.nnunet is not None
@@ -174,7 +174,7 @@ class NnunetRun:
         self.trainer = compared_trainer(config)(
             prepared.content(prepared.plans) | {"continue_training": _checkpoint(folder.path) is not None},
             config.nnunet.configuration,
-            self.manifest.folds().index(config.fold),  # nnU-Net counts its splits
+            self.manifest.folds().index(config.fold),  # nnU-Net numbers its splits from 0
             prepared.content("dataset"),
             self.device,
         )
@@ -183,13 +183,13 @@ class NnunetRun:
         self.peaks = {int(row["epoch"]): row["peak_mb"] for row in folder.epochs}
 
     def __call__(self) -> dict[str, Any]:
-        """Train what is left, validate, and say how it ended."""
+        """Train the remaining epochs, validate, and return the content of `result.json`."""
         trainer, path = self.trainer, _checkpoint(self.folder.path)
         if path is not None:
             refuse_damaged(path)
             trainer.load_checkpoint(str(path))
         self.folder.begin(self.config)
-        self._tell()
+        self._write_progress()
         if path is None or path.name != _FINAL:
             trainer.run_training()
         began = time.perf_counter()
@@ -207,10 +207,10 @@ class NnunetRun:
         return result
 
     def _planned(self) -> dict[str, Any]:
-        """What nnU-Net has planned of that which a run's config says, axes in the order of the files'."""
+        """The fields of a run's config that nnU-Net has planned; axes in the order of the files."""
         plan = self.trainer.configuration_manager
         forward = self.trainer.plans_manager.transpose_forward
-        # nnU-Net reads files with their axes reversed, and turns them then; in 2D beside an axis of one slice.
+        # nnU-Net reads files with reversed axes, and then permutes them; 2D has an additional axis of one slice.
         dims = self.manifest.dimensions
         axes = [len(forward) - 1 - axis for axis in forward][len(forward) - len(plan.patch_size) :]
         order = sorted(range(len(axes)), key=lambda place: axes[place])
@@ -222,22 +222,22 @@ class NnunetRun:
 
     def _end_epoch(self) -> None:
         self.peaks[self.trainer.current_epoch] = round(peak_memory_mb(self.device), 1)
-        self._tell()
+        self._write_progress()
 
-    def _tell(self) -> None:
-        """Write how far it is; the last epoch's row has the validation, and comes with it."""
+    def _write_progress(self) -> None:
+        """Write the finished epochs; the last one's row includes the validation, and is written after it."""
         rows = self._rows()
-        over, epochs = len(rows), self.config.epochs
+        finished, epochs = len(rows), self.config.epochs
         self.folder.write_epochs(rows[: epochs - 1])
-        left = (epochs - over) * statistics.fmean(row["epoch_s"] for row in rows) if rows else None
-        # Without a Dice: nnU-Net's is over patches, and what is shown for runs that are over is over whole cases.
-        self.folder.write_progress(over, epochs, left, None)
+        remaining_s = (epochs - finished) * statistics.fmean(row["epoch_s"] for row in rows) if rows else None
+        # Without nnU-Net's Dice, which is over patches: that of finished runs is over whole cases.
+        self.folder.write_progress(finished, epochs, remaining_s, None)
 
     def _rows(self) -> list[dict[str, Any]]:
         return [row | {"peak_mb": self.peaks.get(row["epoch"])} for row in self.trainer.rows()]
 
     def _evaluate(self, cases: list[Case]) -> Evaluation:
-        """Measure nnU-Net's label maps as our engines' are, in mm, from files on the labels' own grid."""
+        """Compute the metrics of nnU-Net's label maps, from files on the labels' grid as for our engines."""
         written = Path(self.trainer.output_folder) / "validation"
         for case in cases:
             ending = self.trainer.dataset_json["file_ending"]
@@ -274,7 +274,7 @@ class NnunetRun:
 
 
 def _checkpoint(run_dir: Path) -> Path | None:
-    """Where a run can be taken up: at its end, or after its last epoch; None at its beginning."""
+    """The checkpoint to resume from: the final one, or the latest; None if there is none."""
     for name in (_FINAL, "checkpoint_latest.pth"):
         if found := next((run_dir / "nnunet").glob(f"*/*/fold_*/{name}"), None):
             return found
@@ -282,27 +282,26 @@ def _checkpoint(run_dir: Path) -> Path | None:
 
 
 def refuse_damaged(path: Path) -> None:
-    """Refuse a checkpoint that is not whole, or has code in it, which nnU-Net would run.
+    """Refuse a checkpoint that is damaged, or contains code, which nnU-Net would run.
 
     Raises:
-        TrainingError: it is such a one; says what to do.
+        TrainingError: it is or does; the message says what to do.
     """
     try:
         read_checkpoint(path)
     except UserError as error:
-        raise TrainingError(f"{error}; remove it, and train the run anew by --retry-failed") from None
+        raise TrainingError(f"{error}; remove it, and train the run again with --retry-failed") from None
 
 
 @contextmanager
 def _environment(prepared: Prepared, config: RunConfig, results: Path) -> Iterator[None]:
-    """What nnU-Net reads from the environment; what a user has set stays."""
+    """Set nnU-Net's environment variables; values that the user has set are kept."""
     threads = config.threads or available_cores()
-    # Beside a training on the processor, processes that augment would take its cores.
+    # On the CPU, processes for augmentation would compete with the training for its cores.
     augmenting = 0 if chosen_device(config.device).type == "cpu" else min(_AUGMENTING, threads)
-    own = {"nnUNet_def_n_proc": str(threads), "nnUNet_n_proc_DA": str(augmenting)} | dict(os.environ)
-    own |= prepared.environment(results)
     before = dict(os.environ)
-    os.environ.update(own)
+    limits = {"nnUNet_def_n_proc": str(threads), "nnUNet_n_proc_DA": str(augmenting)}
+    os.environ.update(limits | before | prepared.environment(results))
     try:
         yield
     finally:

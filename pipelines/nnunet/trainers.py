@@ -1,4 +1,4 @@
-"""nnU-Net's trainer with our losses, one class per name; and the trainer of a comparison's runs."""
+"""nnU-Net's trainer with our losses, a class per name, and the trainer of a comparison's runs."""
 
 import os
 import sys
@@ -27,15 +27,13 @@ from pipelines.training.run_config import RunConfig
 from pipelines.utils import TrainingError
 from pipelines.utils.machine import seed_everything
 
-# nnU-Net's trainer with our losses: a class for each name, made when it is asked for.
-
 
 class MedlossTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with another loss, and nothing else; subclasses name the loss.
+    """nnU-Net's trainer with another loss and no other change; subclasses name the loss.
 
     Attributes:
-        loss_spec: as `medloss.create_training_loss` takes it.
-        epochs: how many; None for nnU-Net's.
+        loss_spec: in the form of `medloss.create_training_loss`.
+        epochs: their number; None for nnU-Net's.
     """
 
     loss_spec: ClassVar[str] = "dice+binary_cross_entropy"
@@ -59,7 +57,7 @@ class MedlossTrainer(nnUNetTrainer):
         if self.enable_deep_supervision:
             scales = len(self._get_deep_supervision_scales())
             weights = scale_weights(scales, keep_last=self.is_ddp and not self._do_i_compile())
-        # Patches are resampled, and their axes in the plan's order, as its spacing is.
+        # Patches are resampled; their axes are in the plan's order, like its spacing.
         loss = create_nnunet_loss(
             self.loss_spec,
             heads=labels.num_segmentation_heads,
@@ -70,32 +68,32 @@ class MedlossTrainer(nnUNetTrainer):
             spacing=plan.spacing,
         )
         self.print_to_log_file(f"medloss: training with {self.loss_spec}:\n{loss}")
-        # A sum's weights are float64, which MPS has not; there they stay where they are.
+        # A sum's weights are float64, which MPS does not support: they stay on the CPU.
         return loss if self.device.type == "mps" else loss.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Also tell the loss that an epoch begins."""
+        """Also start the loss's epoch."""
         self.loss.train()
         self.loss.start_epoch(self.current_epoch)
         super().on_train_epoch_start()
 
     def on_validation_epoch_start(self) -> None:
-        """Also keep the loss from taking account of what it validates on."""
+        """Also keep the loss from updating its state by validation batches."""
         self.loss.eval()
         super().on_validation_epoch_start()
 
     def on_epoch_end(self) -> None:
-        """Also keep the loss's state, where it has one: in nnU-Net's log, which its checkpoints hold."""
+        """Also save the loss's state, if it has one, in nnU-Net's log, which is part of its checkpoints."""
         if state := loss_state(self.loss):
             log: dict[str, list[Any]] = self.logger.local_logger.my_fantastic_logging
-            # An entry an epoch, as nnU-Net expects of each item; none where the training began without.
+            # nnU-Net expects one entry per epoch; None for epochs before the loss had a state.
             entries = log.setdefault(LOSS_STATE, [])
             entries[self.current_epoch :] = []
             entries += [None] * (self.current_epoch - len(entries)) + [state]
         super().on_epoch_end()
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Also give the loss its state back."""
+        """Also restore the loss's state."""
         super().load_checkpoint(filename_or_checkpoint)
         entries = self.logger.get_checkpoint().get(LOSS_STATE) or [None]
         if entries[-1] is not None:
@@ -103,7 +101,7 @@ class MedlossTrainer(nnUNetTrainer):
 
 
 def trainer_class(loss: str, epochs: int | None = None) -> type[MedlossTrainer]:
-    """The trainer of a loss, or of a sum of registered losses; the same class each time.
+    """The trainer of a loss or of a sum of registered losses; always the same class.
 
     Raises:
         InputError: an unknown loss.
@@ -113,22 +111,22 @@ def trainer_class(loss: str, epochs: int | None = None) -> type[MedlossTrainer]:
 
 
 def __getattr__(name: str) -> Any:
-    # nnU-Net asks modules for a class by name, and pickle does.
-    meant = trainer_name(name)
-    if meant is None:
+    # nnU-Net and pickle look up classes by name.
+    parsed = trainer_name(name)
+    if parsed is None:
         if name.startswith(PREFIX):
             print(hint(name), file=sys.stderr)
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    ending = "" if meant.epochs is None else f", for {meant.epochs} epochs"
-    content = {
+    ending = "" if parsed.epochs is None else f", for {parsed.epochs} epochs"
+    attributes = {
         "__module__": __name__,
-        "__doc__": f"nnU-Net's trainer with the loss {meant.loss}{ending}.",
-        "loss_spec": meant.loss,
-        "epochs": meant.epochs,
+        "__doc__": f"nnU-Net's trainer with the loss {parsed.loss}{ending}.",
+        "loss_spec": parsed.loss,
+        "epochs": parsed.epochs,
     }
-    made = type(name, (MedlossTrainer,), content)
-    globals()[name] = made
-    return made
+    created = type(name, (MedlossTrainer,), attributes)
+    globals()[name] = created
+    return created
 
 
 for _name in LOSSES:
@@ -136,17 +134,14 @@ for _name in LOSSES:
 trainer_class(MedlossTrainer.loss_spec)
 
 
-# nnU-Net's trainer as a run of a comparison: seeded, killed and resumed at any time, and heard after each epoch.
-
-
 class ComparedTrainer(MedlossTrainer):
-    """A training that leaves a checkpoint after each epoch.
+    """The trainer of a comparison's run: seeded, and resumable after each epoch, which ends with a checkpoint.
 
     Attributes:
-        seed: of the network's first weights and, where no processes of their own augment, of the patches.
-        iterations: steps an epoch.
+        seed: of the initial weights and, without separate processes for augmentation, of the patches.
+        iterations: steps per epoch.
         before_files: called at the end of an epoch, before anything is written.
-        after_epoch: called once it is written.
+        after_epoch: called when the epoch's files are written.
     """
 
     seed: ClassVar[int] = 0
@@ -155,7 +150,7 @@ class ComparedTrainer(MedlossTrainer):
     after_epoch: Callable[[], None] = staticmethod(lambda: None)
 
     def initialize(self) -> None:
-        """Also seed, and set the steps an epoch."""
+        """Also seed, and set the steps per epoch."""
         self.num_iterations_per_epoch = self.iterations
         self.num_val_iterations_per_epoch = max(1, self.iterations // 5)
         self.save_every = 1
@@ -163,12 +158,12 @@ class ComparedTrainer(MedlossTrainer):
         super().initialize()
 
     def on_train_epoch_start(self) -> None:
-        """Also seed: so a resumed run needs no generator's state."""
+        """Also seed, so that a resumed run needs no states of random generators."""
         seed_everything(self.seed, self.current_epoch + 1)
         super().on_train_epoch_start()
 
     def on_epoch_end(self) -> None:
-        """Also refuse weights that are not numbers any more, and say that the epoch is over.
+        """Also refuse weights that are not finite, and report the end of the epoch.
 
         Raises:
             TrainingError: there are such weights.
@@ -180,16 +175,16 @@ class ComparedTrainer(MedlossTrainer):
         self.after_epoch()
 
     def save_checkpoint(self, filename: str) -> None:
-        """Whole, or not at all: a kill leaves the checkpoint before."""
+        """Write atomically: a killed process leaves the previous checkpoint."""
         written = Path(f"{filename}.partial")
         super().save_checkpoint(str(written))
-        if written.is_file():  # of several processes the first one writes
+        if written.is_file():  # only the first rank writes
             with written.open("rb") as file:
                 os.fsync(file.fileno())
             written.replace(filename)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Of each epoch that is over, what nnU-Net's log says, as columns of `epochs.csv`."""
+        """A row of `epochs.csv` for each finished epoch, from nnU-Net's log."""
         names = ("train_losses", "mean_fg_dice", "epoch_start_timestamps", "epoch_end_timestamps")
         columns = [self.logger.get_value(name, step=None)[: self.current_epoch] for name in names]
         return [
@@ -205,7 +200,7 @@ class ComparedTrainer(MedlossTrainer):
 
 
 def compared_trainer(config: RunConfig) -> type[ComparedTrainer]:
-    """The trainer of a run; where its loss can be named, by the name that `nnUNet_extTrainer` finds."""
+    """The trainer of a run; named as `nnUNet_extTrainer` finds it, if the loss can be part of a name."""
     assert config.nnunet is not None
     try:
         name = str(TrainerName(config.loss, config.epochs))

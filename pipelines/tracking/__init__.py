@@ -1,1 +1,1 @@
-"""MLflow: one process mirrors the runs' folders into it, as often as it can, and never stops a training."""
+"""MLflow: one process copies the runs' folders to it in the background; its failures never stop a run."""

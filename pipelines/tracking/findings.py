@@ -1,4 +1,4 @@
-"""The result of a comparison in MLflow: the verdict, its evidence, and the best network as a registered model."""
+"""The result of a comparison in MLflow: verdict, report, and the best network as a registered model."""
 
 import tempfile
 import warnings
@@ -13,19 +13,111 @@ from pipelines.runs.summary import case_table
 from pipelines.training.saved_model import NAME as MODEL
 from pipelines.training.saved_model import Model
 
-# A run's trained network in MLflow: logged with its signature and an example, and registered under a name.
-
-#: The module that makes MLflow's model of the file again; the package has to be installed where it is used.
+#: The module with which MLflow loads the model; the package has to be installed there.
 _LOADER = "pipelines.inference.predict"
 _NAME = "model"
-#: Voxels an axis: MLflow keeps examples as text.
+#: Voxels per axis of the example, which MLflow keeps as text.
 _EXAMPLE = 16
 
 
-def send_model(client: Any, experiment: str, run_id: str, tags: dict[str, str], file: Path) -> str:
-    """Log a run's `model.pt`, unless it is logged; returns the logged model's number.
+@dataclass(frozen=True)
+class Findings:
+    """The result of a comparison.
 
-    What is uploaded is that file, as it is, beside MLflow's description of it: no pickled code.
+    Attributes:
+        table: the table's files.
+        metrics: of the parent run.
+        verdict: the report's sentence; None without a report.
+        report: the report's folder; None without a report.
+        best: the best run of the best loss, whose network is logged; None without a finished run.
+        register: the name under which the network is registered; None: it is not.
+    """
+
+    table: list[Path] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    verdict: str | None = None
+    report: Path | None = None
+    best: PlannedRun | None = None
+    register: str | None = None
+
+
+def send_numbers(client: Any, run_id: str, findings: Findings, ended: float) -> None:
+    """Send the verdict and the parent's metrics.
+
+    Args:
+        client: MLflow's.
+        run_id: of the parent.
+        findings: the comparison's.
+        ended: end of its last run, unix time: metrics that are sent again are the same.
+    """
+    from mlflow.entities import Metric
+
+    if findings.verdict is not None:
+        note = f"{findings.verdict}\n\nThe evidence: artifact `report/report.html`."
+        client.set_tag(run_id, "medloss.verdict", findings.verdict)
+        client.set_tag(run_id, "mlflow.note.content", note)
+    values = [Metric(name, value, int(1000 * ended), 0) for name, value in findings.metrics.items()]
+    client.log_batch(run_id, metrics=values)
+
+
+def send_files(client: Any, run_id: str, findings: Findings, folder: Path, plan: Plan) -> None:
+    """Send the tables, the validation cases of all runs as `cases.csv`, and the report to `report/`.
+
+    Args:
+        client: MLflow's.
+        run_id: of the parent.
+        findings: the comparison's.
+        folder: the comparison's.
+        plan: the comparison's.
+    """
+    for path in findings.table:
+        client.log_artifact(run_id, str(path))
+    cases = case_table(folder, plan)
+    if len(cases):
+        with tempfile.TemporaryDirectory() as parent:
+            path = Path(parent) / "cases.csv"
+            cases.to_csv(path, index=False)
+            client.log_artifact(run_id, str(path))
+    if findings.report is not None:
+        for path in sorted(findings.report.iterdir()):
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), f"report/{path.name}")
+            elif path.suffix != ".lock":
+                client.log_artifact(run_id, str(path), "report")
+
+
+def send_network(client: Any, experiment: str, run_id: str, findings: Findings, folder: Path, plan: Plan) -> str | None:
+    """Send the best run's network, and register it if a name is given.
+
+    Args:
+        client: MLflow's.
+        experiment: its number.
+        run_id: of the best run.
+        findings: the comparison's.
+        folder: the comparison's.
+        plan: the comparison's.
+
+    Returns:
+        `NAME version N`; None if nothing is registered.
+    """
+    assert findings.best is not None
+    file = run_folder(folder, findings.best).path / MODEL
+    if not file.is_file():
+        return None
+    tags = {"medloss.loss": findings.best.config.loss, "medloss.comparison": plan.id}
+    model_id = send_model(client, experiment, run_id, tags, file)
+    if findings.register is None:
+        return None
+    return f"{findings.register} version {register(client, findings.register, model_id, run_id)}"
+
+
+# The network: logged with a signature and an example, and registered
+
+
+def send_model(client: Any, experiment: str, run_id: str, tags: dict[str, str], file: Path) -> str:
+    """Log a run's `model.pt`, unless it is logged already.
+
+    The upload is that file and MLflow's description of it: no pickled code.
 
     Args:
         client: MLflow's.
@@ -33,13 +125,16 @@ def send_model(client: Any, experiment: str, run_id: str, tags: dict[str, str], 
         run_id: the run that trained it.
         tags: of the logged model.
         file: the weights.
+
+    Returns:
+        The logged model's number.
     """
     query = f"source_run_id = '{run_id}' AND name = '{_NAME}'"
     found = client.search_logged_models([experiment], query)
     for model in found:
         if str(model.status) == "READY":
             return str(model.model_id)
-    # One that is not ready was begun before this process was killed.
+    # A model that is not ready was begun by a process that was killed.
     begun = (
         found[0] if found else client.create_logged_model(experiment, _NAME, run_id, tags, model_type="segmentation")
     )
@@ -53,7 +148,7 @@ def _upload(client: Any, run_id: str, logged: Any, file: Path) -> None:
     from pipelines.training.saved_model import load_model
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow's own types, to nobody's use
+        warnings.simplefilter("ignore")  # about types inside MLflow
         import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model as Description
@@ -81,7 +176,7 @@ def _upload(client: Any, run_id: str, logged: Any, file: Path) -> None:
 
 
 def register(client: Any, name: str, model_id: str, run_id: str) -> str:
-    """Register a logged model under a name; returns its version, the one that it has already where it is there."""
+    """Register a logged model under a name, unless it is registered already; returns its version."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -89,11 +184,11 @@ def register(client: Any, name: str, model_id: str, run_id: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # Not as models:/..., which MLflow looks for in the store of the process, not of the client.
+    # Not models:/..., which MLflow resolves in the store of the process and not of the client.
     source = client.get_logged_model(model_id).artifact_location
-    for there in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        if there.source == source:
-            return str(there.version)
+    for found in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+        if found.source == source:
+            return str(found.version)
     return str(client.create_model_version(name, source, run_id, model_id=model_id).version)
 
 
@@ -114,7 +209,7 @@ def _signature(model: Model) -> Any:
 
 
 def _example(model: Model) -> Any:
-    """A made image, for its form alone: a patient's would go wherever the model goes."""
+    """A synthetic image, which shows the format: a patient's image would be copied along with the model."""
     import numpy as np
 
     axes = np.indices((_EXAMPLE,) * model.preprocessing.dimensions, np.float32)
@@ -123,97 +218,3 @@ def _example(model: Model) -> Any:
 
 def _spacing(model: Model) -> list[float]:
     return list(model.preprocessing.spacing or (1.0,) * model.preprocessing.dimensions)
-
-
-# What came of a comparison: the verdict, its evidence, and the best network, for MLflow's run of the comparison.
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What came of a comparison.
-
-    Attributes:
-        table: the table's files.
-        metrics: of the parent.
-        verdict: the report's sentence; None without a report.
-        report: the report's folder; None without a report.
-        best: the best loss's best run, whose network is logged; None without a finished run.
-        register: the name under which it is registered; None: it is not.
-    """
-
-    table: list[Path] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    verdict: str | None = None
-    report: Path | None = None
-    best: PlannedRun | None = None
-    register: str | None = None
-
-
-def send_numbers(client: Any, run_id: str, findings: Findings, ended: float) -> None:
-    """Send the verdict and the parent's metrics.
-
-    Args:
-        client: MLflow's.
-        run_id: of the parent.
-        findings: what came of the comparison.
-        ended: when its last run did, unix time: sent again, the metrics are the same.
-    """
-    from mlflow.entities import Metric
-
-    if findings.verdict is not None:
-        note = f"{findings.verdict}\n\nThe evidence: artifact `report/report.html`."
-        client.set_tag(run_id, "medloss.verdict", findings.verdict)
-        client.set_tag(run_id, "mlflow.note.content", note)
-    values = [Metric(name, value, int(1000 * ended), 0) for name, value in findings.metrics.items()]
-    client.log_batch(run_id, metrics=values)
-
-
-def send_files(client: Any, run_id: str, findings: Findings, folder: Path, plan: Plan) -> None:
-    """Send the tables, all runs' validation cases as `cases.csv`, and the report, with its overlays, to `report/`.
-
-    Args:
-        client: MLflow's.
-        run_id: of the parent.
-        findings: what came of the comparison.
-        folder: the comparison's.
-        plan: the comparison's.
-    """
-    for path in findings.table:
-        client.log_artifact(run_id, str(path))
-    cases = case_table(folder, plan)
-    if len(cases):
-        with tempfile.TemporaryDirectory() as parent:
-            path = Path(parent) / "cases.csv"
-            cases.to_csv(path, index=False)
-            client.log_artifact(run_id, str(path))
-    if findings.report is not None:
-        for path in sorted(findings.report.iterdir()):
-            if path.is_dir():
-                client.log_artifacts(run_id, str(path), f"report/{path.name}")
-            elif path.suffix != ".lock":
-                client.log_artifact(run_id, str(path), "report")
-
-
-def send_network(client: Any, experiment: str, run_id: str, findings: Findings, folder: Path, plan: Plan) -> str | None:
-    """Send the best run's network, and register it under the name that was asked for.
-
-    Args:
-        client: MLflow's.
-        experiment: its number.
-        run_id: of the best run.
-        findings: what came of the comparison.
-        folder: the comparison's.
-        plan: the comparison's.
-
-    Returns:
-        `NAME version N`; None where nothing is registered.
-    """
-    assert findings.best is not None
-    file = run_folder(folder, findings.best).path / MODEL
-    if not file.is_file():
-        return None
-    tags = {"medloss.loss": findings.best.config.loss, "medloss.comparison": plan.id}
-    model_id = send_model(client, experiment, run_id, tags, file)
-    if findings.register is None:
-        return None
-    return f"{findings.register} version {register(client, findings.register, model_id, run_id)}"

@@ -1,4 +1,4 @@
-"""The mirror: what the folders hold, copied to MLflow in the background, and nothing twice."""
+"""The mirror: copies a comparison's folders to MLflow in the background."""
 
 import contextlib
 import os
@@ -27,34 +27,32 @@ from pipelines.tracking.store import (
 )
 from pipelines.utils.files import read_json, write_json
 
-# The mirror: what the folders say, brought to MLflow; what is there is remembered, and nothing is written twice.
-
 _STATUS = {"running": "RUNNING", "interrupted": "KILLED", "done": "FINISHED", "failed": "FAILED"}
 _NAME = "mlflow.json"
-#: Of a finished run's folder; the checkpoint and the weights stay there.
+#: Files of a finished run that are sent; checkpoint and weights are not.
 _FILES = ("config.json", "result.json", "epochs.csv", "cases.csv")
-#: What failed: the numbers, or the files alone.
-_UNREACHED, _NO_FILES = "cannot be reached", "takes no files"
-#: Seconds until a server that did not answer is asked again.
+#: What failed: everything, or only the files.
+_UNREACHED, _NO_FILES = "cannot be reached", "accepts no files"
+#: Seconds between attempts to reach a server that did not answer.
 _RETRY_S = 20.0
 
 
 class Mirror:
-    """The folders of a comparison, in MLflow: a parent run, and a flat child for each run.
+    """The copy of a comparison in MLflow: a parent run, and a child for each run of the comparison.
 
-    What is there is remembered in `mlflow.json`, so that a comparison that goes on later goes on in the same runs, and
-    nothing is written twice.
+    `mlflow.json` records what has been sent, so that a comparison that is resumed uses the same MLflow runs and sends
+    nothing again.
 
     Args:
         folder: the comparison's folder.
         plan: its plan.
         tracking_uri: a server; None: `MLFLOW_TRACKING_URI`, else SQLite in the folder.
-        warn: gets one line when MLflow cannot be reached, and one when it takes no files.
-        store: the folder whose SQLite store is meant; None: the comparison's.
+        warn: called with one line when MLflow cannot be reached, and one when it accepts no files.
+        store: folder of the SQLite store; None: the comparison's.
 
     Attributes:
-        uri: where the store is.
-        pause: set while `sync` is to end early: after the run that it is at.
+        uri: of the store.
+        pause: while it is set, `sync` ends after the current run.
         registered: `NAME version N` of the network that `finish` registered, or None.
     """
 
@@ -74,7 +72,7 @@ class Mirror:
         self.pause = threading.Event()
         self.registered: str | None = None
         self.state: dict[str, Any] = {}
-        with suppress(ValueError):  # what was noted is found again in the store
+        with suppress(ValueError):  # damaged; the store has the runs, which are found by their tags
             self.state = read_json(folder / _NAME) or {}
         if without_password(self.state.get("uri", "")) != without_password(self.uri):
             self.state = {"runs": {}}
@@ -85,11 +83,14 @@ class Mirror:
         self._warned: set[str] = set()
 
     def sync(self, states: list[RunState], *, final: bool = False) -> bool:
-        """Bring MLflow up to what the folders say; whether that worked.
+        """Bring MLflow up to date with the folders.
 
         Args:
             states: of all runs.
-            final: ask the server even if it did not answer a moment ago.
+            final: try even if the server did not answer a moment ago.
+
+        Returns:
+            Whether that worked.
         """
         recently = self._failed_at is not None and time.monotonic() - self._failed_at < _RETRY_S
         if recently and not final:
@@ -97,21 +98,29 @@ class Mirror:
         return self._numbers(states, final) and self._files(states)
 
     def finish(self, states: list[RunState], findings: Findings) -> bool:
-        """Bring everything up to date, and close the parent: with what was found, once all runs are finished."""
+        """Bring MLflow up to date and close the parent run, with the findings if all runs are finished.
+
+        Args:
+            states: of all runs.
+            findings: of the comparison.
+
+        Returns:
+            Whether that worked.
+        """
         if not self._numbers(states, final=True):
             return False
         ended = all(state.finished for state in states)
-        # Numbers first: a store whose disk for files is full has them all the same.
+        # Numbers first: they do not depend on the store for files, whose disk may be full.
         closed = self._try(_UNREACHED, lambda: self._close(states, findings if ended else None))
         if not closed or not self._files(states):
             return False
         return not ended or self._try(_NO_FILES, lambda: self._send_findings(findings))
 
     def page(self, server: str | None = None) -> str | None:
-        """Where a browser finds the charts; None when that is not known.
+        """The address of the charts; None if it is not known.
 
         Args:
-            server: the address of a server on this store; None: the store is one.
+            server: address of a server for this store; None: the store is a server.
         """
         server = server or (self.uri if self.uri.startswith(("http://", "https://")) else None)
         if server is None or "experiment" not in self.state:
@@ -122,7 +131,7 @@ class Mirror:
 
     @property
     def known(self) -> bool:
-        """Whether MLflow has the comparison already, as far as is noted here."""
+        """Whether MLflow has the comparison already, by the record in its folder."""
         return bool(self.state.get("parent"))
 
     def _numbers(self, states: list[RunState], final: bool) -> bool:
@@ -137,11 +146,13 @@ class Mirror:
         except Exception as error:
             self._failed_at = time.monotonic()
             if what == _UNREACHED:
-                self._client = None  # what somebody removed meanwhile is looked for again
+                self._client = None  # runs may have been deleted meanwhile: look for them again
             if what not in self._warned:
                 self._warned.add(what)
                 why = " ".join(without_password(str(error)).split())[:200] or type(error).__name__
-                self.warn(f"MLflow at {self.state['uri']} {what} ({why}); training goes on, and is mirrored later")
+                self.warn(
+                    f"MLflow at {self.state['uri']} {what} ({why}); training continues, and the results are sent later"
+                )
             return False
         self._failed_at = None
         return True
@@ -159,8 +170,8 @@ class Mirror:
             entry = self.state["runs"].get(state.run.id)
             if self.pause.is_set() or not state.finished or entry is None or entry.get("files"):
                 continue
-            own = run_folder(self.folder, state.run)
-            for path in (own.path / name for name in _FILES):
+            run_dir = run_folder(self.folder, state.run)
+            for path in (run_dir.path / name for name in _FILES):
                 if path.is_file():
                     self._client.log_artifact(entry["id"], str(path))
             entry["files"] = True
@@ -169,15 +180,16 @@ class Mirror:
     def _connect(self) -> None:
         if self._client is not None:
             return
-        if own := self.uri == local_uri(self._store):
+        if is_local := self.uri == local_uri(self._store):
             make_local_store(self._store)
         client = open_client(self.uri)
-        location = (self._store / "mlartifacts").resolve().as_uri() if own else None
+        location = (self._store / "mlartifacts").resolve().as_uri() if is_local else None
         self.state["experiment"] = experiment_of(client, self.plan.manifest_name, location)
-        # What someone removed, be it a run or the whole store, is written anew.
+        # Runs that somebody deleted, or lost with the store, are created again.
         if self.state.get("parent") and not is_active(client, self.state["parent"]["id"]):
             self.state["parent"] = None
-        self.state["runs"] = {name: own for name, own in self.state["runs"].items() if is_active(client, own["id"])}
+        runs = self.state["runs"].items()
+        self.state["runs"] = {name: entry for name, entry in runs if is_active(client, entry["id"])}
         if not self.state.get("parent"):
             parent = parent_run(client, self.state["experiment"], self.plan)
             send_inputs(client, parent, self._data.whole())
@@ -185,40 +197,40 @@ class Mirror:
                 client.set_tag(entry["id"], "mlflow.parentRunId", parent)
             self.state["parent"] = {"id": parent, "status": None}
             self._save()
-        with suppress(Exception):  # the page does without; whether the server is there, the next call tells
+        with suppress(Exception):  # the view is optional; the next call shows whether the server answers
             self.state["view"] = save_view(client, self.state["experiment"], self.plan)
         self._client = client
 
     def _send_run(self, state: RunState, final: bool) -> None:
-        own = run_folder(self.folder, state.run)
+        run_dir = run_folder(self.folder, state.run)
         entry = self.state["runs"].get(state.run.id)
         status = _STATUS[state.state]
         ended = state.finished and entry is not None and entry["status"] == status
-        # A run's last sample of the machine comes just after its result.
+        # The last sample of the machine is written just after the run's result.
         if ended and not final:
             return
         if entry is None:
             experiment, parent = self.state["experiment"], self.state["parent"]["id"]
-            child = child_run(self._client, experiment, self.plan, state.run, own, parent)
+            child = child_run(self._client, experiment, self.plan, state.run, run_dir, parent)
             send_inputs(self._client, child, self._data.split(state.run.config.fold))
             entry = {"id": child, "epoch": 0, "system": 0, "status": None}
             self.state["runs"][state.run.id] = entry
             self._save()
-        if send_curves(self._client, entry["id"], own, entry):
+        if send_curves(self._client, entry["id"], run_dir, entry):
             self._save()
         if ended:
             return
-        result = own.result if state.finished else None
+        result = run_dir.result if state.finished else None
         if result is not None:
-            self._tell_end(state, entry["id"])
+            self._send_end(state, entry["id"])
         self._set_status(entry, status, None if result is None else result["finished"])
 
-    def _tell_end(self, state: RunState, run_id: str) -> None:
+    def _send_end(self, state: RunState, run_id: str) -> None:
         self._client.set_tag(run_id, "medloss.attempt", str(max(1, attempts(self.folder, state.run))))
         if state.error is not None:
             self._client.set_tag(run_id, "medloss.error", state.error)
         elif "medloss.error" in self._client.get_run(run_id).data.tags:
-            self._client.delete_tag(run_id, "medloss.error")  # it failed once, and was tried again
+            self._client.delete_tag(run_id, "medloss.error")  # of an earlier attempt
 
     def _set_status(self, entry: dict[str, Any], status: str, ended: float | None = None) -> None:
         if entry["status"] == status:
@@ -227,12 +239,12 @@ class Mirror:
             self._client.update_run(entry["id"], status=status)
         else:
             self._client.set_terminated(entry["id"], status, None if ended is None else int(1000 * ended))
-        # Another status, other files: a run that failed may have been tried again since.
+        # Its files have changed, too: a failed run may have been trained again.
         entry["status"], entry["files"] = status, False
         self._save()
 
     def _close(self, states: list[RunState], findings: Findings | None) -> None:
-        """Close the parent: with what was found, or as one that was interrupted."""
+        """Close the parent run, with the findings or as interrupted."""
         parent = self.state["parent"]
         if findings is None:
             self._set_status(parent, "KILLED")
@@ -250,42 +262,42 @@ class Mirror:
         run_id, experiment = self.state["runs"][findings.best.id]["id"], self.state["experiment"]
         self.registered = found.send_network(self._client, experiment, run_id, findings, self.folder, self.plan)
         if findings.register is not None and self.registered is None:
-            self.warn(f"--register-model: the run {findings.best.id} has kept no network; nothing was registered")
+            self.warn(f"--register-model: the run {findings.best.id} kept no network; nothing was registered")
 
     def _save(self) -> None:
         write_json(self.folder / _NAME, self.state)
 
 
-# The mirror at work beside the trainings: a slow server delays neither their display nor a worker's restart.
+# The thread: a slow server delays neither the progress display nor the restart of a worker
 
-#: Seconds between two looks at what MLflow lacks: an epoch at a time would cost it several times as much.
+#: Seconds between updates: one per epoch would cost MLflow several times as much.
 _EVERY_S = 10.0
-#: Seconds until it is looked whether there is anything to bring, at the start.
+#: Seconds between checks for a first state.
 _FIRST_S = 0.25
-#: What is mirrored gives way to what is trained on the same cores.
+#: Priority of the thread, below that of the runs on the same cores.
 _NICE = 10
-#: Seconds for which a comparison that is interrupted waits for MLflow.
+#: Seconds that an interrupted comparison waits for MLflow.
 _PATIENCE_S = 5.0
 
 
 @contextlib.contextmanager
 def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
-    """Bring MLflow up to date, in a thread, while the block runs.
+    """Bring MLflow up to date in a thread while the block runs.
 
-    At the block's end what is being sent is waited for (as long as the server may take for one run); `Mirror.finish`
-    sends the rest. Of a block that is interrupted MLflow gets to know only what it takes within seconds.
+    The end of the block waits for the run that is being sent; `Mirror.finish` sends the rest. An interrupted block
+    waits for MLflow for a few seconds only.
 
     Args:
         mirror: of the comparison.
 
     Yields:
-        What takes the states of all runs as they are now; it returns at once.
+        A function that takes the current states of all runs, and returns at once.
     """
     newest: list[list[RunState]] = []
     over = threading.Event()
 
     def work() -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own
+        if sys.platform == "linux":  # where threads have priorities
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not over.is_set():
@@ -316,7 +328,7 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
 
 
 def _close(mirror: Mirror, thread: threading.Thread, patience: float) -> None:
-    """Tell MLflow that runs were interrupted, once a thread is done with it; whether it answers in time or not."""
+    """Mark the runs as interrupted in MLflow, once the thread has ended; give up after `patience` seconds."""
 
     def work() -> None:
         thread.join()

@@ -1,4 +1,4 @@
-"""The runs of a comparison in MLflow: their tags and parameters, their curves, and their data set."""
+"""A comparison's runs in MLflow: their tags and parameters, curves and data sets."""
 
 import contextlib
 import getpass
@@ -18,9 +18,9 @@ from pipelines.training.run_folder import RunFolder
 from pipelines.utils import UserError
 from pipelines.utils.machine import read_samples
 
-# The runs that a comparison has in MLflow: one for itself, and below it, on one level, one for each training.
+# The runs: a parent for the comparison, and a child for each of its runs
 
-#: Told apart by most eyes as far as twenty colours can be; a loss has one in all its runs.
+#: A colour per loss, as distinct for most people as twenty colours can be.
 _COLOURS = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#332288", "#aa4499", "#999933",
     "#661100", "#44aa99", "#000000", "#b2df8a", "#fb9a99", "#8c6d31", "#c5b0d5", "#17becf", "#843c39", "#bdbd22",
@@ -28,38 +28,38 @@ _COLOURS = (
 
 
 def comparison_name(plan: Plan) -> str:
-    """How a comparison, or a rung of its screening, is called among others on the same data."""
+    """The name of a comparison, or of a rung of its screening, among others on the same data."""
     losses = f"{len(plan.losses)} losses" if len(plan.losses) > 1 else "one loss"
     what = "comparison of" if plan.rung is None else f"{rung_title(plan)}:"
     return f"{what} {losses} · {datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M}"
 
 
 def parent_run(client: Any, experiment: str, plan: Plan) -> str:
-    """The comparison's own run; it is made if need be."""
+    """Find or create the comparison's run."""
     tags = {"medloss.manifest_sha256": plan.manifest_sha256, "medloss.metric": plan.metric}
     if plan.reference is not None:
         tags["medloss.reference"] = plan.reference
     return _run(client, experiment, plan, "parent", comparison_name(plan), plan.created, tags)
 
 
-def child_run(client: Any, experiment: str, plan: Plan, run: PlannedRun, own: RunFolder, parent: str) -> str:
-    """The run of one training; it is made if need be.
+def child_run(client: Any, experiment: str, plan: Plan, run: PlannedRun, run_dir: RunFolder, parent: str) -> str:
+    """Find or create the MLflow run of one of the comparison's runs.
 
     Args:
         client: MLflow's.
         experiment: its number.
         plan: the comparison's.
-        run: the training.
-        own: its folder.
-        parent: the comparison's run.
+        run: the comparison's.
+        run_dir: its folder.
+        parent: the comparison's MLflow run.
     """
     from mlflow.entities import Param
 
     config = run.config
-    epochs = own.epochs
+    epochs = run_dir.epochs
     tags = {
         "mlflow.parentRunId": parent,
-        # MLflow's page shows runs below another closed; the first visitor finds such ones open, and so their curves.
+        # MLflow's page folds the children of other runs; of this type it shows them, and their curves.
         "mlflow.runType": "evaluation",
         "mlflow.runColor": _COLOURS[plan.losses.index(config.loss) % len(_COLOURS)],
         "medloss.loss": config.loss,
@@ -71,43 +71,46 @@ def child_run(client: Any, experiment: str, plan: Plan, run: PlannedRun, own: Ru
     name = f"{config.loss} · fold {config.fold} · seed {config.seed}"
     began = epochs[0]["time"] - epochs[0]["epoch_s"] if epochs else float("nan")
     child = _run(client, experiment, plan, run.id, name, began, tags)
-    client.set_tag(child, "mlflow.parentRunId", parent)  # found, it may have another
+    client.set_tag(child, "mlflow.parentRunId", parent)  # a run that was found may have another
     params = [Param(name, str(value)[:6000]) for name, value in config.settings().items()]
     client.log_batch(child, params=params)
     return child
 
 
 def _run(client: Any, experiment: str, plan: Plan, key: str, name: str, began: float, tags: dict[str, str]) -> str:
-    """A run by its tags `medloss.comparison` and `medloss.run`: found, or made."""
-    # Made just before this process was killed, and never noted.
+    """Find or create a run by its tags `medloss.comparison` and `medloss.run`."""
+    # An earlier process may have been killed after it created the run, before it recorded it.
     query = f"tags.`medloss.comparison` = '{plan.id}' and tags.`medloss.run` = '{key}'"
     found = client.search_runs([experiment], query, max_results=1)
     if found:
         return str(found[0].info.run_id)
     tags = tags | {"medloss.comparison": plan.id, "medloss.run": key, "mlflow.source.name": "medloss compare"}
-    with contextlib.suppress(Exception):  # a process may run as a user that has no name
+    with contextlib.suppress(Exception):  # the process's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     start = int(1000 * began) if began == began else None
     return str(client.create_run(experiment, start_time=start, tags=tags, run_name=name).info.run_id)
 
 
-# What a run's folder says step by step, as MLflow's metrics.
+# The curves
 
-#: As many as MLflow takes at once.
+#: Most metrics that MLflow accepts in one request.
 _MOST_METRICS = 1000
 
 
-def send_curves(client: Any, run_id: str, own: RunFolder, sent: dict[str, Any]) -> bool:
-    """Send the epochs, and the samples of the machine, that are not there yet; whether there were any.
+def send_curves(client: Any, run_id: str, run_dir: RunFolder, sent: dict[str, Any]) -> bool:
+    """Send the epochs, and the samples of the machine, that MLflow does not have yet.
 
     Args:
         client: MLflow's.
         run_id: the run there.
-        own: the run's folder.
-        sent: `epoch` and `system`: the last ones that are there; set to what is there now.
+        run_dir: the run's folder.
+        sent: the last `epoch` and the last sample, `system`, that MLflow has; updated.
+
+    Returns:
+        Whether there were any.
     """
-    epochs = [row for row in own.epochs if row["epoch"] > sent["epoch"]]
-    samples = [(step, row) for step, row in read_samples(own.path) if step > sent.get("system", 0)]
+    epochs = [row for row in run_dir.epochs if row["epoch"] > sent["epoch"]]
+    samples = [(step, row) for step, row in read_samples(run_dir.path) if step > sent.get("system", 0)]
     metrics = [*_of_epochs(epochs), *_of_samples(samples)]
     for start in range(0, len(metrics), _MOST_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
@@ -137,10 +140,10 @@ def _of_epochs(rows: list[dict[str, float]]) -> Iterator[Any]:
 
     keys = _keys()
     for row in rows:
-        # The epoch's own: a row that is sent twice is the same row.
+        # The epoch's end and not the present: a row that is sent again is the same.
         time = row.get("time", math.nan)
         for column, name in keys.items():
-            if not math.isnan(row.get(column, math.nan)):  # a folder of an earlier version lacks some
+            if not math.isnan(row.get(column, math.nan)):  # folders of earlier versions have fewer columns
                 yield Metric(name, row[column], 0 if math.isnan(time) else int(1000 * time), int(row["epoch"]))
 
 
@@ -153,19 +156,19 @@ def _of_samples(rows: list[tuple[int, dict[str, float]]]) -> Iterator[Any]:
                 yield Metric(f"system/{name}", value, int(1000 * row["time"]), step)
 
 
-# The data set of a comparison, as MLflow's inputs of its runs.
+# The data sets
 
-#: Characters of the manifest's SHA-256: MLflow shows all that it is given, and keeps 36.
+#: Characters of the manifest's SHA-256: MLflow keeps up to 36 and shows all.
 _DIGEST = 12
 
 
 class DataInputs:
-    """The data set, as `MlflowClient.log_inputs` takes it; the digest is the start of the manifest's SHA-256.
+    """The data set in the form of `MlflowClient.log_inputs`; its digest is the start of the manifest's SHA-256.
 
-    What the manifest says of the data stands in `profile`, as long as it is still the one that was planned with.
+    `profile` describes the data by the manifest, as long as that has not changed since the comparison was planned.
 
     Args:
-        plan: whose data.
+        plan: the comparison's.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -190,7 +193,7 @@ class DataInputs:
         try:
             loaded = load_manifest(self.plan.runs[0].config.manifest)
         except UserError:
-            return None  # the comparison goes by its folder; its manifest may have been removed since
+            return None  # the manifest may have been removed since the comparison was planned
         return loaded if loaded.sha256 == self.plan.manifest_sha256 else None
 
     def _input(self, name: str, context: str, cases: Sequence[Case] | None) -> Any:
@@ -219,13 +222,13 @@ def send_inputs(client: Any, run_id: str, inputs: list[Any]) -> None:
     """
     from mlflow.exceptions import MlflowException
 
-    for left in reversed(range(5)):
+    for tries_left in reversed(range(5)):
         try:
             client.log_inputs(run_id, inputs)
             return
         except MlflowException as error:
-            # Another comparison on the same data told of them in the same moment: the server holds it against one.
-            if not left or error.error_code != "BAD_REQUEST":
+            # Another comparison logged the same data at the same time: the server then refuses one of the two.
+            if not tries_left or error.error_code != "BAD_REQUEST":
                 raise
         time.sleep(0.1)
 
@@ -236,7 +239,7 @@ def _source(manifest: Manifest) -> tuple[str, dict[str, str]]:
 
 
 def _schema(manifest: Manifest) -> dict[str, Any]:
-    """As MLflow writes the schema of arrays; -1 is any length."""
+    """MLflow's schema of arrays; -1 is any length."""
 
     def array(name: str, dtype: str) -> str:
         shape = [-1] * manifest.dimensions

@@ -1,9 +1,7 @@
-"""MLflow's store: where it is, how it is reached, and the view of a comparison that it shows.
+"""MLflow's store: its address and client, and the saved view of a comparison.
 
-A view of a comparison for MLflow's page: its losses' curves side by side, the best first.
-
-Left to itself the page draws ten runs, in the order in which they began, under headings in the order of the alphabet.
-MLflow keeps views that users save as tags of the experiment; this one is such a view, and stands among theirs.
+The view shows the curves of all losses side by side, the best first; by default MLflow's page draws the first ten runs,
+with headings in alphabetical order. It is saved as a tag of the experiment, as MLflow keeps the views of users.
 """
 
 import atexit
@@ -23,13 +21,15 @@ from pipelines.runs.plan import Plan
 from pipelines.tracking.mlflow_runs import comparison_name
 from pipelines.utils import UserError
 
+# The view
+
 _TAG = "mlflow.sharedViewState."
-#: MLflow's page lets users save no more when there are 40.
+#: MLflow's page allows 40: some are left to users.
 _MOST_VIEWS = 30
 _COLUMNS = ("val/dice", "val/nsd", "val/hd95_mm", "time/epoch_s", "mem/peak_mb")
 _SECTIONS = ("val", "train", "time", "mem", "Model metrics", "System metrics")
 _LARGE = {"columns": 2, "cardHeight": 520}
-#: As the page itself saves a chart of lines.
+#: A line chart in the form that the page saves.
 _LINE = {
     "type": "LINE", "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {},
     "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
@@ -38,7 +38,7 @@ _LINE = {
 
 
 def save_view(client: Any, experiment: str, plan: Plan) -> bool:
-    """Save the view, unless it is there; whether it is. A screening needs none."""
+    """Save the view, unless the experiment has it, and return whether it has; a screening needs none."""
     if plan.rung is not None:
         return False
     tags = client.get_experiment(experiment).tags
@@ -53,13 +53,13 @@ def save_view(client: Any, experiment: str, plan: Plan) -> bool:
 
 
 def page_address(server: str, experiment: str, plan: Plan, saved: bool) -> str:
-    """Where a browser finds the comparison's charts.
+    """The address of the comparison's charts.
 
     Args:
         server: its address.
         experiment: its number.
         plan: the comparison's.
-        saved: whether its view is.
+        saved: whether its view is saved.
     """
     query = {"viewStateShareKey": _key(plan)} if saved else {"searchFilter": _runs(plan)}
     query["compareRunsMode"] = "CHART"
@@ -71,7 +71,7 @@ def _key(plan: Plan) -> str:
 
 
 def _runs(plan: Plan) -> str:
-    """The trainings, without the comparison's own run."""
+    """A filter for the comparison's runs, without their parent."""
     return f"tags.`medloss.comparison` = '{plan.id}' and params.loss != ''"
 
 
@@ -89,7 +89,7 @@ def _state(plan: Plan) -> dict[str, Any]:
         "compareRunCharts": [_chart(primary, line), _chart(primary, {"type": "BAR"})],
     }
     if len(plan.runs) > len(plan.losses):
-        # A line a loss: the mean over its folds and seeds.
+        # One line per loss: the mean over its folds and seeds.
         by_loss = [{"mode": "param", "groupByData": "loss"}]
         state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": by_loss}
     return state
@@ -100,34 +100,34 @@ def _section(name: str) -> dict[str, Any]:
     return section | (_LARGE if name == _SECTIONS[0] else {})
 
 
-def _chart(metric: str, own: dict[str, Any]) -> dict[str, Any]:
-    chart = {"uuid": f"medloss-{own['type']}", "metricKey": metric, "metricSectionId": f"medloss-{_SECTIONS[0]}"}
-    return chart | {"runsCountToCompare": 20, "isGenerated": False, "deleted": False} | own
+def _chart(metric: str, settings: dict[str, Any]) -> dict[str, Any]:
+    chart = {"uuid": f"medloss-{settings['type']}", "metricKey": metric, "metricSectionId": f"medloss-{_SECTIONS[0]}"}
+    return chart | {"runsCountToCompare": 20, "isGenerated": False, "deleted": False} | settings
 
 
-# Where MLflow keeps things: which store, and how it is asked.
+# The store and its client
 
 _NAME = "mlflow.db"
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
 def local_uri(folder: Path) -> str:
-    """The tracking URI of a comparison's own SQLite store."""
+    """The tracking URI of the SQLite store in a comparison's folder."""
     return _uri(folder / _NAME)
 
 
 def make_local_store(folder: Path) -> None:
-    """Make a comparison's own store, unless it is there: whole or not at all.
+    """Create the store in a comparison's folder, unless it exists; in one step.
 
-    MLflow makes its tables one by one, and a store of which a killed process has made a part it takes never again.
+    MLflow creates its tables one by one, and refuses a store that a killed process has left incomplete.
     """
     if (folder / _NAME).exists():
         return
-    for left in folder.glob(f".{_NAME}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.glob(f".{_NAME}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{_NAME}.", dir=folder))
     remove = partial(shutil.rmtree, temporary, ignore_errors=True)
-    atexit.register(remove)  # an interrupted comparison does not wait for the thread that is at this
+    atexit.register(remove)  # an interrupted comparison does not wait for this thread
     try:
         open_client(_uri(temporary / _NAME))._tracking_client.store.engine.dispose()
         (temporary / _NAME).rename(folder / _NAME)
@@ -141,41 +141,41 @@ def _uri(file: Path) -> str:
 
 
 def without_password(text: str) -> str:
-    """A URI, or a text with some in it, as it may be shown and written down."""
+    """A URI, or a text that contains some, with its passwords hidden."""
     text = re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
-    # A database's may hold a slash, and may stand among the options.
+    # A database's password may contain a slash, and may be one of the options.
     text = re.sub(r"((?:postgresql|mysql|mssql)[+\w]*://[^/\s:@]*):[^\s@]*@", r"\1:***@", text)
     return re.sub(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def checked_tracking_uri(named: str | None, folder: Path) -> str | None:
-    """The tracking URI that was given, or that `MLFLOW_TRACKING_URI` holds; None for the folder's own store.
+    """The tracking URI from `--tracking-uri` or `MLFLOW_TRACKING_URI`; None for the store in the folder.
 
     Raises:
-        UserError: MLflow can use no such URI, or no such folder.
+        UserError: MLflow cannot use the URI, or the folder.
     """
     flag, uri = ("--tracking-uri", named) if named else ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
     if not uri:
-        # In a database's URI one begins the options, the other an escape.
+        # In a database's URI they begin the options and an escape.
         if any(mark in str(folder.resolve()) for mark in "?%"):
             raise UserError(
-                f"--out: {folder.resolve()} has a ? or % in it, which MLflow's store cannot; name another folder"
+                f"--out: {folder.resolve()} has a ? or % in it, which MLflow's store cannot have; name another folder"
             )
         return None
     known = uri.partition(":")[0].partition("+")[0] in _SCHEMES
     if not known or ("://" not in uri and uri != "databricks"):
         raise UserError(
-            f"{flag}: got '{without_password(uri)}'; expected a server, as http://localhost:5000, "
-            "or a database, as sqlite:////path/mlflow.db"
+            f"{flag}: got '{without_password(uri)}'; expected a server, such as http://localhost:5000, "
+            "or a database, such as sqlite:////path/mlflow.db"
         )
     return uri
 
 
 def checked_model_name(name: str | None) -> str | None:
-    """A name for MLflow's registry of models.
+    """The name, if MLflow's registry of models accepts it; MLflow itself would refuse it hours later.
 
     Raises:
-        UserError: MLflow would refuse it, hours later.
+        UserError: it does not.
     """
     if name is None:
         return None
@@ -185,59 +185,64 @@ def checked_model_name(name: str | None) -> str | None:
 
 
 def quiet_mlflow() -> None:
-    """Keep MLflow's own talk off the terminal, its telemetry off, and its patience short."""
+    """Silence MLflow on the terminal, switch off its telemetry, and shorten its timeouts."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else a model takes along files of the current folder
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else a model includes files of the current folder
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported, later than here or before
+    os.environ.setdefault(
+        "MLFLOW_LOGGING_LEVEL", "ERROR"
+    )  # for an MLflow that is imported later; the next lines for one that is already
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def open_client(uri: str) -> Any:
-    """MLflow's client of a store; it makes no connection yet, unless the store is a database."""
+    """MLflow's client of a store; connects at once only if the store is a database."""
     quiet_mlflow()
     import mlflow
 
     if not uri.startswith(("http://", "https://")):
         import mlflow.store.db.utils
 
-        mlflow.store.db.utils.MAX_RETRY_COUNT = 1  # it would sleep for minutes; the mirror asks again by itself
+        mlflow.store.db.utils.MAX_RETRY_COUNT = 1  # MLflow would retry for minutes; the mirror has its own retries
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
 def experiment_of(client: Any, name: str, location: str | None) -> str:
-    """The number of the experiment of this name; it is made if need be.
+    """Find or create an experiment.
 
     Args:
         client: MLflow's.
         name: the experiment's.
-        location: of a new one's artifacts; None: as the server says.
+        location: of a new one's artifacts; None: the server's default.
+
+    Returns:
+        Its number.
     """
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        # Else the page asks every reader whether this is about language models.
+        # Else the page asks every visitor whether the experiment is about language models.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=kind))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        experiment = client.get_experiment_by_name(name)  # another comparison, which began in the same moment
+        experiment = client.get_experiment_by_name(name)  # created by another comparison at the same time
     if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)  # MLflow lets nobody take its name
+        client.restore_experiment(experiment.experiment_id)  # its name cannot be used again
     return str(experiment.experiment_id)
 
 
 def is_active(client: Any, run_id: str) -> bool:
-    """Whether a run is there, and not removed."""
+    """Whether a run exists and is not deleted."""
     from mlflow.exceptions import MlflowException
 
     try:

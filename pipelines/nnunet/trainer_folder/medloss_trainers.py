@@ -1,6 +1,6 @@
-"""The one module that nnU-Net finds through `nnUNet_extTrainer`: the trainers' classes, by any of their names.
+"""The module that nnU-Net finds through `nnUNet_extTrainer`: the classes of all trainers, by name.
 
-nnU-Net drops it again after a search; the classes belong to `pipelines.nnunet.trainers`, which stays.
+nnU-Net unloads it after a search; the classes belong to `pipelines.nnunet.trainers`, which stays loaded.
 """
 
 from pipelines.nnunet import trainers
@@ -8,5 +8,5 @@ from pipelines.nnunet.losses import PREFIX
 
 globals().update({name: made for name, made in vars(trainers).items() if name.startswith(PREFIX)})
 
-# Names with a number of epochs, and sums, are made when they are asked for.
+# Classes for sums, and for a number of epochs, are created on demand.
 __getattr__ = trainers.__getattr__

@@ -69,7 +69,7 @@ def words(verb: str, *names: str, **values: object) -> list[str]:
 
 
 def command(cwd: Path, verb: str, *names: str, **values: object) -> Ended:
-    """MONAI's command in a process of its own, in a folder that is not the repository."""
+    """MONAI's command in a separate process, in a folder other than the repository."""
     return run_module("monai.bundle", *words(verb, *names, **values), cwd=cwd)
 
 
@@ -110,10 +110,10 @@ def workflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ConfigWorkflow]:
 
 
 @pytest.fixture
-def told(
+def reported(
     folder: Path, workflow: Callable[..., ConfigWorkflow], capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """What a person sees of a workflow that fails: the one line."""
+    """The one line that a failing workflow prints."""
 
     def line(*names: str, **values: Any) -> str:
         given = {"manifest": str(folder / "tiny_3d.yaml"), "data_root": str(folder / "data")}
@@ -140,7 +140,7 @@ def test_monais_command_trains_as_medloss_train_does(folder: Path, workflow: Cal
         manifest=str(folder / "tiny_3d.yaml"), data_root=str(folder / "data"), loss="focal_tversky", epochs=2, threads=1
     )
     train_run(asked, folder / "again")
-    # The one command goes on with what the other began.
+    # Either command resumes the run of the other.
     again = RunFolder(folder / "again").config
     assert again is not None
     assert again.model_dump(exclude=INCIDENTAL) == run.config.model_dump(exclude=INCIDENTAL)
@@ -194,7 +194,7 @@ def test_a_volume_in_time_is_predicted_as_a_volume(tmp_path: Path) -> None:
     assert torch.equal(ToLabels(model)({**read, "pred": logits})["pred"], torch.full((1, 4, 5, 6), 7))
 
 
-def test_labels_beside_the_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_next_to_the_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a_image", "a_label", "b"):
         (tmp_path / f"{name}.nii.gz").touch()
     assert [source.name for source in sources(str(tmp_path))] == ["a_image", "b"]
@@ -249,15 +249,15 @@ def test_two_processes_train_together(folder: Path, tmp_path: Path, launch: str)
     assert run.result is not None
     assert run.result["state"] == "done"
     cases = [(row["case"], row["class"]) for row in run.cases]
-    assert len(cases) == len(set(cases)) == 2 * 3  # two cases of three classes, each measured once
+    assert len(cases) == len(set(cases)) == 2 * 3  # two cases of three classes, each evaluated once
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(
-    told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reported: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = told("train", output_dir=str(tmp_path / "run"))
-    assert line == "error: started by torchrun: name configs/multi_gpu_train.yaml behind configs/train.yaml"
+    line = reported("train", output_dir=str(tmp_path / "run"))
+    assert line == "error: started by torchrun: pass configs/multi_gpu_train.yaml after configs/train.yaml"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_monais_properties_are_there(
     assert made.properties
     for name in made.properties:
         getattr(made, name)
-    # To look at them trains nothing.
+    # Looking at them does not train.
     assert (folder / "run" / "result.json").read_bytes() == before
 
 
@@ -305,7 +305,7 @@ def test_the_properties_are_the_parts_of_one_training(
     assert made.parser.get_parsed_content("loss") is training.loss
     assert made.parser.get_parsed_content("optimizer") is training.optimizer
     assert made.max_epochs == training.config.epochs == 8
-    # What is set is what is trained.
+    # The values that are set are used.
     made.max_epochs = 3
     made.initialize()
     assert made.trainer.state.max_epochs == 3
@@ -341,26 +341,28 @@ def test_handlers_of_monais_are_taken(folder: Path, tmp_path: Path, workflow: Ca
         ({"patch_size": [15, 24, 24]}, "patch size: .*divisible by"),
     ],
 )
-def test_a_wrong_value_is_told_in_one_line(
-    values: dict[str, Any], expected: str, told: Callable[..., str], tmp_path: Path
+def test_a_wrong_value_is_reported_in_one_line(
+    values: dict[str, Any], expected: str, reported: Callable[..., str], tmp_path: Path
 ) -> None:
-    assert re.fullmatch(f"error: .*{expected}.*", told("train", output_dir=str(tmp_path / "run"), **values))
+    assert re.fullmatch(f"error: .*{expected}.*", reported("train", output_dir=str(tmp_path / "run"), **values))
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_another_run_is_not_written_over(told: Callable[..., str], folder: Path, tmp_path: Path) -> None:
-    assert told("train", output_dir=str(folder / "run")).startswith(f"error: output_dir: {folder / 'run'} holds a run")
-    line = told("train", output_dir=str(tmp_path), resume=True)
+def test_another_run_is_not_overwritten(reported: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+    assert reported("train", output_dir=str(folder / "run")).startswith(
+        f"error: output_dir: {folder / 'run'} holds a run"
+    )
+    line = reported("train", output_dir=str(tmp_path), resume=True)
     assert line == f"error: resume: {tmp_path} holds no checkpoint; start the run without --resume"
 
 
-def test_a_bad_file_is_told_before_training(told: Callable[..., str], tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_before_training(reported: Callable[..., str], tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path)
     root = resolve_data(load_manifest(manifest), tmp_path / "data")
     image = next((root / "images").iterdir())
     image.write_bytes(image.read_bytes()[:-20])
     values = {"manifest": str(manifest), "data_root": str(tmp_path / "data"), "output_dir": str(tmp_path / "run")}
-    line = told("train", **values)
+    line = reported("train", **values)
     assert line.startswith("error: 'tiny_3d' has 1 bad file: ")
     assert line.endswith("pass --check False to train anyway")
     assert not (tmp_path / "run").exists()
@@ -373,8 +375,8 @@ class NanLoss(nn.Module):
         return logits.mean() * float("nan")
 
 
-def test_a_training_that_fails_says_so_in_its_folder(told: Callable[..., str], tmp_path: Path) -> None:
-    line = told("train", loss_name=f"{__name__}.NanLoss", output_dir=str(tmp_path))
+def test_a_failed_run_is_reported_in_its_folder(reported: Callable[..., str], tmp_path: Path) -> None:
+    line = reported("train", loss_name=f"{__name__}.NanLoss", output_dir=str(tmp_path))
     result = RunFolder(tmp_path).result
     assert result is not None
     assert result["state"] == "failed"
@@ -382,42 +384,44 @@ def test_a_training_that_fails_says_so_in_its_folder(told: Callable[..., str], t
     assert "NaN" in line or "nan" in line
 
 
-def test_evaluation_and_prediction_tell_what_is_missing(told: Callable[..., str], folder: Path, tmp_path: Path) -> None:
-    assert "no model there" in told("train", "evaluate", output_dir=str(tmp_path))
+def test_evaluation_and_prediction_report_what_is_missing(
+    reported: Callable[..., str], folder: Path, tmp_path: Path
+) -> None:
+    assert "no model there" in reported("train", "evaluate", output_dir=str(tmp_path))
     run, images = str(folder / "run"), str(next((folder / "data").glob("*/images")))
-    assert told("inference", dataset_dir=images).startswith("error: model_file: expected a finished run's folder")
-    assert told("inference", model_file=run).startswith("error: dataset_dir: expected a folder of NIfTI files")
+    assert reported("inference", dataset_dir=images).startswith("error: model_file: expected a finished run's folder")
+    assert reported("inference", model_file=run).startswith("error: dataset_dir: expected a folder of NIfTI files")
     (tmp_path / "phantom_000.nii.gz").touch()
-    line = told("inference", model_file=run, dataset_dir=images, output_dir=str(tmp_path))
+    line = reported("inference", model_file=run, dataset_dir=images, output_dir=str(tmp_path))
     assert line.startswith(f"error: output_dir: there already: {tmp_path / 'phantom_000.nii.gz'}")
     damaged = tmp_path / "damaged.nii.gz"
     damaged.write_bytes((Path(images) / "phantom_000.nii.gz").read_bytes()[:-20])
-    line = told("inference", model_file=run, dataset_dir=[str(damaged)], output_dir=str(tmp_path / "out"))
+    line = reported("inference", model_file=run, dataset_dir=[str(damaged)], output_dir=str(tmp_path / "out"))
     assert line.startswith(f"error: {damaged}: ")
 
 
-def test_a_model_is_not_evaluated_on_other_classes(told: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+def test_a_model_is_not_evaluated_on_other_classes(reported: Callable[..., str], folder: Path, tmp_path: Path) -> None:
     other = tiny_manifest(tmp_path, classes={0: "background", 1: "organ", 2: "shell", 3: "metastasis"})
     values = {"manifest": str(other), "data_root": str(tmp_path / "data"), "evaluation_dir": str(tmp_path)}
-    line = told("train", "evaluate", output_dir=str(folder / "run"), **values)
+    line = reported("train", "evaluate", output_dir=str(folder / "run"), **values)
     assert line.startswith("error: 'tiny_3d' has other classes than the model")
 
 
-def test_the_loss_of_a_strangers_model_is_not_imported(folder: Path, tmp_path: Path) -> None:
+def test_the_loss_of_an_untrusted_model_is_not_imported(folder: Path, tmp_path: Path) -> None:
     model = load_model(folder / "run", CPU)
     foreign = model.config.model_copy(update={"loss": "a_strangers.Loss"})
     manifest = load_manifest(folder / "tiny_3d.yaml")
     save_model(tmp_path / "model.pt", model.network, foreign, manifest, model.preprocessing)
-    stranger = load_model(tmp_path / "model.pt", CPU)
+    untrusted = load_model(tmp_path / "model.pt", CPU)
     config = bundle.evaluated_config(
-        stranger,
+        untrusted,
         manifest=str(folder / "tiny_3d.yaml"),
         data_root=str(folder / "data"),
         fold=0,
         device="cpu",
         cache_dir=str(tmp_path),
     )
-    trained = bundle.evaluated_training(stranger, config)
+    trained = bundle.evaluated_training(untrusted, config)
     assert len(trained.validate()) == 2 * 3
 
 
@@ -447,7 +451,7 @@ def test_an_error_ends_monais_command_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_loss_in_a_config_of_nothing_but_monai(tmp_path: Path) -> None:
+def test_a_loss_in_a_config_of_monai_alone(tmp_path: Path) -> None:
     (tmp_path / "alone.yaml").write_text(ALONE)
     done = started(tmp_path, "run", "--config_file", str(tmp_path / "alone.yaml"))
     assert done.returncode == 0, done.stderr[-2000:]

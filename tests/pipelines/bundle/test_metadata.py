@@ -47,9 +47,9 @@ def test_the_schema_is_the_published_one() -> None:
 def test_monais_command_accepts_the_metadata() -> None:
     done = command(METADATA)
     assert done.returncode == 0, done.stderr[-2000:]
-    told = done.stdout + done.stderr
-    assert "skipped downloading" in told
-    assert "verified with no error" in told
+    output = done.stdout + done.stderr
+    assert "skipped downloading" in output
+    assert "verified with no error" in output
 
 
 def test_monais_command_refuses_metadata_without_a_required_field(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def case(save: Save) -> tuple[Path, Path]:
     return save("image", _image()), save("label", _label())
 
 
-def test_a_picture_with_a_stand_in_that_is_told(case: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_missing_prediction_is_replaced_with_a_note(case: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "new" / "map.png"
     arguments = ["--loss", "hausdorff_dt+dice", "--image", str(case[0]), "--label", str(case[1]), "--out", str(out)]
     result = CliRunner().invoke(explain, arguments, catch_exceptions=False)
@@ -79,10 +79,10 @@ def test_a_prediction_of_probabilities_shows_the_slice_where_it_is_wrong(
 
 
 def test_a_prediction_of_labels_is_taken_as_nearly_sure(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
-    told = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").told[0]
-    assert "labels, taken as p = 0.9 inside and 0.1 outside" in told
-    told = explain_case("dice", *case, prediction=save("p", 0 * _label()), out=tmp_path / "a.png").told[0]
-    assert told.endswith("no voxel of class 1 in it")
+    note = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").told[0]
+    assert "labels, taken as p = 0.9 inside and 0.1 outside" in note
+    note = explain_case("dice", *case, prediction=save("p", 0 * _label()), out=tmp_path / "a.png").told[0]
+    assert note.endswith("no voxel of class 1 in it")
 
 
 def test_files_saved_again_from_floats_are_labels(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_trailing_axes_and_a_tenth_of_a_voxel(case: tuple[Path, Path], save: Sav
     assert explain_case("dice", *case, out=tmp_path / "b.png").told == before
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     moved(case[1], 0, 0.035)
-    (told, note) = explain_case("dice", *case, out=tmp_path / "c.png").told
-    assert (told,) == before
+    (first, note) = explain_case("dice", *case, out=tmp_path / "c.png").told
+    assert (first,) == before
     assert note == f"note: {case[1]} lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
 
 
@@ -113,8 +113,8 @@ def test_another_class(case: tuple[Path, Path], tmp_path: Path) -> None:
 def test_2d_and_single_slice_files(save: Save, tmp_path: Path) -> None:
     for number, cut in enumerate((np.s_[..., 2], np.s_[..., 2:3])):
         image, label = save(f"i{number}", _image()[cut]), save(f"l{number}", _label()[cut])
-        told = explain_case("dice", image, label, out=tmp_path / "a.png").told[0]
-        assert told.startswith("no prediction given")
+        note = explain_case("dice", image, label, out=tmp_path / "a.png").told[0]
+        assert note.startswith("no prediction given")
 
 
 def test_a_link_to_a_file_elsewhere_is_followed(case: tuple[Path, Path], tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_refuses_files_that_do_not_fit(case: tuple[Path, Path], save: Save) -> N
     _refused("4 axes", "dice", save("four", np.zeros((*SHAPE, 2), np.float32)), label)
 
 
-def test_refuses_values_that_mean_nothing(case: tuple[Path, Path], save: Save) -> None:
+def test_refuses_meaningless_values(case: tuple[Path, Path], save: Save) -> None:
     image, label = case
     _refused("no voxel of class 2; it has 0, 1, 3", "dice", image, label, label_class=2)
     _refused("no whole numbers", "dice", image, save("soft", _image()))
@@ -174,13 +174,13 @@ def test_refuses_arguments_out_of_range(case: tuple[Path, Path], save: Save, tmp
 
 
 @pytest.mark.parametrize("loss", ["dise", "dice+", "2*"])
-def test_refuses_unknown_losses_before_it_reads_anything(loss: str, tmp_path: Path) -> None:
+def test_refuses_unknown_losses_before_reading_files(loss: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refusal:
         explain_case(loss, tmp_path / "absent", tmp_path / "absent")
     assert "\n" not in str(refusal.value)
 
 
-def test_the_command_line_says_one_line_and_exits_with_2(case: tuple[Path, Path]) -> None:
+def test_the_command_prints_one_line_and_exits_with_2(case: tuple[Path, Path]) -> None:
     code, out, err = call_medloss("explain", "--loss", "dise", "--image", case[0], "--label", case[1])
     assert (code, out) == (2, "")
     assert err.splitlines() == ["error: loss: no loss 'dise'; did you mean 'dice'?"]

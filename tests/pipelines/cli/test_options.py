@@ -89,7 +89,7 @@ def _help(monkeypatch: pytest.MonkeyPatch, command: str, columns: int, flag: str
 
 
 def _options(command: str, *words: str) -> dict[str, Any]:
-    """What the command gets, with `--set` in its place."""
+    """The options that the command receives, with those of `--set`."""
     context = COMMANDS[command].make_context(command, ["phantom", "--out", "x", *words])
     with context:
         return with_settings(context.params)
@@ -215,7 +215,7 @@ FAULTS = [
     (["--set", "manifest=x"], "--set: no setting 'manifest'"),
     (["--set", "loss_arguments={alpha: 1}"], "--set: no setting 'loss_arguments'"),
     (["--set", "recipe=full"], "--set recipe: no setting of a recipe; pass --recipe instead"),
-    (["--set", "lr"], "--set: got 'lr'; expected KEY=VALUE, as lr=1e-3"),
+    (["--set", "lr"], "--set: got 'lr'; expected KEY=VALUE, such as lr=1e-3"),
     (["--set", "=3"], "--set: got '=3'; expected KEY=VALUE"),
     (["--set", "ema="], "--set: got 'ema='; expected KEY=VALUE"),
     (["--set", "lr=fast"], "--set lr: 'fast' is not a valid float"),

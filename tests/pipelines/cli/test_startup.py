@@ -1,4 +1,4 @@
-"""What a command imports: an error in its call is answered, and a short answer given, before the large packages."""
+"""The imports of each command: errors in a call, and short answers, do not wait for the large packages."""
 
 import json
 import subprocess
@@ -70,7 +70,7 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("worker {out}", 2, "{out} holds no comparison", _ALL),
     ("status {out}", 2, "{out} holds no comparison", _ALL),
     ("status {made}", 0, "2 runs: 2 done", _ALL),
-    # A loss's recipe says what was trained, and the losses import torch.
+    # A loss's recipe describes what was trained, and the losses import torch.
     ("report {made}", 0, "report.html", _TRAINING[1:]),
     ("losses", 0, "soft overlap", ("torch._dynamo", "monai", "ignite", "mlflow", "SimpleITK", *_REPORT)),
 ]
@@ -78,7 +78,7 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A comparison, a file, an image by its name, and a folder that is not there."""
+    """A comparison, a file, an image by its name, and a folder that does not exist."""
     folder = tmp_path_factory.mktemp("startup")
     made_comparison(folder / "made", ["dice", "focal"])
     for name in ("file", "x.nii.gz"):
@@ -87,7 +87,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _run(program: str, *arguments: str) -> tuple[str, int, set[str]]:
-    """What a program prints in a Python of its own, the code that it prints, and the modules that it names."""
+    """What a program prints in a separate process, its exit code, and the modules that it imported."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300, check=True
     )
@@ -108,7 +108,7 @@ def test_a_command_imports_no_more_than_it_uses(
 
 
 def test_no_warning_of_an_import_ends_a_command_that_makes_errors_of_warnings() -> None:
-    # The command's module comes first, in pools of processes, too.
+    # The command's module is imported first, also in pools of processes.
     program = "import pipelines.cli, pipelines.training.run"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

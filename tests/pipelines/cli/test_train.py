@@ -1,4 +1,4 @@
-"""`medloss train`: what it prints, and with which code it ends."""
+"""`medloss train`: its output and its exit code."""
 
 import gzip
 import re
@@ -28,7 +28,7 @@ class _Command:
     capture: pytest.CaptureFixture[str]
 
     def __call__(self, *options: str, manifest: str | None = None) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of a training in this process."""
+        """Exit code, stdout and stderr of a run in this process."""
         settings = ["--data-root", str(self.folder / "data"), "--threads", "1", "--batch-size", "2"]
         words = ["medloss", "train", manifest or str(self.manifest), *settings, *options]
         self.patch.setattr(sys, "argv", words)
@@ -48,20 +48,20 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return _Command(tmp_path, tiny_manifest(tmp_path, 2, cases=3), monkeypatch, capsys)
 
 
-def test_one_line_an_epoch_and_the_measures(tmp_path: Path) -> None:
+def test_one_line_per_epoch_and_the_metrics(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path, 3, cases=3)
     command = ["train", manifest, "--data-root", tmp_path / "data"]
     done = run_module("pipelines.cli", *command, "--epochs", 2, "--threads", 1, "--out", tmp_path / "run")
     assert done.returncode == 0
     assert done.stderr == ""  # no library's warnings, either
     *lines, written = done.stdout.splitlines()
-    epochs, measures = lines[: -len(METRICS)], lines[-len(METRICS) :]
+    epochs, metrics = lines[: -len(METRICS)], lines[-len(METRICS) :]
     assert [match.groups() for match in map(EPOCH.fullmatch, epochs) if match] == [("1", "2"), ("2", "2")]
     assert len(epochs) == 2
     result = RunFolder(tmp_path / "run").result
     assert result is not None
     assert list(result["metrics"]) == list(METRICS)
-    for line, name in zip(measures, METRICS, strict=True):
+    for line, name in zip(metrics, METRICS, strict=True):
         assert line.split() == [name, f"{result['metrics'][name]:.4f}"]
     assert written == f"written to {tmp_path / 'run'}"
 
@@ -93,7 +93,7 @@ def test_resume_from_the_one_before(train: _Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--fold", "9"], "fold: got 9; 'tiny_2d' has folds 0, 1, 2"),
         (["--fold", "-1"], "fold: got -1"),
@@ -114,14 +114,14 @@ def test_resume_from_the_one_before(train: _Command) -> None:
         (["--device", "toaster"], "device: got 'toaster'; expected cpu, cuda or auto"),
     ],
 )
-def test_bad_options_are_one_line(train: _Command, options: list[str], told: str) -> None:
+def test_bad_options_are_one_line(train: _Command, options: list[str], expected: str) -> None:
     run = train.folder / "run"
     code, out, err = train("--epochs", "1", "--out", str(run), *options)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
-    assert told in err
+    assert expected in err
     assert err.count("\n") == 1
-    assert not run.exists()  # so that the command, put right, finds an empty place
+    assert not run.exists()  # so that the corrected command can use it
 
 
 def test_unknown_manifest(train: _Command) -> None:
@@ -205,7 +205,7 @@ def test_recipes(train: _Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (None, "recipe: got"),
         ("just text", "has no settings; expected lines such as `epochs: 20`"),
@@ -220,13 +220,13 @@ def test_recipes(train: _Command) -> None:
         ("epochs: !!python/object/apply:os.system ['touch PWNED']", "is not valid YAML"),
     ],
 )
-def test_bad_recipes(train: _Command, monkeypatch: pytest.MonkeyPatch, content: str | None, told: str) -> None:
+def test_bad_recipes(train: _Command, monkeypatch: pytest.MonkeyPatch, content: str | None, expected: str) -> None:
     monkeypatch.chdir(train.folder)
     if content is not None:
         Path("recipe.yaml").write_text(content)
     code, _, err = train("--recipe", "recipe.yaml", "--out", "run")
     assert code == 2
-    assert told in err
+    assert expected in err
     assert err.count("\n") == 1
     assert not Path("run").exists() and not Path("PWNED").exists()
 

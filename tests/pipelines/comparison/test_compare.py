@@ -654,7 +654,7 @@ def test_a_run_that_someone_else_has_is_waited_for(tmp_path: Path) -> None:
         (["--losses", "dice + focal,dice+focal"], "--losses: one of them stands twice in dice+focal, dice+focal"),
         (["--folds", "9"], "fold: got 9; 'tiny_2d' has folds 0, 1, 2"),
         (["--folds", "0,9"], "fold: got 9; 'tiny_2d' has folds 0, 1, 2"),
-        (["--folds", "one"], "--folds: got 'one'; expected whole numbers and commas, as 0,1,2"),
+        (["--folds", "one"], "--folds: got 'one'; expected whole numbers and commas, such as 0,1,2"),
         (["--seeds", "-1"], "--seeds: got -1; expected 0 or more"),
         (["--seeds", "0,0"], "--seeds: one of them stands twice in 0, 0"),
         (["--threads", "2"], "--threads: a comparison divides the cores among its jobs; pass --jobs instead"),

@@ -29,7 +29,7 @@ from pipelines.nnunet.losses import TrainerName, create_nnunet_loss, hint, train
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's own folders are not asked for."""
+    """nnU-Net's own folders are not used."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
 
@@ -43,7 +43,7 @@ def test_the_folder_holds_one_module_and_needs_no_nnunet() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_of_nnunet_is_imported_unasked() -> None:
+def test_nnunet_is_imported_on_demand_only() -> None:
     code = "import sys, medloss, pipelines.cli, pipelines.cli.data; print('nnunetv2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -51,7 +51,7 @@ def test_nothing_of_nnunet_is_imported_unasked() -> None:
 
 @pytest.mark.parametrize("epochs", [None, 1, 250])
 @pytest.mark.parametrize("loss", [*medloss.LOSSES, "dice+binary_cross_entropy", "0.25*focal+1.5*dice", "10*dice+focal"])
-def test_a_name_says_loss_and_epochs_and_nothing_else(loss: str, epochs: int | None) -> None:
+def test_a_name_has_the_loss_and_the_epochs(loss: str, epochs: int | None) -> None:
     name = str(TrainerName(loss, epochs))
     assert name.isidentifier()
     assert trainer_name(name) == TrainerName(loss, epochs)
@@ -133,7 +133,7 @@ def test_bad_checkpoints_are_refused_in_a_line(tmp_path: Path, monkeypatch: pyte
     torch.save({"model": 1}, "other.pth")
     checkpoint(Path("stock.pth"), trainer_name="nnUNetTrainer")
     checkpoint(Path("foreign.pth"), trainer_name="nnUNetTrainerUMambaBot")
-    told = {
+    expected = {
         "code.pth": "refused: it holds more than tensors, numbers and text",
         "pickle.pth": "refused: it holds more than tensors, numbers and text",
         "cut.pth": "is no checkpoint, or damaged",
@@ -144,7 +144,7 @@ def test_bad_checkpoints_are_refused_in_a_line(tmp_path: Path, monkeypatch: pyte
         "foreign.pth": "is of the trainer 'nnUNetTrainerUMambaBot'",
         ".": "cannot be read: Is a directory",
     }
-    for name, message in told.items():
+    for name, message in expected.items():
         code, out, err = call_medloss("nnunet", "export", name, "--out", "out.pth")
         assert (code, out) == (2, "")
         assert re.fullmatch(rf"error: {re.escape(name)}: .*{re.escape(message)}.*\n", err), (name, err)
@@ -183,7 +183,7 @@ def test_a_manifest_becomes_a_raw_data_set_of_links(tmp_path: Path) -> None:
 
 
 def test_labels_that_nnunet_would_cut_to_other_numbers_are_written_and_not_linked(tmp_path: Path) -> None:
-    """nnU-Net makes whole numbers of labels by cutting off what follows the point: 1.9999 would be 1."""
+    """nnU-Net truncates labels: 1.9999 would be 1."""
     manifest = load_manifest(tiny_manifest(tmp_path / "made", cases=3))
     root = resolve_data(manifest, tmp_path / "made")
     plain, scaled, odd = (root / case.label for case in manifest.cases)
@@ -231,11 +231,11 @@ def test_numbers_are_free_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "raw" / "Dataset077_tiny_3d").is_dir()
 
 
-def test_what_nnunet_cannot_take_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_data_sets_that_nnunet_cannot_take_are_refused_and_leave_no_files(tmp_path: Path) -> None:
     gaps = {0: "background", 1: "organ", 3: "shell", 7: "lesion"}
     ignore = {0: "background", 1: "organ", 2: "ignore", 3: "lesion"}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"classes": gaps}, "nnU-Net wants 0, 1, 2 and so on without gaps"),
+        ({"classes": gaps}, "nnU-Net requires 0, 1, 2 and so on without gaps"),
         ({"classes": ignore}, "a class named 'background' or 'ignore'"),
     ]
     for number, (settings, message) in enumerate(cases):

@@ -1,4 +1,4 @@
-"""`medloss compare --trainer nnunet` without nnU-Net: what is refused, and what tables and MLflow say of such runs."""
+"""`medloss compare --trainer nnunet` without nnU-Net: refusals, and such runs in tables and MLflow."""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +24,7 @@ _NNUNET = ("--trainer", "nnunet")
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ((*_NNUNET, "--network", "unet"), "--network: nnU-Net plans that itself"),
         ((*_NNUNET, "--recipe", "quick"), "--recipe: nnU-Net plans that itself"),
@@ -39,15 +39,15 @@ _NNUNET = ("--trainer", "nnunet")
         ((*_NNUNET, "--nnunet-configuration", "3d_cascade_fullres"), "--nnunet-configuration"),
     ],
 )  # fmt: skip
-def test_options_of_another_trainer_are_refused(tmp_path: Path, options: tuple[str, ...], told: str) -> None:
+def test_options_of_another_trainer_are_refused(tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
     code, _, err = call_medloss("compare", tiny_manifest(tmp_path), "--out", tmp_path / "out", *options)
     assert code == 2
-    assert told in err.splitlines()[-1]
+    assert expected in err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nnunetv2") is not None, reason="nnU-Net is installed")
-def test_where_nnunet_is_missing_a_line_says_how_to_get_it(tmp_path: Path) -> None:
+def test_a_missing_nnunet_is_reported_with_how_to_install_it(tmp_path: Path) -> None:
     code, _, err = call_medloss("compare", tiny_manifest(tmp_path), "--out", tmp_path / "out", *_NNUNET)
     assert (code, err.count("\n")) == (2, 1)
     assert "nnU-Net is not installed here" in err
@@ -72,7 +72,7 @@ def test_data_that_nnunet_cannot_take_are_refused_first(tmp_path: Path) -> None:
     assert (code, "'tiny_2d' is 2D, and has 2d alone" in err) == (2, True)
     named = tiny_manifest(tmp_path, name="named", classes={0: "background", 1: "organ", 2: "shell", 3: "ignore"})
     code, _, err = call_medloss("compare", named, "--out", tmp_path / "out", *_NNUNET)
-    assert (code, "which mean more to nnU-Net" in err) == (2, True)
+    assert (code, "which has a special meaning in nnU-Net" in err) == (2, True)
 
 
 def test_settings_are_those_that_count() -> None:
@@ -98,16 +98,16 @@ def test_another_trainer_is_another_comparison(tmp_path: Path) -> None:
         adopt_plan(tmp_path, plan.model_copy(update={"runs": [_by_nnunet(run) for run in plan.runs]}))
 
 
-def test_the_report_says_that_nnunet_trained_and_draws_its_pseudo_dice(tmp_path: Path) -> None:
+def test_the_report_names_nnunet_and_draws_its_pseudo_dice(tmp_path: Path) -> None:
     plan = made_comparison(tmp_path, ["dice", "focal"])
     keep_plan(tmp_path, plan := plan.model_copy(update={"runs": [_by_nnunet(run) for run in plan.runs]}))
     for run in plan.runs:
-        own = run_folder(tmp_path, run)
-        own.write_config(run.config.model_copy(update={"patch_size": (12, 24, 24)}))
+        run_dir = run_folder(tmp_path, run)
+        run_dir.write_config(run.config.model_copy(update={"patch_size": (12, 24, 24)}))
         rows = [
             {"epoch": n, "train_loss": 1.0, "pseudo_dice": 0.2 * n, "epoch_s": 2.0, "time": 60.0 * n} for n in (1, 2)
         ]
-        own.write_epochs([*rows, {"epoch": 3, "train_loss": 1.0, "pseudo_dice": 0.6, "val_dice": 0.8}])
+        run_dir.write_epochs([*rows, {"epoch": 3, "train_loss": 1.0, "pseudo_dice": 0.6, "val_dice": 0.8}])
     facts = dict(from_folder(tmp_path).facts)
     assert facts["trainer"] == "nnU-Net, 3d_fullres, 7 steps an epoch"
     assert facts["patch, voxels"] == "12 x 24 x 24"
@@ -122,8 +122,8 @@ def test_mlflow_has_the_pseudo_dice_and_no_setting_of_our_engines(tmp_path: Path
     plan = small_plan()
     plan = plan.model_copy(update={"runs": [_by_nnunet(run) for run in plan.runs]})
     leave_run(tmp_path, plan, 0, 3, "done")
-    own = run_folder(tmp_path, plan.runs[0])
-    own.write_epochs([row | {"pseudo_dice": 0.25} for row in own.epochs])
+    run_dir = run_folder(tmp_path, plan.runs[0])
+    run_dir.write_epochs([row | {"pseudo_dice": 0.25} for row in run_dir.epochs])
     synced(tmp_path, plan)
     run = stored(local_uri(tmp_path))[plan.runs[0].id]
     assert run.data.metrics["val/pseudo_dice"] == 0.25
@@ -140,6 +140,6 @@ def test_a_checkpoint_that_nnunet_must_not_read_fails_the_run_in_a_line(tmp_path
         path.write_bytes(content)
     with pytest.raises(TrainingError) as caught:
         refuse_damaged(path)
-    told = str(caught.value)
-    assert told.startswith(f"{path}: ") and "\n" not in told
-    assert told.endswith("; remove it, and train the run anew by --retry-failed")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert message.endswith("; remove it, and train the run again with --retry-failed")

@@ -1,4 +1,4 @@
-"""What MLflow is told of a comparison beside its curves, and what becomes of it when MLflow keeps no files."""
+"""What MLflow has of a comparison apart from its curves, also when it accepts no files."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def test_the_data_set_is_an_input_of_every_run(folder: Path) -> None:
         assert profiles[f"phantom fold {fold}"]["patients"] == len({case.patient for case in validation})
 
 
-def test_a_manifest_that_has_changed_since_says_nothing(folder: Path) -> None:
+def test_a_changed_manifest_is_not_described(folder: Path) -> None:
     plan = small_plan(("dice",))
     _end(folder, plan)
     finished(folder, plan)
@@ -216,7 +216,7 @@ def test_an_experiment_that_was_removed_is_restored(folder: Path) -> None:
     assert {run.info.status for run in stored(local_uri(folder)).values()} == {"FINISHED"}
 
 
-def test_damaged_notes_cost_nothing(folder: Path) -> None:
+def test_a_damaged_record_is_replaced(folder: Path) -> None:
     plan = small_plan(("dice",))
     _end(folder, plan)
     finished(folder, plan)
@@ -245,9 +245,9 @@ def test_no_password_is_shown_or_written_down(folder: Path) -> None:
 
 
 def _numbers_are_there(folder: Path, plan: Plan, warnings: list[str]) -> None:
-    """All but the files; and one line that says so."""
+    """All but the files, and one warning."""
     (warning,) = warnings
-    assert warning.startswith(f"MLflow at {local_uri(folder)} takes no files (")
+    assert warning.startswith(f"MLflow at {local_uri(folder)} accepts no files (")
     assert "\n" not in warning
     runs = stored(local_uri(folder))
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -268,7 +268,7 @@ def test_a_place_for_files_that_cannot_be_written(folder: Path) -> None:
     assert not mirror.finish(run_states(folder, plan), findings)
     _numbers_are_there(folder, plan, warnings)
 
-    (folder / "mlartifacts").unlink()  # made good by the same command
+    (folder / "mlartifacts").unlink()  # repaired; the same command then sends the files
     finished(folder, plan)
     for name, run in stored(local_uri(folder)).items():
         assert "cases.csv" in artifacts_of(local_uri(folder), run), name
@@ -293,8 +293,8 @@ def test_a_full_disk(folder: Path, full: Path) -> None:
     assert "No space left on device" in warnings[0]
 
 
-def test_a_server_that_hangs_delays_no_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes connections and says nothing: whoever watches the trainings goes on."""
+def test_a_server_that_hangs_delays_no_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections and does not answer: the display of the runs continues."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("pipelines.tracking.mirror._EVERY_S", 0.01)

@@ -1,4 +1,4 @@
-"""The mirror in MLflow: hand-made run folders in, MLflow's own client looks at what came out."""
+"""The mirror in MLflow: run folders written by hand, and the result as MLflow's own client shows it."""
 
 import contextlib
 import re
@@ -99,7 +99,7 @@ def test_a_comparison_is_mirrored(folder: Path) -> None:
     assert artifacts_of(uri, focal) == {"config.json", "result.json", "epochs.csv"}
 
 
-def test_epochs_of_an_earlier_version_lack_a_measure(folder: Path) -> None:
+def test_epochs_of_an_earlier_version_without_a_metric(folder: Path) -> None:
     plan = small_plan(("dice",))
     leave_run(folder, plan, 0, epochs=2)
     epochs = run_folder(folder, plan.runs[0]).path / "epochs.csv"
@@ -110,7 +110,7 @@ def test_epochs_of_an_earlier_version_lack_a_measure(folder: Path) -> None:
     assert "val/nsd" not in history
 
 
-def test_again_writes_nothing_double(folder: Path) -> None:
+def test_a_second_sync_sends_nothing_twice(folder: Path) -> None:
     plan = small_plan(("dice",))
     uri = local_uri(folder)
     leave_run(folder, plan, 0, epochs=2)
@@ -123,7 +123,7 @@ def test_again_writes_nothing_double(folder: Path) -> None:
     finished(folder, plan)
     first = stored(uri)
     finished(folder, plan)
-    # Without its notes it finds its runs again, and sends every row a second time.
+    # Without its record it finds its runs again, and sends every row a second time.
     (folder / "mlflow.json").unlink()
     finished(folder, plan)
     runs = stored(uri)
@@ -175,7 +175,7 @@ def test_killed_between_making_a_run_and_noting_it(folder: Path, lost: str, monk
     assert len(history_of(uri, runs["dice-fold1-seed5"])["train/loss"]) == 2
 
 
-def test_statuses_of_a_run_that_is_interrupted_and_goes_on(folder: Path) -> None:
+def test_statuses_of_a_run_that_is_interrupted_and_resumed(folder: Path) -> None:
     plan = small_plan(("dice", "focal"))
     uri = local_uri(folder)
 
@@ -191,7 +191,7 @@ def test_statuses_of_a_run_that_is_interrupted_and_goes_on(folder: Path) -> None
     finished(folder, plan)  # Ctrl-C: the worker is gone, the run is not finished
     assert statuses() == ("KILLED", "KILLED")
     assert artifacts_of(uri, stored(uri)["parent"]) == set()
-    synced(folder, plan)  # the comparison goes on; no worker has the run yet
+    synced(folder, plan)  # the comparison is resumed; no worker has the run yet
     assert statuses() == ("RUNNING", "KILLED")
     with held_lock(lock):
         leave_run(folder, plan, 0, epochs=2, attempts=2)
@@ -235,9 +235,7 @@ def test_a_database_that_is_not_there_is_not_waited_for(folder: Path, monkeypatc
     assert "s3/cret" not in warning
 
 
-def test_a_run_removed_while_the_mirror_is_at_work_is_written_anew(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_deleted_during_the_comparison_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.tracking.mirror._RETRY_S", 0.0)
     plan, uri = small_plan(("dice", "focal")), local_uri(folder)
     leave_run(folder, plan, 0, epochs=1)
@@ -255,7 +253,7 @@ def test_a_run_removed_while_the_mirror_is_at_work_is_written_anew(
     assert runs["focal-fold1-seed5"].info.status == "FINISHED"
 
 
-def test_a_server_that_is_not_there_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_stops_no_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(("dice",), epochs=200)
     leave_run(folder, plan, 0, epochs=200, end="done")
     states = run_states(folder, plan)
@@ -283,7 +281,7 @@ def test_a_server_that_is_not_there_stops_nothing(folder: Path, monkeypatch: pyt
 
 
 def test_a_failure_in_the_middle_is_made_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the client's calls fails once; after as many attempts the store holds all, and nothing double."""
+    """Each of the client's calls fails once; after as many attempts the store has everything once."""
     from mlflow import MlflowClient
 
     plan = small_plan(("dice",))
@@ -310,7 +308,7 @@ def test_a_failure_in_the_middle_is_made_good(folder: Path, monkeypatch: pytest.
     # One for numbers, one for files, however often.
     assert [warning.split(" (")[0].split("mlflow.db ")[1] for warning in warnings] == [
         "cannot be reached",
-        "takes no files",
+        "accepts no files",
     ]
     finished(folder, plan)
     runs = stored(local_uri(folder))
@@ -320,7 +318,7 @@ def test_a_failure_in_the_middle_is_made_good(folder: Path, monkeypatch: pytest.
     assert "result.json" in artifacts_of(local_uri(folder), runs["dice-fold1-seed5"])
 
 
-def test_a_store_that_was_removed_is_written_anew(folder: Path, empty_store: Path, tmp_path: Path) -> None:
+def test_a_deleted_store_is_created_again(folder: Path, empty_store: Path, tmp_path: Path) -> None:
     plan = small_plan(("dice",))
     leave_run(folder, plan, 0, epochs=3, end="done")
     finished(folder, plan)
@@ -336,7 +334,7 @@ def test_a_store_that_was_removed_is_written_anew(folder: Path, empty_store: Pat
 
 
 @pytest.mark.parametrize("removed", ["parent", "dice-fold1-seed5"])
-def test_a_run_that_was_removed_by_hand_is_written_anew(folder: Path, removed: str) -> None:
+def test_a_run_deleted_by_hand_is_sent_again(folder: Path, removed: str) -> None:
     plan = small_plan(("dice", "focal"))
     uri = local_uri(folder)
     leave_run(folder, plan, 0, epochs=3, end="done")

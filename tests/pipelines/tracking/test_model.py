@@ -1,4 +1,4 @@
-"""The best network in MLflow: what comes out of its registry predicts as `medloss predict` does, and runs no code."""
+"""The best network in MLflow: the registered model predicts as `medloss predict` does, and runs no code."""
 
 import os
 import pickle
@@ -64,7 +64,7 @@ def _finished(dims: int, tmp_path: Path, empty_store: Path) -> tuple[Path, Plan]
 
 @pytest.fixture
 def mlflow(comparison: tuple[Path, Plan]) -> Iterator[Any]:
-    """The package, as a user has it who names the store."""
+    """MLflow with the store set, as for a user."""
     quiet_mlflow()
     import mlflow
 
@@ -89,7 +89,7 @@ def _best(comparison: tuple[Path, Plan]) -> Path:
     """The folder of the best run."""
     folder, plan = comparison
     runs = [run_folder(folder, run) for run in plan.runs]
-    return max(runs, key=lambda own: float((own.result or {})["metrics"]["dice"])).path
+    return max(runs, key=lambda run_dir: float((run_dir.result or {})["metrics"]["dice"])).path
 
 
 @pytest.mark.parametrize("flips", [False, True], ids=["plain", "flips"])
@@ -138,7 +138,7 @@ def test_what_mlflow_knows_of_it(comparison: tuple[Path, Plan], mlflow: Any, dim
     assert set(predicted.flat) <= set(_CLASSES)
 
 
-def test_nothing_in_it_is_pickled_but_the_weights(comparison: tuple[Path, Plan], mlflow: Any, tmp_path: Path) -> None:
+def test_only_the_weights_are_pickled(comparison: tuple[Path, Plan], mlflow: Any, tmp_path: Path) -> None:
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{_REGISTERED}/1", dst_path=str(tmp_path)))
     assert {path.name for path in folder.rglob("*") if path.is_file()} - {"registered_model_meta"} == {
         "MLmodel", "model.pt", "input_example.json", "serving_input_example.json", "conda.yaml", "python_env.yaml",
@@ -183,7 +183,7 @@ def test_what_it_cannot_predict(comparison: tuple[Path, Plan], change: dict[str,
         model.predict(image, {"spacing": change["spacing"]} if "spacing" in change else None)
 
 
-def test_again_registers_nothing_twice(
+def test_a_second_call_registers_nothing(
     comparison: tuple[Path, Plan], mlflow: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, plan = comparison

@@ -83,14 +83,14 @@ def _rows(service: _Service, query: str) -> list[tuple[Any, ...]]:
 def test_ten_comparisons_begin_on_an_empty_server(service: _Service, tmp_path: Path) -> None:
     """On the same data set, in the same moment: each has its runs, in one experiment."""
     begin = threading.Barrier(_WORKERS)
-    told: list[str] = []
+    messages: list[str] = []
     ids = []
 
     def compare(folder: Path, plan: Plan) -> None:
         mirror, warnings = mirror_of(folder, plan, service.address)
         begin.wait()
         if not mirror.sync(run_states(folder, plan)):
-            told.extend(warnings)
+            messages.extend(warnings)
 
     threads = []
     for number in range(_WORKERS):
@@ -104,7 +104,7 @@ def test_ten_comparisons_begin_on_an_empty_server(service: _Service, tmp_path: P
         thread.start()
     for thread in threads:
         thread.join()
-    assert told == []
+    assert messages == []
     client = client_of(service.address)
     runs = client.search_runs([client.get_experiment_by_name("phantom").experiment_id])
     count = Counter((run.data.tags["medloss.comparison"], run.data.tags["medloss.run"]) for run in runs)
@@ -128,9 +128,9 @@ def _ten_runs(tmp_path: Path) -> tuple[Path, Plan]:
     plan = adopt_plan(folder, plan)
     network = create_network(config, 2, manifest.num_classes)
     for run in plan.runs:
-        own = run_folder(folder, run).path
-        own.mkdir(parents=True)
-        save_model(own / MODEL, network, config, manifest, Preprocessing(dimensions=2, spacing=(1.5, 0.8)))
+        run_dir = run_folder(folder, run).path
+        run_dir.mkdir(parents=True)
+        save_model(run_dir / MODEL, network, config, manifest, Preprocessing(dimensions=2, spacing=(1.5, 0.8)))
     return folder, plan
 
 
@@ -163,10 +163,10 @@ def test_the_server_is_killed_while_ten_workers_train(
         wait_for(lambda: len(set(_rows(service, query))) == _WORKERS, what="all ten runs are in MLflow")
 
         allow(_EPOCHS[0])
-        wait_for(lambda: epochs_over() >= 2, what="they go on")
+        wait_for(lambda: epochs_over() >= 2, what="they continue")
         service.kill()
         allow(_EPOCHS[1])
-        wait_for(lambda: epochs_over() == _EPOCHS[1], what="they go on without MLflow")
+        wait_for(lambda: epochs_over() == _EPOCHS[1], what="they continue without MLflow")
         sent = len(_rows(service, query))
         service.start()
         wait_for(lambda: len(_rows(service, query)) > sent, what="MLflow gets more of them")
@@ -201,15 +201,15 @@ def _all_is_there_once(service: _Service, folder: Path, plan: Plan) -> None:
     names = {"train_loss": "train/loss", "epoch_s": "time/epoch_s", "data_share": "time/data_share",
              "peak_mb": "mem/peak_mb"} | {f"val_{name}": f"val/{name}" for name in METRICS}  # fmt: skip
     for run in plan.runs:
-        own = run_folder(folder, run)
-        assert len(own.epochs) == _EPOCHS[-1]
+        run_dir = run_folder(folder, run)
+        assert len(run_dir.epochs) == _EPOCHS[-1]
         expected = {
             (name, int(row["epoch"]), row[column])
-            for row in own.epochs
+            for row in run_dir.epochs
             for column, name in names.items()
             if not math.isnan(row[column])
         }
-        samples = read_samples(own.path)
+        samples = read_samples(run_dir.path)
         assert samples
         expected |= {
             (f"system/{name}", number, value)

@@ -1,4 +1,4 @@
-"""The page of `mlflow ui` on a comparison, in a browser: what a user sees without setting anything."""
+"""The page of `mlflow ui` on a comparison, in a browser: what a user sees by default."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ class Page:
     notes: dict[str, dict[str, str]]
 
     def open(self, address: str) -> Browser:
-        """Load a page anew, as who has never been there."""
+        """Load a page as a first visitor."""
         self.browser.open("about:blank")
         self.browser.open(address)
         return self.browser
@@ -132,7 +132,7 @@ def test_the_view_is_among_the_saved_ones(page: Page) -> None:
     assert menu.count("comparison of 3 losses") == 1
 
 
-def test_the_comparison_says_its_verdict(page: Page) -> None:
+def test_the_comparison_shows_its_verdict(page: Page) -> None:
     browser = page.open(f"{page.runs}/{page.notes['parent']['id']}")
     browser.wait_for_text("On 12 cases, one training per loss: dice had the best mean Dice")
     _assert_nothing_is_wrong(page)

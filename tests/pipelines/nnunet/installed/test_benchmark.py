@@ -13,7 +13,7 @@ from benchmarks.nnunet_plan import Setting
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_the_table_has_a_row_a_loss_beside_nnunets_own(regions: bool, results: Path) -> None:
+def test_the_table_has_a_row_per_loss_next_to_nnunets_own(regions: bool, results: Path) -> None:
     assert (STOCK, SAME, *medloss.LOSSES) == NAMES
     setting = Setting((16, 16, 16), 3, 2, 2, regions, ignore=True, batch_dice=True, device="cpu")
     names = (STOCK, SAME, "shape_aware")

@@ -46,7 +46,7 @@ class NotANumber(nn.Module):
 
 
 def compare(manifest: Path, out: Path, *options: object) -> tuple[int, str, str]:
-    """`medloss compare` with nnU-Net, in a process of its own."""
+    """`medloss compare` with nnU-Net, in a separate process."""
     command = [sys.executable, "-m", "pipelines.cli", "compare", manifest, "--data-root", manifest.parent, "--out", out]
     command += ["--trainer", "nnunet", "--nnunet-iterations", "3", "--device", "cpu", *options]
     done = subprocess.run(
@@ -56,9 +56,9 @@ def compare(manifest: Path, out: Path, *options: object) -> tuple[int, str, str]
 
 
 def environment(modules: Path) -> dict[str, str]:
-    """As of a user who has set nothing of nnU-Net's, and has a module of losses."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    return own | {"PYTHONPATH": os.pathsep.join(filter(None, (str(modules), os.environ.get("PYTHONPATH"))))}
+    """The environment of a user with a module of losses, and without nnU-Net's variables."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    return environment | {"PYTHONPATH": os.pathsep.join(filter(None, (str(modules), os.environ.get("PYTHONPATH"))))}
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +70,22 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def handed_out(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison whose workers others start; its first run is killed in the middle, and gone on with."""
+    """A comparison whose workers others start; its first run is killed in the middle, and resumed."""
     out = tmp_path_factory.mktemp("compared") / "out"
     asked = ("--losses", ",".join(LOSSES), "--epochs", EPOCHS, "--executor", "none")
     code, lines, err = compare(manifest, out, *asked)
     assert (code, lines.count("medloss worker")) == (0, 3), err
-    own = run_folder(out, require_plan(out).runs[0])
+    run_dir = run_folder(out, require_plan(out).runs[0])
     command = [sys.executable, "-m", "pipelines.cli", "worker", str(out), "--index", "0", "--threads", "1", "--trust"]
     worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment(manifest.parent))
     deadline = time.monotonic() + 200
-    while (own.progress or {}).get("epoch", 0) < 1:
+    while (run_dir.progress or {}).get("epoch", 0) < 1:
         assert worker.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    assert own.result is None
+    assert run_dir.result is None
     return out
 
 
@@ -108,52 +108,52 @@ def finished(out: Path) -> list[RunFolder]:
     return [run_folder(out, run) for run in require_plan(out).runs if run.config.loss in LOSSES[:2]]
 
 
-def results(own: RunFolder) -> Path:
+def results(run_dir: RunFolder) -> Path:
     """nnU-Net's folder of a run."""
-    return next((own.path / "nnunet").glob("*/*/fold_0"))
+    return next((run_dir.path / "nnunet").glob("*/*/fold_0"))
 
 
 def test_runs_end_as_those_of_our_engines_do(out: Path) -> None:
-    for own in finished(out):
-        result = own.result
+    for run_dir in finished(out):
+        result = run_dir.result
         assert result is not None and result["state"] == "done", result
         assert result["versions"]["nnunetv2"]
         assert result["seconds"] > 0 and result["peak_mb"] > 0
-        assert own.config is not None
+        assert run_dir.config is not None
         # In the order of the files' axes, whatever nnU-Net's is.
-        assert own.config.spacing == tuple(MADE["spacing"])
-        rows = own.epochs
+        assert run_dir.config.spacing == tuple(MADE["spacing"])
+        rows = run_dir.epochs
         assert [row["epoch"] for row in rows] == [1, 2, 3]
         assert np.isfinite([[row["train_loss"], row["epoch_s"], row["peak_mb"]] for row in rows]).all()
         assert np.isnan([row["val_dice"] for row in rows[:2]]).all()
         assert rows[2]["val_dice"] == result["metrics"]["dice"]
 
 
-def nnunets_dice(own: RunFolder) -> dict[tuple[str, str], float]:
-    """What nnU-Net's own validation says of each case and label."""
-    summary = json.loads((results(own) / "validation" / "summary.json").read_text())
+def nnunets_dice(run_dir: RunFolder) -> dict[tuple[str, str], float]:
+    """The Dice of each case and label in nnU-Net's own validation."""
+    summary = json.loads((results(run_dir) / "validation" / "summary.json").read_text())
     found: dict[tuple[str, str], float] = {}
     for case in summary["metric_per_case"]:
         name = Path(case["prediction_file"]).name.removesuffix(".nii.gz")
-        found |= {(name, label): measures["Dice"] for label, measures in case["metrics"].items()}
+        found |= {(name, label): metrics["Dice"] for label, metrics in case["metrics"].items()}
     return found
 
 
-def our_dice(own: RunFolder, classes: dict[str, str]) -> dict[tuple[str, str], float]:
-    return {(row["case"], classes[row["class"]]): float(row["dice"] or "nan") for row in own.cases}
+def our_dice(run_dir: RunFolder, classes: dict[str, str]) -> dict[tuple[str, str], float]:
+    return {(row["case"], classes[row["class"]]): float(row["dice"] or "nan") for row in run_dir.cases}
 
 
-def test_measures_are_those_of_nnunets_own_validation(out: Path) -> None:
-    """Though ours are of files on the labels' own grid."""
-    for own in finished(out):
-        found = our_dice(own, {"organ": "1", "shell": "2", "lesion": "3"})
-        assert found == pytest.approx(nnunets_dice(own), nan_ok=True)
+def test_metrics_are_those_of_nnunets_own_validation(out: Path) -> None:
+    """Although ours are from files on the labels' own grid."""
+    for run_dir in finished(out):
+        found = our_dice(run_dir, {"organ": "1", "shell": "2", "lesion": "3"})
+        assert found == pytest.approx(nnunets_dice(run_dir), nan_ok=True)
         assert {case for case, _ in found} == {"phantom_000", "phantom_003"}
 
 
 def test_it_is_nnunets_training_with_our_loss(out: Path) -> None:
-    for own, name in zip(finished(out), ("dice_plus_binary_cross_entropy", "hausdorff_dt"), strict=True):
-        fold = results(own)
+    for run_dir, name in zip(finished(out), ("dice_plus_binary_cross_entropy", "hausdorff_dt"), strict=True):
+        fold = results(run_dir)
         trainer = f"nnUNetTrainerMedloss_{name}_{EPOCHS}epochs"
         assert fold.parent.name == f"{trainer}__nnUNetPlans__3d_fullres"
         checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
@@ -171,28 +171,28 @@ def test_a_killed_run_ends_in_the_weights_of_one_that_was_not(out: Path, manifes
     assert code == 0, err
     other = run_folder(tmp_path / "out", require_plan(tmp_path / "out").runs[0])
     weights = [
-        torch.load(results(own) / "checkpoint_final.pth", weights_only=False)["network_weights"]
-        for own in (finished(out)[0], other)
+        torch.load(results(run_dir) / "checkpoint_final.pth", weights_only=False)["network_weights"]
+        for run_dir in (finished(out)[0], other)
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     assert finished(out)[0].cases == other.cases
 
 
 def test_killed_in_its_validation_a_run_trains_no_more(out: Path) -> None:
-    own = finished(out)[1]
-    checkpoint = results(own) / "checkpoint_final.pth"
-    before = own.cases, own.epochs[-1]["train_loss"], checkpoint.stat().st_mtime_ns
-    (own.path / "result.json").unlink()
+    run_dir = finished(out)[1]
+    checkpoint = results(run_dir) / "checkpoint_final.pth"
+    before = run_dir.cases, run_dir.epochs[-1]["train_loss"], checkpoint.stat().st_mtime_ns
+    (run_dir.path / "result.json").unlink()
     code, _, err = call_medloss("worker", out, "--index", "1", "--threads", "1", "--trust")
     assert code == 0, err
-    assert (own.result or {})["state"] == "done"
-    assert (own.cases, own.epochs[-1]["train_loss"], checkpoint.stat().st_mtime_ns) == before
+    assert (run_dir.result or {})["state"] == "done"
+    assert (run_dir.cases, run_dir.epochs[-1]["train_loss"], checkpoint.stat().st_mtime_ns) == before
 
 
 def test_weights_that_are_not_finite_end_a_run(out: Path) -> None:
-    own = next(run_folder(out, run) for run in require_plan(out).runs if run.config.loss == "odd.NotANumber")
-    assert own.result is not None
-    assert own.result["error"] == "after epoch 2 the network's weights are not finite any more"
+    run_dir = next(run_folder(out, run) for run in require_plan(out).runs if run.config.loss == "odd.NotANumber")
+    assert run_dir.result is not None
+    assert run_dir.result["error"] == "after epoch 2 the network's weights are not finite any more"
 
 
 def test_report_and_mlflow_are_as_ever(out: Path) -> None:
@@ -213,7 +213,7 @@ def test_report_and_mlflow_are_as_ever(out: Path) -> None:
 
 
 def test_its_folders_are_read_as_nnunets_results(out: Path, tmp_path: Path) -> None:
-    named = [f"{name}={results(own).parent}" for name, own in zip(("a", "b"), finished(out), strict=True)]
+    named = [f"{name}={results(run_dir).parent}" for name, run_dir in zip(("a", "b"), finished(out), strict=True)]
     labels = ["--labels", next((out / "cache").glob("nnunet-*/preprocessed/*/gt_segmentations"))]
     code, printed, err = call_medloss(
         "report", "--predictions", named[0], named[1], *labels, "--folds", "0", "--out", tmp_path / "report"
@@ -236,12 +236,12 @@ def test_in_two_dimensions(tmp_path: Path) -> None:
     assert code == 0, err
     _, cases = load_manifest(manifest).split(0)
     for run in require_plan(tmp_path / "out").runs:
-        own = run_folder(tmp_path / "out", run)
-        assert own.config is not None and own.config.nnunet is not None
-        assert own.config.nnunet.configuration == "2d"
-        assert own.config.spacing == pytest.approx((1.5, 0.8))
-        assert {row["case"] for row in own.cases} == {case.id for case in cases}
+        run_dir = run_folder(tmp_path / "out", run)
+        assert run_dir.config is not None and run_dir.config.nnunet is not None
+        assert run_dir.config.nnunet.configuration == "2d"
+        assert run_dir.config.spacing == pytest.approx((1.5, 0.8))
+        assert {row["case"] for row in run_dir.cases} == {case.id for case in cases}
         classes = {name: str(value) for value, name in load_manifest(manifest).classes.items()}
-        assert our_dice(own, classes) == pytest.approx(nnunets_dice(own), nan_ok=True)
-        assert not (own.path / "predictions").exists()
-        assert all(nib.load(path).shape[:2] == (40, 32) for path in results(own).glob("validation/*.nii.gz"))
+        assert our_dice(run_dir, classes) == pytest.approx(nnunets_dice(run_dir), nan_ok=True)
+        assert not (run_dir.path / "predictions").exists()
+        assert all(nib.load(path).shape[:2] == (40, 32) for path in results(run_dir).glob("validation/*.nii.gz"))

@@ -1,4 +1,4 @@
-"""The loss that a trainer makes, beside nnU-Net's own and beside the loss called by hand."""
+"""The loss of a trainer, compared with nnU-Net's own and with the loss called directly."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Data-parallel training: two real processes, with nnU-Net's network under DDP and its own loss beside ours.
+"""Data-parallel training: two real processes, with nnU-Net's network under DDP and its own loss next to ours.
 
 nnU-Net's `-num_gpus` is for CUDA alone; here the same parts run on the CPU, with gloo.
 """
@@ -58,8 +58,8 @@ def rank_process(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=2)
     )
-    told = {(loss, task): step(LOSSES[loss], TASKS[task], rank) for loss in LOSSES for task in TASKS}
-    torch.save(told, f"{folder}/{rank}.pt")
+    results = {(loss, task): step(LOSSES[loss], TASKS[task], rank) for loss in LOSSES for task in TASKS}
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -79,9 +79,9 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_default_sum_is_nnunets_own_under_ddp(task: str, ranks: list[dict[Any, Any]]) -> None:
-    for told in ranks:
-        value, gradient, weights = told["dice+binary_cross_entropy", task]
-        stock_value, stock_gradient, stock_weights = told["stock", task]
+    for results in ranks:
+        value, gradient, weights = results["dice+binary_cross_entropy", task]
+        stock_value, stock_gradient, stock_weights = results["stock", task]
         close(value, stock_value)
         close(gradient, stock_gradient)
         # Here the last output has a weight, for DDP wants a gradient of every parameter.
@@ -93,6 +93,6 @@ def test_the_default_sum_is_nnunets_own_under_ddp(task: str, ranks: list[dict[An
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "stock"])
 def test_ranks_train_as_one_process_on_the_whole_batch(loss: str, task: str, ranks: list[dict[Any, Any]]) -> None:
     _, gradient, _ = step(LOSSES[loss], TASKS[task], None)
-    for told in ranks:
+    for results in ranks:
         # The last scale's 1e-6, and in a balanced sum the means so far: close, not equal.
-        torch.testing.assert_close(told[loss, task][1], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+        torch.testing.assert_close(results[loss, task][1], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))

@@ -1,4 +1,4 @@
-"""nnU-Net's own commands, from a manifest to a prediction: nothing of it is replaced, only its epochs are short."""
+"""nnU-Net's own commands, from a manifest to a prediction, with nothing replaced and short epochs."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from pipelines.nnunet import trainer_folder
 
 pytestmark = pytest.mark.slow
 
-#: A folder of its own beside ours: the same trainers, with few steps an epoch.
+#: A separate folder next to ours: the same trainers, with few steps per epoch.
 SHORT = """
 from pipelines.nnunet import trainers
 
@@ -201,7 +201,7 @@ def test_others_predict_with_the_exported_checkpoint(
         assert (predicted == expected).mean() > 0.999
 
 
-def test_the_trainings_end_in_the_report(
+def test_the_results_can_be_reported(
     folder: Path, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three losses, whose folders lie where nnU-Net put them: classes, references and images are found there."""

@@ -55,7 +55,7 @@ def test_every_registered_loss_is_there_at_import() -> None:
         assert trainer_class(name) is getattr(trainers, f"nnUNetTrainerMedloss_{name}")
 
 
-def test_an_unknown_name_is_nnunets_to_refuse_and_the_nearest_loss_is_told(capfd: pytest.CaptureFixture) -> None:
+def test_nnunet_refuses_an_unknown_name_and_the_nearest_loss_is_named(capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(
         RuntimeError, match="Could not find requested nnunet trainer nnUNetTrainerMedloss_dicee_5epochs"
     ):
@@ -117,8 +117,8 @@ def _epoch(trainer: Any, steps: int) -> list[float]:
     return [float(loss["loss"]) for loss in losses]
 
 
-def test_a_training_continues_with_the_weights_of_its_terms(tmp_path: Path) -> None:
-    """Hausdorff's recipe weighs Dice anew each epoch: also after nnU-Net's `--c`, to the last bit."""
+def test_a_resumed_training_has_the_weights_of_its_terms(tmp_path: Path) -> None:
+    """Hausdorff's recipe updates the weight of Dice each epoch: also after nnU-Net's `--c`, to the last bit."""
     torch.manual_seed(0)
     whole = _initialized("hausdorff_dt")
     _epoch(whole, 2)
