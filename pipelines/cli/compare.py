@@ -140,11 +140,6 @@ def compare(
         handover.check()
     checked_tracking_uri(tracking_uri, out)
     checked_model_name(register_model)
-    if executor == "local" and not is_dry:
-        from pipelines.comparison.executors.local import end_ready, make_ready
-
-        click.get_current_context().call_on_close(end_ready)
-        make_ready(jobs)
     refuse_untrainable(configs, loaded)
     from pipelines.comparison.compare import compare_losses
     from pipelines.comparison.dry_run import dry_run

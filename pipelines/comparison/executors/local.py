@@ -1,108 +1,20 @@
-"""Workers: their command lines for other schedulers; on this machine started, watched and restarted.
+"""Workers on this machine: started, watched, and started again when they die."""
 
-Workers that import their packages before there is anything to do: what they train need not wait for that.
-
-A comparison imports as much itself, and reads its data, while they do. Run as a program, this is such a worker.
-"""
-
-import gc
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import Plan
 from pipelines.utils import DiskFullError, UserError, locks
 from pipelines.utils.locks import holder, holder_host, is_held
-from pipelines.utils.machine import available_cores, thread_environment, without_mlflow
+from pipelines.utils.machine import available_cores, thread_environment
 from pipelines.utils.text import counted
-
-_GPU = Path("/proc/driver/nvidia")
-_ready: list[tuple[int, subprocess.Popen[bytes]]] = []
-
-
-def make_ready(jobs: int | None) -> None:
-    """Start some of the workers that will be needed: as many as there are cores which this process leaves free.
-
-    Args:
-        jobs: runs at a time; None: one a core, or one on a GPU.
-    """
-    cores = available_cores()
-    jobs = jobs or (1 if _GPU.exists() else cores)
-    threads = max(1, cores // jobs)
-    for _ in range(min(jobs, max(1, cores - 1))):
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | thread_environment(threads),
-        )
-        _ready.append((threads, process))
-
-
-def take_ready(threads: int, arguments: Sequence[str], log_file: Path) -> subprocess.Popen[bytes] | None:
-    """Have a worker that is ready carry out a command line; None where there is none, and one has to be started.
-
-    Args:
-        threads: of the processor, that it must have been started with.
-        arguments: of `medloss`.
-        log_file: gets what it says from now on.
-    """
-    for entry in [entry for entry in _ready if entry[0] == threads]:
-        _ready.remove(entry)
-        process = entry[1]
-        told = json.dumps({"arguments": list(arguments), "log": str(log_file.absolute())})
-        assert process.stdin is not None
-        with suppress(OSError), process.stdin:
-            process.stdin.write(told.encode() + b"\n")
-            return process
-        process.kill()
-        process.wait()
-    return None
-
-
-def end_ready() -> None:
-    """End the workers that were not needed."""
-    while _ready:
-        _, process = _ready.pop()
-        assert process.stdin is not None
-        with suppress(OSError):
-            process.stdin.close()
-        process.kill()
-        process.wait()
-
-
-def main() -> None:
-    """Import what a training needs, wait for a command line, and carry it out."""
-    # By its name, as `start_worker` calls it: the command imports this package.
-    command_line = import_module("pipelines.cli").main  # first: it filters what the others warn of
-
-    gc.disable()  # nothing that is imported becomes garbage
-    with without_mlflow():
-        import pipelines.training.run  # noqa: F401
-    gc.enable()
-    line = sys.stdin.readline()
-    if not line:
-        return
-    told = json.loads(line)
-    log = os.open(told["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for own, other in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(own, other)
-    sys.argv = ["medloss", *told["arguments"]]
-    command_line()
-
-
-# Workers on this machine: started, watched, and started again when they die.
 
 #: A run whose process died so often is failed: it would only die again.
 MOST_DEATHS = 2
@@ -137,7 +49,6 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
             if not workers:
                 wanted = min(jobs, sum(not is_held(run_folder(folder, run).path / "lock") for run in left))
                 workers = {number: start_worker(_log(folder, number), folder, threads) for number in range(wanted)}
-                end_ready()  # they take memory, and any later worker can be started as ever
             watch()
             if not left and not workers:
                 break
@@ -185,8 +96,6 @@ def start_worker(log_file: Path, folder: Path, threads: int, index: int | None =
     arguments = ["worker", str(folder), *([] if index is None else ["--index", str(index)])]
     # The losses are those that the user named to this process.
     arguments += ["--threads", str(threads), "--parent", str(os.getpid()), "--trust"]
-    if (ready := take_ready(threads, arguments, log_file)) is not None:
-        return ready
     command = [sys.executable, "-m", "pipelines.cli", *arguments]
     environment = os.environ | thread_environment(threads)
     with log_file.open("ab") as log:
@@ -241,8 +150,3 @@ def cause_of_death(returncode: int) -> str:
 def died_too_often(cause: str, advice: str) -> str:
     """Why a run is failed whose process died again and again."""
     return f"its process died {MOST_DEATHS} times ({cause}); {advice}"
-
-
-if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()

@@ -157,10 +157,14 @@ print(json.dumps([0, list(sys.modules)]))
 @pytest.mark.slow
 def test_a_worker_imports_monai_without_mlflow() -> None:
     program = """
-import io, json, sys
-from pipelines.comparison.executors.local import main
-sys.stdin = io.StringIO("")
-main()
+import contextlib, json, sys, tempfile
+from pathlib import Path
+from pipelines.comparison.worker import _train_by_engines
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
+from pipelines.utils import UserError
+with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
+    _train_by_engines(RunConfig(manifest="missing.yaml", loss="dice"), RunFolder(Path(folder)))
 modules = list(sys.modules)
 import mlflow.entities
 print()
