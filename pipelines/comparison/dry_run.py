@@ -8,12 +8,13 @@ from pathlib import Path
 import psutil
 
 from pipelines.comparison.budget import Forecast
+from pipelines.comparison.execution import Comparison
 from pipelines.comparison.rounds import begun_rungs
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import RunState, read_plan, run_states
 from pipelines.runs.plan import NO_REFERENCE, Matrix, Plan, Training, survivors, trainings
-from pipelines.runs.summary import planned_told
+from pipelines.runs.summary import plan_lines, rung_title
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.results import cases_needed, least_difference
 from pipelines.utils.tables import Column, numbers, table_lines
@@ -36,7 +37,7 @@ def dry_run(folder: Path, plan: Plan, matrix: Matrix, forecast: Forecast, jobs: 
     states = [] if read_plan(folder) is None else run_states(folder, plan)
     yield "Dry run: nothing is trained, and nothing is written."
     yield ""
-    yield from planned_told(plan, matrix)
+    yield from plan_lines(plan, matrix)
     yield from _training(matrix, forecast)
     yield from item("there", _there(folder, plan, states))
     yield ""
@@ -63,10 +64,10 @@ def _training(matrix: Matrix, forecast: Forecast) -> Iterator[str]:
 
 def _there(folder: Path, plan: Plan, states: Sequence[RunState]) -> str:
     """What of the runs is in the folder already."""
-    rungs = begun_rungs(folder, plan)
+    rungs = begun_rungs(Comparison(folder, plan))
     if not states and not rungs:
         return f"nothing yet in {folder}"
-    told = [f"{_words(rung.states)} of {rung.title}" for rung in rungs]
+    told = [f"{_words(rung.states)} of {rung_title(rung.plan)}" for rung in rungs]
     return f"{'; '.join([*told, f'{_words(states)} of the runs'])}, in {folder}"
 
 
@@ -175,7 +176,7 @@ def stages_left(folder: Path, plan: Plan, matrix: Matrix, forecast: Forecast) ->
     if (plan.halving is None or plan.halving.over) and (plan.tuning is None or plan.tuning.over):
         return [_left(run_states(folder, plan))]
     stages = forecast.stages(matrix, plan.halving, plan.tuning)
-    for place, rung in enumerate(begun_rungs(folder, plan)):
+    for place, rung in enumerate(begun_rungs(Comparison(folder, plan))):
         stages[place] = _left(rung.states)
     return stages
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import StoodStill, run_folder, stood_still
-from pipelines.runs.plan import NO_REFERENCE, Dropped, Matrix, Plan, Tuning, survivors
+from pipelines.runs.plan import NO_REFERENCE, Dropped, Matrix, Plan, PlannedRun, Tuning, survivors
 from pipelines.statistics.table import having, in_report_order
 from pipelines.training.run_folder import case_columns
 from pipelines.utils.files import write_text
@@ -18,7 +18,7 @@ from pipelines.utils.text import counted, duration, item, listed
 # What is planned, and what halving dropped, in words: before a comparison, at its end, and on its page.
 
 
-def planned_told(plan: Plan, matrix: Matrix, seconds: float | None = None) -> Iterator[str]:
+def plan_lines(plan: Plan, matrix: Matrix, seconds: float | None = None) -> Iterator[str]:
     """What is planned, line by line.
 
     Args:
@@ -100,10 +100,10 @@ def halving_notes(plan: Plan) -> tuple[str, ...]:
         "does not flatter the survivors. It is no test: near the bound chance decided, and a loss that learns slowly "
         "may have been dropped too early. Dropped losses are not ranked, and not counted as worst."
     )
-    return (told, *(dropped_told(plan, dropped) for dropped in halving.dropped))
+    return (told, *(dropped_note(plan, dropped) for dropped in halving.dropped))
 
 
-def dropped_told(plan: Plan, dropped: Dropped) -> str:
+def dropped_note(plan: Plan, dropped: Dropped) -> str:
     """Why a loss was dropped."""
     when = f"{dropped.loss}: dropped after {counted(dropped.epochs, 'epoch')}"
     if dropped.score is None:
@@ -277,3 +277,35 @@ def write_table(folder: Path, table: Table) -> list[Path]:
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
     write_text(markdown, "\n".join([*lines, "", table.caveat, ""]))
     return [csv, markdown]
+
+
+# The network to use.
+
+
+def best_mean(plan: Plan, table: Table) -> tuple[str, float] | None:
+    """The loss with the best mean of the primary metric, and that mean; None when no run has finished.
+
+    The mean of a loss with failed runs is perhaps over easier cases: it is the best only where every loss has failures.
+    """
+    finished = table.rows.dropna(subset=[plan.metric])
+    whole = finished[~finished["loss"].isin(table.partial)]
+    finished = whole if len(whole) else finished
+    if not len(finished):
+        return None
+    row = finished.iloc[int((METRICS[plan.metric].sign * finished[plan.metric]).argmax())]
+    return str(row["loss"]), float(row[plan.metric])
+
+
+def best_run(folder: Path, plan: Plan, table: Table) -> PlannedRun | None:
+    """The best run, by the primary metric, of the loss with the best mean; None when none has finished."""
+    best = best_mean(plan, table)
+    if best is None:
+        return None
+    scores: dict[str, float] = {}
+    runs = [run for run in plan.runs if run.config.loss == best[0]]
+    for run in runs:
+        result = run_folder(folder, run).result
+        # A metric that no case has (a distance, where all are empty) is null there.
+        if result is not None and result["state"] == "done" and result["metrics"].get(plan.metric) is not None:
+            scores[run.id] = METRICS[plan.metric].sign * result["metrics"][plan.metric]
+    return max((run for run in runs if run.id in scores), key=lambda run: scores[run.id], default=None)

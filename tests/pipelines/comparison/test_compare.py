@@ -321,7 +321,7 @@ def test_killed_alone_then_interrupted_then_done(comparison: Any) -> None:
     os.killpg(process.pid, signal.SIGINT)
     shown, told = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 130
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert told.endswith("interrupted: run the same command again to resume\n")
     assert _only_our_lines(told)
     assert not _alive(worker)
     assert not re.search("failed|Traceback", shown + told)  # what has not ended has not failed
@@ -352,7 +352,7 @@ def test_ended_by_a_scheduler(comparison: Any) -> None:
     process.terminate()
     _, told = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 130
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert told.endswith("interrupted: run the same command again to resume\n")
     assert worker is not None and not _alive(worker)
     assert {run.info.status for run in compare.stored().values()} == {"KILLED"}
 
@@ -476,7 +476,7 @@ def test_an_interrupted_comparison_ends_its_workers_and_goes_on(
     assert (code, shown) == (130, "")  # no table of nothing
     assert told.splitlines()[-2:] == [
         "stopping 1 worker: each run resumes after its last epoch",
-        "interrupted: the same command goes on where it stopped",
+        "interrupted: run the same command again to resume",
     ]
     assert _only_our_lines(told)
     assert not re.search("failed|Traceback", told)  # what has not ended has not failed
@@ -518,7 +518,7 @@ def test_an_interrupted_comparison_waits_for_no_server(
     finally:
         hangs.set()
     assert code == 130
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert told.endswith("interrupted: run the same command again to resume\n")
     assert re.search(r"^focal +0\.\d{4} .* 1/1$", shown, re.MULTILINE)
 
 

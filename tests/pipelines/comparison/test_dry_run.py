@@ -3,17 +3,19 @@
 import contextlib
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cli_call import call_medloss
 from tiny import tiny_manifest
 
-from pipelines.comparison import step_timing_process
+from pipelines.comparison import step_timing, step_timing_process
 from pipelines.comparison.budget import Forecast
 from pipelines.comparison.dry_run import ASSUMED_SD, stages_left
 from pipelines.comparison.step_timing import Measured
@@ -32,6 +34,7 @@ def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "made"))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # else torch makes one there, once
     tiny_manifest(tmp_path, dims=2, cases=12)
 
     def call(*options: str) -> tuple[int, str, str]:
@@ -91,7 +94,8 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_timing_process, "measured", until_killed)
     monkeypatch.setattr(step_timing_process, "exit_with", lambda parent: None)
     monkeypatch.setattr(step_timing_process, "_LEAST_S", 0.01)
-    monkeypatch.setattr("pipelines.comparison.step_timing.subprocess.Popen", _Prober)
+    # Its name alone: modules that are imported meanwhile need the real one.
+    monkeypatch.setattr(step_timing, "subprocess", SimpleNamespace(Popen=_Prober, DEVNULL=subprocess.DEVNULL))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Halving: who is dropped, on which cases, and that it is told."""
 
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -18,7 +17,9 @@ from thread_workers import WAITS, Workers
 from tiny import tiny_manifest
 from waiting import wait_for
 
+from pipelines.comparison import screening
 from pipelines.comparison.budget import PLANNED_SHARE
+from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.planning import Planned, Request, plan_comparison
 from pipelines.comparison.rounds import plan_halving
 from pipelines.comparison.screening import judge, screen
@@ -76,7 +77,7 @@ def test_the_cases_that_drop_are_never_those_that_judge() -> None:
 
 
 def test_too_few_losses_epochs_or_folds() -> None:
-    with pytest.raises(UserError, match="--halving: got 3 losses beside the reference; expected 4 or more"):
+    with pytest.raises(UserError, match="--halving: got 3 losses next to the reference; expected 4 or more"):
         plan_halving(["ref", *_RACING[:3]], "ref", [0], [0], 40, [0, 1])
     with pytest.raises(UserError, match="--halving: got 2 epochs; expected 4 or more"):
         plan_halving(["ref", *_RACING], "ref", [0], [0], 2, [0, 1])
@@ -88,10 +89,10 @@ def _judged(tmp_path: Path, metric: str, scores: dict[str, float | None]) -> tup
     from pipelines.runs.plan import make_plan
 
     configs = [RunConfig(manifest="made", loss=loss) for loss in scores]
-    plan = make_plan(configs, [1], [0], "made", "0" * 64, metric=metric)
+    plan = make_plan(configs, [1], [0], "made", "0" * 64, metric=metric, rung=1)
     for run in plan.runs:
         _end(tmp_path, run, scores[run.config.loss])
-    return judge(tmp_path, plan, 1, 10)
+    return judge(Comparison(tmp_path, plan))
 
 
 @pytest.mark.parametrize("metric", ["dice", "hd95_mm"])
@@ -113,7 +114,7 @@ def test_a_failed_run_is_dropped_even_from_the_better_half(tmp_path: Path) -> No
         _judged(tmp_path / "all", "dice", {"dice": None, "focal": None})
 
 
-def test_screening_goes_on_where_it_stopped_and_is_told(tmp_path: Path) -> None:
+def test_screening_resumes_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = tiny_manifest(tmp_path, dims=2)
     request = _request(manifest)
     out = tmp_path / "out"
@@ -122,27 +123,28 @@ def test_screening_goes_on_where_it_stopped_and_is_told(tmp_path: Path) -> None:
     assert [run.id for run in plan.runs] == ["log_cosh_dice-fold0-seed0"]
     trained: list[tuple[str, int, list[str], set[int]]] = []
 
-    def train(folder: Path, rung: Plan) -> None:
-        folds = {run.config.fold for run in rung.runs}
-        trained.append((folder.name, rung.runs[0].config.epochs, rung.losses, folds))
-        for run in rung.runs:
-            _end(folder, run, _SCORES[run.config.loss])
+    def train(rung: Comparison) -> None:
+        folds = {run.config.fold for run in rung.plan.runs}
+        trained.append((rung.folder.name, rung.epochs, rung.plan.losses, folds))
+        for run in rung.plan.runs:
+            _end(rung.folder, run, _SCORES[run.config.loss])
         if len(trained) == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(screening, "train_rung", train)
     with pytest.raises(KeyboardInterrupt):
-        screen(out, plan, request.configs, train)
+        screen(Comparison(out, plan), request.configs)
     assert require_plan(out) == plan
     again = adopt_plan(out, plan_comparison(out, request, measured=False).plan)
     assert again == plan
-    plan = screen(out, again, request.configs, train)
+    plan = screen(Comparison(out, again), request.configs).plan
     assert [own[:3] for own in trained[2:]] == [("rung1", 1, _RACING), ("rung2", 2, ["dice", "tversky", "combo"])]
     assert all(own[3] == {1} for own in trained)
     assert plan.losses == ["log_cosh_dice", "dice", "tversky"]
     assert {(run.config.epochs, run.config.fold) for run in plan.runs} == {(4, 0)}
-    # Once it is over, neither the folder nor another call begins it anew.
+    # Once it is over, neither the folder nor another call begins it again.
     assert adopt_plan(out, plan_comparison(out, request, measured=False).plan) == plan == require_plan(out)
-    assert screen(out, plan, request.configs, train) == plan and len(trained) == 4
+    assert screen(Comparison(out, plan), request.configs).plan == plan and len(trained) == 4
     assert (out / "screening" / "rung1" / "cache").resolve() == (out / "cache").resolve()
 
     for run in plan.runs:
@@ -155,27 +157,28 @@ def test_screening_goes_on_where_it_stopped_and_is_told(tmp_path: Path) -> None:
     assert "focal" not in from_folder(out).table.losses
 
 
-def test_failed_runs_of_the_rung_under_way_are_trained_again(tmp_path: Path) -> None:
+def test_failed_runs_of_the_rung_under_way_are_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = _request(tiny_manifest(tmp_path, dims=2))
     out = tmp_path / "out"
     plan = adopt_plan(out, plan_comparison(out, request, measured=False).plan)
-    forgotten: list[str] = []
+    trained: list[tuple[str, int]] = []
 
-    def forget(folder: Path, rung: Plan) -> None:
-        forgotten.append(folder.name)
-
-    def train(folder: Path, rung: Plan) -> None:
-        for run in rung.runs:
-            fails = (folder.name, run.config.loss) in {("rung1", "tversky"), ("rung2", "dice")}
-            _end(folder, run, None if fails else _SCORES[run.config.loss])
-        if folder.name == "rung2" and len(forgotten) < 3:
+    def train(rung: Comparison) -> None:
+        waiting = [run for run in rung.plan.runs if run_folder(rung.folder, run).result is None]
+        trained.append((rung.folder.name, len(waiting)))
+        for run in waiting:
+            fails = (rung.folder.name, run.config.loss) in {("rung1", "tversky"), ("rung2", "dice")}
+            _end(rung.folder, run, None if fails else _SCORES[run.config.loss])
+        if len(trained) == 2:
             raise KeyboardInterrupt
 
-    for _ in range(2):
-        with contextlib.suppress(KeyboardInterrupt):
-            plan = screen(out, plan, request.configs, train, forget)
-    # On the first rung's failures the second was built.
-    assert forgotten == ["rung1", "rung2", "rung2"]
+    monkeypatch.setattr(screening, "train_rung", train)
+    comparison = Comparison(out, plan, Execution(retry_failed=True))
+    with pytest.raises(KeyboardInterrupt):
+        screen(comparison, request.configs)
+    plan = screen(comparison, request.configs).plan
+    # Of the second rung, the failed run; the first rung's stays failed, since the second was built on it.
+    assert trained == [("rung1", 5), ("rung2", 3), ("rung1", 0), ("rung2", 1)]
     assert plan.halving is not None
     assert [(own.loss, own.rung) for own in plan.halving.dropped if own.error] == [("tversky", 1), ("dice", 2)]
 
@@ -228,7 +231,7 @@ def test_halving_interrupted_on_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     finally:
         signal.signal(signal.SIGTERM, before)
     assert code == 130, told
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert told.endswith("interrupted: run the same command again to resume\n")
     workers.behaviour = {}
     _goes_on(out, arguments, first)
     assert workers.started["dice-fold1-seed0"] == 2  # once in each rung

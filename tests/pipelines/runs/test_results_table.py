@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.comparison.compare import best_mean, best_run
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import Plan, make_plan
 from pipelines.runs.summary import (
     Table,
+    best_mean,
+    best_run,
     case_table,
     comparison_table,
     formatted_rows,

@@ -82,12 +82,12 @@ def test_a_new_executor_is_found_everywhere(tmp_path: Path, monkeypatch: pytest.
     assert not out.exists()
 
     handed: list[Any] = []
-    monkeypatch.setattr(compare, "compare_losses", lambda *given, **named: handed.append((given, named)))
+    monkeypatch.setattr(compare, "compare_losses", lambda *given: handed.append(given))
     code, _, told = call_medloss(*command, "--executor", "scripts", "--jobs", 3, *own)
     assert code == 0, told
-    ((folder, plan, *_), named) = handed[0]
+    folder, plan, execution, _ = handed[0]
     lines: list[str] = []
-    named["handover"].hand_over(folder, plan, [0, 1], lines.append)
+    execution.handover.hand_over(folder, plan, [0, 1], lines.append)
     assert lines == ["2 scripts, 3 at a time"]
     assert sorted(path.name for path in into.iterdir()) == ["run-0.sh", "run-1.sh"]
     assert (into / "run-1.sh").read_text().split()[-4:] == ["worker", str(out), "--index", "1"]
