@@ -156,15 +156,15 @@ def compare(
     # Schedulers, and `docker stop`, end a process by this signal: it then ends in order, as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with naming_a_full_disk(out):
-        planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
+        planned = plan_comparison(out, request, measured=is_dry, message=lambda line: click.echo(line, err=True))
         if is_dry and planned.forecast is not None:
-            for line in dry_run(out, planned.plan, planned.matrix, planned.forecast, jobs):
+            for line in dry_run(out, planned.plan, planned.grid, planned.forecast, jobs):
                 click.echo(line)
             if handover is not None:
                 click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")
             return
         if planned.plan.asked is not None:
-            for line in plan_lines(planned.plan, planned.matrix, planned.seconds):
+            for line in plan_lines(planned.plan, planned.grid, planned.seconds):
                 click.echo(line, err=True)
         execution = Execution(jobs, handover, retry_failed, check, tracking_uri, register_model)
         code = compare_losses(out, planned.plan, execution, configs)

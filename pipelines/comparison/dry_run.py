@@ -13,7 +13,7 @@ from pipelines.comparison.rounds import begun_rungs
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import RunState, read_plan, run_states
-from pipelines.runs.plan import NO_REFERENCE, Matrix, Plan, Training, survivors, trainings
+from pipelines.runs.plan import NO_REFERENCE, Plan, RunGrid, RunShape, run_shapes, survivors
 from pipelines.runs.summary import plan_lines, rung_title
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.results import cases_needed, least_difference
@@ -23,35 +23,35 @@ from pipelines.utils.text import counted, duration, item
 # What `--dry-run` prints: the runs, their time, memory and disk, and what they could show.
 
 
-def dry_run(folder: Path, plan: Plan, matrix: Matrix, forecast: Forecast, jobs: int) -> Iterator[str]:
+def dry_run(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: int) -> Iterator[str]:
     """Everything, line by line.
 
     Args:
         folder: where the comparison would lie.
         plan: what would be trained.
-        matrix: its runs; with halving, as if no loss were dropped.
+        grid: its runs; with halving, as if no loss were dropped.
         forecast: of times and sizes.
         jobs: runs at a time.
     """
-    stages = stages_left(folder, plan, matrix, forecast)
+    stages = stages_left(folder, plan, grid, forecast)
     states = [] if read_plan(folder) is None else run_states(folder, plan)
     yield "Dry run: nothing is trained, and nothing is written."
     yield ""
-    yield from plan_lines(plan, matrix)
-    yield from _training(matrix, forecast)
+    yield from plan_lines(plan, grid)
+    yield from _training(grid, forecast)
     yield from item("there", _there(folder, plan, states))
     yield ""
-    yield from _losses(matrix, forecast, states)
+    yield from _losses(grid, forecast, states)
     yield ""
     yield from _times(forecast, stages, jobs)
     yield from _memory(forecast, stages, jobs)
     yield from _disk(folder, forecast, stages, jobs)
     yield ""
-    yield from reach(plan, matrix, forecast.manifest)
+    yield from reach(plan, grid, forecast.manifest)
 
 
-def _training(matrix: Matrix, forecast: Forecast) -> Iterator[str]:
-    config, fold = forecast.measured.config, matrix.folds[0]
+def _training(grid: RunGrid, forecast: Forecast) -> Iterator[str]:
+    config, fold = forecast.measured.config, grid.folds[0]
     train, validate = (len(cases) for cases in forecast.manifest.split(fold))
     patch = " x ".join(map(str, config.patch_size or ()))
     yield from item(
@@ -77,12 +77,12 @@ def _words(states: Sequence[RunState]) -> str:
     return ", ".join(f"{count[word]} {word}" for word in words)
 
 
-def _losses(matrix: Matrix, forecast: Forecast, states: Sequence[RunState]) -> Iterator[str]:
+def _losses(grid: RunGrid, forecast: Forecast, states: Sequence[RunState]) -> Iterator[str]:
     columns = [Column("loss"), *numbers("runs", "done", "s/step", "s/epoch", "min/run", "min in all", "peak MB")]
     rows = []
     failing = []
-    runs = len(matrix.folds) * len(matrix.seeds)
-    for loss in matrix.losses:
+    runs = len(grid.folds) * len(grid.seeds)
+    for loss in grid.losses:
         step = forecast.measured.steps[loss]
         done = sum(state.state == "done" and state.run.config.loss == loss for state in states)
         own = [loss, str(runs), str(done)]
@@ -90,12 +90,12 @@ def _losses(matrix: Matrix, forecast: Forecast, states: Sequence[RunState]) -> I
             failing.append(f"{loss} fails: {step.error}")
             rows.append([*own, "-", "-", "-", "-", "-"])
             continue
-        seconds = [forecast.run_s(run) for run in trainings(matrix) if run.loss == loss]
+        seconds = [forecast.run_s(run) for run in run_shapes(grid) if run.loss == loss]
         rows.append(
             [
                 *own,
                 f"{step.seconds:.3f}",
-                f"{forecast.epoch_s(loss, matrix.folds[0]):.1f}",
+                f"{forecast.epoch_s(loss, grid.folds[0]):.1f}",
                 f"{seconds[0] / 60:.1f}",
                 f"{sum(seconds) / 60:.1f}",
                 f"{step.peak_mb:.0f}",
@@ -106,7 +106,7 @@ def _losses(matrix: Matrix, forecast: Forecast, states: Sequence[RunState]) -> I
         yield from item("warning:", told)
 
 
-def _times(forecast: Forecast, stages: Sequence[Sequence[Training]], jobs: int) -> Iterator[str]:
+def _times(forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) -> Iterator[str]:
     left = [run for stage in stages for run in stage]
     if not left:
         yield from item("time", "all runs have ended: what is left are table, report and MLflow")
@@ -126,7 +126,7 @@ def _times(forecast: Forecast, stages: Sequence[Sequence[Training]], jobs: int) 
     )
 
 
-def _memory(forecast: Forecast, stages: Sequence[Sequence[Training]], jobs: int) -> Iterator[str]:
+def _memory(forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) -> Iterator[str]:
     own = forecast.measured
     peak = max([own.common.peak_mb, *(step.peak_mb for step in own.steps.values())])
     if own.device != "cpu":
@@ -139,7 +139,7 @@ def _memory(forecast: Forecast, stages: Sequence[Sequence[Training]], jobs: int)
         yield from item("warning:", "memory does not suffice for so many jobs: lower --jobs, --batch-size or --patch")
 
 
-def _disk(folder: Path, forecast: Forecast, stages: Sequence[Sequence[Training]], jobs: int) -> Iterator[str]:
+def _disk(folder: Path, forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) -> Iterator[str]:
     parts = forecast.disk_mb(stages, jobs)
     need = sum(parts.values())
     there = folder.absolute()
@@ -162,28 +162,28 @@ def _size(megabytes: float) -> str:
 # What of a plan is left to train, read from the folders alone.
 
 
-def stages_left(folder: Path, plan: Plan, matrix: Matrix, forecast: Forecast) -> list[list[Training]]:
+def stages_left(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast) -> list[list[RunShape]]:
     """What is left to train, one stage after another; see `Forecast.stages`.
 
     Args:
         folder: the comparison's, which may not be there.
         plan: of the comparison.
-        matrix: its runs; with halving, as if no loss were dropped.
+        grid: its runs; with halving, as if no loss were dropped.
         forecast: knows which losses are slow.
     """
     if read_plan(folder) is None:
-        return forecast.stages(matrix, plan.halving, plan.tuning)
+        return forecast.stages(grid, plan.halving, plan.tuning)
     if (plan.halving is None or plan.halving.over) and (plan.tuning is None or plan.tuning.over):
         return [_left(run_states(folder, plan))]
-    stages = forecast.stages(matrix, plan.halving, plan.tuning)
+    stages = forecast.stages(grid, plan.halving, plan.tuning)
     for place, rung in enumerate(begun_rungs(Comparison(folder, plan))):
         stages[place] = _left(rung.states)
     return stages
 
 
-def _left(states: Sequence[RunState]) -> list[Training]:
+def _left(states: Sequence[RunState]) -> list[RunShape]:
     return [
-        Training(state.run.config.loss, state.run.config.fold, state.epochs, state.epoch)
+        RunShape(state.run.config.loss, state.run.config.fold, state.epochs, state.epoch)
         for state in states
         if not state.finished
     ]
@@ -195,16 +195,16 @@ def _left(states: Sequence[RunState]) -> list[Training]:
 ASSUMED_SD = 0.018
 
 
-def reach(plan: Plan, matrix: Matrix, manifest: Manifest) -> Iterator[str]:
+def reach(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iterator[str]:
     """The least difference that is found, and what is assumed for it, line by line.
 
     Args:
         plan: with reference, measure and margin.
-        matrix: its runs; with halving, as if no loss were dropped.
+        grid: its runs; with halving, as if no loss were dropped.
         manifest: of the data set.
     """
-    patients = len({case.patient for fold in matrix.folds for case in manifest.split(fold)[1]})
-    losses = len(matrix.losses)
+    patients = len({case.patient for fold in grid.folds for case in manifest.split(fold)[1]})
+    losses = len(grid.losses)
     if plan.halving is not None and not plan.halving.over:
         losses = 1 + survivors(len(plan.halving.losses))
     alone = plan.reference in (None, NO_REFERENCE)
@@ -223,10 +223,10 @@ def reach(plan: Plan, matrix: Matrix, manifest: Manifest) -> Iterator[str]:
             f"Too few cases to tell: none of {counted(comparisons, noun)} can be significant below {least} patients, "
             "whatever the losses do. Take more --folds.",
         )
-    yield from _least_difference(plan, matrix, patients, comparisons)
+    yield from _least_difference(plan, grid, patients, comparisons)
 
 
-def _least_difference(plan: Plan, matrix: Matrix, patients: int, comparisons: int) -> Iterator[str]:
+def _least_difference(plan: Plan, grid: RunGrid, patients: int, comparisons: int) -> Iterator[str]:
     metric = METRICS[plan.metric]
     known = plan.metric == "dice"
     sd = ASSUMED_SD if known else 1.0
@@ -242,7 +242,7 @@ def _least_difference(plan: Plan, matrix: Matrix, patients: int, comparisons: in
         "",
         f"Least true mean difference found with 80 % power: {single if comparisons == 1 else f'{single}; {family}'}.",
     )
-    if len(matrix.folds) * len(matrix.seeds) > 1:
+    if len(grid.folds) * len(grid.seeds) > 1:
         yield from item(
             "", "That is without what retraining changes, which several trainings show and words allow for."
         )

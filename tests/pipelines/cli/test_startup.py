@@ -44,7 +44,7 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("compare phantm --out {out}", 2, "no manifest 'phantm'", _ALL),
     ("compare phantom --metric dicee --out {out}", 2, "--metric: got 'dicee'", _ALL),
     ("compare phantom --folds 9 --out {out}", 2, "fold", _ALL),
-    ("compare phantom --seeds 0,0 --out {out}", 2, "--seeds: one of them stands twice", _ALL),
+    ("compare phantom --seeds 0,0 --out {out}", 2, "--seeds: one is repeated", _ALL),
     ("compare phantom --patch 3,3,3 --out {out}", 2, "patch size: got (3, 3, 3)", _ALL),
     ("compare phantom --set lrr=1 --out {out}", 2, "no setting 'lrr'; did you mean lr?", _ALL),
     ("train phantom --set lrr=1 --out {out}", 2, "no setting 'lrr'; did you mean lr?", _ALL),

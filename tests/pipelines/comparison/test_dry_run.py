@@ -22,7 +22,7 @@ from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import adopt_plan, run_folder
-from pipelines.runs.plan import Matrix, Training, make_plan, trainings
+from pipelines.runs.plan import RunGrid, RunShape, make_plan, run_shapes
 from pipelines.statistics.results import least_difference
 from pipelines.training.run_config import RunConfig
 
@@ -172,17 +172,17 @@ def test_what_is_there_is_counted_and_left_as_it_is(
 def test_what_is_left_is_counted_from_where_it_stopped(tmp_path: Path) -> None:
     configs = [RunConfig(manifest="tiny", loss=loss, epochs=8) for loss in ("dice", "focal", "tversky")]
     plan = make_plan(configs, [0, 1], [0], "tiny", "0" * 64)
-    matrix = Matrix(("dice", "focal", "tversky"), (0, 1), (0,), 8)
-    steps = {loss: Step(1.0) for loss in matrix.losses}
+    grid = RunGrid(("dice", "focal", "tversky"), (0, 1), (0,), 8)
+    steps = {loss: Step(1.0) for loss in grid.losses}
     found = Measured(configs[0], "cpu", steps, Common(), worker_s=1.0, prepare_s=1.0, cache_mb=1.0)
     forecast = Forecast(found, load_manifest(tiny_manifest(tmp_path, dims=2)))
     folder = tmp_path / "out"
-    assert stages_left(folder, plan, matrix, forecast) == [trainings(matrix)]
+    assert stages_left(folder, plan, grid, forecast) == [run_shapes(grid)]
     adopt_plan(folder, plan)
     run_folder(folder, plan.runs[0]).write_result({"state": "done", "error": None, "metrics": {"dice": 0.5}})
     run_folder(folder, plan.runs[1]).write_result({"state": "failed", "error": "the loss is nan"})
     run_folder(folder, plan.runs[2]).write_progress(3, 8, 1.0, 0.4)
-    assert stages_left(folder, plan, matrix, forecast) == [[Training("tversky", 0, 8, 3), *trainings(matrix)[3:]]]
+    assert stages_left(folder, plan, grid, forecast) == [[RunShape("tversky", 0, 8, 3), *run_shapes(grid)[3:]]]
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")

@@ -151,9 +151,9 @@ def test_screening_resumes_and_is_reported(tmp_path: Path, monkeypatch: pytest.M
         _end(out, run, {"log_cosh_dice": 0.7, "dice": 0.8, "tversky": 0.75}[run.config.loss])
     notes = from_folder(out).notes
     assert notes == halving_notes(plan)
-    assert "5 losses were screened on fold 1 (8 cases) in one training each of 1 and 2 epochs" in notes[0]
-    assert "focal: dropped after 1 epoch: Dice 0.5000; the last that was kept had 0.7000." in notes
-    assert "combo: dropped after 2 epochs: Dice 0.7000; the last that was kept had 0.8000." in notes
+    assert "5 losses were screened on fold 1 (8 cases) in one run each of 1 and 2 epochs" in notes[0]
+    assert "focal: dropped after 1 epoch: Dice 0.5000; the lowest kept had 0.7000." in notes
+    assert "combo: dropped after 2 epochs: Dice 0.7000; the lowest kept had 0.8000." in notes
     assert "focal" not in from_folder(out).table.losses
 
 
@@ -196,12 +196,12 @@ def test_budget_and_halving_together(tmp_path: Path) -> None:
 
     whole = planned(30.0)
     assert whole.plan.halving is not None and whole.plan.halving.fold == 0
-    assert (whole.matrix.folds, whole.matrix.epochs, whole.plan.told) == ((1, 2), 4, [])
+    assert (whole.grid.folds, whole.grid.epochs, whole.plan.told) == ((1, 2), 4, [])
     # Of e epochs a run takes 3 + e * 12.25 s; in a stage more for its workers, and the rest.
     rungs, full = 5 * 15.25 + 3 * 27.5 + 20, 52.0
     less = planned((rungs + 6 * full + 47 - 1) / 60 / PLANNED_SHARE)
     # Two that survive, and eight patients of one fold: that would be enough.
-    assert (less.matrix.folds, less.matrix.epochs, len(less.matrix.losses)) == ((1,), 4, 6)
+    assert (less.grid.folds, less.grid.epochs, len(less.grid.losses)) == ((1,), 4, 6)
 
 
 def _command(tmp_path: Path, out: Path) -> list[str]:

@@ -97,7 +97,9 @@ def test_plans_of_an_earlier_version_are_read_and_others_told_apart(tmp_path: Pa
     assert adopt_plan(tmp_path / "old", plan).id == plan.id
     joined = make_plan([*configs, RunConfig(manifest="phantom", loss="tversky")], [0], [0], "phantom", "0" * 64,
                        reference="tversky")  # fmt: skip
-    with pytest.raises(UserError, match="lacks the run tversky-fold0-seed0; --reference none goes on without"):
+    with pytest.raises(
+        UserError, match="does not have the run tversky-fold0-seed0; pass --reference none to resume without one"
+    ):
         adopt_plan(tmp_path / "old", joined)
     adopt_plan(tmp_path / "new", plan)
     others = (("reference", "focal"), ("metric", "nsd"), ("margin", 0.02), ("empty", "worst"), ("non_inferior", True))

@@ -23,7 +23,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.report.collect import from_folder
 from pipelines.report.write import write_report
 from pipelines.runs.comparison_folder import adopt_plan, require_plan, run_folder
-from pipelines.runs.plan import Plan, PlannedRun, Training, trainings
+from pipelines.runs.plan import Plan, PlannedRun, RunShape, run_shapes
 from pipelines.runs.summary import plan_lines, rung_title, screening_notes
 from pipelines.training.auto_config import recipe_rate
 from pipelines.training.run_config import RunConfig
@@ -182,7 +182,7 @@ def test_tuning_and_halving_together(tmp_path: Path, monkeypatch: pytest.MonkeyP
     out = tmp_path / "out"
     planned = plan_comparison(out, request, measured=False)
     assert "each of 5 losses is trained on fold 1 at 3 learning rates" in " ".join(
-        " ".join(plan_lines(planned.plan, planned.matrix)).split()
+        " ".join(plan_lines(planned.plan, planned.grid)).split()
     )
     plan = adopt_plan(out, planned.plan)
     monkeypatch.setattr(screening, "train_rung", _train)
@@ -209,9 +209,9 @@ def test_the_trials_are_counted_in_forecasts_and_budgets(tmp_path: Path, monkeyp
     forecast = Forecast(found, request.manifest)
     out = tmp_path / "out"
     planned = plan_comparison(out, request, measured=False)
-    trial = [Training(loss, 1, 3) for loss in _LOSSES]
-    stages = [trial, trial, trainings(planned.matrix)]
-    assert stages_left(out, planned.plan, planned.matrix, forecast) == stages
+    trial = [RunShape(loss, 1, 3) for loss in _LOSSES]
+    stages = [trial, trial, run_shapes(planned.grid)]
+    assert stages_left(out, planned.plan, planned.grid, forecast) == stages
     plan = adopt_plan(out, planned.plan)
 
     def train(trial: Comparison) -> None:
@@ -221,7 +221,7 @@ def test_the_trials_are_counted_in_forecasts_and_budgets(tmp_path: Path, monkeyp
     monkeypatch.setattr(screening, "train_rung", train)
     with pytest.raises(KeyboardInterrupt):
         tune(Comparison(out, plan), request.configs)
-    assert stages_left(out, plan, planned.matrix, forecast) == [trial[1:], *stages[1:]]
+    assert stages_left(out, plan, planned.grid, forecast) == [trial[1:], *stages[1:]]
     budget = dataclasses.replace(request, budget=30.0)
     fitted = plan_comparison(tmp_path / "other", budget, measured=False, measure=lambda *_: found)
     assert fitted.seconds is not None

@@ -37,9 +37,9 @@ def test_every_loss_on_every_fold_with_every_seed_a_fold_after_another() -> None
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"losses": ("dice", "focal", "dice")}, "--losses: one of them stands twice in dice, focal, dice"),
-        ({"folds": (0, 1, 0)}, "--folds: one of them stands twice in 0, 1, 0"),
-        ({"seeds": (2, 2)}, "--seeds: one of them stands twice in 2, 2"),
+        ({"losses": ("dice", "focal", "dice")}, "--losses: one is repeated in dice, focal, dice"),
+        ({"folds": (0, 1, 0)}, "--folds: one is repeated in 0, 1, 0"),
+        ({"seeds": (2, 2)}, "--seeds: one is repeated in 2, 2"),
         ({"seeds": (0, -1)}, "--seeds: got -1; expected 0 or more"),
     ],
 )
@@ -78,8 +78,8 @@ def test_data_that_were_moved_are_found_where_they_are_now(tmp_path: Path) -> No
     ("changes", "told"),
     [
         ({"losses": ("dice",)}, "it has the run focal-fold0-seed0"),
-        ({"losses": ("dice", "focal", "tversky")}, "it lacks the run tversky-fold0-seed0"),
-        ({"folds": (0, 1)}, "it lacks the run dice-fold1-seed0"),
+        ({"losses": ("dice", "focal", "tversky")}, "it does not have the run tversky-fold0-seed0"),
+        ({"folds": (0, 1)}, "it does not have the run dice-fold1-seed0"),
         ({"seeds": (1,)}, "it has the run dice-fold0-seed0"),
         ({"epochs": 9}, "its epochs is 8, and 9 was asked for"),
         ({"network": "vnet"}, "its network is unet, and vnet was asked for"),

@@ -94,11 +94,11 @@ def test_check_and_evaluate(width: int, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_dry_runs_losses(width: int) -> None:
     step = SimpleNamespace(seconds=1.25, error=None, peak_mb=1234.5)
-    matrix = SimpleNamespace(losses=[_SUM], folds=[0], seeds=[0], epochs=2, stages=())
+    grid = SimpleNamespace(losses=[_SUM], folds=[0], seeds=[0], epochs=2, stages=())
     forecast = SimpleNamespace(
         measured=SimpleNamespace(steps={_SUM: step}), epoch_s=lambda loss, fold: 98765.4, run_s=lambda run: 6000.0
     )
-    shown = "\n".join(_losses(matrix, forecast, []))  # type: ignore[arg-type]
+    shown = "\n".join(_losses(grid, forecast, []))  # type: ignore[arg-type]
     _whole(shown, ["1.250", "98765.4", "100.0", "1234", *([_SUM] if width > 60 else [])], width)
 
 
