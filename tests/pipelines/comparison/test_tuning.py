@@ -11,7 +11,7 @@ from tiny import tiny_manifest
 
 from pipelines.comparison import screening
 from pipelines.comparison.budget import Forecast
-from pipelines.comparison.dry_run import stages_left
+from pipelines.comparison.dry_run import remaining_stages
 from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.planning import Request, plan_comparison
 from pipelines.comparison.rounds import begun_rungs
@@ -211,7 +211,7 @@ def test_the_trials_are_counted_in_forecasts_and_budgets(tmp_path: Path, monkeyp
     planned = plan_comparison(out, request, measured=False)
     trial = [RunShape(loss, 1, 3) for loss in _LOSSES]
     stages = [trial, trial, run_shapes(planned.grid)]
-    assert stages_left(out, planned.plan, planned.grid, forecast) == stages
+    assert remaining_stages(out, planned.plan, planned.grid, forecast) == stages
     plan = adopt_plan(out, planned.plan)
 
     def train(trial: Comparison) -> None:
@@ -221,7 +221,7 @@ def test_the_trials_are_counted_in_forecasts_and_budgets(tmp_path: Path, monkeyp
     monkeypatch.setattr(screening, "train_rung", train)
     with pytest.raises(KeyboardInterrupt):
         tune(Comparison(out, plan), request.configs)
-    assert stages_left(out, plan, planned.grid, forecast) == [trial[1:], *stages[1:]]
+    assert remaining_stages(out, plan, planned.grid, forecast) == [trial[1:], *stages[1:]]
     budget = dataclasses.replace(request, budget=30.0)
     fitted = plan_comparison(tmp_path / "other", budget, measured=False, measure=lambda *_: found)
     assert fitted.seconds is not None

@@ -81,27 +81,27 @@ def test_times(text: str, expected: int) -> None:
 @pytest.mark.parametrize(
     ("executor", "jobs", "given", "told"),
     [
-        ("slurm", None, {"slurm_time": "soon"}, "--slurm-time: got 'soon'; expected 5 minutes or more, as 90, 4:00:00 "
-         "or 2-12:00:00"),
-        ("slurm", None, {"slurm_time": "4"}, "--slurm-time: got '4'; expected 5 minutes or more, as 90, 4:00:00 or "
-         "2-12:00:00"),
-        ("slurm", None, {"slurm_mem": "much"}, "--slurm-mem: got 'much'; expected a size, as 16G"),
-        ("slurm", None, {"slurm_gres": "gpu 1"}, "--slurm-gres: got 'gpu 1'; expected generic resources, as gpu:1 or "
-         "gpu:a100:1"),
+        ("slurm", None, {"slurm_time": "soon"}, "--slurm-time: got 'soon'; expected 5 minutes or more, such as "
+         "90, 4:00:00 or 2-12:00:00"),
+        ("slurm", None, {"slurm_time": "4"}, "--slurm-time: got '4'; expected 5 minutes or more, such as "
+         "90, 4:00:00 or 2-12:00:00"),
+        ("slurm", None, {"slurm_mem": "much"}, "--slurm-mem: got 'much'; expected a size such as 16G"),
+        ("slurm", None, {"slurm_gres": "gpu 1"}, "--slurm-gres: got 'gpu 1'; expected generic resources such as "
+         "gpu:1 or gpu:a100:1"),
         ("slurm", None, {"slurm_partition": ""}, "--slurm-partition: got ''; expected a partition's name"),
         ("slurm", None, {"slurm_setup": "a\nb"}, "--slurm-setup: got 'a\nb'; expected a shell command in one line"),
         ("slurm", None, {"threads": 2}, "--threads: a run has its job's cores; pass --slurm-cpus instead"),
-        ("slurm", None, {"slurm_options": ("",)}, "--slurm-option: got ''; expected one of sbatch's, as qos=low or "
-         "exclusive"),
-        ("slurm", None, {"slurm_options": ("qos=",)}, "--slurm-option: got 'qos='; expected one of sbatch's, as "
+        ("slurm", None, {"slurm_options": ("",)}, "--slurm-option: got ''; expected one of sbatch's, such as "
+         "qos=low or exclusive"),
+        ("slurm", None, {"slurm_options": ("qos=",)}, "--slurm-option: got 'qos='; expected one of sbatch's, such as "
          "qos=low or exclusive"),
         ("slurm", None, {"slurm_options": ("time=9",)}, "--slurm-option: got 'time=9'; pass --slurm-time instead"),
-        ("slurm", None, {"slurm_options": ("--array=0-9",)}, "--slurm-option: got '--array=0-9'; --array is not free, "
-         "for the array of runs needs its own"),
+        ("slurm", None, {"slurm_options": ("--array=0-9",)}, "--slurm-option: got '--array=0-9'; --array is "
+         "reserved for the array of runs"),
         ("local", None, {"slurm_mem": "16G"}, "--slurm-mem: it goes with --executor slurm, and got --executor local"),
         ("none", None, {"slurm_options": ("qos=low",)}, "--slurm-option: it goes with --executor slurm, and got "
          "--executor none"),
-        ("none", 2, {}, "--jobs: with --executor none, who runs the lines decides how many run at a time"),
+        ("none", 2, {}, "--jobs: with --executor none, whatever runs the lines decides how many run at a time"),
     ],
 )  # fmt: skip
 def test_refusals(executor: str, jobs: int | None, given: dict[str, Any], told: str) -> None:
@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError) as refusal:
         Slurm().check()
     assert str(refusal.value) == (
-        "--executor slurm: no sbatch, srun, squeue here; call it where jobs are submitted, or take --executor none"
+        "--executor slurm: no sbatch, srun, squeue here; run it where jobs are submitted, or pass --executor none"
     )
     for name in ("sbatch", "srun", "squeue"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
@@ -133,9 +133,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                                                      '"array": false}]}')  # fmt: skip
     with pytest.raises(UserError) as refusal:
         Slurm().hand_over(tmp_path / "out put", plan, [0], print)
-    assert str(refusal.value) == (
-        "--executor slurm: squeue gives no answer, so what is queued cannot be told; try again"
-    )
+    assert str(refusal.value) == ("--executor slurm: squeue gives no answer, so the queue is not known; try again")
 
 
 @pytest.mark.parametrize("options", [["--halving"], ["--budget", "5"]])
@@ -169,7 +167,7 @@ def test_the_lines_for_another_scheduler_do_it_all(
     assert code == 0, told
     lines = [shlex.split(line) for line in shown.splitlines()]
     assert [line[-5:] for line in lines] == [[str(out), "--index", str(i), "--threads", "1"] for i in (0, 1)]
-    assert told.splitlines()[:2] == ["2 command lines, one a run", f"status    medloss status '{out}'"]
+    assert told.splitlines()[:2] == ["2 command lines, one per run", f"status    medloss status '{out}'"]
     if in_a_shell:
         workers = [subprocess.Popen(line, shell=True, cwd="/") for line in shown.splitlines()]
         assert [worker.wait(PROCESS_S) for worker in workers] == [0, 0]
@@ -222,7 +220,7 @@ def test_losses_that_the_user_named_are_trusted_in_the_lines(
     told: list[str] = []
     CommandLines().hand_over(tmp_path / "out put", plan, [0], told.append)
     assert shlex.split(capsys.readouterr().out)[-4:] == [str(tmp_path / "out put"), "--trust", "--index", "0"]
-    assert told == ["1 command line, one a run"]
+    assert told == ["1 command line, one per run"]
 
 
 def test_a_run_whose_jobs_end_in_vain_is_failed(tmp_path: Path) -> None:
@@ -242,7 +240,7 @@ def test_a_run_whose_jobs_end_in_vain_is_failed(tmp_path: Path) -> None:
     last.epochs_before = 1
     assert last.checkpoint() is None
     assert (own.result or {})["error"] == (
-        "SLURM ended 3 jobs in a row before an epoch was over, by time or for others: "
+        "SLURM ended 3 jobs in a row before an epoch was finished, by time limit or preemption: "
         "raise --slurm-time, or name another partition"
     )
     assert Task(str(out), 0).checkpoint() is None  # finished

@@ -31,13 +31,13 @@ class _Scripts:
     def check(self) -> None:
         """Nothing can be missing."""
 
-    def hand_over(self, folder: Path, plan: Plan, indices: list[int], tell: Callable[[str], None]) -> None:
+    def hand_over(self, folder: Path, plan: Plan, indices: list[int], message: Callable[[str], None]) -> None:
         """Write them."""
         self.into.mkdir()
         for index in indices:
             line = shlex.join([*worker_command(folder, plan), "--index", str(index)])
             (self.into / f"{self.prefix}{index}.sh").write_text(f"{line}\n")
-        tell(f"{len(indices)} scripts, {self.jobs} at a time")
+        message(f"{len(indices)} scripts, {self.jobs} at a time")
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_killed_and_requeued_it_goes_on_at_its_checkpoint(environment: dict[str,
         env=environment, timeout=PROCESS_S, check=False,
     ).returncode == 0  # fmt: skip
     Slurm().hand_over(out, plan, [0], told.append)
-    assert told[1:] == ["1 run left, and in SLURM's queue"]
+    assert told[1:] == ["1 run remaining, in SLURM's queue"]
     assert _attempts(own) == 1
 
     # The worker alone dies: its job starts it again.
@@ -151,7 +151,7 @@ def test_killed_and_requeued_it_goes_on_at_its_checkpoint(environment: dict[str,
     assert not is_held(lock) and own.result is None
     assert lock.read_text().split()[1:] == []  # let go in order: a worker on another machine need not wait
     Slurm().hand_over(out, plan, [0], told.append)
-    assert told[2:] == ["1 run left, and in SLURM's queue"]
+    assert told[2:] == ["1 run remaining, in SLURM's queue"]
     (tmp_path / "gate").touch()
     wait_for(lambda: own.result is not None)
     assert (own.result or {})["state"] == "done"
