@@ -123,7 +123,7 @@ def test_runs_are_dealt_to_the_worker_that_is_free(tmp_path: Path) -> None:
     forecast = Forecast(_measured(dice=Step(1.0), focal=Step(2.0)), load_manifest(tiny_manifest(tmp_path, dims=2)))
     stages = forecast.stages(RunGrid(("dice", "focal"), (0, 1), (0,), 5))
     dice, focal = (forecast.run_s(RunShape(loss, 0, 5)) for loss in ("dice", "focal"))
-    # Preparation, a worker's start, the trainings, and three starts' time for the rest.
+    # Preparation, a worker's start, the runs, and three starts' time for the rest.
     assert forecast.total_s(stages, 1) == pytest.approx(7 + 10 + 2 * (dice + focal) + 3 * 10)
     # Dice ends first, and its worker takes the next dice; then the other one takes focal.
     assert forecast.total_s(stages, 2) == pytest.approx(7 + 10 + max(2 * dice, 2 * focal) + 3 * 10)
@@ -177,13 +177,13 @@ def test_a_plan_once_made_is_gone_on_with(tmp_path: Path) -> None:
     slower = first.plan.model_copy(update={"runs": first.plan.runs[:3], "told": ["fewer folds"]})
     adopt_plan(out, slower)
     again = plan(budget=60.0)
-    assert again.forecast is None  # nothing is measured anew
+    assert again.forecast is None  # nothing is measured again
     assert adopt_plan(out, again.plan) == slower == require_plan(out)
     assert again.grid.folds == (0,)
-    for other, told in (({"budget": 30.0}, "planned for budget_minutes 60.0, and 30.0 was asked for"),
+    for other, err in (({"budget": 30.0}, "planned for budget_minutes 60.0, and 30.0 was asked for"),
                         ({"budget": 60.0, "epochs": 4}, "planned for epochs None, and 4 was asked for"),
                         ({}, "it is planned with --budget, --tune-lr or --halving, and this one is not")):  # fmt: skip
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=err):
             plan(**other)
 
 
@@ -205,6 +205,6 @@ def test_the_time_that_measuring_took_is_gone(tmp_path: Path) -> None:
 def test_no_budget(tmp_path: Path, minutes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_manifest(tmp_path, dims=2)
-    code, _, told = call_medloss("compare", "tiny_2d.yaml", "--losses", "dice", "--out", "out", "--budget", minutes)
-    assert (code, told) == (2, f"error: --budget: got {float(minutes):g}; expected minutes, above 0\n")
+    code, _, err = call_medloss("compare", "tiny_2d.yaml", "--losses", "dice", "--out", "out", "--budget", minutes)
+    assert (code, err) == (2, f"error: --budget: got {float(minutes):g}; expected minutes, above 0\n")
     assert not (tmp_path / "out").exists()

@@ -39,10 +39,10 @@ def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def call(*options: str) -> tuple[int, str, str]:
         arguments = ["compare", "tiny_2d.yaml", "--losses", "dice,focal", "--precision", "float32", "--device", "cpu"]
-        code, shown, told = call_medloss(*arguments, "--jobs", "1", "--out", "out", "--dry-run", *options)
+        code, shown, err = call_medloss(*arguments, "--jobs", "1", "--out", "out", "--dry-run", *options)
         assert list(temporary.iterdir()) == []
         assert max(map(len, shown.splitlines()), default=0) <= 100
-        return code, shown, told
+        return code, shown, err
 
     return call
 
@@ -51,7 +51,7 @@ class _Killed(BaseException):
     """Ends a prober's thread as a signal would end its process."""
 
 
-class _Prober:
+class _ThreadProcess:
     """As much of a prober's process as is looked at: a thread, in which a loss named Dies kills it."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
@@ -77,13 +77,13 @@ class _Prober:
         _over.discard(self.thread.ident)
 
 
-#: The threads of probers that were killed.
+#: The threads that were killed.
 _over: set[int | None] = set()
 
 
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probers measure in threads of this process, and little."""
+    """Timing processes are threads of this process, and time few steps."""
     measured = step_timing_process.measured
 
     def until_killed(config: RunConfig, folder: Path, common: bool) -> Any:
@@ -95,7 +95,7 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_timing_process, "exit_with", lambda parent: None)
     monkeypatch.setattr(step_timing_process, "_LEAST_S", 0.01)
     # Its name alone: modules that are imported meanwhile need the real one.
-    monkeypatch.setattr(step_timing, "subprocess", SimpleNamespace(Popen=_Prober, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(step_timing, "subprocess", SimpleNamespace(Popen=_ThreadProcess, DEVNULL=subprocess.DEVNULL))
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def _flat(shown: str) -> str:
 
 # Once by real processes.
 def test_everything_is_measured_and_no_file_remains(dry_run: Any, tmp_path: Path) -> None:
-    code, shown, told = dry_run("--folds", "0,1", "--epochs", "5", "--jobs", "2")
-    assert code == 0, told
+    code, shown, err = dry_run("--folds", "0,1", "--epochs", "5", "--jobs", "2")
+    assert code == 0, err
     assert not (tmp_path / "out").exists()
     assert "3 losses x 2 folds x 1 seed = 6 runs of 5 epochs on tiny_2d; folds 0, 1; seed 0" in _flat(shown)
     assert "there nothing yet in out" in _flat(shown)
@@ -154,18 +154,17 @@ def test_existing_runs_are_counted_and_not_changed(
     real = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=2**20))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    code, shown, told = dry_run("--epochs", "4")
-    assert code == 0, told
+    code, shown, err = dry_run("--epochs", "4")
+    assert code == 0, err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert "there 1 done, 1 interrupted, 1 waiting of the runs, in out" in _flat(shown)
     assert re.search(r"^dice\+binary_cross_entropy +1 +1 ", shown, re.M) and re.search(r"^focal +1 +0 ", shown, re.M)
     assert re.search(r"^warning: +too little disk: \d+ MB are missing", shown, re.M)
     # Another comparison is refused before anything is measured.
-    code, shown, told = dry_run("--epochs", "5")
+    code, shown, err = dry_run("--epochs", "5")
     assert (code, shown) == (2, "")
     assert (
-        told
-        == "error: --out: out holds another comparison: its epochs is 4, and 5 was asked for; name another folder\n"
+        err == "error: --out: out holds another comparison: its epochs is 4, and 5 was asked for; name another folder\n"
     )
 
 

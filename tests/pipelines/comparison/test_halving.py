@@ -1,4 +1,4 @@
-"""Halving: who is dropped, on which cases, and that it is told."""
+"""Halving: which losses are dropped, on which cases, and how this is reported."""
 
 import dataclasses
 import os
@@ -51,19 +51,19 @@ def _request(manifest: Path, **changes: Any) -> Request:
 
 
 def _end(folder: Path, run: PlannedRun, dice: float | None) -> None:
-    own = run_folder(folder, run)
-    own.begin(run.config)
+    run_dir = run_folder(folder, run)
+    run_dir.begin(run.config)
     if dice is None:
-        own.write_result({"state": "failed", "error": "the loss is nan"})
+        run_dir.write_result({"state": "failed", "error": "the loss is nan"})
         return
-    own.write_cases([
+    run_dir.write_cases([
         {"case": f"f{run.config.fold}c{i}", "patient": f"f{run.config.fold}c{i}", "class": "organ", "dice": dice,
          "iou": dice / 2, "sensitivity": dice, "specificity": 0.9, "hd95_mm": 1 / dice, "assd_mm": 1.0, "nsd": dice}
         for i in range(8)
     ])  # fmt: skip
-    own.write_epochs([{"epoch": 1, "train_loss": 1.0, "epoch_s": 1.0}])
-    own.write_result({"state": "done", "error": None, "metrics": {"dice": dice, "hd95_mm": 1 / dice}, "seconds": 1.0,
-                      "epoch_s": 1.0, "peak_mb": 1.0})  # fmt: skip
+    run_dir.write_epochs([{"epoch": 1, "train_loss": 1.0, "epoch_s": 1.0}])
+    run_dir.write_result({"state": "done", "error": None, "metrics": {"dice": dice, "hd95_mm": 1 / dice},
+                          "seconds": 1.0, "epoch_s": 1.0, "peak_mb": 1.0})  # fmt: skip
 
 
 def test_the_cases_that_drop_are_never_those_that_judge() -> None:
@@ -96,18 +96,18 @@ def _judged(tmp_path: Path, metric: str, scores: dict[str, float | None]) -> tup
 
 
 @pytest.mark.parametrize("metric", ["dice", "hd95_mm"])
-def test_the_better_half_goes_on(tmp_path: Path, metric: str) -> None:
+def test_the_better_half_is_kept(tmp_path: Path, metric: str) -> None:
     kept, dropped, cases = _judged(tmp_path, metric, {loss: _SCORES[loss] for loss in _RACING})
     assert (kept, cases) == (["dice", "tversky", "combo"], 8)
-    assert [own.loss for own in dropped] == ["binary_cross_entropy", "focal"]
+    assert [loss.loss for loss in dropped] == ["binary_cross_entropy", "focal"]
     bound = {"dice": 0.7, "hd95_mm": 1 / 0.7}[metric]
-    assert {own.bound for own in dropped} == {bound}
+    assert {loss.bound for loss in dropped} == {bound}
 
 
 def test_a_failed_run_is_dropped_even_from_the_better_half(tmp_path: Path) -> None:
     kept, dropped, _ = _judged(tmp_path, "dice", {"dice": None, "focal": 0.5, "tversky": None, "combo": None})
     assert kept == ["focal"]
-    assert all(own.error == "the loss is nan" and own.score is None for own in dropped)
+    assert all(loss.error == "the loss is nan" and loss.score is None for loss in dropped)
     with pytest.raises(
         UserError, match=r"all losses failed in the screening; dice: the loss is nan; see .*--retry-failed"
     ):
@@ -138,8 +138,8 @@ def test_screening_resumes_and_is_reported(tmp_path: Path, monkeypatch: pytest.M
     again = adopt_plan(out, plan_comparison(out, request, measured=False).plan)
     assert again == plan
     plan = screen(Comparison(out, again), request.configs).plan
-    assert [own[:3] for own in trained[2:]] == [("rung1", 1, _RACING), ("rung2", 2, ["dice", "tversky", "combo"])]
-    assert all(own[3] == {1} for own in trained)
+    assert [entry[:3] for entry in trained[2:]] == [("rung1", 1, _RACING), ("rung2", 2, ["dice", "tversky", "combo"])]
+    assert all(entry[3] == {1} for entry in trained)
     assert plan.losses == ["log_cosh_dice", "dice", "tversky"]
     assert {(run.config.epochs, run.config.fold) for run in plan.runs} == {(4, 0)}
     # Once it is over, neither the folder nor another call begins it again.
@@ -180,7 +180,7 @@ def test_failed_runs_of_the_rung_under_way_are_trained_again(tmp_path: Path, mon
     # Of the second rung, the failed run; the first rung's stays failed, since the second was built on it.
     assert trained == [("rung1", 5), ("rung2", 3), ("rung1", 0), ("rung2", 1)]
     assert plan.halving is not None
-    assert [(own.loss, own.rung) for own in plan.halving.dropped if own.error] == [("tversky", 1), ("dice", 2)]
+    assert [(loss.loss, loss.rung) for loss in plan.halving.dropped if loss.error] == [("tversky", 1), ("dice", 2)]
 
 
 def test_budget_and_halving_together(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_budget_and_halving_together(tmp_path: Path) -> None:
     found = Measured(request.configs[0], "cpu", steps, common, worker_s=10.0, prepare_s=7.0, cache_mb=5)
 
     def planned(minutes: float) -> Planned:
-        own = dataclasses.replace(request, budget=minutes)
-        return plan_comparison(tmp_path / "out", own, measured=False, measure=lambda *_: found)
+        limited = dataclasses.replace(request, budget=minutes)
+        return plan_comparison(tmp_path / "out", limited, measured=False, measure=lambda *_: found)
 
     whole = planned(30.0)
     assert whole.plan.halving is not None and whole.plan.halving.fold == 0
@@ -227,13 +227,13 @@ def test_halving_interrupted_on_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     # Its handler is the command's; nothing but that changes.
     before = signal.getsignal(signal.SIGTERM)
     try:
-        code, _, told = call_medloss(*arguments)
+        code, _, err = call_medloss(*arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert code == 130, told
-    assert told.endswith("interrupted: run the same command again to resume\n")
+    assert code == 130, err
+    assert err.endswith("interrupted: run the same command again to resume\n")
     workers.behaviour = {}
-    _goes_on(out, arguments, first)
+    _resumed(out, arguments, first)
     assert workers.started["dice-fold1-seed0"] == 2  # once in each rung
     assert workers.started["focal-fold1-seed0"] == 3
 
@@ -252,24 +252,24 @@ def test_halving_end_to_end_killed_on_the_way(tmp_path: Path, monkeypatch: pytes
         process.kill()
         process.wait()
     assert first.is_file(), (tmp_path / "log").read_text()
-    _goes_on(out, arguments, first)
+    _resumed(out, arguments, first)
 
 
-def _goes_on(out: Path, arguments: list[str], first: Path) -> None:
+def _resumed(out: Path, arguments: list[str], first: Path) -> None:
     """Called again, it is carried through; what had ended is left as it was."""
     code, shown, _ = call_medloss("status", out)
     assert code == 0 and "screening, rung 1, 1 epoch" in shown and "Halving is under way: 4 losses" in shown
     finished = first.stat().st_mtime_ns
-    code, shown, told = call_medloss(*arguments)
-    assert code == 0, told
+    code, shown, err = call_medloss(*arguments)
+    assert code == 0, err
     assert first.stat().st_mtime_ns == finished  # it was not trained again
     final = require_plan(out)
     assert final.halving is not None and final.halving.over and len(final.halving.dropped) == 3
     assert len(final.losses) == 2 and final.losses[0] == "log_cosh_dice"
-    assert "screening, rung 2: 2 losses, 2 epochs on fold 1" in told
+    assert "screening, rung 2: 2 losses, 2 epochs on fold 1" in err
     for dropped in final.halving.dropped:
         words = f"{dropped.loss}: dropped after {counted(dropped.epochs, 'epoch')}"
-        assert words in shown and words in told
+        assert words in shown and words in err
         assert not (out / "runs" / f"{dropped.loss}-fold0-seed0").exists()
     judged, screened = ({row["case"] for path in (out / where).glob("runs/*") for row in RunFolder(path).cases}
                         for where in (".", "screening/rung1"))  # fmt: skip

@@ -235,11 +235,11 @@ def test_tuning_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     arguments = ["compare", str(tiny_manifest(tmp_path, dims=2)), "--losses", "dice", "--reference", "log_cosh_dice"]
     arguments += ["--tune-lr", "2", "--epochs", "2", "--batch-size", "2", "--precision", "float32", "--device", "cpu"]
     arguments += ["--jobs", "1", "--out", str(out)]
-    code, shown, told = call_medloss(*arguments)
-    assert code == 0, told
+    code, shown, err = call_medloss(*arguments)
+    assert code == 0, err
     plan = require_plan(out)
     assert plan.tuning is not None and plan.tuning.over
-    assert "tuning, learning rates x 1/3: 2 losses, 1 epoch on fold 1" in told
+    assert "tuning, learning rates x 1/3: 2 losses, 1 epoch on fold 1" in err
     assert "Chosen rates: log_cosh_dice" in shown
     rates = {run.config.loss: recipe_rate(run_folder(out, run).config or run.config) for run in plan.runs}
     assert rates == plan.tuning.chosen

@@ -74,17 +74,17 @@ def test_a_new_executor_is_found_everywhere(tmp_path: Path, monkeypatch: pytest.
     out, into = tmp_path / "out", tmp_path / "scripts"
     command = ("compare", tiny_manifest(tmp_path, dims=2), "--losses", "dice,focal", "--reference", "none", "--epochs",
                1, "--precision", "float32", "--out", out)  # fmt: skip
-    own = ("--scripts-folder", into, "--scripts-word", "run", "--scripts-word", "")
-    code, _, told = call_medloss(*command, *own)
-    assert (code, told) == (
+    options = ("--scripts-folder", into, "--scripts-word", "run", "--scripts-word", "")
+    code, _, err = call_medloss(*command, *options)
+    assert (code, err) == (
         2, "error: --scripts-folder: it goes with --executor scripts, and got --executor local\n"
     )  # fmt: skip
     assert not out.exists()
 
     handed: list[Any] = []
     monkeypatch.setattr(compare, "compare_losses", lambda *given: handed.append(given))
-    code, _, told = call_medloss(*command, "--executor", "scripts", "--jobs", 3, *own)
-    assert code == 0, told
+    code, _, err = call_medloss(*command, "--executor", "scripts", "--jobs", 3, *options)
+    assert code == 0, err
     folder, plan, execution, _ = handed[0]
     lines: list[str] = []
     execution.handover.hand_over(folder, plan, [0, 1], lines.append)
