@@ -139,16 +139,12 @@ def compare(
         handover.check()
     checked_tracking_uri(tracking_uri, out)
     checked_model_name(register_model)
-    if executor == "local" and not is_dry:
-        from pipelines.comparison.executors.local import end_ready, make_ready
-
-        click.get_current_context().call_on_close(end_ready)
-        make_ready(jobs)
     refuse_untrainable(configs, loaded)
     from pipelines.comparison.compare import compare_losses
     from pipelines.comparison.dry_run import dry_run
+    from pipelines.comparison.execution import Execution
     from pipelines.comparison.planning import Request, plan_comparison
-    from pipelines.runs.summary import planned_told
+    from pipelines.runs.summary import plan_lines
 
     # With another executor, --jobs limits the array's width and not the processes on this machine.
     jobs = _default_jobs() if handover is not None else jobs or _default_jobs()
@@ -160,27 +156,18 @@ def compare(
     # Schedulers and `docker stop` send SIGTERM: the process then ends in order, as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with naming_a_full_disk(out):
-        planned = plan_comparison(out, request, measured=is_dry, tell=lambda line: click.echo(line, err=True))
+        planned = plan_comparison(out, request, measured=is_dry, message=lambda line: click.echo(line, err=True))
         if is_dry and planned.forecast is not None:
-            for line in dry_run(out, planned.plan, planned.matrix, planned.forecast, jobs):
+            for line in dry_run(out, planned.plan, planned.grid, planned.forecast, jobs):
                 click.echo(line)
             if handover is not None:
                 click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")
             return
         if planned.plan.asked is not None:
-            for line in planned_told(planned.plan, planned.matrix, planned.seconds):
+            for line in plan_lines(planned.plan, planned.grid, planned.seconds):
                 click.echo(line, err=True)
-        code = compare_losses(
-            out,
-            planned.plan,
-            jobs,
-            tracking_uri,
-            retry_failed=retry_failed,
-            check=check,
-            register_model=register_model,
-            configs=configs,
-            handover=handover,
-        )
+        execution = Execution(jobs, handover, retry_failed, check, tracking_uri, register_model)
+        code = compare_losses(out, planned.plan, execution, configs)
     sys.exit(code)
 
 
@@ -241,11 +228,12 @@ def worker(folder: Path, index: int | None, threads: int | None, trust: bool, pa
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """Show how far the comparison in FOLDER is."""
+    from pipelines.comparison.execution import Comparison
     from pipelines.comparison.executors.slurm import submitted_jobs
     from pipelines.comparison.remaining_runs import STATE_COLUMNS, STATE_KEYS, state_rows
     from pipelines.comparison.rounds import begun_rungs
     from pipelines.runs.comparison_folder import require_plan, run_states, stood_still, stood_still_notes
-    from pipelines.runs.summary import screening_notes
+    from pipelines.runs.summary import rung_title, screening_notes
     from pipelines.utils.tables import print_table
     from pipelines.utils.text import counted
 
@@ -253,7 +241,8 @@ def status(folder: Path) -> None:
     states = run_states(folder, plan)
     counts = {word: sum(s.state == word for s in states) for word in ("done", "failed", "running", "interrupted")}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    tables = [(f"{rung.title}, {counted(rung.epochs, 'epoch')}", rung.states) for rung in begun_rungs(folder, plan)]
+    rungs = begun_rungs(Comparison(folder, plan))
+    tables = [(f"{rung_title(rung.plan)}, {counted(rung.epochs, 'epoch')}", rung.states) for rung in rungs]
     for title, shown in [*tables, (f"{len(states)} runs: {told or 'all waiting'}", states)]:
         print_table(STATE_COLUMNS, state_rows(shown), title=title, keys=STATE_KEYS)
     for line in (*screening_notes(plan), *stood_still_notes(plan, stood_still(folder, plan))):

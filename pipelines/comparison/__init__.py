@@ -1,1 +1,1 @@
-"""Comparisons of losses: which runs there are, who trains them, and the table at the end."""
+"""Comparisons of losses: plan, screening, runs on this machine or elsewhere, table and report."""

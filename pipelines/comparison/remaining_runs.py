@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -11,16 +10,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipelines.comparison.execution import Comparison
 from pipelines.comparison.executors.local import execute
-from pipelines.runs.comparison_folder import RunState, cache_folder, epochs_over, run_states, seconds_left
-from pipelines.runs.plan import Plan
+from pipelines.runs.comparison_folder import RunState, cache_folder, epochs_over, seconds_left
 from pipelines.utils.machine import available_cores
 from pipelines.utils.tables import Column, fitted_table, numbers
 from pipelines.utils.text import duration
 
-# How far a comparison is: a live display on a terminal, a line an epoch elsewhere.
+# The progress of a comparison: a live table on a terminal, a line per epoch elsewhere.
 
-#: Of the table of runs; `left` is the time that is left, or why a run failed.
+#: Of the table of runs; `left` is the remaining time, or why a run failed.
 STATE_COLUMNS = [
     Column("loss"), *numbers("fold", "seed"), Column("state"), *numbers("epoch", "Dice"), Column("left", wraps=True),
 ]  # fmt: skip
@@ -52,17 +51,17 @@ class Display:
             self.live.stop()
 
     def update(self, states: list[RunState]) -> None:
-        """Show the runs as they are now."""
+        """Show the current states of the runs."""
         done = epochs_over(states)
         if self.done_before is None or (not self.under_way and done > self.done_before):
-            # The clock starts with the first epoch that is over: what comes before is the workers' start.
+            # The clock starts with the first finished epoch: before it, workers start.
             self.under_way = self.done_before is not None
             self.done_before, self.started = done, time.monotonic()
         left = seconds_left(states, time.monotonic() - self.started, self.done_before)
         if self.console.is_terminal:
             finished = sum(state.finished for state in states)
             title = f"{finished} of {len(states)} runs{'' if left is None else f', about {duration(left)} left'}"
-            # Of many runs, those that are under way or have just ended are the ones to see.
+            # Of many runs, the most recent ones are shown.
             room = max(5, self.console.height - 6)
             while True:
                 rows = state_rows(_most_interesting(states, room))
@@ -75,7 +74,7 @@ class Display:
             return
         self._lines(states, left)
 
-    def tell(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """Print a line that stays, above the live table if there is one."""
         if self.console.is_terminal:
             self.console.print(line, markup=False, highlight=False)
@@ -123,16 +122,12 @@ def _most_interesting(states: list[RunState], room: int) -> list[RunState]:
     return [states[i] for i in sorted(kept[:room])]
 
 
-# Trains what is left of a plan, on this machine.
+# The remaining runs, trained by workers of this machine.
 
 
-def prepare_cases(folder: Path, plan: Plan) -> None:
-    """Read and prepare every case once, for all workers; so bad files are found before anything is trained, too.
-
-    Args:
-        folder: the comparison's.
-        plan: its plan.
-    """
+def prepare_cases(comparison: Comparison) -> None:
+    """Read and prepare every case once for all workers; unreadable files are found before anything is trained."""
+    folder, plan = comparison.folder, comparison.plan
     first = plan.runs[0].config
     if first.nnunet is not None:
         from pipelines.nnunet.datasets import prepare
@@ -147,14 +142,12 @@ def prepare_cases(folder: Path, plan: Plan) -> None:
         prepared_data(config.model_copy(update={"memory_mb": 1e-6}), folder / "cache")
 
 
-def train_left(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[RunState]], None]) -> None:
-    """Train every run that has not ended, and show how far each is.
+def train_remaining(comparison: Comparison, to_mlflow: Callable[[list[RunState]], None]) -> None:
+    """Train every run that has not ended, and show the progress of all.
 
     Args:
-        folder: the comparison's.
-        plan: its plan.
-        jobs: runs at a time.
-        to_mlflow: takes the states of all runs, as often as they are looked at.
+        comparison: whose runs.
+        to_mlflow: takes the states of all runs, as often as they are read.
 
     Raises:
         KeyboardInterrupt: it was interrupted; no worker is left.
@@ -162,8 +155,8 @@ def train_left(folder: Path, plan: Plan, jobs: int, to_mlflow: Callable[[list[Ru
     with Display() as display:
 
         def watch() -> None:
-            states = run_states(folder, plan)
+            states = comparison.states
             display.update(states)
             to_mlflow(states)
 
-        execute(folder, plan, jobs, watch, display.tell)
+        execute(comparison.folder, comparison.plan, comparison.execution.jobs, watch, display.message)

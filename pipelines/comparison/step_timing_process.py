@@ -1,7 +1,7 @@
-"""One process that measures losses: a few real steps each, a case or two validated, a checkpoint; nothing is kept.
+"""One process that measures losses: a few real steps each, some validated cases, a checkpoint; no file is kept.
 
-Started as a worker is, once a job, so that jobs slow each other down here as they will later. A process that is through
-with its losses goes on training, as company for the others, until it is ended.
+As many processes as jobs measure at the same time, since jobs slow each other down. A process that has measured its
+losses continues to train until all have finished.
 """
 
 import ctypes
@@ -26,11 +26,11 @@ from pipelines.utils import TrainingError
 from pipelines.utils.files import read_json, write_json
 from pipelines.utils.machine import is_out_of_memory, peak_memory_mb, reset_peak_memory
 
-#: After one step that warms up: at least so many are timed, and for so long; fewer where they are slow.
+#: After a warm-up step: the least number of timed steps, their least time, and the time that ends slow ones earlier.
 _STEPS = 5
 _LEAST_S = 1.0
 _LONG_S = 8.0
-#: Steps that a training has room for here.
+#: Epochs that a config has at least here, so that there are enough steps.
 _MOST_STEPS = 1000
 _VALIDATED = 3
 _POLL_S = 0.05
@@ -38,11 +38,11 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """One loss.
+    """The steps of one loss.
 
     Attributes:
         seconds: median of the timed steps, loading and the optimizer included; None: it failed.
-        first_s: the first step's, which compiles what there is to compile.
+        first_s: of the first step, including any compilation.
         peak_mb: peak memory, MB, of the process; on a GPU, of its allocations.
         error: why it failed.
     """
@@ -59,10 +59,10 @@ class Common:
 
     Attributes:
         case_s: seconds to validate a case.
-        start_s: to begin a run, its cases being prepared.
-        save_s: to write a checkpoint, which each epoch ends with.
-        checkpoint_mb: a checkpoint's size.
-        model_mb: a trained model's.
+        start_s: seconds to start a run whose cases are prepared.
+        save_s: seconds to write a checkpoint, at the end of each epoch.
+        checkpoint_mb: size of a checkpoint.
+        model_mb: size of a trained model.
         peak_mb: peak memory of a validation.
     """
 
@@ -78,9 +78,9 @@ def measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Commo
     """Measure a loss.
 
     Args:
-        config: its training, with the cache of prepared cases.
-        folder: for files that are removed again.
-        common: whether to measure what does not depend on the loss, too.
+        config: of its run, with the cache of prepared cases.
+        folder: for temporary files.
+        common: whether to measure also what does not depend on the loss.
     """
     try:
         return _measured(config, folder, common)
@@ -89,7 +89,7 @@ def measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Commo
     except Exception as error:
         if is_out_of_memory(error):
             return Step(None, error="out of memory; lower --batch-size, then --patch"), None
-        # As in a worker: whatever one loss meets, the others go on.
+        # As in a worker: an error of one loss does not affect the others.
         return Step(None, error=one_line(error)), None
     finally:
         _give_back_memory()
@@ -98,7 +98,7 @@ def measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Commo
 def _measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Common | None]:
     reset_peak_memory()
     began = time.perf_counter()
-    # Of so few epochs as a recipe may have, the steps might not be had.
+    # A recipe may have too few epochs for the steps.
     training = Training(config.model_copy(update={"epochs": max(config.epochs, _MOST_STEPS)}))
     start_s = time.perf_counter() - began
     first_s, *later = _steps(training)
@@ -117,7 +117,7 @@ def _steps(training: Training) -> list[float]:
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def _note() -> None:
-        # The loss's value has been waited for, so the step is over on a GPU, too.
+        # The loss's value was read, so the step has finished on a GPU, too.
         clock.append(time.perf_counter())
         timed, spent = len(clock) - 2, clock[-1] - clock[1]
         if (timed >= _STEPS and spent > _LEAST_S) or (timed >= 2 and spent > _LONG_S):
@@ -140,57 +140,57 @@ def _common(training: Training, folder: Path, start_s: float) -> Common:
 
     evaluator.run()
     peak = peak_memory_mb(training.device)
-    # The first case warms up; where there is but one, it has to do.
+    # The first case is a warm-up, unless it is the only one.
     taken = [after - before for before, after in pairwise(clock)]
     case_s = statistics.fmean(taken[1:] or taken)
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        own = Path(name)
+        temporary = Path(name)
         began = time.perf_counter()
-        save_checkpoint(own, {"training": training.state()})
+        save_checkpoint(temporary, {"training": training.state()})
         save_s = time.perf_counter() - began
-        checkpoint_mb = megabytes(own)
-        model = own / "model.pt"
+        checkpoint_mb = megabytes(temporary)
+        model = temporary / "model.pt"
         save_model(model, training.best_network, training.config, training.manifest, training.preprocessing)
         return Common(case_s, start_s, save_s, checkpoint_mb, model.stat().st_size / 2**20, peak)
 
 
 def _give_back_memory() -> None:
-    """Else each loss's peak would count what those before it left behind."""
+    """Return freed memory to the system: it would count in the peak of the next loss."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
-        return  # another system's
+        return  # another C library
 
 
 def megabytes(folder: Path) -> float:
-    """Size of the files that lie in a folder, MB; those that are borrowed, by a link, lie elsewhere."""
-    own = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
-    return sum(path.stat().st_size for path in own) / 2**20
+    """Size of the files in a folder, without links, MB."""
+    files = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files) / 2**20
 
 
 def job_file(folder: Path, number: int) -> Path:
-    """What a process has to do: `configs`, `cache`, and of which of them it is to begin with."""
+    """A process's task: its `configs`, which is the `first`, and how many are `measured`."""
     return folder / f"job{number}.json"
 
 
 def result_file(folder: Path, number: int, index: int) -> Path:
-    """What came of the process's config of this index."""
+    """The result of a process's config, by its index."""
     return folder / f"job{number}-{index}.json"
 
 
 def ready_file(folder: Path, number: int) -> Path:
-    """Is there once the process could begin."""
+    """Exists once the process can begin."""
     return folder / f"ready{number}"
 
 
 def go_file(folder: Path) -> Path:
-    """Is there once all may begin."""
+    """Exists once all processes may begin."""
     return folder / "go"
 
 
 def main(folder: Path, number: int, parent: int) -> None:
-    """Measure the losses of a job, then keep the others company."""
+    """Measure the losses of a job, then train until the process is ended."""
     exit_with(parent)
     job: dict[str, Any] = read_json(job_file(folder, number))
     configs = [RunConfig.model_validate(config) for config in job["configs"]]

@@ -1,4 +1,4 @@
-"""A worker: trains the waiting runs of a comparison, one after another, and shares nothing but the folder."""
+"""A worker: trains the waiting runs of a comparison, one after another; workers share nothing but the folder."""
 
 import os
 import signal
@@ -20,36 +20,38 @@ from pipelines.utils.locks import end_if_lost, held_lock
 from pipelines.utils.machine import sampled, without_mlflow
 from pipelines.utils.security import refuse_foreign_losses
 
-#: Signals that end a worker, not its run: it goes on at its last checkpoint.
+#: Signals that end a worker, not its run, which resumes from its last checkpoint.
 ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _ending: list[int] = []
 
 
 def work(folder: Path, index: int | None = None, threads: int | None = None, *, trust: bool = False) -> None:
-    """Train every run that is not finished and that no other worker has, until none is left.
+    """Train every run that is not finished and that no other worker has, until none remains.
 
-    A run of which another machine died is taken over: at its end by a worker of all runs, at once by one that is given
-    just this run; both wait up to two minutes to be sure.
+    The run of a machine that died is taken over once its lock is stale (two minutes): by a worker of all runs after
+    the others, by a worker of this run only at once.
 
     Args:
-        folder: the comparison's folder.
-        index: only the run of this number in the plan.
+        folder: of the comparison.
+        index: in the plan, of the only run to train; None: all runs.
         threads: of the processor.
-        trust: import losses of any package that the plan names, and have nnU-Net read the folder's pickles.
+        trust: import losses of any package that the plan names, and let nnU-Net read the folder's pickles.
 
     Raises:
-        UserError: no comparison there, no such run, a loss that is not to be trusted, or no nnU-Net where it trains.
-        DiskFullError: the run that was at work stays as its last checkpoint has it, and is no failed one.
+        UserError: the folder has no comparison or no such run, a loss is untrusted, or nnU-Net is missing.
+        DiskFullError: the current run keeps its last checkpoint, and has not failed.
     """
     plan = require_plan(folder)
     if plan.tuning is not None and not plan.tuning.over:
-        raise UserError(f"{folder}: its learning rates are not chosen yet; run the same `medloss compare` to its end")
+        raise UserError(
+            f"{folder}: its learning rates are not chosen yet; run the same `medloss compare` until they are"
+        )
     if not trust:
         refuse_foreign_losses(plan.losses, folder)
         if plan.runs[0].config.nnunet is not None:
             raise UserError(
-                f"{folder}: refused: nnU-Net reads the folder's prepared cases as pickles, which could run anything; "
-                "pass --trust if you know it"
+                f"{folder}: refused: nnU-Net reads the folder's prepared cases as pickles, which can run any code; "
+                "pass --trust if you trust the folder"
             )
     if (first := plan.runs[0].config).nnunet is not None:
         from pipelines.nnunet.datasets import find_prepared
@@ -66,21 +68,21 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Have signals by which schedulers end a process end the block in order: locks are let go, nothing has failed.
+    """End the block in order on signals of schedulers: locks are released, and the run has not failed.
 
-    Signals that the process was started to ignore, as a script's background job ignores Ctrl-C, stay ignored: its
+    Signals that the process ignores from its start (a script's background job ignores Ctrl-C) stay ignored: its
     comparison ignores them, too, and would take the end of its workers for their death.
     """
 
     def end(number: int, frame: object) -> None:
         if not _ending:
             _ending.append(number)
-            # torch's handler would have the loader's processes, which may have got the signal, too, be an error.
+            # The loader's processes may have got the signal, too: torch's handler would raise an error for that.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise SystemExit(128 + number)
 
-    ours = [number for number in ENDED_BY if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, end) for number in ours}
+    handled = [number for number in ENDED_BY if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in handled}
     try:
         yield
     finally:
@@ -90,7 +92,7 @@ def ending_in_order() -> Iterator[None]:
 
 
 def exit_with(parent: int) -> None:
-    """End this process when `parent` is gone: a killed comparison leaves no worker behind."""
+    """End this process when its parent has ended: a killed comparison leaves no worker running."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -106,7 +108,7 @@ def exit_with(parent: int) -> None:
 
 
 def end_at_once(code: int = 0) -> None:
-    """End this process without the second that it takes to tear down what it has imported."""
+    """End this process without Python's cleanup, which takes a second after so many imports."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
@@ -114,55 +116,55 @@ def end_at_once(code: int = 0) -> None:
 
 
 def _train(folder: Path, run: PlannedRun, threads: int | None, wait: Callable[[str], None] | None) -> None:
-    own = run_folder(folder, run)
-    if own.result is not None:
+    run_dir = run_folder(folder, run)
+    if run_dir.result is not None:
         return
-    with held_lock(own.path / "lock", wait=wait) as mine:
-        if not mine or own.result is not None:
+    with held_lock(run_dir.path / "lock", wait=wait) as held:
+        if not held or run_dir.result is not None:
             return
-        write_json(own.path / "attempts.json", {"attempts": attempts(folder, run) + 1})
+        write_json(run_dir.path / "attempts.json", {"attempts": attempts(folder, run) + 1})
         config = run.config.model_copy(update={"threads": threads, "cache_dir": str(cache_folder(folder, run.config))})
         try:
-            with sampled(own.path), naming_a_full_disk(folder):
+            with sampled(run_dir.path), naming_a_full_disk(folder):
                 train = _train_by_engines if config.nnunet is None else _train_by_nnunet
-                train(config, own)
+                train(config, run_dir)
         except TrainingError:
-            return  # the folder says so
+            return  # the run's result has the error
         except DiskFullError:
             raise
         except Exception as error:
             if _ending:
                 raise SystemExit(128 + _ending[0]) from None  # the signal reached the loader's processes, too
-            # Whatever one run meets, the others go on; the traceback goes to the worker's log.
+            # An error of one run does not end the others; the traceback goes to the worker's log.
             import traceback
 
             traceback.print_exc()
-            own.write_result({"state": "failed", "error": one_line(error)})
+            run_dir.write_result({"state": "failed", "error": one_line(error)})
 
 
-def _train_by_engines(config: RunConfig, own: RunFolder) -> None:
+def _train_by_engines(config: RunConfig, run_dir: RunFolder) -> None:
     with without_mlflow():
         from ignite.engine import Events
 
         from pipelines.training.run import train_run
 
-    lock = own.path / "lock"
+    lock = run_dir.path / "lock"
 
     def attach(trainer: Any, evaluator: Any) -> None:
-        # Before anything is written: a process that was frozen for minutes may have lost its run to another machine.
+        # Before any file is written: a process that was frozen for minutes may have lost its run to another machine.
         trainer.add_event_handler(Events.EPOCH_COMPLETED, end_if_lost, lock)
         evaluator.add_event_handler(Events.COMPLETED, end_if_lost, lock)
 
-    train_run(config, own.path, resume=True, attach=attach)
+    train_run(config, run_dir.path, resume=True, attach=attach)
 
 
-def _train_by_nnunet(config: RunConfig, own: RunFolder) -> None:
+def _train_by_nnunet(config: RunConfig, run_dir: RunFolder) -> None:
     from pipelines.nnunet.run import train_nnunet_run
 
-    train_nnunet_run(config, own.path, Path(str(config.cache_dir)), lambda: end_if_lost(own.path / "lock"))
+    train_nnunet_run(config, run_dir.path, Path(str(config.cache_dir)), lambda: end_if_lost(run_dir.path / "lock"))
 
 
 def one_line(error: Exception) -> str:
-    """An error as a line of a `result.json`; its kind, too, where it is not written for people."""
+    """An error as one line for `result.json`, with its class unless it is a `UserError`."""
     line = " ".join(str(error).split())[:500]
     return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

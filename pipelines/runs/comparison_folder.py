@@ -15,17 +15,17 @@ from pipelines.utils.locks import is_held
 
 # Runs whose optimizer stood still: such a run's score says little about its loss.
 
-#: Of the reference's ratio of update to weights, in the same epoch, fold and seed.
+#: A run stands still below this share of the reference's ratio of update to weights, per epoch, fold and seed.
 SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class StoodStill:
-    """A run whose steps were far below the reference's.
+    """A run whose optimizer steps were far smaller than the reference's.
 
     Attributes:
         run: the planned run.
-        epochs: in which ones, from 1.
+        epochs: in which that was so, from 1.
     """
 
     run: PlannedRun
@@ -48,10 +48,10 @@ def stood_still(folder: Path, plan: Plan) -> tuple[StoodStill, ...]:
     """The runs of a comparison that stood still, so far.
 
     A run is compared with the reference's of the same fold and seed, epoch by epoch; in a plan without a reference,
-    with the median over the losses. Runs of an earlier version, and nnU-Net's, have no ratio, and are not judged.
+    with the median over the losses. Runs of an earlier version, and nnU-Net's, have no ratio and are left out.
 
     Args:
-        folder: the comparison's.
+        folder: of the comparison.
         plan: its plan.
     """
     relative = _relative(folder, plan)
@@ -63,7 +63,7 @@ def relative_steps(folder: Path, plan: Plan) -> dict[str, float]:
     """Loss -> the median, over its runs and epochs, of its ratio of update to weights over the reference's.
 
     Args:
-        folder: the comparison's.
+        folder: of the comparison.
         plan: its plan; without a reference, as in `stood_still`.
     """
     relative = _relative(folder, plan)
@@ -86,7 +86,7 @@ def stood_still_notes(plan: Plan, found: tuple[StoodStill, ...]) -> tuple[str, .
 
 
 def _relative(folder: Path, plan: Plan) -> dict[str, dict[int, float]]:
-    """Of each run, epoch by epoch, the ratio over the reference's."""
+    """Run id -> epoch -> ratio of update to weights over the reference's."""
     ratios = {run.id: _ratios(folder, run) for run in plan.runs}
     found: dict[str, dict[int, float]] = {}
     for run in plan.runs:
@@ -105,7 +105,7 @@ def _ratios(folder: Path, run: PlannedRun) -> dict[int, float]:
     try:
         rows = run_folder(folder, run).epochs
     except (ValueError, TypeError):
-        return {}  # damaged; whoever needs the file reports that
+        return {}  # damaged; what needs the file reports that
     ratios = {int(row["epoch"]): row.get("update_ratio", math.nan) for row in rows}
     return {epoch: ratio for epoch, ratio in ratios.items() if math.isfinite(ratio)}
 
@@ -114,20 +114,20 @@ def _block(run: PlannedRun) -> tuple[int, int]:
     return run.config.fold, run.config.seed
 
 
-# The plan of a comparison: its runs, loss by loss, fold by fold, seed by seed; written before any of them starts.
+# `plan.json`, which is written before any run starts.
 
 _NAME = "plan.json"
-#: What a plan may differ in and still be the same comparison.
+#: Fields in which plans of the same comparison may differ.
 _INCIDENTAL = INCIDENTAL
 
 
 def adopt_plan(folder: Path, plan: Plan) -> Plan:
-    """Write a plan to an empty folder, or take up the folder's own, if it is the same.
+    """Write a plan to an empty folder, or adopt the folder's plan if it is the same comparison.
 
-    What does not make it another comparison, such as where the data lie, is from now on as the new plan has it.
+    Incidental settings, such as the folder of the data, are taken from the new plan.
 
     Raises:
-        UserError: the folder holds another comparison; says in what it differs.
+        UserError: the folder holds another comparison; the message names the difference.
     """
     existing = refuse_another(folder, plan)
     if existing is None:
@@ -142,13 +142,13 @@ def adopt_plan(folder: Path, plan: Plan) -> Plan:
 
 
 def refuse_another(folder: Path, plan: Plan) -> Plan | None:
-    """Read a folder's plan, and leave it alone if it is not the same comparison.
+    """Refuse a folder that holds another comparison.
 
     Returns:
         The folder's plan; None where there is none.
 
     Raises:
-        UserError: the folder holds another comparison; says in what it differs.
+        UserError: the folder holds another comparison; the message names the difference.
     """
     refuse_foreign(folder)
     existing = read_plan(folder)
@@ -158,12 +158,12 @@ def refuse_another(folder: Path, plan: Plan) -> Plan | None:
 
 
 def keep_plan(folder: Path, plan: Plan) -> None:
-    """Write the folder's plan, in place of what it has."""
+    """Write the folder's plan, replacing the one that is there."""
     write_json(folder / _NAME, plan.model_dump(mode="json"))
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Leave alone what is no comparison's folder.
+    """Refuse a folder that is not a comparison's.
 
     Raises:
         UserError: it is no folder, or holds something else.
@@ -208,7 +208,7 @@ def run_folder(folder: Path, run: PlannedRun) -> RunFolder:
 
 
 def cache_folder(folder: Path, config: RunConfig) -> Path:
-    """Where the prepared cases of a comparison's run are kept."""
+    """The folder of the prepared cases of a comparison's run."""
     return folder / "cache" if config.cache_dir is None else Path(config.cache_dir)
 
 
@@ -218,21 +218,21 @@ def _difference(old: Plan, new: Plan) -> str:
     if old.manifest_sha256 != new.manifest_sha256:
         return f"its data set is '{old.manifest_name}' as it was then, and the manifest has changed since"
     if (old.asked is None) != (new.asked is None):
-        has, lacks = ("this one", "it") if old.asked is None else ("it", "this one")
-        return f"{has} is planned with --budget, --tune-lr or --halving, and {lacks} is not"
+        has, has_not = ("this one", "it") if old.asked is None else ("it", "this one")
+        return f"{has} is planned with --budget, --tune-lr or --halving, and {has_not} is not"
     runs = [{run.id: run.config.model_dump(exclude=_INCIDENTAL) for run in plan.runs} for plan in (old, new)]
-    for name, theirs, ours in (("has", runs[0], runs[1]), ("lacks", runs[1], runs[0])):
+    for has, theirs, ours in (("has", runs[0], runs[1]), ("does not have", runs[1], runs[0])):
         if missing := [run for run in theirs if run not in ours]:
-            joined = name == "lacks" and old.reference is None and new.reference in set(new.losses) - set(old.losses)
-            # Earlier versions planned no reference by themselves.
-            return f"it {name} the run {missing[0]}{'; --reference none goes on without a reference' if joined else ''}"
+            # Earlier versions added no reference.
+            added = theirs is runs[1] and old.reference is None and new.reference in set(new.losses) - set(old.losses)
+            return f"it {has} the run {missing[0]}{'; pass --reference none to resume without one' if added else ''}"
     for run, config in runs[0].items():
         for field, value in config.items():
             if runs[1][run][field] != value:
                 return f"its {field} is {_shown(value)}, and {_shown(runs[1][run][field])} was asked for"
     for field in ("reference", "metric", "margin", "empty", "non_inferior"):
         theirs, ours = getattr(old, field), getattr(new, field)
-        # An earlier version asked for no reference before training; now it is as it was.
+        # Plans of an earlier version have none, and are resumed as they are.
         if theirs != ours and theirs is not None:
             return f"its {field} is {theirs}, and {_shown(ours)} was asked for"
     return ""
@@ -242,18 +242,18 @@ def _shown(value: Any) -> str:
     return "the default" if value is None else str(value)
 
 
-# Where each run of a comparison is, read from the folders alone.
+# The state of each run, read from the folders alone.
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run: `waiting`, `running`, `interrupted`, `done` or `failed`.
+    """The state of a run.
 
     Attributes:
         run: the planned run.
-        state: the word.
-        epoch: epochs that are over.
-        epochs: of how many.
+        state: `waiting`, `running`, `interrupted`, `done` or `failed`.
+        epoch: epochs that are finished.
+        epochs: of the whole run.
         seconds_left: expected, of a running one.
         dice: of the last validation.
         error: why it failed.
@@ -269,7 +269,7 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has ended, successfully or not."""
         return self.state in ("done", "failed")
 
 
@@ -279,44 +279,46 @@ def run_states(folder: Path, plan: Plan) -> list[RunState]:
 
 
 def _state(folder: Path, run: PlannedRun) -> RunState:
-    own = run_folder(folder, run)
+    run_dir = run_folder(folder, run)
     epochs = run.config.epochs
-    result = own.result
+    result = run_dir.result
     if result is not None and result["state"] == "done":
         return RunState(run, "done", epochs, epochs, dice=(result.get("metrics") or {}).get("dice"))
-    progress = own.progress or {}
+    progress = run_dir.progress or {}
     epoch = int(progress.get("epoch", 0))
     if result is not None:
         return RunState(run, "failed", epoch, epochs, error=result.get("error"))
-    if is_held(own.path / "lock"):
+    if is_held(run_dir.path / "lock"):
         return RunState(run, "running", epoch, epochs, progress.get("seconds_left"), progress.get("val_dice"))
-    return RunState(run, "interrupted" if own.begun else "waiting", epoch, epochs)
+    return RunState(run, "interrupted" if run_dir.begun else "waiting", epoch, epochs)
 
 
 def epochs_over(states: list[RunState]) -> int:
-    """Epochs that need not be trained any more; a failed run needs none."""
+    """Epochs that need no more training; all of a failed run count."""
     return sum(state.epochs if state.finished else state.epoch for state in states)
 
 
 def seconds_left(states: list[RunState], elapsed: float, done_before: int) -> float | None:
-    """Expected seconds until all runs are finished; None before the first epoch is over.
+    """Expected seconds until all runs are finished; None before the first epoch is finished.
 
     Args:
         states: of all runs.
         elapsed: seconds since the start of this process.
-        done_before: epochs that were over then.
+        done_before: epochs that were finished then.
     """
     done = epochs_over(states) - done_before
-    left = sum(state.epochs - state.epoch for state in states if not state.finished)
-    if left == 0:
+    remaining = sum(state.epochs - state.epoch for state in states if not state.finished)
+    if remaining == 0:
         return 0.0
     if done <= 0:
         return None
-    # Epochs of different losses take different times; the mean so far is the best guess there is.
-    return max(elapsed / done * left, max((s.seconds_left or 0.0 for s in states if s.state == "running"), default=0.0))
+    # Epochs of different losses take different times; the mean so far is the best guess available.
+    return max(
+        elapsed / done * remaining, max((s.seconds_left or 0.0 for s in states if s.state == "running"), default=0.0)
+    )
 
 
 def attempts(folder: Path, run: PlannedRun) -> int:
-    """How often a run was begun."""
+    """How often a run was started."""
     content = read_json(run_folder(folder, run).path / "attempts.json")
     return 0 if content is None else int(content["attempts"])

@@ -14,20 +14,20 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 
-# What a plan keeps of how it came about: what was asked for, how rates are tuned, and how losses are screened.
+# How a plan came about: what was asked for, how rates are tuned, and how losses are screened.
 
 
 class Asked(BaseModel):
-    """What was asked for where the plan is less than that: with a budget of time, or with halving.
+    """What was asked for, where the plan is fitted into a budget of time, tunes learning rates, or screens losses.
 
     Attributes:
-        losses: all of them, the reference included.
-        folds: that validate.
-        seeds: of the trainings.
+        losses: all losses, the reference included.
+        folds: validation folds.
+        seeds: of the runs.
         epochs: asked for; None: the recipe's.
-        budget_minutes: in which all of it was to end; None: no bound.
-        halving: whether the worse losses are dropped on the way.
-        tune_lr: how many learning rates are tried per loss; None: the recipe's alone.
+        budget_minutes: for the whole comparison; None: no limit.
+        halving: whether the worse losses are dropped before the comparison.
+        tune_lr: how many learning rates are tried per loss; None: only the recipe's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,13 +63,13 @@ class Tuning(BaseModel):
     """How each loss's learning rate is chosen before the comparison; see `comparison/screening.py`.
 
     Attributes:
-        fold: whose cases decide; none of the comparison's own.
+        fold: whose cases decide; not one of the comparison's folds.
         seed: of the runs.
         epochs: of each run.
         factors: of the recipe's rate, in the order in which they are tried.
-        over: whether all were tried; before, the plan's runs have the recipe's rates.
-        tried: every loss at every rate; empty before.
-        chosen: loss -> rate; empty before.
+        over: whether all were tried; until then the plan's runs have the recipe's rates.
+        tried: every loss at every rate; empty until then.
+        chosen: loss -> rate; empty until then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -84,13 +84,13 @@ class Tuning(BaseModel):
 
 
 class Dropped(BaseModel):
-    """A loss that halving has dropped, and on what evidence.
+    """A loss that halving has dropped, and the evidence.
 
     Attributes:
         loss: its name.
         rung: of the screening, from 1.
-        epochs: that its screening run had.
-        score: mean of the primary measure over the screening cases; None: it failed.
+        epochs: of its screening run.
+        score: mean of the primary metric over the screening cases; None: it failed.
         bound: the lowest-ranked survivor's, of the same rung.
         error: why it failed.
     """
@@ -109,13 +109,13 @@ class Halving(BaseModel):
     """How losses are screened before the comparison; see `comparison/rounds.py`.
 
     Attributes:
-        fold: whose cases decide; none of the comparison's own.
+        fold: whose cases decide; not one of the comparison's folds.
         seed: of the screening runs.
-        losses: that are screened: all but the reference.
+        losses: the screened ones: all but the reference.
         rungs: epochs of each rung's runs.
-        over: whether it has ended; before, the plan's runs are the reference's alone.
+        over: whether it has ended; until then the plan has only the reference's runs.
         dropped: which losses, in the order in which they were dropped.
-        cases: how many decided; 0 before.
+        cases: how many decided; 0 until then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -133,8 +133,8 @@ class Halving(BaseModel):
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """Which runs a comparison has: every loss on every fold with every seed, each of so many epochs."""
+class RunGrid:
+    """The runs of a comparison: every loss on every fold with every seed, all with the same number of epochs."""
 
     losses: tuple[str, ...]
     folds: tuple[int, ...]
@@ -143,19 +143,19 @@ class Matrix:
 
     @property
     def runs(self) -> int:
-        """How many."""
+        """Number of runs."""
         return len(self.losses) * len(self.folds) * len(self.seeds)
 
 
 @dataclass(frozen=True)
-class Training:
-    """One run, or what is left of it.
+class RunShape:
+    """A run, or its remaining epochs, as far as it matters to a forecast.
 
     Attributes:
         loss: its name.
-        fold: that validates.
+        fold: validation fold.
         epochs: of the whole run.
-        done: that are over already.
+        done: epochs that are finished.
     """
 
     loss: str
@@ -164,21 +164,19 @@ class Training:
     done: int = 0
 
 
-def trainings(matrix: Matrix) -> list[Training]:
-    """All of a matrix, in the order in which they are trained."""
-    return [
-        Training(loss, fold, matrix.epochs) for fold in matrix.folds for _ in matrix.seeds for loss in matrix.losses
-    ]
+def run_shapes(grid: RunGrid) -> list[RunShape]:
+    """All runs of a grid, in the order in which they are trained."""
+    return [RunShape(loss, fold, grid.epochs) for fold in grid.folds for _ in grid.seeds for loss in grid.losses]
 
 
-#: The loss that the others are compared with if no other is named: what nnU-Net trains with.
+#: The loss that the others are compared with if none is named: nnU-Net's.
 DEFAULT_REFERENCE = "dice+binary_cross_entropy"
-#: In place of a reference's name: all losses are compared with all.
+#: In place of a reference's name: every pair of losses is compared.
 NO_REFERENCE = "none"
 
 
 class PlannedRun(BaseModel):
-    """One training of a comparison; its folder is `runs/<id>`."""
+    """One run of a comparison; its folder is `runs/<id>`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -187,7 +185,7 @@ class PlannedRun(BaseModel):
 
     @property
     def title(self) -> str:
-        """For people: `dice fold 0 seed 0`."""
+        """`dice fold 0 seed 0`."""
         return f"{self.config.loss} fold {self.config.fold} seed {self.config.seed}"
 
 
@@ -195,23 +193,22 @@ class Plan(BaseModel):
     """A comparison: every loss on every fold with every seed.
 
     Attributes:
-        id: of the comparison, as MLflow's tag `medloss.comparison` has it.
+        id: of the comparison, also MLflow's tag `medloss.comparison`.
         created: unix time, seconds.
         manifest_name: the data set's name.
         manifest_sha256: the manifest's content.
         runs: in the order in which they are trained.
-        reference: the loss that the others are compared with, or `NO_REFERENCE`; None: not named before training, as
-            in plans of an earlier version.
-        metric: the primary measure.
-        margin: of equivalence, in the measure's unit.
+        reference: the loss that the others are compared with, or `NO_REFERENCE`; None: not named before training, in
+            plans of an earlier version.
+        metric: the primary metric.
+        margin: of equivalence, in the metric's unit.
         empty: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`.
         non_inferior: whether *non-inferior* takes the place of *equivalent*.
         asked: what was asked for, where that is not simply what is planned.
-        told: why less is planned than was asked for, a sentence each.
-        tuning: the choice of learning rates before all else; None without one.
+        told: why less is planned than was asked for, one sentence per reason.
+        tuning: the choice of learning rates, which comes first; None without one.
         halving: the screening before the comparison; None without one.
-        rung: which one of a comparison's screening, or of the trials of its tuning, this is; None: it is no part of
-            another.
+        rung: number of this rung of a comparison's screening, or of this trial of its tuning; None: a whole comparison.
         factor: in a trial of a tuning, of the recipe's learning rates; None elsewhere.
     """
 
@@ -248,18 +245,18 @@ def make_plan(
     manifest_sha256: str,
     **about: Any,
 ) -> Plan:
-    """Plan each config (one a loss) on each fold with each seed; a fold is finished before the next begins.
+    """Plan each config (one per loss) on each fold with each seed; a fold is finished before the next begins.
 
     Args:
-        configs: one a loss.
-        folds: that validate.
-        seeds: of the trainings.
+        configs: one per loss.
+        folds: validation folds.
+        seeds: of the runs.
         manifest_name: the data set's name.
         manifest_sha256: the manifest's content.
         about: further attributes of the plan, such as `reference`, `metric` and `margin`.
 
     Raises:
-        UserError: a loss, fold or seed stands twice.
+        UserError: a loss, fold or seed is repeated.
     """
     refuse_repeated([config.loss for config in configs], folds, seeds)
     return Plan(
@@ -273,21 +270,21 @@ def make_plan(
 
 
 def refuse_repeated(losses: Sequence[str], folds: Sequence[int], seeds: Sequence[int]) -> None:
-    """Refuse losses, folds or seeds of which one stands twice, and negative seeds.
+    """Refuse repeated losses, folds or seeds, and negative seeds.
 
     Raises:
-        UserError: there are such.
+        UserError: one is repeated or negative.
     """
     given: dict[str, Sequence[object]] = {"losses": losses, "folds": folds, "seeds": seeds}
     for what, values in given.items():
         if len(set(values)) < len(values):
-            raise UserError(f"--{what}: one of them stands twice in {', '.join(str(v) for v in values)}")
+            raise UserError(f"--{what}: one is repeated in {', '.join(str(v) for v in values)}")
     if min(seeds) < 0:
         raise UserError(f"--seeds: got {min(seeds)}; expected 0 or more")
 
 
 def planned_runs(configs: list[RunConfig], folds: list[int], seeds: list[int]) -> list[PlannedRun]:
-    """Each config (one a loss) on each fold with each seed; a fold is finished before the next begins."""
+    """Each config (one per loss) on each fold with each seed; a fold is finished before the next begins."""
     return [
         PlannedRun(
             id=f"{file_name(config.loss)}-fold{fold}-seed{seed}",
@@ -300,22 +297,23 @@ def planned_runs(configs: list[RunConfig], folds: list[int], seeds: list[int]) -
 
 
 def file_name(loss: str) -> str:
-    """A loss's name, or expression, as a folder's name: `0.2*focal+dice` becomes `0.2xfocal_plus_dice`."""
+    """A folder's name for a loss or a sum of losses: `0.2*focal+dice` becomes `0.2xfocal_plus_dice`."""
     name = re.sub(r"[^\w.]+", "_", loss.replace("*", "x").replace("+", "_plus_")).strip("_.") or "loss"
-    # File systems take 255 bytes.
+    # File systems allow 255 bytes.
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(loss.encode()).hexdigest()[:8]}"
 
 
+#: Epochs of the screening's rungs, as shares of the comparison's.
 SCREENING_SHARES = (0.25, 0.5)
 
 
 def survivors(count: int) -> int:
-    """How many of so many losses the two rungs leave."""
+    """How many of `count` losses are left after both rungs."""
     for _ in SCREENING_SHARES:
         count = better_half(count)
     return count
 
 
 def better_half(count: int) -> int:
-    """How many of so many losses a rung leaves: the better half, an odd one with it."""
+    """How many of `count` losses are left after a rung: half, rounded up."""
     return math.ceil(count / 2)

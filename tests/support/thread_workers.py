@@ -40,7 +40,6 @@ class Workers:
         self.all: list[_Worker] = []
         monkeypatch.setattr(local, "start_worker", self._start)
         monkeypatch.setattr(local, "_POLL_S", 0.02)
-        monkeypatch.setattr(local, "make_ready", lambda jobs: None)
 
     def _start(self, log_file: Path, folder: Path, threads: int, index: int | None = None) -> "_Worker":
         self.all.append(_Worker(lambda end: self._work(folder, end)))

@@ -1,6 +1,6 @@
-"""`EXECUTORS`: every executor by name. A new executor is a file of its own, and one line here."""
+"""`EXECUTORS`: every executor by name. A new executor is a new file, and one line here."""
 
-# The lines' order is that of the help: no sorting.
+# In the order of the help, not sorted.
 # isort: off
 from pipelines.comparison.executors.slurm_options import slurm as slurm
 from pipelines.comparison.executors.command_lines import command_lines as command_lines

@@ -1,4 +1,4 @@
-"""Where the runs of a comparison are trained: here, in a cluster's queue, or wherever somebody else puts them."""
+"""The interface and registry of executors: where the runs of a comparison are trained."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,35 +7,35 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.utils import UserError
 
-if TYPE_CHECKING:  # importing a plan takes a second, which `--help` need not wait for
+if TYPE_CHECKING:  # importing a plan takes a second, too long for `--help`
     from pipelines.runs.plan import Plan
 
 
 class Handover(Protocol):
-    """An executor that does not wait."""
+    """An executor that has runs trained elsewhere, and does not wait for them."""
 
     @property
     def for_programs(self) -> bool:
-        """Whether standard output is for programs: people are then told on standard error."""
+        """Whether standard output is read by programs: messages then go to standard error."""
 
     def check(self) -> None:
-        """Refuse, before anything is read, what cannot be handed over.
+        """Check, before anything is read, that runs can be handed over.
 
         Raises:
-            UserError: programs or packages are missing; says which.
+            UserError: programs or packages are missing; the message names them.
         """
 
-    def hand_over(self, folder: Path, plan: "Plan", indices: list[int], tell: Callable[[str], None]) -> None:
-        """Have runs trained by others.
+    def hand_over(self, folder: Path, plan: "Plan", indices: list[int], message: Callable[[str], None]) -> None:
+        """Have runs trained elsewhere.
 
         Args:
-            folder: the comparison's.
-            plan: its plan.
-            indices: of the runs that are neither finished nor being trained, by the plan's order.
-            tell: called with lines for people.
+            folder: of the comparison.
+            plan: of the comparison.
+            indices: in the plan, of the runs that are neither finished nor running.
+            message: called with lines to print.
 
         Raises:
-            UserError: they were refused.
+            UserError: the runs were refused.
         """
 
 
@@ -46,10 +46,10 @@ class ExecutorOption:
     Attributes:
         flag: `--<executor>-<word>`.
         help: one line.
-        metavar: what stands for its value in the help.
-        type: of its value, as click takes it.
-        multiple: whether it may be given several times; its value is a tuple then.
-        key: its name, where it is not the flag's.
+        metavar: placeholder of its value in the help.
+        type: of its value; a type of click.
+        multiple: whether it may be repeated; its value is then a tuple.
+        key: its name, where that is not the flag's.
     """
 
     flag: str
@@ -61,7 +61,7 @@ class ExecutorOption:
 
     @property
     def name(self) -> str:
-        """By which `Executor.make` gets its value."""
+        """The key of its value in the options that `Executor.make` gets."""
         return self.key or self.flag.removeprefix("--").replace("-", "_")
 
 
@@ -74,11 +74,11 @@ class Executor:
 
     Attributes:
         name: the value.
-        help: what it does, for the help.
-        make: called with `--jobs` and `--threads`, None where they are not given, and with those of its options that
-            are, by `ExecutorOption.name`; returns what runs are handed over to, or None where they are trained here.
-            Raises `UserError`, which begins with the flag, for a value that it cannot have.
-        options: that the command has for it.
+        help: its words in the help.
+        make: called with `--jobs` and `--threads` (None: not given), and with the given options of this executor by
+            `ExecutorOption.name`; returns what takes the runs, or None where the command trains them itself. Raises
+            `UserError`, which begins with the flag, for a value that is not allowed.
+        options: its options of the command.
     """
 
     name: str
@@ -92,9 +92,9 @@ REGISTERED: dict[str, Executor] = {}
 
 
 def register(name: str, *, help: str, options: tuple[ExecutorOption, ...] = ()) -> Callable[[Make], Make]:
-    """Decorator that registers what makes an executor; the arguments are the attributes of `Executor`.
+    """Decorator that registers `Executor.make`; the arguments are the other attributes of `Executor`.
 
-    Its module is imported for `compare --help`: what takes time is imported within functions.
+    The module is imported for `compare --help`: import slow packages inside functions.
     """
 
     def add(make: Make) -> Make:
@@ -110,7 +110,7 @@ def register(name: str, *, help: str, options: tuple[ExecutorOption, ...] = ()) 
 
 
 @register("local", help="this machine")
-def _here(jobs: int | None, threads: int | None, options: Mapping[str, Any]) -> None:
-    """The command trains the runs itself, by workers (`local.py`), and waits until all are done."""
+def _local(jobs: int | None, threads: int | None, options: Mapping[str, Any]) -> None:
+    """The command trains the runs itself with workers (`local.py`), and waits for them."""
     if threads is not None:
         raise UserError("--threads: a comparison divides the cores among its jobs; pass --jobs instead")

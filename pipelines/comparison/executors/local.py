@@ -1,145 +1,56 @@
-"""Workers: their command lines for other schedulers; on this machine started, watched and restarted.
+"""`--executor local`: workers on this machine are started, watched, and restarted when they die."""
 
-Workers that import their packages before there is anything to do: what they train need not wait for that.
-
-A comparison imports as much itself, and reads its data, while they do. Run as a program, this is such a worker.
-"""
-
-import gc
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import Plan
 from pipelines.utils import DiskFullError, UserError, locks
 from pipelines.utils.locks import holder, holder_host, is_held
-from pipelines.utils.machine import available_cores, thread_environment, without_mlflow
+from pipelines.utils.machine import available_cores, thread_environment
 from pipelines.utils.text import counted
 
-_GPU = Path("/proc/driver/nvidia")
-_ready: list[tuple[int, subprocess.Popen[bytes]]] = []
-
-
-def make_ready(jobs: int | None) -> None:
-    """Start some of the workers that will be needed: as many as there are cores which this process leaves free.
-
-    Args:
-        jobs: runs at a time; None: one a core, or one on a GPU.
-    """
-    cores = available_cores()
-    jobs = jobs or (1 if _GPU.exists() else cores)
-    threads = max(1, cores // jobs)
-    for _ in range(min(jobs, max(1, cores - 1))):
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | thread_environment(threads),
-        )
-        _ready.append((threads, process))
-
-
-def take_ready(threads: int, arguments: Sequence[str], log_file: Path) -> subprocess.Popen[bytes] | None:
-    """Have a worker that is ready carry out a command line; None where there is none, and one has to be started.
-
-    Args:
-        threads: of the processor, that it must have been started with.
-        arguments: of `medloss`.
-        log_file: gets what it says from now on.
-    """
-    for entry in [entry for entry in _ready if entry[0] == threads]:
-        _ready.remove(entry)
-        process = entry[1]
-        told = json.dumps({"arguments": list(arguments), "log": str(log_file.absolute())})
-        assert process.stdin is not None
-        with suppress(OSError), process.stdin:
-            process.stdin.write(told.encode() + b"\n")
-            return process
-        process.kill()
-        process.wait()
-    return None
-
-
-def end_ready() -> None:
-    """End the workers that were not needed."""
-    while _ready:
-        _, process = _ready.pop()
-        assert process.stdin is not None
-        with suppress(OSError):
-            process.stdin.close()
-        process.kill()
-        process.wait()
-
-
-def main() -> None:
-    """Import what a training needs, wait for a command line, and carry it out."""
-    # By its name, as `start_worker` calls it: the command imports this package.
-    command_line = import_module("pipelines.cli").main  # first: it filters what the others warn of
-
-    gc.disable()  # nothing that is imported becomes garbage
-    with without_mlflow():
-        import pipelines.training.run  # noqa: F401
-    gc.enable()
-    line = sys.stdin.readline()
-    if not line:
-        return
-    told = json.loads(line)
-    log = os.open(told["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for own, other in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(own, other)
-    sys.argv = ["medloss", *told["arguments"]]
-    command_line()
-
-
-# Workers on this machine: started, watched, and started again when they die.
-
-#: A run whose process died so often is failed: it would only die again.
+#: A run has failed when its process died so often: it would only die again.
 MOST_DEATHS = 2
 _POLL_S = 0.25
-#: Seconds in which all workers that are asked to end have let their locks go.
-_ORDER_S = 3.0
+#: Seconds that workers have, all together, to release their locks and end.
+_GRACE_S = 3.0
 
 
-def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell: Callable[[str], None]) -> None:
+def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], message: Callable[[str], None]) -> None:
     """Train all runs of a plan that are not finished, `jobs` at a time.
 
     Args:
-        folder: the comparison's folder; the workers' output goes to `logs/`.
-        plan: its plan.
+        folder: of the comparison; the workers' output goes to `logs/`.
+        plan: of the comparison.
         jobs: worker processes; the processor's cores are divided among them.
-        watch: called a few times a second.
-        tell: called with a line for people when a process dies and its run is started again.
+        watch: called a few times per second.
+        message: called with a line to print when a process died and its run is restarted.
 
     Raises:
-        UserError: no worker gets as far as a run.
-        DiskFullError: a worker could not write; no run has failed by that.
+        UserError: workers end before they start any run.
+        DiskFullError: a worker could not write; this is no failure of its run.
         KeyboardInterrupt: it was interrupted; no worker is left.
     """
     threads = max(1, available_cores() // min(jobs, len(plan.runs)))
     workers: dict[int, subprocess.Popen[bytes]] = {}
     deaths: Counter[str] = Counter()
-    left = plan.runs
+    remaining = plan.runs
     try:
         while True:
-            left = [run for run in left if run_folder(folder, run).result is None]
-            # Who leaves without an error found every run taken: only one that somebody else drops is to be had again.
+            remaining = [run for run in remaining if run_folder(folder, run).result is None]
+            # Workers that end without an error found every run taken by other workers, which may yet release one.
             if not workers:
-                wanted = min(jobs, sum(not is_held(run_folder(folder, run).path / "lock") for run in left))
+                wanted = min(jobs, sum(not is_held(run_folder(folder, run).path / "lock") for run in remaining))
                 workers = {number: start_worker(_log(folder, number), folder, threads) for number in range(wanted)}
-                end_ready()  # they take memory, and any later worker can be started as ever
             watch()
-            if not left and not workers:
+            if not remaining and not workers:
                 break
             time.sleep(_POLL_S)
             for number, worker in list(workers.items()):
@@ -149,21 +60,21 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], tell
                 if worker.returncode == DiskFullError.exit_code:
                     raise DiskFullError(folder)
                 if worker.returncode != 0:
-                    _bury(folder, plan, worker, number, deaths, tell)
-                    if any(run_folder(folder, run).result is None for run in left):
+                    _note_death(folder, plan, worker, number, deaths, message)
+                    if any(run_folder(folder, run).result is None for run in remaining):
                         workers[number] = start_worker(_log(folder, number), folder, threads)
     except KeyboardInterrupt:
-        tell(f"stopping {counted(len(workers), 'worker')}: each run resumes after its last epoch")
+        message(f"stopping {counted(len(workers), 'worker')}: each run resumes after its last epoch")
         raise
     finally:
         _end(list(workers.values()))
 
 
 def _end(workers: list[subprocess.Popen[bytes]]) -> None:
-    """End workers, in order if that takes no longer than a moment: their files are whole either way."""
+    """End workers: ask them first, then kill those that take too long; their files are complete either way."""
     for worker in workers:
         worker.terminate()
-    deadline = time.monotonic() + _ORDER_S
+    deadline = time.monotonic() + _GRACE_S
     for worker in workers:
         try:
             worker.wait(timeout=max(0.0, deadline - time.monotonic()))
@@ -176,17 +87,15 @@ def start_worker(log_file: Path, folder: Path, threads: int, index: int | None =
     """Start a worker that ends with this process.
 
     Args:
-        log_file: gets what it says.
-        folder: the comparison's.
+        log_file: for its output.
+        folder: of the comparison.
         threads: of the processor.
-        index: only the run of this number in the plan.
+        index: in the plan, of the only run to train; None: all runs.
     """
     log_file.parent.mkdir(exist_ok=True)
     arguments = ["worker", str(folder), *([] if index is None else ["--index", str(index)])]
-    # The losses are those that the user named to this process.
+    # The user named the losses to this process.
     arguments += ["--threads", str(threads), "--parent", str(os.getpid()), "--trust"]
-    if (ready := take_ready(threads, arguments, log_file)) is not None:
-        return ready
     command = [sys.executable, "-m", "pipelines.cli", *arguments]
     environment = os.environ | thread_environment(threads)
     with log_file.open("ab") as log:
@@ -197,35 +106,35 @@ def _log(folder: Path, number: int) -> Path:
     return folder / "logs" / f"worker-{number}.log"
 
 
-def _bury(
+def _note_death(
     folder: Path,
     plan: Plan,
     worker: subprocess.Popen[bytes],
     number: int,
     deaths: Counter[str],
-    tell: Callable[[str], None],
+    message: Callable[[str], None],
 ) -> None:
-    """Note which run a dead worker had; one that kills every process is failed."""
+    """Count the death for the run that the worker had; after too many the run has failed."""
     had = None
-    left = [run for run in plan.runs if run_folder(folder, run).result is None]
-    if not left:
+    remaining = [run for run in plan.runs if run_folder(folder, run).result is None]
+    if not remaining:
         return
-    for run in left:
+    for run in remaining:
         lock = run_folder(folder, run).path / "lock"
         if holder(lock) == worker.pid and holder_host(lock) in (None, locks.this_host()):
             had = run
-    # Deaths between runs count together only while nothing else is finished.
-    key = f"with {len(left)} left" if had is None else had.id
+    # Deaths between runs add up only while no run is finished.
+    key = f"with {len(remaining)} left" if had is None else had.id
     deaths[key] += 1
     cause = cause_of_death(worker.returncode)
     if deaths[key] < MOST_DEATHS:
         if had is not None:
-            tell(f"{had.title}: its process died ({cause}) and is started again")
+            message(f"{had.title}: its process died ({cause}) and is started again")
         return
     if had is None:
         log = _log(folder, number)
-        told = log.read_text(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(told) if line.strip()), "it said nothing")
+        lines = log.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         raise UserError(f"workers die before they train anything ({cause}): {last[:300]}; see {log}")
     advice = f"see {_log(folder, number)}"
     if worker.returncode == -signal.SIGKILL:
@@ -234,15 +143,10 @@ def _bury(
 
 
 def cause_of_death(returncode: int) -> str:
-    """How a process ended, for people."""
+    """How a process ended: `signal 9` or `exit code 1`."""
     return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
 
 
 def died_too_often(cause: str, advice: str) -> str:
-    """Why a run is failed whose process died again and again."""
+    """The error of a run whose process died again and again."""
     return f"its process died {MOST_DEATHS} times ({cause}); {advice}"
-
-
-if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()

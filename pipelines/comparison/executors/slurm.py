@@ -23,10 +23,10 @@ from pipelines.utils.files import read_json, write_json
 from pipelines.utils.locks import is_held
 from pipelines.utils.text import counted
 
-# What was handed to SLURM, kept in the comparison's folder, and what SLURM says of it.
+# Submitted jobs, noted in the comparison's folder, and their states in SLURM.
 
 _NAME = "slurm.json"
-#: States of jobs that are not over; of one that is being re-queued, too.
+#: States of jobs that have not ended, or are being re-queued.
 _NOT_OVER = {
     "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
     "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", "COMPLETING",
@@ -39,8 +39,8 @@ class Job:
     """One run in SLURM.
 
     Attributes:
-        name: as SLURM writes it: `17_3`.
-        state: SLURM's word; None where SLURM does not know the job any more.
+        name: SLURM's: `17_3`.
+        state: SLURM's; None where SLURM does not know the job any more.
     """
 
     name: str
@@ -48,18 +48,18 @@ class Job:
 
     @property
     def queued(self) -> bool:
-        """Whether SLURM trains it, or will."""
+        """Whether it runs, or will."""
         return self.state in _NOT_OVER
 
 
 def note_submission(folder: Path, job: str, runs: list[str], array: bool) -> None:
-    """Keep which runs a job trains.
+    """Note which runs a job trains.
 
     Args:
-        folder: the comparison's.
+        folder: of the comparison.
         job: SLURM's number.
         runs: their ids, by the array's index.
-        array: whether it is an array; a single run is none.
+        array: whether it is a job array; that of a single run is not.
     """
     submissions = _submissions(folder)
     submissions.append({"job": job, "runs": runs, "array": array, "submitted": round(time.time(), 3)})
@@ -67,7 +67,7 @@ def note_submission(folder: Path, job: str, runs: list[str], array: bool) -> Non
 
 
 def submitted_jobs(folder: Path) -> dict[str, str]:
-    """SLURM's name of the last job of each run that was handed to it, by the run's id; from the folder alone."""
+    """SLURM's name of the last job of each submitted run, by the run's id; read from the folder only."""
     latest: dict[str, str] = {}
     for submission in _submissions(folder):
         for index, run in enumerate(submission["runs"]):
@@ -76,12 +76,12 @@ def submitted_jobs(folder: Path) -> dict[str, str]:
 
 
 def slurm_jobs(folder: Path, plan: Plan) -> dict[str, Job] | None:
-    """The last job of each run that was handed to SLURM, by the run's id; None where SLURM cannot be asked."""
+    """The last job of each submitted run, by the run's id; None where SLURM does not answer."""
     known = {run.id for run in plan.runs}
     latest = {run: job for run, job in submitted_jobs(folder).items() if run in known}
     if not latest:
         return {}
-    states = _asked(sorted({job.partition("_")[0] for job in latest.values()}, key=int))
+    states = _job_states(sorted({job.partition("_")[0] for job in latest.values()}, key=int))
     return None if states is None else {run: Job(job, states.get(job)) for run, job in latest.items()}
 
 
@@ -90,11 +90,11 @@ def _submissions(folder: Path) -> list[dict[str, Any]]:
     return [] if content is None else list(content["submissions"])
 
 
-def _asked(jobs: list[str]) -> dict[str, str] | None:
-    """The state of each job and array task that SLURM still knows; None if it cannot be asked."""
+def _job_states(jobs: list[str]) -> dict[str, str] | None:
+    """The state of each job and array task that SLURM still knows; None if it does not answer."""
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", "--format=%F|%K|%T"]
     shown = _run(command)
-    # Forgotten some minutes after its end, a job is unknown.
+    # SLURM forgets a job some minutes after its end.
     if shown is None or (shown.returncode != 0 and "Invalid job id" not in shown.stderr):
         return None
     states: dict[str, str] = {}
@@ -106,7 +106,7 @@ def _asked(jobs: list[str]) -> dict[str, str] | None:
 
 
 def _accounted(jobs: list[str]) -> dict[str, str]:
-    """How jobs ended, where the cluster keeps accounts."""
+    """The final states of jobs, where the cluster has accounting."""
     if shutil.which("sacct") is None:
         return {}
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
@@ -114,7 +114,7 @@ def _accounted(jobs: list[str]) -> dict[str, str]:
     if shown is None or shown.returncode != 0:
         return {}
     lines = [line.partition("|") for line in shown.stdout.splitlines()]
-    return {job: state.split()[0] for job, _, state in lines if state.split()}  # CANCELLED comes with `by` whom
+    return {job: state.split()[0] for job, _, state in lines if state.split()}  # `CANCELLED by 1000`
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
@@ -124,27 +124,27 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
         return None
 
 
-# What one job of SLURM does: it has a worker train one run, starts it again if it dies, and re-queues itself.
+# One job of SLURM: a worker trains one run, is restarted if it dies, and the job re-queues itself.
 
-#: A run of which so many jobs in a row are ended before one epoch is over gets nowhere.
+#: A run has failed after so many jobs in a row that ended before an epoch was finished.
 MOST_IN_VAIN = 3
-#: How workers end that the scheduler ended: then this process is ended, too, in a moment.
+#: Exit codes of workers that the scheduler ended: it will soon end this process, too.
 _OF_THE_SCHEDULER = {code for number in ENDED_BY for code in (128 + number, -number)}
 _MOMENT_S = 100.0
 _POLL_S = 0.2
-#: Seconds in which the processes of an earlier job are gone.
+#: Seconds within which the processes of an earlier job have ended.
 _GONE_S = 15.0
 
 
 class Task:
-    """Trains the run of a number; submitit pickles it, calls it in the job, and calls `checkpoint` before its end.
+    """Trains one run; submitit pickles it, calls it in the job, and calls `checkpoint` before the job's end.
 
-    The training is a process of its own, so that one which dies, of a lack of memory above all, leaves word.
+    A separate process trains, so that its death, often for lack of memory, can be noted.
 
     Args:
-        folder: the comparison's.
+        folder: of the comparison.
         index: of the run in the plan.
-        in_vain: jobs before this one in a row that were ended before an epoch was over.
+        in_vain: number of jobs in a row, before this one, that ended before an epoch was finished.
     """
 
     def __init__(self, folder: str, index: int, in_vain: int = 0) -> None:
@@ -155,53 +155,53 @@ class Task:
         self.worker: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> str:
-        """Train until the run is finished, or another worker has it; says which."""
-        # In place of submitit's, which does nothing: it may be all that there is before the job is killed.
+        """Train until the run is finished, or another worker has it; returns which."""
+        # Replaces submitit's handler, which does nothing: it may be the only signal before the job is killed.
         signal.signal(signal.SIGTERM, self._pass_on)
-        own = self._own()
-        self.epochs_before = len(own.epochs)
-        log = Path(self.folder) / "logs" / f"{own.path.name}.log"
+        run_dir = self._run_dir()
+        self.epochs_before = len(run_dir.epochs)
+        log = Path(self.folder) / "logs" / f"{run_dir.path.name}.log"
         threads = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or 1)
         deaths = 0
-        while own.result is None:
+        while run_dir.result is None:
             self.worker = start_worker(log, Path(self.folder), threads, self.index)
-            # Not `wait`: it holds a lock for which the handlers of signals would wait for ever.
+            # Not `wait`: it holds a lock for which signal handlers would wait for ever.
             while (returncode := self.worker.poll()) is None:
                 time.sleep(_POLL_S)
-            if own.result is not None:
+            if run_dir.result is not None:
                 break
             if returncode == DiskFullError.exit_code:
                 raise DiskFullError(self.folder)  # which ends the job: submitted again, the run resumes
-            if returncode == 0 and _stays_held(own):
+            if returncode == 0 and _stays_held(run_dir):
                 return "left to another worker"
             if returncode in _OF_THE_SCHEDULER:
                 time.sleep(_MOMENT_S)
             elif returncode != 0:
                 deaths += 1
                 if deaths >= MOST_DEATHS:
-                    own.write_result({"state": "failed", "error": _told(returncode, log)})
-        return str((own.result or {})["state"])
+                    run_dir.write_result({"state": "failed", "error": _error(returncode, log)})
+        return str((run_dir.result or {})["state"])
 
     def checkpoint(self) -> Any:
-        """Called by submitit when the job's time is nearly over, or it is preempted: what is to be done afterwards.
+        """Called by submitit when the job's time is nearly over, or it is preempted.
 
         Returns:
-            The same again, and SLURM puts the job back into its queue; None, if nothing would come of it.
+            The task with which SLURM queues the job again; None: the run is finished, or makes no progress.
         """
         from submitit.helpers import DelayedSubmission
 
-        # First: the worker lets its lock go in order, so that the next one need not wait for a sign of its machine.
+        # First, so that the worker releases its lock: the next one would have to wait until it is stale.
         self._end_worker()
-        own = self._own()
-        if own.result is not None:
+        run_dir = self._run_dir()
+        if run_dir.result is not None:
             return None
-        in_vain = self.in_vain + 1 if len(own.epochs) == self.epochs_before else 0
+        in_vain = self.in_vain + 1 if len(run_dir.epochs) == self.epochs_before else 0
         if in_vain >= MOST_IN_VAIN:
             error = (
-                f"SLURM ended {in_vain} jobs in a row before an epoch was over, by time or for others: "
+                f"SLURM ended {in_vain} jobs in a row before an epoch was finished, by time limit or preemption: "
                 "raise --slurm-time, or name another partition"
             )
-            own.write_result({"state": "failed", "error": error})
+            run_dir.write_result({"state": "failed", "error": error})
             return None
         return DelayedSubmission(Task(self.folder, self.index, in_vain))
 
@@ -209,7 +209,7 @@ class Task:
         if self.worker is not None and self.worker.poll() is None:
             self.worker.send_signal(number)
 
-    def _own(self) -> RunFolder:
+    def _run_dir(self) -> RunFolder:
         folder = Path(self.folder)
         return run_folder(folder, require_plan(folder).runs[self.index])
 
@@ -222,44 +222,44 @@ class Task:
                 self.worker.wait(timeout=10)
 
 
-def _stays_held(own: RunFolder) -> bool:
-    """Whether another worker has the run, and not just a process of an earlier job that is about to end."""
+def _stays_held(run_dir: RunFolder) -> bool:
+    """Whether another worker has the run, and not a process of an earlier job that is about to end."""
     deadline = time.monotonic() + _GONE_S
-    while is_held(own.path / "lock"):
-        if own.result is not None or time.monotonic() > deadline:
+    while is_held(run_dir.path / "lock"):
+        if run_dir.result is not None or time.monotonic() > deadline:
             return True
         time.sleep(1)
     return False
 
 
-def _told(returncode: int, log: Path) -> str:
+def _error(returncode: int, log: Path) -> str:
     advice = f"see {log}"
     if returncode == -signal.SIGKILL:
         advice = "often a lack of memory: raise --slurm-mem, or lower --batch-size or --patch"
     return died_too_often(cause_of_death(returncode), advice)
 
 
-# SLURM: the runs as one array of jobs, each of which re-queues itself and goes on.
+# The submission: all runs as one job array.
 
-#: Every job goes on so often after its time was over; one that gets nowhere stops by itself.
+#: How often a job may be re-queued after its time limit; one that makes no progress stops earlier.
 _MOST_RESTARTS = 1000
-#: Seconds before the end of a job's time at which it re-queues itself; SLURM may give it a minute earlier.
+#: Seconds before its time limit at which a job re-queues itself; SLURM may signal up to a minute earlier.
 _NOTICE_S = 90
 _MOST_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """Hands runs to SLURM.
+    """Submits runs to SLURM.
 
     Attributes:
-        minutes: of a job, after which it re-queues itself and goes on.
+        minutes: time limit per job, after which it re-queues itself and resumes.
         partition: None: the cluster's default.
-        memory: of a job, as SLURM writes it: `16G`; None: the cluster's default.
-        cpus: cores a job, and threads of its training; None: the cluster's default.
-        gres: a job's generic resources: `gpu:1`, or `gpu:a100:1`; None: none.
-        account: that pays; None: the user's default.
-        setup: a shell command that comes before the training; None: none.
+        memory: per job, in SLURM's notation such as `16G`; None: the cluster's default.
+        cpus: cores per job, and threads of its run; None: the cluster's default.
+        gres: generic resources per job: `gpu:1` or `gpu:a100:1`; None: none.
+        account: that is charged; None: the user's default.
+        setup: a shell command before each job; None: none.
         at_once: jobs at a time; None: 256.
         more: other options of sbatch.
     """
@@ -276,43 +276,45 @@ class Slurm:
     for_programs: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Refuse to go on without SLURM's commands or submitit.
+        """Check that SLURM's commands and submitit are available.
 
         Raises:
-            UserError: says what to do.
+            UserError: one is missing.
         """
         missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
         if missing:
             raise UserError(
-                f"--executor slurm: no {', '.join(missing)} here; call it where jobs are submitted, or take "
+                f"--executor slurm: no {', '.join(missing)} here; run it where jobs are submitted, or pass "
                 "--executor none"
             )
         if importlib.util.find_spec("submitit") is None:
             raise UserError("--executor slurm: no submitit here; pip install submitit")
 
-    def hand_over(self, folder: Path, plan: Plan, indices: list[int], tell: Callable[[str], None]) -> None:
+    def hand_over(self, folder: Path, plan: Plan, indices: list[int], message: Callable[[str], None]) -> None:
         """Submit the runs that are not in the queue yet, as one array.
 
         Raises:
-            UserError: SLURM cannot be asked what is in its queue, or it refuses.
+            UserError: SLURM does not answer, or refuses.
         """
         jobs = slurm_jobs(folder, plan)
         if jobs is None:
-            raise UserError("--executor slurm: squeue gives no answer, so what is queued cannot be told; try again")
+            raise UserError("--executor slurm: squeue gives no answer, so the queue is not known; try again")
         queued = {run for run, job in jobs.items() if job.queued}
         wanted = [index for index in indices if plan.runs[index].id not in queued]
         if not wanted:
-            tell(f"{counted(len(indices), 'run')} left, and in SLURM's queue")
+            message(f"{counted(len(indices), 'run')} remaining, in SLURM's queue")
             return
         job = self._submit(folder, wanted)
         note_submission(folder, job, [plan.runs[index].id for index in wanted], array=len(wanted) > 1)
         for run in (plan.runs[index] for index in wanted):
             last = jobs.get(run.id)
             if last is not None and last.state not in (None, "COMPLETED"):
-                tell(f"{run.title}: submitted again; its job {last.name} ended as {last.state}, see {folder / 'slurm'}")
+                message(
+                    f"{run.title}: submitted again; its job {last.name} ended as {last.state}, see {folder / 'slurm'}"
+                )
         more = len(indices) - len(wanted)
         rest = f"; {more} more in its queue" if more else ""
-        tell(f"submitted {counted(len(wanted), 'run')} as SLURM's job {job}{rest}")
+        message(f"submitted {counted(len(wanted), 'run')} as SLURM's job {job}{rest}")
 
     def _submit(self, folder: Path, indices: list[int]) -> str:
         import submitit
@@ -322,13 +324,13 @@ class Slurm:
             executor = submitit.SlurmExecutor(folder.resolve() / "slurm", max_num_timeout=_MOST_RESTARTS)
             executor.update_parameters(**self._parameters())
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of submitit, which are not for who calls this
+                warnings.simplefilter("ignore")  # submitit's, of no use to the user
                 with executor.batch():
                     submitted = [executor.submit(task) for task in tasks]
         except Exception as error:
-            # sbatch's own words: an unknown partition, more than the cluster has, no right to an account.
-            told = [line for line in str(error).splitlines() if "sbatch: error:" in line] or str(error).splitlines()
-            why = "; ".join(line.replace("sbatch: error:", "").strip() for line in told[-2:])
+            # sbatch's message: an unknown partition, more than the cluster has, no right to an account.
+            lines = [line for line in str(error).splitlines() if "sbatch: error:" in line] or str(error).splitlines()
+            why = "; ".join(line.replace("sbatch: error:", "").strip() for line in lines[-2:])
             raise UserError(f"--executor slurm: not submitted: {why[:400] or type(error).__name__}") from None
         return str(submitted[0].job_id).partition("_")[0]
 
@@ -348,6 +350,6 @@ class Slurm:
             "time": self.minutes,
             "array_parallelism": self.at_once or _MOST_AT_ONCE,
             "signal_delay_s": _NOTICE_S,
-            "wckey": None,  # submitit's own is unknown to clusters that keep a list of them
+            "wckey": None,  # submitit's default is unknown to clusters with a list of them
             "additional_parameters": {"requeue": True, **self.more},
         }

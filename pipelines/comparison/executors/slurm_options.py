@@ -1,4 +1,4 @@
-"""SLURM's options: what they may be, and the executor that they make."""
+"""`--executor slurm`: its options, and their checks."""
 
 import re
 from collections.abc import Mapping
@@ -28,13 +28,13 @@ _OPTIONS = (
     ),
 )
 
-#: The signal to go on elsewhere comes up to two and a half minutes before a job's end.
+#: A job is signalled to re-queue itself up to two and a half minutes before its time limit.
 _LEAST_MINUTES = 5
-_OWN = {
+_FLAGS = {
     "account": "--slurm-account", "cpus-per-task": "--slurm-cpus", "gres": "--slurm-gres", "mem": "--slurm-mem",
     "partition": "--slurm-partition", "setup": "--slurm-setup", "time": "--slurm-time",
 }  # fmt: skip
-#: What submitit or the executor sets, or what submits nothing.
+#: Options that submitit or the executor sets, or that submit nothing.
 _TAKEN = {
     "array", "error", "help", "input", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode",
     "output", "parsable", "quiet", "requeue", "signal", "test-only", "usage", "version", "wait", "wrap",
@@ -52,14 +52,14 @@ def slurm(jobs: int | None, threads: int | None, options: Mapping[str, Any]) -> 
     Raises:
         UserError: a value that SLURM would refuse.
     """
-    from pipelines.comparison.executors.slurm import Slurm  # not above, for the time that a plan takes
+    from pipelines.comparison.executors.slurm import Slurm  # not above: importing a plan takes a second
 
     if threads is not None:
         raise UserError("--threads: a run has its job's cores; pass --slurm-cpus instead")
     _refuse("--slurm-partition", options, r"[\w.,@-]+", "a partition's name")
     _refuse("--slurm-account", options, r"[\w.@-]+", "an account's name")
-    _refuse("--slurm-mem", options, r"[1-9]\d*[KMGTkmgt]?[Bb]?", "a size, as 16G")
-    _refuse("--slurm-gres", options, r"[\w.,:/()-]+", "generic resources, as gpu:1 or gpu:a100:1")
+    _refuse("--slurm-mem", options, r"[1-9]\d*[KMGTkmgt]?[Bb]?", "a size such as 16G")
+    _refuse("--slurm-gres", options, r"[\w.,:/()-]+", "generic resources such as gpu:1 or gpu:a100:1")
     _refuse("--slurm-setup", options, r".*\S.*", "a shell command in one line")
     return Slurm(
         minutes=minutes(options.get("slurm_time", "4:00:00")),
@@ -81,10 +81,10 @@ def _refuse(flag: str, options: Mapping[str, Any], pattern: str, expected: str) 
 
 
 def minutes(text: str) -> int:
-    """A time as SLURM writes it, in whole minutes, rounded up: `90`, `4:00:00`, `30:00`, `2-12`, `2-12:30:00`.
+    """A time in SLURM's notation, in whole minutes, rounded up: `90`, `4:00:00`, `30:00`, `2-12`, `2-12:30:00`.
 
     Raises:
-        UserError: it is none, or too short.
+        UserError: it is not a time, or too short.
     """
     days, hours, whole, seconds = 0, 0, 0, 0
     if match := re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", text):
@@ -96,7 +96,7 @@ def minutes(text: str) -> int:
     total = -(-(((days * 24 + hours) * 60 + whole) * 60 + seconds) // 60)
     if total < _LEAST_MINUTES:
         raise UserError(
-            f"--slurm-time: got '{text}'; expected {_LEAST_MINUTES} minutes or more, as 90, 4:00:00 or 2-12:00:00"
+            f"--slurm-time: got '{text}'; expected {_LEAST_MINUTES} minutes or more, such as 90, 4:00:00 or 2-12:00:00"
         )
     return total
 
@@ -105,17 +105,17 @@ def sbatch_options(given: tuple[str, ...]) -> dict[str, str | bool]:
     """Options of sbatch, from `KEY=VALUE` or `KEY`.
 
     Raises:
-        UserError: no option, one that has its own flag here, or one that would break the array.
+        UserError: it is not an option, has a flag of this command, or would break the job array.
     """
     options: dict[str, str | bool] = {}
     for text in given:
         key, equals, value = text.partition("=")
         key = key.strip().removeprefix("--").replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9-]+", key) or (equals and not value.strip()) or "\n" in value:
-            raise UserError(f"--slurm-option: got '{text}'; expected one of sbatch's, as qos=low or exclusive")
-        if key in _OWN:
-            raise UserError(f"--slurm-option: got '{text}'; pass {_OWN[key]} instead")
+            raise UserError(f"--slurm-option: got '{text}'; expected one of sbatch's, such as qos=low or exclusive")
+        if key in _FLAGS:
+            raise UserError(f"--slurm-option: got '{text}'; pass {_FLAGS[key]} instead")
         if key in _TAKEN:
-            raise UserError(f"--slurm-option: got '{text}'; --{key} is not free, for the array of runs needs its own")
+            raise UserError(f"--slurm-option: got '{text}'; --{key} is reserved for the array of runs")
         options[key] = value if equals else True
     return options

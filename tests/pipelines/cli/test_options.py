@@ -242,7 +242,7 @@ COMPARE_FAULTS = [
     (["--set", "slurm.partion=gpu"], "--set: no setting 'slurm.partion'; did you mean slurm.partition?"),
     (["--set", "slurm.partition=gpu"], "--set slurm.partition: it goes with --executor slurm, and got"),
     (["--executor", "slurm", "--set", "slurm.time=x"], "--set slurm.time: got 'x'; expected 5 minutes or more"),
-    (["--executor", "slurm", "--set", "slurm.mem=x"], "--set slurm.mem: got 'x'; expected a size, as 16G"),
+    (["--executor", "slurm", "--set", "slurm.mem=x"], "--set slurm.mem: got 'x'; expected a size such as 16G"),
     (["--executor", "slurm", "--set", "slurm.cpus=0"], "--set slurm.cpus: 0 is not in the range x>=1"),
     (["--executor", "slurm", "--set", "slurm.option=mem=1G"], "--set slurm.option: got 'mem=1G'; pass --slurm-mem"),
     (["--slurm-option", "exclusive", "--set", "slurm.option=qos=low"], "--slurm-option is given as well"),

@@ -44,7 +44,7 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("compare phantm --out {out}", 2, "no manifest 'phantm'", _ALL),
     ("compare phantom --metric dicee --out {out}", 2, "--metric: got 'dicee'", _ALL),
     ("compare phantom --folds 9 --out {out}", 2, "fold", _ALL),
-    ("compare phantom --seeds 0,0 --out {out}", 2, "--seeds: one of them stands twice", _ALL),
+    ("compare phantom --seeds 0,0 --out {out}", 2, "--seeds: one is repeated", _ALL),
     ("compare phantom --patch 3,3,3 --out {out}", 2, "patch size: got (3, 3, 3)", _ALL),
     ("compare phantom --set lrr=1 --out {out}", 2, "no setting 'lrr'; did you mean lr?", _ALL),
     ("train phantom --set lrr=1 --out {out}", 2, "no setting 'lrr'; did you mean lr?", _ALL),
@@ -157,10 +157,14 @@ print(json.dumps([0, list(sys.modules)]))
 @pytest.mark.slow
 def test_a_worker_imports_monai_without_mlflow() -> None:
     program = """
-import io, json, sys
-from pipelines.comparison.executors.local import main
-sys.stdin = io.StringIO("")
-main()
+import contextlib, json, sys, tempfile
+from pathlib import Path
+from pipelines.comparison.worker import _train_by_engines
+from pipelines.training.run_config import RunConfig
+from pipelines.training.run_folder import RunFolder
+from pipelines.utils import UserError
+with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
+    _train_by_engines(RunConfig(manifest="missing.yaml", loss="dice"), RunFolder(Path(folder)))
 modules = list(sys.modules)
 import mlflow.entities
 print()

@@ -9,13 +9,13 @@ import pytest
 from cli_call import call_medloss
 from tiny import tiny_manifest
 
-from pipelines.comparison.budget import PLANNED_SHARE, Fitted, Forecast, fit
+from pipelines.comparison.budget import PLANNED_SHARE, Costs, Fitted, Forecast, Limits, fit
 from pipelines.comparison.planning import Planned, Request, plan_comparison
 from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import adopt_plan, require_plan
-from pipelines.runs.plan import Halving, Matrix, Training
+from pipelines.runs.plan import Halving, RunGrid, RunShape
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
@@ -23,18 +23,16 @@ from pipelines.utils import UserError
 _SPEED = {"ref": 1.0, "dice": 1.0, "focal": 2.0, "slow": 10.0}
 
 
-def _seconds(matrix: Matrix) -> float:
-    each = sum(_SPEED[loss] for loss in matrix.losses)
-    return each * len(matrix.folds) * len(matrix.seeds) * matrix.epochs
+def _seconds(grid: RunGrid) -> float:
+    each = sum(_SPEED[loss] for loss in grid.losses)
+    return each * len(grid.folds) * len(grid.seeds) * grid.epochs
 
 
-def _fit(minutes: float, *, folds: int = 5, seeds: int = 1, epochs: int = 20, asked: bool = True, own: int = 10,
+def _fit(minutes: float, *, folds: int = 5, seeds: int = 1, epochs: int = 20, asked: bool = True, per_fold: int = 10,
          losses: tuple[str, ...] = ("ref", "dice", "focal", "slow")) -> Fitted:  # fmt: skip
-    matrix = Matrix(losses, tuple(range(folds)), tuple(range(seeds)), epochs)
-    return fit(
-        matrix, minutes, _seconds, lambda some: own * len(some), _SPEED.__getitem__,
-        reference="ref", epochs_asked=asked,
-    )  # fmt: skip
+    grid = RunGrid(losses, tuple(range(folds)), tuple(range(seeds)), epochs)
+    costs = Costs(_seconds, lambda some: per_fold * len(some), _SPEED.__getitem__)
+    return fit(grid, minutes, costs, Limits("ref", epochs_asked=asked))
 
 
 def _minutes(seconds: float) -> float:
@@ -43,56 +41,56 @@ def _minutes(seconds: float) -> float:
 
 def test_what_fits_is_left_as_it_was_asked_for() -> None:
     fitted = _fit(_minutes(14 * 5 * 20))
-    assert (fitted.matrix.folds, fitted.matrix.epochs, fitted.told) == ((0, 1, 2, 3, 4), 20, ())
+    assert (fitted.grid.folds, fitted.grid.epochs, fitted.reductions) == ((0, 1, 2, 3, 4), 20, ())
     assert fitted.seconds == 14 * 5 * 20
 
 
 def test_seeds_go_before_folds_folds_before_epochs_epochs_before_losses() -> None:
     whole = 14 * 20
     fitted = _fit(_minutes(whole * 5), seeds=3)
-    assert (len(fitted.matrix.seeds), len(fitted.matrix.folds)) == (1, 5)
+    assert (len(fitted.grid.seeds), len(fitted.grid.folds)) == (1, 5)
     fitted = _fit(_minutes(whole * 3))
-    assert (fitted.matrix.folds, fitted.matrix.epochs, len(fitted.matrix.losses)) == ((0, 1, 2), 20, 4)
-    assert [re.match(r"Planned to fit [\d.]+ minutes: (.*?);", told)[1] for told in fitted.told] == [
+    assert (fitted.grid.folds, fitted.grid.epochs, len(fitted.grid.losses)) == ((0, 1, 2), 20, 4)
+    assert [re.match(r"Planned to fit [\d.]+ minutes: (.*?);", sentence)[1] for sentence in fitted.reductions] == [
         "folds 0, 1, 2 of the 5 asked for"
     ]
     fitted = _fit(_minutes(14 * 15))
-    assert (fitted.matrix.folds, fitted.matrix.epochs, len(fitted.matrix.losses)) == ((0,), 15, 4)
+    assert (fitted.grid.folds, fitted.grid.epochs, len(fitted.grid.losses)) == ((0,), 15, 4)
     # Half of the epochs do not fit either: the slowest goes, and with what that frees, folds come back.
     fitted = _fit(_minutes(14 * 10 - 1))
-    assert (fitted.matrix.losses, fitted.matrix.folds, fitted.matrix.epochs) == (("ref", "dice", "focal"), (0,), 20)
-    assert "slow is left out" in fitted.told[-1]
+    assert (fitted.grid.losses, fitted.grid.folds, fitted.grid.epochs) == (("ref", "dice", "focal"), (0,), 20)
+    assert "slow is left out" in fitted.reductions[-1]
 
 
 def test_folds_stay_as_many_as_the_test_needs() -> None:
     # Sign flips need six patients: two folds of four.
     assert least_patients() == 6
-    fitted = _fit(_minutes(14 * 2 * 12), own=4)
-    assert (fitted.matrix.folds, fitted.matrix.epochs) == ((0, 1), 12)
+    fitted = _fit(_minutes(14 * 2 * 12), per_fold=4)
+    assert (fitted.grid.folds, fitted.grid.epochs) == ((0, 1), 12)
 
 
 def test_epochs_that_were_not_asked_for_give_way_before_folds_and_grow_to_the_recipes() -> None:
     fitted = _fit(_minutes(14 * 5 * 13), asked=False)
-    assert (len(fitted.matrix.folds), fitted.matrix.epochs) == (5, 13)
-    assert _fit(1e6, asked=False).matrix.epochs == 20
+    assert (len(fitted.grid.folds), fitted.grid.epochs) == (5, 13)
+    assert _fit(1e6, asked=False).grid.epochs == 20
     fitted = _fit(_minutes(14 * 4 * 10), asked=False)
-    assert (len(fitted.matrix.folds), fitted.matrix.epochs) == (4, 10)
+    assert (len(fitted.grid.folds), fitted.grid.epochs) == (4, 10)
 
 
 def test_the_reference_is_never_left_out_though_it_be_the_slowest() -> None:
     slow = ("dice", "focal", "slow")
-    matrix = Matrix(slow, (0,), (0,), 4)
-    fitted = fit(matrix, _minutes(11 * 2), _seconds, lambda some: 50, _SPEED.__getitem__,
-                 reference="slow", epochs_asked=True)  # fmt: skip
-    assert fitted.matrix.losses == ("dice", "slow")
+    grid = RunGrid(slow, (0,), (0,), 4)
+    costs = Costs(_seconds, lambda some: 50, _SPEED.__getitem__)
+    fitted = fit(grid, _minutes(11 * 2), costs, Limits("slow", epochs_asked=True))
+    assert fitted.grid.losses == ("dice", "slow")
 
 
 def test_a_budget_in_which_nothing_fits_is_refused() -> None:
     with pytest.raises(UserError) as refusal:
         _fit(0.1, folds=1)
     assert str(refusal.value) == (
-        "--budget: got 0.1 minutes, of which 90% are planned; the least comparison (ref, dice; fold 0; 10 epochs) "
-        "takes about 20 s, measuring included"
+        "--budget: got 0.1 minutes, of which 90% are planned; the smallest comparison (ref, dice; fold 0; 10 epochs) "
+        "takes about 20 s, including the measurement"
     )
 
 
@@ -101,7 +99,7 @@ def test_a_budget_in_which_nothing_fits_is_refused() -> None:
 def test_no_plan_takes_longer_than_its_budget(minutes: float, asked: bool) -> None:
     fitted = _fit(minutes, seeds=2, asked=asked)
     assert fitted.seconds <= minutes * 60 * PLANNED_SHARE
-    assert 10 <= fitted.matrix.epochs <= 20 and fitted.matrix.losses[0] == "ref"
+    assert 10 <= fitted.grid.epochs <= 20 and fitted.grid.losses[0] == "ref"
 
 
 def _measured(**steps: Step) -> Measured:
@@ -115,17 +113,17 @@ def test_a_run_takes_its_start_steps_validations_and_checkpoints(tmp_path: Path)
     forecast = Forecast(_measured(dice=Step(1.0), broken=Step(None, error="nan")), manifest)
     assert forecast.steps(0) == 2  # four cases train
     # Start, five epochs of two steps and a checkpoint, three validations of two cases.
-    assert forecast.run_s(Training("dice", 0, 5)) == 3 + 5 * (2 + 0.25) + 3 * 2 * 0.5
+    assert forecast.run_s(RunShape("dice", 0, 5)) == 3 + 5 * (2 + 0.25) + 3 * 2 * 0.5
     # Of one that was interrupted, what is left: two epochs, and the validation after the fifth.
-    assert forecast.run_s(Training("dice", 0, 5, done=4)) == 3 + 1 * (2 + 0.25) + 1 * 2 * 0.5
-    assert forecast.run_s(Training("broken", 0, 5)) == 3
+    assert forecast.run_s(RunShape("dice", 0, 5, done=4)) == 3 + 1 * (2 + 0.25) + 1 * 2 * 0.5
+    assert forecast.run_s(RunShape("broken", 0, 5)) == 3
 
 
 def test_runs_are_dealt_to_the_worker_that_is_free(tmp_path: Path) -> None:
     forecast = Forecast(_measured(dice=Step(1.0), focal=Step(2.0)), load_manifest(tiny_manifest(tmp_path, dims=2)))
-    stages = forecast.stages(Matrix(("dice", "focal"), (0, 1), (0,), 5))
-    dice, focal = (forecast.run_s(Training(loss, 0, 5)) for loss in ("dice", "focal"))
-    # Preparation, a worker's start, the trainings, and three starts' time for the rest.
+    stages = forecast.stages(RunGrid(("dice", "focal"), (0, 1), (0,), 5))
+    dice, focal = (forecast.run_s(RunShape(loss, 0, 5)) for loss in ("dice", "focal"))
+    # Preparation, a worker's start, the runs, and three starts' time for the rest.
     assert forecast.total_s(stages, 1) == pytest.approx(7 + 10 + 2 * (dice + focal) + 3 * 10)
     # Dice ends first, and its worker takes the next dice; then the other one takes focal.
     assert forecast.total_s(stages, 2) == pytest.approx(7 + 10 + max(2 * dice, 2 * focal) + 3 * 10)
@@ -140,7 +138,7 @@ def test_a_rung_is_over_before_the_next_begins(tmp_path: Path) -> None:
     steps = {"ref": Step(1.0), "a": Step(1.0), "b": Step(2.0), "c": Step(3.0), "d": Step(4.0), "e": Step(5.0)}
     forecast = Forecast(_measured(**steps), load_manifest(tiny_manifest(tmp_path, dims=2)))
     halving = Halving(fold=2, seed=0, losses=["a", "b", "c", "d", "e"], rungs=[5, 10])
-    stages = forecast.stages(Matrix(tuple(steps), (0, 1), (0,), 20), halving)
+    stages = forecast.stages(RunGrid(tuple(steps), (0, 1), (0,), 20), halving)
     # Nobody knows who survives: the slowest are counted.
     assert [[run.loss for run in stage] for stage in stages] == [
         ["e", "d", "c", "b", "a"], ["e", "d", "c"], ["ref", "e", "d", "ref", "e", "d"],
@@ -179,13 +177,13 @@ def test_a_plan_once_made_is_gone_on_with(tmp_path: Path) -> None:
     slower = first.plan.model_copy(update={"runs": first.plan.runs[:3], "told": ["fewer folds"]})
     adopt_plan(out, slower)
     again = plan(budget=60.0)
-    assert again.forecast is None  # nothing is measured anew
+    assert again.forecast is None  # nothing is measured again
     assert adopt_plan(out, again.plan) == slower == require_plan(out)
-    assert again.matrix.folds == (0,)
-    for other, told in (({"budget": 30.0}, "planned for budget_minutes 60.0, and 30.0 was asked for"),
+    assert again.grid.folds == (0,)
+    for other, err in (({"budget": 30.0}, "planned for budget_minutes 60.0, and 30.0 was asked for"),
                         ({"budget": 60.0, "epochs": 4}, "planned for epochs None, and 4 was asked for"),
                         ({}, "it is planned with --budget, --tune-lr or --halving, and this one is not")):  # fmt: skip
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=err):
             plan(**other)
 
 
@@ -197,7 +195,7 @@ def test_the_time_that_measuring_took_is_gone(tmp_path: Path) -> None:
 
     def folds(began: float) -> tuple[int, ...]:
         request = _request(manifest, budget=minutes, epochs=4, began=began)
-        return plan_comparison(tmp_path / "out", request, measured=False, measure=_measure).matrix.folds
+        return plan_comparison(tmp_path / "out", request, measured=False, measure=_measure).grid.folds
 
     assert folds(time.monotonic()) == (0, 1)
     assert folds(time.monotonic() - 700) == (0,)
@@ -207,6 +205,6 @@ def test_the_time_that_measuring_took_is_gone(tmp_path: Path) -> None:
 def test_no_budget(tmp_path: Path, minutes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_manifest(tmp_path, dims=2)
-    code, _, told = call_medloss("compare", "tiny_2d.yaml", "--losses", "dice", "--out", "out", "--budget", minutes)
-    assert (code, told) == (2, f"error: --budget: got {float(minutes):g}; expected minutes, above 0\n")
+    code, _, err = call_medloss("compare", "tiny_2d.yaml", "--losses", "dice", "--out", "out", "--budget", minutes)
+    assert (code, err) == (2, f"error: --budget: got {float(minutes):g}; expected minutes, above 0\n")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Comparisons end to end: real processes on a tiny made data set; killed, interrupted, failing, and gone on with."""
+"""Comparisons end to end: real processes on a tiny synthetic data set; killed, interrupted, failing, and resumed."""
 
 import contextlib
 import errno
@@ -77,7 +77,7 @@ _EPOCHS = 3
 
 
 class _Compare:
-    """`medloss compare` in a folder, as processes of their own."""
+    """`medloss compare` in a folder, as separate processes."""
 
     def __init__(self, folder: Path, losses: str, *options: str) -> None:
         self.folder = folder
@@ -123,21 +123,21 @@ class _Compare:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
-    def own(self, loss: str) -> RunFolder:
+    def run_dir(self, loss: str) -> RunFolder:
         return RunFolder(self.out / "runs" / f"{loss}-fold0-seed0")
 
     def under_way(self, loss: str, attempt: int = 1) -> bool:
         """Whether a worker has the run, at this attempt, an epoch after its start or later."""
-        own = self.own(loss)
-        begun = read_json(own.path / "attempts.json") == {"attempts": attempt}
-        return begun and len(own.epochs) >= 1 and is_held(own.path / "lock")
+        run_dir = self.run_dir(loss)
+        begun = read_json(run_dir.path / "attempts.json") == {"attempts": attempt}
+        return begun and len(run_dir.epochs) >= 1 and is_held(run_dir.path / "lock")
 
     def done(self, *losses: str) -> bool:
-        return all((self.own(loss).result or {}).get("state") == "done" for loss in losses)
+        return all((self.run_dir(loss).result or {}).get("state") == "done" for loss in losses)
 
     def files(self, loss: str) -> dict[str, tuple[int, bytes]]:
         names = ("result.json", "epochs.csv", "cases.csv", "checkpoint.pt", "attempts.json")
-        paths = [path for name in names if (path := self.own(loss).path / name).is_file()]
+        paths = [path for name in names if (path := self.run_dir(loss).path / name).is_file()]
         return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
     def stored(self) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _only_our_lines(stderr: str) -> bool:
 
 # Once through the real command: two workers' processes, killed with it, and resumed.
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
-def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_as_a_whole_and_resumed(comparison: Any, medloss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     compare = comparison("dice,odd.Gated", "--jobs", "2")
     process = compare.start()
     wait_for(lambda: compare.done("dice") and compare.under_way("odd.Gated"), process, "dice is done")
@@ -242,36 +242,36 @@ def test_killed_as_a_whole_and_gone_on_with(comparison: Any, medloss: Any, monke
     for name in ("PYTHONPATH", "ODD_GATE", "MEDLOSS_CACHE"):
         monkeypatch.setenv(name, compare.environment[name])
     monkeypatch.syspath_prepend(str(compare.folder))
-    code, shown, told = medloss(*compare.arguments)
+    code, shown, err = medloss(*compare.arguments)
     assert (code, shown) == (2, "")
-    assert told == (f"error: --out: a comparison is at work in {compare.out}; see `medloss status {compare.out}`\n")
+    assert err == (f"error: --out: a comparison is at work in {compare.out}; see `medloss status {compare.out}`\n")
     refused = medloss("worker", str(compare.out), "--index", "1")
     assert refused[0] == 2 and "it names the loss 'odd.Gated', whose import runs code" in refused[2]
     assert medloss("worker", str(compare.out), "--index", "1", "--trust")[0] == 0
-    assert read_json(compare.own("odd.Gated").path / "attempts.json") == {"attempts": 1}
+    assert read_json(compare.run_dir("odd.Gated").path / "attempts.json") == {"attempts": 1}
 
     workers = {holder(run_folder(compare.out, run).path / "lock") for run in plan.runs}
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     wait_for(lambda: not any(_alive(pid) for pid in workers if pid is not None), what="the workers are gone")
-    wait_for(lambda: not is_held(compare.own("odd.Gated").path / "lock"), what="the lock is free")
-    assert compare.own("odd.Gated").result is None
+    wait_for(lambda: not is_held(compare.run_dir("odd.Gated").path / "lock"), what="the lock is free")
+    assert compare.run_dir("odd.Gated").result is None
     before = compare.files("dice")
     assert "1 done, 1 interrupted" in medloss("status", str(compare.out))[1]
 
     compare.gate.touch()
-    code, shown, told = medloss(*compare.arguments)
-    assert code == 0, told
+    code, shown, err = medloss(*compare.arguments)
+    assert code == 0, err
     assert compare.files("dice") == before
-    assert read_json(compare.own("odd.Gated").path / "attempts.json") == {"attempts": 2}
+    assert read_json(compare.run_dir("odd.Gated").path / "attempts.json") == {"attempts": 2}
     assert require_plan(compare.out) == plan
 
-    assert _only_our_lines(told)
-    assert "dice" not in told.replace(", dice 0.", "").replace("odd.Gated", "")  # finished before: not told again
-    assert re.search(r"\[2/2\] odd\.Gated fold 0 seed 0: done, dice 0\.\d{3} \(0 s left in all\)", told)
+    assert _only_our_lines(err)
+    assert "dice" not in err.replace(", dice 0.", "").replace("odd.Gated", "")  # finished before: not reported again
+    assert re.search(r"\[2/2\] odd\.Gated fold 0 seed 0: done, dice 0\.\d{3} \(0 s left in all\)", err)
     for loss in ("dice", "odd.Gated"):
         assert re.search(rf"^{re.escape(loss)} +0\.\d{{4}} .* 1/1$", shown, re.MULTILINE)
-        assert [row["epoch"] for row in compare.own(loss).epochs] == [1, 2, 3]
+        assert [row["epoch"] for row in compare.run_dir(loss).epochs] == [1, 2, 3]
     assert "means over 2 cases and one seed: small differences may be chance" in shown
     assert "\nToo few cases to tell: with 2 cases " in shown
     report = compare.out / "report" / "report.html"
@@ -304,7 +304,7 @@ def test_killed_alone_then_interrupted_then_done(comparison: Any) -> None:
     compare = comparison("odd.Gated,dice", "--jobs", "1")
     process = compare.start()
     wait_for(lambda: compare.under_way("odd.Gated"), process, "the run is under way")
-    worker = holder(compare.own("odd.Gated").path / "lock")
+    worker = holder(compare.run_dir("odd.Gated").path / "lock")
     assert worker is not None
     process.kill()
     process.wait()
@@ -316,15 +316,15 @@ def test_killed_alone_then_interrupted_then_done(comparison: Any) -> None:
     wait_for(
         lambda: {name: run.info.status for name, run in compare.stored().items()} == under_way, process, "MLflow has it"
     )
-    worker = holder(compare.own("odd.Gated").path / "lock")
+    worker = holder(compare.run_dir("odd.Gated").path / "lock")
     assert worker is not None
     os.killpg(process.pid, signal.SIGINT)
-    shown, told = process.communicate(timeout=PROCESS_S)
+    shown, err = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 130
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
-    assert _only_our_lines(told)
+    assert err.endswith("interrupted: run the same command again to resume\n")
+    assert _only_our_lines(err)
     assert not _alive(worker)
-    assert not re.search("failed|Traceback", shown + told)  # what has not ended has not failed
+    assert not re.search("failed|Traceback", shown + err)  # what has not ended has not failed
     assert {name: run.info.status for name, run in compare.stored().items()} == {
         "parent": "KILLED", "odd.Gated": "KILLED",
     }  # fmt: skip
@@ -337,7 +337,7 @@ def test_killed_alone_then_interrupted_then_done(comparison: Any) -> None:
     assert {name: run.info.status for name, run in runs.items()} == {
         "parent": "FINISHED", "odd.Gated": "FINISHED", "dice": "FINISHED",
     }  # fmt: skip
-    assert [row["epoch"] for row in compare.own("odd.Gated").epochs] == [1, 2, 3]
+    assert [row["epoch"] for row in compare.run_dir("odd.Gated").epochs] == [1, 2, 3]
     assert compare.steps(runs["odd.Gated"], "train/loss") == [1, 2, 3]
     assert runs["odd.Gated"].data.tags["medloss.attempt"] == "3"
 
@@ -348,17 +348,17 @@ def test_ended_by_a_scheduler(comparison: Any) -> None:
     process = compare.start()
     wait_for(lambda: compare.under_way("odd.Gated"), process, "the run is under way")
     wait_for(lambda: mirrored_status(compare.out, "odd.Gated-fold0-seed0") == "RUNNING", process, "MLflow has the run")
-    worker = holder(compare.own("odd.Gated").path / "lock")
+    worker = holder(compare.run_dir("odd.Gated").path / "lock")
     process.terminate()
-    _, told = process.communicate(timeout=PROCESS_S)
+    _, err = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 130
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert err.endswith("interrupted: run the same command again to resume\n")
     assert worker is not None and not _alive(worker)
     assert {run.info.status for run in compare.stored().values()} == {"KILLED"}
 
 
 @pytest.mark.slow
-def test_some_fail_and_the_others_go_on(comparison: Any, medloss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_runs_end_no_other(comparison: Any, medloss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     compare = comparison("odd.Kills,odd.Diverges,dice", "--jobs", "1")
     ended = compare.run()
     assert ended.returncode == 1, ended.stderr
@@ -424,17 +424,17 @@ def test_a_worker_that_dies_and_a_run_that_fails_stop_no_other(
     out, command = _tiny_comparison(tmp_path, empty_store, "focal,tversky,dice")
     workers = Workers(monkeypatch)
     workers.behaviour = {"focal": DIES, "tversky": FAILS}
-    code, shown, told = medloss(*command)
-    assert code == 1, told
+    code, shown, err = medloss(*command)
+    assert code == 1, err
     died = (
         "its process died 2 times (signal 9); often a lack of memory: lower --batch-size or --patch, or run fewer jobs"
     )
     assert f"failed: focal fold 0 seed 0: {died}\n" in shown
     diverged = "the loss is nan in epoch 1, on the cases [a, b]"
     assert f"failed: tversky fold 0 seed 0: {diverged}\n" in shown
-    assert f"tversky fold 0 seed 0: failed: {diverged}" in told
-    assert "focal fold 0 seed 0: its process died (signal 9) and is started again\n" in told
-    assert _only_our_lines(told)
+    assert f"tversky fold 0 seed 0: failed: {diverged}" in err
+    assert "focal fold 0 seed 0: its process died (signal 9) and is started again\n" in err
+    assert _only_our_lines(err)
     assert re.search(r"^focal +failed .*0/1$", shown, re.MULTILINE)
     assert re.search(r"^dice +0\.\d{4} .* 1/1$", shown, re.MULTILINE)
     assert workers.started == {"focal-fold0-seed0": 2, "tversky-fold0-seed0": 1, "dice-fold0-seed0": 1}
@@ -447,8 +447,8 @@ def test_a_worker_that_dies_and_a_run_that_fails_stop_no_other(
     assert _run_files(out) == before
 
     workers.behaviour = {}
-    code, shown, told = medloss(*command, "--retry-failed")
-    assert code == 0, told
+    code, shown, err = medloss(*command, "--retry-failed")
+    assert code == 0, err
     assert "failed" not in shown
     assert workers.started["dice-fold0-seed0"] == 1
     assert set(_statuses(out).values()) == {"FINISHED"}
@@ -457,7 +457,7 @@ def test_a_worker_that_dies_and_a_run_that_fails_stop_no_other(
 
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_comparison_ends_its_workers_and_goes_on(
+def test_an_interrupted_comparison_ends_its_workers_and_is_resumed(
     tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch, empty_store: Path, number: signal.Signals
 ) -> None:
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
@@ -472,21 +472,21 @@ def test_an_interrupted_comparison_ends_its_workers_and_goes_on(
         os.kill(os.getpid(), number)
 
     workers.waits = interrupt
-    code, shown, told = medloss(*command)
+    code, shown, err = medloss(*command)
     assert (code, shown) == (130, "")  # no table of nothing
-    assert told.splitlines()[-2:] == [
+    assert err.splitlines()[-2:] == [
         "stopping 1 worker: each run resumes after its last epoch",
-        "interrupted: the same command goes on where it stopped",
+        "interrupted: run the same command again to resume",
     ]
-    assert _only_our_lines(told)
-    assert not re.search("failed|Traceback", told)  # what has not ended has not failed
+    assert _only_our_lines(err)
+    assert not re.search("failed|Traceback", err)  # what has not ended has not failed
     assert not any(worker.thread.is_alive() for worker in workers.all)
     assert _statuses(out) == {"parent": "KILLED", "focal": "KILLED"}
 
     workers.behaviour = {}
-    code, shown, told = medloss(*command)
-    assert code == 0, told
-    assert _only_our_lines(told)
+    code, shown, err = medloss(*command)
+    assert code == 0, err
+    assert _only_our_lines(err)
     assert _statuses(out) == {"parent": "FINISHED", "focal": "FINISHED", "dice": "FINISHED"}
     run = stored(local_uri(out), "tiny_2d")["focal-fold0-seed0"]
     assert [step for step, _ in history_of(local_uri(out), run)["train/loss"]] == [1, 2, 3]
@@ -513,12 +513,12 @@ def test_an_interrupted_comparison_waits_for_no_server(
 
     workers.waits = interrupt
     try:
-        code, shown, told = medloss(*command)
+        code, shown, err = medloss(*command)
         assert waited == []
     finally:
         hangs.set()
     assert code == 130
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert err.endswith("interrupted: run the same command again to resume\n")
     assert re.search(r"^focal +0\.\d{4} .* 1/1$", shown, re.MULTILINE)
 
 
@@ -529,17 +529,17 @@ def test_a_full_disk_ends_a_comparison_and_fails_no_run(
     out, command = _tiny_comparison(tmp_path, empty_store, "focal,dice,tversky")
     workers = Workers(monkeypatch)
     workers.behaviour = {"dice": FULL}
-    code, shown, told = medloss(*command)
+    code, shown, err = medloss(*command)
     assert (code, shown) == (DiskFullError.exit_code, "")
     full = f"error: no space left in {out}: free some, and run the same command again to resume"
-    assert told.splitlines()[-1] == full
+    assert err.splitlines()[-1] == full
     assert _states(out) == ["done", "interrupted", "waiting"]
     # So is one whose plan or table cannot be written.
     workers.behaviour = {}
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.comparison.compare.write_table", _no_space)
-        code, _, told = medloss(*command)
-    assert (code, told.splitlines()[-1]) == (DiskFullError.exit_code, full)
+        code, _, err = medloss(*command)
+    assert (code, err.splitlines()[-1]) == (DiskFullError.exit_code, full)
 
     assert medloss(*command)[0] == 0
     assert _states(out) == ["done"] * 3
@@ -607,10 +607,10 @@ def test_a_worker_trains_just_the_run_it_is_given(
     with held_lock(run_folder(out, plan.runs[0]).path / "lock"):
         assert medloss("worker", str(out), "--index", "0")[0] == 0
     assert run_folder(out, plan.runs[0]).config is None
-    code, _, told = medloss("worker", str(out), "--index", "3")
-    assert (code, told) == (2, "error: --index: got 3; the comparison has runs 0 to 2\n")
-    code, _, told = medloss("worker", str(tmp_path))
-    assert code == 2 and "holds no comparison (no plan.json)" in told and told.count("\n") == 1
+    code, _, err = medloss("worker", str(out), "--index", "3")
+    assert (code, err) == (2, "error: --index: got 3; the comparison has runs 0 to 2\n")
+    code, _, err = medloss("worker", str(tmp_path))
+    assert code == 2 and "holds no comparison (no plan.json)" in err and err.count("\n") == 1
 
 
 def test_workers_that_die_at_once_end_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -629,34 +629,34 @@ def test_workers_that_die_at_once_end_the_comparison(tmp_path: Path, monkeypatch
 def test_a_run_that_someone_else_has_is_waited_for(tmp_path: Path) -> None:
     out = tmp_path / "out"
     plan = adopt_plan(out, _plan(tiny_manifest(tmp_path, dims=2), "dice"))
-    own = run_folder(out, plan.runs[0])
+    run_dir = run_folder(out, plan.runs[0])
     looked: list[bool] = []
-    with held_lock(own.path / "lock"):
+    with held_lock(run_dir.path / "lock"):
 
         def watch() -> None:
-            looked.append(own.result is None)
+            looked.append(run_dir.result is None)
             if len(looked) == 3:
-                own.write_result({"state": "done", "error": None, "metrics": {"dice": 0.5}, "epoch_s": 1.0})
+                run_dir.write_result({"state": "done", "error": None, "metrics": {"dice": 0.5}, "epoch_s": 1.0})
 
         execute(out, plan, 2, watch, print)
     assert looked == [True, True, True, False]
-    assert not (out / "logs").exists()  # no worker of its own
+    assert not (out / "logs").exists()  # it started no worker
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (["--losses", "dicee"], "loss: no loss 'dicee'; did you mean 'dice'?"),
         (["--losses", "odd_module.Loss"], "loss: cannot import 'odd_module.Loss': No module named 'odd_module'"),
         (["--losses", ""], "--losses: got none; expected names by commas, or all"),
         (["--losses", " , "], "--losses: got none; expected names by commas, or all"),
-        (["--losses", "dice, dice"], "--losses: one of them stands twice in dice, dice"),
-        (["--losses", "dice + focal,dice+focal"], "--losses: one of them stands twice in dice+focal, dice+focal"),
+        (["--losses", "dice, dice"], "--losses: one is repeated in dice, dice"),
+        (["--losses", "dice + focal,dice+focal"], "--losses: one is repeated in dice+focal, dice+focal"),
         (["--folds", "9"], "fold: got 9; 'tiny_2d' has folds 0, 1, 2"),
         (["--folds", "0,9"], "fold: got 9; 'tiny_2d' has folds 0, 1, 2"),
         (["--folds", "one"], "--folds: got 'one'; expected whole numbers and commas, such as 0,1,2"),
         (["--seeds", "-1"], "--seeds: got -1; expected 0 or more"),
-        (["--seeds", "0,0"], "--seeds: one of them stands twice in 0, 0"),
+        (["--seeds", "0,0"], "--seeds: one is repeated in 0, 0"),
         (["--threads", "2"], "--threads: a comparison divides the cores among its jobs; pass --jobs instead"),
         (["--epochs", "0"], "epochs: got 0, Input should be greater than or equal to 1"),
         (["--out", "tiny_2d.yaml"], "--out: tiny_2d.yaml is no folder; name another one"),
@@ -667,14 +667,16 @@ def test_a_run_that_someone_else_has_is_waited_for(tmp_path: Path) -> None:
          "name another folder"),
     ],
 )  # fmt: skip
-def test_refusals(tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch, changes: list[str], told: str) -> None:
+def test_refusals(
+    tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch, changes: list[str], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
     manifest = tiny_manifest(tmp_path, dims=2)
     adopt_plan(tmp_path / "other", _plan(manifest, "dice", "focal"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     arguments = ["compare", "tiny_2d.yaml", "--losses", "dice", "--reference", "none", "--out", "out", *changes]
-    assert medloss(*arguments) == (2, "", f"error: {told}\n")
+    assert medloss(*arguments) == (2, "", f"error: {message}\n")
     left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "compare.lock"}
     assert left == before  # nothing was begun
 
@@ -687,9 +689,9 @@ def test_status_shows_every_state(tmp_path: Path, medloss: Any) -> None:
     done, failed, running, interrupted, _waiting = (run_folder(out, run) for run in plan.runs)
     done.write_result({"state": "done", "error": None, "metrics": {"dice": 0.8125}, "epoch_s": 1.0})
     failed.write_result({"state": "failed", "error": "it broke [/in] the [bold]middle[/bold]"})
-    for own in (running, interrupted):
-        own.write_config(plan.runs[0].config)
-        own.write_progress(2, _EPOCHS, 63.0, 0.5)
+    for run_dir in (running, interrupted):
+        run_dir.write_config(plan.runs[0].config)
+        run_dir.write_progress(2, _EPOCHS, 63.0, 0.5)
     with held_lock(running.path / "lock"):
         shown = medloss("status", str(out))[1]
     assert "5 runs: 1 done, 1 failed, 1 running, 1 interrupted" in shown

@@ -3,24 +3,26 @@
 import contextlib
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cli_call import call_medloss
 from tiny import tiny_manifest
 
-from pipelines.comparison import step_timing_process
+from pipelines.comparison import step_timing, step_timing_process
 from pipelines.comparison.budget import Forecast
-from pipelines.comparison.dry_run import ASSUMED_SD, stages_left
+from pipelines.comparison.dry_run import ASSUMED_SD, remaining_stages
 from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import adopt_plan, run_folder
-from pipelines.runs.plan import Matrix, Training, make_plan, trainings
+from pipelines.runs.plan import RunGrid, RunShape, make_plan, run_shapes
 from pipelines.statistics.results import least_difference
 from pipelines.training.run_config import RunConfig
 
@@ -32,14 +34,15 @@ def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "made"))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # else torch makes one there, once
     tiny_manifest(tmp_path, dims=2, cases=12)
 
     def call(*options: str) -> tuple[int, str, str]:
         arguments = ["compare", "tiny_2d.yaml", "--losses", "dice,focal", "--precision", "float32", "--device", "cpu"]
-        code, shown, told = call_medloss(*arguments, "--jobs", "1", "--out", "out", "--dry-run", *options)
+        code, shown, err = call_medloss(*arguments, "--jobs", "1", "--out", "out", "--dry-run", *options)
         assert list(temporary.iterdir()) == []
         assert max(map(len, shown.splitlines()), default=0) <= 100
-        return code, shown, told
+        return code, shown, err
 
     return call
 
@@ -48,7 +51,7 @@ class _Killed(BaseException):
     """Ends a prober's thread as a signal would end its process."""
 
 
-class _Prober:
+class _ThreadProcess:
     """As much of a prober's process as is looked at: a thread, in which a loss named Dies kills it."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
@@ -74,13 +77,13 @@ class _Prober:
         _over.discard(self.thread.ident)
 
 
-#: The threads of probers that were killed.
+#: The threads that were killed.
 _over: set[int | None] = set()
 
 
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probers measure in threads of this process, and little."""
+    """Timing processes are threads of this process, and time few steps."""
     measured = step_timing_process.measured
 
     def until_killed(config: RunConfig, folder: Path, common: bool) -> Any:
@@ -91,7 +94,8 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_timing_process, "measured", until_killed)
     monkeypatch.setattr(step_timing_process, "exit_with", lambda parent: None)
     monkeypatch.setattr(step_timing_process, "_LEAST_S", 0.01)
-    monkeypatch.setattr("pipelines.comparison.step_timing.subprocess.Popen", _Prober)
+    # Its name alone: modules that are imported meanwhile need the real one.
+    monkeypatch.setattr(step_timing, "subprocess", SimpleNamespace(Popen=_ThreadProcess, DEVNULL=subprocess.DEVNULL))
 
 
 @pytest.fixture
@@ -110,9 +114,9 @@ def _flat(shown: str) -> str:
 
 
 # Once by real processes.
-def test_everything_is_measured_and_nothing_is_left(dry_run: Any, tmp_path: Path) -> None:
-    code, shown, told = dry_run("--folds", "0,1", "--epochs", "5", "--jobs", "2")
-    assert code == 0, told
+def test_everything_is_measured_and_no_file_remains(dry_run: Any, tmp_path: Path) -> None:
+    code, shown, err = dry_run("--folds", "0,1", "--epochs", "5", "--jobs", "2")
+    assert code == 0, err
     assert not (tmp_path / "out").exists()
     assert "3 losses x 2 folds x 1 seed = 6 runs of 5 epochs on tiny_2d; folds 0, 1; seed 0" in _flat(shown)
     assert "there nothing yet in out" in _flat(shown)
@@ -123,8 +127,8 @@ def test_everything_is_measured_and_nothing_is_left(dry_run: Any, tmp_path: Path
     assert re.search(r"about [\d a-z]+ in all, 2 jobs at a time", _flat(shown))
     assert "8 patients; 2 comparisons with dice+binary_cross_entropy" in shown
     alone, family = (least_difference(ASSUMED_SD, 8, comparisons=k) for k in (1, 2))
-    assert f"{alone:.4f} Dice where it is the only one that is tested; {family:.4f} Dice as one of 2." in _flat(shown)
-    assert "without what retraining changes" in _flat(shown)
+    assert f"{alone:.4f} Dice where it is the only one tested; {family:.4f} Dice as one of 2." in _flat(shown)
+    assert "does not include the variation of retraining" in _flat(shown)
     assert "standard deviation of 0.018 Dice" in _flat(shown)
     assert re.search(r"^disk +\d+ MB more \(prepared cases", shown, re.M) and "warning" not in shown
     assert "Too few" not in shown
@@ -132,7 +136,7 @@ def test_everything_is_measured_and_nothing_is_left(dry_run: Any, tmp_path: Path
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
 @pytest.mark.usefixtures("in_threads")
-def test_what_is_there_is_counted_and_left_as_it_is(
+def test_existing_runs_are_counted_and_not_changed(
     dry_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -150,41 +154,40 @@ def test_what_is_there_is_counted_and_left_as_it_is(
     real = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=2**20))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    code, shown, told = dry_run("--epochs", "4")
-    assert code == 0, told
+    code, shown, err = dry_run("--epochs", "4")
+    assert code == 0, err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert "there 1 done, 1 interrupted, 1 waiting of the runs, in out" in _flat(shown)
     assert re.search(r"^dice\+binary_cross_entropy +1 +1 ", shown, re.M) and re.search(r"^focal +1 +0 ", shown, re.M)
-    assert re.search(r"^warning: +the disk does not suffice: \d+ MB are lacking", shown, re.M)
+    assert re.search(r"^warning: +too little disk: \d+ MB are missing", shown, re.M)
     # Another comparison is refused before anything is measured.
-    code, shown, told = dry_run("--epochs", "5")
+    code, shown, err = dry_run("--epochs", "5")
     assert (code, shown) == (2, "")
     assert (
-        told
-        == "error: --out: out holds another comparison: its epochs is 4, and 5 was asked for; name another folder\n"
+        err == "error: --out: out holds another comparison: its epochs is 4, and 5 was asked for; name another folder\n"
     )
 
 
-def test_what_is_left_is_counted_from_where_it_stopped(tmp_path: Path) -> None:
+def test_remaining_epochs_are_counted(tmp_path: Path) -> None:
     configs = [RunConfig(manifest="tiny", loss=loss, epochs=8) for loss in ("dice", "focal", "tversky")]
     plan = make_plan(configs, [0, 1], [0], "tiny", "0" * 64)
-    matrix = Matrix(("dice", "focal", "tversky"), (0, 1), (0,), 8)
-    steps = {loss: Step(1.0) for loss in matrix.losses}
+    grid = RunGrid(("dice", "focal", "tversky"), (0, 1), (0,), 8)
+    steps = {loss: Step(1.0) for loss in grid.losses}
     found = Measured(configs[0], "cpu", steps, Common(), worker_s=1.0, prepare_s=1.0, cache_mb=1.0)
     forecast = Forecast(found, load_manifest(tiny_manifest(tmp_path, dims=2)))
     folder = tmp_path / "out"
-    assert stages_left(folder, plan, matrix, forecast) == [trainings(matrix)]
+    assert remaining_stages(folder, plan, grid, forecast) == [run_shapes(grid)]
     adopt_plan(folder, plan)
     run_folder(folder, plan.runs[0]).write_result({"state": "done", "error": None, "metrics": {"dice": 0.5}})
     run_folder(folder, plan.runs[1]).write_result({"state": "failed", "error": "the loss is nan"})
     run_folder(folder, plan.runs[2]).write_progress(3, 8, 1.0, 0.4)
-    assert stages_left(folder, plan, matrix, forecast) == [[Training("tversky", 0, 8, 3), *trainings(matrix)[3:]]]
+    assert remaining_stages(folder, plan, grid, forecast) == [[RunShape("tversky", 0, 8, 3), *run_shapes(grid)[3:]]]
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
 @pytest.mark.usefixtures("where")
 @_both
-def test_losses_that_fail_are_told_and_the_others_are_measured(
+def test_failing_losses_are_reported_and_the_others_measured(
     dry_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "failing.py").write_text(
@@ -207,5 +210,5 @@ def test_losses_that_fail_are_told_and_the_others_are_measured(
     assert "warning: failing.Diverges fails: the loss is nan in epoch 1" in _flat(shown)
     assert "failing.Dies fails: its process died (signal 9); often a lack of memory" in _flat(shown)
     assert "4 patients; 3 pairs of 3 losses" in shown
-    assert "Too few cases to tell: none of 3 pairs can be significant below 6 patients" in _flat(shown)
+    assert "Too few cases: none of 3 pairs can be significant below 6 patients" in _flat(shown)
     assert "found with 80 % power: none at all" in _flat(shown)

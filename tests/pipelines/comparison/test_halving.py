@@ -1,6 +1,5 @@
-"""Halving: who is dropped, on which cases, and that it is told."""
+"""Halving: which losses are dropped, on which cases, and how this is reported."""
 
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -18,7 +17,9 @@ from thread_workers import WAITS, Workers
 from tiny import tiny_manifest
 from waiting import wait_for
 
+from pipelines.comparison import screening
 from pipelines.comparison.budget import PLANNED_SHARE
+from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.planning import Planned, Request, plan_comparison
 from pipelines.comparison.rounds import plan_halving
 from pipelines.comparison.screening import judge, screen
@@ -50,19 +51,19 @@ def _request(manifest: Path, **changes: Any) -> Request:
 
 
 def _end(folder: Path, run: PlannedRun, dice: float | None) -> None:
-    own = run_folder(folder, run)
-    own.begin(run.config)
+    run_dir = run_folder(folder, run)
+    run_dir.begin(run.config)
     if dice is None:
-        own.write_result({"state": "failed", "error": "the loss is nan"})
+        run_dir.write_result({"state": "failed", "error": "the loss is nan"})
         return
-    own.write_cases([
+    run_dir.write_cases([
         {"case": f"f{run.config.fold}c{i}", "patient": f"f{run.config.fold}c{i}", "class": "organ", "dice": dice,
          "iou": dice / 2, "sensitivity": dice, "specificity": 0.9, "hd95_mm": 1 / dice, "assd_mm": 1.0, "nsd": dice}
         for i in range(8)
     ])  # fmt: skip
-    own.write_epochs([{"epoch": 1, "train_loss": 1.0, "epoch_s": 1.0}])
-    own.write_result({"state": "done", "error": None, "metrics": {"dice": dice, "hd95_mm": 1 / dice}, "seconds": 1.0,
-                      "epoch_s": 1.0, "peak_mb": 1.0})  # fmt: skip
+    run_dir.write_epochs([{"epoch": 1, "train_loss": 1.0, "epoch_s": 1.0}])
+    run_dir.write_result({"state": "done", "error": None, "metrics": {"dice": dice, "hd95_mm": 1 / dice},
+                          "seconds": 1.0, "epoch_s": 1.0, "peak_mb": 1.0})  # fmt: skip
 
 
 def test_the_cases_that_drop_are_never_those_that_judge() -> None:
@@ -76,7 +77,7 @@ def test_the_cases_that_drop_are_never_those_that_judge() -> None:
 
 
 def test_too_few_losses_epochs_or_folds() -> None:
-    with pytest.raises(UserError, match="--halving: got 3 losses beside the reference; expected 4 or more"):
+    with pytest.raises(UserError, match="--halving: got 3 losses next to the reference; expected 4 or more"):
         plan_halving(["ref", *_RACING[:3]], "ref", [0], [0], 40, [0, 1])
     with pytest.raises(UserError, match="--halving: got 2 epochs; expected 4 or more"):
         plan_halving(["ref", *_RACING], "ref", [0], [0], 2, [0, 1])
@@ -88,32 +89,32 @@ def _judged(tmp_path: Path, metric: str, scores: dict[str, float | None]) -> tup
     from pipelines.runs.plan import make_plan
 
     configs = [RunConfig(manifest="made", loss=loss) for loss in scores]
-    plan = make_plan(configs, [1], [0], "made", "0" * 64, metric=metric)
+    plan = make_plan(configs, [1], [0], "made", "0" * 64, metric=metric, rung=1)
     for run in plan.runs:
         _end(tmp_path, run, scores[run.config.loss])
-    return judge(tmp_path, plan, 1, 10)
+    return judge(Comparison(tmp_path, plan))
 
 
 @pytest.mark.parametrize("metric", ["dice", "hd95_mm"])
-def test_the_better_half_goes_on(tmp_path: Path, metric: str) -> None:
+def test_the_better_half_is_kept(tmp_path: Path, metric: str) -> None:
     kept, dropped, cases = _judged(tmp_path, metric, {loss: _SCORES[loss] for loss in _RACING})
     assert (kept, cases) == (["dice", "tversky", "combo"], 8)
-    assert [own.loss for own in dropped] == ["binary_cross_entropy", "focal"]
+    assert [loss.loss for loss in dropped] == ["binary_cross_entropy", "focal"]
     bound = {"dice": 0.7, "hd95_mm": 1 / 0.7}[metric]
-    assert {own.bound for own in dropped} == {bound}
+    assert {loss.bound for loss in dropped} == {bound}
 
 
 def test_a_failed_run_is_dropped_even_from_the_better_half(tmp_path: Path) -> None:
     kept, dropped, _ = _judged(tmp_path, "dice", {"dice": None, "focal": 0.5, "tversky": None, "combo": None})
     assert kept == ["focal"]
-    assert all(own.error == "the loss is nan" and own.score is None for own in dropped)
+    assert all(loss.error == "the loss is nan" and loss.score is None for loss in dropped)
     with pytest.raises(
         UserError, match=r"all losses failed in the screening; dice: the loss is nan; see .*--retry-failed"
     ):
         _judged(tmp_path / "all", "dice", {"dice": None, "focal": None})
 
 
-def test_screening_goes_on_where_it_stopped_and_is_told(tmp_path: Path) -> None:
+def test_screening_resumes_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = tiny_manifest(tmp_path, dims=2)
     request = _request(manifest)
     out = tmp_path / "out"
@@ -122,62 +123,64 @@ def test_screening_goes_on_where_it_stopped_and_is_told(tmp_path: Path) -> None:
     assert [run.id for run in plan.runs] == ["log_cosh_dice-fold0-seed0"]
     trained: list[tuple[str, int, list[str], set[int]]] = []
 
-    def train(folder: Path, rung: Plan) -> None:
-        folds = {run.config.fold for run in rung.runs}
-        trained.append((folder.name, rung.runs[0].config.epochs, rung.losses, folds))
-        for run in rung.runs:
-            _end(folder, run, _SCORES[run.config.loss])
+    def train(rung: Comparison) -> None:
+        folds = {run.config.fold for run in rung.plan.runs}
+        trained.append((rung.folder.name, rung.epochs, rung.plan.losses, folds))
+        for run in rung.plan.runs:
+            _end(rung.folder, run, _SCORES[run.config.loss])
         if len(trained) == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(screening, "train_rung", train)
     with pytest.raises(KeyboardInterrupt):
-        screen(out, plan, request.configs, train)
+        screen(Comparison(out, plan), request.configs)
     assert require_plan(out) == plan
     again = adopt_plan(out, plan_comparison(out, request, measured=False).plan)
     assert again == plan
-    plan = screen(out, again, request.configs, train)
-    assert [own[:3] for own in trained[2:]] == [("rung1", 1, _RACING), ("rung2", 2, ["dice", "tversky", "combo"])]
-    assert all(own[3] == {1} for own in trained)
+    plan = screen(Comparison(out, again), request.configs).plan
+    assert [entry[:3] for entry in trained[2:]] == [("rung1", 1, _RACING), ("rung2", 2, ["dice", "tversky", "combo"])]
+    assert all(entry[3] == {1} for entry in trained)
     assert plan.losses == ["log_cosh_dice", "dice", "tversky"]
     assert {(run.config.epochs, run.config.fold) for run in plan.runs} == {(4, 0)}
-    # Once it is over, neither the folder nor another call begins it anew.
+    # Once it is over, neither the folder nor another call begins it again.
     assert adopt_plan(out, plan_comparison(out, request, measured=False).plan) == plan == require_plan(out)
-    assert screen(out, plan, request.configs, train) == plan and len(trained) == 4
+    assert screen(Comparison(out, plan), request.configs).plan == plan and len(trained) == 4
     assert (out / "screening" / "rung1" / "cache").resolve() == (out / "cache").resolve()
 
     for run in plan.runs:
         _end(out, run, {"log_cosh_dice": 0.7, "dice": 0.8, "tversky": 0.75}[run.config.loss])
     notes = from_folder(out).notes
     assert notes == halving_notes(plan)
-    assert "5 losses were screened on fold 1 (8 cases) in one training each of 1 and 2 epochs" in notes[0]
-    assert "focal: dropped after 1 epoch: Dice 0.5000; the last that was kept had 0.7000." in notes
-    assert "combo: dropped after 2 epochs: Dice 0.7000; the last that was kept had 0.8000." in notes
+    assert "5 losses were screened on fold 1 (8 cases) in one run each of 1 and 2 epochs" in notes[0]
+    assert "focal: dropped after 1 epoch: Dice 0.5000; the lowest kept had 0.7000." in notes
+    assert "combo: dropped after 2 epochs: Dice 0.7000; the lowest kept had 0.8000." in notes
     assert "focal" not in from_folder(out).table.losses
 
 
-def test_failed_runs_of_the_rung_under_way_are_trained_again(tmp_path: Path) -> None:
+def test_failed_runs_of_the_rung_under_way_are_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = _request(tiny_manifest(tmp_path, dims=2))
     out = tmp_path / "out"
     plan = adopt_plan(out, plan_comparison(out, request, measured=False).plan)
-    forgotten: list[str] = []
+    trained: list[tuple[str, int]] = []
 
-    def forget(folder: Path, rung: Plan) -> None:
-        forgotten.append(folder.name)
-
-    def train(folder: Path, rung: Plan) -> None:
-        for run in rung.runs:
-            fails = (folder.name, run.config.loss) in {("rung1", "tversky"), ("rung2", "dice")}
-            _end(folder, run, None if fails else _SCORES[run.config.loss])
-        if folder.name == "rung2" and len(forgotten) < 3:
+    def train(rung: Comparison) -> None:
+        waiting = [run for run in rung.plan.runs if run_folder(rung.folder, run).result is None]
+        trained.append((rung.folder.name, len(waiting)))
+        for run in waiting:
+            fails = (rung.folder.name, run.config.loss) in {("rung1", "tversky"), ("rung2", "dice")}
+            _end(rung.folder, run, None if fails else _SCORES[run.config.loss])
+        if len(trained) == 2:
             raise KeyboardInterrupt
 
-    for _ in range(2):
-        with contextlib.suppress(KeyboardInterrupt):
-            plan = screen(out, plan, request.configs, train, forget)
-    # On the first rung's failures the second was built.
-    assert forgotten == ["rung1", "rung2", "rung2"]
+    monkeypatch.setattr(screening, "train_rung", train)
+    comparison = Comparison(out, plan, Execution(retry_failed=True))
+    with pytest.raises(KeyboardInterrupt):
+        screen(comparison, request.configs)
+    plan = screen(comparison, request.configs).plan
+    # Of the second rung, the failed run; the first rung's stays failed, since the second was built on it.
+    assert trained == [("rung1", 5), ("rung2", 3), ("rung1", 0), ("rung2", 1)]
     assert plan.halving is not None
-    assert [(own.loss, own.rung) for own in plan.halving.dropped if own.error] == [("tversky", 1), ("dice", 2)]
+    assert [(loss.loss, loss.rung) for loss in plan.halving.dropped if loss.error] == [("tversky", 1), ("dice", 2)]
 
 
 def test_budget_and_halving_together(tmp_path: Path) -> None:
@@ -188,17 +191,17 @@ def test_budget_and_halving_together(tmp_path: Path) -> None:
     found = Measured(request.configs[0], "cpu", steps, common, worker_s=10.0, prepare_s=7.0, cache_mb=5)
 
     def planned(minutes: float) -> Planned:
-        own = dataclasses.replace(request, budget=minutes)
-        return plan_comparison(tmp_path / "out", own, measured=False, measure=lambda *_: found)
+        limited = dataclasses.replace(request, budget=minutes)
+        return plan_comparison(tmp_path / "out", limited, measured=False, measure=lambda *_: found)
 
     whole = planned(30.0)
     assert whole.plan.halving is not None and whole.plan.halving.fold == 0
-    assert (whole.matrix.folds, whole.matrix.epochs, whole.plan.told) == ((1, 2), 4, [])
+    assert (whole.grid.folds, whole.grid.epochs, whole.plan.told) == ((1, 2), 4, [])
     # Of e epochs a run takes 3 + e * 12.25 s; in a stage more for its workers, and the rest.
     rungs, full = 5 * 15.25 + 3 * 27.5 + 20, 52.0
     less = planned((rungs + 6 * full + 47 - 1) / 60 / PLANNED_SHARE)
     # Two that survive, and eight patients of one fold: that would be enough.
-    assert (less.matrix.folds, less.matrix.epochs, len(less.matrix.losses)) == ((1,), 4, 6)
+    assert (less.grid.folds, less.grid.epochs, len(less.grid.losses)) == ((1,), 4, 6)
 
 
 def _command(tmp_path: Path, out: Path) -> list[str]:
@@ -224,13 +227,13 @@ def test_halving_interrupted_on_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     # Its handler is the command's; nothing but that changes.
     before = signal.getsignal(signal.SIGTERM)
     try:
-        code, _, told = call_medloss(*arguments)
+        code, _, err = call_medloss(*arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert code == 130, told
-    assert told.endswith("interrupted: the same command goes on where it stopped\n")
+    assert code == 130, err
+    assert err.endswith("interrupted: run the same command again to resume\n")
     workers.behaviour = {}
-    _goes_on(out, arguments, first)
+    _resumed(out, arguments, first)
     assert workers.started["dice-fold1-seed0"] == 2  # once in each rung
     assert workers.started["focal-fold1-seed0"] == 3
 
@@ -249,24 +252,24 @@ def test_halving_end_to_end_killed_on_the_way(tmp_path: Path, monkeypatch: pytes
         process.kill()
         process.wait()
     assert first.is_file(), (tmp_path / "log").read_text()
-    _goes_on(out, arguments, first)
+    _resumed(out, arguments, first)
 
 
-def _goes_on(out: Path, arguments: list[str], first: Path) -> None:
+def _resumed(out: Path, arguments: list[str], first: Path) -> None:
     """Called again, it is carried through; what had ended is left as it was."""
     code, shown, _ = call_medloss("status", out)
     assert code == 0 and "screening, rung 1, 1 epoch" in shown and "Halving is under way: 4 losses" in shown
     finished = first.stat().st_mtime_ns
-    code, shown, told = call_medloss(*arguments)
-    assert code == 0, told
+    code, shown, err = call_medloss(*arguments)
+    assert code == 0, err
     assert first.stat().st_mtime_ns == finished  # it was not trained again
     final = require_plan(out)
     assert final.halving is not None and final.halving.over and len(final.halving.dropped) == 3
     assert len(final.losses) == 2 and final.losses[0] == "log_cosh_dice"
-    assert "screening, rung 2: 2 losses, 2 epochs on fold 1" in told
+    assert "screening, rung 2: 2 losses, 2 epochs on fold 1" in err
     for dropped in final.halving.dropped:
         words = f"{dropped.loss}: dropped after {counted(dropped.epochs, 'epoch')}"
-        assert words in shown and words in told
+        assert words in shown and words in err
         assert not (out / "runs" / f"{dropped.loss}-fold0-seed0").exists()
     judged, screened = ({row["case"] for path in (out / where).glob("runs/*") for row in RunFolder(path).cases}
                         for where in (".", "screening/rung1"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is named before training: reference, measure and margin, kept in the plan and taken by the report."""
+"""What is named before training: reference, metric and margin, kept in the plan and used by the report."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_the_reference_joins_by_itself() -> None:
 
 
 def _named(tmp_path: Path, **about: Any) -> Path:
-    """A finished comparison, whose plan names what it is told."""
+    """A finished comparison with these fields in its plan."""
     plan = made_comparison(tmp_path / "made", ["dice", "focal", "tversky"])
     write_json(tmp_path / "made" / "plan.json", plan.model_copy(update=about).model_dump(mode="json"))
     return tmp_path / "made"
@@ -45,8 +45,8 @@ def test_the_report_takes_what_the_plan_named(tmp_path: Path) -> None:
     assert call_medloss("report", folder, "--reference", "dice", "--metric", "nsd", "--margin", "0.03")[0] == 0
     about = json.loads((folder / "report" / "analysis.json").read_text())
     assert (about["reference"], about["margin"]) == ("dice", 0.03)
-    told = [note for note in about["notes"] if "after the fact" in note]
-    assert len(told) == 2 and "reference dice; before training focal was named" in told[0]
+    notes = [note for note in about["notes"] if "after the fact" in note]
+    assert len(notes) == 2 and "reference dice; before training focal was named" in notes[0]
     assert "Chosen after the fact: reference dice" in (folder / "report" / "report.html").read_text()
 
 
@@ -61,8 +61,8 @@ def test_what_counts_where_nothing_is_and_non_inferiority_are_named_before(tmp_p
     assert call_medloss("report", folder, "--empty", "worst")[0] == 0
     about = json.loads((folder / "report" / "analysis.json").read_text())
     assert (about["empty"], about["non_inferior"]) == ("worst", True)
-    told = [note for note in about["notes"] if "after the fact" in note]
-    assert len(told) == 1 and "empty worst; before training exclude was named" in told[0]
+    notes = [note for note in about["notes"] if "after the fact" in note]
+    assert len(notes) == 1 and "empty worst; before training exclude was named" in notes[0]
 
 
 def test_a_reference_that_has_not_ended_is_not_replaced(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_none_named_on_purpose_is_no_default(tmp_path: Path) -> None:
     assert about["reference"] is None and not any("usual reference" in note for note in about["notes"])
 
 
-def test_plans_of_an_earlier_version_are_read_and_others_told_apart(tmp_path: Path) -> None:
+def test_plans_of_an_earlier_version_are_read_and_others_refused(tmp_path: Path) -> None:
     configs = [RunConfig(manifest="phantom", loss=loss) for loss in ("dice", "focal")]
     plan = make_plan(configs, [0], [0], "phantom", "0" * 64, reference="dice")
     older = plan.model_dump(mode="json", exclude={"reference", "metric", "margin", "asked", "told", "halving"})
@@ -97,7 +97,9 @@ def test_plans_of_an_earlier_version_are_read_and_others_told_apart(tmp_path: Pa
     assert adopt_plan(tmp_path / "old", plan).id == plan.id
     joined = make_plan([*configs, RunConfig(manifest="phantom", loss="tversky")], [0], [0], "phantom", "0" * 64,
                        reference="tversky")  # fmt: skip
-    with pytest.raises(UserError, match="lacks the run tversky-fold0-seed0; --reference none goes on without"):
+    with pytest.raises(
+        UserError, match="does not have the run tversky-fold0-seed0; pass --reference none to resume without one"
+    ):
         adopt_plan(tmp_path / "old", joined)
     adopt_plan(tmp_path / "new", plan)
     others = (("reference", "focal"), ("metric", "nsd"), ("margin", 0.02), ("empty", "worst"), ("non_inferior", True))

@@ -1,6 +1,5 @@
 """Learning rates per loss: which are tried, on which cases, and that the comparison trains at the best."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from cli_call import call_medloss
 from page_reader import read_page
 from tiny import tiny_manifest
 
+from pipelines.comparison import screening
 from pipelines.comparison.budget import Forecast
-from pipelines.comparison.dry_run import stages_left
+from pipelines.comparison.dry_run import remaining_stages
+from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.planning import Request, plan_comparison
 from pipelines.comparison.rounds import begun_rungs
 from pipelines.comparison.screening import plan_tuning, screen, tune
@@ -22,8 +23,8 @@ from pipelines.data.manifest import load_manifest
 from pipelines.report.collect import from_folder
 from pipelines.report.write import write_report
 from pipelines.runs.comparison_folder import adopt_plan, require_plan, run_folder
-from pipelines.runs.plan import Plan, PlannedRun, Training, trainings
-from pipelines.runs.summary import planned_told, screening_notes
+from pipelines.runs.plan import Plan, PlannedRun, RunShape, run_shapes
+from pipelines.runs.summary import plan_lines, rung_title, screening_notes
 from pipelines.training.auto_config import recipe_rate
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
@@ -69,10 +70,10 @@ def _dice(config: RunConfig) -> float | None:
     return 0.8 if config.loss in best and rate == pytest.approx(best[config.loss]) else 0.6
 
 
-def _train(folder: Path, plan: Plan) -> None:
-    for run in plan.runs:
-        if run_folder(folder, run).result is None:
-            _end(folder, run, _dice(run.config))
+def _train(comparison: Comparison) -> None:
+    for run in comparison.plan.runs:
+        if run_folder(comparison.folder, run).result is None:
+            _end(comparison.folder, run, _dice(run.config))
 
 
 def test_rates_are_factors_of_three_around_the_recipes() -> None:
@@ -100,7 +101,7 @@ def test_what_cannot_be_tuned(count: int, folds: list[int], rate: float, message
         plan_tuning(count, [RunConfig(manifest="made", learning_rate=rate)], [0], [0], 8, folds)
 
 
-def test_each_loss_is_trained_at_its_best(tmp_path: Path) -> None:
+def test_each_loss_is_trained_at_its_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = _request(tiny_manifest(tmp_path, dims=2))
     out = tmp_path / "out"
 
@@ -111,32 +112,34 @@ def test_each_loss_is_trained_at_its_best(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its learning rates are not chosen yet"):
         work(out)
 
-    def train(folder: Path, trial: Plan) -> None:
-        trained.append((folder.name, {(r.config.fold, r.config.seed, r.config.epochs) for r in trial.runs}))
+    def train(trial: Comparison) -> None:
+        runs = {(run.config.fold, run.config.seed, run.config.epochs) for run in trial.plan.runs}
+        trained.append((trial.folder.name, runs))
         if len(trained) == 2:
             raise KeyboardInterrupt
-        _train(folder, trial)
+        _train(trial)
 
-    with contextlib.suppress(KeyboardInterrupt):
-        tune(out, plan, request.configs, train)
+    monkeypatch.setattr(screening, "train_rung", train)
+    with pytest.raises(KeyboardInterrupt):
+        tune(Comparison(out, plan), request.configs)
     assert planned() == plan == require_plan(out)
     assert "Tuning is under way: 3 learning rates per loss (1/3, 1, 3 of the recipe's)" in screening_notes(plan)[0]
-    plan = tune(out, plan, request.configs, train)
+    plan = tune(Comparison(out, plan), request.configs).plan
     # On cases of another fold than the comparison's.
     assert trained[2:] == [(f"rate{number}", {(1, 3, 3)}) for number in (1, 2, 3)]
     rates = {run.config.loss: recipe_rate(run.config) for run in plan.runs}
     # Of equals the recipe's is chosen, and where every run failed, too.
     assert rates == {"dice": 1e-3, "focal": 0.03, "tversky": 3e-3, "combo": 3e-3, "log_cosh_dice": 3e-3}
     assert {(run.config.fold, run.config.epochs) for run in plan.runs} == {(0, 5)}
-    # Called again, nothing is tried anew, and the plan is the same.
+    # Called again, nothing is tried again, and the plan is the same.
     assert planned() == plan == require_plan(out)
-    assert tune(out, plan, request.configs, train) == plan and len(trained) == 5
+    assert tune(Comparison(out, plan), request.configs).plan == plan and len(trained) == 5
     with pytest.raises(UserError, match="planned for tune_lr 3, and 4 was asked for"):
         plan_comparison(out, dataclasses.replace(request, tune_lr=4), measured=False)
     with pytest.raises(UserError, match="it is planned with --budget, --tune-lr or --halving, and this one is not"):
         plan_comparison(out, dataclasses.replace(request, tune_lr=None), measured=False)
 
-    _train(out, plan)
+    _train(Comparison(out, plan))
     collected = from_folder(out)
     assert "tried on fold 1, in one run each of 3 epochs" in collected.notes[0]
     assert "Chosen rates: dice 0.001, focal 0.03, tversky 0.003" in collected.notes[1]
@@ -151,28 +154,43 @@ def test_each_loss_is_trained_at_its_best(tmp_path: Path) -> None:
     assert code == 0 and "tuning, learning rates x 1/3, 3 epochs" in shown and "Chosen rates:" in shown
 
 
-def test_failed_runs_are_tried_again_until_the_rates_are_chosen(tmp_path: Path) -> None:
+def test_failed_runs_are_tried_again_until_the_rates_are_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = _request(tiny_manifest(tmp_path, dims=2), tune_lr=2)
-    out, forgotten = tmp_path / "out", list[str]()
+    out, waiting = tmp_path / "out", list[tuple[str, list[str]]]()
     plan = adopt_plan(out, plan_comparison(out, request, measured=False).plan)
-    plan = tune(out, plan, request.configs, _train, lambda folder, trial: forgotten.append(folder.name))
-    tune(out, plan, request.configs, _train, lambda folder, trial: forgotten.append(folder.name))
-    assert forgotten == ["rate1", "rate2"]
+
+    def train(trial: Comparison) -> None:
+        waiting.append((trial.folder.name, [s.run.config.loss for s in trial.states if not s.finished]))
+        _train(trial)
+        if len(waiting) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(screening, "train_rung", train)
+    comparison = Comparison(out, plan, Execution(retry_failed=True))
+    with pytest.raises(KeyboardInterrupt):
+        tune(comparison, request.configs)
+    tuned = tune(comparison, request.configs)
+    assert tune(tuned, request.configs) == tuned
+    assert waiting == [("rate1", _LOSSES), ("rate1", ["combo"]), ("rate2", _LOSSES)]
 
 
-def test_tuning_and_halving_together(tmp_path: Path) -> None:
+def test_tuning_and_halving_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First the rates, then the screening at those; both on the same cases, which the comparison does not have."""
     request = _request(tiny_manifest(tmp_path, dims=2), halving=True)
     out = tmp_path / "out"
     planned = plan_comparison(out, request, measured=False)
     assert "each of 5 losses is trained on fold 1 at 3 learning rates" in " ".join(
-        " ".join(planned_told(planned.plan, planned.matrix)).split()
+        " ".join(plan_lines(planned.plan, planned.grid)).split()
     )
     plan = adopt_plan(out, planned.plan)
-    plan = screen(out, tune(out, plan, request.configs, _train), request.configs, _train)
+    monkeypatch.setattr(screening, "train_rung", _train)
+    comparison = screen(tune(Comparison(out, plan), request.configs), request.configs)
+    plan = comparison.plan
     assert plan.losses == ["dice", "focal"]
-    rungs = begun_rungs(out, plan)
-    assert [rung.title for rung in rungs] == [
+    rungs = begun_rungs(comparison)
+    assert [rung_title(rung.plan) for rung in rungs] == [
         "tuning, learning rates x 1", "tuning, learning rates x 1/3", "tuning, learning rates x 3",
         "screening, rung 1", "screening, rung 2",
     ]  # fmt: skip
@@ -183,7 +201,7 @@ def test_tuning_and_halving_together(tmp_path: Path) -> None:
     assert plan == adopt_plan(out, plan_comparison(out, request, measured=False).plan)
 
 
-def test_the_trials_are_counted_in_forecasts_and_budgets(tmp_path: Path) -> None:
+def test_the_trials_are_counted_in_forecasts_and_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = _request(tiny_manifest(tmp_path, dims=2), tune_lr=2)
     steps = {config.loss: Step(1.0) for config in request.configs}
     common = Common(case_s=0.5, start_s=3.0, save_s=0.25)
@@ -191,18 +209,19 @@ def test_the_trials_are_counted_in_forecasts_and_budgets(tmp_path: Path) -> None
     forecast = Forecast(found, request.manifest)
     out = tmp_path / "out"
     planned = plan_comparison(out, request, measured=False)
-    trial = [Training(loss, 1, 3) for loss in _LOSSES]
-    stages = [trial, trial, trainings(planned.matrix)]
-    assert stages_left(out, planned.plan, planned.matrix, forecast) == stages
+    trial = [RunShape(loss, 1, 3) for loss in _LOSSES]
+    stages = [trial, trial, run_shapes(planned.grid)]
+    assert remaining_stages(out, planned.plan, planned.grid, forecast) == stages
     plan = adopt_plan(out, planned.plan)
 
-    def train(folder: Path, trial: Plan) -> None:
-        _end(folder, trial.runs[0], 0.5)
+    def train(trial: Comparison) -> None:
+        _end(trial.folder, trial.plan.runs[0], 0.5)
         raise KeyboardInterrupt
 
-    with contextlib.suppress(KeyboardInterrupt):
-        tune(out, plan, request.configs, train)
-    assert stages_left(out, plan, planned.matrix, forecast) == [trial[1:], *stages[1:]]
+    monkeypatch.setattr(screening, "train_rung", train)
+    with pytest.raises(KeyboardInterrupt):
+        tune(Comparison(out, plan), request.configs)
+    assert remaining_stages(out, plan, planned.grid, forecast) == [trial[1:], *stages[1:]]
     budget = dataclasses.replace(request, budget=30.0)
     fitted = plan_comparison(tmp_path / "other", budget, measured=False, measure=lambda *_: found)
     assert fitted.seconds is not None
@@ -216,11 +235,11 @@ def test_tuning_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     arguments = ["compare", str(tiny_manifest(tmp_path, dims=2)), "--losses", "dice", "--reference", "log_cosh_dice"]
     arguments += ["--tune-lr", "2", "--epochs", "2", "--batch-size", "2", "--precision", "float32", "--device", "cpu"]
     arguments += ["--jobs", "1", "--out", str(out)]
-    code, shown, told = call_medloss(*arguments)
-    assert code == 0, told
+    code, shown, err = call_medloss(*arguments)
+    assert code == 0, err
     plan = require_plan(out)
     assert plan.tuning is not None and plan.tuning.over
-    assert "tuning, learning rates x 1/3: 2 losses, 1 epoch on fold 1" in told
+    assert "tuning, learning rates x 1/3: 2 losses, 1 epoch on fold 1" in err
     assert "Chosen rates: log_cosh_dice" in shown
     rates = {run.config.loss: recipe_rate(run_folder(out, run).config or run.config) for run in plan.runs}
     assert rates == plan.tuning.chosen

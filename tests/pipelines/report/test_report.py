@@ -15,13 +15,14 @@ from PIL import Image
 from results_tables import long_table
 
 from pipelines.comparison import compare
+from pipelines.comparison.execution import Comparison
 from pipelines.evaluation.metrics import METRICS
 from pipelines.report.collect import Collected, Cost, from_csv, from_folder, select
 from pipelines.report.page import _pairs
 from pipelines.report.plots.training import pareto_front
 from pipelines.report.plots.verdict import forest_limits
 from pipelines.report.write import write_report
-from pipelines.runs.comparison_folder import require_plan, run_folder, run_states
+from pipelines.runs.comparison_folder import require_plan, run_folder
 from pipelines.runs.plan import DEFAULT_REFERENCE, PlannedRun
 from pipelines.statistics.analysis import analyse
 from pipelines.statistics.table import check_table
@@ -394,15 +395,15 @@ def test_bad_input(tmp_path: Path) -> None:
 
 def test_compare_survives_a_report_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = made_comparison(tmp_path, ["dice", "focal"])
-    lines = compare._report(tmp_path, run_states(tmp_path, plan))
+    lines = compare._report(Comparison(tmp_path, plan))
     assert lines[1] == f"report    {tmp_path / 'report' / 'report.html'}"
     assert capsys.readouterr().err == ""
     (run_folder(tmp_path, plan.runs[0]).path / "cases.csv").write_text("case,dice\na,b\n")
-    assert compare._report(tmp_path, run_states(tmp_path, plan)) == []
+    assert compare._report(Comparison(tmp_path, plan)) == []
     told = capsys.readouterr().err
     assert told.startswith("warning: no report was written: ") and told.count("\n") == 1
     alone = made_comparison(tmp_path / "alone", ["dice", "focal"], lambda c: "done" if c.loss == "dice" else "failed")
-    assert compare._report(tmp_path / "alone", run_states(tmp_path / "alone", alone)) == []
+    assert compare._report(Comparison(tmp_path / "alone", alone)) == []
     assert not (tmp_path / "alone" / "report").exists()
 
 

@@ -35,18 +35,18 @@ def test_every_loss_on_every_fold_with_every_seed_a_fold_after_another() -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"losses": ("dice", "focal", "dice")}, "--losses: one of them stands twice in dice, focal, dice"),
-        ({"folds": (0, 1, 0)}, "--folds: one of them stands twice in 0, 1, 0"),
-        ({"seeds": (2, 2)}, "--seeds: one of them stands twice in 2, 2"),
+        ({"losses": ("dice", "focal", "dice")}, "--losses: one is repeated in dice, focal, dice"),
+        ({"folds": (0, 1, 0)}, "--folds: one is repeated in 0, 1, 0"),
+        ({"seeds": (2, 2)}, "--seeds: one is repeated in 2, 2"),
         ({"seeds": (0, -1)}, "--seeds: got -1; expected 0 or more"),
     ],
 )
-def test_what_stands_twice_or_below_zero_is_refused(changes: dict[str, tuple], told: str) -> None:
+def test_what_is_repeated_or_negative_is_refused(changes: dict[str, tuple], message: str) -> None:
     with pytest.raises(UserError) as refusal:
         _plan(**changes)
-    assert str(refusal.value) == told
+    assert str(refusal.value) == message
 
 
 def test_file_names_of_losses() -> None:
@@ -75,11 +75,11 @@ def test_data_that_were_moved_are_found_where_they_are_now(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"losses": ("dice",)}, "it has the run focal-fold0-seed0"),
-        ({"losses": ("dice", "focal", "tversky")}, "it lacks the run tversky-fold0-seed0"),
-        ({"folds": (0, 1)}, "it lacks the run dice-fold1-seed0"),
+        ({"losses": ("dice", "focal", "tversky")}, "it does not have the run tversky-fold0-seed0"),
+        ({"folds": (0, 1)}, "it does not have the run dice-fold1-seed0"),
         ({"seeds": (1,)}, "it has the run dice-fold0-seed0"),
         ({"epochs": 9}, "its epochs is 8, and 9 was asked for"),
         ({"network": "vnet"}, "its network is unet, and vnet was asked for"),
@@ -89,11 +89,11 @@ def test_data_that_were_moved_are_found_where_they_are_now(tmp_path: Path) -> No
         ({"name": "liver", "sha256": "1" * 64}, "its data set is 'phantom', and 'liver' was asked for"),
     ],
 )
-def test_another_plan_is_refused_and_told_apart(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+def test_another_plan_is_refused_with_its_difference(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     kept = adopt_plan(tmp_path, _plan())
     with pytest.raises(UserError) as refusal:
         adopt_plan(tmp_path, _plan(**changes))  # type: ignore[arg-type]
-    assert str(refusal.value) == f"--out: {tmp_path} holds another comparison: {told}; name another folder"
+    assert str(refusal.value) == f"--out: {tmp_path} holds another comparison: {message}; name another folder"
     assert read_plan(tmp_path) == kept
 
 
@@ -131,9 +131,9 @@ def test_no_plan_and_a_damaged_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"state": "odd"}'])
 def test_a_damaged_result_is_named(tmp_path: Path, content: str) -> None:
     adopt_plan(tmp_path, plan := _plan())
-    own = run_folder(tmp_path, plan.runs[0])
-    own.write_progress(1, 2, None, None)
-    (own.path / "result.json").write_text(content)
-    code, shown, told = call_medloss("status", tmp_path)
-    expected = f"error: {own.path / 'result.json'} is damaged; remove it, and run the same command again\n"
-    assert (code, shown, told) == (2, "", expected)
+    run_dir = run_folder(tmp_path, plan.runs[0])
+    run_dir.write_progress(1, 2, None, None)
+    (run_dir.path / "result.json").write_text(content)
+    code, shown, err = call_medloss("status", tmp_path)
+    expected = f"error: {run_dir.path / 'result.json'} is damaged; remove it, and run the same command again\n"
+    assert (code, shown, err) == (2, "", expected)

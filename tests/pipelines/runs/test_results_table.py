@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.comparison.compare import best_mean, best_run
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import Plan, make_plan
 from pipelines.runs.summary import (
     Table,
+    best_mean,
+    best_run,
     case_table,
     comparison_table,
     formatted_rows,
@@ -29,9 +30,9 @@ def _plan(losses: list[str], folds: list[int], seeds: list[int]) -> Plan:
 
 
 def _finish(folder: Path, plan: Plan, run_id: str, dice: dict[tuple[str, str], float], epoch_s: float) -> None:
-    """A done run with a Dice for each case and class; the other measures follow from it."""
-    own = run_folder(folder, next(run for run in plan.runs if run.id == run_id))
-    own.write_cases(
+    """A done run with a Dice for each case and class; the other metrics follow from it."""
+    run_dir = run_folder(folder, next(run for run in plan.runs if run.id == run_id))
+    run_dir.write_cases(
         [
             {
                 "case": case, "patient": f"p-{case}", "class": name, "dice": value,
@@ -41,7 +42,7 @@ def _finish(folder: Path, plan: Plan, run_id: str, dice: dict[tuple[str, str], f
             for (case, name), value in dice.items()
         ]
     )  # fmt: skip
-    own.write_result({"state": "done", "error": None, "metrics": {"dice": 0.0}, "epoch_s": epoch_s})
+    run_dir.write_result({"state": "done", "error": None, "metrics": {"dice": 0.0}, "epoch_s": epoch_s})
 
 
 @pytest.fixture

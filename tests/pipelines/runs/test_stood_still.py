@@ -66,8 +66,8 @@ def test_it_is_named_in_table_terminal_and_page(tmp_path: Path) -> None:
     assert kept.loc["hausdorff_dt", ["trained_as", "stood_still"]].tolist() == [
         "hausdorff_dt+dice, balanced", "epochs 2 to 3",
     ]  # fmt: skip
-    code, _, told = call_medloss("report", tmp_path)
-    assert code == 0, told
+    code, _, err = call_medloss("report", tmp_path)
+    assert code == 0, err
     page = read_page(tmp_path / "report" / "report.html").text
     assert "hausdorff_dt+dice, balanced" in page
     assert "stood still, fold 0 seed 1: epochs 2 to 3" in page
@@ -90,8 +90,8 @@ def test_folders_of_an_earlier_version_have_no_ratios(tmp_path: Path) -> None:
         frame.to_csv(path, index=False)
     assert stood_still(tmp_path, plan) == ()
     assert formatted_rows(comparison_table(tmp_path, plan))[0][-1] == "runs"
-    code, _, told = call_medloss("report", tmp_path)
-    assert code == 0, told
+    code, _, err = call_medloss("report", tmp_path)
+    assert code == 0, err
     page = read_page(tmp_path / "report" / "report.html").text
     assert "stood still" not in page and "Steps:" not in page
 

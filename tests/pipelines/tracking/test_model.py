@@ -16,6 +16,7 @@ from made_comparison import made_comparison
 from tiny import tiny_manifest
 
 from pipelines.comparison.compare import compare_losses
+from pipelines.comparison.execution import Execution
 from pipelines.data.manifest import load_manifest
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.runs.comparison_folder import run_folder
@@ -41,7 +42,7 @@ def dims(request: pytest.FixtureRequest) -> int:
 def comparison(dims: int, tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[Path, Plan]:
     """A finished comparison whose best network is registered; tests leave it as it is."""
     folder, plan = _finished(dims, tmp_path_factory.mktemp("model"), empty_store)
-    assert compare_losses(folder, plan, 1, None, register_model=_REGISTERED) == 0
+    assert compare_losses(folder, plan, Execution(register_model=_REGISTERED)) == 0
     return folder, plan
 
 
@@ -187,7 +188,7 @@ def test_a_second_call_registers_nothing(
     comparison: tuple[Path, Plan], mlflow: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, plan = comparison
-    assert compare_losses(folder, plan, 1, None, register_model=_REGISTERED) == 0
+    assert compare_losses(folder, plan, Execution(register_model=_REGISTERED)) == 0
     assert f"model     {_REGISTERED} version 1, in MLflow's registry" in capsys.readouterr().out
     client = mlflow.MlflowClient()
     assert len(client.search_model_versions(f"name = '{_REGISTERED}'")) == 1
@@ -214,9 +215,9 @@ def test_killed_in_the_middle(
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, after, killed)
-        assert compare_losses(folder, plan, 1, None, register_model="organ") == 130
+        assert compare_losses(folder, plan, Execution(register_model="organ")) == 130
     capsys.readouterr()
-    assert compare_losses(folder, plan, 1, None, register_model="organ") == 0
+    assert compare_losses(folder, plan, Execution(register_model="organ")) == 0
     assert "organ version 1" in capsys.readouterr().out
     client = mlflow.MlflowClient(tracking_uri=local_uri(folder))
     (version,) = client.search_model_versions("name = 'organ'")

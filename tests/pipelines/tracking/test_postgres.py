@@ -22,6 +22,7 @@ from tiny import tiny_manifest
 from waiting import PROCESS_S, wait_for
 
 from pipelines.comparison.compare import compare_losses
+from pipelines.comparison.execution import Execution
 from pipelines.data.manifest import load_manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.preprocessing.resampling import Preprocessing
@@ -149,11 +150,8 @@ def test_the_server_is_killed_while_ten_workers_train(
 
     allow(1)
     codes: list[int] = []
-    comparison = threading.Thread(
-        target=lambda: codes.append(
-            compare_losses(folder, plan, _WORKERS, service.address, check=False, register_model="tiny")
-        )
-    )
+    execution = Execution(_WORKERS, check=False, tracking_uri=service.address, register_model="tiny")
+    comparison = threading.Thread(target=lambda: codes.append(compare_losses(folder, plan, execution)))
     query = f"SELECT m.run_uuid FROM metrics m JOIN tags t USING (run_uuid) WHERE t.value = '{plan.id}'"
     script = Path(__file__).parents[2] / "support" / "folder_workers.py"
     workers = subprocess.Popen([sys.executable, str(script), str(folder)], start_new_session=True)

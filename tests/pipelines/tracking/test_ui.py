@@ -15,6 +15,7 @@ from made_comparison import made_comparison
 from mlflow_server import free_port, mlflow_server
 
 from pipelines.comparison.compare import compare_losses
+from pipelines.comparison.execution import Execution
 from pipelines.tracking.store import local_uri
 from pipelines.utils.files import read_json
 
@@ -55,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterato
     shutil.copy(empty_store, folder / "mlflow.db")
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
-        assert compare_losses(folder, plan, 1, None) == 0
+        assert compare_losses(folder, plan, Execution()) == 0
     charts = re.search(r"^charts +http://127\.0\.0\.1:5000(/.*)$", told.getvalue(), re.MULTILINE)
     assert charts, told.getvalue()
     work = tmp_path_factory.mktemp("browser")

@@ -12,8 +12,9 @@ from rich.console import Console
 from tiny import tiny_manifest
 
 from medloss.names import loss_names
-from pipelines.comparison.compare import _print
+from pipelines.comparison.compare import _print_results
 from pipelines.comparison.dry_run import _losses
+from pipelines.comparison.execution import Comparison
 from pipelines.comparison.remaining_runs import Display
 from pipelines.runs.comparison_folder import run_states
 from pipelines.runs.summary import comparison_table
@@ -61,7 +62,7 @@ def test_status_and_the_table_at_the_end(width: int, tmp_path: Path, capsys: pyt
     assert "case <c1>" in " ".join(shown.split()) or width < 80  # the reason, over several lines
 
     table = comparison_table(tmp_path, plan)
-    _print(tmp_path, plan, states, table, [])
+    _print_results(Comparison(tmp_path, plan), table, [])
     shown = capsys.readouterr().out.split("\nmeans over")[0]
     values = [f"{value:.4f}" for value in table.rows["dice"].dropna()]
     _whole(shown, [*_LOSSES, *values, "sensitivity", "specificity", "0.9900", "2/2", "0/2"], width)
@@ -93,11 +94,11 @@ def test_check_and_evaluate(width: int, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_dry_runs_losses(width: int) -> None:
     step = SimpleNamespace(seconds=1.25, error=None, peak_mb=1234.5)
-    matrix = SimpleNamespace(losses=[_SUM], folds=[0], seeds=[0], epochs=2, stages=())
+    grid = SimpleNamespace(losses=[_SUM], folds=[0], seeds=[0], epochs=2, stages=())
     forecast = SimpleNamespace(
         measured=SimpleNamespace(steps={_SUM: step}), epoch_s=lambda loss, fold: 98765.4, run_s=lambda run: 6000.0
     )
-    shown = "\n".join(_losses(matrix, forecast, []))  # type: ignore[arg-type]
+    shown = "\n".join(_losses(grid, forecast, []))  # type: ignore[arg-type]
     _whole(shown, ["1.250", "98765.4", "100.0", "1234", *([_SUM] if width > 60 else [])], width)
 
 

@@ -79,35 +79,35 @@ def test_times(text: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("executor", "jobs", "given", "told"),
+    ("executor", "jobs", "given", "message"),
     [
-        ("slurm", None, {"slurm_time": "soon"}, "--slurm-time: got 'soon'; expected 5 minutes or more, as 90, 4:00:00 "
-         "or 2-12:00:00"),
-        ("slurm", None, {"slurm_time": "4"}, "--slurm-time: got '4'; expected 5 minutes or more, as 90, 4:00:00 or "
-         "2-12:00:00"),
-        ("slurm", None, {"slurm_mem": "much"}, "--slurm-mem: got 'much'; expected a size, as 16G"),
-        ("slurm", None, {"slurm_gres": "gpu 1"}, "--slurm-gres: got 'gpu 1'; expected generic resources, as gpu:1 or "
-         "gpu:a100:1"),
+        ("slurm", None, {"slurm_time": "soon"}, "--slurm-time: got 'soon'; expected 5 minutes or more, such as "
+         "90, 4:00:00 or 2-12:00:00"),
+        ("slurm", None, {"slurm_time": "4"}, "--slurm-time: got '4'; expected 5 minutes or more, such as "
+         "90, 4:00:00 or 2-12:00:00"),
+        ("slurm", None, {"slurm_mem": "much"}, "--slurm-mem: got 'much'; expected a size such as 16G"),
+        ("slurm", None, {"slurm_gres": "gpu 1"}, "--slurm-gres: got 'gpu 1'; expected generic resources such as "
+         "gpu:1 or gpu:a100:1"),
         ("slurm", None, {"slurm_partition": ""}, "--slurm-partition: got ''; expected a partition's name"),
         ("slurm", None, {"slurm_setup": "a\nb"}, "--slurm-setup: got 'a\nb'; expected a shell command in one line"),
         ("slurm", None, {"threads": 2}, "--threads: a run has its job's cores; pass --slurm-cpus instead"),
-        ("slurm", None, {"slurm_options": ("",)}, "--slurm-option: got ''; expected one of sbatch's, as qos=low or "
-         "exclusive"),
-        ("slurm", None, {"slurm_options": ("qos=",)}, "--slurm-option: got 'qos='; expected one of sbatch's, as "
+        ("slurm", None, {"slurm_options": ("",)}, "--slurm-option: got ''; expected one of sbatch's, such as "
+         "qos=low or exclusive"),
+        ("slurm", None, {"slurm_options": ("qos=",)}, "--slurm-option: got 'qos='; expected one of sbatch's, such as "
          "qos=low or exclusive"),
         ("slurm", None, {"slurm_options": ("time=9",)}, "--slurm-option: got 'time=9'; pass --slurm-time instead"),
-        ("slurm", None, {"slurm_options": ("--array=0-9",)}, "--slurm-option: got '--array=0-9'; --array is not free, "
-         "for the array of runs needs its own"),
+        ("slurm", None, {"slurm_options": ("--array=0-9",)}, "--slurm-option: got '--array=0-9'; --array is "
+         "reserved for the array of runs"),
         ("local", None, {"slurm_mem": "16G"}, "--slurm-mem: it goes with --executor slurm, and got --executor local"),
         ("none", None, {"slurm_options": ("qos=low",)}, "--slurm-option: it goes with --executor slurm, and got "
          "--executor none"),
-        ("none", 2, {}, "--jobs: with --executor none, who runs the lines decides how many run at a time"),
+        ("none", 2, {}, "--jobs: with --executor none, whatever runs the lines decides how many run at a time"),
     ],
 )  # fmt: skip
-def test_refusals(executor: str, jobs: int | None, given: dict[str, Any], told: str) -> None:
+def test_refusals(executor: str, jobs: int | None, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refusal:
         chosen_executor(executor, jobs, _options(**given))
-    assert str(refusal.value) == told
+    assert str(refusal.value) == message
 
 
 def test_other_options_of_sbatch() -> None:
@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError) as refusal:
         Slurm().check()
     assert str(refusal.value) == (
-        "--executor slurm: no sbatch, srun, squeue here; call it where jobs are submitted, or take --executor none"
+        "--executor slurm: no sbatch, srun, squeue here; run it where jobs are submitted, or pass --executor none"
     )
     for name in ("sbatch", "srun", "squeue"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
@@ -133,9 +133,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                                                      '"array": false}]}')  # fmt: skip
     with pytest.raises(UserError) as refusal:
         Slurm().hand_over(tmp_path / "out put", plan, [0], print)
-    assert str(refusal.value) == (
-        "--executor slurm: squeue gives no answer, so what is queued cannot be told; try again"
-    )
+    assert str(refusal.value) == ("--executor slurm: squeue gives no answer, so the queue is not known; try again")
 
 
 @pytest.mark.parametrize("options", [["--halving"], ["--budget", "5"]])
@@ -165,11 +163,11 @@ def test_the_lines_for_another_scheduler_do_it_all(
         "compare", tiny_manifest(tmp_path, dims=2), "--losses", "dice,focal", "--reference", "none", "--epochs", 1,
         "--precision", "float32", "--out", out, "--executor", "none", "--threads", 1,
     )  # fmt: skip
-    code, shown, told = call_medloss(*command)
-    assert code == 0, told
+    code, shown, err = call_medloss(*command)
+    assert code == 0, err
     lines = [shlex.split(line) for line in shown.splitlines()]
     assert [line[-5:] for line in lines] == [[str(out), "--index", str(i), "--threads", "1"] for i in (0, 1)]
-    assert told.splitlines()[:2] == ["2 command lines, one a run", f"status    medloss status '{out}'"]
+    assert err.splitlines()[:2] == ["2 command lines, one per run", f"status    medloss status '{out}'"]
     if in_a_shell:
         workers = [subprocess.Popen(line, shell=True, cwd="/") for line in shown.splitlines()]
         assert [worker.wait(PROCESS_S) for worker in workers] == [0, 0]
@@ -177,8 +175,8 @@ def test_the_lines_for_another_scheduler_do_it_all(
         monkeypatch.chdir("/")
         assert Path(lines[0][0]).is_file()
         assert [call_medloss(*line[line.index("worker") :])[0] for line in lines] == [0, 0]
-    code, shown, told = call_medloss(*command)
-    assert code == 0, told
+    code, shown, err = call_medloss(*command)
+    assert code == 0, err
     assert "Too few cases to tell" in shown and str(out / "table.csv") in shown
 
 
@@ -193,15 +191,15 @@ def test_the_run_of_a_lost_machine_is_taken_over(
     plan = _plan(tmp_path, "focal", "dice", epochs=1)
     out = tmp_path / "out put"
     run_folder(out, plan.runs[0]).write_result({"state": "failed", "error": "it diverged"})
-    own = run_folder(out, plan.runs[1])
-    lock = own.path / "lock"
+    run_dir = run_folder(out, plan.runs[1])
+    lock = run_dir.path / "lock"
     lock.parent.mkdir(parents=True)
     lock.write_text("4711\nanother-boot\nnode7\n")
     os.utime(lock, (time.time() - 60,) * 2)
-    code, _, told = call_medloss("worker", out, *given, "--threads", "1")
+    code, _, err = call_medloss("worker", out, *given, "--threads", "1")
     assert code == 0
-    assert f"{lock}: held by node7, which may be active: waiting for a heartbeat, at most two minutes\n" in told
-    assert (own.result or {})["state"] == "done"
+    assert f"{lock}: held by node7, which may be active: waiting for a heartbeat, at most two minutes\n" in err
+    assert (run_dir.result or {})["state"] == "done"
     assert lock.read_text() == f"{os.getpid()}\n"
 
 
@@ -209,8 +207,8 @@ def test_a_folder_that_a_worker_cannot_write_to_is_named(tmp_path: Path) -> None
     plan = _plan(tmp_path, "dice")
     out = tmp_path / "out put"
     (run_folder(out, plan.runs[0]).path / "lock").mkdir(parents=True)
-    code, _, told = call_medloss("worker", out, "--index", 0)
-    assert (code, told) == (2, f"error: {out}: a worker cannot write there: Is a directory\n")
+    code, _, err = call_medloss("worker", out, "--index", 0)
+    assert (code, err) == (2, f"error: {out}: a worker cannot write there: Is a directory\n")
 
 
 def test_losses_that_the_user_named_are_trusted_in_the_lines(
@@ -219,30 +217,30 @@ def test_losses_that_the_user_named_are_trusted_in_the_lines(
     write_odd_losses(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     plan = _plan(tmp_path, "odd.Gated")
-    told: list[str] = []
-    CommandLines().hand_over(tmp_path / "out put", plan, [0], told.append)
+    err: list[str] = []
+    CommandLines().hand_over(tmp_path / "out put", plan, [0], err.append)
     assert shlex.split(capsys.readouterr().out)[-4:] == [str(tmp_path / "out put"), "--trust", "--index", "0"]
-    assert told == ["1 command line, one a run"]
+    assert err == ["1 command line, one per run"]
 
 
 def test_a_run_whose_jobs_end_in_vain_is_failed(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     plan = _plan(tmp_path, "dice")
     out = tmp_path / "out put"
-    own = run_folder(out, plan.runs[0])
+    run_dir = run_folder(out, plan.runs[0])
     task = Task(str(out), 0)
     for jobs in range(1, MOST_IN_VAIN):
         task = task.checkpoint().function
         assert (task.folder, task.index, task.in_vain) == (str(out), 0, jobs)
     row = {"epoch": 1, "train_loss": 0.5, "epoch_s": 1.0, "time": 1.0, "peak_mb": 1.0}
-    own.write_epochs([row])
+    run_dir.write_epochs([row])
     task = task.checkpoint().function  # this one got further
     assert task.in_vain == 0
     last = Task(str(out), 0, MOST_IN_VAIN - 1)
     last.epochs_before = 1
     assert last.checkpoint() is None
-    assert (own.result or {})["error"] == (
-        "SLURM ended 3 jobs in a row before an epoch was over, by time or for others: "
+    assert (run_dir.result or {})["error"] == (
+        "SLURM ended 3 jobs in a row before an epoch was finished, by time limit or preemption: "
         "raise --slurm-time, or name another partition"
     )
     assert Task(str(out), 0).checkpoint() is None  # finished
@@ -268,19 +266,19 @@ def test_a_signal_in_the_midst_of_a_training_ends_it_in_order(
     monkeypatch.delitem(sys.modules, "signalled", raising=False)
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out put"
-    own = run_folder(out, _plan(tmp_path, "signalled.Loss").runs[0])
+    run_dir = run_folder(out, _plan(tmp_path, "signalled.Loss").runs[0])
     before = signal.signal(number, signal.SIG_DFL)  # a background job of a script ignores Ctrl-C
     try:
-        code, _, told = call_medloss("worker", out, "--trust", "--threads", 1)
+        code, _, err = call_medloss("worker", out, "--trust", "--threads", 1)
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
         signal.signal(number, before)
-    assert code == 128 + number, told
-    assert len(own.epochs) == 1
-    assert own.result is None  # it has not failed
-    assert not is_held(own.path / "lock")
-    assert (own.path / "lock").read_text() == f"{os.getpid()}\n"  # let go in order
-    assert read_json(own.path / "attempts.json") == {"attempts": 1}
+    assert code == 128 + number, err
+    assert len(run_dir.epochs) == 1
+    assert run_dir.result is None  # it has not failed
+    assert not is_held(run_dir.path / "lock")
+    assert (run_dir.path / "lock").read_text() == f"{os.getpid()}\n"  # let go in order
+    assert read_json(run_dir.path / "attempts.json") == {"attempts": 1}
 
 
 @pytest.mark.slow
@@ -289,26 +287,26 @@ def test_a_signal_ends_a_worker_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     plan = _plan(tmp_path, "odd.Gated", workers=2)
     out = tmp_path / "out put"
-    own = run_folder(out, plan.runs[0])
-    lock = own.path / "lock"
+    run_dir = run_folder(out, plan.runs[0])
+    lock = run_dir.path / "lock"
     worker = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", "worker", str(out), "--trust"],
         env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: len(own.epochs) == 1 and is_held(lock), worker, "its second step")
+        wait_for(lambda: len(run_dir.epochs) == 1 and is_held(lock), worker, "its second step")
         # Some schedulers signal all processes of a job, those of the loader, too.
         os.killpg(worker.pid, signal.SIGTERM)
-        _, told = worker.communicate(timeout=PROCESS_S)
+        _, err = worker.communicate(timeout=PROCESS_S)
     finally:
         worker.kill()
         worker.wait()
-    assert worker.returncode == 128 + signal.SIGTERM, told
-    assert own.result is None  # it has not failed
+    assert worker.returncode == 128 + signal.SIGTERM, err
+    assert run_dir.result is None  # it has not failed
     assert not is_held(lock)
     assert lock.read_text() == f"{worker.pid}\n"  # let go in order
     assert holder(lock) == worker.pid
-    assert read_json(own.path / "attempts.json") == {"attempts": 1}
+    assert read_json(run_dir.path / "attempts.json") == {"attempts": 1}
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, 8), (2, 4), (5, 2)])

@@ -31,13 +31,13 @@ class _Scripts:
     def check(self) -> None:
         """Nothing can be missing."""
 
-    def hand_over(self, folder: Path, plan: Plan, indices: list[int], tell: Callable[[str], None]) -> None:
+    def hand_over(self, folder: Path, plan: Plan, indices: list[int], message: Callable[[str], None]) -> None:
         """Write them."""
         self.into.mkdir()
         for index in indices:
             line = shlex.join([*worker_command(folder, plan), "--index", str(index)])
             (self.into / f"{self.prefix}{index}.sh").write_text(f"{line}\n")
-        tell(f"{len(indices)} scripts, {self.jobs} at a time")
+        message(f"{len(indices)} scripts, {self.jobs} at a time")
 
 
 @pytest.fixture
@@ -74,20 +74,20 @@ def test_a_new_executor_is_found_everywhere(tmp_path: Path, monkeypatch: pytest.
     out, into = tmp_path / "out", tmp_path / "scripts"
     command = ("compare", tiny_manifest(tmp_path, dims=2), "--losses", "dice,focal", "--reference", "none", "--epochs",
                1, "--precision", "float32", "--out", out)  # fmt: skip
-    own = ("--scripts-folder", into, "--scripts-word", "run", "--scripts-word", "")
-    code, _, told = call_medloss(*command, *own)
-    assert (code, told) == (
+    options = ("--scripts-folder", into, "--scripts-word", "run", "--scripts-word", "")
+    code, _, err = call_medloss(*command, *options)
+    assert (code, err) == (
         2, "error: --scripts-folder: it goes with --executor scripts, and got --executor local\n"
     )  # fmt: skip
     assert not out.exists()
 
     handed: list[Any] = []
-    monkeypatch.setattr(compare, "compare_losses", lambda *given, **named: handed.append((given, named)))
-    code, _, told = call_medloss(*command, "--executor", "scripts", "--jobs", 3, *own)
-    assert code == 0, told
-    ((folder, plan, *_), named) = handed[0]
+    monkeypatch.setattr(compare, "compare_losses", lambda *given: handed.append(given))
+    code, _, err = call_medloss(*command, "--executor", "scripts", "--jobs", 3, *options)
+    assert code == 0, err
+    folder, plan, execution, _ = handed[0]
     lines: list[str] = []
-    named["handover"].hand_over(folder, plan, [0, 1], lines.append)
+    execution.handover.hand_over(folder, plan, [0, 1], lines.append)
     assert lines == ["2 scripts, 3 at a time"]
     assert sorted(path.name for path in into.iterdir()) == ["run-0.sh", "run-1.sh"]
     assert (into / "run-1.sh").read_text().split()[-4:] == ["worker", str(out), "--index", "1"]
