@@ -158,7 +158,7 @@ class CombinedLoss(UncastBuffers):
         values, weights = torch.stack(parts), self.weights[self._called]
         # Without gradients nothing is trained: such a call must not decide how training continues. A validation loop
         # may leave `no_grad` before it calls the loss, or never call `eval()` on it.
-        if self.schedule == "balanced" and self.training and torch.is_grad_enabled() and logits.requires_grad:
+        if self.schedule == "balanced" and self.training and torch.is_grad_enabled() and _requires_gradient(logits):
             means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
             # The mean over ranks, so that all of them train with the same weights.
             total, ranks = sum_over_ranks(values, means, means.new_ones(()))
@@ -207,6 +207,11 @@ class CombinedLoss(UncastBuffers):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         self._find_called(self.weights.tolist())
+
+
+def _requires_gradient(logits: Tensor | Sequence[Tensor]) -> bool:
+    outputs = [logits] if isinstance(logits, Tensor) else logits
+    return any(output.requires_grad for output in outputs)
 
 
 def _ramp(schedule: str, ramp: tuple[float, float] | None, epochs: int | None) -> tuple[float, float]:
