@@ -27,7 +27,7 @@ def use(name: str) -> AbstractContextManager[None]:
     """Force a kernel set from now on; in a `with` statement, until its end.
 
     Args:
-        name: `eager`, `numba`, `triton`, or `auto` for the best that fits the tensor at hand.
+        name: `eager`, `numba`, `triton`, or `auto` for the best that fits the tensor.
 
     Raises:
         InputError: an unknown name, a set whose package is missing.
@@ -94,7 +94,7 @@ def _importable(name: str) -> bool:
     try:
         module(name)
     except ImportError as error:
-        # numba, say, refuses versions of NumPy that are newer than itself.
+        # numba, for example, refuses versions of NumPy that are newer than itself.
         warnings.warn(f"kernels: '{name}' is installed, and cannot be imported: {error}", stacklevel=2)
         return False
     return True

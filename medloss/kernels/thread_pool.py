@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Pool:
-    """Helpers beside the calling thread; they start when they are first needed, and anew in a forked process."""
+    """Helper threads of the calling thread; they start when first needed, and again in a forked process."""
 
     def __init__(self) -> None:
         self._forget()

@@ -30,7 +30,7 @@ class DiceLoss(RegionLoss):
     y: target; p: probability; s: smoothing, in voxels, s_n in the numerator and s_d in the denominator. An
     empty class that is predicted empty then has the value 0.
 
-    Takes the place of MONAI's `DiceLoss`, whose s is 1e-5.
+    Replaces MONAI's `DiceLoss`, whose s is 1e-5.
 
     Args:
         smooth_nr: s_n. Default 1 (the survey's).

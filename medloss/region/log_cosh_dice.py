@@ -21,7 +21,7 @@ class LogCoshDiceLoss(DiceLoss):
 
     $$\ln \cosh(1 - D)$$
 
-    D: the soft Dice coefficient of `DiceLoss`, an item and class. Computed as x + softplus(-2x) - ln 2 with
+    D: the soft Dice coefficient of `DiceLoss`, per item and class. Computed as x + softplus(-2x) - ln 2 with
     x = 1 - D; in float32, values below 1e-7 are rounding.
 
     Args:

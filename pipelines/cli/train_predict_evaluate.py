@@ -71,7 +71,7 @@ def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: boo
 
 def _refuse_folder(out: Path, resume: bool) -> None:
     from pipelines.training.checkpoint import has_checkpoint, is_unfinished
-    from pipelines.training.run_folder import OWN_FILES
+    from pipelines.training.run_folder import RUN_FILES
     from pipelines.utils import UserError
     from pipelines.utils.files import refuse_unwritable_folder
 
@@ -85,7 +85,7 @@ def _refuse_folder(out: Path, resume: bool) -> None:
     if has_checkpoint(out):
         raise UserError(f"--out: {out} holds a run; pass --resume to go on with it, or name another folder")
     # What a run leaves that was killed in its first epoch is no reason to refuse.
-    if any(path.name not in OWN_FILES and not is_unfinished(path.name) for path in out.iterdir()):
+    if any(path.name not in RUN_FILES and not is_unfinished(path.name) for path in out.iterdir()):
         raise UserError(f"--out: {out} is not empty; name another folder")
 
 

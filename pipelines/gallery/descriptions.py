@@ -206,7 +206,7 @@ ADVICE: dict[str, Advice] = {
     "shape_aware": Advice(
         use="Where contours that lie far off should cost more than cross entropy makes them: all wrong voxels are "
         "weighted by the contours' mean distance.",
-        avoid="Where one far false positive must be singled out: the distance is one number a case. It is in mm, so "
+        avoid="Where one far false positive must be singled out: the distance is one number per case. It is in mm, so "
         "the weight depends on the anatomy's scale.",
         pictures="The curves jump at p = 0.5, where the hard prediction changes. A structure that is missed as a whole "
         "leaves no predicted contour, so the foreground's curve is that of cross entropy.",

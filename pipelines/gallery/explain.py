@@ -33,7 +33,7 @@ class UserFile:
         flag: the option that named it.
         data: the array.
         affine: `[4, 4]`, array indices to mm.
-        spacing: mm, an axis.
+        spacing: mm, per axis.
         directions: where each axis points, in words.
     """
 

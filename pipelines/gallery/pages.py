@@ -13,7 +13,7 @@ from pipelines.gallery.scenes import is_voxelwise, phantom_scene, push
 from pipelines.utils.figures import write_png
 from pipelines.utils.files import write_text
 
-# The gallery's Markdown: one page a loss, and the table of all.
+# The gallery's Markdown: one page per loss, and the table of all.
 
 #: Where pictures lie, beside the pages.
 PICTURES = "pictures"
@@ -39,9 +39,9 @@ _PICTURES = (
         "largest push: colours compare places within a map, not one loss with another.",
     ),
 )
-_VOXELWISE = "This loss is a value a voxel: value and slope are means over the region's voxels."
+_VOXELWISE = "This loss is a value per voxel: value and slope are means over the region's voxels."
 _STRUCTURE = (
-    "This loss is a value a structure: the slope is that of the loss as the logits of all the region's voxels move "
+    "This loss is a value per structure: the slope is that of the loss as the logits of all the region's voxels move "
     "together."
 )
 _MADE = "<!-- Made by `medloss gallery`: change the code, not this file. -->"

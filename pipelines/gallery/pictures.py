@@ -97,7 +97,7 @@ def _zeros(numbers: NDArray[np.float64]) -> str:
     return f" ({'0 up to' if zeros[0] == 0 else '0 at'} {100 * SHARES[zeros[-1]]:.2g} %)"
 
 
-# The picture of where a loss pushes: one slice, the push a voxel as colours, contours of reference and prediction.
+# The picture of where a loss pushes: one slice, the push per voxel as colours, contours of reference and prediction.
 
 _SCALE_LABEL = "push on the logit, -dL/dz, in units of the\nslice's largest |dL/dz|  (+: towards foreground)"
 

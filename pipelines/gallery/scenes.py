@@ -24,7 +24,7 @@ class Scene:
     Attributes:
         reference: the structure, an array of bool.
         logits: the prediction, float64, the reference's shape.
-        spacing: mm, an axis.
+        spacing: mm, per axis.
         region: the voxels that are asked about.
         image: intensities, where there are any.
     """
@@ -126,7 +126,7 @@ def push(
         loss: takes logits `[1, 1, *spatial]`, one channel, and gives a scalar.
         logits: `[*spatial]`.
         reference: the structure, of the same shape.
-        spacing: mm, an axis.
+        spacing: mm, per axis.
     """
     z, target = _tensors(logits, reference)
     call_loss(loss, z, target, spacing=spacing).sum().backward()
@@ -134,7 +134,7 @@ def push(
 
 
 def is_voxelwise(name: str) -> bool:
-    """Whether a registered loss is a value a voxel; else it is a value a structure."""
+    """Whether a registered loss is a value per voxel; else it is a value per structure."""
     return isinstance(create_loss(name, sigmoid=True), VoxelwiseLoss)
 
 

@@ -1,7 +1,7 @@
 """Exact Euclidean distances on the CPU, compiled: axis by axis, both signs in one field, in the memory of the result.
 
 A voxel's value is the squared distance to the other side's nearest voxel, negative inside: of the two fields that a
-signed distance needs, the voxel's own side's is 0, so the sign says which of the two the value belongs to.
+signed distance needs, that of the voxel's side is 0, so the sign shows which of the two the value belongs to.
 
 The first axis is two walks. Each further axis takes, for voxel i, the least f(j) + s^2 (i - j)^2 of its line, outwards
 from i until nothing further out can be less. `LANES` lines go side by side in a tile `[voxels of a line, LANES]`, so
@@ -44,7 +44,7 @@ def signed_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Tens
 
     Args:
         masks: `[B, C, *spatial]`, bool, 2D or 3D.
-        spacings: mm, in the order of the axes, one an item.
+        spacings: mm, in the order of the axes, one per item.
 
     Returns:
         float32, the shape of `masks`.
@@ -138,7 +138,7 @@ def _step(mask: Any, before: Any, steps: Any, out: Any) -> None:
 
 @numba.njit(**_OPTIONS)
 def _square(mask: Any, steps: Any, square: Any, side: Any, out: Any) -> None:
-    # A side that is not wanted is 0 throughout, which is what the other side's voxels measure to.
+    # A side that is not wanted is 0 throughout, and the other side's voxels measure to it.
     inside = -_ONE if side != OUTSIDE else _ZERO
     outside = _ONE if side != INSIDE else _ZERO
     for i in range(mask.shape[0]):

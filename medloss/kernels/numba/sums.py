@@ -59,14 +59,14 @@ def voxel_sums_backward(
     target: Tensor,
     mask: Tensor | None,
     voxel_weight: Tensor | None,
-    slopes: Tensor,
+    sum_gradients: Tensor,
 ) -> Tensor:
-    """The gradient of `(slopes * voxel_sums(...)).sum()`, `[B, C, N]`."""
+    """The gradient of `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]`."""
     work = _Work.of(terms, logits, target, mask, voxel_weight)
     half = logits.dtype == torch.float16
     gradient = torch.empty(logits.shape, dtype=torch.float32 if half else logits.dtype, device="cpu")
     out = _flat(gradient)
-    by_class = np.ascontiguousarray(slopes.detach().numpy().transpose(1, 2, 0))
+    by_class = np.ascontiguousarray(sum_gradients.detach().numpy().transpose(1, 2, 0))
     floor = max(math.exp(LOG_FLOOR), float(np.finfo(work.real).tiny))
 
     def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
@@ -79,7 +79,7 @@ def voxel_sums_backward(
 def entropy_map(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
 ) -> Tensor:
-    """The cross entropy a voxel: `[B, 1, N]` of a softmax, else `[B, C - first, N]`."""
+    """The cross entropy per voxel: `[B, 1, N]` of a softmax, else `[B, C - first, N]`."""
     work = _Work.of(terms, logits, target, mask, None)
     maps = 1 if terms.mode == "softmax" else work.classes - terms.first
     result = torch.empty(work.items, maps, work.voxels, dtype=sum_type(logits), device="cpu")

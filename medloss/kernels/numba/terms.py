@@ -182,7 +182,7 @@ def error_sums(y: Any, p: Any, v: Any, n: Any) -> Any:
 
 
 @numba.njit(**OPTIONS)
-def softmax_overlap_slopes(
+def softmax_overlap_gradients(
     e: Any, inverse: Any, y: Any, n: Any, on_tp: Any, on_prediction: Any, out: Any, shared: Any
 ) -> None:
     """`p G` if only TP and PREDICTION are asked for, and its sum over the classes."""
@@ -193,10 +193,10 @@ def softmax_overlap_slopes(
 
 
 @numba.njit(**OPTIONS)
-def probability_slopes(
+def probability_gradients(
     overlap: Any, squares: Any, errors: Any, s: Any, y: Any, p: Any, v: Any, n: Any, out: Any
 ) -> None:
-    """`G`: the slope of the rows that are no entropy; `s` holds a class's slopes, row by row."""
+    """`G`: the gradient of the rows that are no entropy; `s` holds a class's sum gradients, row by row."""
     one, two = out.dtype.type(1), out.dtype.type(2)
     if overlap:
         on_tp, on_prediction = s[0], s[1]

@@ -250,7 +250,7 @@ def _killed_after_an_epoch(launch: Launch, arguments: list[str]) -> None:
     [
         ("NotANumber", r"the loss is nan in epoch 2, on the cases phantom_\d+, phantom_\d+;"),
         ("NoGradient", r"the gradient is nan in epoch 2, on the cases phantom_\d+, phantom_\d+;"),
-        ("NoMemory", r"out of memory with 2 patches of 32 x 32 voxels a step; lower the batch size"),
+        ("NoMemory", r"out of memory with 2 patches of 32 x 32 voxels per step; lower the batch size"),
     ],
 )
 def test_one_that_fails_ends_all(
@@ -287,7 +287,7 @@ def test_one_that_nobody_ends_says_what_it_lacks(
     first, second = started.processes
     assert second.join() == -9
     assert first.join() == 1
-    assert first.stderr == "error: another process of this training has ended, and this one needs it\n"
+    assert first.stderr == "error: another process of this run has ended, and this one cannot continue without it\n"
 
 
 def _with_fault(launch: Launch, data: _Set, folder: Path, loss: str) -> Ended:

@@ -116,7 +116,7 @@ def test_too_large_a_patch_says_what_to_lower(tmp_path: Path, workers: int) -> N
         train_run(config, tmp_path / "run")
     told = str(error.value)
     assert told == (
-        "out of memory with 2 patches of 65536 x 65536 x 65536 voxels a step; lower the batch size (--batch-size), "
+        "out of memory with 2 patches of 65536 x 65536 x 65536 voxels per step; lower the batch size (--batch-size), "
         "then the patch (--patch)" + ", then the loader processes (--workers, 1 now)" * workers
     )
     result = RunFolder(tmp_path / "run").result
@@ -176,7 +176,7 @@ def test_the_command_says_so_in_a_line(tmp_path: Path) -> None:
     options = ["--data-root", tmp_path / "data", "--out", tmp_path / "run", "--patch", "65536,65536,65536"]
     code, out, err = call_medloss(*command, *options)
     assert (code, out) == (1, "")
-    assert err.startswith("error: out of memory with 2 patches of 65536 x 65536 x 65536 voxels a step; lower")
+    assert err.startswith("error: out of memory with 2 patches of 65536 x 65536 x 65536 voxels per step; lower")
     assert err.count("\n") == 1
 
 

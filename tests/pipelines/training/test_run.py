@@ -152,7 +152,7 @@ def test_predictions_need_not_be_kept(sets: dict[int, _Set], tmp_path: Path) -> 
 def test_predictions_that_cannot_be_kept_are_told(sets: dict[int, _Set], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "predictions").write_text("in the way")
-    with pytest.raises(TrainingError, match=r"the prediction of case 'phantom_000' cannot be kept: .*exists"):
+    with pytest.raises(TrainingError, match=r"the prediction of case 'phantom_000' cannot be written: .*exists"):
         train_run(sets[2].config(epochs=1), tmp_path / "run")
 
 

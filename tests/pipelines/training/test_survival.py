@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_costs_an_epoch(whole: Path, tmp_path: Path, damage
         content[len(content) // 2] ^= 1
     path.write_bytes({"truncated": content[:-1000], "flipped": content, "empty": b""}[damage])
     epochs: list[int] = []
-    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged or was never finished"):
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged or incomplete"):
         train_run(_config(whole), tmp_path / "run", resume=True, report=lambda p: epochs.append(p.epoch))
     assert epochs == [3]
     assert _same(_state(tmp_path / "run"), _state(whole / "run"))
