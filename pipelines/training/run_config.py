@@ -36,7 +36,7 @@ class NnunetSettings(BaseModel):
 
     Attributes:
         configuration: the configuration of its plans.
-        planner: the class that makes the plans; None: nnU-Net's own default.
+        planner: the class that makes the plans; None: nnU-Net's default.
         iterations: steps per epoch; nnU-Net takes 250. A fifth as many validate, like nnU-Net's 50.
     """
 

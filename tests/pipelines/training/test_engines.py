@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def _items(shape: tuple[int, ...] = (8, 8, 8), count: int = 4) -> list[dict[str, Any]]:
-    """Cases whose label is where the image is bright; each with its own spacing."""
+    """Cases whose label is where the image is bright; each with another spacing."""
     items = []
     for index in range(count):
         generator = torch.Generator().manual_seed(index)
