@@ -16,8 +16,8 @@ from torch import Tensor
 def sum_over_ranks(logits: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """Sum each of some tensors over all ranks, differentiably, in one collective; outside of training do nothing.
 
-    Ranks are summed over only where a gradient is wanted: in a validation they may make different numbers of calls,
-    and the first that had no counterpart would wait for ever.
+    Ranks are summed over only where a gradient is wanted: in validation they may make different numbers of calls,
+    and the first that had no counterpart would wait forever.
 
     Args:
         logits: what the loss was given: they decide whether a gradient is wanted.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medloss.kernels import dispatch
 
-#: Voxels worked on at a time where no gradient is wanted: what lies in between stays in the cache.
+#: Voxels processed together if no gradient is needed: intermediate results stay in the cache.
 _SLAB_VOXELS = 1 << 17
 
 

@@ -75,7 +75,7 @@ class ComboLoss(SumsLoss):
         return Requested(overlap=True, entropy="plain")
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
-        """Share the two parts, per item and class."""
+        """The weighted sum of the two parts, per item and class."""
         overlap = self.overlap(sums)
         dice = 1 - dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         entropy = sums.cross_entropy(*self._class_factors(sums))

@@ -90,7 +90,7 @@ class ExponentialLogarithmicLoss(SumsLoss):
         return Requested(overlap=True, entropy="power", gamma=self.gamma)
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
-        """Share the two parts, per item and class."""
+        """The weighted sum of the two parts, per item and class."""
         overlap = self.overlap(sums)
         dice = dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         power = (-dice.log()).clamp(min=1e-7) ** self.gamma

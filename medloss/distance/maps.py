@@ -39,7 +39,7 @@ def signed_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
     """Distance to the other side's nearest voxel: positive outside, negative inside.
 
     `edt(not m) - edt(m)`, with `edt` as in `distance_map`, whose arguments and errors it shares; there is no 0
-    save for a mask that is empty or full.
+    except for a mask that is empty or full.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Which kernel set works on a tensor: the one place that chooses."""
+"""Selects the kernel set for a tensor."""
 
 import importlib
 import importlib.util
@@ -15,7 +15,7 @@ from medloss.errors import InputError
 
 #: Every kernel set.
 NAMES = ("triton", "numba", "eager")
-#: Those that are taken unasked on a device, the fastest first; elsewhere plain torch.
+#: Those selected by default on a device, the fastest first; elsewhere plain torch.
 _PREFERRED = {"cuda": ("triton", "eager"), "cpu": ("numba", "eager")}
 #: The environment variable that forces one; `auto` or empty for none.
 VARIABLE = "MEDLOSS_KERNELS"
@@ -44,7 +44,7 @@ def use(name: str) -> AbstractContextManager[None]:
 
 
 def in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """The name of the set that works on logits of a type on a device (`cpu` or `cuda`).
+    """The name of the set that is used for logits of a type on a device (`cpu` or `cuda`).
 
     Raises:
         InputError: the forced set cannot work on this device or type.

@@ -13,7 +13,7 @@ from medloss.kernels.eager_blocks import Block
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 # Voxels per block on a CPU: torch's threads wait for each other at every operation, so that smaller ones cost more time
-# than the cache saves, and larger ones more memory. A GPU wants so many numbers at once.
+# than the cache saves, and larger ones more memory. A GPU needs this many numbers at once.
 _VOXELS, _GPU_NUMBERS = 1 << 16, 1 << 24
 
 
@@ -23,7 +23,7 @@ def supports(device: str, dtype: torch.dtype) -> bool:
 
 
 def preferred(device: str, dtype: torch.dtype) -> bool:
-    """Taken where no other set fits."""
+    """Used where no other set fits."""
     return True
 
 
@@ -97,7 +97,7 @@ def _load(
     m = None if mask is None else mask[item, part]
     v = None if weight is None else weight[item, :, part]
     if m is not None:
-        # Selected, not multiplied: what stands under a mask may be NaN.
+        # Selected, not multiplied: masked values may be NaN.
         z, y = torch.where(m, z, 0.0), torch.where(m, y, 0.0)
         v = None if v is None else torch.where(m, v, 0.0)
     return Block(terms, z, y, m, v)

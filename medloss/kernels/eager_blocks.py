@@ -117,14 +117,14 @@ class Block:
         )
 
     def _miss_power(self, log_p: Tensor, gamma: float) -> Tensor:
-        """(1 - p)^gamma from ln p, as exact near p = 1 as near p = 0."""
+        """(1 - p)^gamma from ln p, exact near p = 1 and near p = 0."""
         miss = torch.expm1(log_p).neg_()
         if gamma < 1:
             miss.clamp_(min=torch.finfo(miss.dtype).tiny)  # an infinite derivative at p = 1, times 0, is NaN
         return miss if gamma == 1 else miss.square_() if gamma == 2 else miss.pow_(gamma)
 
     def gradient_along_p(self, rows: Tensor) -> Tensor | None:
-        """dL/dp of the overlap's sums, a new tensor; None where none is asked for."""
+        """dL/dp of the overlap's sums, a new tensor; None if none is requested."""
         y, p = self.target, self.p
         gradient = None
         if self.terms.overlap:
@@ -140,7 +140,7 @@ class Block:
         return gradient
 
     def softmax_entropy_gradient(self, rows: Tensor) -> Tensor | None:
-        """dL/dl of a softmax's cross entropy, a new tensor; None where none is asked for."""
+        """dL/dl of a softmax's cross entropy, a new tensor; None if none is requested."""
         if not self.terms.entropy:
             return None
         gamma, y, log_p = self.terms.gamma, self.target, self.log_p

@@ -1,7 +1,7 @@
 """The kernels as operators of torch: differentiable, and opaque to its compiler.
 
-Tensors come in as losses have them, `[B, C, *spatial]`; kernel sets get them with the space flattened. Which set works
-is chosen when an operator is called, or traced, and stands among its arguments.
+Tensors have the shape of the losses' inputs, `[B, C, *spatial]`; kernel sets get them with flattened space. The set is
+selected when an operator is called or traced, and is one of its arguments.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 def voxel_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None = None
 ) -> Tensor:
-    """Sums over the counted voxels, `[ROWS, B, C]`, differentiable for the logits alone.
+    """Sums over the counted voxels, `[ROWS, B, C]`, differentiable with respect to the logits only.
 
     Args:
         terms: which sums; `Row` defines each.
@@ -35,7 +35,7 @@ def voxel_sums(
 def entropy_map(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
 ) -> Tensor:
-    """Weighted cross entropy per voxel, 0 where masked, differentiable for the logits alone.
+    """Weighted cross entropy per voxel, 0 where masked, differentiable with respect to the logits only.
 
     Args:
         terms: the mode and the kind of entropy.

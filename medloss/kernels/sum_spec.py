@@ -1,9 +1,9 @@
-"""What a pass over the voxels is asked for: the rows of its sums, and the formulas that they stand for.
+"""The specification of a pass over the voxels: the rows of its sums, and their formulas.
 
 A kernel set (`eager`, `numba`, `triton`) is a module with the same functions:
 
-- `supports(device, dtype) -> bool`: whether it can work on such logits.
-- `preferred(device, dtype) -> bool`: whether it is taken unasked.
+- `supports(device, dtype) -> bool`: whether it supports such logits.
+- `preferred(device, dtype) -> bool`: whether it is selected by default.
 - `voxel_sums(terms, logits, target, mask, voxel_weight) -> Tensor`: `[ROWS, B, C]`.
 - `voxel_sums_backward(terms, logits, target, mask, voxel_weight, sum_gradients) -> Tensor`: the gradient of
   `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]` in the type of `logits`.
@@ -22,7 +22,7 @@ import torch
 
 
 class Row(IntEnum):
-    """The sums, per item and class; classes below `VoxelTerms.first` are 0, but for `TARGET`."""
+    """The sums, per item and class; classes below `VoxelTerms.first` are 0, except for `TARGET`."""
 
     TP = 0  #: sum y p
     PREDICTION = 1  #: sum p
@@ -40,7 +40,7 @@ ROWS = len(Row)
 
 @dataclass(frozen=True)
 class VoxelTerms:
-    """Which sums are asked for; rows that are not are 0, and their gradients are not read.
+    """Which sums are requested; other rows are 0, and their gradients are not read.
 
     Attributes:
         mode: `softmax`, `sigmoid` or `probabilities` (given as they are, of independent channels).

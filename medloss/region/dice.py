@@ -36,7 +36,7 @@ class DiceLoss(RegionLoss):
         smooth_nr: s_n. Default 1 (the survey's).
         smooth_dr: s_d. Default 1.
         squared_pred: squares in the denominator, as the V-Net's paper has it: `sum y^2 + sum p^2`.
-        jaccard: the soft Jaccard index (intersection over union) in the place of D, as MONAI's:
+        jaccard: the soft Jaccard index (intersection over union) instead of D, as MONAI's:
             `(2 I + s) / (2 U + s)`.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 

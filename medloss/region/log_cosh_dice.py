@@ -28,7 +28,7 @@ class LogCoshDiceLoss(DiceLoss):
         smooth_nr: smoothing in the numerator, in voxels. Default 1.
         smooth_dr: smoothing in the denominator. Default 1.
         squared_pred: squares in the denominator.
-        jaccard: the Jaccard index in the place of D.
+        jaccard: the Jaccard index instead of D.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 
     Raises:

@@ -169,9 +169,9 @@ def _with_patch(config: RunConfig, manifest: Manifest, median: list[float]) -> R
     """Patch, strides and kernels: as large as a median case, smaller where memory limits it."""
     dims = manifest.dimensions
     if config.patch_size is not None:
-        config = _with_topology(config, config.patch_size)
-        _refuse_patch(config, manifest, config.patch_size)
-        return config
+        shaped = _with_topology(config, config.patch_size)
+        _refuse_patch(shaped, manifest, config.patch_size)
+        return shaped
     patch = tuple(max(8, math.ceil(n / 8) * 8) for n in median)
     # A rough first cut: step by step, a huge grid would take forever.
     excess = activations_gb(config, patch) * _LEAST_BATCH / (2 * (config.memory_gb or 1))

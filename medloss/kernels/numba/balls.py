@@ -31,14 +31,14 @@ from medloss.kernels.numba.vector_ops import (
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: Planes that a thread draws.
+#: Planes per task of a thread.
 _PLANES = 8
 #: Points of the largest disc's quarter beyond which Fourier transforms are faster.
 _MANY_POINTS = 1200
 
 
 def supports(radii: Sequence[float], spacing: Sequence[float]) -> bool:
-    """Whether it is the faster way."""
+    """Whether these kernels are faster than Fourier transforms."""
     return len(discs(tuple(radii), _three(spacing)).points) <= _MANY_POINTS
 
 
@@ -74,7 +74,7 @@ def deep_errors(
 
     share_out(shape[0], _PLANES, forward)
     if gradients is not None:
-        # Lanes are apart from each other, all else flows together.
+        # Lanes are independent of each other, everything else overlaps.
         share_out(
             shape[2],
             -(-shape[2] // torch.get_num_threads()),
@@ -86,7 +86,7 @@ def deep_errors(
 
 
 def _three(spacing: Sequence[float]) -> tuple[float, float, float]:
-    # A picture is a volume of rows of one voxel: nothing reaches along the second axis.
+    # A 2D image is a volume of rows of one voxel: nothing reaches along the second axis.
     first, *between, last = spacing
     return (first, between[0] if between else 1e300, last)
 
@@ -201,7 +201,7 @@ def _weigh(balls: Any, o: Any, size: Any, weight: Any, n: Any, full: Any, f: Any
 
 @numba.njit(**EXACT)
 def _mark(balls: Any, o: Any, size: Any, bit: Any, n: Any, sides: Any, byte: Any, base: Any) -> None:
-    """Note on which side of a half a ball's share lies; on neither where it is a half."""
+    """Record on which side of a half a ball's share lies; on neither if it is a half."""
     real = balls.dtype.type
     half, one = real(0.5), real(1)
     for k in range(n):
@@ -228,7 +228,7 @@ def _values(
     sides: Any,
     out: Any,
 ) -> None:
-    """Each plane's sum; the gradient but for what balls pass on; and the balls' sides."""
+    """Each plane's sum; the gradient without what balls pass on; and the balls' sides."""
     plane, row = shape[1] * shape[2], shape[2]
     real = p.dtype.type
     two, length = real(2), len(label_buffers[1])

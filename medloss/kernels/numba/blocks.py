@@ -1,4 +1,4 @@
-"""A block of voxels comes to float buffers, and a gradient goes out: what knows the types of the tensors.
+"""Converts a block of voxels to float buffers, and a gradient back to the type of the tensors.
 
 Target types are distinguished at run time: each has a separate loop over a view of the same bytes, so that a new type
 of target compiles nothing.

@@ -105,7 +105,7 @@ def softmax_class(z: Any, top: Any, partition: Any, p: Any, n: Any, logs: Any, u
 def entropy_sums(
     kind: Any, gamma: Any, y: Any, v: Any, p: Any, u: Any, logs: Any, other_logs: Any, n: Any, h: Any
 ) -> Any:
-    """The sums of `v y h` and `v (1 - y) h` of a yes/no probability."""
+    """The sums of `v y h` and `v (1 - y) h` of an independent channel's probability."""
     zero, one = y.dtype.type(0), y.dtype.type(1)
     positive = zero
     negative = zero
@@ -141,7 +141,7 @@ def add_sigmoid_gradients(
     h: Any,
     out: Any,
 ) -> None:
-    """Add the gradient by a logit; `inside` and `outside` are those by the two sums."""
+    """Add the gradient for a logit; `inside` and `outside` are the gradients of the two sums."""
     zero, one, two = y.dtype.type(0), y.dtype.type(1), y.dtype.type(2)
     if kind == PLAIN:
         for i in range(n):

@@ -11,7 +11,7 @@ from torch import Tensor
 from medloss.kernels.numba.compilation import EXACT, OPTIONS, compiled
 from medloss.kernels.numba.vector_ops import add, at, fill, put, share_out
 
-#: Planes that a thread draws at a time.
+#: Planes per task of a thread.
 _PLANES = 8
 
 
@@ -24,7 +24,7 @@ def eroded_sum(
     shape = (planes, rows, row)
     probability, label = p.detach().reshape(-1).numpy(), y.reshape(-1).numpy().view(np.uint8)
     counted = np.empty(0, np.uint8) if mask is None else mask.reshape(-1).numpy().view(np.uint8)
-    # The gradient's memory serves as one of the two maps; which of them ends up in it is left to a copy.
+    # The gradient's memory serves as one of the two maps; a copy fixes which of them ends up in it.
     out = np.empty_like(probability) if gradients is None else gradients.view(-1).numpy()
     maps = [out, np.empty_like(probability)]
     bits = np.zeros((-(-len(weights) // 8) if gradients is not None else 0, probability.size), np.uint8)
@@ -83,7 +83,7 @@ def _backward(
 
 
 def _over(box: tuple[int, ...], function: Callable[..., None], *arguments: Any) -> None:
-    """Have a function work on all planes of a box."""
+    """Call a function for all planes of a box."""
     share_out(box[1] - box[0], _PLANES, lambda b, e: function(*arguments, b + box[0], e + box[0]))
 
 

@@ -21,17 +21,17 @@ _MODES = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "probabilities": GIVEN}
 #: Numbers in the buffers of all classes of a block: they fit the second cache.
 _BLOCK_NUMBERS = 1 << 15
 _MOST = 2048
-#: Numbers that a thread draws at a time.
+#: Numbers per task of a thread.
 _CHUNK_NUMBERS = 1 << 19
 
 
 def supports(device: str, dtype: torch.dtype) -> bool:
-    """Whether it can work on such logits."""
+    """Whether the set supports such logits."""
     return device == "cpu" and dtype.is_floating_point
 
 
 def preferred(device: str, dtype: torch.dtype) -> bool:
-    """Whether it is taken unasked: in float64 the exponential is no faster than torch's."""
+    """Whether the set is selected by default: in float64 the exponential is no faster than torch's."""
     return dtype in (torch.float32, torch.bfloat16)
 
 
@@ -46,7 +46,7 @@ def voxel_sums(
         sums_pass(*work.inputs, item, begin, end, *buffers, partial[item, chunk])
 
     work.run(run)
-    # One after another, whoever worked them out: the result does not depend on the number of threads.
+    # Added in order, whichever thread computed them: the result does not depend on the number of threads.
     sums = np.zeros((work.items, ROWS, work.classes))
     for chunk in range(work.chunks):
         sums += partial[:, chunk]
@@ -136,7 +136,7 @@ class _Work:
             dtype=np.int64,
         )
         inputs = (
-            # No processor computes in float16: a copy, and not taken unasked.
+            # Processors do not compute in float16: it takes a copy, and is not selected by default.
             _flat(logits.float() if logits.dtype == torch.float16 else logits),
             target.detach().view(-1).view(torch.uint8).numpy(),
             np.empty(0, np.uint8) if mask is None else mask.view(-1).view(torch.uint8).numpy(),

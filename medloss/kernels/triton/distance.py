@@ -3,8 +3,8 @@
 A voxel's value is the squared distance to the other side's nearest voxel, negative inside. Of the two fields that a
 signed distance needs, that of the voxel's side is 0: so the sign shows which of the two the value belongs to.
 
-The first axis is two walks along lines. Each further axis takes, for voxel i, the least f(j) + s² (i - j)² of its line,
-outwards from i until s² (i - j)² alone is more than what was found.
+The first axis takes two passes along lines. Each further axis takes, for voxel i, the least f(j) + s² (i - j)² of its
+line, outwards from i until s² (i - j)² alone exceeds the least value found.
 """
 
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def _first_axis(
     blocks: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Squared distances along the first axis, infinite where a line has one side alone; a lane walks one line."""
+    """Squared distances along the first axis, infinite where a line has one side only; a lane processes one line."""
     volume = tl.program_id(0) // blocks
     if tl.load(two_sided + volume) == 0:
         return

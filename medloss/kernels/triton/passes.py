@@ -1,4 +1,4 @@
-"""The passes over the voxels, as Triton's programs: each walks some tiles `[classes, voxels]` of one item."""
+"""The passes over the voxels as Triton programs: each processes some tiles `[classes, voxels]` of one item."""
 
 from typing import Any, NamedTuple
 

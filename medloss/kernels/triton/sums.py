@@ -16,7 +16,7 @@ from medloss.kernels.triton.passes import Plan, backward_pass, map_pass, sums_pa
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
-# Tiles that a program walks, at most: few partial sums, and yet some hundred programs an item.
+# Tiles per program, at most: few partial sums, and still some hundred programs per item.
 _TILES = 8
 _PROGRAMS = 512
 # Bytes of a tile that a thread holds: with the sums of four rows this leaves room for other programs on a processor.
