@@ -153,7 +153,7 @@ def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_target
 
 
 def check_probabilities(probabilities: Tensor, mask: Tensor | None) -> None:
-    """Refuse logits passed where no activation was asked for."""
+    """Refuse logits passed where no activation was requested."""
     if mask is not None:
         probabilities = torch.where(mask, probabilities, probabilities.new_zeros(()))
     low, high = (float(bound) for bound in torch.aminmax(probabilities.detach()))

@@ -1,4 +1,4 @@
-"""From values per voxel, or per item and class, to what the caller asked for."""
+"""From values per voxel, or per item and class, to the requested reduction."""
 
 from torch import Tensor
 

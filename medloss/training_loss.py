@@ -12,7 +12,7 @@ from medloss.expression import Term, parse_expression
 from medloss.registry import LOSSES
 from medloss.wrappers.combined import SCHEDULES, CombinedLoss
 
-#: What can be asked for by name alone; `linear` needs final weights.
+#: Schedules that can be requested by name only; `linear` needs final weights.
 ASKED_SCHEDULES = tuple(name for name in SCHEDULES if name != "linear")
 
 
@@ -83,7 +83,7 @@ def trained_as(spec: str, schedule: str | None = None) -> str:
         schedule: as in `create_training_loss`.
 
     Raises:
-        InputError: it cannot be read, or is no sum and a schedule was asked for.
+        InputError: it cannot be read, or is no sum and a schedule was requested.
 
     Example:
         >>> from medloss.training_loss import trained_as

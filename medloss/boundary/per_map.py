@@ -16,7 +16,7 @@ def wants_gradient(p: Tensor) -> bool:
 
 
 def new_results(p: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Room for the sums `[B, C]` and the gradients: as `p`, or nothing when no gradient is asked for."""
+    """Room for the sums `[B, C]` and the gradients: as `p`, or nothing if no gradient is needed."""
     return p.new_empty(p.shape[:2]), torch.empty(p.shape if gradient else (0,), dtype=p.dtype, device=p.device)
 
 

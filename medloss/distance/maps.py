@@ -139,7 +139,7 @@ def _kernels(device: str) -> tuple[str, str | None]:
     try:
         chosen = dispatch.in_use(device)
     except InputError:
-        # The set that was asked for is for the losses' device; a data set's transform may be on another.
+        # The forced set is for the losses' device; a data set's transform may be on another.
         chosen = "eager"
     if chosen == "triton":
         return "medloss.kernels.triton.distance", None

@@ -43,7 +43,7 @@ def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
     """Refuse a config that does not fit the manifest, before any case is read.
 
     Raises:
-        UserError: what was asked for does not fit the data, or does not fit together.
+        UserError: the settings do not fit the data, or each other.
         InputError: there is no such loss, or it does not take the arguments.
     """
     from medloss import create_training_loss
@@ -62,7 +62,7 @@ def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
     """`refuse_misfit` without the check of the loss, which needs torch.
 
     Raises:
-        UserError: what was asked for does not fit the data, or does not fit together.
+        UserError: the settings do not fit the data, or each other.
     """
     dims = manifest.dimensions
     manifest.split(config.fold)
@@ -89,7 +89,7 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
         device: where the run will be trained.
 
     Raises:
-        UserError: what was asked for does not fit the data, or does not fit together.
+        UserError: the settings do not fit the data, or each other.
     """
     from pipelines.preprocessing.resampling import Preprocessing
 

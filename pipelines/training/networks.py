@@ -83,7 +83,7 @@ def autocast_dtype(config: RunConfig, device: torch.device, patch: Sequence[int]
         patch: the training patch, voxels.
 
     Raises:
-        UserError: bfloat16 was asked for where it would give wrong gradients, or float16 without a GPU.
+        UserError: bfloat16 was requested where it would give wrong gradients, or float16 without a GPU.
     """
     precision = config.precision
     if precision == "float32":

@@ -45,7 +45,7 @@ def one_minus_exp(l: tl.tensor, p: tl.tensor) -> tl.tensor:  # noqa: E741
 
 @triton.jit
 def softmax(z: tl.tensor, LOGARITHM: tl.constexpr) -> tl.tensor:
-    """p, and l where it is asked for."""
+    """p, and l where it is requested."""
     shifted = z - tl.max(z, 0)[None, :]
     exponential = tl.exp(shifted)
     total = tl.sum(exponential, 0)

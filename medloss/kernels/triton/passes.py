@@ -150,7 +150,7 @@ def sums_pass(
     programs: tl.tensor,
     PLAN: tl.constexpr,
 ) -> None:
-    """The sums of a program's tiles, into `partial` `[ROWS, B, C, programs]`; rows not asked for stay as they are."""
+    """The sums of a program's tiles, into `partial` `[ROWS, B, C, programs]`; rows not requested stay as they are."""
     item, part = _place(programs)
     tp = tl.zeros([PLAN.block_c, PLAN.block_n // PLAN.vector], PLAN.accumulator)
     prediction = tp

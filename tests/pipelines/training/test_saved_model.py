@@ -138,7 +138,7 @@ def test_precision(tmp_path: Path, manifests: dict[int, Manifest]) -> None:
     assert (half - whole).norm() < 0.05 * whole.norm()
     with pytest.raises(UserError, match="precision: got float16"):
         load_model(tmp_path / NAME, CPU, "float16")
-    # Trained on a GPU in numbers that a processor does not compute in: it predicts all the same.
+    # Trained on a GPU in a precision that a CPU does not support: it still predicts.
     _saved(tmp_path / NAME, _config(precision="float16"), manifests[2])
     assert load_model(tmp_path / NAME, CPU).dtype in (None, torch.bfloat16)
 
