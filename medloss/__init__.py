@@ -1,4 +1,4 @@
-"""Losses for medical image segmentation: 2D and 3D, on anisotropic voxels, beside MONAI's."""
+"""Losses for medical image segmentation: 2D and 3D, on anisotropic voxels, next to MONAI's."""
 
 from typing import TYPE_CHECKING
 

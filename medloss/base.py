@@ -27,7 +27,7 @@ from medloss.spacing import Spacing, UnknownSpacingError, is_meta_tensor, resolv
 
 
 class CommonArguments(TypedDict, total=False):
-    """The keyword arguments that every loss takes; `SegmentationLoss` says what they mean."""
+    """The keyword arguments that every loss takes; `SegmentationLoss` documents them."""
 
     include_background: bool
     to_onehot_y: bool
@@ -47,17 +47,17 @@ class SegmentationLoss(UncastBuffers, _Loss):
     Args:
         include_background: whether class 0 belongs to the sums. With one channel it always does.
         to_onehot_y: accepted for MONAI's sake: an index target `[B, 1, *spatial]` is known by its shape.
-        sigmoid: logits, each channel its own yes/no.
+        sigmoid: logits of independent channels.
         softmax: logits, one class out of C >= 2.
-        other_act: a callable that makes probabilities of the network's output; each channel its own yes/no.
+        other_act: a callable that makes probabilities of the network's output, of independent channels.
             None of the three: probabilities are passed.
         reduction: `mean`, `sum` or `none`. Voxelwise losses average over all counted voxels, the others over
             items and classes; `none` gives `[B, 1 or C', *spatial]` (voxelwise) or `[B, C', 1, 1(, 1)]`.
-        batch: sum regions over the batch first; losses without regions ignore it. In a data-parallel training
+        batch: sum regions over the batch first; losses without regions ignore it. In data-parallel training
             (torch.distributed initialised, logits that require a gradient) the batch is that of all ranks, whose
             calls must match, and DDP's mean of the gradients is the gradient of the global batch. Without a
-            gradient (validation) it is the rank's own, since ranks may then make different numbers of calls.
-        weight: one number, or one a class that is left (C'); multiplies the class's term.
+            gradient (validation) it is that of the rank alone, since ranks may then make different numbers of calls.
+        weight: one number, or one per class that is left (C'); multiplies the class's term.
         ignore_index: a label whose voxels are masked; for index targets.
         validate: check the target's values (a GPU has to wait for that). Shapes are always checked.
 
@@ -107,7 +107,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
 
     @abstractmethod
     def compute(self, inputs: LossInputs) -> Tensor:
-        """The loss's formula, reduced as `self.reduction` says."""
+        """The loss's formula, reduced by `self.reduction`."""
 
     def forward(
         self,
@@ -124,17 +124,17 @@ class SegmentationLoss(UncastBuffers, _Loss):
         Args:
             logits: the network's output, `[B, C, *spatial]`, 2D or 3D.
             target: an index map `[B, 1, *spatial]` of any integer type (or whole numbers in a float tensor),
-                or one map a class `[B, C, *spatial]`.
+                or one map per class `[B, C, *spatial]`.
             input: MONAI's name for `logits`, for calls by keyword.
             mask: `[B, 1, *spatial]`, nonzero where a voxel counts.
             spacing: mm, in the order of the array's axes; one for all or one per item, also as `default_collate`
-                makes it of tuples: a list of one tensor per axis. None: the target's own when it is a `MetaTensor`,
+                makes it of tuples: a list of one tensor per axis. None: the target's when it is a `MetaTensor`,
                 else 1. Losses without distances ignore it.
             distance_map: `[B, C, *spatial]`, the target's signed distance map in mm, from the whole volume.
                 Losses that have no use for it ignore it.
 
         Returns:
-            float32 (float64 for float64 logits): a scalar, or what `reduction="none"` says.
+            float32 (float64 for float64 logits): a scalar, or the shape of `reduction="none"`.
 
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
@@ -195,7 +195,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
         """Refuse logits and targets whose channels do not go with the loss's arguments.
 
         Raises:
-            InputError: a softmax of one channel, `ignore_index` with a map a class, weights of another number.
+            InputError: a softmax of one channel, `ignore_index` with a map per class, weights of another number.
         """
         if channels == 1:
             if self.softmax:
@@ -204,25 +204,25 @@ class SegmentationLoss(UncastBuffers, _Loss):
                 warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
         if self.ignore_index is not None and target_channels != 1:
             raise InputError(
-                f"ignore_index: the target has {target_channels} channels, one map a class; expected an index map "
+                f"ignore_index: the target has {target_channels} channels, one map per class; expected an index map "
                 "[B, 1, *spatial], or a mask instead"
             )
         left = channels if self.include_background or channels == 1 else channels - 1
         if self.class_weight is not None and self.class_weight.numel() not in (1, left):
             raise InputError(
-                f"weight: got {self.class_weight.numel()} numbers; expected 1 or {left}, one a class that is left"
+                f"weight: got {self.class_weight.numel()} numbers; expected 1 or {left}, one per class that is left"
             )
 
     def extra_repr(self) -> str:
-        """The arguments, as they hold, that differ from their defaults, for `print(loss)`."""
+        """The arguments that differ from their defaults, for `print(loss)`."""
         usual = {
             name: parameter.default
             for cls in reversed(type(self).__mro__)
             if issubclass(cls, SegmentationLoss)
             for name, parameter in inspect.signature(cls).parameters.items()
         }
-        own = {"weight": None if self.class_weight is None else _shown(self.class_weight.tolist())} | vars(self)
-        shown = {name: own[name] for name in usual if name in own and name not in ("validate", "to_onehot_y")}
+        values = {"weight": None if self.class_weight is None else _shown(self.class_weight.tolist())} | vars(self)
+        shown = {name: values[name] for name in usual if name in values and name not in ("validate", "to_onehot_y")}
         return ", ".join(f"{name}={value}" for name, value in shown.items() if value != usual[name])
 
 
@@ -231,7 +231,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _wrapped(label: int, dtype: torch.dtype) -> int | None:
-    """The label as `as_signed` shows it; None where the type cannot hold it: torch would compare it modulo 256, say."""
+    """The label as `as_signed` shows it; None where the type cannot hold it: torch would compare it modulo 256."""
     if dtype.is_floating_point or dtype == torch.bool:
         return label
     limits = torch.iinfo(dtype)

@@ -1,4 +1,4 @@
-"""Refusals of bad loss inputs, each in one line: the argument, what came, what was expected.
+"""Refusals of bad loss inputs, each in one line: the argument, what was given, what was expected.
 
 `check_values` reads the target once, and makes a GPU wait: `validate=False` turns it off, and it is left out while
 torch compiles. The other checks cost nothing.
@@ -97,7 +97,7 @@ def check_shapes(logits: Tensor, target: Tensor, mask: Tensor | None) -> None:
     if target.shape[1] not in (1, channels):
         raise InputError(
             f"target: got {target.shape[1]} channels for logits of {channels}; "
-            f"expected 1 (an index map) or {channels} (one map a class)"
+            f"expected 1 (an index map) or {channels} (one map per class)"
         )
     if mask is not None and list(mask.shape) != [batch, 1, *spatial]:
         raise InputError(f"mask: got shape {tuple(mask.shape)}; expected {(batch, 1, *spatial)}")
@@ -107,23 +107,23 @@ def _target_error(logits: Tensor, target: Tensor) -> InputError:
     batch, _, *spatial = logits.shape
     return InputError(
         f"target: got shape {tuple(target.shape)} for logits {tuple(logits.shape)}; "
-        f"expected an index map {(batch, 1, *spatial)} or one map a class {tuple(logits.shape)}"
+        f"expected an index map {(batch, 1, *spatial)} or one map per class {tuple(logits.shape)}"
     )
 
 
 def check_distance_map(distance_map: Tensor, logits: Tensor, include_background: bool) -> None:
-    """Refuse a distance map that is not one map a class that counts."""
+    """Refuse a distance map that is not one map per class that counts."""
     batch, channels, *spatial = logits.shape
     shapes = [(batch, channels, *spatial)]
     if not include_background:
         shapes.append((batch, channels - 1, *spatial))
     if tuple(distance_map.shape) not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
-        raise InputError(f"distance_map: got shape {tuple(distance_map.shape)}; expected {expected}, one map a class")
+        raise InputError(f"distance_map: got shape {tuple(distance_map.shape)}; expected {expected}, one map per class")
 
 
 def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_targets: bool) -> None:
-    """Refuse labels that are no class, and maps that leave [0, 1]; only voxels that count are looked at."""
+    """Refuse labels that are no class, and maps that leave [0, 1]; only voxels that count are checked."""
     if target.dtype == torch.bool or target.numel() == 0:
         return
     given, target = target, as_signed(target)
@@ -146,14 +146,14 @@ def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_target
             raise InputError("target: an index map must hold whole numbers, and this one does not")
         return
     if low < 0 or high > 1:
-        hint = "; labels above 1 need logits of one channel a class" if is_index and high > 1 else ""
+        hint = "; labels above 1 need logits of one channel per class" if is_index and high > 1 else ""
         raise InputError(f"target: got values from {low:g} to {high:g}; expected values in [0, 1]{hint}")
     if not soft_targets and target.is_floating_point() and bool(((target != 0) & (target != 1)).any()):
-        raise InputError("target: this loss needs a target of 0 and 1 alone, and got values between")
+        raise InputError("target: this loss needs a target of 0 and 1 only, and got values in between")
 
 
 def check_probabilities(probabilities: Tensor, mask: Tensor | None) -> None:
-    """Refuse logits passed where no activation was asked for."""
+    """Refuse logits passed where no activation was requested."""
     if mask is not None:
         probabilities = torch.where(mask, probabilities, probabilities.new_zeros(()))
     low, high = (float(bound) for bound in torch.aminmax(probabilities.detach()))

@@ -26,7 +26,7 @@ def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
         **arguments: the loss's arguments.
 
     Raises:
-        InputError: an unknown name (says the nearest one) or argument.
+        InputError: an unknown name (suggests the nearest one) or argument.
 
     Example:
         >>> import medloss
@@ -52,7 +52,7 @@ def loss_class(name: str) -> type[nn.Module]:
     """The class behind a registered name or a dotted path.
 
     Raises:
-        InputError: there is none; says the nearest registered name.
+        InputError: there is none; suggests the nearest registered name.
     """
     if name in LOSSES:
         return LOSSES[name].cls
@@ -122,7 +122,7 @@ def pass_epoch_on(loss: nn.Module, epoch: int) -> None:
 
 
 def _check_lost(loss: nn.Module, lost: set[str]) -> None:
-    """Refuse to lose a mask; warn of a loss of ours inside another module that would measure in voxels."""
+    """Refuse to lose a mask; warn of a loss of medloss inside another module that would compute distances in voxels."""
     cls = type(unwrapped(loss))
     name = f"{cls.__module__}.{cls.__qualname__}"
     if "mask" in lost:

@@ -1,6 +1,6 @@
-"""Sums over the ranks of a data-parallel training: what `batch=True` needs to mean the global batch.
+"""Sums over the ranks in data-parallel training: `batch=True` then means the global batch.
 
-A `DistributedDataParallel` rank sees its own part of the batch. Sums over the batch are summed over all ranks of the
+A `DistributedDataParallel` rank sees one part of the batch. Sums over the batch are summed over all ranks of the
 default process group, so that each of them has the loss of the global batch. Its gradient goes back to every rank: the
 sum's backward sums the ranks' incoming gradients, W times the gradient of one loss, and DDP's mean over the W ranks
 takes the W out again. What remains is the gradient that one process would have on the global batch.
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 def sum_over_ranks(logits: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """Sum each of some tensors over all ranks, differentiably, in one collective; outside of a training do nothing.
+    """Sum each of some tensors over all ranks, differentiably, in one collective; outside of training do nothing.
 
-    Ranks are summed over only where a gradient is wanted: in a validation they may make different numbers of calls,
-    and the first that had no counterpart would wait for ever.
+    Ranks are summed over only where a gradient is wanted: in validation they may make different numbers of calls,
+    and the first that had no counterpart would wait forever.
 
     Args:
-        logits: what the loss was given: they say whether a gradient is wanted.
+        logits: what the loss was given: they decide whether a gradient is wanted.
         *values: of one type, and of the same shapes on all ranks.
 
     Returns:
@@ -49,9 +49,9 @@ def _(values: Tensor) -> Tensor:
     return torch.empty_like(values)
 
 
-def _gradient(ctx: Any, slopes: Tensor) -> Tensor:
+def _gradient(ctx: Any, gradients: Tensor) -> Tensor:
     # Every rank's loss reads this rank's values, so what comes in on all of them belongs to these.
-    gradient: Tensor = _sum(slopes)
+    gradient: Tensor = _sum(gradients)
     return gradient
 
 

@@ -1,4 +1,4 @@
-"""What the registry knows of a loss; each loss's file says it of itself, by `@register`."""
+"""What the registry holds of each loss; the loss's file sets it by `@register`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

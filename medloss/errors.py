@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Bad input to a loss or a map: names the argument, what came, what was expected and what to do."""
+    """Bad input to a loss or a map: names the argument, what was given, what was expected and what to do."""

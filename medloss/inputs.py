@@ -27,7 +27,7 @@ class LossInputs:
 
     Attributes:
         logits: `[B, C, *spatial]`, in any floating type; probabilities in `Mode.PROBABILITIES`.
-        target: an index map `[B, 1, *spatial]`, or one map a class `[B, C, *spatial]`, in any type.
+        target: an index map `[B, 1, *spatial]`, or one map per class `[B, C, *spatial]`, in any type.
         mask: `[B, 1, *spatial]` bool, True where a voxel counts; None when all do. Elsewhere logits and target may
             be anything, NaN included.
         mode: how `logits` become probabilities.
@@ -58,7 +58,7 @@ class LossInputs:
         """The voxels' spacing in mm, one tuple per item.
 
         Raises:
-            UnknownSpacingError: none was passed, and the target's own does not fit its axes.
+            UnknownSpacingError: none was passed, and that of the target does not fit its axes.
         """
         if isinstance(self.item_spacing, UnknownSpacingError):
             raise self.item_spacing
@@ -106,7 +106,7 @@ class LossInputs:
         masks = torch.empty(self.logits.shape, dtype=torch.bool, device=self.target.device)
         labels = self.target[:, 0]
         if channels > 128 and labels.dtype in (torch.uint8, torch.int8):
-            labels = labels.short()  # compared in its own type, 259 would be 3
+            labels = labels.short()  # compared in its type, 259 would be 3
         for c in range(channels):
             masks[:, c] = labels == c
         if self.ignore_index is not None and 0 <= self.ignore_index < channels:
@@ -144,7 +144,7 @@ def _first_largest(logits: Tensor) -> Tensor:
     """`logits.argmax(1, keepdim=True)`."""
     if logits.device.type != "cpu" or torch.compiler.is_compiling():
         return logits.argmax(1, keepdim=True)
-    # On a CPU torch's own is slow along an axis but the last. Class by class, in blocks of the cache's size.
+    # On a CPU torch's argmax is slow along any axis but the last. Class by class, in blocks of the cache's size.
     lines = logits.flatten(2)
     winner = torch.zeros(lines.shape[0], 1, lines.shape[2], dtype=torch.int16, device="cpu")
     for item in range(lines.shape[0]):

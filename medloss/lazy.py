@@ -9,7 +9,7 @@ from typing import Any
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package whose public names are those of its module `exports`.
 
-    Type checkers see none of this: for them the package says `if TYPE_CHECKING: from package.exports import *`.
+    Type checkers see none of this: for them the package has `if TYPE_CHECKING: from package.exports import *`.
 
     Args:
         package: its name.

@@ -1,6 +1,6 @@
 """Mean and standard deviation of a map under a window around each voxel.
 
-Both are put together axis by axis: after an axis, a voxel has the mean of its line, and its variance is the mean of
+Both are computed axis by axis: after an axis, a voxel has the mean of its line, and its variance is the mean of
 the line's variances plus the variance of the line's means. So the work grows with the window's side, not its volume.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medloss.kernels import dispatch
 
-#: Voxels worked on at a time where no gradient is wanted: what lies in between stays in the cache.
+#: Voxels processed together if no gradient is needed: intermediate results stay in the cache.
 _SLAB_VOXELS = 1 << 17
 
 
@@ -45,7 +45,7 @@ def structure(maps: Tensor, window: list[float], constant: float) -> Tensor:
 def structural_error(
     prediction: Tensor, target: Tensor, window: list[float], constant: float, *, average: bool
 ) -> Tensor:
-    """|structure(target) - structure(prediction)|, without gradient, and with little memory besides the result.
+    """|structure(target) - structure(prediction)|, without gradient, and with little memory in addition to the result.
 
     Args:
         prediction: `[B, C, *spatial]`, 2D or 3D, float32 or float64.

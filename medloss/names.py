@@ -31,7 +31,7 @@ def unknown_loss(name: str) -> str:
 
 
 def refuse_unknown_losses(expression: str) -> None:
-    """Refuse a sum of losses with a name in it that no registered loss has; dotted paths are not looked at.
+    """Refuse a sum of losses with a name in it that no registered loss has; dotted paths are not checked.
 
     Args:
         expression: as `parse_expression` reads it.

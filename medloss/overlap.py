@@ -17,10 +17,10 @@ class OverlapStatistics:
         prediction: sum p.
         target: sum y.
         voxels: number of voxels that count, `[B or 1, 1]`.
-        squared_prediction: sum p^2; 0 unless asked for.
-        squared_target: sum y^2; 0 unless asked for.
-        squared_error_inside: sum (y - p)^2 y; 0 unless asked for.
-        squared_error_outside: sum (y - p)^2 (1 - y); 0 unless asked for.
+        squared_prediction: sum p^2; 0 unless requested.
+        squared_target: sum y^2; 0 unless requested.
+        squared_error_inside: sum (y - p)^2 y; 0 unless requested.
+        squared_error_outside: sum (y - p)^2 (1 - y); 0 unless requested.
     """
 
     tp: Tensor

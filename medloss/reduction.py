@@ -1,4 +1,4 @@
-"""From values a voxel, or an item and class, to what the caller asked for."""
+"""From values per voxel, or per item and class, to the requested reduction."""
 
 from torch import Tensor
 
@@ -11,12 +11,12 @@ def weighted(values: Tensor, inputs: LossInputs) -> Tensor:
 
 
 def reduce_items(values: Tensor, inputs: LossInputs, reduction: str) -> Tensor:
-    """Reduce `[B or 1, C']`, one value an item (or the batch) and class; the mean is over all of them."""
+    """Reduce `[B or 1, C']`, one value per item (or the batch) and class; the mean is over all of them."""
     if inputs.mask is not None:
         counts = inputs.counts()
         if values.shape[0] != counts.shape[0]:
             counts = counts.sum(0, keepdim=True)
-        # An item of which no voxel counts has no opinion, whatever the smoothing terms would say.
+        # An item of which no voxel counts contributes 0, whatever the smoothing terms would give.
         values = values.where(counts > 0, values.new_zeros(()))
     if reduction == "none":
         return values.reshape(*values.shape, *(1,) * len(inputs.spatial_axes))

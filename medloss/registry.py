@@ -1,4 +1,4 @@
-"""`LOSSES`: every loss by name. A new loss is a file of its own, named as the loss is, and one line here."""
+"""`LOSSES`: every loss by name. A new loss is one file, named like the loss, and one line here."""
 
 # The lines' order is that of tables and comparisons, and `names.py` reads it: no sorting.
 # isort: off

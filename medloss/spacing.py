@@ -1,4 +1,4 @@
-"""Voxel spacing in mm: what users pass, brought to one tuple an item."""
+"""Voxel spacing in mm: what users pass, brought to one tuple per item."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ Spacing = float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray | Ten
 
 
 class UnknownSpacingError(InputError):
-    """The target's own spacing does not say which number belongs to which axis; a loss without distances may go on."""
+    """The target's spacing does not show which number belongs to which axis; losses without distances ignore it."""
 
 
 def resolve_spacing(
     spacing: Spacing | None, target: Any, batch_size: int, spatial_dims: int
 ) -> list[tuple[float, ...]]:
-    """One spacing (mm, in the order of the array's axes) an item.
+    """One spacing (mm, in the order of the array's axes) per item.
 
     Args:
-        spacing: as passed to a loss. None: `target`'s own when it is a `MetaTensor`, else 1.
+        spacing: as passed to a loss. None: `target`'s when it is a `MetaTensor`, else 1.
         target: the tensor from which a missing spacing is read (`pixdim`; a list in a collated batch).
         batch_size: number of items, B.
         spatial_dims: 2 or 3.
@@ -44,13 +44,13 @@ def resolve_spacing(
         rows = rows * batch_size
     if len(rows) != batch_size:
         raise InputError(
-            f"spacing: got {len(rows)} spacings for a batch of {batch_size}; pass one for all, or one an item"
+            f"spacing: got {len(rows)} spacings for a batch of {batch_size}; pass one for all, or one per item"
         )
     for row in rows:
         if len(row) != spatial_dims:
             raise InputError(
                 f"spacing: got {len(row)} numbers {tuple(row)} for {spatial_dims}D images; "
-                "pass one number (mm) an axis, in the order of the array's axes"
+                "pass one number (mm) per axis, in the order of the array's axes"
             )
         if not all(math.isfinite(s) and s > 0 for s in row):
             raise InputError(f"spacing: got {tuple(row)}; every spacing must be a positive number of mm")
@@ -63,19 +63,19 @@ def is_meta_tensor(value: Any) -> TypeGuard[Any]:
 
 
 def scaled_spacing(spacing: Sequence[float], size: Sequence[int], grid: Sequence[int]) -> tuple[float, ...]:
-    """The spacing (mm) of another grid over the same volume: $s\\,n/m$ an axis.
+    """The spacing (mm) of another grid over the same volume: $s\\,n/m$ per axis.
 
     Args:
         spacing: $s$, mm, of the grid `size`.
-        size: $n$, voxels an axis.
-        grid: $m$, voxels an axis of the other grid.
+        size: $n$, voxels per axis.
+        grid: $m$, voxels per axis of the other grid.
     """
     return tuple(s * n / m for s, n, m in zip(spacing, size, grid, strict=True))
 
 
 def _own_rows(target: Any, spatial_dims: int) -> list[list[float]]:
     """A `MetaTensor`'s spacing, one row for all items or one per item."""
-    # `pixdim` has as many numbers as MONAI's `spatial_ndim`, which tells a 2D image with a 4 x 4 affine from a slice.
+    # `pixdim` has MONAI's `spatial_ndim` numbers, which distinguishes a 2D image with a 4 x 4 affine from a slice.
     rows: list[list[float]] = [row.tolist() for row in (target.pixdim if target.is_batch else [target.pixdim])]
     for row in rows:
         # Indexing keeps the volume's affine: which axis is gone matters only where spacings differ.
@@ -107,7 +107,7 @@ def _as_rows(spacing: Spacing, batch_size: int, spatial_dims: int) -> list[list[
         values = None
     if values is None or values.ndim > 2:
         shown = " ".join(repr(spacing).split())
-        raise InputError(f"spacing: got {shown}; expected one number (mm) an axis, or one such row an item")
+        raise InputError(f"spacing: got {shown}; expected one number (mm) per axis, or one such row per item")
     if values.ndim == 0:
         return [[float(values)] * spatial_dims]
     rows = np.atleast_2d(values).tolist()

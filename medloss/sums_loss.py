@@ -14,7 +14,7 @@ from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 
 
 class SumsLoss(SegmentationLoss):
-    """A loss that reads the voxels only through sums; a subclass says which, and its formula over them."""
+    """A loss that reads the voxels only through sums; a subclass defines which, and the formula over them."""
 
     @abstractmethod
     def requested(self) -> Requested:
@@ -22,7 +22,7 @@ class SumsLoss(SegmentationLoss):
 
     @abstractmethod
     def from_sums(self, sums: VoxelSums) -> Tensor:
-        """The loss, reduced as `self.reduction` says."""
+        """The loss, reduced by `self.reduction`."""
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor | None:
         """A factor of errors and entropies, `[B, 1 or C', *spatial]`, without gradient; None for 1."""
@@ -33,7 +33,7 @@ class SumsLoss(SegmentationLoss):
         return self.from_sums(voxel_sums(inputs, self.requested(), self.voxel_weight(inputs)))
 
     def overlap(self, sums: VoxelSums) -> OverlapStatistics:
-        """How prediction and reference overlap, an item; with `batch=True` in the batch, over all ranks."""
+        """How prediction and reference overlap, per item; with `batch=True` over the batches of all ranks."""
         statistics = OverlapStatistics.of(sums, batch=self.batch)
         if not self.batch:
             return statistics
@@ -43,12 +43,12 @@ class SumsLoss(SegmentationLoss):
         """Reduce as `reduce_items` does, by the voxels that count on all ranks.
 
         Args:
-            values: one an item (or the batch) and class, `[B or 1, C']`.
+            values: one per item (or the batch) and class, `[B or 1, C']`.
             inputs: the checked inputs of the loss.
             voxels: `OverlapStatistics.voxels`.
         """
         if self.batch and inputs.mask is not None:
-            # A rank whose own voxels are all masked still has the global batch's opinion.
+            # A rank whose voxels are all masked still returns the value of the global batch.
             values = values.where(voxels > 0, values.new_zeros(()))
             inputs = replace(inputs, mask=None)
         return reduce_items(values, inputs, self.reduction)

@@ -12,7 +12,7 @@ from medloss.expression import Term, parse_expression
 from medloss.registry import LOSSES
 from medloss.wrappers.combined import SCHEDULES, CombinedLoss
 
-#: What can be asked for by name alone; `linear` needs final weights.
+#: Schedules that can be requested by name only; `linear` needs final weights.
 ASKED_SCHEDULES = tuple(name for name in SCHEDULES if name != "linear")
 
 
@@ -34,12 +34,12 @@ def create_training_loss(
             such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and all of its arguments.
         num_classes: C; one channel gets a sigmoid, more a softmax.
         arguments: arguments of the named loss, before those of its recipe.
-        sigmoid: whether each channel is its own yes/no, however many there are; None: with one channel.
+        sigmoid: whether the channels are independent, however many there are; None: with one channel.
         common: arguments of every loss that takes them, such as `batch`.
         terms: arguments of single losses of a sum by their names; they come before `common`.
         schedule: of the weights of a sum, `constant`, `ramp` or `balanced`, as in `CombinedLoss`; None: the recipe's,
             and `constant` for a sum.
-        epochs: of the training, which a `ramp` needs.
+        epochs: the length of the run, in epochs; a `ramp` needs it.
 
     Raises:
         InputError: an unknown loss, argument or schedule; `arguments` for a sum; `schedule` for a loss that is no sum;
@@ -54,7 +54,7 @@ def create_training_loss(
     if isinstance(spec, Mapping):
         if sigmoid is not None or common or terms or schedule:
             raise InputError(
-                "loss: a mapping says all of its arguments itself; got sigmoid, common, terms or schedule besides"
+                "loss: a mapping contains all of its arguments; got sigmoid, common, terms or schedule as well"
             )
         return create_loss(spec, **arguments)
     trained = _trained(spec, schedule)
@@ -76,14 +76,14 @@ def create_training_loss(
 
 
 def trained_as(spec: str, schedule: str | None = None) -> str:
-    """What a network is really trained with: the sum of a loss's recipe, and its schedule.
+    """What a network is trained with: the sum of a loss's recipe, and its schedule.
 
     Args:
         spec: a name, a sum or a dotted path.
         schedule: as in `create_training_loss`.
 
     Raises:
-        InputError: it cannot be read, or is no sum and a schedule was asked for.
+        InputError: it cannot be read, or is no sum and a schedule was requested.
 
     Example:
         >>> from medloss.training_loss import trained_as
@@ -127,7 +127,7 @@ def has_boundary_term(spec: str) -> bool:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A loss by its recipe; `name` is what `arguments` of the caller go to."""
+    """A loss by its recipe; `name` is the term that gets the caller's `arguments`."""
 
     terms: list[Term]
     schedule: str

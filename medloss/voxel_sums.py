@@ -31,14 +31,14 @@ class Requested:
     gamma: float = 0.0
 
     def terms(self, inputs: LossInputs) -> VoxelTerms:
-        """The same, with the mode and the classes of the inputs at hand."""
+        """The same, with the mode and the classes of the inputs."""
         first = 0 if inputs.include_background else 1
         return VoxelTerms(inputs.mode.value, first, self.overlap, self.squares, self.errors, self.entropy, self.gamma)
 
 
 @dataclass(frozen=True)
 class VoxelSums:
-    """Sums over each item's counted voxels; `Row` says what each is, `[B, C']`."""
+    """Sums over each item's counted voxels; `Row` defines each, `[B, C']`."""
 
     rows: Tensor  # [ROWS, B, C]
     inputs: LossInputs
@@ -68,7 +68,7 @@ class VoxelSums:
 
 
 def voxel_sums(inputs: LossInputs, requested: Requested, voxel_weight: Tensor | None = None) -> VoxelSums:
-    """Walk the voxels once.
+    """Compute the sums in one pass over the voxels.
 
     Args:
         inputs: the checked inputs of a loss.
@@ -94,9 +94,9 @@ def weighted_cross_entropy(
     entropy: str = "plain",
     gamma: float = 0.0,
 ) -> Tensor:
-    """Cross entropy a voxel, each class's term times a weight; 0 at masked voxels.
+    """Cross entropy per voxel, each class's term times a weight; 0 at masked voxels.
 
-    Categorical: `sum_c w_c positive_c y_c h(p_c)`, shape `[B, 1, *spatial]`. Each channel its own yes/no:
+    Categorical: `sum_c w_c positive_c y_c h(p_c)`, shape `[B, 1, *spatial]`. Independent channels:
     `w_c [positive y h(p) + negative (1 - y) h(1 - p)]`, shape `[B, C', *spatial]`. w are the class weights.
 
     Args:

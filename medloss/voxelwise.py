@@ -1,4 +1,4 @@
-"""`VoxelwiseLoss`: the losses that are a weighted cross entropy a voxel."""
+"""`VoxelwiseLoss`: the losses that are a weighted cross entropy per voxel."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from medloss.voxel_sums import Requested, VoxelSums, target_sums, weighted_cross
 
 
 class VoxelwiseLoss(SumsLoss):
-    """Cross entropy a voxel, times weights; a subclass says which: a class's, a voxel's, or both."""
+    """Cross entropy per voxel, times weights; a subclass defines which: per class, per voxel, or both."""
 
     #: Which cross entropy: `plain` or `focal`, as `Requested` has them.
     entropy: ClassVar[str] = "plain"
@@ -33,11 +33,11 @@ class VoxelwiseLoss(SumsLoss):
         return values.sum() / (sums.inputs.counts().sum() * values.shape[1]).clamp(min=1)
 
     def compute(self, inputs: LossInputs) -> Tensor:
-        """The sums' formula, or with `reduction="none"` the value a voxel."""
+        """The sums' formula, or with `reduction="none"` the value per voxel."""
         return self.voxels(inputs) if self.reduction == "none" else super().compute(inputs)
 
     def voxels(self, inputs: LossInputs) -> Tensor:
-        """The value a voxel: `[B, 1, *spatial]` (categorical) or `[B, C', *spatial]`; 0 at masked voxels."""
+        """The value per voxel: `[B, 1, *spatial]` (categorical) or `[B, C', *spatial]`; 0 at masked voxels."""
         factors = self.class_factors(target_sums(inputs))
         values = weighted_cross_entropy(inputs, *factors, entropy=self.entropy, gamma=self.gamma)
         weight = self.voxel_weight(inputs)

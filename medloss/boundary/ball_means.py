@@ -21,7 +21,7 @@ def deep_errors(
         p: probabilities, `[B, C, *spatial]`.
         y: bool, as `p`.
         radii: mm; each ball fits into the image.
-        weights: one a radius.
+        weights: one per radius.
         spacing: mm.
     """
     sums: Tensor = _operator(p, y, list(radii), list(weights), list(spacing), wants_gradient(p))[0]
@@ -33,7 +33,7 @@ def deep_errors(
 def _operator(
     p: Tensor, y: Tensor, radii: list[float], weights: list[float], spacing: list[float], gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    sums, slopes = new_results(p, gradient)
+    sums, gradients = new_results(p, gradient)
     function: Callable[..., Tensor | float] = _deep_errors
     if dispatch.choose(p.device.type, p.dtype) == "numba":
         from medloss.kernels.numba import balls
@@ -42,9 +42,9 @@ def _operator(
             function = balls.deep_errors
     for b in range(p.shape[0]):
         for c in range(p.shape[1]):
-            out = slopes[b, c] if gradient else None
+            out = gradients[b, c] if gradient else None
             sums[b, c] = function(p[b, c], y[b, c], radii, weights, spacing, out)
-    return sums, slopes
+    return sums, gradients
 
 
 def _deep_errors(

@@ -1,4 +1,4 @@
-"""Which voxels balls of several radii hold, an ellipsoid each where voxels are no cubes."""
+"""Which voxels lie in balls of several radii; in voxels these are ellipsoids where the spacing is anisotropic."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _SLACK = 1 + 1e-6
 
 
 def reach(radius: float, spacing: Sequence[float]) -> list[int]:
-    """The ball's reach in voxels, an axis."""
+    """The ball's reach in voxels, per axis."""
     return [math.floor(radius * _SLACK / s) for s in spacing]
 
 
@@ -23,7 +23,7 @@ def fitting(radii: Sequence[float], spacing: Sequence[float], size: Sequence[int
 
 
 def ball(radius: float, offsets: Sequence[Tensor], spacing: Sequence[float]) -> Tensor:
-    """Whether voxels at a grid of offsets from a centre, one float64 vector an axis, lie in a ball."""
+    """Whether voxels at a grid of offsets from a centre, one float64 vector per axis, lie in a ball."""
     squares = torch.zeros((1,) * len(offsets), dtype=torch.float64, device="cpu")
     for axis, (offset, s) in enumerate(zip(offsets, spacing, strict=True)):
         squares = squares + ((offset * s) ** 2).view(-1, *(1,) * (len(offsets) - 1 - axis))
@@ -36,11 +36,12 @@ class Discs:
 
     Attributes:
         reach: the largest ball's, along three axes.
-        points: `[P, 2]` offsets >= 0 in the first two axes; mirrored ones go with them. A disc is its first so many.
+        points: `[P, 2]` offsets >= 0 in the first two axes, which stand for the flipped ones, too. A disc is the first
+            `ends` of them.
         ends: `[D]`, how many points each disc has, ascending.
         taps: `[T, 2]`, a radius' number and an offset >= 0 in the last axis where it has a disc.
         tap_ends: `[D]`, up to which tap a disc's go.
-        sizes: a ball's voxels, a radius.
+        sizes: voxels in the ball, per radius.
     """
 
     reach: tuple[int, int, int]

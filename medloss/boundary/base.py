@@ -11,7 +11,7 @@ from medloss.reduction import reduce_means
 
 
 class BoundaryLoss(SegmentationLoss):
-    """A mean over voxels, an item and class; a subclass says of what in `sums`. Targets must be hard."""
+    """A mean over voxels, per item and class; a subclass defines the values in `sums`. Targets must be hard."""
 
     soft_targets = False
     uses_spacing = True

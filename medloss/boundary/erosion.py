@@ -24,8 +24,8 @@ def eroded_sums(
         p: probabilities, `[B, C, *spatial]`.
         y: bool, as `p`.
         mask: `[B, 1, *spatial]` bool; None when all voxels count.
-        spacing: mm, one tuple an item.
-        weights: one a step.
+        spacing: mm, one tuple per item.
+        weights: one per step.
         renormalize: stretch each step's map to [0, 1].
     """
     strides = [stride for item in spacing for stride in _strides(item)]
@@ -44,20 +44,20 @@ def _operator(
     renormalize: bool,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    sums, slopes = new_results(p, gradient)
+    sums, gradients = new_results(p, gradient)
     dims = p.ndim - 2
     compiled = not renormalize and dispatch.choose(p.device.type, p.dtype) == "numba"
     for b in range(p.shape[0]):
         item = (None if mask is None else mask[b, 0], strides[b * dims : (b + 1) * dims], weights)
         for c in range(p.shape[1]):
-            out = slopes[b, c] if gradient else None
+            out = gradients[b, c] if gradient else None
             if compiled:
                 from medloss.kernels.numba import erosion
 
                 sums[b, c] = erosion.eroded_sum(p[b, c], y[b, c], *item, out)
             else:
                 sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, out)
-    return sums, slopes
+    return sums, gradients
 
 
 def _strides(spacing: tuple[float, ...]) -> list[int]:
@@ -92,24 +92,24 @@ def _eroded_sum(
         counted = error if mask is None else torch.where(mask, error, 0.0)
         total += weight * counted.sum()
         steps = step
-        # On a GPU to look is to wait.
+        # On a GPU the check would wait for the device.
         if error.device.type == "cpu" and not error.any():
             break
     if out is None:
         return total
-    slope, other = error.zero_(), cross
+    gradient, other = error.zero_(), cross
     for step in range(steps, 0, -1):
         weight, axes = weights[step - 1], _axes(step, strides)
         if mask is None:
-            slope += weight
+            gradient += weight
         else:
-            slope += mask.to(slope.dtype).mul_(weight)
+            gradient += mask.to(gradient.dtype).mul_(weight)
         if renormalize:
-            stretched.pop().backward(slope)
-        slope.mul_(bits[(step - 1) // 8].bitwise_and(1 << (step - 1) % 8) != 0).mul_(2 / (2 * len(axes) + 1))
-        _cross_sum(slope, axes, other)
-        slope, other = other, slope
-    torch.mul(slope, (p - y.to(p.dtype)).mul_(2), out=out)
+            stretched.pop().backward(gradient)
+        gradient.mul_(bits[(step - 1) // 8].bitwise_and(1 << (step - 1) % 8) != 0).mul_(2 / (2 * len(axes) + 1))
+        _cross_sum(gradient, axes, other)
+        gradient, other = other, gradient
+    torch.mul(gradient, (p - y.to(p.dtype)).mul_(2), out=out)
     return total
 
 
@@ -139,14 +139,14 @@ class _Stretched:
         maps.sub_(torch.where(self.flat, 0.0, low)).div_(self.width)
         self.maps = maps.clone() if gradient else None
 
-    def backward(self, slope: Tensor) -> None:
-        """Turn the slope for the stretched map into that for the map; ties share theirs."""
+    def backward(self, gradient: Tensor) -> None:
+        """Turn the gradient for the stretched map into that for the map; ties share theirs."""
         assert self.maps is not None
-        by_high = -(slope * self.maps).sum()
-        by_low = -slope.sum() - by_high
+        by_high = -(gradient * self.maps).sum()
+        by_low = -gradient.sum() - by_high
         for at, by in ((self.lowest, by_low), (self.highest, by_high)):
-            slope += at * torch.where(self.flat, 0.0, by / at.sum().clamp(min=1))
-        slope /= self.width
+            gradient += at * torch.where(self.flat, 0.0, by / at.sum().clamp(min=1))
+        gradient /= self.width
 
     def _counted(self, at: Tensor) -> Tensor:
         return at if self.mask is None else at & self.mask

@@ -31,7 +31,7 @@ class HausdorffCVLoss(BoundaryLoss):
 
     U = (p - y)^2 p (over-segmented), V = (p - y)^2 y (under-segmented), f(x) = relu(x - 0.5) / 0.5; p: probability;
     y: target; B_r: normalised ball of radius r in mm (an ellipsoid in voxels), replicate padding; a: `alpha`; N:
-    voxels that count, an item and class. Gradient flows through every p.
+    voxels that count, per item and class. Gradient flows through every p.
 
     The equation is Karimi's as we know it: the paper could not be checked. With radii in mm the value grows with the
     spacing to the power alpha.
@@ -79,7 +79,7 @@ class HausdorffCVLoss(BoundaryLoss):
 
     def sums(self, inputs: LossInputs) -> Tensor:
         """Sum over the radii."""
-        # A masked voxel has no error, and so no value of its own.
+        # A masked voxel has no error, and so no value.
         y = inputs.included(inputs.target_masks())
         p = inputs.included(inputs.probabilities())
         if len(set(inputs.spacing)) == 1:

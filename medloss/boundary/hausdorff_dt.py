@@ -31,11 +31,11 @@ class HausdorffDTLoss(SumsLoss):
     p: probability; y: target; q: hard prediction (p > 0.5, or the argmax of a softmax); d: distance in mm to the
     border, `boundary_distance_map`, without gradient; a: `alpha`. The mean is over the voxels of an item and class.
 
-    Takes the place of MONAI's `HausdorffDTLoss`, which drops class 0 by default, knows no spacing, thresholds at 0.5
+    Replaces MONAI's `HausdorffDTLoss`, which drops class 0 by default, knows no spacing, thresholds at 0.5
     with softmax, too, and truncates its distances for integer targets. `spacing` (mm) matters; `distance_map` spares
     the reference's transform.
 
-    A trap: an empty target has no border, and neither has a full prediction: a wrong full prediction on an
+    Pitfall: an empty target has no border, and neither has a full prediction: a wrong full prediction on an
     empty target has the value 0. Alone and from scratch the loss collapses to background: its paper trains it
     together with Dice.
 

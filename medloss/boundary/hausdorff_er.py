@@ -16,7 +16,7 @@ from medloss.inputs import LossInputs
     "hausdorff_er",
     family="boundary",
     paper="Karimi and Salcudean 2019, arXiv 1904.10030",
-    summary="squared errors that survive erosion, the longer the dearer",
+    summary="squared errors weighted by the number of erosions they survive",
     recipe=karimi_recipe(
         "hausdorff_er",
         clip=1.0,
@@ -31,7 +31,7 @@ class HausdorffERLoss(BoundaryLoss):
     $$\frac{1}{N} \sum_{k=1}^{K} \sum_x E_k k^a, \quad E_0 = (p - y)^2, \quad
     E_k = \mathrm{relu}(E_{k-1} * \mathrm{cross} - 0.5) / 0.5$$
 
-    p: probability; y: target; K: `erosions`; a: `alpha`; N: voxels that count, an item and class; cross: the mean of a
+    p: probability; y: target; K: `erosions`; a: `alpha`; N: voxels that count, per item and class; cross: the mean of a
     voxel and its face neighbours (5 in 2D, 7 in 3D), zero padding.
 
     The soft threshold at 0.5, rescaled to [0, 1], is our reading: the paper's could not be checked.
@@ -39,13 +39,13 @@ class HausdorffERLoss(BoundaryLoss):
     Spacing: a step is one smallest spacing. Axis i is eroded at every n-th step, n = round(s_i / min s), and a step's
     cross has only the axes eroded in it.
 
-    Two traps: an error thinner than the cross vanishes at the first step, and where all |p - y| < 0.707 so does
+    Two pitfalls: an error thinner than the cross vanishes at the first step, and where all |p - y| < 0.707 so does
     everything: value and gradient are 0 there. So its paper trains it together with Dice.
 
     Args:
         alpha: a > 0. Default 2 (the paper's).
         erosions: K >= 1. Default 10 (the paper's).
-        renormalize: stretch each step's map to [0, 1], an item and class, as kornia does.
+        renormalize: stretch each step's map to [0, 1], per item and class, as kornia does.
         **common: the arguments of `SegmentationLoss`; `batch` is ignored.
 
     Raises:

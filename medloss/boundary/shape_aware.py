@@ -20,10 +20,10 @@ class ShapeAwareLoss(VoxelwiseLoss):
 
     $$\mathrm{mean}\big[\mathrm{CE}\,(1 + E\, 1[q \ne y])\big]$$
 
-    CE: cross entropy a voxel, as in `BinaryCrossEntropyLoss`; q: hard prediction; y: target; E: the mean distance in mm
-    from the predicted contour's voxels to the reference contour, one number an item (and channel, where each is its
-    own yes/no), without gradient. Categorical: E is the mean over classes 1..C-1, whatever `include_background`, and
-    wrong means that the argmax differs from the label.
+    CE: cross entropy per voxel, as in `BinaryCrossEntropyLoss`; q: hard prediction; y: target; E: the mean distance in
+    mm from the predicted contour's voxels to the reference contour, one number per item (and channel, where channels
+    are independent), without gradient. Categorical: E is the mean over classes 1..C-1, whatever `include_background`,
+    and wrong means that the argmax differs from the label.
 
     A contour: the voxels of a mask with a face neighbour inside the image and outside the mask. With an empty contour
     E = 0. `distance_map` is of no use here: inside, the distance to the contour is another one. With softmax and

@@ -21,7 +21,7 @@ from medloss.wrappers.reduction import reduce_compound
     summary="weighted cross entropy and Dice",
 )
 class ComboLoss(SumsLoss):
-    r"""A weighted sum of weighted cross entropy and the soft Dice loss, an item and class.
+    r"""A weighted sum of weighted cross entropy and the soft Dice loss, per item and class.
 
     $$a\, \mathrm{mBCE} + (1 - a)(1 - D), \quad
     \mathrm{mBCE} = -\mathrm{mean}[b\, y \ln p + (1 - b)(1 - y) \ln(1 - p)]$$
@@ -75,7 +75,7 @@ class ComboLoss(SumsLoss):
         return Requested(overlap=True, entropy="plain")
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
-        """Share the two parts, an item and class."""
+        """The weighted sum of the two parts, per item and class."""
         overlap = self.overlap(sums)
         dice = 1 - dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         entropy = sums.cross_entropy(*self._class_factors(sums))

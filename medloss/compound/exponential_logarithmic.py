@@ -28,8 +28,8 @@ class ExponentialLogarithmicLoss(SumsLoss):
     $$w_d\, \mathrm{mean}_c[(-\ln D_c)^g] + w_x\, \mathrm{mean}_x[w_l (-\ln p_l)^g], \quad
     w_l = \Big(\sum_k f_k / f_l\Big)^{1/2}$$
 
-    D: the soft Dice coefficient, an item and class; p_l: the probability given to a voxel's label l; f: label
-    frequencies; g: `gamma`. Each channel its own yes/no: a channel's labels are yes (f = mean y) and no (1 - f).
+    D: the soft Dice coefficient, per item and class; p_l: the probability given to a voxel's label l; f: label
+    frequencies; g: `gamma`. Independent channels: a channel's labels are yes (f = mean y) and no (1 - f).
     A label that does not occur has weight 0. Both -ln terms are kept at or above 1e-7, with no gradient below: a
     perfect prediction has a value of some 1e-7^g, 0.01 by default.
 
@@ -37,8 +37,8 @@ class ExponentialLogarithmicLoss(SumsLoss):
         dice_weight: w_d. Default 0.8 (the paper's).
         cross_entropy_weight: w_x. Default 0.2 (the paper's).
         gamma: g > 0. Default 0.3 (the paper's best): below 1 it pulls hardest at both ends.
-        frequencies: one number a class (C of them), of the training set, as in the paper. None (ours): of the
-            batch at hand (with `batch=True` in training: of all ranks' batches), over all classes also when class 0
+        frequencies: one number per class (C of them), of the training set, as in the paper. None (ours): of the
+            current batch (with `batch=True` in training: of all ranks' batches), over all classes also when class 0
             is dropped.
         smooth_nr: smoothing in the numerator, in voxels. Default 1.
         smooth_dr: smoothing in the denominator. Default 1.
@@ -78,7 +78,7 @@ class ExponentialLogarithmicLoss(SumsLoss):
         if not gamma > 0:
             raise InputError(f"gamma: got {gamma}; expected a positive number")
         if frequencies is not None and not all(f >= 0 for f in frequencies):
-            raise InputError(f"frequencies: got {list(frequencies)}; expected numbers >= 0, one a class")
+            raise InputError(f"frequencies: got {list(frequencies)}; expected numbers >= 0, one per class")
         self.dice_weight = float(dice_weight)
         self.cross_entropy_weight = float(cross_entropy_weight)
         self.gamma = float(gamma)
@@ -90,7 +90,7 @@ class ExponentialLogarithmicLoss(SumsLoss):
         return Requested(overlap=True, entropy="power", gamma=self.gamma)
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
-        """Share the two parts, an item and class."""
+        """The weighted sum of the two parts, per item and class."""
         overlap = self.overlap(sums)
         dice = dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         power = (-dice.log()).clamp(min=1e-7) ** self.gamma
@@ -114,7 +114,7 @@ class ExponentialLogarithmicLoss(SumsLoss):
                 targets, voxels = sum_over_ranks(sums.inputs.logits, targets, voxels)
             return targets / voxels.clamp(min=1)
         if len(self.frequencies) != channels:
-            raise InputError(f"frequencies: got {len(self.frequencies)} numbers; expected {channels}, one a class")
+            raise InputError(f"frequencies: got {len(self.frequencies)} numbers; expected {channels}, one per class")
         return sums.rows.new_tensor(self.frequencies)
 
 

@@ -1,6 +1,6 @@
 """Exact Euclidean distances on the CPU, by SimpleITK, one mask at a time.
 
-`SignedMaurerDistanceMap` measures inside distances to the object's own border voxels, so only the outside half of
+`SignedMaurerDistanceMap` measures inside distances to the object's border voxels, so only the outside half of
 a call is the distance wanted; the inside half comes from a call on the complement. An empty mask gives 1.8e19: such
 masks are ruled out. `SetSpacing` takes x, y, z where arrays are z, y, x.
 
@@ -25,7 +25,7 @@ def signed_distances(masks: Tensor, spacings: Sequence[_Spacing]) -> Tensor:
 
     Args:
         masks: `[B, C, *spatial]`, bool, 2D or 3D.
-        spacings: mm, in the order of the axes, one an item.
+        spacings: mm, in the order of the axes, one per item.
 
     Returns:
         float32, the shape of `masks`.
@@ -60,7 +60,7 @@ def _signed(mask: _Mask, spacing: _Spacing, out: _Distances) -> None:
     box, other = _bounding_box(mask), _bounding_box(complement)
     if out[box].size <= out[other].size:
         _write(mask, spacing, out)
-        # Inside, the first call measured to the mask's own border: those voxels are written again.
+        # Inside, the first call measured to the mask's border: those voxels are written again.
         _write(complement[box], spacing, out[box], where=mask[box], sign=-1)
     else:
         # A mask that reaches all around, such as background: it is its complement that has the smaller box.

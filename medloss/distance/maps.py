@@ -17,7 +17,7 @@ def distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
 
     Args:
         mask: `[B, C, *spatial]`, 2D or 3D; above 0.5 is inside.
-        spacing: mm, in the order of the array's axes; one for all or one an item. None: the mask's own when
+        spacing: mm, in the order of the array's axes; one for all or one per item. None: the mask's when
             it is a `MetaTensor`, else 1.
 
     Returns:
@@ -39,7 +39,7 @@ def signed_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
     """Distance to the other side's nearest voxel: positive outside, negative inside.
 
     `edt(not m) - edt(m)`, with `edt` as in `distance_map`, whose arguments and errors it shares; there is no 0
-    save for a mask that is empty or full.
+    except for a mask that is empty or full.
 
     Example:
         >>> import torch
@@ -70,7 +70,7 @@ def outside_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor
 
 
 def penalty_map(mask: Tensor, spacing: Spacing | None = None, *, signed_map: Tensor | None = None) -> Tensor:
-    """How near the border a voxel lies, each side of the border apart: `F = (max d - d) / max d`.
+    """How near the border a voxel lies, separately for each side of the border: `F = (max d - d) / max d`.
 
     d: distance to the other side; max d: over the whole side. F lies in [0, 1), and is 0 for a mask that is
     empty or full.
@@ -78,7 +78,7 @@ def penalty_map(mask: Tensor, spacing: Spacing | None = None, *, signed_map: Ten
     Args:
         mask: `[B, C, *spatial]`; above 0.5 is inside.
         spacing: mm, as in `distance_map`.
-        signed_map: `signed_distance_map(mask, spacing)`, if it is at hand.
+        signed_map: `signed_distance_map(mask, spacing)`, if it is available.
 
     Raises:
         InputError: as `distance_map`.
@@ -139,7 +139,7 @@ def _kernels(device: str) -> tuple[str, str | None]:
     try:
         chosen = dispatch.in_use(device)
     except InputError:
-        # The set that was asked for is for the losses' device; a data set's transform may be on another.
+        # The forced set is for the losses' device; a data set's transform may be on another.
         chosen = "eager"
     if chosen == "triton":
         return "medloss.kernels.triton.distance", None

@@ -22,12 +22,12 @@ class DistanceMapd(MapTransform):
     Zooms, affine and elastic transforms change distances: recompute the maps after them.
 
     Args:
-        keys: the labels: index maps `[1, *spatial]`, or one map a class `[C, *spatial]`.
+        keys: the labels: index maps `[1, *spatial]`, or one map per class `[C, *spatial]`.
         num_classes: C, background included, for index maps.
         postfix: the map of `label` is stored as `label` + `postfix`; default `_distance`.
         allow_missing_keys: don't raise when a key is missing.
 
-    The spacing is the label's own (`MetaTensor.pixdim`), else 1. The map is a float32 `MetaTensor` `[C, *spatial]`
+    The spacing is the label's (`MetaTensor.pixdim`), else 1. The map is a float32 `MetaTensor` `[C, *spatial]`
     with the label's affine: pass it to a loss as `distance_map`.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Distribution-based losses: cross entropy a voxel, times a weight map."""
+"""Distribution-based losses: cross entropy per voxel, times a weight map."""

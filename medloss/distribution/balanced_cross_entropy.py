@@ -1,4 +1,4 @@
-"""Cross entropy weighted by how rare a class is in the image at hand."""
+"""Cross entropy weighted by how rare a class is in the current image."""
 
 from torch import Tensor
 
@@ -17,16 +17,16 @@ from medloss.voxelwise import VoxelwiseLoss
 class BalancedCrossEntropyLoss(VoxelwiseLoss):
     r"""Cross entropy whose weights balance each channel's foreground and background.
 
-    Each channel its own yes/no:
+    Independent channels:
 
     $$-[b\, y \ln p + (1 - b)(1 - y) \ln(1 - p)], \quad b = 1 - \mathrm{mean}(y)$$
 
     Categorical: $-\sum_c (1 - \mathrm{mean}(y_c))\, y_c \ln p_c$.
 
-    y: target; p: probability; b: the share of voxels that are not foreground, an item and channel, or over the
+    y: target; p: probability; b: the share of voxels that are not foreground, per item and channel, or over the
     batch (`batch=True`), of the voxels that count.
 
-    A trap: on an empty channel b is 1, on a full one 0, so one of the two sides weighs nothing: a wrong
+    Pitfall: on an empty channel b is 1, on a full one 0, so one of the two sides weighs nothing: a wrong
     prediction costs nothing there. With softmax and `include_background=False` neither does a false positive
     on background.
 

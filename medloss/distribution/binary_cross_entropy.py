@@ -11,9 +11,9 @@ from medloss.voxelwise import VoxelwiseLoss
     summary="cross entropy of each voxel",
 )
 class BinaryCrossEntropyLoss(VoxelwiseLoss):
-    r"""Cross entropy between the labels and the predicted distribution, a voxel.
+    r"""Cross entropy between the labels and the predicted distribution, per voxel.
 
-    Each channel its own yes/no (`sigmoid=True`, or probabilities):
+    Independent channels (`sigmoid=True`, or probabilities):
 
     $$-[y \ln p + (1 - y) \ln(1 - p)]$$
 

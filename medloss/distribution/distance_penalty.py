@@ -20,11 +20,11 @@ class DistancePenaltyLoss(VoxelwiseLoss):
 
     $$(1 + F)\, \mathrm{CE}, \quad F = (\max d - d) / \max d$$
 
-    CE: cross entropy a voxel, as in `BinaryCrossEntropyLoss`; d: distance in mm to the nearest voxel of the
-    other side, each side of a structure's border apart; max d: over that whole side, masked voxels too. F lies
+    CE: cross entropy per voxel, as in `BinaryCrossEntropyLoss`; d: distance in mm to the nearest voxel of the
+    other side, separately for each side of a structure's border; max d: over that whole side, masked voxels too. F lies
     in [0, 1). It is 0 for an empty or full structure, and inside one that is a voxel thick.
 
-    Each channel its own yes/no: one map a channel. Categorical: the maximum of F over classes 1..C-1, whatever
+    Independent channels: one map per channel. Categorical: the maximum of F over classes 1..C-1, whatever
     `include_background`; background voxels far from every border then weigh least. With softmax and
     `include_background=False` a false positive on background costs nothing.
 

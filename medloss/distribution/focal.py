@@ -1,4 +1,4 @@
-"""Focal loss: cross entropy that lets well classified voxels go."""
+"""Focal loss: cross entropy that down-weights well classified voxels."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -17,12 +17,12 @@ from medloss.voxelwise import VoxelwiseLoss
     "focal",
     family="distribution",
     paper="Lin et al. 2017, arXiv 1708.02002",
-    summary="cross entropy that lets well classified voxels go",
+    summary="cross entropy that down-weights well classified voxels",
 )
 class FocalLoss(VoxelwiseLoss):
     r"""Cross entropy times a power of how wrong a voxel is.
 
-    Each channel its own yes/no:
+    Independent channels:
 
     $$-a_t (1 - p_t)^g \ln p_t, \quad a_t = a\, y + (1 - a)(1 - y)$$
 
@@ -31,16 +31,16 @@ class FocalLoss(VoxelwiseLoss):
     y: target; p: probability; p_t: the probability given to what is there (p where y = 1, else 1 - p);
     g: `gamma`; a: `alpha`.
 
-    Where it differs from MONAI's `FocalLoss`: with softmax MONAI divides by C besides (unless `ignore_index` is
+    Where it differs from MONAI's `FocalLoss`: with softmax MONAI also divides by C (unless `ignore_index` is
     set), and with `include_background=False` drops the channel before the softmax; ours after it. MONAI's `sum`
     averages over space first; ours is the sum. With softmax and `include_background=False` a false positive on
     background costs nothing.
 
     Args:
         gamma: g >= 0; 0 (and no `alpha`) is cross entropy exactly. Default 2, from the paper.
-        alpha: a in [0, 1], the weight of the foreground. `"default"` is 0.25 (the paper's) where each channel is its
-            own yes/no, and None (no weights) with softmax. There a number is 1 - a for background and a for the
-            rest, and a sequence one number a class that is left.
+        alpha: a in [0, 1], the weight of the foreground. `"default"` is 0.25 (the paper's) for independent
+            channels, and None (no weights) with softmax. There a number is 1 - a for background and a for the
+            rest, and a sequence one number per class that is left.
         **common: the arguments of `SegmentationLoss`.
 
     Raises:
@@ -71,7 +71,7 @@ class FocalLoss(VoxelwiseLoss):
             raise InputError(f"gamma: got {gamma}; expected a number >= 0")
         if isinstance(alpha, str):
             if alpha != "default":
-                raise InputError(f"alpha: got '{alpha}'; expected a number in [0, 1], one a class, or None")
+                raise InputError(f"alpha: got '{alpha}'; expected a number in [0, 1], one per class, or None")
             alpha = None if self.softmax else 0.25
         self.gamma = float(gamma)
         self.alpha: float | tuple[float, ...] | None
@@ -91,7 +91,7 @@ class FocalLoss(VoxelwiseLoss):
         left = sums.row(Row.TARGET).shape[1]
         if isinstance(self.alpha, tuple):
             if len(self.alpha) != left:
-                raise InputError(f"alpha: got {len(self.alpha)} numbers; expected {left}, one a class that is left")
+                raise InputError(f"alpha: got {len(self.alpha)} numbers; expected {left}, one per class that is left")
             alpha = sums.rows.new_tensor(self.alpha)
         else:
             alpha = sums.rows.new_full((left,), self.alpha)

@@ -31,16 +31,16 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
     y: target; p: probability; m, s: mean and standard deviation under a Gaussian window around the voxel
     (replicate padding); e_max: the largest e of an item, over its channels and counted voxels; CE: cross
-    entropy a voxel. Categorical: e is the mean over the classes that count. The sums run over batch and
-    channels. No voxel selected: 0, with zero gradient. `reduction="none"` is e f CE a voxel.
+    entropy per voxel. Categorical: e is the mean over the classes that count. The sums run over batch and
+    channels. No voxel selected: 0, with zero gradient. `reduction="none"` is e f CE per voxel.
 
-    A trap: two constants look alike, whatever their values: a constant prediction on a constant target gives 0,
+    Pitfall: two constants look alike, whatever their values: a constant prediction on a constant target gives 0,
     right or wrong. So it is trained together with cross entropy.
 
     Args:
         constant: C > 0, keeps the quotients finite. Default 0.01 (ours: the paper's could not be read).
         threshold: b in [0, 1). Default 0.1 (ours, likewise).
-        window: window size in voxels a side, odd. Default 3 (ours).
+        window: window size in voxels per side, odd. Default 3 (ours).
         sigma: standard deviation of the Gaussian in voxels. Default 1.5 (ours).
         detach_weights: whether e and f are weights without gradient (ours; True by default).
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed; `batch` is ignored.

@@ -20,7 +20,7 @@ from medloss.voxelwise import VoxelwiseLoss
 class WeightedCrossEntropyLoss(VoxelwiseLoss):
     r"""Cross entropy in which a missed foreground voxel costs b times as much.
 
-    Each channel its own yes/no:
+    Independent channels:
 
     $$-[b\, y \ln p + (1 - y) \ln(1 - p)]$$
 

@@ -1,4 +1,4 @@
-"""The passes over voxels that the losses stand on: plain torch, numba (CPU), Triton (GPU); `choice` picks one."""
+"""The passes over voxels that the losses build on: plain torch, numba (CPU), Triton (GPU); `dispatch` selects one."""
 
 from medloss.kernels.dispatch import available as available
 from medloss.kernels.dispatch import in_use as in_use

@@ -1,4 +1,4 @@
-"""Which kernel set works on a tensor: the one place that chooses."""
+"""Selects the kernel set for a tensor."""
 
 import importlib
 import importlib.util
@@ -15,7 +15,7 @@ from medloss.errors import InputError
 
 #: Every kernel set.
 NAMES = ("triton", "numba", "eager")
-#: Those that are taken unasked on a device, the fastest first; elsewhere plain torch.
+#: Those selected by default on a device, the fastest first; elsewhere plain torch.
 _PREFERRED = {"cuda": ("triton", "eager"), "cpu": ("numba", "eager")}
 #: The environment variable that forces one; `auto` or empty for none.
 VARIABLE = "MEDLOSS_KERNELS"
@@ -27,7 +27,7 @@ def use(name: str) -> AbstractContextManager[None]:
     """Force a kernel set from now on; in a `with` statement, until its end.
 
     Args:
-        name: `eager`, `numba`, `triton`, or `auto` for the best that fits the tensor at hand.
+        name: `eager`, `numba`, `triton`, or `auto` for the best that fits the tensor.
 
     Raises:
         InputError: an unknown name, a set whose package is missing.
@@ -44,7 +44,7 @@ def use(name: str) -> AbstractContextManager[None]:
 
 
 def in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """The name of the set that works on logits of a type on a device (`cpu` or `cuda`).
+    """The name of the set that is used for logits of a type on a device (`cpu` or `cuda`).
 
     Raises:
         InputError: the forced set cannot work on this device or type.
@@ -94,7 +94,7 @@ def _importable(name: str) -> bool:
     try:
         module(name)
     except ImportError as error:
-        # numba, say, refuses versions of NumPy that are newer than itself.
+        # numba, for example, refuses versions of NumPy that are newer than itself.
         warnings.warn(f"kernels: '{name}' is installed, and cannot be imported: {error}", stacklevel=2)
         return False
     return True

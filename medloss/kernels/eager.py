@@ -1,7 +1,7 @@
 """The reference kernel set: plain torch, block by block of voxels, on any device and in any floating type.
 
-A block's temporaries are reused, and their sum is small beside the logits: nothing of the logits' size is made but the
-gradient.
+A block's temporaries are reused, and their sum is small compared with the logits: the gradient is the only new tensor
+of the logits' size.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from torch import Tensor
 from medloss.kernels.eager_blocks import Block
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
-# Voxels a block on a CPU: torch's threads wait for each other at every operation, so that smaller ones cost more time
-# than the cache saves, and larger ones more memory. A GPU wants so many numbers at once.
+# Voxels per block on a CPU: torch's threads wait for each other at every operation, so that smaller ones cost more time
+# than the cache saves, and larger ones more memory. A GPU needs this many numbers at once.
 _VOXELS, _GPU_NUMBERS = 1 << 16, 1 << 24
 
 
@@ -23,7 +23,7 @@ def supports(device: str, dtype: torch.dtype) -> bool:
 
 
 def preferred(device: str, dtype: torch.dtype) -> bool:
-    """Taken where no other set fits."""
+    """Used where no other set fits."""
     return True
 
 
@@ -40,20 +40,25 @@ def voxel_sums(
 
 
 def voxel_sums_backward(
-    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None, slopes: Tensor
+    terms: VoxelTerms,
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    voxel_weight: Tensor | None,
+    sum_gradients: Tensor,
 ) -> Tensor:
-    """The gradient of `(slopes * voxel_sums).sum()` for the logits."""
+    """The gradient of `(sum_gradients * voxel_sums).sum()` for the logits."""
     gradient = torch.empty_like(logits)
     for item, part in _blocks(logits):
         block = _load(terms, logits, target, mask, voxel_weight, item, part)
-        gradient[item, :, part] = block.gradient(slopes[:, item, terms.first :].unsqueeze(-1))
+        gradient[item, :, part] = block.gradient(sum_gradients[:, item, terms.first :].unsqueeze(-1))
     return gradient
 
 
 def entropy_map(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
 ) -> Tensor:
-    """The weighted cross entropy a voxel: `[B, 1, N]` for a softmax, else `[B, C - first, N]`."""
+    """The weighted cross entropy per voxel: `[B, 1, N]` for a softmax, else `[B, C - first, N]`."""
     batch, channels, voxels = logits.shape
     kept = 1 if terms.mode == "softmax" else channels - terms.first
     out = logits.new_empty((batch, kept, voxels), dtype=sum_type(logits))
@@ -92,14 +97,14 @@ def _load(
     m = None if mask is None else mask[item, part]
     v = None if weight is None else weight[item, :, part]
     if m is not None:
-        # Selected, not multiplied: what stands under a mask may be NaN.
+        # Selected, not multiplied: masked values may be NaN.
         z, y = torch.where(m, z, 0.0), torch.where(m, y, 0.0)
         v = None if v is None else torch.where(m, v, 0.0)
     return Block(terms, z, y, m, v)
 
 
 def _class_maps(target: Tensor, like: Tensor) -> Tensor:
-    """One map a class `[C, n]` in the type of `like`, from a block of either kind of target."""
+    """One map per class `[C, n]` in the type of `like`, from a block of either kind of target."""
     channels = like.shape[0]
     if target.shape[0] == channels:
         return target.to(like.dtype)

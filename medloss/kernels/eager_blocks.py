@@ -1,4 +1,4 @@
-"""A block of voxels in plain torch: the sums' formulas, and their slopes."""
+"""A block of voxels in plain torch: the sums' formulas, and their gradients."""
 
 import math
 from dataclasses import dataclass
@@ -84,19 +84,19 @@ class Block:
                 rows[Row.NEGATIVE] += _dot(self.entropy(self.log_miss, self.log_p), no if v is None else no * v)
 
     def gradient(self, rows: Tensor) -> Tensor:
-        """dL/dz `[C, n]`, from the slopes `[ROWS, C', 1]`."""
+        """dL/dz `[C, n]`, from the sums' gradients `[ROWS, C', 1]`."""
         first = self.terms.first
-        along_p = self.slope_along_p(rows)
+        along_p = self.gradient_along_p(rows)
         if self.terms.mode == "softmax":
-            slope = self.softmax_entropy_slope(rows)
+            gradient = self.softmax_entropy_gradient(rows)
             if along_p is not None:
-                slope = along_p.mul_(self.p) if slope is None else slope.addcmul_(along_p, self.p)
-            assert slope is not None
-            result = torch.mul(self.all_p, slope.sum(0, keepdim=True).neg_())
-            result[first:] += slope
+                gradient = along_p.mul_(self.p) if gradient is None else gradient.addcmul_(along_p, self.p)
+            assert gradient is not None
+            result = torch.mul(self.all_p, gradient.sum(0, keepdim=True).neg_())
+            result[first:] += gradient
         else:
             result = torch.zeros_like(self.logits)
-            result[first:] = self.independent_slope(rows, along_p)
+            result[first:] = self.independent_gradient(rows, along_p)
         return self.counted(result)
 
     def counted(self, values: Tensor) -> Tensor:
@@ -117,68 +117,68 @@ class Block:
         )
 
     def _miss_power(self, log_p: Tensor, gamma: float) -> Tensor:
-        """(1 - p)^gamma from ln p, as exact near p = 1 as near p = 0."""
+        """(1 - p)^gamma from ln p, exact near p = 1 and near p = 0."""
         miss = torch.expm1(log_p).neg_()
         if gamma < 1:
-            miss.clamp_(min=torch.finfo(miss.dtype).tiny)  # an infinite slope at p = 1, times 0, is NaN
+            miss.clamp_(min=torch.finfo(miss.dtype).tiny)  # an infinite derivative at p = 1, times 0, is NaN
         return miss if gamma == 1 else miss.square_() if gamma == 2 else miss.pow_(gamma)
 
-    def slope_along_p(self, rows: Tensor) -> Tensor | None:
-        """dL/dp of the overlap's sums, a new tensor; None where none is asked for."""
+    def gradient_along_p(self, rows: Tensor) -> Tensor | None:
+        """dL/dp of the overlap's sums, a new tensor; None if none is requested."""
         y, p = self.target, self.p
-        slope = None
+        gradient = None
         if self.terms.overlap:
-            slope = torch.addcmul(rows[Row.PREDICTION], y, rows[Row.TP])
+            gradient = torch.addcmul(rows[Row.PREDICTION], y, rows[Row.TP])
         if self.terms.squares:
-            slope = torch.mul(p, 2 * rows[Row.SQUARED_PREDICTION]).add_(0.0 if slope is None else slope)
+            gradient = torch.mul(p, 2 * rows[Row.SQUARED_PREDICTION]).add_(0.0 if gradient is None else gradient)
         if self.terms.errors:
             inside, outside = rows[Row.ERROR_INSIDE], rows[Row.ERROR_OUTSIDE]
             error = torch.addcmul(outside, y, inside - outside).mul_(p - y).mul_(2.0)
             if self.weight is not None:
                 error.mul_(self.weight)
-            slope = error if slope is None else slope.add_(error)
-        return slope
+            gradient = error if gradient is None else gradient.add_(error)
+        return gradient
 
-    def softmax_entropy_slope(self, rows: Tensor) -> Tensor | None:
-        """dL/dl of a softmax's cross entropy, a new tensor; None where none is asked for."""
+    def softmax_entropy_gradient(self, rows: Tensor) -> Tensor | None:
+        """dL/dl of a softmax's cross entropy, a new tensor; None if none is requested."""
         if not self.terms.entropy:
             return None
         gamma, y, log_p = self.terms.gamma, self.target, self.log_p
         share = y * rows[Row.POSITIVE] if self.weight is None else (y * self.weight).mul_(rows[Row.POSITIVE])
         if self.terms.entropy == "power":
-            return share.mul_(_power_slope(log_p, gamma))
+            return share.mul_(_power_derivative(log_p, gamma))
         if self.terms.entropy == "plain" or gamma == 0:
             return share.neg_()
-        slope = (gamma * log_p).mul_(self.p).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
-        return share.mul_(slope.sub_(self._miss_power(log_p, gamma)))
+        gradient = (gamma * log_p).mul_(self.p).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
+        return share.mul_(gradient.sub_(self._miss_power(log_p, gamma)))
 
-    def independent_slope(self, rows: Tensor, along_p: Tensor | None) -> Tensor:
-        """dL/dz, each channel its own yes/no."""
+    def independent_gradient(self, rows: Tensor, along_p: Tensor | None) -> Tensor:
+        """dL/dz of independent channels."""
         p = self.p
         sigmoid = self.terms.mode == "sigmoid"
-        slope: Tensor | float = 0.0
+        gradient: Tensor | float = 0.0
         if along_p is not None:
-            slope = along_p.mul_(p).mul_(1 - p) if sigmoid else along_p
+            gradient = along_p.mul_(p).mul_(1 - p) if sigmoid else along_p
         if not self.terms.entropy:
-            assert isinstance(slope, Tensor)
-            return slope
+            assert isinstance(gradient, Tensor)
+            return gradient
         log_p, log_miss, y, v = self.log_p, self.log_miss, self.target, self.weight
-        l_along_z = 1 - p if sigmoid else _clamped_log_slope(p)
-        q_along_z = -p if sigmoid else -_clamped_log_slope(1 - p)
+        l_along_z = 1 - p if sigmoid else _clamped_log_derivative(p)
+        q_along_z = -p if sigmoid else -_clamped_log_derivative(1 - p)
         yes, no = rows[Row.POSITIVE] * y, rows[Row.NEGATIVE] * (1 - y)
         if v is not None:
             yes, no = yes * v, no * v
-        yes_l, yes_q = self._entropy_slopes(log_p, log_miss)
-        no_q, no_l = self._entropy_slopes(log_miss, log_p)
+        yes_l, yes_q = self._entropy_derivatives(log_p, log_miss)
+        no_q, no_l = self._entropy_derivatives(log_miss, log_p)
         along_l = yes * yes_l + no * no_l
         along_q = yes * yes_q + no * no_q
-        return along_l.mul_(l_along_z).addcmul_(along_q, q_along_z).add_(slope)
+        return along_l.mul_(l_along_z).addcmul_(along_q, q_along_z).add_(gradient)
 
-    def _entropy_slopes(self, log_p: Tensor, log_miss: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    def _entropy_derivatives(self, log_p: Tensor, log_miss: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """dh/dl and dh/dq."""
         gamma = self.terms.gamma
         if self.terms.entropy == "power":
-            return _power_slope(log_p, gamma), 0.0
+            return _power_derivative(log_p, gamma), 0.0
         if self.terms.entropy == "plain" or gamma == 0:
             return -1.0, 0.0
         power = (gamma * log_miss).exp_()
@@ -194,7 +194,7 @@ def _finite(log: Tensor) -> Tensor:
     return log.clamp_(min=LOWEST_LOG[log.dtype])
 
 
-def _power_slope(log_p: Tensor, gamma: float) -> Tensor:
+def _power_derivative(log_p: Tensor, gamma: float) -> Tensor:
     base = log_p.neg()
     return torch.where(base < POWER_FLOOR, 0.0, base.clamp(min=POWER_FLOOR).pow_(gamma - 1).mul_(-gamma))
 
@@ -207,5 +207,5 @@ def _clamped_log(p: Tensor) -> Tensor:
     return torch.where(p < _log_floor(p), LOG_FLOOR, p.log())
 
 
-def _clamped_log_slope(p: Tensor) -> Tensor:
+def _clamped_log_derivative(p: Tensor) -> Tensor:
     return torch.where(p < _log_floor(p), 0.0, p.reciprocal())

@@ -1,7 +1,7 @@
 """The kernels as operators of torch: differentiable, and opaque to its compiler.
 
-Tensors come in as losses have them, `[B, C, *spatial]`; kernel sets get them with the space flattened. Which set works
-is chosen when an operator is called, or traced, and stands among its arguments.
+Tensors have the shape of the losses' inputs, `[B, C, *spatial]`; kernel sets get them with flattened space. The set is
+selected when an operator is called or traced, and is one of its arguments.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 def voxel_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None = None
 ) -> Tensor:
-    """Sums over the counted voxels, `[ROWS, B, C]`, differentiable for the logits alone.
+    """Sums over the counted voxels, `[ROWS, B, C]`, differentiable with respect to the logits only.
 
     Args:
-        terms: which sums; `Row` says what each is.
+        terms: which sums; `Row` defines each.
         logits: `[B, C, *spatial]`, or probabilities.
-        target: an index map `[B, 1, *spatial]`, or one map a class `[B, C, *spatial]`, of any type.
+        target: an index map `[B, 1, *spatial]`, or one map per class `[B, C, *spatial]`, of any type.
         mask: `[B, 1, *spatial]` bool; None when all voxels count.
         voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; it multiplies errors and entropies.
     """
@@ -35,7 +35,7 @@ def voxel_sums(
 def entropy_map(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
 ) -> Tensor:
-    """Weighted cross entropy a voxel, 0 where masked, differentiable for the logits alone.
+    """Weighted cross entropy per voxel, 0 where masked, differentiable with respect to the logits only.
 
     Args:
         terms: the mode and the kind of entropy.
@@ -81,7 +81,7 @@ def _sums(
 
 @torch.library.custom_op("medloss::voxel_sums_backward", mutates_args=())
 def _sums_backward(
-    slopes: Tensor,
+    sum_gradients: Tensor,
     logits: Tensor,
     target: Tensor,
     mask: Tensor | None,
@@ -97,7 +97,7 @@ def _sums_backward(
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
     flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
-    result: Tensor = dispatch.module(kernels).voxel_sums_backward(terms, *flat, slopes.contiguous())
+    result: Tensor = dispatch.module(kernels).voxel_sums_backward(terms, *flat, sum_gradients.contiguous())
     return result.view(logits.shape)
 
 
@@ -124,7 +124,7 @@ def _map(
 
 
 def _lines(tensor: Any) -> Any:
-    """`[B, C, N]`; a copy only of what is not contiguous (channels-last logits, say)."""
+    """`[B, C, N]`; a copy only of what is not contiguous, such as channels-last logits."""
     return None if tensor is None else tensor.contiguous().flatten(2)
 
 
@@ -138,7 +138,7 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 
 
 @_sums_backward.register_fake
-def _(slopes: Tensor, logits: Tensor, *_: Any) -> Tensor:
+def _(sum_gradients: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
@@ -162,8 +162,8 @@ def _keep_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.rest = inputs[4:]
 
 
-def _sums_gradient(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-    gradient = _sums_backward(slopes, *ctx.saved_tensors, *ctx.rest) if ctx.needs_input_grad[0] else None
+def _sums_gradient(ctx: Any, sum_gradients: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = _sums_backward(sum_gradients, *ctx.saved_tensors, *ctx.rest) if ctx.needs_input_grad[0] else None
     return gradient, *(None,) * (3 + len(ctx.rest))
 
 
@@ -172,14 +172,14 @@ def _keep_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.rest = inputs[5:]
 
 
-def _map_gradient(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+def _map_gradient(ctx: Any, map_gradient: Tensor) -> tuple[Tensor | None, ...]:
     logits, target, mask, positive, negative = ctx.saved_tensors
     gradient = None
     if ctx.needs_input_grad[0]:
         # The map's gradient is that of the sums with the incoming gradient as the voxels' weight.
-        rows = logits.new_zeros((ROWS, *logits.shape[:2]), dtype=slopes.dtype)
+        rows = logits.new_zeros((ROWS, *logits.shape[:2]), dtype=map_gradient.dtype)
         rows[Row.POSITIVE], rows[Row.NEGATIVE] = positive, negative
-        gradient = _sums_backward(rows, logits, target, mask, slopes, *ctx.rest)
+        gradient = _sums_backward(rows, logits, target, mask, map_gradient, *ctx.rest)
     return gradient, *(None,) * (4 + len(ctx.rest))
 
 

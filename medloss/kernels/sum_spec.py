@@ -1,13 +1,13 @@
-"""What a pass over the voxels is asked for: the rows of its sums, and the formulas that they stand for.
+"""The specification of a pass over the voxels: the rows of its sums, and their formulas.
 
 A kernel set (`eager`, `numba`, `triton`) is a module with the same functions:
 
-- `supports(device, dtype) -> bool`: whether it can work on such logits.
-- `preferred(device, dtype) -> bool`: whether it is taken unasked.
+- `supports(device, dtype) -> bool`: whether it supports such logits.
+- `preferred(device, dtype) -> bool`: whether it is selected by default.
 - `voxel_sums(terms, logits, target, mask, voxel_weight) -> Tensor`: `[ROWS, B, C]`.
-- `voxel_sums_backward(terms, logits, target, mask, voxel_weight, slopes) -> Tensor`: the gradient of
-  `(slopes * voxel_sums(...)).sum()`, `[B, C, N]` in the type of `logits`.
-- `entropy_map(terms, logits, target, mask, positive, negative) -> Tensor`: the cross entropy a voxel.
+- `voxel_sums_backward(terms, logits, target, mask, voxel_weight, sum_gradients) -> Tensor`: the gradient of
+  `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]` in the type of `logits`.
+- `entropy_map(terms, logits, target, mask, positive, negative) -> Tensor`: the cross entropy per voxel.
 
 Symbols, for item b, class c, voxel x: p probability, y target, v voxel weight (1 unless given),
 l = ln p, q = ln(1 - p).
@@ -22,7 +22,7 @@ import torch
 
 
 class Row(IntEnum):
-    """The sums, an item and class; classes below `VoxelTerms.first` are 0, but for `TARGET`."""
+    """The sums, per item and class; classes below `VoxelTerms.first` are 0, except for `TARGET`."""
 
     TP = 0  #: sum y p
     PREDICTION = 1  #: sum p
@@ -40,16 +40,16 @@ ROWS = len(Row)
 
 @dataclass(frozen=True)
 class VoxelTerms:
-    """Which sums are asked for; rows that are not are 0, and their slopes are not read.
+    """Which sums are requested; other rows are 0, and their gradients are not read.
 
     Attributes:
-        mode: `softmax`, `sigmoid` or `probabilities` (given as they are, each channel its own yes/no).
+        mode: `softmax`, `sigmoid` or `probabilities` (given as they are, of independent channels).
         first: the first class that counts: 0, or 1 to leave out the background.
         overlap: TP and PREDICTION.
         squares: SQUARED_PREDICTION and SQUARED_TARGET.
         errors: ERROR_INSIDE and ERROR_OUTSIDE.
         entropy: POSITIVE and NEGATIVE; `""` for none, else which h(l, q):
-            `plain` -l, `focal` -l exp(gamma q) = -l (1 - p)^gamma, `power` max(-l, 1e-7)^gamma with slope 0 below.
+            `plain` -l, `focal` -l exp(gamma q) = -l (1 - p)^gamma, `power` max(-l, 1e-7)^gamma with gradient 0 below.
         gamma: the exponent.
     """
 
@@ -62,12 +62,12 @@ class VoxelTerms:
     gamma: float = 0.0
 
 
-#: The logarithm of a given probability is kept at or above this, as torch's BCELoss does; no slope below.
+#: The logarithm of a given probability is kept at or above this, as torch's BCELoss does; no gradient below.
 LOG_FLOOR = -100.0
 #: The logarithm of a softmax's or sigmoid's probability is kept at or above this, by the type of the sums: minus
 #: infinity times a target or a weight of 0, or times p = 0, would be NaN. The same in every kernel set.
 LOWEST_LOG = {dtype: -math.sqrt(torch.finfo(dtype).max) for dtype in (torch.float32, torch.float64)}
-#: The base of `power` is kept at or above this; no slope below.
+#: The base of `power` is kept at or above this; no gradient below.
 POWER_FLOOR = 1e-7
 
 

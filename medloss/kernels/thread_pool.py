@@ -1,4 +1,4 @@
-"""Threads that share out work which lets go of the interpreter's lock."""
+"""Threads that share work which releases the interpreter's lock."""
 
 import itertools
 import os
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class Pool:
-    """Helpers beside the calling thread; they start when they are first needed, and anew in a forked process."""
+    """Helper threads of the calling thread; they start when first needed, and again in a forked process."""
 
     def __init__(self) -> None:
         self._forget()
         if hasattr(os, "register_at_fork"):
-            # Threads do not live on in a child, and the lock may have been held by one of them.
+            # Threads do not survive in a child process, and the lock may have been held by one of them.
             os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
@@ -23,10 +23,10 @@ class Pool:
         self._size = 0
 
     def run(self, worker: Callable[[Any], None], tasks: int, threads: int) -> None:
-        """Have `worker(numbers)` called in up to `threads` threads: it works on all `numbers` that it draws.
+        """Call `worker(numbers)` in up to `threads` threads; it processes all `numbers` that it draws.
 
         Together the workers draw each of `0..tasks - 1` once. The caller works too, so that it never waits for a
-        helper that has not begun. An exception of any of them comes out, after all have stopped.
+        helper that has not begun. An exception in any of them is raised after all have stopped.
         """
         threads = min(threads, tasks)
         if threads <= 1:
@@ -53,7 +53,7 @@ class Pool:
                     self._helpers, self._size = ThreadPoolExecutor(count, "medloss"), count
                 helpers.extend(self._helpers.submit(worker, numbers) for _ in range(count))
         except RuntimeError:
-            # The interpreter is shutting down, or may start no more threads: the caller does the rest.
+            # The interpreter is shutting down, or cannot start more threads: the caller does the rest.
             pass
         return helpers
 
@@ -79,5 +79,5 @@ class _Numbers:
         self._count = 0
 
 
-#: The one that all kernels share.
+#: Shared by all kernels.
 POOL = Pool()

@@ -1,1 +1,1 @@
-"""Region-based losses: functions of a few sums an item and class."""
+"""Region-based losses: functions of a few sums per item and class."""

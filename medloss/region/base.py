@@ -12,7 +12,7 @@ from medloss.voxel_sums import Requested, VoxelSums
 
 
 class RegionLoss(SumsLoss):
-    """A loss that is a function of `OverlapStatistics`; a subclass says which in `from_statistics`."""
+    """A loss that is a function of `OverlapStatistics`; a subclass defines it in `from_statistics`."""
 
     #: Whether the formula reads the sums of (y - p)^2.
     reads_squared_errors: ClassVar[bool] = False
@@ -21,7 +21,7 @@ class RegionLoss(SumsLoss):
 
     @abstractmethod
     def from_statistics(self, sums: OverlapStatistics) -> Tensor:
-        """The loss an item (or the batch) and class, `[B or 1, C']`."""
+        """The loss per item (or the batch) and class, `[B or 1, C']`."""
 
     def requested(self) -> Requested:
         """The overlap's sums, and the squared ones that the formula reads."""

@@ -30,13 +30,13 @@ class DiceLoss(RegionLoss):
     y: target; p: probability; s: smoothing, in voxels, s_n in the numerator and s_d in the denominator. An
     empty class that is predicted empty then has the value 0.
 
-    Takes the place of MONAI's `DiceLoss`, whose s is 1e-5.
+    Replaces MONAI's `DiceLoss`, whose s is 1e-5.
 
     Args:
         smooth_nr: s_n. Default 1 (the survey's).
         smooth_dr: s_d. Default 1.
         squared_pred: squares in the denominator, as the V-Net's paper has it: `sum y^2 + sum p^2`.
-        jaccard: the soft Jaccard index (intersection over union) in the place of D, as MONAI's:
+        jaccard: the soft Jaccard index (intersection over union) instead of D, as MONAI's:
             `(2 I + s) / (2 U + s)`.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 

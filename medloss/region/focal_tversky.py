@@ -22,15 +22,15 @@ class FocalTverskyLoss(TverskyLoss):
 
     $$(1 - TI)^{1/g}$$
 
-    TI: the Tversky index of `TverskyLoss`; g: `gamma`. The slope is infinite at TI = 1, so 1 - TI is kept at or
+    TI: the Tversky index of `TverskyLoss`; g: `gamma`. The gradient is infinite at TI = 1, so 1 - TI is kept at or
     above 1e-7, with no gradient below: a perfect prediction has the value 1e-7^(1/g), 6e-6 by default.
 
     Args:
-        gamma: g > 0. Default 4/3 (the paper's). Above 1 the slope rises with the overlap, so that nearly right classes
-            are still pushed; below 1 bad ones weigh more.
+        gamma: g > 0. Default 4/3 (the paper's). Above 1 the gradient grows with the overlap, so that nearly right
+            classes keep learning; below 1 bad ones weigh more.
         inverse_gamma: the exponent 1/g of the paper; False gives g, which the survey prints.
-        alpha: the price of a false positive. Default 0.3.
-        beta: the price of a false negative. Default 0.7.
+        alpha: the weight of a false positive. Default 0.3.
+        beta: the weight of a false negative. Default 0.7.
         smooth_nr: s in the numerator, in voxels. Default 1.
         smooth_dr: s in the denominator. Default 1.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.

@@ -21,14 +21,14 @@ class LogCoshDiceLoss(DiceLoss):
 
     $$\ln \cosh(1 - D)$$
 
-    D: the soft Dice coefficient of `DiceLoss`, an item and class. Computed as x + softplus(-2x) - ln 2 with
+    D: the soft Dice coefficient of `DiceLoss`, per item and class. Computed as x + softplus(-2x) - ln 2 with
     x = 1 - D; in float32, values below 1e-7 are rounding.
 
     Args:
         smooth_nr: smoothing in the numerator, in voxels. Default 1.
         smooth_dr: smoothing in the denominator. Default 1.
         squared_pred: squares in the denominator.
-        jaccard: the Jaccard index in the place of D.
+        jaccard: the Jaccard index instead of D.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 
     Raises:

@@ -19,7 +19,7 @@ from medloss.region.dice import checked_smoothing
     summary="squared errors on each side, divided by its size",
 )
 class SensitivitySpecificityLoss(RegionLoss):
-    r"""Squared error on the foreground and on the background, each side divided by its own size.
+    r"""Squared error on the foreground and on the background, each side divided by its size.
 
     $$r \frac{\sum (y - p)^2 y}{\sum y + s} + (1 - r) \frac{\sum (y - p)^2 (1 - y)}{\sum (1 - y) + s}$$
 

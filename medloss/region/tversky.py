@@ -1,4 +1,4 @@
-"""Tversky loss: Dice with a price of its own for false positives and for false negatives."""
+"""Tversky loss: Dice with separate weights for false positives and false negatives."""
 
 from typing import Unpack
 
@@ -26,12 +26,12 @@ class TverskyLoss(RegionLoss):
     TP = sum y p, FP = sum (1 - y) p, FN = sum y (1 - p); y: target; p: probability; a: `alpha`; b: `beta`;
     s: smoothing in voxels.
 
-    Takes the place of MONAI's `TverskyLoss`, whose a and b are 0.5 (that is Dice with 2 s) and s 1e-5. Other
+    Replaces MONAI's `TverskyLoss`, whose a and b are 0.5 (that is Dice with 2 s) and s 1e-5. Other
     code swaps the two names.
 
     Args:
-        alpha: the price of a false positive. Default 0.3 (the paper's best).
-        beta: the price of a false negative. Default 0.7; higher finds more of a small structure.
+        alpha: the weight of a false positive. Default 0.3 (the paper's best).
+        beta: the weight of a false negative. Default 0.7; higher finds more of a small structure.
         smooth_nr: s in the numerator. Default 1.
         smooth_dr: s in the denominator. Default 1.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.

@@ -37,12 +37,12 @@ class CombinedLoss(UncastBuffers):
     - `balanced`: one term, the anchor, keeps its given weight. Each epoch every other one is weighted so that it weighs
       as much as the anchor, by the means of the epoch before, times its given weight (Karimi 2019: both terms weigh
       the same); until the first epoch is over, by the means so far. Only calls in training whose logits have a
-      gradient are counted. In a data-parallel training the means are over all ranks.
+      gradient are counted. In data-parallel training the means are over all ranks.
 
-    The anchor of `balanced` is the first region-based term (Dice and its kin), wherever it stands in the sum; without
-    one, the first term that is not boundary-based; else the first. Region-based losses are bounded: they begin near 1
-    and end at some tenths. A Hausdorff loss falls by orders of magnitude meanwhile. Were Dice scaled to it, the whole
-    sum would fall with it, and an adaptive optimizer would slow down: AdamW's second moment remembers the large early
+    The anchor of `balanced` is the first region-based term (Dice and related losses), wherever it stands in the sum;
+    without one, the first term that is not boundary-based; else the first. Region-based losses are bounded: they begin
+    near 1 and end at some tenths. A Hausdorff loss falls by orders of magnitude meanwhile. Were Dice scaled to it, the
+    whole sum would fall, and an adaptive optimizer would slow down: AdamW's second moment remembers the large early
     gradients for a thousand steps. (Measured on the phantom: steps of a third to an eighth of the usual size with
     `hausdorff_dt`, of a fifth to a tenth with `hausdorff_er`.) Scaled to Dice, the sum stays near twice Dice. In a
     single batch no term counts for more than a hundred times the anchor (ours): where most batches have no errors that
@@ -55,9 +55,9 @@ class CombinedLoss(UncastBuffers):
         weights: one number per loss; None: those of the expression, else 1.
         schedule: `constant`, `ramp`, `linear` or `balanced`.
         final_weights: the weights at the end of a ramp; `linear` needs them.
-        epochs: the length of the training, in epochs; `linear` needs it, and so does a `ramp` without `ramp`.
+        epochs: the length of the run, in epochs; `linear` needs it, and so does a `ramp` without `ramp`.
         ramp: the epochs (a, b) between which the weights change, 0 <= a < b; None: 0.1 and 0.5 of `epochs` (ours).
-        **arguments: what every loss that is made here gets (`softmax=True`, say).
+        **arguments: what every loss that is made here gets, such as `softmax=True`.
 
     Raises:
         InputError: no loss, an unknown one or schedule, a wrong number of weights; a ramp without `final_weights` where
@@ -156,7 +156,7 @@ class CombinedLoss(UncastBuffers):
             shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(value.shape for value in parts))
             raise InputError(f"reduction: the terms' values have the shapes {shapes}; expected one: 'mean' or 'sum'")
         values, weights = torch.stack(parts), self.weights[self._called]
-        # Without gradients nothing is trained: such a call must not decide how training continues. A validation loop
+        # Without gradients nothing is trained: such a call must not affect the weights. A validation loop
         # may leave `no_grad` before it calls the loss, or never call `eval()` on it.
         if self.schedule == "balanced" and self.training and torch.is_grad_enabled() and values.requires_grad:
             means = values.detach().to(self.sums).reshape(len(self.losses), -1).mean(1)
@@ -197,7 +197,7 @@ class CombinedLoss(UncastBuffers):
         self.weights[self.anchor] = self.given_weights[self.anchor]
 
     def _find_called(self, weights: Sequence[float]) -> None:
-        """Which terms are called; kept as numbers of Python, for which a GPU need not be waited for in each step."""
+        """Which terms are called; kept as Python numbers, so that no step has to wait for a GPU."""
         everything = list(range(len(self.losses)))
         if self.schedule == "balanced":
             self._called = everything

@@ -16,11 +16,11 @@ class DeepSupervision(nn.Module):
     r"""The weighted sum of a loss over a network's outputs, finest first: $\sum_i w_i L(z_i, y_i)$.
 
     Target and mask are brought to each output's grid by nearest neighbours, as MONAI's `DeepSupervisionLoss` does.
-    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; masks and distance maps go along.
+    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; distance maps are resized as well.
 
     Args:
         loss: the loss, ours or not.
-        weights: one a scale, finest first; None: 1, 1/2, 1/4, ... divided by their sum, as nnU-Net has them. Scales
+        weights: one per scale, finest first; None: 1, 1/2, 1/4, ... divided by their sum, as nnU-Net has them. Scales
             beyond the last weight are left out.
 
     Raises:
@@ -44,7 +44,7 @@ class DeepSupervision(nn.Module):
     def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
         super().__init__()
         if weights is not None and (len(weights) == 0 or not all(w >= 0 for w in weights)):
-            raise InputError(f"weights: got {list(weights)}; expected numbers >= 0, one a scale")
+            raise InputError(f"weights: got {list(weights)}; expected numbers >= 0, one per scale")
         self.loss = loss
         self.weights = None if weights is None else tuple(float(w) for w in weights)
 
@@ -61,7 +61,7 @@ class DeepSupervision(nn.Module):
         """The weighted sum.
 
         Args:
-            logits: `[B, C, *spatial]` a scale, finest first; one tensor is one scale.
+            logits: `[B, C, *spatial]` per scale, finest first; one tensor is one scale.
             target: on the finest grid; see `SegmentationLoss.forward`, also for the other arguments.
             input: MONAI's name for `logits`, for calls by keyword.
             mask: on the finest grid.
@@ -100,7 +100,7 @@ class DeepSupervision(nn.Module):
         return total
 
     def start_epoch(self, epoch: int) -> None:
-        """Move the weights of a sum on, where the loss is one; before the epoch's first batch."""
+        """Update the weights where the loss is a `CombinedLoss`; call it before the epoch's first batch."""
         pass_epoch_on(self.loss, epoch)
 
     def _weights(self, scales: int) -> tuple[float, ...]:
@@ -108,7 +108,7 @@ class DeepSupervision(nn.Module):
             halves = [0.5**i for i in range(scales)]
             return tuple(h / sum(halves) for h in halves)
         if len(self.weights) > scales:
-            raise InputError(f"weights: got {len(self.weights)} for {scales} outputs; expected at most one an output")
+            raise InputError(f"weights: got {len(self.weights)} for {scales} outputs; expected at most one per output")
         return self.weights
 
 

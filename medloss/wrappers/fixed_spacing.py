@@ -1,4 +1,4 @@
-"""A loss that is told the spacing once, for trainers that hand none over."""
+"""A loss with a fixed spacing, for trainers that pass none."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,8 @@ class FixedSpacing(nn.Module):
 
     Args:
         loss: the loss, ours or not.
-        spacing: mm an axis, in the order of the array's axes.
-        patch_size: voxels an axis of the grid that has this spacing; None: whatever grid comes has it.
+        spacing: mm per axis, in the order of the array's axes.
+        patch_size: voxels per axis of the grid that has this spacing; None: whatever grid comes has it.
 
     Raises:
         InputError: a spacing or patch that is not positive, or of different lengths; a call with another number of
@@ -40,7 +40,7 @@ class FixedSpacing(nn.Module):
     def __init__(self, loss: nn.Module, spacing: Sequence[float], patch_size: Sequence[int] | None = None) -> None:
         super().__init__()
         if not isinstance(spacing, Sequence):
-            raise InputError(f"spacing: got {spacing!r}; expected one number (mm) an axis")
+            raise InputError(f"spacing: got {spacing!r}; expected one number (mm) per axis")
         (self.spacing,) = resolve_spacing(spacing, None, 1, len(spacing))
         if patch_size is not None and (len(patch_size) != len(spacing) or not all(size >= 1 for size in patch_size)):
             raise InputError(
@@ -70,5 +70,5 @@ class FixedSpacing(nn.Module):
         return call_loss(self.loss, logits, target, mask=mask, spacing=fixed, distance_map=distance_map)
 
     def start_epoch(self, epoch: int) -> None:
-        """Move the weights of a sum on, where the loss is one; before the epoch's first batch."""
+        """Update the weights where the loss is a `CombinedLoss`; call it before the epoch's first batch."""
         pass_epoch_on(self.loss, epoch)

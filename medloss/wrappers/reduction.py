@@ -17,7 +17,7 @@ def reduce_compound(
     region_share: float,
     regions: Tensor,
 ) -> Tensor:
-    """Add a voxelwise part, averaged an item, to a region part, and reduce.
+    """Add a voxelwise part, averaged per item, to a region part, and reduce.
 
     Args:
         inputs: the checked inputs of the loss.

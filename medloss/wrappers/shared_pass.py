@@ -14,8 +14,8 @@ from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 from medloss.voxelwise import VoxelwiseLoss
 
-# What decides how logits, target and mask are read. Which classes count is each loss's own business: the sums are there
-# for every class that counts for one of them.
+# What decides how logits, target and mask are read. Which classes count may differ between the losses: the sums are
+# computed for every class that counts for one of them.
 _READING = ("softmax", "sigmoid", "other_act", "ignore_index", "validate", "soft_targets")
 
 
@@ -47,7 +47,7 @@ def _shared(losses: Sequence[SumsLoss], logits: Any, target: Any, **keywords: An
 
 
 def _seen_by(loss: SumsLoss, inputs: LossInputs) -> LossInputs:
-    """The inputs, with what a loss of the group has for itself."""
+    """The inputs, with the class weights and background setting of one loss of the group."""
     background = loss.include_background or inputs.logits.shape[1] == 1
     return replace(inputs, class_weight=loss.class_weight, include_background=background)
 
@@ -75,7 +75,7 @@ def _fit(first: nn.Module, second: nn.Module) -> bool:
 
 
 def _shareable(loss: nn.Module) -> bool:
-    # A subclass that does more than sums, and a module that somebody hooked into, are called as they are.
+    # A subclass that does more than sums, and a module with hooks, are called as they are.
     return (
         isinstance(loss, SumsLoss)
         and type(loss).forward is SumsLoss.forward

@@ -63,7 +63,7 @@ def explain(
     from pipelines.gallery.explain import explain_case  # not above, for the seconds that it takes
 
     explained = explain_case(loss, image, label, prediction=prediction, label_class=label_class, axis=axis, out=out)
-    for line in explained.told:
+    for line in explained.notes:
         click.echo(line)
     click.echo(f"written to {explained.path}")
 

@@ -80,7 +80,7 @@ def train(manifest: str, loss: str, fold: int, seed: int, out: Path, resume: boo
 
 def _refuse_folder(out: Path, resume: bool) -> None:
     from pipelines.training.checkpoint import has_checkpoint, is_unfinished
-    from pipelines.training.run_folder import OWN_FILES
+    from pipelines.training.run_folder import RUN_FILES
     from pipelines.utils.files import refuse_unwritable_folder
 
     if out.exists() and not out.is_dir():
@@ -93,7 +93,7 @@ def _refuse_folder(out: Path, resume: bool) -> None:
     if has_checkpoint(out):
         raise UserError(f"--out: {out} holds a run; pass --resume to resume it, or name another folder")
     # A run that was killed in its first epoch leaves files, and can be started again.
-    if any(path.name not in OWN_FILES and not is_unfinished(path.name) for path in out.iterdir()):
+    if any(path.name not in RUN_FILES and not is_unfinished(path.name) for path in out.iterdir()):
         raise UserError(f"--out: {out} is not empty; name another folder")
 
 

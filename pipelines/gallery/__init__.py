@@ -1,1 +1,1 @@
-"""The gallery of losses: pages and pictures, made from the registry and the code."""
+"""The gallery of losses: pages and pictures, generated from the registry and the code."""

@@ -1,4 +1,4 @@
-"""`medloss explain`: where a loss pushes the prediction of a user's case."""
+"""`medloss explain`: the negative gradient of a loss on a user's case."""
 
 import math
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from medloss import CombinedLoss, create_loss
 from medloss.expression import parse_expression
 from pipelines.data.nifti import BadFileError, by, digits, grid_problem, grid_shift, read_file, shift_note, whole_labels
 from pipelines.gallery.pictures import Slice, densest_slice, gradient_figure
-from pipelines.gallery.scenes import logit, push, soft_logits
+from pipelines.gallery.scenes import logit, negative_gradient, soft_logits
 from pipelines.utils import UserError
 from pipelines.utils.figures import write_png
 
-# A case that a person names: files read whole, compared with each other, refused in one line.
-
-_WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
+#: The probability that a voxel of a predicted label map is taken to have.
+_LABEL_PROBABILITY = 0.9
+_DIRECTIONS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class UserFile:
     """An image of two or three axes.
 
     Attributes:
-        path: as it was named.
-        flag: the option that named it.
+        path: as it was passed.
+        flag: the option that it was passed to.
         data: the array.
         affine: `[4, 4]`, array indices to mm.
-        spacing: mm, an axis.
+        spacing: mm, per axis.
         directions: where each axis points, in words.
     """
 
@@ -50,13 +50,13 @@ def read_user_file(path: Path, flag: str) -> UserFile:
 
     Args:
         path: `.nii` or `.nii.gz`; may be a symbolic link to one.
-        flag: the option that named it, for the message.
+        flag: the option that it was passed to, for messages.
 
     Raises:
-        UserError: the file is missing, damaged, has another number of axes, or an affine without sense.
+        UserError: the file is missing, damaged, has another number of axes, or an invalid affine.
     """
     try:
-        # nibabel logs each oddity of a header that it mends by itself.
+        # nibabel logs everything in a header that it corrects by itself.
         with LoggingOutputSuppressor():
             volume = read_file(path)
     except BadFileError as error:
@@ -65,7 +65,7 @@ def read_user_file(path: Path, flag: str) -> UserFile:
     if data.ndim == 3 and data.shape[2] == 1:
         data, spacing = data[..., 0], spacing[:2]
     codes = nib.aff2axcodes(volume.affine)[: data.ndim]
-    directions = tuple(_WORDS.get(code or "", "nowhere") for code in codes)
+    directions = tuple(_DIRECTIONS.get(code or "", "nowhere") for code in codes)
     return UserFile(path, flag, data, volume.affine, spacing, directions)
 
 
@@ -73,7 +73,7 @@ def check_same_grid(first: UserFile, second: UserFile) -> str | None:
     """Refuse two files whose voxels do not lie at the same places.
 
     Returns:
-        A line where the second lies a little off, within the tolerance that all commands have.
+        A note if the second lies slightly off, within the tolerance of all commands; else None.
 
     Raises:
         UserError: shapes or affines differ.
@@ -92,18 +92,12 @@ def check_same_grid(first: UserFile, second: UserFile) -> str | None:
     return shift_note(shifts, second.flag.removeprefix("--"), first.flag.removeprefix("--"))
 
 
-# Where a loss pushes the prediction of a user's own case: read, check, compute, draw.
-
-#: The probability that a voxel of a predicted label map is taken to have.
-_LABEL_PROBABILITY = 0.9
-
-
 @dataclass(frozen=True)
 class Explained:
-    """The picture's path, and what its maker should know, line by line."""
+    """The picture's path, and notes for the user, line by line."""
 
     path: Path
-    told: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def explain_case(
@@ -116,20 +110,20 @@ def explain_case(
     axis: int | None = None,
     out: Path | None = None,
 ) -> Explained:
-    """Draw the push -dL/dz on one slice of a case; the loss sees the whole volume, one structure against the rest.
+    """Draw the negative gradient -dL/dz on one slice of a case; the loss is computed on the whole volume.
 
     Args:
         loss: a name (the loss alone, without its recipe), a sum, or a dotted path.
         image: NIfTI, 2D or 3D.
         label: NIfTI on the same grid, whole numbers.
-        prediction: NIfTI on the same grid: probabilities of the structure, or labels. None: a stand-in made from
-            the label, shifted and blurred.
+        prediction: NIfTI on the same grid: probabilities of the structure, or labels. None: a stand-in, the label
+            shifted and blurred.
         label_class: the structure's value.
-        axis: array axis to cut a volume across. None: that of the largest spacing (the last of equals).
+        axis: array axis perpendicular to the slice. None: that of the largest spacing (the last of equals).
         out: the picture, `.png`.
 
     Raises:
-        UserError: a file that cannot be used, or an argument out of its range; one line.
+        UserError: a file that cannot be used, or an argument out of its range.
     """
     path = out or Path(f"explain-{_file_name(loss)}.png")
     if path.suffix.lower() != ".png":
@@ -140,19 +134,19 @@ def explain_case(
     reference = _structure(target, label_class)
     spacing = shown.spacing
     if prediction is None:
-        logits, told = _stand_in(reference, spacing)
+        logits, description = _stand_in(reference, spacing)
     else:
         predicted = read_user_file(prediction, "--prediction")
         notes.append(check_same_grid(shown, predicted))
-        logits, told = _predicted_logits(predicted, label_class)
+        logits, description = _predicted_logits(predicted, label_class)
     hard = logits > 0
-    pushes = push(made, logits, reference, spacing)
+    gradients = negative_gradient(made, logits, reference, spacing)
     across = _axis(axis, spacing)
     index = 0 if across is None else densest_slice(reference, hard, across)
     shown_axes = [a for a in range(reference.ndim) if a != across]
     cut: tuple[int | slice, ...] = tuple(index if a == across else slice(None) for a in range(reference.ndim))
     if across is not None:
-        told = f"slice {index} of axis {across}; {told}"
+        description = f"slice {index} of axis {across}; {description}"
     down, right = shown_axes
     piece = Slice(
         reference[cut],
@@ -161,12 +155,12 @@ def explain_case(
         shown.data[cut],
         (_axis_label(shown, down), _axis_label(shown, right)),
     )
-    figure = gradient_figure(piece, pushes[cut], loss, note=told)
+    figure = gradient_figure(piece, gradients[cut], loss, note=description)
     try:
         write_png(figure, path)
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror}; name another file") from None
-    return Explained(path, (told, *(f"note: {note}" for note in notes if note is not None)))
+    return Explained(path, (description, *(f"note: {note}" for note in notes if note is not None)))
 
 
 def _make_loss(loss: str) -> nn.Module:
@@ -183,7 +177,7 @@ def _structure(label: UserFile, label_class: int) -> NDArray[np.bool_]:
     if odd.size:
         raise UserError(
             f"--label: {label.path} holds values that are no whole numbers, such as {digits(odd[0])}; expected one "
-            "label a voxel"
+            "label per voxel"
         )
     if label_class not in values:
         present = ", ".join(f"{value:g}" for value in values[:20])
@@ -199,11 +193,11 @@ def _stand_in(reference: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple
     voxels = max(round(radius / 3 / spacing[axis]), 1)
     moved = ndimage.shift(reference.astype(np.uint8), [voxels * (a == axis) for a in range(reference.ndim)], order=0)
     width = max(radius / 8, spacing[axis])
-    told = (
+    description = (
         f"no prediction given: a stand-in, the label moved {voxels * spacing[axis]:.2g} mm along axis {axis}, "
         f"its border softened over {width:.2g} mm"
     )
-    return soft_logits(moved > 0, spacing, width), told
+    return soft_logits(moved > 0, spacing, width), description
 
 
 def _predicted_logits(prediction: UserFile, label_class: int) -> tuple[NDArray[np.float64], str]:
@@ -215,10 +209,10 @@ def _predicted_logits(prediction: UserFile, label_class: int) -> tuple[NDArray[n
         inside = labels == label_class
         sure = logit(_LABEL_PROBABILITY)
         found = "" if inside.any() else f"; no voxel of class {label_class} in it"
-        told = (
+        description = (
             f"prediction: labels, taken as p = {_LABEL_PROBABILITY:g} inside and {1 - _LABEL_PROBABILITY:.1g} outside"
         )
-        return np.where(inside, sure, -sure), told + found
+        return np.where(inside, sure, -sure), description + found
     if data.min() < 0 or data.max() > 1:
         raise UserError(
             f"--prediction: {prediction.path} has values from {data.min():.4g} to {data.max():.4g}; expected "
@@ -229,7 +223,7 @@ def _predicted_logits(prediction: UserFile, label_class: int) -> tuple[NDArray[n
 
 
 def _axis(axis: int | None, spacing: tuple[float, ...]) -> int | None:
-    """The axis to cut across; None for an image of two axes."""
+    """The axis perpendicular to the slice; None for an image of two axes."""
     axes = len(spacing)
     if axes == 2:
         if axis is not None:

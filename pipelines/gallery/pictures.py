@@ -1,4 +1,4 @@
-"""The gallery's pictures: value and gradient as curves, and the negative gradient of one slice."""
+"""The gallery's pictures: value and gradient as curves, and the negative gradient on one slice."""
 
 import textwrap
 from collections.abc import Mapping
@@ -27,25 +27,26 @@ from pipelines.utils.figures import (
     styled,
 )
 
-# Curves: value and slope against the predicted probability, and against the foreground's share.
-
-#: Drawn in grey beside each loss, where they are registered: name to label and line.
+_SCALE_LABEL = (
+    "negative gradient -dL/dz of the logit z, relative to\nthe slice's largest |dL/dz|  (+: towards foreground)"
+)
+#: Drawn in grey for comparison with each loss: name to label and line.
 _NEIGHBOURS = {"binary_cross_entropy": ("cross entropy", "--"), "dice": ("Dice", ":")}
 
 
 def probability_figure(name: str) -> Figure:
-    """Value and slope dL/dz of a loss, for a foreground and a background region whose every voxel has probability p."""
-    unit = "mean a voxel of the region" if is_voxelwise(name) else "whole region"
+    """Value and gradient dL/dz of a loss, for a foreground and a background region whose voxels have probability p."""
+    unit = "mean per voxel of the region" if is_voxelwise(name) else "whole region"
     with styled():
         picture = figure(7.4, 3.0)
         left, right = picture.subplots(1, 2)
         for foreground, colour, line in ((True, FOREGROUND, "-"), (False, BACKGROUND, "--")):
             label = "foreground region (y = 1)" if foreground else "background region (y = 0)"
-            values, slopes = probability_curve(name, foreground)
+            values, gradients = probability_curve(name, foreground)
             left.plot(PROBABILITIES, values, line, color=colour, label=label)
-            right.plot(PROBABILITIES, slopes, line, color=colour)
+            right.plot(PROBABILITIES, gradients, line, color=colour)
         left.set(title=f"value ({unit})", ylabel="L")
-        right.set(title=f"slope ({unit})", ylabel="dL/dz, z: logit")
+        right.set(title=f"gradient ({unit})", ylabel="dL/dz, z: logit")
         right.axhline(0, color="black", linewidth=0.8, zorder=1)
         for axes in (left, right):
             axes.set(xlabel="predicted probability p in the region", xlim=(0, 1))
@@ -55,29 +56,29 @@ def probability_figure(name: str) -> Figure:
 
 
 def imbalance_figure(name: str) -> Figure:
-    """Value, and |dL/dz| a foreground voxel, against the foreground's share, beside cross entropy and Dice."""
+    """Value, and |dL/dz| per foreground voxel, against the foreground's share, with cross entropy and Dice."""
     with styled():
         picture = figure(7.4, 3.0)
         left, right = picture.subplots(1, 2)
-        own = imbalance_curve(name)
+        curves = imbalance_curve(name)
         for other, (label, line) in _NEIGHBOURS.items():
             if other != name:
                 for axes, numbers in zip((left, right), imbalance_curve(other), strict=True):
                     axes.plot(SHARES, numbers, line, color=NEIGHBOUR_GREY, label=label if axes is left else None)
-        for axes, numbers in zip((left, right), own, strict=True):
+        for axes, numbers in zip((left, right), curves, strict=True):
             axes.plot(SHARES, _positive(numbers), color=FOREGROUND, label=name if axes is left else None)
             axes.set(xscale="log", yscale="log", xlabel="foreground's share of the image", xlim=(SHARES[0], SHARES[-1]))
             axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 0.5], ["0.01 %", "0.1 %", "1 %", "10 %", "50 %"])
             axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
             _few_decades(axes)
-        left.set(title=f"value{_zeros(own[0])}", ylabel="L")
-        right.set(title=f"slope, mean a foreground voxel{_zeros(own[1])}", ylabel="|dL/dz|, z: logit")
+        left.set(title=f"value{_zeros(curves[0])}", ylabel="L")
+        right.set(title=f"gradient per foreground voxel{_zeros(curves[1])}", ylabel="|dL/dz|, z: logit")
         picture.legend(loc="outside upper center", ncols=3)
     return picture
 
 
 def _spread(axes: Axes) -> None:
-    """A symmetric logarithmic axis where one curve's peak would flatten all else."""
+    """Use a symmetric logarithmic axis where one curve's peak would flatten the others."""
     heights = np.abs(np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines]))
     heights = heights[heights > 0]
     if len(heights) and heights.max() > 300 * np.median(heights):
@@ -87,7 +88,7 @@ def _spread(axes: Axes) -> None:
 
 
 def _few_decades(axes: Axes) -> None:
-    """Less than a decade would leave a logarithmic axis with one labelled tick."""
+    """Widen a logarithmic axis that would have one labelled tick only."""
     low, high = axes.get_ylim()
     if high / low < 30:
         centre = np.sqrt(low * high)
@@ -99,16 +100,11 @@ def _positive(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _zeros(numbers: NDArray[np.float64]) -> str:
-    """Zeros do not show on a logarithmic axis, so the title tells of them."""
+    """The title's note on zeros, which a logarithmic axis cannot show."""
     zeros = np.flatnonzero(~(numbers > 0))
     if not len(zeros):
         return ""
     return f" ({'0 up to' if zeros[0] == 0 else '0 at'} {100 * SHARES[zeros[-1]]:.2g} %)"
-
-
-# The picture of where a loss pushes: one slice, the push a voxel as colours, contours of reference and prediction.
-
-_SCALE_LABEL = "push on the logit, -dL/dz, in units of the\nslice's largest |dL/dz|  (+: towards foreground)"
 
 
 @dataclass(frozen=True)
@@ -130,25 +126,25 @@ class Slice:
     axis_labels: tuple[str, str]
 
 
-def normalised(push: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divided by its largest absolute value, so within -1 and 1; zeros stay zeros."""
-    largest = np.abs(push).max()
-    return push / largest if largest > 0 else push
+def normalised(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values divided by their largest absolute value, so within -1 and 1; zeros stay zeros."""
+    largest = np.abs(values).max()
+    return values / largest if largest > 0 else values
 
 
 def densest_slice(reference: NDArray[np.bool_], prediction: NDArray[np.bool_], axis: int) -> int:
-    """Index, along `axis`, of the slice with most wrong voxels; where none is wrong, of the one with most reference."""
+    """Index along `axis` of the slice with most wrong voxels; if none is wrong, of that with most foreground."""
     wrong = reference ^ prediction
     across = tuple(a for a in range(reference.ndim) if a != axis)
     return int(np.argmax((wrong if wrong.any() else reference).sum(across)))
 
 
-def gradient_figure(shown: Slice, push: NDArray[np.float64], title: str, note: str = "") -> Figure:
-    """Image with both contours, and beside it the normalised push over the faint image.
+def gradient_figure(shown: Slice, negative_gradient: NDArray[np.float64], title: str, note: str = "") -> Figure:
+    """Image with both contours, and next to it the normalised negative gradient over the faint image.
 
     Args:
         shown: the slice.
-        push: -dL/dz, `[rows, columns]`.
+        negative_gradient: -dL/dz, `[rows, columns]`.
         title: of the map.
         note: a line below.
     """
@@ -157,37 +153,37 @@ def gradient_figure(shown: Slice, push: NDArray[np.float64], title: str, note: s
         # Two panels of at most 3 x 3.4 inches, wide enough for their titles and labels, and room for the rest.
         scale = min(3.0 / width, 3.4 / height)
         inches = 2 * max(scale * width, 2.5) + 2.3
-        told = textwrap.fill(note, int(13 * inches))
-        picture = figure(inches, max(scale * height, 2.0) + 1.35 + 0.15 * len(told.splitlines()))
+        caption = textwrap.fill(note, int(13 * inches))
+        picture = figure(inches, max(scale * height, 2.0) + 1.35 + 0.15 * len(caption.splitlines()))
         left, right = picture.subplots(1, 2, sharex=True, sharey=True)
         _draw_image(left, shown)
         left.set(title="image, reference and prediction", ylabel=shown.axis_labels[0])
         _draw_image(right, shown, faint=True)
-        _draw_push(right, shown, push)
-        right.set_title(title if np.any(push) else f"{title}: no push here")
+        _draw_map(right, shown, negative_gradient)
+        right.set_title(title if np.any(negative_gradient) else f"{title}: no gradient here")
         for axes in (left, right):
             axes.set_xlabel(shown.axis_labels[1])
         bar = picture.colorbar(_scale(), ax=right, shrink=0.95, ticks=[-1, -0.5, 0, 0.5, 1])
         bar.set_label(_SCALE_LABEL, fontsize=8)
         picture.legend(handles=_legend(), loc="outside upper center", ncols=2)
-        if told:
-            picture.supxlabel(told, fontsize=8)
+        if caption:
+            picture.supxlabel(caption, fontsize=8)
     return picture
 
 
-def overview_figure(shown: Slice, pushes: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """The maps of many losses on the same slice, with one scale; `pushes`: a loss's title to its map."""
-    columns = min(6, len(pushes) + 1)
-    rows = -(-(len(pushes) + 1) // columns)
+def overview_figure(shown: Slice, maps: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """The negative gradients of many losses on the same slice, with one scale; `maps`: a loss's title to its map."""
+    columns = min(6, len(maps) + 1)
+    rows = -(-(len(maps) + 1) // columns)
     with styled():
         picture = figure(1.65 * columns + 1.0, 1.85 * rows + 0.8)
         grid = picture.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         _draw_image(grid[0, 0], shown)
         grid[0, 0].set_title("the image", fontsize=8.5)
-        for axes, (title, push) in zip(grid.flat[1:], pushes.items(), strict=False):
-            _draw_push(axes, shown, push)
+        for axes, (title, values) in zip(grid.flat[1:], maps.items(), strict=False):
+            _draw_map(axes, shown, values)
             axes.set_title(title, fontsize=8)
-        for number in range(len(pushes) + 1, grid.size):
+        for number in range(len(maps) + 1, grid.size):
             grid.flat[number].set_axis_off()
             grid.flat[number - columns].tick_params(labelbottom=True)
         picture.supxlabel(shown.axis_labels[1], fontsize=9)
@@ -198,9 +194,9 @@ def overview_figure(shown: Slice, pushes: Mapping[str, NDArray[np.float64]]) -> 
     return picture
 
 
-def _draw_push(axes: Axes, shown: Slice, push: NDArray[np.float64]) -> None:
+def _draw_map(axes: Axes, shown: Slice, values: NDArray[np.float64]) -> None:
     plain(axes)
-    axes.imshow(normalised(push), cmap=_colours(), vmin=-1, vmax=1, **_placement(shown))
+    axes.imshow(normalised(values), cmap=_colours(), vmin=-1, vmax=1, **_placement(shown))
     _draw_outlines(axes, shown)
 
 
@@ -223,7 +219,7 @@ def _draw_outlines(axes: Axes, shown: Slice) -> None:
 
 
 def _draw_outline(axes: Axes, mask: NDArray[np.bool_], spacing: tuple[float, float], colour: str, line: str) -> None:
-    """Along the voxels' edges: each voxel cut into parts, so that the contour hugs them."""
+    """Along the voxels' edges: each voxel is subdivided, so that the contour follows them."""
     parts = 4
     fine = np.pad(mask.repeat(parts, 0).repeat(parts, 1), 1).astype(float)
     rows, columns = ((np.arange(n) - 0.5) * s / parts - s / 2 for n, s in zip(fine.shape, spacing, strict=True))
@@ -238,10 +234,10 @@ def _placement(shown: Slice) -> dict[str, Any]:
 
 
 def _colours() -> Colormap:
-    """Blue, white, red: told apart by all; transparent around 0, so that the image shows where nothing pushes."""
+    """Blue, white, red, for every colour vision; transparent around 0, so that the image shows there."""
     colours = GRADIENT_COLOURS(np.linspace(0, 1, 513))
     colours[:, 3] = np.clip(np.abs(np.linspace(-1, 1, 513)) / 0.08, 0, 1)
-    return ListedColormap(colours, "push")
+    return ListedColormap(colours, "negative gradient")
 
 
 def _scale() -> ScalarMappable:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from medloss import call_loss, create_loss
 from medloss.voxelwise import VoxelwiseLoss
 
-# What the losses are shown on: a region with one probability, structures of any size, and a phantom case.
-
-#: Logits of the voxels that are right beyond doubt.
+#: Probabilities at which curves are drawn; 0.5 lies between two of them, since hard predictions change there.
+PROBABILITIES = np.linspace(0.01, 0.99, 80)
+#: Foreground's shares of the image.
+SHARES = np.geomspace(1e-4, 0.5, 25)
+#: Absolute logit of voxels whose prediction is certain and right.
 SURE = 15.0
 
 
@@ -24,9 +26,9 @@ class Scene:
     Attributes:
         reference: the structure, an array of bool.
         logits: the prediction, float64, the reference's shape.
-        spacing: mm, an axis.
-        region: the voxels that are asked about.
-        image: intensities, where there are any.
+        spacing: mm, per axis.
+        region: the voxels whose values and gradients are shown.
+        image: intensities; None where there are none.
     """
 
     reference: NDArray[np.bool_]
@@ -37,10 +39,10 @@ class Scene:
 
 
 def region_scene(foreground: bool) -> Scene:
-    """A ball of 9 mm radius in 42 x 40 x 40 mm, on voxels of 3 x 2 x 2 mm; all is right save for the region.
+    """A ball of 9 mm radius in 42 x 40 x 40 mm, on voxels of 3 x 2 x 2 mm; everything but the region is right.
 
     Args:
-        foreground: whether the region is the ball, or an equal ball of background beside it.
+        foreground: whether the region is the ball, or an equal ball of background next to it.
     """
     shape, spacing = (14, 20, 20), (3.0, 2.0, 2.0)
     grid = _millimetres(shape, spacing)
@@ -52,7 +54,7 @@ def imbalance_scene(share: float) -> Scene:
     """A disc in 256 x 256 mm, on pixels of 1 mm, one half of which is missed; the background is right.
 
     Args:
-        share: of the pixels, in (0, 0.7); the disc has that many, to an even number.
+        share: the disc's share of the pixels, in (0, 0.7), rounded to an even number of pixels.
     """
     shape = (256, 256)
     grid = _millimetres(shape, (1.0, 1.0))
@@ -61,7 +63,7 @@ def imbalance_scene(share: float) -> Scene:
     half = max(round(share * disc.size / 2), 1)
     disc.ravel()[order[: 2 * half]] = True
     logits = np.where(disc, logit(0.9), -SURE)
-    # Exactly half of the pixels, so that small discs do not waver: those that lie furthest along the last axis.
+    # Exactly half of the pixels, so that the curve is smooth for small discs: those furthest along the last axis.
     inside = np.argwhere(disc)
     missed = inside[np.argsort(inside[:, 1], kind="stable")[half:]]
     logits[tuple(missed.T)] = logit(0.1)
@@ -71,7 +73,7 @@ def imbalance_scene(share: float) -> Scene:
 def phantom_scene() -> Scene:
     """A case of the embedded data set's 3D phantom, its organ, and a wrong prediction of it.
 
-    The prediction lies 5 mm aside, lacks the organ's end, and has an island in the background.
+    The prediction is shifted by 5 mm, misses the organ's end, and has an island in the background.
     """
     from pipelines.data.data_root import phantom_case
 
@@ -83,7 +85,7 @@ def phantom_scene() -> Scene:
     predicted = ndimage.shift(organ.astype(float), (0, 5, 0), order=0) > 0.5
     ends = np.flatnonzero(organ.any((1, 2)))
     predicted[: ends[0] + len(ends) // 3] = False
-    # Where there is most room on the slice that is shown, beside the organ and the image's edge.
+    # Where there is most room on the slice that is shown, away from the organ and the image's edge.
     room = ndimage.distance_transform_edt(np.pad(~(organ | predicted)[..., across], 1), sampling=spacing[:2])
     centre = np.array(np.unravel_index(np.argmax(room), room.shape)) - 1
     island = np.linalg.norm(grid - (*(centre * spacing[:2]), across * spacing[2]), axis=-1) <= 7.0
@@ -109,24 +111,16 @@ def _millimetres(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1)
 
 
-# A loss's values and slopes on a scene; each channel its own yes/no, one channel.
-
-#: Probabilities at which curves are drawn; 0.5 lies between two of them, since hard predictions change there.
-PROBABILITIES = np.linspace(0.01, 0.99, 80)
-#: Foreground's shares of the image.
-SHARES = np.geomspace(1e-4, 0.5, 25)
-
-
-def push(
+def negative_gradient(
     loss: nn.Module, logits: NDArray, reference: NDArray[np.bool_], spacing: tuple[float, ...]
 ) -> NDArray[np.float64]:
-    """Where a loss pushes: -dL/dz a voxel, z its logit; positive is towards foreground.
+    """-dL/dz per voxel, z its logit; positive is towards foreground.
 
     Args:
-        loss: takes logits `[1, 1, *spatial]`, one channel, and gives a scalar.
+        loss: takes logits `[1, 1, *spatial]`, one channel, and returns a scalar.
         logits: `[*spatial]`.
         reference: the structure, of the same shape.
-        spacing: mm, an axis.
+        spacing: mm, per axis.
     """
     z, target = _tensors(logits, reference)
     call_loss(loss, z, target, spacing=spacing).sum().backward()
@@ -134,33 +128,33 @@ def push(
 
 
 def is_voxelwise(name: str) -> bool:
-    """Whether a registered loss is a value a voxel; else it is a value a structure."""
+    """Whether a registered loss has a value per voxel; else it has a value per structure."""
     return isinstance(create_loss(name, sigmoid=True), VoxelwiseLoss)
 
 
 def probability_curve(name: str, foreground: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Value and slope dL/dz at each of `PROBABILITIES`, given to all voxels of `region_scene`'s region.
+    """Value and gradient dL/dz at each of `PROBABILITIES`, assigned to all voxels of `region_scene`'s region.
 
-    Voxelwise losses: means over the region's voxels, of the unreduced loss. Others: the loss, and the slope as the
-    logits of all of the region's voxels move together.
+    Voxelwise losses: means over the region's voxels, of the unreduced loss. Others: the loss, and its derivative as the
+    logits of all the region's voxels change together.
     """
     voxelwise = is_voxelwise(name)
     loss = create_loss(name, sigmoid=True, reduction="none" if voxelwise else "mean")
     scene = region_scene(foreground)
     region = torch.from_numpy(scene.region)
-    values, slopes = [], []
+    values, gradients = [], []
     for p in PROBABILITIES:
         z, target = _tensors(np.where(scene.region, logit(p), scene.logits), scene.reference)
         result = call_loss(loss, z, target, spacing=scene.spacing)
         result.sum().backward()
         gradient = _gradient(z)[scene.region]
         values.append(result.detach()[0, 0][region].mean().item() if voxelwise else result.item())
-        slopes.append(gradient.mean() if voxelwise else gradient.sum())
-    return np.array(values), np.array(slopes)
+        gradients.append(gradient.mean() if voxelwise else gradient.sum())
+    return np.array(values), np.array(gradients)
 
 
 def imbalance_curve(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Value, and mean |dL/dz| a foreground voxel, on `imbalance_scene` at each of `SHARES`."""
+    """Value, and mean |dL/dz| per foreground voxel, on `imbalance_scene` at each of `SHARES`."""
     loss = create_loss(name, sigmoid=True)
     values, norms = [], []
     for share in SHARES:

@@ -1,1 +1,1 @@
-"""One training: its config and plan, its parts, the engines, checkpoints, and the run that leaves a folder."""
+"""Training of one run: config and planning, components, engines, checkpoints, and the run's folder."""

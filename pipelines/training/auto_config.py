@@ -1,6 +1,6 @@
-"""What a run leaves open is planned from the data set's fingerprint: grid, patch, batch, depth of the network.
+"""Plans the settings that a run leaves open from the data set's fingerprint: grid, patch, batch, network depth.
 
-By nnU-Net's rules (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z), in our own words and numbers.
+By nnU-Net's rules (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z), with our implementation and constants.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipelines.data.manifest import Manifest
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 
-if TYPE_CHECKING:  # `refuse_settings` answers before the seconds that torch and MONAI take
+if TYPE_CHECKING:  # `refuse_settings` runs without the seconds that torch and MONAI take to import
     import torch
 
     from pipelines.preprocessing.case_store import Fingerprint
@@ -23,27 +23,27 @@ if TYPE_CHECKING:  # `refuse_settings` answers before the seconds that torch and
 
 #: The V-Net halves every axis four times.
 _VNET_DIVISOR = 16
-#: Feature maps keep at least so many voxels an axis; below that a convolution sees its padding, mostly.
+#: Feature maps keep at least so many voxels per axis; below that a convolution sees mostly padding.
 _LEAST_MAP = 4
-#: An axis twice as coarse as the finest is not halved, nor convolved along, until the others have come up to it.
+#: An axis twice as coarse as the finest is not halved, nor convolved along, until the others are as coarse.
 _COARSE = 2.0
 _MOST_LEVELS = 6
-#: MONAI's DynUNet cannot have fewer.
+#: MONAI's DynUNet needs at least three.
 _LEAST_LEVELS = {"unet": 2, "dynunet": 3}
 _CPU_MEMORY_GB = 2.0
 _LEAST_BATCH, _MOST_BATCH = 2, 4
-#: Values that a step holds at its peak for a voxel of the finest level, in multiples of its channels. Measured in
+#: Values that a step holds at its peak per voxel of the finest level, in multiples of its channels. Measured in
 #: float32 at 64^3 and 96^3: 16 to 18 with a DynUNet of four levels; 6 to 9 with the residual U-Net, whose plans are
-#: then cautious.
+#: therefore conservative.
 _MAPS = 18
 _RATES = {"adamw": 3e-3, "sgd": 1e-2}
 
 
 def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
-    """Refuse what can be seen not to fit before any case is read.
+    """Refuse a config that does not fit the manifest, before any case is read.
 
     Raises:
-        UserError: what was asked for does not fit the data, or does not fit together.
+        UserError: the settings do not fit the data, or each other.
         InputError: there is no such loss, or it does not take the arguments.
     """
     from medloss import create_training_loss
@@ -59,10 +59,10 @@ def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
 
 
 def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
-    """`refuse_misfit` without the loss, which takes torch to be made.
+    """`refuse_misfit` without the check of the loss, which needs torch.
 
     Raises:
-        UserError: what was asked for does not fit the data, or does not fit together.
+        UserError: the settings do not fit the data, or each other.
     """
     dims = manifest.dimensions
     manifest.split(config.fold)
@@ -80,16 +80,16 @@ def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
 
 
 def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, device: torch.device) -> RunConfig:
-    """The config with everything filled in that it leaves open.
+    """The config with all open settings filled in.
 
     Args:
-        config: what was asked for; nothing that it says is changed.
-        manifest: of its data set.
+        config: the requested settings; those that are set are kept.
+        manifest: the data set's.
         fingerprint: of the training cases.
-        device: where it will be trained.
+        device: where the run will be trained.
 
     Raises:
-        UserError: what was asked for does not fit the data, or does not fit together.
+        UserError: the settings do not fit the data, or each other.
     """
     from pipelines.preprocessing.resampling import Preprocessing
 
@@ -115,19 +115,19 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
 
 
 def recipe_rate(config: RunConfig) -> float:
-    """The highest learning rate of a config's schedule."""
+    """The peak learning rate of a config."""
     return config.learning_rates.get(config.loss, config.learning_rate or _RATES[config.optimizer])
 
 
 def preprocessing(config: RunConfig, manifest: Manifest) -> Preprocessing:
-    """What a planned config does to every image."""
+    """The preprocessing of every image by a planned config."""
     from pipelines.preprocessing.resampling import Preprocessing
 
     return Preprocessing(dimensions=manifest.dimensions, spacing=config.spacing, clip=config.intensity_clip)
 
 
 def divisor(config: RunConfig, dims: int) -> tuple[int, ...]:
-    """By what a patch must be divisible, axis by axis: the network halves it so often."""
+    """What a patch must be divisible by, per axis: the product of the network's strides."""
     if config.network == "vnet":
         return (_VNET_DIVISOR,) * dims
     if config.strides is None:
@@ -138,12 +138,12 @@ def divisor(config: RunConfig, dims: int) -> tuple[int, ...]:
 def topology(
     patch: Sequence[int], spacing: Sequence[float], most_levels: int = _MOST_LEVELS
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Strides and kernels, level by level, for a patch: fine axes are halved first, until all are alike.
+    """Strides and kernels per level for a patch: fine axes are halved first, until all are alike.
 
     Args:
-        patch: voxels an axis.
-        spacing: mm an axis.
-        most_levels: no more than these.
+        patch: voxels per axis.
+        spacing: mm per axis.
+        most_levels: the maximum number of levels.
     """
     size, mm = list(patch), list(spacing)
     strides, kernels = [(1,) * len(size)], [_kernel(mm)]
@@ -166,15 +166,14 @@ def _kernel(mm: list[float]) -> tuple[int, ...]:
 
 
 def _with_patch(config: RunConfig, manifest: Manifest, median: list[float]) -> RunConfig:
-    """Patch, strides and kernels: as large as a median case, smaller where memory bounds it."""
+    """Patch, strides and kernels: as large as a median case, smaller where memory limits it."""
     dims = manifest.dimensions
     if config.patch_size is not None:
-        asked = config.patch_size
-        config = _with_topology(config, asked)
-        _refuse_patch(config, manifest, asked)
-        return config
+        shaped = _with_topology(config, config.patch_size)
+        _refuse_patch(shaped, manifest, config.patch_size)
+        return shaped
     patch = tuple(max(8, math.ceil(n / 8) * 8) for n in median)
-    # A first, rough cut: step by step, a grid of absurd size would take for ever.
+    # A rough first cut: step by step, a huge grid would take forever.
     excess = activations_gb(config, patch) * _LEAST_BATCH / (2 * (config.memory_gb or 1))
     if excess > 1:
         patch = tuple(max(8, math.ceil(n / excess ** (1 / dims) / 8) * 8) for n in patch)
@@ -191,10 +190,10 @@ def _with_patch(config: RunConfig, manifest: Manifest, median: list[float]) -> R
 def _refuse_patch(config: RunConfig, manifest: Manifest, patch: tuple[int, ...]) -> None:
     steps = divisor(config, manifest.dimensions)
     if len(patch) != manifest.dimensions or any(n % s for n, s in zip(patch, steps, strict=True)):
-        by = str(steps[0]) if len(set(steps)) == 1 else ", ".join(map(str, steps))
+        divisors = str(steps[0]) if len(set(steps)) == 1 else ", ".join(map(str, steps))
         raise UserError(
             f"patch size: got {patch}; '{config.network}' on '{manifest.name}' needs "
-            f"{manifest.dimensions} numbers divisible by {by}"
+            f"{manifest.dimensions} numbers divisible by {divisors}"
         )
 
 
@@ -208,7 +207,7 @@ def _with_topology(config: RunConfig, patch: tuple[int, ...]) -> RunConfig:
 
 
 def activations_gb(config: RunConfig, patch: Sequence[int]) -> float:
-    """Memory (GB) that a training step takes for one patch, in float32; rough."""
+    """Estimate of the memory (GB) that a training step takes per patch in float32."""
     return _MAPS * (config.base_channels or 16) * math.prod(patch) * 4 / 2**30
 
 

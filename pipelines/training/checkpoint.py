@@ -14,16 +14,16 @@ _NEW = "checkpoint.new.pt"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write `checkpoint.pt` and its checksum; the one before stays as `checkpoint.previous.pt`.
+    """Write `checkpoint.pt` and its checksum; the previous one is kept as `checkpoint.previous.pt`.
 
     Args:
         folder: the run's folder.
         state: tensors, numbers, strings, and lists and dictionaries of them.
     """
-    import torch  # not above: `has_checkpoint` answers without the seconds that it takes
+    import torch  # here: `has_checkpoint` does without the seconds that the import takes
 
     path, previous, new = folder / NAME, folder / PREVIOUS, folder / _NEW
-    # Whole on the disk before the older ones move: a full disk, or a kill while it is written, costs nothing.
+    # Completely on disk before the older ones are moved: a full disk, or a kill during the write, loses nothing.
     write_atomically(new, lambda file: torch.save(state, file))
     digest = sha256(new)
     if path.is_file() and _checksum(path).is_file():
@@ -31,42 +31,42 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         _checksum(path).replace(_checksum(previous))
     elif previous.is_file() and sha256(previous) in _words(_checksum(path)):
         _checksum(path).replace(_checksum(previous))  # a run was killed between the two
-    # The checksum first: a file without one would be none, though it were the first and only.
+    # The checksum first: a checkpoint without one does not count, even if it is the only one.
     write_text(_checksum(path), f"{digest}  {path.name}\n")
     new.replace(path)
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file of this name is what a run may leave that was killed while it wrote its first files."""
+    """Whether a run that was killed while it wrote its first checkpoint may leave a file of this name."""
     return name in (_NEW, f"{NAME}.sha256") or (name.startswith(".") and name.endswith(".partial"))
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is something to resume from, whole or not."""
+    """Whether there is a checkpoint to resume from, intact or not."""
     return (folder / NAME).is_file() or (folder / PREVIOUS).is_file()
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Read the newest checkpoint that is whole; None where there is none.
+    """Read the newest intact checkpoint; None where there is none.
 
-    A damaged one is passed over, with a warning, for the one before it.
+    A damaged one is skipped, with a warning, for the previous one.
 
     Raises:
-        UserError: there are checkpoints, and none of them is whole; or one holds more than plain data.
+        UserError: there are checkpoints, but none of them is intact; or one holds more than plain data.
     """
     for unfinished in folder.glob(".checkpoint.*.partial"):
-        unfinished.unlink(missing_ok=True)  # of a run that was killed while it saved
+        unfinished.unlink(missing_ok=True)  # left by a run that was killed while saving
     if not has_checkpoint(folder):
         return None
     paths = [folder / NAME, folder / PREVIOUS]
-    # Either checksum will do: a kill between two renames leaves a file whose checksum has the other's name.
+    # Either checksum counts: a kill between two renames leaves a file whose checksum has the other's name.
     digests = {word for path in paths for word in _words(_checksum(path))}
     for path in paths:
         if path.is_file() and sha256(path) in digests:
             return _load(path)
         if path.is_file():
-            warnings.warn(f"{path} is damaged or was never finished; it is passed over", stacklevel=2)
-    raise UserError(f"{folder}: no checkpoint in it is whole; remove the folder and start the run anew")
+            warnings.warn(f"{path} is damaged or incomplete; it is skipped", stacklevel=2)
+    raise UserError(f"{folder}: no checkpoint in it is intact; remove the folder and start the run again")
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -22,14 +22,12 @@ from pipelines.preprocessing.case_store import CaseStore, EntryCache, content_ke
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.auto_config import planned, preprocessing, refuse_misfit
-from pipelines.training.distributed import gathered, rank, ranks, shared, with_the_first_ranks_buffers
-from pipelines.training.engines import create_evaluator, create_trainer
+from pipelines.training.distributed import broadcast_buffers, data_parallel, gather_metrics, rank, ranks
+from pipelines.training.engines import Compute, Optimization, create_evaluator, create_trainer
 from pipelines.training.networks import autocast_dtype, create_network
 from pipelines.training.run_config import RunConfig
 from pipelines.training.saved_model import channels_last
 from pipelines.utils.machine import chosen_device, seed_everything
-
-# What a run is trained by: optimizer, learning rate's schedule, seeds, device.
 
 #: nnU-Net's.
 _MOMENTUM, _EXPONENT = 0.99, 0.9
@@ -45,9 +43,9 @@ def create_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optim
     return torch.optim.AdamW(network.parameters(), rate, weight_decay=config.weight_decay)
 
 
-def create_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, batches_an_epoch: int) -> LRScheduler:
-    """A linear warm-up, then half a cosine, or a polynomial, down to 0; stepped after each of the optimizer's steps."""
-    steps = config.epochs * math.ceil(batches_an_epoch / config.accumulate)
+def create_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, batches_per_epoch: int) -> LRScheduler:
+    """A linear warm-up, then half a cosine, or a polynomial, down to 0; to be stepped after each optimizer step."""
+    steps = config.epochs * math.ceil(batches_per_epoch / config.accumulate)
     warmup = max(1, round(config.warmup * steps))
 
     def factor(step: int) -> float:
@@ -59,12 +57,9 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, batches
     return LambdaLR(optimizer, factor)
 
 
-# The parts of a training, made from a run's config: data, network, loss, optimizer, engines.
-
-
 @dataclass(frozen=True)
 class PreparedData:
-    """The cases of a training, and how it is planned on them."""
+    """The prepared cases of a run, and the config planned from them."""
 
     config: RunConfig
     manifest: Manifest
@@ -74,7 +69,7 @@ class PreparedData:
 
 
 def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedData:
-    """Plan a training on its cases, and read them all once.
+    """Plan a run from its cases, and prepare them all once.
 
     Args:
         config: what to train.
@@ -85,7 +80,7 @@ def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedD
     """
     manifest = load_manifest(config.manifest)
     device = chosen_device(config.device)
-    # Before anything is read or written: a config that is refused leaves no trace.
+    # Before anything is read or written: a refused config leaves no trace.
     refuse_misfit(config, manifest)
     training, validation = manifest.split(config.fold)
     root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
@@ -103,26 +98,26 @@ def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedD
 
 
 class Training:
-    """Everything that one training needs; the command line and MONAI bundles use this same one.
+    """The components of one run; the command line and MONAI bundles share this class.
 
     Args:
         config: what to train; what it leaves open is planned.
         cache_dir: where prepared cases are kept if the config names no other folder.
 
     Attributes:
-        config: planned: nothing is left open.
-        manifest: of the data set.
+        config: the planned config: nothing is left open.
+        manifest: the data set's.
         device: where the network is.
         dtype: under autocast; None for float32.
-        preprocessing: what every image goes through.
-        network: that is trained.
+        preprocessing: applied to every image.
+        network: the network that is trained.
         average: the averaged weights, by Ignite's handler; None without `ema`.
         loss: the loss.
         optimizer: the optimizer.
-        scheduler: of its learning rate.
-        scaler: of float16; None otherwise.
+        scheduler: the schedule of its learning rate.
+        scaler: for float16; None otherwise.
         dataset: the patches.
-        loader: batches of them.
+        loader: batches of patches.
         validation_loader: whole cases.
         trainer: MONAI's trainer.
         evaluator: MONAI's evaluator; `validate` runs it.
@@ -140,7 +135,7 @@ class Training:
         self.dtype = autocast_dtype(config, self.device, config.patch_size or ())
         self.preprocessing = data.preprocessing
         self.cases, self.validation_cases = data.training, data.validation
-        self._validates = {case.id: case for case in data.validation.cases}
+        self._cases_by_id = {case.id: case for case in data.validation.cases}
         self.dataset = PatchDataset(
             self.cases,
             config.patch_size or (),
@@ -175,85 +170,80 @@ class Training:
 
     def _make_engines(self) -> None:
         config, manifest = self.config, self.manifest
-        common: dict[str, Any] = {
-            "device": self.device, "dtype": self.dtype, "spatial_dims": manifest.dimensions,
-        }  # fmt: skip
+        compute = Compute(self.device, self.dtype, manifest.dimensions)
         trained: Any = torch.compile(self.network) if config.compile else self.network
         loss = medloss.DeepSupervision(self.loss) if config.deep_supervision else self.loss
+        clip = recipe_clip(config.loss, config.loss_schedule) if config.clip is None else config.clip
         self.trainer = create_trainer(
-            shared(trained, self.device),
+            data_parallel(trained, self.device),
             loss,
-            self.optimizer,
-            self.scheduler,
             self.loader,
+            Optimization(self.optimizer, self.scheduler, config.accumulate, clip, self.scaler),
+            compute,
             epochs=config.epochs,
-            accumulate=config.accumulate,
-            clip=recipe_clip(config.loss, config.loss_schedule) if config.clip is None else config.clip,
-            scaler=self.scaler,
-            **common,
         )
         if self.average is not None:
             self._attach(self.average)
-        self._measured: list[dict[str, Any]] = []
+        self._evaluated: list[dict[str, Any]] = []
         self._keep: Callable[[Case, Tensor], None] | None = None
         self.evaluator = create_evaluator(
             self.best_network,
             self.validation_loader,
-            self._note,
+            self._collect,
+            compute,
             num_classes=manifest.num_classes,
             patch=config.patch_size or (),
-            **common,
         )
 
     def _attach(self, average: EMAHandler) -> None:
-        # A young average forgets fast: else the first weights, which know nothing, would stay in it for long. By the
-        # number of the batch, not by Ignite's scheduler, which would start anew in a resumed run.
+        # At first the average forgets fast: else the untrained first weights would stay in it for long. By the number
+        # of the batch, not by Ignite's scheduler, which would start again in a resumed run.
         @self.trainer.on(Events.ITERATION_STARTED)
-        def _soften() -> None:
+        def _set_momentum() -> None:
             self.trainer.state.ema_momentum = max(average.momentum, 9 / (10 + self.trainer.state.iteration))
 
         average.attach(self.trainer)
 
     @property
     def best_network(self) -> nn.Module:
-        """The network that is validated and predicts: with averaged weights, if there are any."""
+        """The network used for validation and prediction: with averaged weights, if there are any."""
         return self.network if self.average is None else self.average.ema_model
 
     @property
     def precision(self) -> str:
-        """In which numbers the network computes."""
+        """The type that the network computes in, such as `bfloat16`."""
         return "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
-    def _note(self, done: dict[str, Any]) -> None:
-        self._measured.append({"case": done["case"], "metrics": done["metrics"]})
+    def _collect(self, done: dict[str, Any]) -> None:
+        self._evaluated.append({"case": done["case"], "metrics": done["metrics"]})
         if self._keep is not None:
-            self._keep(self._validates[done["case"]], done["labels"])
+            self._keep(self._cases_by_id[done["case"]], done["labels"])
 
     def validate(self, keep: Callable[[Case, Tensor], None] | None = None) -> list[dict[str, Any]]:
-        """Predict and measure every validation case, once, over all processes.
+        """Predict and evaluate every validation case once, over all processes.
 
         Args:
             keep: gets each case that this process predicts, and its labels `[*spatial]`, of 0..C-1.
 
         Returns:
-            A row a case and class, in the manifest's order: `case`, `patient`, `class` and the metrics.
+            A row per case and class, in the manifest's order: `case`, `patient`, `class` and the metrics.
         """
-        self._measured.clear()
+        self._evaluated.clear()
         self._keep = keep
-        with_the_first_ranks_buffers(self.best_network)
+        broadcast_buffers(self.best_network)
         self.evaluator.run()
         numbers = {case.id: number for number, case in enumerate(self.validation_cases.cases)}
-        own = {numbers[done["case"]]: done["metrics"] for done in self._measured}
+        local = {numbers[done["case"]]: done["metrics"] for done in self._evaluated}
         rows = []
-        everything = gathered(own, tuple(METRICS), len(numbers))
+        everywhere = gather_metrics(local, tuple(METRICS), len(numbers))
         for number, case in enumerate(self.validation_cases.cases):
-            for name, values in zip(self.manifest.foreground, everything[number], strict=True):
+            for name, values in zip(self.manifest.foreground, everywhere[number], strict=True):
                 row = {"case": case.id, "patient": case.patient, "class": name}
                 rows.append(row | dict(zip(METRICS, values, strict=True)))
         return rows
 
     def state(self) -> dict[str, Any]:
-        """All that training goes on from; random numbers come from the seed and the epoch."""
+        """The state to resume from; random numbers follow from the seed and the epoch."""
         return {
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.ema_model.state_dict(),
@@ -264,7 +254,7 @@ class Training:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.ema_model.load_state_dict(state["average"])
@@ -275,7 +265,7 @@ class Training:
         self.loss.load_state_dict(state["loss"])
 
     def start_epoch(self, epoch: int) -> None:
-        """Set what an epoch, counted from 1, decides: random numbers, order, and a loss's schedule."""
+        """Set what depends on the epoch, counted from 1: random numbers, order, and the loss's schedule."""
         seed_everything(self.config.seed, epoch, rank())
         start_epoch(self.loader, epoch)
         pass_epoch_on(self.loss, epoch - 1)

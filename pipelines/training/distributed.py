@@ -17,10 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.utils import TrainingError, UserError
 
-#: Seconds that a process without its peers stays silent: `torchrun` ends it meanwhile.
+#: Seconds before a process that has lost its peers reports an error: `torchrun` usually ends it earlier.
 _PATIENCE_S = 5.0
-#: The others wait so long for one that checks the data, or has larger cases to validate. Not for one that has ended.
-_LONGEST = timedelta(hours=6)
+#: The others wait at most this long for a process that checks data or validates larger cases; a process that has ended
+#: is noticed at once.
+_TIMEOUT = timedelta(hours=6)
 
 
 @contextmanager
@@ -43,20 +44,22 @@ def joined_ranks(device: str = "auto") -> Iterator[None]:
             f"device: {os.environ['LOCAL_WORLD_SIZE']} processes and {torch.cuda.device_count()} GPUs; expected a GPU "
             "for each: start fewer (--nproc-per-node), or pass --device cpu"
         )
-    idist.initialize("nccl" if on_gpus else "gloo", timeout=_LONGEST)
+    idist.initialize("nccl" if on_gpus else "gloo", timeout=_TIMEOUT)
     with warnings.catch_warnings():
-        # Of kernels of one voxel, whose strides mean nothing.
+        # Raised for kernels of one voxel, whose strides have no meaning.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         if rank() > 0:
-            warnings.simplefilter("ignore")  # the first one's are enough
+            warnings.simplefilter("ignore")  # those of the first process are enough
         try:
             yield
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
             time.sleep(_PATIENCE_S)
-            raise TrainingError("another process of this training has ended, and this one needs it") from None
-    # After an error the process is about to end; taking leave might wait for the others.
+            raise TrainingError(
+                "another process of this run has ended, and this one cannot continue without it"
+            ) from None
+    # Not after an error: the process is about to end, and `finalize` might wait for the others.
     idist.finalize()
 
 
@@ -71,66 +74,66 @@ def ranks() -> int:
 
 
 def wait_for_all() -> None:
-    """Go on when all processes are here."""
+    """Continue once all processes have arrived."""
     if ranks() > 1:
         idist.barrier()
 
 
-def shared(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its gradients averaged over all processes; itself where there is one alone."""
+def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its gradients averaged over all processes; unchanged in a single process."""
     if ranks() == 1:
         return network
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def with_the_first_ranks_buffers(network: nn.Module) -> None:
-    """Give all processes the first one's buffers, which it saves: batch norm's statistics are each process's own."""
+def broadcast_buffers(network: nn.Module) -> None:
+    """Give all processes the buffers of the first one, which saves them: statistics of batch norm differ."""
     if ranks() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of all processes' values, float64; itself where there is one process alone."""
+    """The mean of all processes' values, float64; unchanged in a single process."""
     if ranks() == 1:
         return value
     total: Tensor = idist.all_reduce(value.double(), "SUM")
     return total / ranks()
 
 
-def most_over_ranks(value: float) -> float:
+def max_over_ranks(value: float) -> float:
     """The largest of all processes' values."""
     if ranks() == 1:
         return value
-    most = torch.tensor(value, dtype=torch.float64, device=idist.device())
-    return float(idist.all_reduce(most, "MAX"))
+    largest = torch.tensor(value, dtype=torch.float64, device=idist.device())
+    return float(idist.all_reduce(largest, "MAX"))
 
 
 def texts_over_ranks(texts: list[str]) -> list[str]:
     """The texts of all processes, in their order."""
     if ranks() == 1:
         return texts
-    return [text for own in idist.all_gather(json.dumps(texts)) for text in json.loads(own)]
+    return [text for encoded in idist.all_gather(json.dumps(texts)) for text in json.loads(encoded)]
 
 
-def gathered(rows: dict[int, list[dict[str, Any]]], metrics: tuple[str, ...], count: int) -> dict[int, Any]:
-    """The measures of all cases from all processes, so that every process has them all.
+def gather_metrics(rows: dict[int, list[dict[str, Any]]], metrics: tuple[str, ...], count: int) -> dict[int, Any]:
+    """The metrics of all cases from all processes, in every process.
 
     Args:
-        rows: of this process: the case's number to its rows, one a class, each with all metrics.
+        rows: of this process: the case's number to its rows, one per class, each with all metrics.
         metrics: their names.
         count: how many cases there are, over all processes.
 
     Returns:
-        The case's number to its rows' measures `[classes][metrics]`.
+        The case's number to its values `[classes][metrics]`.
     """
     classes = max((len(r) for r in rows.values()), default=0)
     if ranks() > 1:
         classes = int(idist.all_reduce(classes, "MAX"))
     values = torch.zeros(count, classes, len(metrics), dtype=torch.float64)
-    for number, own in rows.items():
-        values[number] = torch.tensor([[row[metric] for metric in metrics] for row in own], dtype=torch.float64)
+    for number, case_rows in rows.items():
+        values[number] = torch.tensor([[row[metric] for metric in metrics] for row in case_rows], dtype=torch.float64)
     if ranks() > 1:
-        # Each case is measured by one process, and the others add zeros: nothing is rounded, and NaN stays NaN.
+        # Each case is evaluated by one process, and the others add zeros: nothing is rounded, and NaN stays NaN.
         values = idist.all_reduce(values.to(idist.device()), "SUM").cpu()
     return {number: values[number].tolist() for number in range(count)}

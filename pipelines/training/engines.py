@@ -1,8 +1,9 @@
-"""The training step, and MONAI's Ignite engines around it: spacing for loss and metrics, any precision."""
+"""The training step, and MONAI's engines around it: with spacing for loss and metrics, and any precision."""
 
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +17,18 @@ import medloss
 from medloss.errors import InputError
 from pipelines.evaluation.evaluate import case_metrics
 from pipelines.training.distributed import mean_over_ranks, texts_over_ranks
-from pipelines.training.saved_model import AutocastInferer, WindowInferer, label_map
-from pipelines.training.saved_model import channels_last as channels_last
+from pipelines.training.saved_model import AutocastInferer, WindowInferer, channels_last, label_map
 from pipelines.utils import TrainingError
 from pipelines.utils.machine import is_out_of_memory
 
-# How far an optimizer's step moves the weights: no loss should be judged by an optimizer that stood still.
+#: In the engine's output, of a batch that ends with a step: the gradient's norm, before it is clipped, and the ratio of
+#: the update to the weights.
+GRAD_NORM, UPDATE_RATIO = "grad_norm", "update_ratio"
+#: Below this scale float16's loss scaling has failed: every step before was skipped.
+_LEAST_SCALE = 2.0**-10
+
+# Ignite logs every exception that it lets through, twice; the caller reports it once.
+logging.getLogger("ignite.engine").addHandler(logging.NullHandler())
 
 
 class StepSize:
@@ -29,11 +36,11 @@ class StepSize:
 
     w, w': the weights before and after the step; eta: the learning rate; lambda: the decoupled weight decay, which
     AdamW applies whatever the gradient is, and which is therefore no part of the update here (0 for SGD, whose decay is
-    a part of the gradient). Norms are over all parameters that are trained. Three passes over the weights, and a copy
-    of them while the step is made.
+    a part of the gradient). Norms are over all trained parameters. A small ratio shows that the optimizer hardly moves
+    the weights. Costs three passes over the weights, and a copy of them during the step.
 
     Args:
-        optimizer: at its next step; `ratio` is to be called after that.
+        optimizer: before its step; call `ratio` after it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -48,32 +55,23 @@ class StepSize:
         self.size = nn.utils.get_total_norm(self.weights)
 
     def ratio(self) -> Tensor:
-        """The ratio of the step that was made meanwhile; a number on the weights' device."""
+        """The ratio for the step since; a number on the weights' device."""
         torch._foreach_sub_(self.kept, self.weights)
         return nn.utils.get_total_norm(self.kept) / self.size
 
 
-# One step of training: forward, loss, backward, and what may stand between that and the optimizer.
-
-#: In the engine's output, of a batch that ends with a step: the gradient's norm, before it is clipped, and the ratio of
-#: the update to the weights.
-GRAD_NORM, UPDATE_RATIO = "grad_norm", "update_ratio"
-#: A scale below which float16's loss scaling has given up: every step before was skipped.
-_LEAST_SCALE = 2.0**-10
-
-
 class TrainingStep:
-    """What MONAI's trainer does for a batch, on any device: its own knows mixed precision on CUDA alone.
+    """MONAI's training step for a batch, on any device: MONAI's supports mixed precision on CUDA only.
 
-    A loss, or a gradient, that is not finite stops the run before the optimizer's step. With float16, whose scaled
-    gradients overflow now and then, such steps are left out, and the scale is lowered.
+    A loss or a gradient that is not finite stops the run before the optimizer's step. With float16, whose scaled
+    gradients overflow now and then, such steps are skipped, and the scale is lowered.
 
     Args:
-        network: whose gradients are looked at.
-        accumulate: batches whose gradients make one step.
+        network: the network whose gradients are checked.
+        accumulate: batches per optimizer step.
         clip: largest norm of a step's gradient; None: any.
-        scaler: of float16; None otherwise.
-        stepped: called after each of the optimizer's steps.
+        scaler: for float16; None otherwise.
+        stepped: called after each optimizer step.
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class TrainingStep:
         output: dict[str, Any] = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
         engine.state.output = output
         number, length = (engine.state.iteration - 1) % engine.state.epoch_length, engine.state.epoch_length
-        # The last batches of an epoch make a step of their own, by as many as they are.
+        # The last batches of an epoch make a step of their mean, even if there are fewer of them.
         group = min(self.accumulate, length - number // self.accumulate * self.accumulate)
         engine.network.train()
         if number % self.accumulate == 0:
@@ -107,12 +105,12 @@ class TrainingStep:
         loss = output[CommonKeys.LOSS] = engine.loss_function(output[CommonKeys.PRED], targets).mean()
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         # Over all processes: were one to stop alone, the others would wait for its gradients.
-        told = mean_over_ranks(loss.detach())
-        if not math.isfinite(value := told.item()):
+        mean_loss = mean_over_ranks(loss.detach())
+        if not math.isfinite(value := mean_loss.item()):
             raise _not_finite(engine, "loss", value)
         scaled = loss / group
         (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
-        output[CommonKeys.LOSS] = told
+        output[CommonKeys.LOSS] = mean_loss
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if number % self.accumulate == group - 1:
             self._step(engine)
@@ -122,7 +120,7 @@ class TrainingStep:
     def _step(self, engine: SupervisedTrainer) -> None:
         if self.scaler is not None:
             self.scaler.unscale_(engine.optimizer)
-        # A finite loss can have such a gradient, as a root's at 0; its step would ruin every weight in silence.
+        # A finite loss can have an infinite gradient, such as a root at 0; its step would ruin every weight silently.
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.scaler is None and not math.isfinite(float(norm)):
@@ -142,40 +140,66 @@ class TrainingStep:
 
 
 def _not_finite(engine: SupervisedTrainer, what: str, value: float) -> TrainingError:
-    """Says so; to be called in all processes, since each has its part of the batch."""
+    """The error that names the cases; to be called in all processes, since each has its part of the batch."""
     cases: list[str] = engine.state.batch["case"]
     logits = engine.state.output[CommonKeys.PRED]
     finest: Tensor = logits if isinstance(logits, Tensor) else logits[0]
     finite = finest.isfinite().flatten(1).all(1).tolist()
-    guilty = texts_over_ranks([case for case, fine in zip(cases, finite, strict=True) if not fine])
-    guilty = guilty or texts_over_ranks(cases)
-    named = f"the case {guilty[0]}" if len(guilty) == 1 else f"the cases {', '.join(guilty)}"
+    failed = texts_over_ranks([case for case, fine in zip(cases, finite, strict=True) if not fine])
+    failed = failed or texts_over_ranks(cases)
+    named = f"the case {failed[0]}" if len(failed) == 1 else f"the cases {', '.join(failed)}"
     return TrainingError(
         f"the {what} is {value} in epoch {engine.state.epoch}, on {named}; "
-        "nothing was learned from that: lower the learning rate, or look at what is named"
+        "the weights were not updated: lower the learning rate, or check these images and labels"
     )
 
 
-# MONAI's Ignite engines, with what they lack: spacing for loss and metrics, precision on any device.
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision a network computes.
 
-# Ignite logs each exception that it lets through, twice; whoever catches it tells it, once.
-logging.getLogger("ignite.engine").addHandler(logging.NullHandler())
+    Attributes:
+        device: where the network is.
+        dtype: under autocast; None for float32.
+        spatial_dims: 2 or 3.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None
+    spatial_dims: int
+
+    def inferer(self) -> AutocastInferer:
+        """What runs the network on a batch."""
+        return AutocastInferer(self.dtype, self.device, channels_last(self.spatial_dims))
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights are updated.
+
+    Attributes:
+        optimizer: steps once every `accumulate` batches.
+        scheduler: is stepped after each optimizer step.
+        accumulate: batches per optimizer step.
+        clip: largest norm of a step's gradient; None: any.
+        scaler: for float16; None otherwise.
+    """
+
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    accumulate: int = 1
+    clip: float | None = None
+    scaler: torch.amp.GradScaler | None = None
 
 
 def create_trainer(
     network: nn.Module,
     loss: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
     loader: DataLoader,
+    optimization: Optimization,
+    compute: Compute,
     *,
     epochs: int,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    spatial_dims: int,
-    accumulate: int = 1,
-    clip: float | None = None,
-    scaler: torch.amp.GradScaler | None = None,
 ) -> SupervisedTrainer:
     """A trainer that takes the batches of `training_loader`.
 
@@ -184,41 +208,41 @@ def create_trainer(
     Args:
         network: the network.
         loss: the loss.
-        optimizer: steps once every `accumulate` batches.
-        scheduler: is stepped after each of the optimizer's steps.
         loader: from `training_loader`.
-        epochs: how many.
-        device: where the network is.
-        dtype: under autocast; None for float32.
-        spatial_dims: 2 or 3.
-        accumulate: batches a step.
-        clip: largest norm of a step's gradient.
-        scaler: for float16.
+        optimization: optimizer, schedule, accumulation, clipping and loss scaling.
+        compute: device and precision.
+        epochs: number of epochs.
 
     Raises:
-        TrainingError: from `run`, when a loss or a gradient is not finite; names the batch's cases, or those of them
-            whose logits are to blame.
+        TrainingError: from `run`, when a loss or a gradient is not finite; names the cases whose logits are not finite,
+            or else all cases of the batch.
     """
-    step = TrainingStep(network, accumulate=accumulate, clip=clip, scaler=scaler, stepped=scheduler.step)
+    step = TrainingStep(
+        network,
+        accumulate=optimization.accumulate,
+        clip=optimization.clip,
+        scaler=optimization.scaler,
+        stepped=optimization.scheduler.step,
+    )
     return SupervisedTrainer(
-        device=device,
+        device=compute.device,
         max_epochs=epochs,
         train_data_loader=loader,
         network=network,
-        optimizer=optimizer,
-        # `targets` is the batch: the engine hands on whatever `prepare_batch` made.
+        optimizer=optimization.optimizer,
+        # Its `targets` is the batch: the engine passes on whatever `prepare_batch` made.
         loss_function=_LossCall(loss),
         prepare_batch=_prepare_batch,
-        inferer=AutocastInferer(dtype, device, channels_last(spatial_dims)),
+        inferer=compute.inferer(),
         iteration_update=step,
         decollate=False,
     )
 
 
 class _LossCall:
-    """A loss's value of a batch. A loss from elsewhere that cannot take the first one is told in a line.
+    """The value of a loss for a batch. If an external loss cannot take the first batch, the error is one line.
 
-    What goes wrong later is a defect, whose traceback says more.
+    A later failure is a defect, which needs its traceback.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -248,44 +272,40 @@ def create_evaluator(
     network: nn.Module,
     loader: DataLoader,
     on_case: Callable[[dict[str, Any]], None],
+    compute: Compute,
     *,
     num_classes: int,
     patch: tuple[int, ...],
-    device: torch.device,
-    dtype: torch.dtype | None,
-    spatial_dims: int,
 ) -> SupervisedEvaluator:
-    """An evaluator that predicts whole cases by sliding windows, and tells each case's measures.
+    """An evaluator that predicts whole cases by sliding windows, and passes on the metrics of each case.
 
     Args:
         network: the network.
         loader: from `validation_loader`.
         on_case: gets `{"case": id, "labels": [*spatial] of 0..C-1, "metrics": [{name: value}, ...]}`, one
             per foreground class.
+        compute: device and precision.
         num_classes: C.
         patch: the window, voxels.
-        device: where the network is.
-        dtype: under autocast; None for float32.
-        spatial_dims: 2 or 3.
     """
     evaluator = SupervisedEvaluator(
-        device=device,
+        device=compute.device,
         val_data_loader=loader,
         network=network,
         prepare_batch=_prepare_batch,
-        inferer=WindowInferer(patch, AutocastInferer(dtype, device, channels_last(spatial_dims))),
+        inferer=WindowInferer(patch, compute.inferer()),
         decollate=False,
     )
 
     @evaluator.on(Events.ITERATION_COMPLETED)
-    def _measure(engine: SupervisedEvaluator) -> None:
+    def _evaluate_cases(engine: SupervisedEvaluator) -> None:
         batch = engine.state.batch
         for index, case in enumerate(batch["case"]):
             reference = batch["reference"][index]
-            # Measured where the label was drawn, not on the grid that the network sees.
+            # On the grid of the label, not on the one that the network sees.
             labels = label_map(engine.state.output[CommonKeys.PRED][index], reference.shape).cpu()
-            measures = case_metrics(labels, reference, num_classes, batch["reference_spacing"][index])
-            on_case({"case": case, "labels": labels, "metrics": measures})
+            metrics = case_metrics(labels, reference, num_classes, batch["reference_spacing"][index])
+            on_case({"case": case, "labels": labels, "metrics": metrics})
 
     return evaluator
 

@@ -1,4 +1,4 @@
-"""The networks, from MONAI, made from a run's config, and the precision they compute in."""
+"""MONAI's networks, created from a run's config, and the precision they compute in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +11,22 @@ from torch import Tensor, nn
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 
-# The networks, from MONAI, made of a run's config.
-
-#: nnU-Net's bound on channels: coarser levels see few voxels, and need no more.
+#: nnU-Net's limit on channels: coarser levels have few voxels, and need no more.
 _MOST_CHANNELS = 320
 
 
 def create_network(config: RunConfig, spatial_dims: int, num_classes: int) -> nn.Module:
-    """A network that makes logits `[B, C, *spatial]` of images `[B, 1, *spatial]`.
+    """A network from images `[B, 1, *spatial]` to logits `[B, C, *spatial]`.
 
-    A network with deep supervision makes, while it trains, a list of logits, finest first.
+    In training mode, a network with deep supervision returns a list of logits, finest first.
 
     Args:
-        config: planned: `strides`, `kernels` and `base_channels` are there (a V-Net needs none).
+        config: planned: `strides`, `kernels` and `base_channels` are set (a V-Net needs none).
         spatial_dims: 2 or 3.
         num_classes: C, background included.
     """
     if config.network == "vnet":
-        # Its dropout of half the channels is made for hundreds of epochs.
+        # MONAI's default drops half of the channels, which suits runs of hundreds of epochs.
         return VNet(spatial_dims, 1, num_classes, dropout_prob_down=0.1, dropout_prob_up=(0.1, 0.1))
     strides = config.strides or ((1,) * spatial_dims, *((2,) * spatial_dims,) * ((config.levels or 3) - 1))
     width = config.base_channels or 16
@@ -50,7 +48,7 @@ def create_network(config: RunConfig, spatial_dims: int, num_classes: int) -> nn
         "strides": [list(stride) for stride in strides],
         "upsample_kernel_size": [list(stride) for stride in strides[1:]],
     }
-    # The two coarsest levels have no heads: they see no shapes.
+    # The two coarsest levels have no heads: they are too coarse to show shapes.
     heads = min(config.deep_supervision, len(strides) - 2)
     if heads > 0:
         plain |= {"deep_supervision": True, "deep_supr_num": heads}
@@ -59,36 +57,33 @@ def create_network(config: RunConfig, spatial_dims: int, num_classes: int) -> nn
 
 
 class SupervisedDynUNet(DynUNet):
-    """MONAI's DynUNet, whose coarser outputs stay on their own grids.
+    """MONAI's DynUNet with the coarser outputs kept on their grids.
 
-    MONAI's own brings them all to the finest grid: eight times the voxels for the loss, on labels that are not there.
+    MONAI's resizes them all to the finest grid: up to eight times the voxels for the loss, without new information.
     """
 
     def forward(self, x: Tensor) -> Any:
-        """Logits `[B, C, *spatial]`; while it trains with deep supervision, a list of them, finest first."""
+        """Logits `[B, C, *spatial]`; in training mode with deep supervision, a list of them, finest first."""
         out = self.output_block(self.skip_layers(x))
         if self.training and self.deep_supervision:
             return [out, *self.heads]
         return out
 
 
-# In which numbers a network computes.
-
-
 def autocast_dtype(config: RunConfig, device: torch.device, patch: Sequence[int]) -> torch.dtype | None:
     """The type under autocast, or None for float32.
 
-    `auto`: bfloat16 on a processor that has instructions for it (AMX or AVX512-BF16; a training step of the small 3D
-    U-Net then takes 0.7 to 0.8 of float32's time) and for feature maps that are large enough, or on a GPU that has
-    them; else float32.
+    `auto`: bfloat16 on a processor with instructions for it (AMX or AVX512-BF16; a training step of the small 3D U-Net
+    then takes 0.7 to 0.8 of float32's time) if the feature maps are large enough, or on a GPU that supports it; else
+    float32.
 
     Args:
         config: planned; its `precision` is `auto`, `float32`, `bfloat16` or `float16`.
         device: where the network computes.
-        patch: what it is trained with, voxels.
+        patch: the training patch, voxels.
 
     Raises:
-        UserError: bfloat16 was asked for where it would give wrong gradients, or float16 without a GPU.
+        UserError: bfloat16 was requested where it would give wrong gradients, or float16 without a GPU.
     """
     precision = config.precision
     if precision == "float32":
@@ -99,34 +94,34 @@ def autocast_dtype(config: RunConfig, device: torch.device, patch: Sequence[int]
         has_it = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_it or precision == "bfloat16" else None
     if precision == "float16":
-        raise UserError("precision: got float16, in which processors do not train; expected bfloat16, float32 or auto")
+        raise UserError("precision: got float16, which trains on GPUs only; expected bfloat16, float32 or auto")
     safe = not has_maps_below_kernels(config, patch)
     if precision == "bfloat16" and not safe:
         raise UserError(
             f"precision: got bfloat16, and '{config.network}' with patches of {tuple(patch)} has feature maps smaller "
-            "than its kernels, whose gradients processors get wrong in bfloat16; expected float32, or a larger patch"
+            "than its kernels, whose gradients are wrong in bfloat16 on a CPU; expected float32, or a larger patch"
         )
     return torch.bfloat16 if precision == "bfloat16" or (safe and _processor_computes_bfloat16()) else None
 
 
 def has_maps_below_kernels(config: RunConfig, patch: Sequence[int]) -> bool:
-    """Whether a convolution meets maps that are smaller than its kernel along an axis.
+    """Whether a convolution gets maps that are smaller than its kernel along an axis.
 
-    There the gradients of its weights are garbage in bfloat16 on a processor (torch 2.13 with oneDNN on AVX512-BF16:
-    memory that nobody set, up to 1e37 or NaN, and at times a corrupt heap; seen for kernels of 3 and 5 in 3D, and for
+    There the gradients of its weights are garbage in bfloat16 on a CPU (torch 2.13 with oneDNN on AVX512-BF16:
+    uninitialised memory, up to 1e37 or NaN, and at times a corrupt heap; seen for kernels of 3 and 5 in 3D, and for
     strides of 2 in 2D). Float32, transposed convolutions and larger maps were right in every case tried.
     """
     below = []
 
-    def look(module: Any, inputs: tuple[Tensor, ...]) -> None:
+    def compare(module: Any, inputs: tuple[Tensor, ...]) -> None:
         below.append(any(n < k for n, k in zip(inputs[0].shape[2:], module.kernel_size, strict=True)))
 
-    # On the meta device shapes are computed, and nothing else.
+    # On the meta device only shapes are computed.
     with torch.device("meta"):
         probe = create_network(config, len(patch), 2).eval()
         for module in probe.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
-                module.register_forward_pre_hook(look)
+                module.register_forward_pre_hook(compare)
         probe(torch.empty(1, 1, *patch))
     return any(below)
 

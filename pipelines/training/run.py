@@ -24,7 +24,7 @@ from pipelines.evaluation.evaluate import mean_metrics, nanmean
 from pipelines.evaluation.metrics import METRICS
 from pipelines.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from pipelines.training.components import Training
-from pipelines.training.distributed import most_over_ranks, rank
+from pipelines.training.distributed import max_over_ranks, rank
 from pipelines.training.engines import GRAD_NORM, UPDATE_RATIO
 from pipelines.training.run_config import INCIDENTAL, RunConfig
 from pipelines.training.run_folder import RunFolder
@@ -34,20 +34,21 @@ from pipelines.utils.files import is_disk_full
 from pipelines.utils.machine import is_out_of_memory, machine, peak_memory_mb, reset_peak_memory, versions
 from pipelines.utils.text import duration
 
-# How far a run is: what it tells after each epoch, and how that is shown.
+#: Of the checkpoint's content.
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is after an epoch, for whoever watches.
+    """Progress of a run after an epoch.
 
     Attributes:
-        epoch: epochs that are over.
-        epochs: of how many.
+        epoch: completed epochs.
+        epochs: all epochs of the run.
         train_loss: mean over the epoch's batches.
         val_dice: mean over the validation cases; None without a validation.
-        epoch_s: seconds that the epoch trained, validation apart.
-        seconds_left: expected, with validation.
+        epoch_s: seconds of the epoch's training, without validation.
+        seconds_left: estimate for the remaining epochs, with validation.
     """
 
     epoch: int
@@ -59,7 +60,7 @@ class Progress:
 
 
 def print_epoch(progress: Progress) -> None:
-    """Print one line an epoch."""
+    """Print one line per epoch."""
     dice = "" if progress.val_dice is None or math.isnan(progress.val_dice) else f", val dice {progress.val_dice:.4f}"
     click.echo(
         f"epoch {progress.epoch}/{progress.epochs}: train loss {progress.train_loss:.4f}{dice}, "
@@ -68,19 +69,13 @@ def print_epoch(progress: Progress) -> None:
 
 
 def attach_bars(trainer: Engine, evaluator: Engine) -> None:
-    """Show on a terminal, and there alone, how far the epoch's batches and the validation's cases are."""
+    """Show progress bars of the epoch's batches and the validation's cases, on terminals only."""
     if not sys.stderr.isatty():
         return
     bar_format = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
     loss = {"output_transform": lambda output: {"loss": f"{output['loss'].item():.4f}"}}
     for engine, name, shown in ((trainer, "epoch", loss), (evaluator, "validation", {})):
         ProgressBar(persist=False, bar_format=bar_format, desc=name).attach(engine, **shown)
-
-
-# One run: train a network with a loss, validate it, and leave a folder that says all about it.
-
-#: Of the checkpoint's content.
-_FORMAT = 2
 
 
 def train_run(
@@ -94,19 +89,19 @@ def train_run(
     """Train one run in its folder.
 
     Args:
-        config: what to train, or the training that was made of it already.
+        config: what to train, or the components already made from it.
         run_dir: the run's folder, see `RunFolder`.
-        resume: go on from the folder's checkpoint, if it has one; a run so resumed ends, on a CPU, in the very
-            weights of one that was never interrupted.
+        resume: resume from the folder's checkpoint, if it has one; on a CPU a resumed run ends with exactly the
+            weights of an uninterrupted one.
         report: called after each epoch.
-        attach: called with the engines before they run, to add handlers of its own.
+        attach: called with the engines before they run, to add handlers.
 
     Returns:
         The content of `result.json`.
 
     Raises:
         UserError: the config does not fit the data, every checkpoint is damaged, or the folder holds another run.
-        TrainingError: the loss or a gradient was not finite, or memory did not suffice; `result.json` says so, too.
+        TrainingError: the loss or a gradient was not finite, or memory ran out; `result.json` records it, too.
     """
     folder = RunFolder(run_dir)
     if not resume and has_checkpoint(run_dir):
@@ -125,7 +120,7 @@ def train_run(
         if not is_out_of_memory(error):
             raise
         failure = TrainingError(_what_to_lower(planned))
-    # Whichever process it is: memory may have failed one that is not the first.
+    # In any process: one other than the first may have run out of memory.
     folder.write_result({"state": "failed", "error": str(failure)})
     raise failure from None
 
@@ -136,17 +131,17 @@ def _what_to_lower(planned: RunConfig | None) -> str:
     patch = " x ".join(str(n) for n in planned.patch_size or ())
     loaders = f", then the loader processes (--workers, {planned.workers} now)" if planned.workers else ""
     return (
-        f"out of memory with {planned.batch_size} patches of {patch} voxels a step; lower the batch size "
+        f"out of memory with {planned.batch_size} patches of {patch} voxels per step; lower the batch size "
         f"(--batch-size), then the patch (--patch){loaders}"
     )
 
 
 class Run:
-    """A training carried out in its folder, epoch by epoch; of several processes the first one writes.
+    """A run in its folder, epoch by epoch; of several processes the first one writes.
 
     Args:
-        training: what is trained.
-        folder: where it is kept.
+        training: the components of the run.
+        folder: the run's folder.
         report: called after each epoch.
     """
 
@@ -159,10 +154,10 @@ class Run:
         self.cases: list[dict[str, Any]] = []
 
     def __call__(self, resume: bool) -> dict[str, Any]:
-        """Train what is left, and say how it ended."""
+        """Train the remaining epochs, and return the result."""
         done = self._restore() if resume else 0
         if rank() == 0:
-            # Not before: a config that is refused leaves the folder as it was.
+            # Only now: a refused config leaves the folder unchanged.
             self.folder.begin(self.config)
             self.folder.write_progress(done, self.config.epochs, None, None)
         self._attach()
@@ -187,18 +182,18 @@ class Run:
             clock.update(epoch=time.perf_counter(), waited=0.0)
 
         @trainer.on(Events.GET_BATCH_STARTED)
-        def _ask() -> None:
+        def _request() -> None:
             clock["batch"] = time.perf_counter()
 
         @trainer.on(Events.GET_BATCH_COMPLETED)
-        def _have() -> None:
+        def _receive() -> None:
             clock["waited"] += time.perf_counter() - clock["batch"]
 
         @trainer.on(Events.ITERATION_COMPLETED)
-        def _note() -> None:
+        def _record() -> None:
             output = trainer.state.output
             losses.append(output[CommonKeys.LOSS].item())
-            # A step that float16's scaler left out has no finite norm, and is none.
+            # A step that float16's scaler skipped has no finite norm, and does not count.
             if UPDATE_RATIO in output and math.isfinite(norm := float(output[GRAD_NORM])):
                 steps.append((norm, float(output[UPDATE_RATIO])))
 
@@ -208,24 +203,24 @@ class Run:
             row = {"epoch": trainer.state.epoch, "train_loss": statistics.fmean(losses), "epoch_s": round(seconds, 3)}
             if steps:
                 row |= zip((GRAD_NORM, UPDATE_RATIO), map(statistics.fmean, zip(*steps, strict=True)), strict=True)
-            share = most_over_ranks(clock["waited"] / seconds)
+            share = max_over_ranks(clock["waited"] / seconds)
             self._end_epoch(row | {"data_share": round(share, 4)})
 
     def _end_epoch(self, row: dict[str, Any]) -> None:
         epoch, epochs = row["epoch"], self.config.epochs
         if epoch % self.config.val_interval == 0 or epoch == epochs:
             start = time.perf_counter()
-            # Of the last ones only: those that `cases.csv` measures.
+            # Only those of the last validation: `cases.csv` holds their metrics.
             last = self.config.keep_predictions and epoch == epochs
             self.cases = self.training.validate(self._keep_prediction if last else None)
             row |= {f"val_{name}": value for name, value in mean_metrics(self.cases).items()}
             row["val_s"] = round(time.perf_counter() - start, 3)
         row["time"] = round(time.time(), 3)
-        row["peak_mb"] = round(most_over_ranks(peak_memory_mb(self.training.device)), 1)
+        row["peak_mb"] = round(max_over_ranks(peak_memory_mb(self.training.device)), 1)
         self.rows.append(row)
         if rank() != 0:
             return
-        # The checkpoint first: an epoch that a killed run must train again was then never told to anyone.
+        # The checkpoint first: an epoch that a killed run has to train again was then never reported.
         save_checkpoint(self.folder.path, self._state(epoch))
         self.folder.write_epochs(self.rows)
         left = self._seconds_left(epoch)
@@ -242,9 +237,9 @@ class Run:
             write_labels(self.folder.prediction(case.id), values, header)
         except OSError as error:
             if is_disk_full(error):
-                raise  # with space again the run resumes: it has not failed
+                raise  # the run has not failed: it resumes once there is space
             reason = error.strerror or error
-            raise TrainingError(f"the prediction of case '{case.id}' cannot be kept: {reason}") from None
+            raise TrainingError(f"the prediction of case '{case.id}' cannot be written: {reason}") from None
 
     def _seconds_left(self, epoch: int) -> float:
         spent = [row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows]
@@ -274,7 +269,7 @@ class Run:
         differing = sorted(
             name
             for name, value in self.config.model_dump(mode="json").items()
-            # Of the precision, what it comes to counts; an earlier version's lacks what came since.
+            # Of the precision, what it resolves to counts; checkpoints of earlier versions miss newer settings.
             if state["config"].get(name, RunConfig.model_fields[name].default) != value
             and name not in INCIDENTAL | {"precision"}
         )
@@ -282,7 +277,7 @@ class Run:
             raise UserError(f"{where}: its checkpoint was made with another {', '.join(differing)}")
         if state["precision"] != precision:
             raise UserError(
-                f"{where}: its checkpoint was made in {state['precision']}, and this machine would go on in "
+                f"{where}: its checkpoint was made in {state['precision']}, and this machine would resume in "
                 f"{precision}; pass --precision {state['precision']}"
             )
         self.training.load_state(state["training"])

@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that decides the result of one run; and recipes, settings that go together."""
+"""`RunConfig`: everything that determines the result of one run; and recipes: named sets of its settings."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,13 +11,11 @@ from pipelines.utils import UserError
 from pipelines.utils.files import resource_folder
 from pipelines.utils.security import parse_yaml, refuse_code
 
-# `RunConfig`: everything that decides the result of one training.
-
 Positive = Annotated[int, Field(ge=1)]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Axes = tuple[Positive, ...]
 
-#: Settings that mean nothing to nnU-Net, which plans such things itself.
+#: Settings that nnU-Net ignores, since it plans such things itself.
 NNUNET_PLANS = {
     "loss_arguments", "loss_schedule",
     "network", "levels", "strides", "kernels", "base_channels", "deep_supervision", "optimizer",
@@ -25,21 +23,21 @@ NNUNET_PLANS = {
     "patch_size", "memory_gb", "spacing", "intensity", "intensity_clip", "foreground", "flip_axes", "augmentation",
     "precision", "compile", "workers", "memory_mb", "val_interval",
 }  # fmt: skip
-#: Those of them that its plans have as well, and that a run's folder tells.
-_NNUNET_TOLD = {"batch_size", "patch_size", "spacing"}
+#: Those of them that nnU-Net's plans contain, and that a run's folder records.
+_NNUNET_RECORDED = {"batch_size", "patch_size", "spacing"}
 
-#: What may change while a run goes on, or between runs that are compared: it decides nothing of the result. Of the
-#: manifest that is where it lies: checkpoints and plans keep the checksum of its content.
+#: Settings that may change when a run resumes, or between compared runs: they do not affect the result. Of the manifest
+#: this is its path: checkpoints and plans keep the checksum of its content.
 INCIDENTAL = {"manifest", "threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions"}
 
 
 class NnunetSettings(BaseModel):
-    """How nnU-Net trains, where it is what trains a run; all else it plans itself.
+    """How nnU-Net trains a run; everything else it plans itself.
 
     Attributes:
-        configuration: of its plans.
-        planner: the class that makes the plans; None: nnU-Net's own default.
-        iterations: steps an epoch; nnU-Net takes 250. A fifth as many look how far it is, as nnU-Net's 50 do.
+        configuration: the configuration of its plans.
+        planner: the class that makes the plans; None: nnU-Net's default.
+        iterations: steps per epoch; nnU-Net takes 250. A fifth as many validate, like nnU-Net's 50.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,57 +48,58 @@ class NnunetSettings(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """One training: a loss, a network, a fold, a seed, and how it is trained.
+    """One run: a loss, a network, a fold, a seed, and how it is trained.
 
-    What is None is planned from the data set's fingerprint (`auto_config.py`); the config that a run's folder keeps has
-    it filled in. The defaults are those of the recipe `quick`.
+    Settings that are None are planned from the data set's fingerprint (`auto_config.py`); the config in a run's folder
+    has them filled in. The defaults are those of the recipe `quick`.
 
     Attributes:
         manifest: name or path of the data set's manifest.
-        data_root: the folder of its files; None as in `resolve_data`.
+        data_root: the folder of its files; None: as in `resolve_data`.
         loss: as in `medloss.create_training_loss`.
         loss_arguments: arguments of that loss.
-        loss_schedule: of the weights of a sum: as `schedule` of `medloss.create_training_loss`.
+        loss_schedule: schedule of a sum's weights, as in `medloss.create_training_loss`.
         network: `unet` (MONAI's, residual), `vnet` (MONAI's), or `dynunet` (MONAI's, of nnU-Net's design). Several
-            processes train a `vnet` not quite as one does: its batch norm sees each process's own part of a batch.
+            processes train a `vnet` slightly differently from one: its batch norm sees one process's part of a batch.
         levels: resolutions of a `unet` or `dynunet`; a number halves every axis, None plans axis by axis.
-        strides: by which each level halves each axis, the first being ones; by `levels`.
-        kernels: of the convolutions of each level; by `strides` and spacing.
+        strides: of each level along each axis, the first being ones; None: by `levels`.
+        kernels: of the convolutions of each level; None: by `strides` and spacing.
         base_channels: of the finest level; each coarser one has twice as many, up to 320. None: 32 on a GPU, else 16.
-        deep_supervision: coarser outputs of a `dynunet` that are trained, too.
+        deep_supervision: number of coarser outputs of a `dynunet` that are trained, too.
         fold: the fold that validates.
         epochs: passes over the training cases.
-        seed: decides weights, order and augmentation.
-        optimizer: `adamw`, or `sgd` with Nesterov's momentum of 0.99.
-        learning_rate: the highest; None: 3e-3 for `adamw`, 1e-2 for `sgd`, which are the design's and nnU-Net's.
-        learning_rates: of losses that want another one, by the loss's name.
+        seed: determines weights, order and augmentation.
+        optimizer: `adamw`, or `sgd` with a Nesterov momentum of 0.99.
+        learning_rate: the peak; None: 3e-3 for `adamw` (ours), 1e-2 for `sgd` (nnU-Net's).
+        learning_rates: by the loss's name, for losses that need another one.
         schedule: how the rate falls to 0: as half a `cosine`, or as a `polynomial` of exponent 0.9.
-        warmup: share of all steps that warm up.
-        weight_decay: of the optimizer.
-        ema: decay of an average of the weights, which is then validated and predicts; None: the weights themselves.
+        warmup: fraction of all steps used for warm-up.
+        weight_decay: the optimizer's.
+        ema: decay of an average of the weights, used for validation and prediction; None: the weights themselves.
         clip: largest norm of a step's gradient; None: that of the loss's recipe, else any.
-        accumulate: batches whose gradients make one step.
-        batch_size: items a batch, over all processes; None: 2 to 4, as memory allows.
-        patch_size: voxels an axis; None: a median case, as memory allows.
-        memory_gb: that planning counts on; None: 0.8 of the GPU's, or 2.
-        spacing: mm an axis, of the grid that cases are brought to; None: the data set's median, as nnU-Net chooses.
-        intensity: `zscore` case by case, `clip` by the percentiles of all cases; None: `clip` for CT.
-        intensity_clip: the numbers of `clip`; taken from the data.
-        foreground: share of patches that are centred on foreground.
-        flip_axes: array axes along which patches are flipped at random. None by default: left and right, or head and
-            foot, are no equals in anatomy (on the hippocampus, whose classes are front and back, flips of all axes
+        accumulate: batches per optimizer step.
+        batch_size: items per batch, over all processes; None: 2 to 4, as memory allows.
+        patch_size: voxels per axis; None: a median case, as memory allows.
+        memory_gb: available for a step, for planning; None: 0.8 of the GPU's, or 2.
+        spacing: mm per axis, of the grid that cases are resampled to; None: the data set's median, as in nnU-Net.
+        intensity: `zscore` per case, `clip` by the percentiles of all cases; None: `clip` for CT, else `zscore`.
+        intensity_clip: the numbers of `clip`; None: taken from the data.
+        foreground: fraction of patches that are centred on foreground.
+        flip_axes: array axes along which patches are flipped at random. None by default: anatomy is not
+            symmetric along every axis (on the hippocampus, whose classes are front and back, flips of all axes
             cost 4 points of Dice in 8 epochs).
-        augmentation: how patches are varied.
-        precision: `auto` takes bfloat16 where the processor computes in it; float16 scales the loss.
-        compile: whether `torch.compile` compiles the network; pays in long runs.
-        workers: loader processes; 0 loads in a thread of the training process, which small volumes want.
-        memory_mb: of prepared cases that each process keeps; others are read from the cache.
+        augmentation: how patches are augmented.
+        precision: `auto` takes bfloat16 where the device supports it; float16 scales the loss.
+        compile: whether `torch.compile` compiles the network; worthwhile in long runs.
+        workers: loader processes; 0 loads in a thread of the training process, which suits small volumes.
+        memory_mb: of prepared cases that each process keeps in memory; others are read from the cache.
         val_interval: epochs between validations; the last epoch is always validated.
         threads: of the processor; None: all.
-        cache_dir: where prepared cases are kept; None: in memory alone.
+        cache_dir: where prepared cases are kept; None: in memory only.
         keep_predictions: whether the validation cases' label maps are kept after the last epoch.
         device: `cpu`, `cuda`, or `auto`.
-        nnunet: nnU-Net trains this run, so; what `NNUNET_PLANS` names is its own matter then. None: our engines do.
+        nnunet: nnU-Net trains this run, with these settings, and ignores those in `NNUNET_PLANS`. None: MONAI's engines
+            train it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -150,41 +149,39 @@ class RunConfig(BaseModel):
 
     @property
     def trained_as(self) -> str:
-        """What is trained in the loss's name, for people: `hausdorff_dt+dice, balanced`."""
-        # Not before it is asked for: a worker that waits for work needs no torch.
+        """What the loss is trained as, for people: `hausdorff_dt+dice, balanced`."""
+        # Imported here: a worker that waits for work needs no torch.
         from medloss.training_loss import trained_as
 
         return trained_as(self.loss, self.loss_schedule)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the training, for tables: without what is not set, or not up to it."""
-        own = self.model_dump(mode="json", exclude={"threads", "cache_dir"}, exclude_none=True)
+        """The settings that determine the result, for tables: without those that are unset or ignored."""
+        settings = self.model_dump(mode="json", exclude={"threads", "cache_dir"}, exclude_none=True)
         if self.nnunet is None:
-            return own
-        return {name: value for name, value in own.items() if name not in NNUNET_PLANS or name in _NNUNET_TOLD}
+            return settings
+        return {name: value for name, value in settings.items() if name not in NNUNET_PLANS or name in _NNUNET_RECORDED}
 
 
 def checked_config(settings: dict[str, Any]) -> RunConfig:
-    """The config of settings that a person gave.
+    """The config from a user's settings.
 
     Raises:
-        UserError: a setting that is not there, or a value out of its range: all of them, in one line.
+        UserError: an unknown setting, or a value out of its range: all of them, in one line.
     """
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        told = [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
-        raise UserError("; ".join(told)) from None
+        problems = [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
+        raise UserError("; ".join(problems)) from None
 
 
-# Recipes: settings of a training that go together, by name or in a file.
-
-#: A recipe holds for any data and any loss.
-_OF_THE_RUN = {"manifest", "data_root", "loss", "loss_arguments", "fold", "seed", "cache_dir"}
+#: Settings that a recipe cannot contain: it holds for any data and any loss.
+_PER_RUN = {"manifest", "data_root", "loss", "loss_arguments", "fold", "seed", "cache_dir"}
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name to file of the recipes that come along."""
+    """Name to file of the recipes of this package."""
     return {path.stem: path for path in sorted((resource_folder("configs") / "recipes").glob("*.yaml"))}
 
 
@@ -208,6 +205,6 @@ def recipe_settings(name_or_path: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"recipe: {path} has no settings; expected lines such as `epochs: 20`")
     refuse_code(content, path)
-    if own := sorted(_OF_THE_RUN & content.keys()):
-        raise UserError(f"recipe: {path} sets {', '.join(own)}, which each run is told by itself; remove it")
+    if refused := sorted(_PER_RUN & content.keys()):
+        raise UserError(f"recipe: {path} sets {', '.join(refused)}, which is set per run; remove it")
     return content

@@ -1,4 +1,4 @@
-"""The files of one run's folder: what is written there, and how it is read again."""
+"""The files of one run's folder, written and read."""
 
 import csv
 import io
@@ -11,10 +11,10 @@ from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.files import read_json, write_json, write_text
 
-#: Of the epochs that nnU-Net trains, and of no others: over patches of the validation cases.
+#: A column of epochs trained by nnU-Net only: Dice over patches of the validation cases.
 _PSEUDO = "pseudo_dice"
-#: What a run that has no checkpoint yet may have left in its folder.
-OWN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "predictions", "result.json"})
+#: Files that a run without a checkpoint may have left in its folder.
+RUN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "predictions", "result.json"})
 
 
 def epoch_columns() -> tuple[str, ...]:
@@ -32,9 +32,9 @@ def case_columns() -> tuple[str, ...]:
 class RunFolder:
     """One run's folder; every file in it is written atomically.
 
-    `config.json` (what is trained: what was asked for, and what was planned for it), `progress.json` (where it is),
-    `epochs.csv`, `cases.csv` (the validation cases after the last epoch), `predictions/` (their label maps),
-    `result.json` (how it ended), and the checkpoint.
+    `config.json` (the planned config), `progress.json` (epochs done), `epochs.csv`, `cases.csv` (metrics of the
+    validation cases after the last epoch), `predictions/` (their label maps), `result.json` (how the run ended), and
+    the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,27 +42,27 @@ class RunFolder:
 
     @property
     def config(self) -> RunConfig | None:
-        """What was asked for; None before the run was planned."""
+        """The planned config; None before the run was planned."""
         content = read_json(self.path / "config.json")
         return None if content is None else RunConfig.model_validate(content)
 
     @property
     def begun(self) -> bool:
-        """Whether an attempt was begun: it writes first what is asked for."""
+        """Whether an attempt was begun: it writes the config first."""
         return (self.path / "config.json").is_file()
 
     def begin(self, config: RunConfig) -> None:
-        """Write what is asked for, and remove how an earlier attempt ended."""
+        """Write the config, and remove the result of an earlier attempt."""
         (self.path / "result.json").unlink(missing_ok=True)
         self.write_config(config)
 
     def write_config(self, config: RunConfig) -> None:
-        """Write what is asked for."""
+        """Write `config.json`."""
         write_json(self.path / "config.json", config.model_dump(mode="json"))
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """How the run ended: `state` is `done` or `failed`; None before.
+        """How the run ended: `state` is `done` or `failed`; None before the end.
 
         Raises:
             UserError: the file is damaged.
@@ -73,16 +73,16 @@ class RunFolder:
         return result
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write how it ended; the last thing that a run does."""
+        """Write `result.json`; the last step of a run."""
         write_json(self.path / "result.json", result | {"finished": time.time()})
 
     def prediction(self, case: str) -> Path:
-        """Where the label map predicted of a validation case lies."""
+        """The path of the predicted label map of a validation case."""
         return self.path / "predictions" / f"{case}.nii.gz"
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        """Where the run is; None before it started.
+        """The content of `progress.json`; None before the run started.
 
         Raises:
             UserError: the file is damaged.
@@ -90,7 +90,7 @@ class RunFolder:
         return self._object("progress.json")
 
     def write_progress(self, epoch: int, epochs: int, seconds_left: float | None, dice: float | None) -> None:
-        """Write where the run is, after `epoch` of `epochs`."""
+        """Write `progress.json` after `epoch` of `epochs`."""
         write_json(
             self.path / "progress.json",
             {
@@ -105,7 +105,7 @@ class RunFolder:
 
     @property
     def epochs(self) -> list[dict[str, float]]:
-        """The rows of `epochs.csv`; a measure that was not taken is NaN."""
+        """The rows of `epochs.csv`; missing values are NaN."""
         return [
             {name: float(value) if value else float("nan") for name, value in row.items()}
             for row in _read_csv(self.path / "epochs.csv")

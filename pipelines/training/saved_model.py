@@ -1,4 +1,4 @@
-"""A trained network: its file, and the overlapping windows in which it sees a whole case."""
+"""A trained network: its file, and sliding-window inference with it."""
 
 import hashlib
 import json
@@ -20,17 +20,18 @@ from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.files import write_atomically
 
-# How a network sees a whole case: in windows that overlap. Validation and prediction share this, so they agree.
-
-#: By which share of their size windows overlap; their middles count more. nnU-Net's is 0.5, which makes up to
+#: The file of a trained network in a run's folder.
+NAME = "model.pt"
+_FORMAT = 1
+#: Overlap of sliding windows, as a fraction of their size; centres count more. nnU-Net's is 0.5, which makes up to
 #: (0.75 / 0.5)^3 = 3.4 times as many windows in 3D.
 OVERLAP = 0.25
-#: Windows that a network sees at once.
+#: Windows per forward pass.
 WINDOWS = 4
 
 
 class AutocastInferer(Inferer):
-    """Runs a network under autocast on any device, and gives float32 logits: MONAI's engines know CUDA alone."""
+    """Runs a network under autocast on any device, and gives float32 logits: MONAI's engines support CUDA only."""
 
     def __init__(self, dtype: torch.dtype | None, device: torch.device, memory_format: torch.memory_format) -> None:
         super().__init__()
@@ -39,23 +40,23 @@ class AutocastInferer(Inferer):
         self.memory_format = memory_format
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Logits, or a list of them where the network gives one."""
+        """Logits, or a list of them where the network returns one."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits = network(inputs.contiguous(memory_format=self.memory_format), *args, **kwargs)
         return logits.float() if isinstance(logits, Tensor) else [scale.float() for scale in logits]
 
 
 class WindowInferer(Inferer):
-    """Logits `[B, C, *grid]`, float32, of images `[B, 1, *grid]` of any size.
+    """Logits `[B, C, *grid]`, float32, of images `[B, 1, *grid]` of any size, by sliding windows.
 
-    They are put together where the network is, or in main memory where a GPU's does not suffice. Images that are
-    smaller than a window are padded with zeros, as in training.
+    Validation and prediction share this class, so they agree. The logits are stitched on the network's device, or in
+    main memory where a GPU's does not suffice. Images smaller than a window are padded with zeros, as in training.
 
     Args:
         patch: the window, voxels.
-        run: what runs the network on a batch of windows.
-        windows: that the network sees at once.
-        flip_axes: average over the windows mirrored along each subset of these spatial axes; takes 2^n times as long.
+        run: runs the network on a batch of windows.
+        windows: windows per forward pass.
+        flip_axes: average over the windows flipped along each subset of these spatial axes; takes 2^n times as long.
     """
 
     def __init__(
@@ -69,19 +70,19 @@ class WindowInferer(Inferer):
         super().__init__()
         self.patch, self.windows = tuple(patch), windows
         self._run = run
-        self._mirrored: list[list[int]] = [[]]
+        self._flips: list[list[int]] = [[]]
         for axis in flip_axes:
-            self._mirrored += [[*axes, 2 + axis] for axes in self._mirrored]
+            self._flips += [[*axes, 2 + axis] for axes in self._flips]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Logits of whole images."""
 
         def predict(window: Tensor) -> Tensor:
             total: Tensor = self._run(window, network, *args, **kwargs)
-            # Window by window: mirrored copies of the whole case's logits would take twice its memory.
-            for axes in self._mirrored[1:]:
+            # Window by window: flipped copies of the whole case's logits would take twice its memory.
+            for axes in self._flips[1:]:
                 total = total + self._run(window.flip(axes), network, *args, **kwargs).flip(axes)
-            return total / len(self._mirrored) if len(self._mirrored) > 1 else total
+            return total / len(self._flips) if len(self._flips) > 1 else total
 
         try:
             return self._slide(inputs, predict, self._run.device)
@@ -98,7 +99,7 @@ class WindowInferer(Inferer):
 
 
 def channels_last(spatial_dims: int) -> torch.memory_format:
-    """The memory format in which convolutions are fastest: a step takes 0.7 of the time of the plain one."""
+    """The memory format in which convolutions are fastest: a step takes 0.7 of the time of the default format."""
     return torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
 
 
@@ -116,21 +117,15 @@ def label_map(logits: Tensor, shape: Sequence[int]) -> Tensor:
     return winner[0]
 
 
-# A trained network as a file: its weights, and all that is needed to use them on new images.
-
-NAME = "model.pt"
-_FORMAT = 1
-
-
 @dataclass
 class Model:
     """A trained network, ready to predict.
 
     Attributes:
         network: in evaluation mode.
-        config: the run's, planned.
-        preprocessing: what every image goes through first.
-        classes: label value to name, background first; channel c of the network is the c-th of them.
+        config: the run's planned config.
+        preprocessing: applied to every image first.
+        classes: label value to name, background first; the c-th of them is channel c of the network.
         device: where the network is.
         dtype: under autocast; None for float32.
     """
@@ -147,8 +142,8 @@ class Model:
 
         Args:
             image: from `preprocessing.image`.
-            flips: average over the mirrored images, along the axes that training flipped.
-            windows: that the network sees at once.
+            flips: average over flipped images, along the axes that training flipped.
+            windows: windows per forward pass.
         """
         patch = self.config.patch_size or ()
         run = AutocastInferer(self.dtype, self.device, channels_last(len(patch)))
@@ -162,12 +157,12 @@ def save_model(path: Path, network: nn.Module, config: RunConfig, manifest: Mani
 
     Args:
         path: the file.
-        network: whose weights.
-        config: the run's, planned.
-        manifest: whose classes.
-        processed: what its images went through.
+        network: the network with its weights.
+        config: the run's planned config.
+        manifest: of the data set, with its classes.
+        processed: the preprocessing of its images.
     """
-    # What trains coarser outputs is left out: prediction has no use for it. Nor has it for folders of this machine.
+    # Prediction needs neither the heads of coarser outputs nor folders of this machine.
     unused = {"deep_supervision": 0, "data_root": None, "cache_dir": None, "manifest": manifest.name}
     slim = config.model_copy(update=unused)
     with torch.device("meta"):
@@ -185,12 +180,12 @@ def save_model(path: Path, network: nn.Module, config: RunConfig, manifest: Mani
 
 
 def load_model(path: Path, device: torch.device, precision: str | None = None) -> Model:
-    """Read a model; nothing in it can run.
+    """Read a model; no code in the file is run.
 
     Args:
         path: the file, or a finished run's folder.
         device: where it is to compute.
-        precision: as in `RunConfig`; None: the run's own, or `auto` where the device has not that.
+        precision: as in `RunConfig`; None: the run's, or `auto` where the device does not support that.
 
     Raises:
         UserError: there is none, it is damaged, of another version, or holds more than plain data; or the device does
@@ -201,7 +196,7 @@ def load_model(path: Path, device: torch.device, precision: str | None = None) -
     try:
         config = RunConfig.model_validate(state["config"])
         processed = Preprocessing.model_validate(state["preprocessing"])
-        # Without memory or random numbers: the weights are taken as they are, once their shapes are the right ones.
+        # Without memory or random numbers: the weights are assigned as they are, once their shapes match.
         with torch.device("meta"):
             network = create_network(config, processed.dimensions, len(state["classes"]))
         network.load_state_dict(state["network"], assign=True)
@@ -224,24 +219,24 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception as error:  # torch raises whatever damaged bytes lead to
-        reason = " ".join(str(error).split())[:200]
-        told = f": {reason}" if any(mark.isalpha() for mark in reason) else ""
-        raise UserError(f"{path}: damaged, or no model{told}; expected the file {NAME} of a finished run") from None
+    except Exception as error:  # damaged bytes may raise anything in torch
+        message = " ".join(str(error).split())[:200]
+        reason = f": {message}" if any(mark.isalpha() for mark in message) else ""
+        raise UserError(f"{path}: damaged, or no model{reason}; expected the file {NAME} of a finished run") from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise UserError(f"{path}: no model of this version of medloss (format {_FORMAT})")
     try:
-        whole = state.pop("sha256") == _digest(state)
+        intact = state.pop("sha256") == _digest(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        whole = False
-    if not whole:
-        # Torch reads tensors without a look at their checksums: a weight of 1e30 would go unseen.
-        raise UserError(f"{path}: damaged: its content is not what its SHA-256 says")
+        intact = False
+    if not intact:
+        # Torch reads tensors without checking their checksums: a weight of 1e30 would go unnoticed.
+        raise UserError(f"{path}: damaged: its content does not match its SHA-256")
     return state
 
 
 def _digest(state: dict[str, Any]) -> str:
-    """SHA-256 of everything in a model's file."""
+    """SHA-256 of the content of a model's file."""
     plain = {name: value for name, value in state.items() if name != "network"}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name, tensor in sorted(state["network"].items()):
@@ -256,5 +251,5 @@ def _dtype(config: RunConfig, device: torch.device, precision: str | None) -> to
         try:
             return autocast_dtype(config, device, patch)
         except UserError:
-            precision = "auto"  # trained on a GPU in numbers that this processor has not
+            precision = "auto"  # trained on a GPU in a precision that this processor does not support
     return autocast_dtype(config.model_copy(update={"precision": precision}), device, patch)

@@ -1,4 +1,4 @@
-"""Bad input to losses: one row a case, every family, the message asserted."""
+"""Bad input to losses: one row per case, every family, the message asserted."""
 
 import warnings
 from typing import Any

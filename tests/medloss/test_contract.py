@@ -80,7 +80,7 @@ def test_equals_its_reference(name: str, mode: str, dims: int, structured: bool)
         keywords = {"mask": to_numpy(mask), "spacing": drawn.spacing, **options}
         assert_close(value, expected(name, mode, drawn.logits, drawn.index, **keywords))
         if reduction == "mean":
-            slope = directional_derivative(
+            derivative = directional_derivative(
                 name,
                 drawn.logits.numpy(),
                 direction,
@@ -88,9 +88,9 @@ def test_equals_its_reference(name: str, mode: str, dims: int, structured: bool)
                 mode=mode,
                 **(SMALL.get(name, {}) | keywords),
             )
-            # Positive and negative parts cancel: what counts is the error beside their size.
+            # Positive and negative parts cancel: what counts is the error relative to their size.
             size = np.abs(gradient.numpy() * direction).sum()
-            assert abs((gradient.numpy() * direction).sum() - slope) <= 1e-6 * size + 1e-12
+            assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
 
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -132,11 +132,11 @@ def test_hyper_parameters_equal_the_reference(name: str, options: dict[str, Any]
         )
         keywords = SMALL.get(name, {}) | {"mask": to_numpy(mask), "spacing": drawn.spacing, **options}
         assert_close(value, expected(name, mode, drawn.logits, drawn.index, **keywords))
-        slope = directional_derivative(
+        derivative = directional_derivative(
             name, drawn.logits.numpy(), direction, drawn.index.numpy(), mode=mode, **keywords
         )
         size = np.abs(gradient.numpy() * direction).sum()
-        assert abs((gradient.numpy() * direction).sum() - slope) <= 1e-6 * size + 1e-12
+        assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
 
 
 @every_mode
@@ -284,7 +284,7 @@ def test_soft_targets(name: str, mode: str) -> None:
         soft = soft / soft.sum(1, keepdim=True)
     loss = make(name, mode)
     if name in HARD_TARGETS_ONLY:
-        with pytest.raises(medloss.InputError, match="target of 0 and 1 alone"):
+        with pytest.raises(medloss.InputError, match="target of 0 and 1 only"):
             loss(drawn.logits, soft)
         return
     for background, masked in itertools.product((True, False), (True, False)):
@@ -420,7 +420,7 @@ def test_large_volumes_stay_finite_in_half_precision_and_under_autocast(name: st
         logits = torch.where(target > 0, 1e4, -1e4).roll((5, 3), (2, 4))
         for dtype, autocast in ((torch.float16, False), (torch.bfloat16, True)):
             if autocast and kind != "one voxel":
-                continue  # one kind tells: inside the loss autocast is off
+                continue  # one kind suffices: inside the loss autocast is off
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 value, gradient = value_and_gradient(loss, logits.to(dtype), target, spacing=(3.0, 1.0, 0.8))
             assert value.dtype == torch.float32
@@ -562,7 +562,7 @@ def test_is_documented_and_has_a_recipe(name: str) -> None:
     entry = medloss.LOSSES[name]
     text = entry.cls.__doc__ or ""
     for part in ("$$", "References:", "Example:", ">>>", "Raises:"):
-        assert part in text, f"{entry.cls.__name__}'s docstring lacks {part}"
+        assert part in text, f"{entry.cls.__name__}'s docstring has no {part}"
     assert name in REFERENCES
     assert "arXiv" in entry.paper or "doi" in entry.paper
     assert entry.summary

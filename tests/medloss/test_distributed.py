@@ -34,7 +34,7 @@ class Case:
 
     Attributes:
         loss: a registered name, or a sum.
-        arguments: of the loss, beside `batch=True`.
+        arguments: of the loss, in addition to `batch=True`.
         mask: a key of `MASKS`.
         first: items of the first rank.
         deep: whether the network has an output of half the size, too.
@@ -111,7 +111,7 @@ CASES |= {
     "dice-compiled": Case("dice", compiled=True),
     "exponential_logarithmic-compiled": Case("exponential_logarithmic", mask="random", compiled=True),
 }
-#: Their voxelwise part is each rank's own, so the values differ though the gradients' mean does not.
+#: Their voxelwise part differs between ranks, so the values differ though the gradients' mean does not.
 MEANS = {"with_cross_entropy": Case("0.5*dice+binary_cross_entropy")}
 MEANS |= {f"{name}-means": Case(name) for name in of_family("distribution", "boundary")}
 #: It divides by the number of voxels that it selects, whatever `batch` says.
@@ -145,11 +145,11 @@ def rank_process(folder: Path) -> None:
     rank = dist.get_rank()
     parallel = DistributedDataParallel(network())
     with medloss.kernels.use("eager"):
-        told: dict[str, Any] = {name: case.run(parallel, case.parts[rank]) for name, case in (CASES | MEANS).items()}
+        results: dict[str, Any] = {name: case.run(parallel, case.parts[rank]) for name, case in (CASES | MEANS).items()}
         if rank == 0:  # alone: it must not wait for the other
-            told["validation"] = validate(slice(0, 2))
-        told["weights"] = balance(parallel, slice(2 * rank, 2 * rank + 2))
-    torch.save(told, folder / f"{rank}.pt")
+            results["validation"] = validate(slice(0, 2))
+        results["weights"] = balance(parallel, slice(2 * rank, 2 * rank + 2))
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -172,11 +172,11 @@ def test_ranks_train_as_one_process_on_the_global_batch(name: str, ranks: list[d
     with medloss.kernels.use("eager"):
         value, gradient = case.run(network(), slice(0, 4))
         apart = [case.run(network(), part) for part in case.parts]
-    for told in ranks:
-        close(told[name][0], value)
-        close(told[name][1], gradient)
-    # Not because there is nothing to see: each part's own loss has another gradient.
-    error = (torch.stack([own for _, own in apart]).mean(0) - gradient).abs().max()
+    for results in ranks:
+        close(results[name][0], value)
+        close(results[name][1], gradient)
+    # Not because there is nothing to see: the loss of each part has another gradient.
+    error = (torch.stack([part for _, part in apart]).mean(0) - gradient).abs().max()
     assert error > 1e-3 * gradient.abs().max()
 
 
@@ -184,9 +184,9 @@ def test_ranks_train_as_one_process_on_the_global_batch(name: str, ranks: list[d
 def test_means_over_items_need_no_more_than_the_mean_over_ranks(name: str, ranks: list[dict[str, Any]]) -> None:
     with medloss.kernels.use("eager"):
         value, gradient = MEANS[name].run(network(), slice(0, 4))
-    close(torch.stack([told[name][0] for told in ranks]).mean(), value)
-    for told in ranks:
-        close(told[name][1], gradient)
+    close(torch.stack([results[name][0] for results in ranks]).mean(), value)
+    for results in ranks:
+        close(results[name][1], gradient)
 
 
 def test_a_validation_is_each_ranks_own(ranks: list[dict[str, Any]]) -> None:
@@ -198,8 +198,8 @@ def test_a_validation_is_each_ranks_own(ranks: list[dict[str, Any]]) -> None:
 def test_a_balanced_sum_has_the_same_weights_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
     with medloss.kernels.use("eager"):
         weights = balance(network(), slice(0, 4))
-    for told in ranks:
-        for actual, expected in zip(told["weights"], weights, strict=True):
+    for results in ranks:
+        for actual, expected in zip(results["weights"], weights, strict=True):
             close(actual, expected)
 
 

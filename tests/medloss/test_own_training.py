@@ -81,7 +81,7 @@ def test_auto3dsegs_coarse_outputs_have_their_own_spacing() -> None:
     assert abs(value - voxels) > 0.1 * abs(value)
 
 
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")  # Lightning's own
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")  # raised in Lightning
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:The `srun` command is available")
 @pytest.mark.parametrize("number", range(2))
@@ -114,7 +114,7 @@ def test_a_fixed_spacing_can_be_exchanged_for_any_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             {"spacing": [1.0, 0.0, 1.0]},
@@ -126,8 +126,8 @@ def test_a_fixed_spacing_can_be_exchanged_for_any_loss() -> None:
         ({"spacing": [1.0, 1.0]}, r"logits: got 3 spatial axes \(8, 12, 16\); expected 2"),
     ],
 )
-def test_bad_spacing_is_told(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(medloss.InputError, match=told):
+def test_bad_spacing_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(medloss.InputError, match=message):
         medloss.FixedSpacing(medloss.DiceLoss(softmax=True), **arguments)(LOGITS, LABEL)
 
 
@@ -239,9 +239,7 @@ def _step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: nn.Module,
     return value.detach()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # the compiler's, of its own look
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised in torch's compiler
 @pytest.mark.parametrize("name", ["hausdorff_dt", "distance_penalty", "shape_aware"])
 def test_a_compiled_training_step_equals_the_plain_one(name: str) -> None:
     torch.compiler.reset()

@@ -19,18 +19,18 @@ PAIRS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "own", "theirs", "other"), PAIRS)
+@pytest.mark.parametrize(("ours", "our_arguments", "theirs", "their_arguments"), PAIRS)
 @pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
 def test_region_losses_equal_monais(
-    ours: str, own: dict[str, Any], theirs: str, other: dict[str, Any], mode: str
+    ours: str, our_arguments: dict[str, Any], theirs: str, their_arguments: dict[str, Any], mode: str
 ) -> None:
     for dims, background, reduction, batch in itertools.product(
         (2, 3), (True, False), ("mean", "sum", "none"), (True, False)
     ):
         drawn = sample(mode, dims)
         common = {mode: True, "include_background": background, "reduction": reduction, "batch": batch}
-        mine = medloss.create_loss(ours, **common, **own)(drawn.logits, drawn.index)
-        monai = getattr(monai_losses, theirs)(to_onehot_y=True, **common, **other)(drawn.logits, drawn.index)
+        mine = medloss.create_loss(ours, **common, **our_arguments)(drawn.logits, drawn.index)
+        monai = getattr(monai_losses, theirs)(to_onehot_y=True, **common, **their_arguments)(drawn.logits, drawn.index)
         assert_close(mine.flatten(), monai.flatten())
 
 

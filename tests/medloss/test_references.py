@@ -406,8 +406,8 @@ def test_complex_step_agrees_with_central_differences(
 
 def test_probabilities_of_0_and_1_have_no_gradient_beyond_the_clamp() -> None:
     wrong, direction = row(0, 1, 0.5), row(1, 1, 1)
-    slope = directional_derivative("binary_cross_entropy", wrong, direction, row(1, 0, 1), mode="probabilities")
-    assert slope == pytest.approx(-2 / 3)
+    derivative = directional_derivative("binary_cross_entropy", wrong, direction, row(1, 0, 1), mode="probabilities")
+    assert derivative == pytest.approx(-2 / 3)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -444,10 +444,10 @@ def test_reductions_and_shapes(name: str, mode: str, include_background: bool) -
 @pytest.mark.parametrize("name", sorted(REGION | COMPOUND))
 def test_batch_makes_one_region_of_all_items(name: str) -> None:
     z, target = example(2)
-    beside = [np.concatenate(list(array), axis=1)[None] for array in (z, target)]
+    joined = [np.concatenate(list(array), axis=1)[None] for array in (z, target)]
     whole = REFERENCES[name](z, target, batch=True, reduction="none")
     assert whole.shape == (1, 3, 1, 1)
-    np.testing.assert_allclose(whole, REFERENCES[name](beside[0], beside[1], reduction="none"), rtol=1e-12)
+    np.testing.assert_allclose(whole, REFERENCES[name](joined[0], joined[1], reduction="none"), rtol=1e-12)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,4 +1,4 @@
-"""Where a loss has its spacing from: the argument, the MetaTensor, or 1."""
+"""Where a loss takes its spacing from: the argument, the MetaTensor, or 1."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The kernel set for the CPU: passes compiled by numba, and beside them distances, erosions, balls and windows."""
+"""The kernel set for the CPU: passes compiled by numba, distances, erosions, balls and windows."""
 
 from medloss.kernels.numba.sums import entropy_map as entropy_map
 from medloss.kernels.numba.sums import preferred as preferred

@@ -1,4 +1,4 @@
-"""Errors that lie deep on the wrong side, by sums over balls, compiled: no map a radius, no Fourier transform.
+"""Errors that lie deep on the wrong side, by sums over balls, compiled: no map per radius, no Fourier transform.
 
 A ball is a pile of discs across the last axis (`medloss.boundary.balls.Discs`). For a strip of rows the discs grow
 point by point, and each that a ball needs is added to it, shifted along the row.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medloss.boundary.balls import Discs, discs
-from medloss.kernels.numba.ball_slopes import STRIP, spread_slopes
+from medloss.kernels.numba.ball_gradients import STRIP, spread_gradients
 from medloss.kernels.numba.compilation import EXACT, compiled
 from medloss.kernels.numba.vector_ops import (
     add,
@@ -31,14 +31,14 @@ from medloss.kernels.numba.vector_ops import (
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: Planes that a thread draws.
+#: Planes per task of a thread.
 _PLANES = 8
 #: Points of the largest disc's quarter beyond which Fourier transforms are faster.
 _MANY_POINTS = 1200
 
 
 def supports(radii: Sequence[float], spacing: Sequence[float]) -> bool:
-    """Whether it is the faster way."""
+    """Whether these kernels are faster than Fourier transforms."""
     return len(discs(tuple(radii), _three(spacing)).points) <= _MANY_POINTS
 
 
@@ -48,7 +48,7 @@ def deep_errors(
     radii: Sequence[float],
     weights: Sequence[float],
     spacing: Sequence[float],
-    slopes: Tensor | None,
+    gradients: Tensor | None,
 ) -> float:
     """`ball_means.deep_errors` of one map `[*spatial]`."""
     plan = discs(tuple(radii), _three(spacing))
@@ -58,8 +58,8 @@ def deep_errors(
     real = probability.dtype.type
     # A label's voxels in a ball are counted in the smallest integers that hold them.
     count = np.uint16 if int(plan.sizes.max()) < 1 << 16 else np.uint32
-    out = np.empty(0, real) if slopes is None else slopes.view(-1).numpy()
-    sides = np.zeros((0 if slopes is None else -(-len(radii) // 8), 2, probability.size), np.uint8)
+    out = np.empty(0, real) if gradients is None else gradients.view(-1).numpy()
+    sides = np.zeros((0 if gradients is None else -(-len(radii) // 8), 2, probability.size), np.uint8)
     sums = np.zeros(shape[0])
     cut = _cut(plan)
     sizes, by_radius = plan.sizes.numpy().astype(real), np.array(weights, real)
@@ -73,18 +73,20 @@ def deep_errors(
         )  # fmt: skip
 
     share_out(shape[0], _PLANES, forward)
-    if slopes is not None:
-        # Lanes are apart from each other, all else flows together.
+    if gradients is not None:
+        # Lanes are independent of each other, everything else overlaps.
         share_out(
             shape[2],
             -(-shape[2] // torch.get_num_threads()),
-            lambda b, e: spread_slopes(probability, label, shape, cut, plan.reach, b, e, sizes, by_radius, sides, out),
+            lambda b, e: spread_gradients(
+                probability, label, shape, cut, plan.reach, b, e, sizes, by_radius, sides, out
+            ),
         )
     return float(sums.sum())
 
 
 def _three(spacing: Sequence[float]) -> tuple[float, float, float]:
-    # A picture is a volume of rows of one voxel: nothing reaches along the second axis.
+    # A 2D image is a volume of rows of one voxel: nothing reaches along the second axis.
     first, *between, last = spacing
     return (first, between[0] if between else 1e300, last)
 
@@ -199,7 +201,7 @@ def _weigh(balls: Any, o: Any, size: Any, weight: Any, n: Any, full: Any, f: Any
 
 @numba.njit(**EXACT)
 def _mark(balls: Any, o: Any, size: Any, bit: Any, n: Any, sides: Any, byte: Any, base: Any) -> None:
-    """Note on which side of a half a ball's share lies; on neither where it is a half."""
+    """Record on which side of a half a ball's share lies; on neither if it is a half."""
     real = balls.dtype.type
     half, one = real(0.5), real(1)
     for k in range(n):
@@ -226,7 +228,7 @@ def _values(
     sides: Any,
     out: Any,
 ) -> None:
-    """Each plane's sum; the slope but for what balls pass on; and the balls' sides."""
+    """Each plane's sum; the gradient without what balls pass on; and the balls' sides."""
     plane, row = shape[1] * shape[2], shape[2]
     real = p.dtype.type
     two, length = real(2), len(label_buffers[1])
@@ -248,7 +250,7 @@ def _values(
             strip = min(length // row, shape[1] - j)
             n, zero, base = at(strip * row), at(0), at(i * plane + j * row)
             _pile(shape, far, cut, j, strip, buffers)
-            # What over-segments is dear in balls full of p or empty of y; what under-segments the other way round.
+            # Over-segmentation weighs more in balls full of p or empty of y; under-segmentation the other way round.
             put(full, zero, by_empty, at(j * row), n)
             put(empty, zero, by_full, at(j * row), n)
             for r in range(len(sizes)):

@@ -1,6 +1,6 @@
-"""A block of voxels comes to float buffers, and a gradient goes out: what knows the types of the tensors.
+"""Converts a block of voxels to float buffers, and a gradient back to the type of the tensors.
 
-Target types are told apart while running: each is a loop of its own over a view of the same bytes, so that a new type
+Target types are distinguished at run time: each has a separate loop over a view of the same bytes, so that a new type
 of target compiles nothing.
 """
 
@@ -134,7 +134,7 @@ def keep_only(keep: Any, out: Any) -> None:
 
 @numba.njit(**OPTIONS)
 def load_map(target: Any, kind: Any, offset: Any, n: Any, keep: Any, y: Any) -> None:
-    """A class's own map."""
+    """The map of a class."""
     size = _SIZES[kind]
     row = target[offset * size : (offset + n) * size]
     if kind == 0:

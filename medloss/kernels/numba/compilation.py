@@ -1,4 +1,4 @@
-"""How functions are compiled, and kept on disk."""
+"""How functions are compiled and cached on disk."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,10 @@ EXACT = OPTIONS | {"fastmath": {"contract"}}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """A function that Python calls, kept on disk where a folder may be written to."""
+    """A function that Python calls, cached on disk where a folder is writable."""
     options = OPTIONS | {"no_cpython_wrapper": False}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:
-        # Neither the package's folder may be written to nor the user's: it is compiled in each process.
+        # Neither the package's folder nor the user's is writable: it is compiled in each process.
         return numba.njit(**options)(function)

@@ -1,11 +1,11 @@
 """Exact Euclidean distances on the CPU, compiled: axis by axis, both signs in one field, in the memory of the result.
 
 A voxel's value is the squared distance to the other side's nearest voxel, negative inside: of the two fields that a
-signed distance needs, the voxel's own side's is 0, so the sign says which of the two the value belongs to.
+signed distance needs, that of the voxel's side is 0, so the sign shows which of the two the value belongs to.
 
-The first axis is two walks. Each further axis takes, for voxel i, the least f(j) + s^2 (i - j)^2 of its line, outwards
-from i until nothing further out can be less. `LANES` lines go side by side in a tile `[voxels of a line, LANES]`, so
-that each step is one over vectors, and those far from every border, which would keep the others waiting, are few.
+The first axis takes two passes. Each further axis takes, for voxel i, the least f(j) + s^2 (i - j)^2 of its line,
+outwards from i until nothing further out can be less. `LANES` neighbouring lines form a tile `[voxels of a line,
+LANES]`, so that each step works on vectors, and few lines far from every border delay the others.
 """
 
 import itertools
@@ -28,9 +28,9 @@ STEPS = 4
 #: Which side's distances are wanted.
 BOTH, INSIDE, OUTSIDE = 0, 1, 2
 
-#: Voxels that a thread draws at a time.
+#: Voxels per task of a thread.
 _VOXELS = 1 << 16
-#: There is no NaN here, and -0 is as good as 0: minima need no care, and become one instruction.
+#: Without NaN or signed zeros a minimum is one instruction.
 _OPTIONS = OPTIONS | {"fastmath": {"nnan", "nsz", "contract"}}
 
 _ZERO, _ONE, _INF = np.float32(0), np.float32(1), np.float32(np.inf)
@@ -44,7 +44,7 @@ def signed_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Tens
 
     Args:
         masks: `[B, C, *spatial]`, bool, 2D or 3D.
-        spacings: mm, in the order of the axes, one an item.
+        spacings: mm, in the order of the axes, one per item.
 
     Returns:
         float32, the shape of `masks`.
@@ -138,7 +138,7 @@ def _step(mask: Any, before: Any, steps: Any, out: Any) -> None:
 
 @numba.njit(**_OPTIONS)
 def _square(mask: Any, steps: Any, square: Any, side: Any, out: Any) -> None:
-    # A side that is not wanted is 0 throughout, which is what the other side's voxels measure to.
+    # A side that is not wanted is 0 throughout, and the other side's voxels measure to it.
     inside = -_ONE if side != OUTSIDE else _ZERO
     outside = _ONE if side != INSIDE else _ZERO
     for i in range(mask.shape[0]):
@@ -157,7 +157,7 @@ def _across(field: Any, square: Any, begin: Any, end: Any) -> None:
     for z in range(begin, end):
         x = 0
         while x < row:
-            # Lines without a border so far stay infinite: they would have the others of a tile look on in vain.
+            # Lines without a border so far stay infinite: they would make the others of a tile search in vain.
             found = 0
             while x < row and found < LANES:
                 if _has_border(field, z, x):
@@ -279,7 +279,7 @@ def _bound(tile: Any, bounds: Any, n: Any) -> Any:
         bounds[_BELOW, r], bounds[_BELOW + 1, r] = outside, inside
     first, last = 0, n - 1
     if outside > _ZERO or inside > _ZERO:
-        # All of one side: rows of infinite distances are of no use to any.
+        # All of one side: rows of infinite distances cannot contribute.
         while first < n and max(bounds[_ROW, first], bounds[_ROW + 1, first]) == _INF:
             first += 1
         while last > first and max(bounds[_ROW, last], bounds[_ROW + 1, last]) == _INF:
@@ -310,7 +310,7 @@ def _begin(row: Any, best: Any, sign: Any) -> Any:
 
 @numba.njit(**_OPTIONS)
 def _look(best: Any, sign: Any, rows: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
-    """Take in four rows on one side; the most that is left."""
+    """Include four rows on one side; returns the largest remaining distance."""
     for i in range(LANES):
         s = sign[i]
         v0 = max(s * rows[i], _ZERO) + c0
@@ -323,7 +323,7 @@ def _look(best: Any, sign: Any, rows: Any, c0: Any, c1: Any, c2: Any, c3: Any) -
 
 @numba.njit(**_OPTIONS)
 def _look_both(best: Any, sign: Any, up: Any, down: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
-    """Take in four rows on each side; the most that is left."""
+    """Include four rows on each side; returns the largest remaining distance."""
     for i in range(LANES):
         s = sign[i]
         v0 = max(min(s * up[i], s * down[3 * LANES + i]), _ZERO) + c0

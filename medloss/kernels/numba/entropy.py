@@ -1,6 +1,6 @@
 """The cross entropies of `sum_spec.py`, each a loop over one block's buffers.
 
-What is common, the plain one and the focal one with gamma = 2, has loops of its own, which keep nothing in between.
+What is common, the plain one and the focal one with gamma = 2, has separate loops without intermediate buffers.
 """
 
 from typing import Any
@@ -57,7 +57,7 @@ def softmax_entropy_sum(
 
 
 @numba.njit(**OPTIONS)
-def softmax_entropy_slopes(
+def softmax_entropy_gradients(
     kind: Any,
     gamma: Any,
     z: Any,
@@ -68,28 +68,28 @@ def softmax_entropy_slopes(
     y: Any,
     v: Any,
     n: Any,
-    slope: Any,
+    gradient: Any,
     buffers: Any,
     out: Any,
 ) -> None:
-    """`slope` times the slope of `v y h` by l."""
+    """`gradient` times the derivative of `v y h` by l."""
     zero, two = y.dtype.type(0), y.dtype.type(2)
     if kind == PLAIN:
         for i in range(n):
-            out[i] = -slope * v[i] * y[i]
+            out[i] = -gradient * v[i] * y[i]
     elif kind == FOCAL_2:
         for i in range(n):
             p = e[i] * inverse[i]
             value = _log_probability(z[i], top[i], partition[i])
             u = complement(value, p)
-            out[i] = slope * _counted(v[i] * y[i], u * (two * value * p - u), zero)
+            out[i] = gradient * _counted(v[i] * y[i], u * (two * value * p - u), zero)
     else:
         p, logs, u, h = buffers
         multiply(e, inverse, n, p)
         softmax_class(z, top, partition, p, n, logs, u)
-        entropy_slopes(kind, gamma, logs, p, u, n, h)
+        entropy_gradients(kind, gamma, logs, p, u, n, h)
         fill(out, n, 0)
-        add_entropy(slope, y, v, h, n, False, out)
+        add_entropy(gradient, y, v, h, n, False, out)
 
 
 @numba.njit(**EXACT)
@@ -105,7 +105,7 @@ def softmax_class(z: Any, top: Any, partition: Any, p: Any, n: Any, logs: Any, u
 def entropy_sums(
     kind: Any, gamma: Any, y: Any, v: Any, p: Any, u: Any, logs: Any, other_logs: Any, n: Any, h: Any
 ) -> Any:
-    """The sums of `v y h` and `v (1 - y) h` of a yes/no probability."""
+    """The sums of `v y h` and `v (1 - y) h` of an independent channel's probability."""
     zero, one = y.dtype.type(0), y.dtype.type(1)
     positive = zero
     negative = zero
@@ -126,7 +126,7 @@ def entropy_sums(
 
 
 @numba.njit(**OPTIONS)
-def add_sigmoid_slopes(
+def add_sigmoid_gradients(
     kind: Any,
     gamma: Any,
     inside: Any,
@@ -141,22 +141,22 @@ def add_sigmoid_slopes(
     h: Any,
     out: Any,
 ) -> None:
-    """Add the slope by a logit; `inside` and `outside` are those by the two sums."""
+    """Add the gradient for a logit; `inside` and `outside` are the gradients of the two sums."""
     zero, one, two = y.dtype.type(0), y.dtype.type(1), y.dtype.type(2)
     if kind == PLAIN:
         for i in range(n):
             out[i] += v[i] * (outside * (one - y[i]) * p[i] - inside * y[i] * u[i])
     elif kind == FOCAL_2:
         for i in range(n):
-            own = u[i] * u[i] * (two * logs[i] * p[i] - u[i])
+            gradient = u[i] * u[i] * (two * logs[i] * p[i] - u[i])
             other = p[i] * p[i] * (two * other_logs[i] * u[i] - p[i])
-            part = inside * _counted(v[i] * y[i], own, zero)
+            part = inside * _counted(v[i] * y[i], gradient, zero)
             out[i] += part - outside * _counted(v[i] * (one - y[i]), other, zero)
     else:
-        entropy_slopes(kind, gamma, logs, p, u, n, h)
+        entropy_gradients(kind, gamma, logs, p, u, n, h)
         multiply(h, u, n, h)
         add_entropy(inside, y, v, h, n, False, out)
-        entropy_slopes(kind, gamma, other_logs, u, p, n, h)
+        entropy_gradients(kind, gamma, other_logs, u, p, n, h)
         multiply(h, p, n, h)
         add_entropy(-outside, y, v, h, n, True, out)
 
@@ -216,13 +216,13 @@ def add_entropy(factor: Any, y: Any, v: Any, h: Any, n: Any, negative: Any, out:
 
 
 @numba.njit(**OPTIONS)
-def entropy_slopes(kind: Any, gamma: Any, logs: Any, p: Any, u: Any, n: Any, out: Any) -> None:
+def entropy_gradients(kind: Any, gamma: Any, logs: Any, p: Any, u: Any, n: Any, out: Any) -> None:
     """dh/dl in all, for q = ln(1 - e^l): -1, or `u^(g - 1) (g l p - u)`, or `-g (-l)^(g - 1)` above the floor."""
     exponent = out.dtype.type(gamma)
     below = out.dtype.type(gamma - 1)
     floor = out.dtype.type(POWER_FLOOR)
     zero = out.dtype.type(0)
-    # An infinite slope times 0 would be NaN.
+    # An infinite derivative times 0 would be NaN.
     tiny = out.dtype.type(_TINY)
     if kind == PLAIN:
         fill(out, n, -1)
@@ -240,15 +240,15 @@ def entropy_slopes(kind: Any, gamma: Any, logs: Any, p: Any, u: Any, n: Any, out
     else:
         for i in range(n):
             base = floor if -logs[i] < floor else -logs[i]
-            slope = -exponent * exp(below * log(base))
-            out[i] = zero if -logs[i] < floor else slope
+            derivative = -exponent * exp(below * log(base))
+            out[i] = zero if -logs[i] < floor else derivative
 
 
 @numba.njit(**OPTIONS)
-def given_slopes(
+def given_gradients(
     kind: Any, gamma: Any, logs: Any, other_logs: Any, p: Any, u: Any, floor: Any, n: Any, out: Any
 ) -> None:
-    """dh/dp of a probability that is given; no slope through a logarithm at its floor."""
+    """dh/dp of a probability that is given; no gradient through a logarithm at its floor."""
     one, zero = out.dtype.type(1), out.dtype.type(0)
     exponent = out.dtype.type(gamma)
     below = out.dtype.type(gamma - 1)
@@ -267,5 +267,5 @@ def given_slopes(
     else:
         for i in range(n):
             base = power_floor if -logs[i] < power_floor else -logs[i]
-            slope = -exponent * exp(below * log(base)) / p[i]
-            out[i] = zero if (-logs[i] < power_floor) | (p[i] < least) else slope
+            derivative = -exponent * exp(below * log(base)) / p[i]
+            out[i] = zero if (-logs[i] < power_floor) | (p[i] < least) else derivative

@@ -1,4 +1,4 @@
-"""Soft erosions of squared errors, compiled: two maps and a bit a step and voxel, whatever the number of steps."""
+"""Soft erosions of squared errors, compiled: two maps and a bit per step and voxel, whatever the number of steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ from torch import Tensor
 from medloss.kernels.numba.compilation import EXACT, OPTIONS, compiled
 from medloss.kernels.numba.vector_ops import add, at, fill, put, share_out
 
-#: Planes that a thread draws at a time.
+#: Planes per task of a thread.
 _PLANES = 8
 
 
 def eroded_sum(
-    p: Tensor, y: Tensor, mask: Tensor | None, strides: list[int], weights: list[float], slopes: Tensor | None
+    p: Tensor, y: Tensor, mask: Tensor | None, strides: list[int], weights: list[float], gradients: Tensor | None
 ) -> float:
     """`erosion.eroded_sum` of one map `[*spatial]`, without stretching."""
     planes, rows, row = p.shape if p.ndim == 3 else (p.shape[0], 1, p.shape[1])
@@ -24,10 +24,10 @@ def eroded_sum(
     shape = (planes, rows, row)
     probability, label = p.detach().reshape(-1).numpy(), y.reshape(-1).numpy().view(np.uint8)
     counted = np.empty(0, np.uint8) if mask is None else mask.reshape(-1).numpy().view(np.uint8)
-    # The gradient's memory serves as one of the two maps; which of them ends up in it is left to a copy.
-    out = np.empty_like(probability) if slopes is None else slopes.view(-1).numpy()
+    # The gradient's memory serves as one of the two maps; a copy fixes which of them ends up in it.
+    out = np.empty_like(probability) if gradients is None else gradients.view(-1).numpy()
     maps = [out, np.empty_like(probability)]
-    bits = np.zeros((-(-len(weights) // 8) if slopes is not None else 0, probability.size), np.uint8)
+    bits = np.zeros((-(-len(weights) // 8) if gradients is not None else 0, probability.size), np.uint8)
 
     beyond_one = np.zeros(planes, np.int64)
     _over((0, planes), _errors, probability, label, shape, maps[0], beyond_one)
@@ -51,7 +51,7 @@ def eroded_sum(
         before = box
         if shrinks:
             box = (int(left[0]), int(left[-1]) + 1, int(first.min()), int(last.max()) + 1)
-    if slopes is not None:
+    if gradients is not None:
         _backward(probability, label, shape, counted, bits, maps, done, weights, out)
     return value
 
@@ -76,14 +76,14 @@ def _backward(
         scale = 2.0 / (2 * sum(axes) + 1)
 
         step_weights = (step - 1, scale, weights[step - 1])
-        _over(box, _slopes, source, target, shape, after_box, box, after_axes, *step_weights, counted, bits)
+        _over(box, _gradients, source, target, shape, after_box, box, after_axes, *step_weights, counted, bits)
         after_box, after_axes = box, axes
     source = maps[(first_target + len(done) + 1) % 2]
-    _over((0, shape[0]), _error_slopes, source, out, shape, after_box, after_axes, p, y)
+    _over((0, shape[0]), _error_gradients, source, out, shape, after_box, after_axes, p, y)
 
 
 def _over(box: tuple[int, ...], function: Callable[..., None], *arguments: Any) -> None:
-    """Have a function work on all planes of a box."""
+    """Call a function for all planes of a box."""
     share_out(box[1] - box[0], _PLANES, lambda b, e: function(*arguments, b + box[0], e + box[0]))
 
 
@@ -179,7 +179,7 @@ def _erode(
 
 
 @compiled
-def _slopes(
+def _gradients(
     source: Any,
     target: Any,
     shape: Any,
@@ -194,11 +194,11 @@ def _slopes(
     begin: Any,
     end: Any,
 ) -> None:
-    """A step back: the slope for a step's sums of neighbours, from that of the step after, whose cross had `axes`."""
+    """A step back: the gradient for a step's sums of neighbours, from that of the next step, whose cross had `axes`."""
     n = at(shape[2])
     real = source.dtype.type
     total = np.empty(shape[2], source.dtype)
-    factor, own = real(scale), real(weight)
+    factor, share = real(scale), real(weight)
     bit, byte = np.uint8(1 << (step % 8)), step // 8
     for i in range(begin, end):
         for j in range(box[2], box[3]):
@@ -206,16 +206,16 @@ def _slopes(
             base = at((i * shape[1] + j) * shape[2])
             if len(counted) == 0:
                 for k in range(n):
-                    total[k] += own
+                    total[k] += share
             else:
                 for k in range(n):
-                    total[k] += own if counted[base + k] else real(0)
+                    total[k] += share if counted[base + k] else real(0)
             for k in range(n):
                 target[base + k] = total[k] * factor if bits[byte, base + k] & bit else real(0)
 
 
 @compiled
-def _error_slopes(
+def _error_gradients(
     source: Any, out: Any, shape: Any, after: Any, axes: Any, p: Any, y: Any, begin: Any, end: Any
 ) -> None:
     n = at(shape[2])

@@ -1,4 +1,4 @@
-"""The passes over an item's voxels, block by block: choices are made once a block, so that one version serves all."""
+"""The passes over an item's voxels, block by block: choices are made once per block, so that one version serves all."""
 
 from typing import Any
 
@@ -146,9 +146,9 @@ def sums_pass(
 @compiled
 def gradient_pass(
     logits: Any, target: Any, mask: Any, weight: Any, plan: Any, gamma: Any,
-    item: Any, begin: Any, end: Any, wide: Any, narrow: Any, labels: Any, slopes: Any, floor: Any, gradient: Any,
+    item: Any, begin: Any, end: Any, wide: Any, narrow: Any, labels: Any, sum_gradients: Any, floor: Any, gradient: Any,
 ) -> None:  # fmt: skip
-    """Write the gradient at the voxels `begin` to `end` of an item; `slopes` is `[B, C, ROWS]`."""
+    """Write the gradient at the voxels `begin` to `end` of an item; `sum_gradients` is `[B, C, ROWS]`."""
     classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
     softmax, entropy = plan[MODE] == SOFTMAX, plan[ENTROPY]
     overlap, squares, errors = plan[OVERLAP], plan[SQUARES], plan[ERRORS]
@@ -185,24 +185,24 @@ def gradient_pass(
                 if not softmax:
                     store_difference(z, z, z, gradient[offset : offset + n])
                 continue
-            s = slopes[item, c]
+            s = sum_gradients[item, c]
             _target(target, plan, item, c, start, n, keep, labels, y)
             if softmax and only_overlap:
-                terms.softmax_overlap_slopes(wide[classes + c], inverse, y, n, s[0], s[1], z, shared)
+                terms.softmax_overlap_gradients(wide[classes + c], inverse, y, n, s[0], s[1], z, shared)
                 continue
             if weighted and plan[WEIGHTS] > 1:
                 _voxel_weight(weight, plan, item, c, start, n, keep, v)
             if softmax:
                 e = wide[classes + c]
                 if entropy:
-                    entropies.softmax_entropy_slopes(
+                    entropies.softmax_entropy_gradients(
                         entropy, gamma, z, top, partition, e, inverse, y, v, n, s[7], buffers, g
                     )
                 else:
                     terms.fill(g, n, 0)
                 if squares or errors:
                     terms.multiply(e, inverse, n, p)
-                    terms.probability_slopes(overlap, squares, errors, s, y, p, v, n, h)
+                    terms.probability_gradients(overlap, squares, errors, s, y, p, v, n, h)
                     terms.multiply(p, h, n, z)
                     terms.add(g, n, z)
                 elif overlap:
@@ -214,19 +214,19 @@ def gradient_pass(
             _class_probability(logits, plan, offset, n, keep, logarithms, narrow)
             given = plan[MODE] == GIVEN
             if rows:
-                terms.probability_slopes(overlap, squares, errors, s, y, p, v, n, g)
+                terms.probability_gradients(overlap, squares, errors, s, y, p, v, n, g)
                 if not given:
                     terms.multiply(g, p, n, g)
                     terms.multiply(g, u, n, g)
             else:
                 terms.fill(g, n, 0)
             if entropy and given:
-                entropies.given_slopes(entropy, gamma, narrow[_L], narrow[_Q], p, u, floor, n, h)
+                entropies.given_gradients(entropy, gamma, narrow[_L], narrow[_Q], p, u, floor, n, h)
                 entropies.add_entropy(s[7], y, v, h, n, False, g)
-                entropies.given_slopes(entropy, gamma, narrow[_Q], narrow[_L], u, p, floor, n, h)
+                entropies.given_gradients(entropy, gamma, narrow[_Q], narrow[_L], u, p, floor, n, h)
                 entropies.add_entropy(-s[8], y, v, h, n, True, g)
             elif entropy:
-                entropies.add_sigmoid_slopes(entropy, gamma, s[7], s[8], y, v, p, u, narrow[_L], narrow[_Q], n, h, g)
+                entropies.add_sigmoid_gradients(entropy, gamma, s[7], s[8], y, v, p, u, narrow[_L], narrow[_Q], n, h, g)
             keep_only(keep, g)
             store_difference(g, zeros, zeros, gradient[offset : offset + n])
         if softmax:

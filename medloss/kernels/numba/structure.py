@@ -1,6 +1,6 @@
 """The structural error of `local_statistics`, compiled: plane by plane, with nothing larger than a plane in between.
 
-Mean and variance under a window are put together axis by axis: after an axis, a voxel has the mean of its line, and
+Mean and variance under a window are computed axis by axis: after an axis, a voxel has the mean of its line, and
 its variance is the mean of the line's variances plus the variance of the line's means. Both come from differences to
 the voxel itself, so constants give exactly 0.
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 from medloss.kernels.numba.compilation import EXACT, compiled
 from medloss.kernels.numba.vector_ops import at, fill, put, share_out
 
-#: Voxels that a thread draws at a time.
+#: Voxels per task of a thread.
 _VOXELS = 1 << 16
-#: Voxels of the rows that are worked on at a time: loops are long, and their buffers fit the first cache.
+#: Voxels of the rows that are processed together: loops are long, and their buffers fit the first cache.
 _STRIP = 768
 #: Buffers of a strip; those that end in an underscore have the rows' ends repeated.
 _OFFSET, _SQUARE, _SPREAD, _MEAN, _TOTAL, _SPREAD_, _MEAN_, _TOTAL_, _FIRST, _SECOND, _BUFFERS = range(11)
@@ -154,7 +154,7 @@ def _is_constant(levels: Any, begin: Any, end: Any) -> Any:
 
 @numba.njit(**EXACT)
 def _structure(field: Any, begin: Any, end: Any, row: Any, window: Any, constant: Any, buffers: Any, out: Any) -> None:
-    """(x - m + C) / (s + C) of some rows, from what was found across planes; between rows, numbers without meaning."""
+    """(x - m + C) / (s + C) of some rows, from what was found across planes; between rows, meaningless numbers."""
     half = window.shape[0] // 2
     mean, variance, offset = field[0], field[1], field[2]
     off, square, spread = buffers[_OFFSET], buffers[_SQUARE], buffers[_SPREAD]
@@ -190,7 +190,7 @@ def _structure(field: Any, begin: Any, end: Any, row: Any, window: Any, constant
 
 @numba.njit(**EXACT)
 def _widen(x: Any, o: Any, n: Any, half: Any, out: Any, start: Any) -> None:
-    """A row, and its ends again and again."""
+    """A row with its ends repeated."""
     source, target = at(o), at(start + half)
     for i in range(at(n)):
         out[target + i] = x[source + i]

@@ -21,17 +21,17 @@ _MODES = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "probabilities": GIVEN}
 #: Numbers in the buffers of all classes of a block: they fit the second cache.
 _BLOCK_NUMBERS = 1 << 15
 _MOST = 2048
-#: Numbers that a thread draws at a time.
+#: Numbers per task of a thread.
 _CHUNK_NUMBERS = 1 << 19
 
 
 def supports(device: str, dtype: torch.dtype) -> bool:
-    """Whether it can work on such logits."""
+    """Whether the set supports such logits."""
     return device == "cpu" and dtype.is_floating_point
 
 
 def preferred(device: str, dtype: torch.dtype) -> bool:
-    """Whether it is taken unasked: in float64 the exponential is no faster than torch's."""
+    """Whether the set is selected by default: in float64 the exponential is no faster than torch's."""
     return dtype in (torch.float32, torch.bfloat16)
 
 
@@ -46,7 +46,7 @@ def voxel_sums(
         sums_pass(*work.inputs, item, begin, end, *buffers, partial[item, chunk])
 
     work.run(run)
-    # One after another, whoever worked them out: the result does not depend on the number of threads.
+    # Added in order, whichever thread computed them: the result does not depend on the number of threads.
     sums = np.zeros((work.items, ROWS, work.classes))
     for chunk in range(work.chunks):
         sums += partial[:, chunk]
@@ -59,14 +59,14 @@ def voxel_sums_backward(
     target: Tensor,
     mask: Tensor | None,
     voxel_weight: Tensor | None,
-    slopes: Tensor,
+    sum_gradients: Tensor,
 ) -> Tensor:
-    """The gradient of `(slopes * voxel_sums(...)).sum()`, `[B, C, N]`."""
+    """The gradient of `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]`."""
     work = _Work.of(terms, logits, target, mask, voxel_weight)
     half = logits.dtype == torch.float16
     gradient = torch.empty(logits.shape, dtype=torch.float32 if half else logits.dtype, device="cpu")
     out = _flat(gradient)
-    by_class = np.ascontiguousarray(slopes.detach().numpy().transpose(1, 2, 0))
+    by_class = np.ascontiguousarray(sum_gradients.detach().numpy().transpose(1, 2, 0))
     floor = max(math.exp(LOG_FLOOR), float(np.finfo(work.real).tiny))
 
     def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
@@ -79,7 +79,7 @@ def voxel_sums_backward(
 def entropy_map(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
 ) -> Tensor:
-    """The cross entropy a voxel: `[B, 1, N]` of a softmax, else `[B, C - first, N]`."""
+    """The cross entropy per voxel: `[B, 1, N]` of a softmax, else `[B, C - first, N]`."""
     work = _Work.of(terms, logits, target, mask, None)
     maps = 1 if terms.mode == "softmax" else work.classes - terms.first
     result = torch.empty(work.items, maps, work.voxels, dtype=sum_type(logits), device="cpu")
@@ -136,7 +136,7 @@ class _Work:
             dtype=np.int64,
         )
         inputs = (
-            # No processor computes in float16: a copy, and not taken unasked.
+            # Processors do not compute in float16: it takes a copy, and is not selected by default.
             _flat(logits.float() if logits.dtype == torch.float16 else logits),
             target.detach().view(-1).view(torch.uint8).numpy(),
             np.empty(0, np.uint8) if mask is None else mask.view(-1).view(torch.uint8).numpy(),

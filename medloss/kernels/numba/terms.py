@@ -38,7 +38,7 @@ def softmax_block(
 ) -> None:
     """Logits to `z`, `exp(z - top)` to `e`, and the reciprocal of its sum, 0 where a voxel does not count.
 
-    The sum's logarithm goes to `partition` if it is asked for.
+    The sum's logarithm goes to `partition` if requested.
     """
     for c in range(classes):
         start = offset + c * voxels
@@ -63,7 +63,7 @@ def _raise_top(z: Any, n: Any, first: Any, top: Any) -> None:
         for i in range(n):
             top[i] = z[i]
     else:
-        # A NaN in `z` stays out of `top`, and comes back with the exponential.
+        # A NaN in `z` does not enter `top`, and comes back with the exponential.
         for i in range(n):
             top[i] = z[i] if z[i] > top[i] else top[i]
 
@@ -85,7 +85,7 @@ def multiply(left: Any, right: Any, n: Any, out: Any) -> None:
 
 @numba.njit(**OPTIONS)
 def sigmoid_class(z: Any, n: Any, logarithms: Any, p: Any, u: Any, logs: Any, other_logs: Any) -> None:
-    """`p`, `1 - p`, and their logarithms if they are asked for."""
+    """`p`, `1 - p`, and their logarithms if requested."""
     one, zero = p.dtype.type(1), p.dtype.type(0)
     for i in range(n):
         other_logs[i] = exp(-abs(z[i]))
@@ -106,7 +106,7 @@ def sigmoid_class(z: Any, n: Any, logarithms: Any, p: Any, u: Any, logs: Any, ot
 
 @numba.njit(**OPTIONS)
 def given_class(z: Any, n: Any, logarithms: Any, p: Any, u: Any, logs: Any, other_logs: Any) -> None:
-    """The same of a probability that is given."""
+    """The same for a given probability."""
     one, floor = p.dtype.type(1), p.dtype.type(LOG_FLOOR)
     for i in range(n):
         p[i] = z[i]
@@ -144,7 +144,7 @@ def overlap_sums(y: Any, p: Any, n: Any) -> Any:
 
 @numba.njit(**OPTIONS)
 def softmax_overlap_sums(y: Any, e: Any, inverse: Any, n: Any) -> Any:
-    """The sums of y p, p and y, for p that is not written down."""
+    """The sums of y p, p and y, for p that is not stored."""
     tp = y.dtype.type(0)
     prediction = y.dtype.type(0)
     target = y.dtype.type(0)
@@ -182,10 +182,10 @@ def error_sums(y: Any, p: Any, v: Any, n: Any) -> Any:
 
 
 @numba.njit(**OPTIONS)
-def softmax_overlap_slopes(
+def softmax_overlap_gradients(
     e: Any, inverse: Any, y: Any, n: Any, on_tp: Any, on_prediction: Any, out: Any, shared: Any
 ) -> None:
-    """`p G` if only TP and PREDICTION are asked for, and its sum over the classes."""
+    """`p G` if only TP and PREDICTION are requested, and its sum over the classes."""
     for i in range(n):
         value = e[i] * inverse[i] * (on_tp * y[i] + on_prediction)
         out[i] = value
@@ -193,10 +193,10 @@ def softmax_overlap_slopes(
 
 
 @numba.njit(**OPTIONS)
-def probability_slopes(
+def probability_gradients(
     overlap: Any, squares: Any, errors: Any, s: Any, y: Any, p: Any, v: Any, n: Any, out: Any
 ) -> None:
-    """`G`: the slope of the rows that are no entropy; `s` holds a class's slopes, row by row."""
+    """`G`: the gradient of the rows that are no entropy; `s` holds a class's sum gradients, row by row."""
     one, two = out.dtype.type(1), out.dtype.type(2)
     if overlap:
         on_tp, on_prediction = s[0], s[1]
@@ -224,6 +224,6 @@ def add(values: Any, n: Any, out: Any) -> None:
 
 @numba.njit(**OPTIONS)
 def softmax_overlap_add(e: Any, inverse: Any, y: Any, h: Any, n: Any, on_tp: Any, on_prediction: Any, out: Any) -> None:
-    """`p G` if TP and PREDICTION are the only rows besides an entropy, whose part is `h`."""
+    """`p G` if TP and PREDICTION are the only rows apart from an entropy, whose part is `h`."""
     for i in range(n):
         out[i] = e[i] * inverse[i] * (on_tp * y[i] + on_prediction) + h[i]

@@ -1,6 +1,6 @@
-"""Sums of rows that lie anywhere in flat arrays, and how work on planes is shared out.
+"""Sums of rows anywhere in flat arrays, and the distribution of work on planes over threads.
 
-Offsets are unsigned: a signed index might count from the end, and a loop that has to ask for that is no vector loop.
+Offsets are unsigned: a signed index might count from the end, and a loop that has to check for that is not vectorised.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from medloss.kernels.thread_pool import POOL
 
 
 def share_out(count: int, size: int, work: Callable[[int, int], None]) -> None:
-    """Have `work(begin, end)` called for all of `0..count`, `size` at a time, in torch's number of threads."""
+    """Call `work(begin, end)` for all of `0..count`, `size` at a time, in torch's number of threads."""
 
     def worker(numbers: Any) -> None:
         for number in numbers:

@@ -1,10 +1,10 @@
 """Exact Euclidean distances on a GPU: all masks of a batch at once, axis by axis, both signs in one field.
 
 A voxel's value is the squared distance to the other side's nearest voxel, negative inside. Of the two fields that a
-signed distance needs, the voxel's own side's is 0: so the sign says which of the two the value belongs to.
+signed distance needs, that of the voxel's side is 0: so the sign shows which of the two the value belongs to.
 
-The first axis is two walks along lines. Each further axis takes, for voxel i, the least f(j) + s² (i - j)² of its line,
-outwards from i until s² (i - j)² alone is more than what was found.
+The first axis takes two passes along lines. Each further axis takes, for voxel i, the least f(j) + s² (i - j)² of its
+line, outwards from i until s² (i - j)² alone exceeds the least value found.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def signed_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Tens
 
     Args:
         masks: `[B, C, *spatial]`, bool, 2D or 3D.
-        spacings: mm, in the order of the axes, one an item.
+        spacings: mm, in the order of the axes, one per item.
 
     Returns:
         float32, the shape and device of `masks`.
@@ -107,7 +107,7 @@ def _first_axis(
     blocks: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Squared distances along the first axis, infinite where a line has one side alone; a lane walks one line."""
+    """Squared distances along the first axis, infinite where a line has one side only; a lane processes one line."""
     volume = tl.program_id(0) // blocks
     if tl.load(two_sided + volume) == 0:
         return
@@ -165,14 +165,14 @@ def _further_axis(
         return
     square = tl.load(squares + volume // channels)
     line = field + base + voxel
-    own = tl.load(line, mask=inside, other=0)
-    sign = tl.where(own < 0, -1.0, 1.0)
-    best = tl.abs(own)
+    squared = tl.load(line, mask=inside, other=0)
+    sign = tl.where(squared < 0, -1.0, 1.0)
+    best = tl.abs(squared)
     # Voxels of a side that nobody asks for keep their sign, and search nothing.
     if not INSIDE:
-        best = tl.where(own < 0, 0.0, best)
+        best = tl.where(squared < 0, 0.0, best)
     if not OUTSIDE:
-        best = tl.where(own < 0, best, 0.0)
+        best = tl.where(squared < 0, best, 0.0)
     i = voxel // inner % length
     k = 1
     worst = tl.max(best, 0)

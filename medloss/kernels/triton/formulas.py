@@ -1,4 +1,4 @@
-"""The formulas of the voxel sums on Triton's tiles `[classes, voxels]`; `terms` says what the symbols are.
+"""The formulas of the voxel sums on Triton's tiles `[classes, voxels]`; `sum_spec` defines the symbols.
 
 They keep NaN: comparisons select the other branch, where a minimum or maximum would swallow it. Fused multiply-adds are
 off where these are compiled, or index and one-hot targets would differ in the last bit.
@@ -14,7 +14,7 @@ from medloss.kernels.sum_spec import POWER_FLOOR as _POWER_FLOOR
 
 LOG_FLOOR = tl.constexpr(_LOG_FLOOR)
 POWER_FLOOR = tl.constexpr(_POWER_FLOOR)
-#: Below exp(LOG_FLOOR) the logarithm has no slope; float32 has no normal number as small as that.
+#: Below exp(LOG_FLOOR) the logarithm has no gradient; float32 has no normal number as small as that.
 TINY = tl.constexpr(1.1754943508222875e-38)
 DOUBLE_FLOOR = tl.constexpr(3.720075976020836e-44)
 LOWEST = tl.constexpr(_LOWEST_LOG[torch.float32])
@@ -45,7 +45,7 @@ def one_minus_exp(l: tl.tensor, p: tl.tensor) -> tl.tensor:  # noqa: E741
 
 @triton.jit
 def softmax(z: tl.tensor, LOGARITHM: tl.constexpr) -> tl.tensor:
-    """p, and l where it is asked for."""
+    """p, and l where it is requested."""
     shifted = z - tl.max(z, 0)[None, :]
     exponential = tl.exp(shifted)
     total = tl.sum(exponential, 0)
@@ -56,7 +56,7 @@ def softmax(z: tl.tensor, LOGARITHM: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def independent(z: tl.tensor, MODE: tl.constexpr, LOGARITHM: tl.constexpr) -> tl.tensor:
-    """p, 1 - p, l, q of channels that are each their own yes/no."""
+    """p, 1 - p, l, q of independent channels."""
     if MODE == "sigmoid":
         small = tl.exp(-tl.abs(z))
         larger = 1.0 / (1.0 + small)
@@ -86,8 +86,8 @@ def _floored(p: tl.tensor, logarithm: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def log_slope(p: tl.tensor) -> tl.tensor:
-    """The slope of the floored logarithm."""
+def log_derivative(p: tl.tensor) -> tl.tensor:
+    """The derivative of the floored logarithm."""
     floor: tl.constexpr = DOUBLE_FLOOR if p.dtype == tl.float64 else TINY
     return tl.where(p < floor, 0.0, 1.0 / p)
 
@@ -102,7 +102,7 @@ def miss_power(o: tl.tensor, q: tl.tensor, MODE: tl.constexpr, EXPONENT: tl.cons
     elif EXPONENT == 2.0:
         power = o * o
     elif MODE == "softmax":
-        # An infinite slope at p = 1, times 0, would be NaN.
+        # An infinite derivative at p = 1, times 0, would be NaN.
         power = tl.exp(EXPONENT * tl.log(tl.where(o < TINY, TINY, o)))
     else:
         power = tl.exp(EXPONENT * q)
@@ -135,39 +135,39 @@ def entropy(
 
 
 @triton.jit
-def softmax_slope(l: tl.tensor, p: tl.tensor, KIND: tl.constexpr, GAMMA: tl.constexpr) -> tl.tensor:  # noqa: E741
+def softmax_derivative(l: tl.tensor, p: tl.tensor, KIND: tl.constexpr, GAMMA: tl.constexpr) -> tl.tensor:  # noqa: E741
     """dh/dl along a softmax's l, through q too; -1 where the entropy is plain."""
     if KIND == "power":
-        slope = _power_slope(l, GAMMA)
+        derivative = _power_derivative(l, GAMMA)
     else:
         o = one_minus_exp(l, p)
-        slope = GAMMA * l * p * miss_power(o, o, "softmax", GAMMA - 1.0) - miss_power(o, o, "softmax", GAMMA)
-    return slope
+        derivative = GAMMA * l * p * miss_power(o, o, "softmax", GAMMA - 1.0) - miss_power(o, o, "softmax", GAMMA)
+    return derivative
 
 
 @triton.jit
-def independent_slope(
+def independent_derivative(
     l: tl.tensor,  # noqa: E741
     q: tl.tensor,
     o: tl.tensor,
-    l_slope: tl.tensor,
-    q_slope: tl.tensor,
+    l_derivative: tl.tensor,
+    q_derivative: tl.tensor,
     MODE: tl.constexpr,
     KIND: tl.constexpr,
     GAMMA: tl.constexpr,
 ) -> tl.tensor:
-    """dh/dl l_slope + dh/dq q_slope."""
+    """dh/dl l_derivative + dh/dq q_derivative."""
     if KIND == "power":
-        slope = _power_slope(l, GAMMA) * l_slope
+        derivative = _power_derivative(l, GAMMA) * l_derivative
     elif KIND == "focal":
-        slope = -miss_power(o, q, MODE, GAMMA) * (l_slope + GAMMA * l * q_slope)
+        derivative = -miss_power(o, q, MODE, GAMMA) * (l_derivative + GAMMA * l * q_derivative)
     else:
-        slope = -l_slope
-    return slope
+        derivative = -l_derivative
+    return derivative
 
 
 @triton.jit
-def _power_slope(l: tl.tensor, GAMMA: tl.constexpr) -> tl.tensor:  # noqa: E741
+def _power_derivative(l: tl.tensor, GAMMA: tl.constexpr) -> tl.tensor:  # noqa: E741
     return tl.where(-l < POWER_FLOOR, 0.0, -GAMMA * _base_power(l, GAMMA - 1.0))
 
 

@@ -1,4 +1,4 @@
-"""The passes over the voxels, as Triton's programs: each walks some tiles `[classes, voxels]` of one item."""
+"""The passes over the voxels as Triton programs: each processes some tiles `[classes, voxels]` of one item."""
 
 from typing import Any, NamedTuple
 
@@ -9,12 +9,12 @@ from medloss.kernels.sum_spec import Row
 from medloss.kernels.triton.formulas import (
     entropy,
     independent,
-    independent_slope,
-    log_slope,
+    independent_derivative,
+    log_derivative,
     one_minus_exp,
     selected_product,
     softmax,
-    softmax_slope,
+    softmax_derivative,
 )
 
 TP = tl.constexpr(int(Row.TP))
@@ -150,7 +150,7 @@ def sums_pass(
     programs: tl.tensor,
     PLAN: tl.constexpr,
 ) -> None:
-    """The sums of a program's tiles, into `partial` `[ROWS, B, C, programs]`; rows not asked for stay as they are."""
+    """The sums of a program's tiles, into `partial` `[ROWS, B, C, programs]`; rows not requested stay as they are."""
     item, part = _place(programs)
     tp = tl.zeros([PLAN.block_c, PLAN.block_n // PLAN.vector], PLAN.accumulator)
     prediction = tp
@@ -211,10 +211,10 @@ def sums_pass(
 
 
 @triton.jit
-def _slope_row(slopes: tl.tensor, item: tl.tensor, row: tl.tensor, PLAN: tl.constexpr) -> tl.tensor:
-    """A row's slopes, 0 for classes that do not count, whatever stands there."""
+def _gradient_row(sum_gradients: tl.tensor, item: tl.tensor, row: tl.tensor, PLAN: tl.constexpr) -> tl.tensor:
+    """A row's gradients, 0 for classes that do not count, whatever stands there."""
     c = tl.arange(0, PLAN.block_c)
-    at = slopes + row + item * PLAN.classes + c
+    at = sum_gradients + row + item * PLAN.classes + c
     return tl.load(at, mask=(c >= PLAN.first) & (c < PLAN.classes), other=0).to(PLAN.accumulator)[:, None]
 
 
@@ -224,7 +224,7 @@ def backward_pass(
     target: tl.tensor,
     mask: tl.tensor,
     weight: tl.tensor,
-    slopes: tl.tensor,
+    sum_gradients: tl.tensor,
     gradient: tl.tensor,
     voxels: tl.tensor,
     programs: tl.tensor,
@@ -234,17 +234,17 @@ def backward_pass(
     item, part = _place(programs)
     row = tl.num_programs(0) // programs * PLAN.classes
     if PLAN.overlap:
-        along_tp = _slope_row(slopes, item, TP * row, PLAN)
-        along_prediction = _slope_row(slopes, item, PREDICTION * row, PLAN)
+        along_tp = _gradient_row(sum_gradients, item, TP * row, PLAN)
+        along_prediction = _gradient_row(sum_gradients, item, PREDICTION * row, PLAN)
     if PLAN.squares:
-        along_square = 2.0 * _slope_row(slopes, item, SQUARED_PREDICTION * row, PLAN)
+        along_square = 2.0 * _gradient_row(sum_gradients, item, SQUARED_PREDICTION * row, PLAN)
     if PLAN.errors:
-        along_inside = 2.0 * _slope_row(slopes, item, ERROR_INSIDE * row, PLAN)
-        along_outside = 2.0 * _slope_row(slopes, item, ERROR_OUTSIDE * row, PLAN)
+        along_inside = 2.0 * _gradient_row(sum_gradients, item, ERROR_INSIDE * row, PLAN)
+        along_outside = 2.0 * _gradient_row(sum_gradients, item, ERROR_OUTSIDE * row, PLAN)
     if PLAN.entropy != "":
-        along_positive = _slope_row(slopes, item, POSITIVE * row, PLAN)
+        along_positive = _gradient_row(sum_gradients, item, POSITIVE * row, PLAN)
         if PLAN.mode != "softmax":
-            along_negative = _slope_row(slopes, item, NEGATIVE * row, PLAN)
+            along_negative = _gradient_row(sum_gradients, item, NEGATIVE * row, PLAN)
     for t in range(PLAN.tiles):
         z, y, counted, n, at, real = _load(logits, target, mask, item, part * PLAN.tiles + t, voxels, PLAN)
         v = _load_weight(weight, item, voxels, counted, n, at, real, PLAN)
@@ -260,21 +260,21 @@ def backward_pass(
         if PLAN.errors:
             along_p += (p - y) * v * (along_inside * y + along_outside * (1.0 - y))
         if PLAN.mode == "softmax":
-            slope = along_p * p
+            derivative = along_p * p
             if PLAN.entropy == "plain":
-                slope -= along_positive * v * y
+                derivative -= along_positive * v * y
             elif PLAN.entropy != "":
-                along_l = softmax_slope(l, p, PLAN.entropy, PLAN.gamma)
-                slope += selected_product(along_positive * v * y, along_l, p, PLAN.entropy)
-            dz = slope - p * tl.sum(slope, 0)[None, :]
+                along_l = softmax_derivative(l, p, PLAN.entropy, PLAN.gamma)
+                derivative += selected_product(along_positive * v * y, along_l, p, PLAN.entropy)
+            dz = derivative - p * tl.sum(derivative, 0)[None, :]
         else:
             dz = along_p * p * o if PLAN.mode == "sigmoid" else along_p
             if PLAN.entropy != "":
-                dl = o if PLAN.mode == "sigmoid" else log_slope(p)
-                dq = -p if PLAN.mode == "sigmoid" else -log_slope(o)
-                along_z = independent_slope(l, q, o, dl, dq, PLAN.mode, PLAN.entropy, PLAN.gamma)
+                dl = o if PLAN.mode == "sigmoid" else log_derivative(p)
+                dq = -p if PLAN.mode == "sigmoid" else -log_derivative(o)
+                along_z = independent_derivative(l, q, o, dl, dq, PLAN.mode, PLAN.entropy, PLAN.gamma)
                 dz += selected_product(along_positive * v * y, along_z, p, PLAN.entropy)
-                along_z = independent_slope(q, l, p, dq, dl, PLAN.mode, PLAN.entropy, PLAN.gamma)
+                along_z = independent_derivative(q, l, p, dq, dl, PLAN.mode, PLAN.entropy, PLAN.gamma)
                 dz += selected_product(along_negative * v * (1.0 - y), along_z, p, PLAN.entropy)
         tl.store(gradient + item * PLAN.classes * voxels + at, tl.where(counted, dz, 0.0), mask=real)
 
@@ -293,8 +293,8 @@ def map_pass(
 ) -> None:
     """The entropy on a program's tiles."""
     item, part = _place(programs)
-    yes = _slope_row(positive, item, 0, PLAN)
-    no = _slope_row(negative, item, 0, PLAN)
+    yes = _gradient_row(positive, item, 0, PLAN)
+    no = _gradient_row(negative, item, 0, PLAN)
     for t in range(PLAN.tiles):
         z, y, counted, n, at, real = _load(logits, target, mask, item, part * PLAN.tiles + t, voxels, PLAN)
         if PLAN.mode == "softmax":

@@ -16,10 +16,10 @@ from medloss.kernels.triton.passes import Plan, backward_pass, map_pass, sums_pa
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
-# Tiles that a program walks, at most: few partial sums, and yet some hundred programs an item.
+# Tiles per program, at most: few partial sums, and still some hundred programs per item.
 _TILES = 8
 _PROGRAMS = 512
-# Bytes a thread holds of a tile: beside the sums of four rows, what leaves room for other programs on a processor.
+# Bytes of a tile that a thread holds: with the sums of four rows this leaves room for other programs on a processor.
 _HELD = 128
 
 
@@ -46,19 +46,24 @@ def voxel_sums(
 
 
 def voxel_sums_backward(
-    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None, slopes: Tensor
+    terms: VoxelTerms,
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    voxel_weight: Tensor | None,
+    sum_gradients: Tensor,
 ) -> Tensor:
-    """The gradient of `(slopes * voxel_sums).sum()` for the logits."""
+    """The gradient of `(sum_gradients * voxel_sums).sum()` for the logits."""
     gradient = torch.empty_like(logits)
     plan = _plan(terms, logits, target, mask, voxel_weight)
-    _launch(backward_pass, plan, logits, target, mask, voxel_weight, slopes.contiguous(), gradient)
+    _launch(backward_pass, plan, logits, target, mask, voxel_weight, sum_gradients.contiguous(), gradient)
     return gradient
 
 
 def entropy_map(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
 ) -> Tensor:
-    """The weighted cross entropy a voxel: `[B, 1, N]` for a softmax, else `[B, C - first, N]`."""
+    """The weighted cross entropy per voxel: `[B, 1, N]` for a softmax, else `[B, C - first, N]`."""
     batch, channels, voxels = logits.shape
     kept = 1 if terms.mode == "softmax" else channels - terms.first
     out = logits.new_empty((batch, kept, voxels), dtype=sum_type(logits))
@@ -81,7 +86,7 @@ def _plan(terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None
         vector, warps, block_n = 1, min(block_c // 32, 16), 32
     # By the volume alone: an item's sums don't change with the batch.
     tiles = min(triton.next_power_of_2(triton.cdiv(max(voxels, 1), block_n * _PROGRAMS)), _TILES)
-    # Each focus is a kernel of its own; without one it is the plain entropy.
+    # Each exponent compiles a separate kernel; without one it is the plain entropy.
     focused = terms.entropy == "power" or (terms.entropy == "focal" and terms.gamma != 0)
     return Plan(
         mode=terms.mode,

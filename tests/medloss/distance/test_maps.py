@@ -122,9 +122,9 @@ def _signed(masks: torch.Tensor) -> torch.Tensor:
 )
 def test_random_masks_equal_scipy(shape: list[int], spacing: list[float], share: float, seed: int) -> None:
     mask = np.random.default_rng(seed).random(shape) < share
-    own = tuple(spacing[: len(shape)])
-    actual = signed_distance_map(torch.from_numpy(mask)[None, None], own)[0, 0]
-    np.testing.assert_allclose(actual, _scipy_signed(mask, own), atol=1e-3)
+    mask_spacing = tuple(spacing[: len(shape)])
+    actual = signed_distance_map(torch.from_numpy(mask)[None, None], mask_spacing)[0, 0]
+    np.testing.assert_allclose(actual, _scipy_signed(mask, mask_spacing), atol=1e-3)
 
 
 def test_each_item_has_its_own_spacing_and_each_channel_its_own_map() -> None:
@@ -160,13 +160,13 @@ def test_a_given_map_takes_the_place_of_the_computed_one() -> None:
     for name in ("hausdorff_dt", "distance_penalty"):
         for background in (True, False):
             loss = medloss.create_loss(name, softmax=True, include_background=background)
-            own = loss(logits, label, spacing=SPACING)
-            assert torch.isclose(own, loss(logits, label, spacing=SPACING, distance_map=maps))
+            computed = loss(logits, label, spacing=SPACING)
+            assert torch.isclose(computed, loss(logits, label, spacing=SPACING, distance_map=maps))
             if background:
                 with pytest.raises(medloss.InputError, match=r"distance_map: got shape \(2, 2, 6, 7, 5\)"):
                     loss(logits, label, distance_map=maps[:, 1:])
             else:
-                assert torch.isclose(own, loss(logits, label, spacing=SPACING, distance_map=maps[:, 1:]))
+                assert torch.isclose(computed, loss(logits, label, spacing=SPACING, distance_map=maps[:, 1:]))
 
 
 def test_a_crop_with_the_whole_volumes_map_knows_of_borders_outside() -> None:

@@ -46,8 +46,8 @@ def sums_and_gradient(terms: VoxelTerms, logits: Tensor, target: Tensor, **more:
     logits = logits.clone().requires_grad_()
     sums = operators.voxel_sums(terms, logits, target, more.get("mask"), more.get("voxel_weight"))
     generator = torch.Generator().manual_seed(0)
-    slopes = torch.randn(sums.shape, generator=generator, dtype=torch.float64).to(sums)
-    (gradient,) = torch.autograd.grad((slopes * sums).sum(), logits)
+    sum_gradients = torch.randn(sums.shape, generator=generator, dtype=torch.float64).to(sums)
+    (gradient,) = torch.autograd.grad((sum_gradients * sums).sum(), logits)
     return sums.detach(), gradient
 
 
@@ -65,7 +65,7 @@ def test_sets_agree_in_every_type(kernels: str, mode: str, wanted: dict[str, Any
         weight = torch.rand(2, channels, *drawn.index.shape[2:], generator=torch.Generator().manual_seed(1))
         with medloss.kernels.use("eager"):
             # Half logits against the same numbers in double: the sums must carry no half rounding.
-            expected, slope = sums_and_gradient(
+            expected, expected_gradient = sums_and_gradient(
                 terms, logits.double(), drawn.index, mask=mask, voxel_weight=weight.double()
             )
         weight = weight.double() if dtype == torch.float64 else weight
@@ -74,11 +74,11 @@ def test_sets_agree_in_every_type(kernels: str, mode: str, wanted: dict[str, Any
         single = {"rtol": 2e-5, "atol": 1e-5} if dtype != torch.float64 else {"rtol": 1e-9, "atol": 1e-11}
         assert_close(sums, expected, **single)
         if dtype == torch.bfloat16:
-            single = {"rtol": 1e-2, "atol": 1e-3 * float(slope.abs().max())}
+            single = {"rtol": 1e-2, "atol": 1e-3 * float(expected_gradient.abs().max())}
         else:
-            single["atol"] *= float(slope.abs().max())
+            single["atol"] *= float(expected_gradient.abs().max())
         assert gradient.dtype == dtype
-        assert_close(gradient.double(), slope, **single)
+        assert_close(gradient.double(), expected_gradient, **single)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -361,14 +361,14 @@ def test_kernels_make_their_tensors_on_the_logits_device(kernels: str) -> None:
     # Called as they are: within an operator torch forgets the default device.
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(1, 2, 40, generator=generator), torch.ones(1, 1, 40)
-    ones, slopes = torch.ones(1, 2), torch.ones(ROWS, 1, 2)
+    ones, sum_gradients = torch.ones(1, 2), torch.ones(ROWS, 1, 2)
     terms = VoxelTerms("softmax", overlap=True, entropy="plain")
     module = dispatch.module(kernels)
     p, y = logits.softmax(1).view(2, 5, 8)[0], target.view(5, 8) > 0
     with torch.device("meta"):
         results = [
             module.voxel_sums(terms, logits, target, None, None),
-            module.voxel_sums_backward(terms, logits, target, None, None, slopes),
+            module.voxel_sums_backward(terms, logits, target, None, None, sum_gradients),
             module.entropy_map(terms, logits, target, None, ones, ones),
             ball_means._deep_errors(p, y, [1.0], [1.0], (1.0, 0.5), None),
             *vars(balls.discs.__wrapped__((1.0, 2.0), (1.0, 0.7, 0.5))).values(),

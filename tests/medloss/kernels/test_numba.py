@@ -43,9 +43,9 @@ def _sample(voxels: int = 70_000, classes: int = 5) -> tuple[Tensor, Tensor, Ten
     return logits, target, torch.randn(ROWS, 2, classes, generator=generator)
 
 
-def _both(logits: Tensor, target: Tensor, slopes: Tensor, terms: VoxelTerms = TERMS) -> tuple[Tensor, Tensor]:
+def _both(logits: Tensor, target: Tensor, sum_gradients: Tensor, terms: VoxelTerms = TERMS) -> tuple[Tensor, Tensor]:
     sums = kernels.voxel_sums(terms, logits, target, None, None)
-    return sums, kernels.voxel_sums_backward(terms, logits, target, None, None, slopes)
+    return sums, kernels.voxel_sums_backward(terms, logits, target, None, None, sum_gradients)
 
 
 def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
@@ -104,7 +104,7 @@ def test_forked_children_work_after_the_parent_has_and_while_it_does(threads: An
         for count in (1, 2):
             queue = context.Queue()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # Python >= 3.12, of any fork beside threads
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python >= 3.12, of any fork with threads
                 child = context.Process(target=_in_child, args=(queue, drawn, count))
                 child.start()
             found = queue.get(timeout=600)
@@ -191,8 +191,8 @@ CHILD = """if True:
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Any:
-    own = [folder for folder in tmp_path.parents if "pytest-" in folder.name or "popen-" in folder.name]
-    for folder in (tmp_path, *own):
+    pytest_folders = [folder for folder in tmp_path.parents if "pytest-" in folder.name or "popen-" in folder.name]
+    for folder in (tmp_path, *pytest_folders):
         folder.chmod(0o755)
     package = tmp_path / "site" / "medloss"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -241,27 +241,27 @@ def test_without_any_folder_for_the_cache_it_works_too(read_only: Path, tmp_path
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_targets_of_every_type_agree_to_the_bit(kind: torch.dtype) -> None:
-    logits, target, slopes = _sample(3000)
-    expected = _both(logits, target, slopes)
+    logits, target, sum_gradients = _sample(3000)
+    expected = _both(logits, target, sum_gradients)
     maps = torch.nn.functional.one_hot(target[:, 0], 5).movedim(-1, 1).contiguous()
     for other in [maps.to(kind)] + [target.to(kind)] * (kind != torch.bool):
-        assert _same(_both(logits, other, slopes), expected)
+        assert _same(_both(logits, other, sum_gradients), expected)
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.uint64, torch.float16, torch.float32])
 def test_labels_out_of_range_belong_to_no_class(kind: torch.dtype) -> None:
-    logits, target, slopes = _sample(3000)
+    logits, target, sum_gradients = _sample(3000)
     high = 100 if kind == torch.int8 else 255
     strange = torch.where(torch.rand(target.shape) < 0.2, torch.tensor(high), target)
     maps = torch.stack([strange[:, 0] == c for c in range(5)], 1)
-    assert _same(_both(logits, strange.to(kind), slopes), _both(logits, maps, slopes))
+    assert _same(_both(logits, strange.to(kind), sum_gradients), _both(logits, maps, sum_gradients))
 
 
 def test_bfloat16_gradients_round_to_the_nearest_even() -> None:
-    logits, target, slopes = _sample(3000)
+    logits, target, sum_gradients = _sample(3000)
     short = logits.bfloat16()
-    sums, gradient = _both(short, target, slopes)
-    long_sums, long_gradient = _both(short.float(), target, slopes)
+    sums, gradient = _both(short, target, sum_gradients)
+    long_sums, long_gradient = _both(short.float(), target, sum_gradients)
     assert torch.equal(sums, long_sums)
     assert torch.equal(gradient, long_gradient.bfloat16())
 
@@ -269,12 +269,12 @@ def test_bfloat16_gradients_round_to_the_nearest_even() -> None:
 @pytest.mark.parametrize("mode", ["softmax", "sigmoid", "probabilities"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_nan_comes_out_in_its_item_alone(mode: str, dtype: torch.dtype) -> None:
-    logits, target, slopes = _sample(3000, 3)
+    logits, target, sum_gradients = _sample(3000, 3)
     logits = logits.sigmoid().to(dtype)
     logits[1, 1, 70] = float("nan")
     target[1, 0, 70] = 1
     terms = VoxelTerms(mode, overlap=True, squares=True, errors=True, entropy="plain")
-    sums, gradient = _both(logits, target, slopes.to(sum_type(logits)), terms)
+    sums, gradient = _both(logits, target, sum_gradients.to(sum_type(logits)), terms)
     assert sums[[0, 1, 3, 5, 7], 1, 1].isnan().all()
     assert gradient[1, 1, 70].isnan()
     assert not sums[:, 0].isnan().any()
@@ -283,13 +283,13 @@ def test_nan_comes_out_in_its_item_alone(mode: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("entropy", ["plain", "focal", "power"])
 def test_a_logit_of_minus_infinity_is_a_class_that_cannot_be(entropy: str) -> None:
-    logits, target, slopes = _sample(3000, 3)
+    logits, target, sum_gradients = _sample(3000, 3)
     target = target.clamp(max=1)
     logits[:, 2] = -float("inf")
     for gamma in (0.5, 2.0):
         terms = VoxelTerms("softmax", overlap=True, squares=True, errors=True, entropy=entropy, gamma=gamma)
-        sums, gradient = _both(logits, target, slopes, terms)
-        two, two_gradient = _both(logits[:, :2].contiguous(), target, slopes[:, :, :2].contiguous(), terms)
+        sums, gradient = _both(logits, target, sum_gradients, terms)
+        two, two_gradient = _both(logits[:, :2].contiguous(), target, sum_gradients[:, :, :2].contiguous(), terms)
         assert torch.allclose(sums[:, :, :2], two, rtol=1e-6)
         assert (gradient[:, 2] == 0).all()
         assert torch.allclose(gradient[:, :2], two_gradient, rtol=1e-5, atol=1e-6)

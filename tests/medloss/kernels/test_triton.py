@@ -60,7 +60,7 @@ def one_hot(target: Tensor, classes: int) -> Tensor:
 def formulas(
     terms: VoxelTerms, z: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums, and h(l, q), h(q, l) a voxel."""
+    """The sums, and h(l, q), h(q, l) per voxel."""
     if terms.mode == "softmax":
         l, q = torch.log_softmax(z, 1), torch.log(-torch.expm1(torch.log_softmax(z, 1)))  # noqa: E741
         p = l.exp()
@@ -100,7 +100,7 @@ def formulas(
 def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert torch.isfinite(actual).all()
     error = (actual.double() - expected).abs().amax()
-    assert error <= TOLERANCE[dtype] * (expected.abs().amax() + 1e-30), f"{error} beside {expected.abs().amax()}"
+    assert error <= TOLERANCE[dtype] * (expected.abs().amax() + 1e-30), f"{error} next to {expected.abs().amax()}"
 
 
 def draw(mode: str, classes: int, dtype: torch.dtype, voxels: int) -> tuple[Tensor, Tensor]:
@@ -147,12 +147,12 @@ def test_sums_gradient_and_map(
     for row in Row:
         assert_near(sums[row], expected[row].detach(), torch.float32 if dtype != torch.float64 else dtype)
 
-    slopes = torch.rand(expected.shape, device=DEVICE, dtype=sum_type(z)) - 0.5
-    (slope,) = torch.autograd.grad((slopes.double() * expected).sum(), clean, retain_graph=True)
-    slopes[:, :, :first] = float("nan")
-    gradient = kernels.voxel_sums_backward(terms, z, target, mask, weight, slopes)
+    sum_gradients = torch.rand(expected.shape, device=DEVICE, dtype=sum_type(z)) - 0.5
+    (expected_gradient,) = torch.autograd.grad((sum_gradients.double() * expected).sum(), clean, retain_graph=True)
+    sum_gradients[:, :, :first] = float("nan")
+    gradient = kernels.voxel_sums_backward(terms, z, target, mask, weight, sum_gradients)
     assert gradient.dtype == dtype
-    assert_near(gradient, slope, dtype)
+    assert_near(gradient, expected_gradient, dtype)
     if mask is not None:
         assert not gradient.masked_select(~mask[:, None]).any()
 
@@ -173,12 +173,15 @@ INDICES = [torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64, t
 def test_an_index_map_and_one_hot_are_the_same_to_the_bit(mode: str, entropy: str, gamma: float) -> None:
     terms = VoxelTerms(mode, 1, True, True, True, entropy, gamma)
     z, index = draw(mode, 3, torch.float32, 48 if INTERPRETED else 4800)
-    slopes = torch.rand(ROWS, 2, 3, device=DEVICE)
+    sum_gradients = torch.rand(ROWS, 2, 3, device=DEVICE)
     hot = one_hot(index, 3)
     targets = [index.to(kind) for kind in INDICES]
     targets += [hot.to(kind) for kind in (torch.bool, torch.int64, torch.float16, torch.float64)]
     results = [
-        (kernels.voxel_sums(terms, z, t, None, None), kernels.voxel_sums_backward(terms, z, t, None, None, slopes))
+        (
+            kernels.voxel_sums(terms, z, t, None, None),
+            kernels.voxel_sums_backward(terms, z, t, None, None, sum_gradients),
+        )
         for t in targets
     ]
     for sums, gradient in results[1:]:
@@ -207,11 +210,11 @@ def test_logits_of_minus_infinity(entropy: str, gamma: float) -> None:
     terms = VoxelTerms("softmax", 0, True, True, True, entropy, gamma)
     z, index = draw("softmax", 3, torch.float32, 40)
     z[:, 2], index = float("-inf"), index.clamp(max=1)
-    slopes = torch.rand(ROWS, 2, 3, device=DEVICE)
+    sum_gradients = torch.rand(ROWS, 2, 3, device=DEVICE)
     both = [
         (
             kernels.voxel_sums(terms, part, index, None, None),
-            kernels.voxel_sums_backward(terms, part, index, None, None, slopes[:, :, : part.shape[1]]),
+            kernels.voxel_sums_backward(terms, part, index, None, None, sum_gradients[:, :, : part.shape[1]]),
         )
         for part in (z, z[:, :2].contiguous())
     ]
@@ -226,12 +229,12 @@ def test_nan_and_extreme_logits(mode: str, entropy: str, gamma: float) -> None:
     terms = VoxelTerms(mode, 0, True, False, False, entropy, gamma)
     z, index = draw(mode, 2, torch.float32, 40)
     z[0, 0, :2], z[0, 0, 2:4] = (0.0, 1.0) if mode == "probabilities" else (-1e4, 1e4)
-    slopes = torch.rand(ROWS, 2, 2, device=DEVICE)
+    sum_gradients = torch.rand(ROWS, 2, 2, device=DEVICE)
     assert torch.isfinite(kernels.voxel_sums(terms, z, index, None, None)).all()
-    assert torch.isfinite(kernels.voxel_sums_backward(terms, z, index, None, None, slopes)).all()
+    assert torch.isfinite(kernels.voxel_sums_backward(terms, z, index, None, None, sum_gradients)).all()
     z[1, 1, 5] = float("nan")
     sums = kernels.voxel_sums(terms, z, index, None, None)
-    gradient = kernels.voxel_sums_backward(terms, z, index, None, None, slopes)
+    gradient = kernels.voxel_sums_backward(terms, z, index, None, None, sum_gradients)
     for row in (Row.PREDICTION, Row.POSITIVE):
         assert sums[row, 1, 1].isnan() and torch.isfinite(sums[row, 0]).all()
     assert gradient[1, 1, 5].isnan() and torch.isfinite(gradient[0]).all()
@@ -245,9 +248,11 @@ def test_many_classes_and_programs(classes: int, monkeypatch: pytest.MonkeyPatch
     clean = z.double().requires_grad_()
     expected, _, _ = formulas(terms, clean, one_hot(index, classes).double(), None, None)
     assert_near(kernels.voxel_sums(terms, z, index, None, None), expected.detach(), torch.float32)
-    slopes = torch.rand(expected.shape, device=DEVICE)
-    (slope,) = torch.autograd.grad((slopes.double() * expected).sum(), clean)
-    assert_near(kernels.voxel_sums_backward(terms, z, index, None, None, slopes), slope, torch.float32)
+    sum_gradients = torch.rand(expected.shape, device=DEVICE)
+    (expected_gradient,) = torch.autograd.grad((sum_gradients.double() * expected).sum(), clean)
+    assert_near(
+        kernels.voxel_sums_backward(terms, z, index, None, None, sum_gradients), expected_gradient, torch.float32
+    )
 
 
 def test_what_it_works_on() -> None:
@@ -295,7 +300,7 @@ def test_distances_equal_scipys(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.slow
 def test_kernels_compile_for_a_gpu() -> None:
-    # In a process of its own: Triton reads the variable when it is imported, and for good.
+    # In a separate process: Triton reads the variable when it is imported, and for good.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "triton_compiled.py"]
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     ran = subprocess.run(

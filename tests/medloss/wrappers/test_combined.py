@@ -38,7 +38,7 @@ def test_a_sum_is_the_weighted_sum_of_its_terms() -> None:
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_terms_that_count_other_classes_share_a_pass(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's own sum: Dice without background, cross entropy with it; and the sums of both in one walk."""
+    """nnU-Net's sum: Dice without background, cross entropy with it; and the sums of both in one pass."""
     walks = []
     walk = shared_pass.voxel_sums
     monkeypatch.setattr(shared_pass, "voxel_sums", lambda *args: walks.append(1) or walk(*args))
@@ -155,7 +155,7 @@ def test_the_gradients_that_a_recipe_clips(spec: str, schedule: str | None, clip
         ("dice+focal", "ramp", "'ramp' raises boundary-based terms next to others, and no term is boundary-based"),
         ("hausdorff_dt+hausdorff_er", "ramp", "next to others, and every term is boundary-based"),
         ("dice+hausdorff_dt", "linear", "schedule: got 'linear'; expected one of constant, ramp, balanced"),
-        ({"_target_": "medloss.DiceLoss"}, "ramp", "a mapping says all of its arguments itself"),
+        ({"_target_": "medloss.DiceLoss"}, "ramp", "a mapping contains all of its arguments"),
     ],
 )
 def test_schedules_that_make_no_sense(spec: Any, schedule: str, message: str) -> None:
@@ -336,7 +336,7 @@ def test_losses_from_elsewhere_take_part() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_weights_are_checked_though_the_pass_is_shared(classes: int) -> None:
-    """One loss prepares for all that share its pass; each has its own classes, and so its own number of weights."""
+    """One loss prepares for all that share its pass; each may have other classes, and so another number of weights."""
     dice = medloss.DiceLoss(softmax=True, include_background=False, weight=[0.5, 2.0, 1.0][:classes])
     loss = medloss.CombinedLoss([dice, medloss.BinaryCrossEntropyLoss(softmax=True)])
     label = LABEL.clamp(max=classes - 1)
@@ -347,7 +347,7 @@ def test_weights_are_checked_though_the_pass_is_shared(classes: int) -> None:
 def test_a_mapping_says_all_of_its_arguments() -> None:
     mapping = {"_target_": "medloss.DiceLoss", "softmax": True}
     for more in ({"sigmoid": True}, {"common": {"batch": True}}, {"terms": {"dice": {"batch": True}}}):
-        with pytest.raises(medloss.InputError, match="a mapping says all of its arguments itself"):
+        with pytest.raises(medloss.InputError, match="a mapping contains all of its arguments"):
             medloss.create_training_loss(mapping, num_classes=3, **more)
 
 

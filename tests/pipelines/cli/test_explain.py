@@ -73,47 +73,47 @@ def test_a_prediction_of_probabilities_shows_the_slice_where_it_is_wrong(
     probability[1:3, 1:3, 3] = 0.8
     prediction = save("prediction", probability)
     explained = explain_case("dice", *case, prediction=prediction, out=tmp_path / "a.png")
-    assert explained.told == ("slice 3 of axis 2; prediction: probabilities",)
+    assert explained.notes == ("slice 3 of axis 2; prediction: probabilities",)
     explained = explain_case("dice", *case, prediction=prediction, axis=0, out=tmp_path / "a.png")
-    assert explained.told[0].startswith("slice 1 of axis 0")
+    assert explained.notes[0].startswith("slice 1 of axis 0")
 
 
 def test_a_prediction_of_labels_is_taken_as_nearly_sure(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
-    note = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").told[0]
+    note = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").notes[0]
     assert "labels, taken as p = 0.9 inside and 0.1 outside" in note
-    note = explain_case("dice", *case, prediction=save("p", 0 * _label()), out=tmp_path / "a.png").told[0]
+    note = explain_case("dice", *case, prediction=save("p", 0 * _label()), out=tmp_path / "a.png").notes[0]
     assert note.endswith("no voxel of class 1 in it")
 
 
 def test_files_saved_again_from_floats_are_labels(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
-    before = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").told
+    before = explain_case("dice", *case, prediction=save("p", _label()), out=tmp_path / "a.png").notes
     label, prediction = save("l", _label()), save("q", _label())
     for path in (label, prediction):
         resaved_from_float(path)
-    assert explain_case("dice", case[0], label, prediction=prediction, out=tmp_path / "b.png").told == before
+    assert explain_case("dice", case[0], label, prediction=prediction, out=tmp_path / "b.png").notes == before
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_trailing_axes_and_a_tenth_of_a_voxel(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
-    before = explain_case("dice", *case, out=tmp_path / "a.png").told
+    before = explain_case("dice", *case, out=tmp_path / "a.png").notes
     with_trailing_axes(case[0])
     with_trailing_axes(case[1], 2)
-    assert explain_case("dice", *case, out=tmp_path / "b.png").told == before
+    assert explain_case("dice", *case, out=tmp_path / "b.png").notes == before
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     moved(case[1], 0, 0.035)
-    (first, note) = explain_case("dice", *case, out=tmp_path / "c.png").told
+    (first, note) = explain_case("dice", *case, out=tmp_path / "c.png").notes
     assert (first,) == before
     assert note == f"note: {case[1]} lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
 
 
 def test_another_class(case: tuple[Path, Path], tmp_path: Path) -> None:
-    assert explain_case("focal", *case, label_class=3, out=tmp_path / "a.png").told[0].startswith("slice 0 of axis 2")
+    assert explain_case("focal", *case, label_class=3, out=tmp_path / "a.png").notes[0].startswith("slice 0 of axis 2")
 
 
 def test_2d_and_single_slice_files(save: Save, tmp_path: Path) -> None:
     for number, cut in enumerate((np.s_[..., 2], np.s_[..., 2:3])):
         image, label = save(f"i{number}", _image()[cut]), save(f"l{number}", _label()[cut])
-        note = explain_case("dice", image, label, out=tmp_path / "a.png").told[0]
+        note = explain_case("dice", image, label, out=tmp_path / "a.png").notes[0]
         assert note.startswith("no prediction given")
 
 

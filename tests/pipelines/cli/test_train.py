@@ -213,7 +213,7 @@ def test_recipes(train: _Command) -> None:
         ("[" * 2000, "is not valid YAML: maximum recursion depth"),
         ("epochs: 2024-99-99", "is not valid YAML: month must be in 1..12"),
         ("epochz: 3", "epochz: got 3, Extra inputs are not permitted"),
-        ("loss: my.Loss", "sets loss, which each run is told by itself; remove it"),
+        ("loss: my.Loss", "sets loss, which is set per run; remove it"),
         ("epochs: $__import__('os').system('touch PWNED')", "refused: epochs is an expression ($__import__"),
         ("augmentation: {_target_: os.system, command: touch PWNED}", "refused: augmentation._target_ is an import"),
         ("imports: [$import os]", "refused: imports is an import"),

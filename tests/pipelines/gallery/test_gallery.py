@@ -19,9 +19,9 @@ from pipelines.gallery.scenes import (
     imbalance_curve,
     imbalance_scene,
     logit,
+    negative_gradient,
     phantom_scene,
     probability_curve,
-    push,
     region_scene,
 )
 from pipelines.utils.files import write_text
@@ -61,9 +61,9 @@ def test_a_page_shows_three_pictures_that_are_small_and_not_blank(folder: Path) 
 
 
 def test_writing_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    write_gallery(tmp_path, ("tversky",), told.append)
-    assert told == ["tversky"]
+    reported: list[str] = []
+    write_gallery(tmp_path, ("tversky",), reported.append)
+    assert reported == ["tversky"]
     for file in ("tversky.md", "pictures/tversky-gradient.png", "pictures/tversky-imbalance.png"):
         assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
 
@@ -81,11 +81,11 @@ def test_a_page_has_formula_paper_defaults_and_advice(name: str) -> None:
     assert paper_links(entry.paper) in page and "https://" in paper_links(entry.paper)
     assert descriptions.advice(name).use in page and descriptions.advice(name).avoid in page
     for argument in describe(entry).arguments:
-        assert argument.meaning, f"{name}: the docstring says nothing of {argument.name}"
+        assert argument.meaning, f"{name}: the docstring does not describe {argument.name}"
         assert f"| `{argument.name}` | `{argument.default}` |" in page
 
 
-def test_every_registered_loss_has_advice_of_its_own() -> None:
+def test_every_registered_loss_has_advice() -> None:
     assert set(descriptions.ADVICE) == set(NAMES)
 
 
@@ -115,7 +115,7 @@ def test_a_new_loss_gets_a_page_and_a_neutral_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.5)])
-def test_push_is_minus_the_gradient_that_autograd_gives(spacing: tuple[float, ...]) -> None:
+def test_the_negative_gradient_is_that_of_autograd(spacing: tuple[float, ...]) -> None:
     generator = np.random.default_rng(0)
     reference = np.zeros((4, 5, 6), bool)
     reference[1:3, 1:4, 2:5] = True
@@ -125,13 +125,13 @@ def test_push_is_minus_the_gradient_that_autograd_gives(spacing: tuple[float, ..
     # Dice by hand.
     (1 - (2 * p[y].sum() + 1) / (p.sum() + y.sum() + 1)).backward()
     assert z.grad is not None
-    pushed = push(medloss.create_loss("dice", sigmoid=True), logits, reference, spacing)
-    np.testing.assert_allclose(pushed, -z.grad.numpy(), rtol=1e-10)
-    assert (pushed[reference] > 0).all() and (pushed[~reference] < 0).all()
+    computed = negative_gradient(medloss.create_loss("dice", sigmoid=True), logits, reference, spacing)
+    np.testing.assert_allclose(computed, -z.grad.numpy(), rtol=1e-10)
+    assert (computed[reference] > 0).all() and (computed[~reference] < 0).all()
 
 
-def test_push_follows_the_spacing() -> None:
-    # One false voxel on each axis, two voxels off the structure: the errors differ by their distance in mm alone.
+def test_the_negative_gradient_follows_the_spacing() -> None:
+    # One false voxel on each axis, two voxels off the structure: the errors differ only by their distance in mm.
     reference = np.zeros((7, 7, 7), bool)
     reference[3, 3, 3] = True
     logits = np.where(reference, 5.0, -5.0)
@@ -139,8 +139,8 @@ def test_push_follows_the_spacing() -> None:
     for place in places:
         logits[place] = -0.1  # wrong, yet no part of the hard prediction: its map stays the reference's
     loss = medloss.create_loss("hausdorff_dt", sigmoid=True)
-    even = [push(loss, logits, reference, (1.0, 1.0, 1.0))[place] for place in places]
-    uneven = [push(loss, logits, reference, (3.0, 1.0, 0.5))[place] for place in places]
+    even = [negative_gradient(loss, logits, reference, (1.0, 1.0, 1.0))[place] for place in places]
+    uneven = [negative_gradient(loss, logits, reference, (3.0, 1.0, 0.5))[place] for place in places]
     np.testing.assert_allclose(even, even[0], rtol=1e-6)
     np.testing.assert_allclose(np.array(uneven) / uneven[1], (9.0, 1.0, 0.25), rtol=1e-6)
 
@@ -160,19 +160,19 @@ def test_densest_slice_is_where_most_is_wrong_or_else_most_is_there() -> None:
 
 
 def test_cross_entropys_curves_are_those_of_the_formula() -> None:
-    for foreground, value, slope in (
+    for foreground, value, gradient in (
         (True, -np.log(PROBABILITIES), PROBABILITIES - 1),
         (False, -np.log1p(-PROBABILITIES), PROBABILITIES),
     ):
-        values, slopes = probability_curve("binary_cross_entropy", foreground)
+        values, gradients = probability_curve("binary_cross_entropy", foreground)
         np.testing.assert_allclose(values, value, rtol=1e-6)
-        np.testing.assert_allclose(slopes, slope, rtol=1e-6)
+        np.testing.assert_allclose(gradients, gradient, rtol=1e-6)
 
 
-def test_a_structures_slope_is_the_derivative_of_its_value() -> None:
-    values, slopes = probability_curve("dice", True)
+def test_a_structures_gradient_is_the_derivative_of_its_value() -> None:
+    values, gradients = probability_curve("dice", True)
     z = np.log(PROBABILITIES) - np.log1p(-PROBABILITIES)
-    np.testing.assert_allclose(np.gradient(values, z)[5:-5], slopes[5:-5], rtol=0.02)
+    np.testing.assert_allclose(np.gradient(values, z)[5:-5], gradients[5:-5], rtol=0.02)
 
 
 def test_imbalance_hides_a_small_structure_from_cross_entropy_and_not_from_dice() -> None:
@@ -184,7 +184,7 @@ def test_imbalance_hides_a_small_structure_from_cross_entropy_and_not_from_dice(
     assert norms[0] > 1000 * norms[-1]
 
 
-def test_scenes_are_what_the_captions_say() -> None:
+def test_scenes_match_their_captions() -> None:
     ball, other = region_scene(True), region_scene(False)
     assert ball.region.sum() == other.region.sum() and not (ball.reference & other.region).any()
     for share in (1e-4, 0.5):
@@ -211,5 +211,5 @@ def test_a_peak_gets_a_symmetric_logarithmic_axis(monkeypatch: pytest.MonkeyPatc
 def test_every_loss_can_be_mapped(name: str) -> None:
     scene = region_scene(True)
     logits = np.where(scene.region, logit(0.05), scene.logits)
-    pushed = push(medloss.create_loss(name, sigmoid=True), logits, scene.reference, scene.spacing)
-    assert np.isfinite(pushed).all() and pushed[scene.region].sum() > 0
+    computed = negative_gradient(medloss.create_loss(name, sigmoid=True), logits, scene.reference, scene.spacing)
+    assert np.isfinite(computed).all() and computed[scene.region].sum() > 0

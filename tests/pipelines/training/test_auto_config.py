@@ -127,7 +127,7 @@ def test_a_plan_is_planned_no_further() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"deep_supervision": 2, "network": "unet"}, "deep supervision: 'unet' has one output"),
         ({"levels": 2}, "levels: got 2; 'dynunet' has at least 3"),
@@ -136,8 +136,8 @@ def test_a_plan_is_planned_no_further() -> None:
         ({"patch_size": (32, 32)}, "needs 3 numbers"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         _planned((36, 50, 35), (1, 1, 1), **changes)
 
 

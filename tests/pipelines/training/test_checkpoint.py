@@ -104,7 +104,7 @@ def test_a_damaged_one_is_passed_over_loudly(folder: Path, damage: Any) -> None:
 def test_all_damaged(folder: Path, damage: Any) -> None:
     damage(folder / NAME)
     damage(folder / PREVIOUS)
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(UserError, match="no checkpoint in it is whole"):
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(UserError, match="no checkpoint in it is intact"):
         load_checkpoint(folder)
 
 

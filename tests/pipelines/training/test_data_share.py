@@ -1,6 +1,6 @@
 """The share of an epoch's time that the training waits for its data: measured, and small.
 
-The clock is the test's own, and goes on only where a case is made or a step is computed: no machine is too busy for it.
+The clock is fake, and advances only where a case is made or a step is computed: no machine is too busy for it.
 """
 
 import multiprocessing
@@ -91,7 +91,7 @@ def allow_at(training: Training, event: Events, slow: Slow) -> None:
 
 
 def trained(training: Training, folder: Path, clock: Clock, step: Callable[[Engine], None]) -> list[dict[str, float]]:
-    """The rows of a training whose steps take `STEP_S`, after `step` was called."""
+    """The rows of a run whose steps take `STEP_S`, after `step` was called."""
 
     @training.trainer.on(Events.ITERATION_STARTED)
     def _step(engine: Engine) -> None:

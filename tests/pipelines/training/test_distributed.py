@@ -81,7 +81,7 @@ class _Set(TinySet):
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, _Set]:
-    """Data sets that nobody has made yet; those of nine cases have three in a fold, which two cannot share evenly."""
+    """Data sets that do not exist yet; those of nine cases have three in a fold, which two cannot share evenly."""
     folder = tmp_path_factory.mktemp("sets")
     made = {f"{dims}d": tiny_manifest(folder / str(dims), dims, cases=9) for dims in (2, 3)}
     made["few"] = tiny_manifest(folder / "few", 2, cases=4)
@@ -127,12 +127,12 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "one case to validate": ("few", {"fold": 1}),
 }
-#: Batch norm sees its own process's items alone.
+#: Batch norm sees the items of one process only.
 BATCH_NORM: dict[str, tuple[str, dict[str, Any]]] = {"vnet": ("2d", {"network": "vnet", "epochs": 1})}
 
 
 def _train_all(configs: dict[str, RunConfig], folder: Path) -> None:
-    """As `medloss train` does it; several trainings one after the other."""
+    """Train as `medloss train` does; several runs one after the other."""
     with distributed.joined_ranks("cpu"):
         for name, config in configs.items():
             train_run(config, folder / name)
@@ -195,10 +195,10 @@ def test_all_processes_validate_the_network_that_is_saved(sets: dict[str, _Set],
     assert state is not None
     training.load_state(state["training"])
     rows = training.validate()
-    told = RunFolder(runs / name).cases
-    assert [row["case"] for row in told] == [row["case"] for row in rows]
+    recorded = RunFolder(runs / name).cases
+    assert [row["case"] for row in recorded] == [row["case"] for row in rows]
     for metric in METRICS:
-        assert [float(row[metric] or "nan") for row in told] == pytest.approx(
+        assert [float(row[metric] or "nan") for row in recorded] == pytest.approx(
             [row[metric] for row in rows], rel=1e-6, nan_ok=True
         )
 
@@ -246,23 +246,23 @@ def _killed_after_an_epoch(launch: Launch, arguments: list[str]) -> None:
 
 @BOTH
 @pytest.mark.parametrize(
-    ("loss", "told"),
+    ("loss", "message"),
     [
         ("NotANumber", r"the loss is nan in epoch 2, on the cases phantom_\d+, phantom_\d+;"),
         ("NoGradient", r"the gradient is nan in epoch 2, on the cases phantom_\d+, phantom_\d+;"),
-        ("NoMemory", r"out of memory with 2 patches of 32 x 32 voxels a step; lower the batch size"),
+        ("NoMemory", r"out of memory with 2 patches of 32 x 32 voxels per step; lower the batch size"),
     ],
 )
 def test_one_that_fails_ends_all(
-    sets: dict[str, _Set], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Launch, loss: str, told: str
+    sets: dict[str, _Set], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Launch, loss: str, message: str
 ) -> None:
-    if loss == "NoMemory":  # it fails alone, so the first does not tell it
+    if loss == "NoMemory":  # it fails alone, so the first process does not report it
         monkeypatch.setattr(utils, "_HEAD_START_S", 0)
     done = _with_fault(launch, sets["2d"], tmp_path, loss)
     lines = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(lines) == 1, done.stderr
-    assert re.search(told, lines[0])
-    assert "pipelines/" not in done.stderr  # no traceback but torchrun's own
+    assert re.search(message, lines[0])
+    assert "pipelines/" not in done.stderr  # no traceback except that of torchrun
     result = RunFolder(tmp_path / "run").result
     assert result is not None
     assert result["state"] == "failed"
@@ -270,10 +270,12 @@ def test_one_that_fails_ends_all(
 
 
 @BOTH
-@pytest.mark.parametrize(("loss", "told"), [("Killed", "Signal 9 (SIGKILL)"), ("Defect", "KeyError: 'a defect'")])
-def test_one_that_is_gone_ends_all(sets: dict[str, _Set], tmp_path: Path, launch: Launch, loss: str, told: str) -> None:
+@pytest.mark.parametrize(("loss", "message"), [("Killed", "Signal 9 (SIGKILL)"), ("Defect", "KeyError: 'a defect'")])
+def test_one_that_is_gone_ends_all(
+    sets: dict[str, _Set], tmp_path: Path, launch: Launch, loss: str, message: str
+) -> None:
     done = _with_fault(launch, sets["2d"], tmp_path, loss)
-    assert told in done.stderr
+    assert message in done.stderr
     assert "error:" not in done.stderr  # of the one that waited
     assert RunFolder(tmp_path / "run").result is None
 
@@ -287,7 +289,7 @@ def test_one_that_nobody_ends_says_what_it_lacks(
     first, second = started.processes
     assert second.join() == -9
     assert first.join() == 1
-    assert first.stderr == "error: another process of this training has ended, and this one needs it\n"
+    assert first.stderr == "error: another process of this run has ended, and this one cannot continue without it\n"
 
 
 def _with_fault(launch: Launch, data: _Set, folder: Path, loss: str) -> Ended:
@@ -298,7 +300,7 @@ def _with_fault(launch: Launch, data: _Set, folder: Path, loss: str) -> Ended:
 
 
 def _faulty(data: _Set, folder: Path, loss: str) -> list[str]:
-    """The command of a training in which the second process has a fault."""
+    """The command of a run in which the second process has a fault."""
     (folder / "faulty.py").write_text(FAULTY)
     # Six cases train: the fourth step is in the second epoch.
     return data.options(folder / "run", loss=f"faulty.{loss}")
@@ -317,11 +319,11 @@ def test_what_is_refused_is_refused_once(tmp_path: Path, launch: Launch, what: s
     done = launch(*options)
     lines = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(lines) == 1
-    told = {
+    message = {
         "batch": "batch size: 3 items cannot be shared evenly by 2 processes; expected a multiple of 2",
         "case": "case 'phantom_002': ",
     }
-    assert told[what] in lines[0]
+    assert message[what] in lines[0]
     assert done.stdout == ""
     assert done.returncode == 1
     assert not (tmp_path / "run" / "config.json").exists()

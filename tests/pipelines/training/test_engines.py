@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.training.components import Training, create_optimizer, create_schedule
-from pipelines.training.engines import TrainingStep, create_evaluator, create_trainer
+from pipelines.training.engines import Compute, Optimization, TrainingStep, create_evaluator, create_trainer
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig
 from pipelines.training.saved_model import AutocastInferer, WindowInferer, channels_last
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def _items(shape: tuple[int, ...] = (8, 8, 8), count: int = 4) -> list[dict[str, Any]]:
-    """Cases whose label is where the image is bright; each with its own spacing."""
+    """Cases whose label is where the image is bright; each with another spacing."""
     items = []
     for index in range(count):
         generator = torch.Generator().manual_seed(index)
@@ -69,10 +69,8 @@ def _trainer(
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     loader = training_loader(PatchDataset(items, items[0]["image"].shape[1:], seed=0), batch_size=2, workers=0)
     start_epoch(loader, 1)
-    dims = items[0]["image"].ndim - 1
-    trainer = create_trainer(
-        network, _Loss(loss), optimizer, schedule, loader, epochs=epochs, device=CPU, dtype=dtype, spatial_dims=dims
-    )
+    compute = Compute(CPU, dtype, items[0]["image"].ndim - 1)
+    trainer = create_trainer(network, _Loss(loss), loader, Optimization(optimizer, schedule), compute, epochs=epochs)
     return trainer, network
 
 
@@ -92,7 +90,7 @@ def test_steps_are_those_of_a_loop_by_hand() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "polynomial"])
 def test_the_learning_rate_rises_from_the_first_step_and_falls_to_0_after_the_last(schedule: str) -> None:
-    # Of five batches an epoch, two at a time make three steps: twelve in all, of which a quarter warms up.
+    # Of five batches per epoch, two at a time make three steps: twelve in all, of which a quarter warms up.
     config = RunConfig(
         manifest="phantom", epochs=4, accumulate=2, warmup=0.25, learning_rate=0.3, optimizer="sgd", schedule=schedule
     )
@@ -179,7 +177,7 @@ def test_the_case_with_nan_is_named_and_not_its_neighbour() -> None:
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step() -> None:
-    # The root of 0: the loss is 0, its slope infinite, and 0 times that NaN.
+    # The root of 0: the loss is 0, its gradient infinite, and 0 times that NaN.
     trainer, network = _trainer(lambda z, y, s: (z * 0).sum().sqrt(), _items())
     with pytest.raises(TrainingError, match="the gradient is nan in epoch 1, on the cases case"):
         trainer.run()
@@ -187,17 +185,17 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step() -> None:
 
 
 def _evaluate(network: nn.Module, items: list[dict[str, Any]], patch: tuple[int, ...]) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = []
+    evaluated: list[dict[str, Any]] = []
+    compute = Compute(CPU, None, len(patch))
     evaluator = create_evaluator(
-        network, validation_loader(items), told.append, num_classes=2, patch=patch, device=CPU, dtype=None,
-        spatial_dims=len(patch),
-    )  # fmt: skip
+        network, validation_loader(items), evaluated.append, compute, num_classes=2, patch=patch
+    )
     evaluator.run()
-    return told
+    return evaluated
 
 
 def test_the_middle_of_a_window_counts_more_than_its_border() -> None:
-    # Windows of eight columns begin at columns 0 and 6; each says how far a column lies from its own beginning.
+    # Windows of eight columns begin at columns 0 and 6; each holds how far a column lies from the window's beginning.
     run = AutocastInferer(None, CPU, channels_last(2))
     column = WindowInferer((8, 8), run)(
         torch.zeros(1, 1, 8, 14), lambda window: torch.arange(8.0).repeat(len(window), 1, 8, 1)
@@ -222,16 +220,16 @@ class _Threshold(nn.Module):
 def test_windows_cover_every_case_whatever_its_shape(shape: tuple[int, ...]) -> None:
     patch = (8,) * len(shape)
     network = _Threshold()
-    told = _evaluate(network, _items(shape), patch)
-    assert [case["case"] for case in told] == ["case0", "case1", "case2", "case3"]
-    for case in told:
-        (measures,) = case["metrics"]
-        assert measures["dice"] == measures["sensitivity"] == measures["specificity"] == 1
-        assert measures["hd95_mm"] == 0
+    evaluated = _evaluate(network, _items(shape), patch)
+    assert [case["case"] for case in evaluated] == ["case0", "case1", "case2", "case3"]
+    for case in evaluated:
+        (metrics,) = case["metrics"]
+        assert metrics["dice"] == metrics["sensitivity"] == metrics["specificity"] == 1
+        assert metrics["hd95_mm"] == 0
     assert set(network.shapes) == {patch}
 
 
-def test_distances_are_by_each_cases_own_spacing() -> None:
+def test_distances_use_the_spacing_of_each_case() -> None:
     items = []
     for axis in range(3):
         label = torch.zeros(1, 12, 12, 12, dtype=torch.uint8)

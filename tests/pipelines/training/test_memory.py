@@ -1,4 +1,4 @@
-"""How much memory a training takes: flat in the number of cases, and told where there is too little."""
+"""How much memory a run takes: constant in the number of cases, with an error where there is too little."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ def volumes(folder: Path, count: int) -> Path:
 
 
 def peaks(folder: Path, name: str, **changes: Any) -> tuple[float, float]:
-    """MB that a training takes, and that its largest loader process does."""
+    """MB of memory of a run, and of its largest loader process."""
     settings: dict[str, Any] = {
         "manifest": str(folder / "tiny_3d.yaml"), "data_root": str(folder), "cache_dir": str(folder / "cache"),
         "fold": 1, "epochs": 1, "batch_size": 10, "patch_size": (8, 24, 24), "levels": 2, "base_channels": 2,
@@ -87,8 +87,8 @@ def peaks(folder: Path, name: str, **changes: Any) -> tuple[float, float]:
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    own, loaders = done.stdout.split()
-    return float(own), float(loaders)
+    main, loaders = done.stdout.split()
+    return float(main), float(loaders)
 
 
 @pytest.mark.slow
@@ -114,14 +114,14 @@ def test_too_large_a_patch_says_what_to_lower(tmp_path: Path, workers: int) -> N
     )  # fmt: skip
     with pytest.raises(TrainingError, match="out of memory") as error:
         train_run(config, tmp_path / "run")
-    told = str(error.value)
-    assert told == (
-        "out of memory with 2 patches of 65536 x 65536 x 65536 voxels a step; lower the batch size (--batch-size), "
+    message = str(error.value)
+    assert message == (
+        "out of memory with 2 patches of 65536 x 65536 x 65536 voxels per step; lower the batch size (--batch-size), "
         "then the patch (--patch)" + ", then the loader processes (--workers, 1 now)" * workers
     )
     result = RunFolder(tmp_path / "run").result
     assert result is not None
-    assert (result["state"], result["error"]) == ("failed", told)
+    assert (result["state"], result["error"]) == ("failed", message)
 
 
 def test_too_fine_a_grid_says_what_to_lower(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_the_command_says_so_in_a_line(tmp_path: Path) -> None:
     options = ["--data-root", tmp_path / "data", "--out", tmp_path / "run", "--patch", "65536,65536,65536"]
     code, out, err = call_medloss(*command, *options)
     assert (code, out) == (1, "")
-    assert err.startswith("error: out of memory with 2 patches of 65536 x 65536 x 65536 voxels a step; lower")
+    assert err.startswith("error: out of memory with 2 patches of 65536 x 65536 x 65536 voxels per step; lower")
     assert err.count("\n") == 1
 
 

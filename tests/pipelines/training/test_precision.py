@@ -47,7 +47,7 @@ def test_what_auto_chooses(monkeypatch: pytest.MonkeyPatch, capable: bool) -> No
     assert autocast_dtype(_config("vnet", "auto"), CPU, (32, 64, 64)) is None
     assert autocast_dtype(_config("unet", "float32"), CPU, (40, 56, 40)) is None
     assert autocast_dtype(_config("unet", "bfloat16"), CPU, (40, 56, 40)) is torch.bfloat16
-    with pytest.raises(UserError, match="got float16, in which processors do not train"):
+    with pytest.raises(UserError, match="got float16, which trains on GPUs only"):
         autocast_dtype(_config("unet", "float16"), CPU, (40, 56, 40))
     with pytest.raises(UserError, match=r"got bfloat16, and 'vnet' with patches of \(32, 64, 64\)"):
         autocast_dtype(_config("vnet", "bfloat16"), CPU, (32, 64, 64))

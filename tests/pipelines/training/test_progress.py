@@ -11,7 +11,7 @@ from pipelines.utils.text import duration
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [
         (0, "0 s"),
         (59.4, "59 s"),
@@ -21,16 +21,16 @@ from pipelines.utils.text import duration
         (7512, "2 h 5 min"),
     ],
 )
-def test_duration(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("dice", "told"), [(0.5, ", val dice 0.5000"), (None, ""), (float("nan"), "")], ids=["validated", "not", "empty"]
+    ("dice", "shown"), [(0.5, ", val dice 0.5000"), (None, ""), (float("nan"), "")], ids=["validated", "not", "empty"]
 )
-def test_a_line_an_epoch(capsys: pytest.CaptureFixture[str], dice: float | None, told: str) -> None:
+def test_one_line_per_epoch(capsys: pytest.CaptureFixture[str], dice: float | None, shown: str) -> None:
     print_epoch(Progress(3, 8, train_loss=0.25, val_dice=dice, epoch_s=7.25, seconds_left=200))
-    assert capsys.readouterr().out == f"epoch 3/8: train loss 0.2500{told}, 7.2 s, about 3 min 20 s left\n"
+    assert capsys.readouterr().out == f"epoch 3/8: train loss 0.2500{shown}, 7.2 s, about 3 min 20 s left\n"
 
 
 class _Terminal(io.StringIO):

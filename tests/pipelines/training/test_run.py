@@ -108,15 +108,15 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_run_leaves_a_folder(sets: dict[int, _Set], tmp_path: Path, dims: int) -> None:
-    told: list[Progress] = []
+    reports: list[Progress] = []
     config = sets[dims].config(epochs=3, val_interval=2, learning_rate=1e-2)
-    result = train_run(config, tmp_path / "run", report=told.append)
+    result = train_run(config, tmp_path / "run", report=reports.append)
     _check_folder(tmp_path / "run", sets[dims].loaded, 3, validated=[2, 3])
-    assert [progress.epoch for progress in told] == [1, 2, 3]
-    assert [progress.val_dice is None for progress in told] == [True, False, False]
-    assert told[-1].val_dice == result["metrics"]["dice"]
-    assert told[-1].train_loss < told[0].train_loss
-    assert told[0].seconds_left > told[-1].seconds_left == 0
+    assert [progress.epoch for progress in reports] == [1, 2, 3]
+    assert [progress.val_dice is None for progress in reports] == [True, False, False]
+    assert reports[-1].val_dice == result["metrics"]["dice"]
+    assert reports[-1].train_loss < reports[0].train_loss
+    assert reports[0].seconds_left > reports[-1].seconds_left == 0
     kept = RunFolder(tmp_path / "run").config
     assert kept is not None
     filled = {name for name, value in config if value is None and getattr(kept, name) is not None}
@@ -152,7 +152,7 @@ def test_predictions_need_not_be_kept(sets: dict[int, _Set], tmp_path: Path) -> 
 def test_predictions_that_cannot_be_kept_are_told(sets: dict[int, _Set], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "predictions").write_text("in the way")
-    with pytest.raises(TrainingError, match=r"the prediction of case 'phantom_000' cannot be kept: .*exists"):
+    with pytest.raises(TrainingError, match=r"the prediction of case 'phantom_000' cannot be written: .*exists"):
         train_run(sets[2].config(epochs=1), tmp_path / "run")
 
 
@@ -309,7 +309,7 @@ def test_resume_in_another_precision_is_refused(sets: dict[int, _Set], tmp_path:
     config = sets[2].config(epochs=1, precision="bfloat16")
     train_run(config, tmp_path)
     changed = config.model_copy(update={"precision": "float32"})
-    with pytest.raises(UserError, match=r"made in bfloat16, .* go on in float32; pass --precision bfloat16"):
+    with pytest.raises(UserError, match=r"made in bfloat16, .* resume in float32; pass --precision bfloat16"):
         train_run(changed, tmp_path, resume=True)
     assert train_run(config, tmp_path, resume=True)["precision"] == "bfloat16"
 
@@ -402,7 +402,7 @@ def test_each_epoch_has_patches_of_its_own(sets: dict[int, _Set], tmp_path: Path
 
 
 class NoisyLoss(nn.Module):
-    """Draws from torch's own generator, as dropout does."""
+    """Draws from torch's generator, as dropout does."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return (logits * torch.rand(logits.shape)).square().mean()
@@ -452,7 +452,7 @@ def test_nan_stops_before_the_step(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"fold": 9}, r"fold: got 9; 'tiny_3d' has folds 0, 1, 2"),
         ({"patch_size": (10, 24, 24)}, r"patch size: got \(10, 24, 24\).* 3 numbers divisible by 4"),
@@ -464,8 +464,10 @@ def test_nan_stops_before_the_step(
         ({"manifest": "phantm"}, "no manifest 'phantm'.*did you mean 'phantom"),
     ],
 )
-def test_bad_configs_leave_nothing(sets: dict[int, _Set], tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_bad_configs_leave_nothing(
+    sets: dict[int, _Set], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
         train_run(sets[3].config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -479,10 +481,10 @@ def test_unknown_loss(sets: dict[int, _Set], tmp_path: Path) -> None:
 
 
 def test_a_schedule_is_told_each_epoch(sets: dict[int, _Set], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
+    epochs: list[int] = []
     start = medloss.CombinedLoss.start_epoch
     monkeypatch.setattr(
-        medloss.CombinedLoss, "start_epoch", lambda self, epoch: (told.append(epoch), start(self, epoch))[1]
+        medloss.CombinedLoss, "start_epoch", lambda self, epoch: (epochs.append(epoch), start(self, epoch))[1]
     )
     train_run(sets[2].config(loss="hausdorff_dt", epochs=3), tmp_path)
-    assert told == [0, 1, 2]
+    assert epochs == [0, 1, 2]

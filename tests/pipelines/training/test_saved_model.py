@@ -138,46 +138,46 @@ def test_precision(tmp_path: Path, manifests: dict[int, Manifest]) -> None:
     assert (half - whole).norm() < 0.05 * whole.norm()
     with pytest.raises(UserError, match="precision: got float16"):
         load_model(tmp_path / NAME, CPU, "float16")
-    # Trained on a GPU in numbers that a processor does not compute in: it predicts all the same.
+    # Trained on a GPU in a precision that a CPU does not support: it still predicts.
     _saved(tmp_path / NAME, _config(precision="float16"), manifests[2])
     assert load_model(tmp_path / NAME, CPU).dtype in (None, torch.bfloat16)
 
 
-def _told(path: Path) -> str:
+def _message(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_model(path, CPU)
-    told = str(caught.value)
-    assert told.startswith(f"{path}: ")
-    assert "\n" not in told
-    return told.removeprefix(f"{path}: ")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
 
 
 def test_no_model(tmp_path: Path) -> None:
-    assert _told(tmp_path / NAME) == "no model there; a run writes one when it is finished"
-    told = "damaged, or no model(: .*)?; expected the file model.pt|refused: damaged"
+    assert _message(tmp_path / NAME) == "no model there; a run writes one when it is finished"
+    message = "damaged, or no model(: .*)?; expected the file model.pt|refused: damaged"
     for content in (b"", b"hello", b"\x80\x02"):
         (tmp_path / NAME).write_bytes(content)
-        assert re.match(told, _told(tmp_path / NAME))
+        assert re.match(message, _message(tmp_path / NAME))
     torch.save({"network": {}}, tmp_path / NAME)
-    assert _told(tmp_path / NAME) == "no model of this version of medloss (format 1)"
+    assert _message(tmp_path / NAME) == "no model of this version of medloss (format 1)"
 
 
-def test_every_flipped_bit_is_told_or_harmless(tmp_path: Path, manifests: dict[int, Manifest]) -> None:
+def test_every_flipped_bit_is_reported_or_harmless(tmp_path: Path, manifests: dict[int, Manifest]) -> None:
     path = tmp_path / NAME
     weights = _saved(path, _config(levels=2, base_channels=2), manifests[2]).state_dict()
     whole = path.read_bytes()
-    told: set[str] = set()
+    messages: set[str] = set()
     for at in range(13, len(whole), 71):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
         try:
             model = load_model(path, CPU)
         except UserError as error:
-            told.add(str(error).removeprefix(f"{path}: ")[:8])
+            messages.add(str(error).removeprefix(f"{path}: ")[:8])
             continue
-        # In the archive's padding, say: then nothing else has changed.
+        # In the archive's padding, for example: then nothing else has changed.
         assert all(torch.equal(tensor, weights[name]) for name, tensor in model.network.state_dict().items())
         assert model.classes == {0: "background", 2: "organ", 5: "shell", 300: "lesion"}
-    assert "damaged:" in told  # by the SHA-256: Torch itself does not see it
+    assert "damaged:" in messages  # by the SHA-256: Torch itself does not notice
 
 
 def test_truncated_files(tmp_path: Path, manifests: dict[int, Manifest]) -> None:
@@ -186,7 +186,7 @@ def test_truncated_files(tmp_path: Path, manifests: dict[int, Manifest]) -> None
     whole = path.read_bytes()
     for length in range(1, len(whole), 997):
         path.write_bytes(whole[:length])
-        assert re.match("damaged|refused: damaged", _told(path))
+        assert re.match("damaged|refused: damaged", _message(path))
 
 
 class _Evil:
@@ -198,11 +198,11 @@ def test_code_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     path = tmp_path / NAME
     torch.save({"format": 1, "network": _Evil()}, path)
-    assert _told(path) == "refused: damaged, or it holds more than tensors, numbers and text, perhaps code"
+    assert _message(path) == "refused: damaged, or it holds more than tensors, numbers and text, perhaps code"
     path.write_bytes(pickle.dumps(_Evil()))
-    assert re.match("refused: |damaged, or no model: ", _told(path))
+    assert re.match("refused: |damaged, or no model: ", _message(path))
     torch.save(nn.Conv2d(1, 1, 1), path)
-    assert _told(path).startswith("refused: ")
+    assert _message(path).startswith("refused: ")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -215,11 +215,11 @@ def _resaved(path: Path, change: Any) -> str:
     state.pop("sha256")
     state["sha256"] = saved_model._digest(state)
     torch.save(state, path)
-    return _told(path)
+    return _message(path)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: s["config"].update(network="resnet"), "network"),
         (lambda s: s["config"].update(unheard_of=1), "unheard_of"),
@@ -231,11 +231,11 @@ def _resaved(path: Path, change: Any) -> str:
         (lambda s: s["config"].update(base_channels=10**6), "size mismatch"),
     ],
 )
-def test_what_does_not_fit_together(tmp_path: Path, manifests: dict[int, Manifest], change: Any, told: str) -> None:
+def test_what_does_not_fit_together(tmp_path: Path, manifests: dict[int, Manifest], change: Any, message: str) -> None:
     _saved(tmp_path / NAME, _config(), manifests[2])
     reason = _resaved(tmp_path / NAME, change)
     assert reason.startswith("no model of this version of medloss: ")
-    assert told in reason
+    assert message in reason
     assert len(reason) < 300
 
 

@@ -122,7 +122,7 @@ def test_a_scaler_that_has_given_up_ends_the_run() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_the_ratio_of_update_to_weights(decay: float) -> None:
-    """AdamW's own decay of the weights is no update: without any gradient the ratio is 0."""
+    """AdamW's decay of the weights is no update: without any gradient the ratio is 0."""
     weights = [nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([[12.0]]))]
     for optimizer, moved in (
         (torch.optim.SGD(weights, 0.1, weight_decay=0.0), 0.1 * math.hypot(1, 2, 2)),
@@ -142,7 +142,7 @@ def test_the_ratio_of_update_to_weights(decay: float) -> None:
     assert size.ratio().item() < 1e-6
 
 
-def test_each_step_says_how_large_it_was() -> None:
+def test_each_step_reports_its_size() -> None:
     seen: list[dict[str, Any]] = []
 
     class _Seen(TrainingStep):

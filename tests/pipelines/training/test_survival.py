@@ -93,7 +93,7 @@ def _same(one: Any, other: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was never interrupted, beside its data."""
+    """The folder of a run that was never interrupted, next to its data."""
     folder = tmp_path_factory.mktemp("whole")
     train_run(_config(folder), folder / "run")
     return folder
@@ -154,7 +154,7 @@ def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(full: Path, whole
     assert code == 0, err
 
 
-#: What a full disk is called: by the system, and by torch's writer, which hides what the system said.
+#: What a full disk is called: by the system, and by torch's writer, which hides the system's message.
 _FULL = [
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
@@ -169,9 +169,9 @@ def test_a_full_disk_by_any_name_is_one_and_leaves_nothing_behind(tmp_path: Path
         file.write(b"half")
         raise error
 
-    with pytest.raises(OSError) as told:
+    with pytest.raises(OSError) as caught:
         write_atomically(tmp_path / "file", write)
-    assert is_disk_full(told.value)
+    assert is_disk_full(caught.value)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DiskFullError) as full, naming_a_full_disk(tmp_path):
         raise error
@@ -182,9 +182,9 @@ def test_other_errors_are_no_full_disk() -> None:
     reader = "[enforce fail at inline_container.cc:145] . PytorchStreamReader failed reading zip archive"
     for error in (RuntimeError(reader), OSError(errno.EACCES, "Permission denied"), ValueError("inline_container.cc")):
         assert not is_disk_full(error)
-        with pytest.raises(type(error)) as told, naming_a_full_disk(Path()):
+        with pytest.raises(type(error)) as caught, naming_a_full_disk(Path()):
             raise error
-        assert told.value is error
+        assert caught.value is error
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "prediction", "attempts"])
@@ -193,7 +193,7 @@ def test_a_run_that_met_a_full_disk_resumes(
 ) -> None:
     config = _config(whole)
     plan = adopt_plan(tmp_path, make_plan([config], [config.fold], [config.seed], "tiny_2d", "ab" * 32))
-    own = run_folder(tmp_path, plan.runs[0])
+    folder = run_folder(tmp_path, plan.runs[0])
     calls = [0]
 
     def full(*_: Any) -> None:
@@ -213,15 +213,15 @@ def test_a_run_that_met_a_full_disk_resumes(
             patch.setattr(nib.Nifti1Image, "to_stream", full)
         else:
             patch.setattr("pipelines.comparison.worker.write_json", full)
-        code, _, told = call_medloss("worker", tmp_path, "--threads", "1")
-    assert (code, told) == (DiskFullError.exit_code, f"error: {DiskFullError(tmp_path)}\n")
+        code, _, message = call_medloss("worker", tmp_path, "--threads", "1")
+    assert (code, message) == (DiskFullError.exit_code, f"error: {DiskFullError(tmp_path)}\n")
     assert [state.state for state in run_states(tmp_path, plan)] == [
         "waiting" if where == "attempts" else "interrupted"
     ]
-    assert len(own.epochs) == {"checkpoint": 1, "prediction": 2, "attempts": 0}[where]
+    assert len(folder.epochs) == {"checkpoint": 1, "prediction": 2, "attempts": 0}[where]
     assert call_medloss("worker", tmp_path, "--threads", "1")[0] == 0
-    assert own.result is not None and own.result["state"] == "done"
-    assert _same(_state(own.path), _state(whole / "run"))
+    assert folder.result is not None and folder.result["state"] == "done"
+    assert _same(_state(folder.path), _state(whole / "run"))
 
 
 def _tiny(folder: Path) -> str:
@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_costs_an_epoch(whole: Path, tmp_path: Path, damage
         content[len(content) // 2] ^= 1
     path.write_bytes({"truncated": content[:-1000], "flipped": content, "empty": b""}[damage])
     epochs: list[int] = []
-    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged or was never finished"):
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged or incomplete"):
         train_run(_config(whole), tmp_path / "run", resume=True, report=lambda p: epochs.append(p.epoch))
     assert epochs == [3]
     assert _same(_state(tmp_path / "run"), _state(whole / "run"))

@@ -1,4 +1,4 @@
-"""The slopes of deep errors in balls, compiled: what a voxel's balls pass on to the voxels in them.
+"""The gradients of deep errors in balls, compiled: what a voxel's balls pass on to the voxels in them.
 
 Backwards as forwards (`balls`) a ball is a pile of discs; here they shrink, from the largest to the smallest.
 """
@@ -29,7 +29,7 @@ def _pulls(
     start: Any,
     over: Any,
 ) -> None:
-    """What each voxel's balls pass on to the voxels in them, a row a radius."""
+    """What each voxel's balls pass on to the voxels in them, a row per radius."""
     real = p.dtype.type
     under = n
     for k in range(n):
@@ -68,7 +68,7 @@ def _fall(grown: Any, start: Any, before: Any, lanes: Any, behind: Any, passed: 
 
 
 @compiled
-def spread_slopes(
+def spread_gradients(
     p: Any,
     y: Any,
     shape: Any,
@@ -81,12 +81,12 @@ def spread_slopes(
     sides: Any,
     out: Any,
 ) -> None:
-    """Add to the slopes in some lanes what the balls pass on: the discs, from the largest to the smallest."""
+    """Add to the gradients in some lanes what the balls pass on: the discs, from the largest to the smallest."""
     points, ends, taps, tap_ends = cut
     row, lanes = shape[2], end - begin
     m = at(lanes)
     rows, real = shape[1] + 2 * far[1], p.dtype.type
-    # Beyond a border the lanes go on as far as balls reach; in the end they fall to the border's voxel.
+    # Beyond a border the lanes extend as far as balls reach; in the end they fall to the border's voxel.
     low, high = begin - (far[2] if begin == 0 else 0), end + (far[2] if end == row else 0)
     long = at(high - low)
     nearest = max(begin - far[2], 0)
