@@ -54,7 +54,7 @@ class ManyValues(GroupedCommand):
 
 if TYPE_CHECKING:
     from pipelines.report.collect import Collected
-    from pipelines.report.external_results import Finished
+    from pipelines.report.external_results import ExternalResults
 
 #: In the report's folder: every row, to make another report of.
 CASES = "cases.csv"
@@ -113,7 +113,7 @@ def read_finished(
     tolerance: float | None,
     jobs: int | None,
     cache_dir: Path | None,
-) -> "Finished":
+) -> "ExternalResults":
     """Measure what `--predictions` names, and tell what a person should know.
 
     Raises:
@@ -144,34 +144,38 @@ def read_finished(
         raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs: got {jobs}; expected at least 1")
-    from pipelines.report.external_results import from_predictions  # not above, for the time that pandas takes
+    # Not above, for the time that pandas takes.
+    from pipelines.report.external_results import EvaluationSettings, from_predictions
 
-    found = from_predictions(
-        named,
-        cache_dir or out / "cache",
+    settings = EvaluationSettings(
         labels=labels,
         classes=None if classes is None else read_classes(classes),
         folds=None if folds is None else whole_numbers(folds, "--folds"),
         nsd_tolerance_mm=tolerance,
         jobs=jobs or available_cores(),
+    )
+    found = from_predictions(
+        named,
+        cache_dir or out / "cache",
+        settings,
         bar=terminal_bar,
-        tell=lambda line: click.echo(line, err=True),
+        message=lambda line: click.echo(line, err=True),
     )
     try:
         write_text(out / CASES, found.rows.to_csv(index=False))
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
-    for line in found.told:
+    for line in found.messages:
         click.echo(line)
     return found
 
 
-def read_tables(named: dict[str, Path]) -> "Finished":
+def read_tables(named: dict[str, Path]) -> "ExternalResults":
     """Put tables of one method each together, and tell what a person should know."""
     from pipelines.report.external_results import from_tables
 
     found = from_tables(named)
-    for line in found.told:
+    for line in found.messages:
         click.echo(line)
     return found
 

@@ -129,7 +129,7 @@ NOT_CONTROLLED = (
     "well on new cases.",
     "Training all losses with the same learning rate and schedule is a confounder: a loss may do better with settings "
     "tuned for it.",
-    "The verdict ignores what a loss costs; time and memory are shown next to the score.",
+    "The verdict ignores what a loss costs; time and memory are shown next to the score if they were recorded.",
     "The patients of one data set represent patients like them; another scanner or hospital is another question.",
 )
 
