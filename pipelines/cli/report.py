@@ -15,7 +15,7 @@ from pipelines.utils.text import terminal_bar, terminal_note
 
 if TYPE_CHECKING:  # pandas and pydantic take seconds to import
     from pipelines.report.collect import Collected
-    from pipelines.report.external_results import Finished
+    from pipelines.report.external_results import ExternalResults
 
 #: In the report's folder: all rows of the table, for another report.
 CASES = "cases.csv"
@@ -247,7 +247,7 @@ def contents(
     return collected, reference
 
 
-def read_finished(named: dict[str, Path], out: Path, computation: MetricOptions) -> "Finished":
+def read_finished(named: dict[str, Path], out: Path, computation: MetricOptions) -> "ExternalResults":
     """Compute or read the metrics of finished predictions, and print notes about them.
 
     Args:
@@ -279,33 +279,37 @@ def read_finished(named: dict[str, Path], out: Path, computation: MetricOptions)
         raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs: got {jobs}; expected at least 1")
-    from pipelines.report.external_results import from_predictions  # not above, for the time that pandas takes
+    # Not above, for the time that pandas takes.
+    from pipelines.report.external_results import EvaluationSettings, from_predictions
 
-    found = from_predictions(
-        named,
-        computation.cache_dir or out / "cache",
+    settings = EvaluationSettings(
         labels=computation.labels,
         classes=None if classes is None else read_classes(classes),
         folds=None if folds is None else whole_numbers(folds, "--folds"),
         nsd_tolerance_mm=tolerance,
         jobs=jobs or available_cores(),
+    )
+    found = from_predictions(
+        named,
+        computation.cache_dir or out / "cache",
+        settings,
         bar=terminal_bar,
-        tell=lambda line: click.echo(line, err=True),
+        message=lambda line: click.echo(line, err=True),
     )
     try:
         write_text(out / CASES, found.rows.to_csv(index=False))
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
-    for line in found.told:
+    for line in found.messages:
         click.echo(line)
     return found
 
 
-def read_tables(named: dict[str, Path]) -> "Finished":
+def read_tables(named: dict[str, Path]) -> "ExternalResults":
     """Join tables of one method each, and print notes about them."""
     from pipelines.report.external_results import from_tables
 
     found = from_tables(named)
-    for line in found.told:
+    for line in found.messages:
         click.echo(line)
     return found

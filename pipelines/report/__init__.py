@@ -1,4 +1,4 @@
-"""The report of a comparison: one page that says which loss is best, how sure that is, and what it rests on."""
+"""The report of a comparison: one page that shows which loss is best, how certain that is, and on what evidence."""
 
 import math
 from collections.abc import Iterator
@@ -11,26 +11,26 @@ from pipelines.utils import UserError
 from pipelines.utils.files import read_json
 from pipelines.utils.locks import held_lock
 
-#: Stays in the folder, which it marks as a report's.
+#: The lock file stays in the folder and marks it as a report.
 LOCK = "report.lock"
-#: What `analysis.json` has: folders of earlier versions have no lock.
+#: Keys of `analysis.json`, which mark reports of earlier versions, without a lock file.
 _ANALYSIS = {"title", "notes", "facts"}
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Have a folder for a report, while the block runs: another process's is waited for; no other is touched.
+    """Reserve a folder for a report while the block runs; wait if another process is writing a report there.
 
-    A folder that was made for a block which then fails, and wrote nothing, is removed.
+    If the block fails before it has written anything, a folder that was created for it is removed.
 
     Args:
-        out: the folder; it is made if need be.
+        out: the folder; it is created if needed.
 
     Raises:
-        UserError: it is no folder, holds something else, or cannot be written.
+        UserError: `out` is not a folder, holds something other than a report, or cannot be written.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is no folder; name another one")
+        raise UserError(f"--out: {out} is not a folder; name another one")
     if out.is_dir() and not _is_free(out):
         raise UserError(f"--out: {out} is not empty and holds no report; name another folder")
     made = not out.exists()
@@ -41,7 +41,7 @@ def claimed(out: Path) -> Iterator[None]:
 
         try:
             if not held(0.3):
-                click.echo(f"waiting for another process, which writes the report in {out}", err=True)
+                click.echo(f"waiting for another process that is writing the report in {out}", err=True)
                 held(math.inf)
         except OSError as error:
             raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None

@@ -1,4 +1,4 @@
-"""What a report is made of: the table of results, and of a comparison's folder costs, curves and failures."""
+"""The contents of a report: the table of results and, for a comparison's folder, costs, curves and failures."""
 
 import statistics
 from collections.abc import Iterable, Set
@@ -25,20 +25,20 @@ from pipelines.runs.summary import case_table, screening_notes
 from pipelines.statistics.table import CaseTable, check_table, read_table, refuse_disjoint, with_failed_runs
 from pipelines.utils import UserError
 
-# Which runs of a comparison that is not finished can be compared: those of folds and seeds that all losses have.
+# The runs that can be compared if the comparison is not finished: the folds and seeds that all losses have.
 
 Block = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is compared.
+    """The runs that are compared. A block is a fold with a seed.
 
     Attributes:
-        runs: those that have ended, of losses and blocks that are compared.
-        blocks: folds and seeds that all of the losses have.
-        left_out: losses that are not compared, since too little of them has ended.
-        dropped: blocks of which only some losses have ended.
+        runs: finished or failed runs of the losses and blocks that are compared.
+        blocks: the blocks in which all of these losses have ended.
+        left_out: losses that are not compared, since too few of their runs have ended.
+        dropped: blocks in which only some of the losses have ended.
     """
 
     runs: tuple[PlannedRun, ...]
@@ -48,13 +48,13 @@ class Selection:
 
 
 def select(runs: list[PlannedRun], ended: Set[str]) -> Selection:
-    """Choose losses and blocks so that every loss has every block.
+    """Select losses and blocks such that every loss has every block.
 
-    A case that a loss has not come to yet is no failure: counted as the worst it would decide the comparison.
+    A run that has not ended is not a failure, so its cases must not count as the worst.
 
     Args:
-        runs: of the plan.
-        ended: the ids of those of which nothing more will come.
+        runs: all runs of the plan.
+        ended: ids of the runs that have finished or failed.
     """
     has: dict[str, set[Block]] = {run.config.loss: set() for run in runs}
     for run in runs:
@@ -63,15 +63,15 @@ def select(runs: list[PlannedRun], ended: Set[str]) -> Selection:
     kept = [loss for loss, blocks in has.items() if blocks]
     common: set[Block] = set()
     while kept and not (common := set.intersection(*(has[loss] for loss in kept))):
-        # Losses are trained in the order of the plan: of equals the last one is the least far.
+        # Losses are trained in the order of the plan: among equals, the last one is the least advanced.
         fewest = min(len(has[loss]) for loss in kept)
         kept.remove([loss for loss in kept if len(has[loss]) == fewest][-1])
-    began = {block for blocks in has.values() for block in blocks}
+    started = {block for blocks in has.values() for block in blocks}
     return Selection(
         runs=tuple(run for run in runs if run.config.loss in kept and _block(run) in common),
         blocks=tuple(sorted(common)),
         left_out=tuple(loss for loss in has if loss not in kept),
-        dropped=tuple(sorted(began - common)),
+        dropped=tuple(sorted(started - common)),
     )
 
 
@@ -79,26 +79,26 @@ def _block(run: PlannedRun) -> Block:
     return run.config.fold, run.config.seed
 
 
-# The predictions that pictures of single cases are drawn from: where they lie, and what they belong to.
+# The predictions for the pictures of individual cases.
 
-#: A fold or seed of a table that has no such column.
+#: Fold and seed in a table without such a column.
 ONLY = "all"
 
 
 @dataclass(frozen=True)
 class PredictedCase:
-    """One prediction that can be drawn. Its scores are the rows of the table with this loss, case, fold and seed.
+    """One prediction that can be drawn. Loss, case, fold and seed are those of its rows in the table.
 
     Attributes:
-        loss: as the table has it.
-        case: as the table has it.
-        prediction: the label map's file; it may be missing, which the report then says.
-        reference: the file of the label that it is measured by, on the same grid.
-        image: the image's file, on the same grid; None: there is none, and the background is plain.
-        fold: as the table has it.
-        seed: as the table has it.
-        values: the label values that were measured; others are drawn as background. None: all.
-        ignore: the label's value of voxels that were not counted; they are drawn as background in both. None: none.
+        loss: the loss.
+        case: the case.
+        prediction: file of the label map; if it is missing, the report notes that.
+        reference: file of the reference label, on the same grid.
+        image: file of the image, on the same grid; `None`: the background is plain.
+        fold: the fold.
+        seed: the seed.
+        values: the label values that were evaluated; others are drawn as background. `None`: all.
+        ignore: label value of voxels that were not evaluated; they are drawn as background in both. `None`: none.
     """
 
     loss: str
@@ -115,10 +115,10 @@ class PredictedCase:
 def folder_predictions(
     folder: Path, plan: Plan, done: Iterable[PlannedRun]
 ) -> tuple[tuple[PredictedCase, ...], str | None]:
-    """The predictions that a comparison's finished runs kept; else the reason why there are none to draw.
+    """The predictions that the finished runs of a comparison kept; if there are none, the reason.
 
     Args:
-        folder: the comparison's.
+        folder: folder of the comparison.
         plan: its plan.
         done: its finished runs.
     """
@@ -148,27 +148,27 @@ def folder_predictions(
 
 
 def _data(plan: Plan) -> tuple[Manifest, Path]:
-    """The manifest that the comparison was trained with, and the root of its files, where these are now."""
+    """The manifest that the comparison was trained with, and the current root of its files."""
     config = plan.runs[0].config
     manifest = load_manifest(config.manifest)
     if manifest.sha256 != plan.manifest_sha256:
-        raise UserError(f"the manifest '{config.manifest}' has changed since the training")
+        raise UserError(f"the manifest '{config.manifest}' has changed since training")
     try:
         return manifest, resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
     except UserError:
-        # The data may have moved, and be named anew.
+        # The data may have been moved to the current data root.
         return manifest, resolve_data(manifest)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a loss costs; over its finished runs.
+    """The cost of a loss, over its finished runs.
 
     Attributes:
-        epoch_s: median seconds an epoch, validation not counted.
-        peak_mb: the largest peak memory, MB.
-        seconds: the trainings' time, summed up.
-        runs: how many finished.
+        epoch_s: seconds per epoch without validation, median.
+        peak_mb: peak memory in MB, maximum.
+        seconds: duration of the runs in seconds, sum.
+        runs: number of finished runs.
     """
 
     epoch_s: float | None
@@ -190,7 +190,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that failed, and why."""
+    """A failed run and its error."""
 
     loss: str
     fold: int
@@ -200,28 +200,28 @@ class Failure:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a report is made of.
+    """The contents of a report.
 
     Attributes:
-        title: the data set's name, or the table's.
+        title: name of the data set or the table.
         table: the results.
-        facts: what was run, heading and text.
-        notes: what was left out, a sentence each.
-        costs: loss -> what it costs; empty for a table alone.
-        curves: every run's; empty for a table alone.
-        failures: runs that failed.
-        reference: that the plan named before training, which may not have ended yet; None: there is no plan, or an
-            older one.
-        metric: the plan's primary measure.
-        margin: the plan's.
-        empty: the plan's: what counts where the reference has nothing of a class.
-        non_inferior: the plan's.
-        predictions: label maps of the trainings that ended well, to draw single cases of.
-        no_pictures: why there are none, where there could be some.
-        names: loss -> what was trained in its name, where that is known.
+        facts: provenance of the results, as headings with texts.
+        notes: what a reader has to know first, one sentence each.
+        costs: loss -> its cost; empty for a table.
+        curves: learning curves of all runs; empty for a table.
+        failures: the failed runs.
+        reference: the reference loss of the plan, which may not have ended yet; `None`: there is no plan, or it is of
+            an earlier version.
+        metric: the primary metric of the plan.
+        margin: the equivalence margin of the plan.
+        empty: the plan's rule for cases whose reference is empty for a class.
+        non_inferior: whether the plan asks for non-inferiority.
+        predictions: label maps of the finished runs, for the pictures of individual cases.
+        no_pictures: the reason if a comparison has no pictures.
+        names: loss -> the loss that was trained under this name, if known.
         still: runs whose optimizer stood still.
-        steps: loss -> how large its steps were, over the reference's; empty where that is not known.
-        tuning: the learning rates that were tried before.
+        steps: loss -> its ratio of update to weights, relative to the reference; empty if unknown.
+        tuning: the learning rates that were tried before the comparison.
     """
 
     title: str
@@ -248,7 +248,7 @@ def from_csv(path: Path) -> Collected:
     """Read a table of results.
 
     Raises:
-        UserError: not such a table, or two of its losses have no case in common.
+        UserError: the file is not a table of results, or two of its losses have no case in common.
     """
     table = read_table(path, METRICS)
     try:
@@ -262,7 +262,7 @@ def from_folder(folder: Path) -> Collected:
     """Read a comparison's folder, finished or not.
 
     Raises:
-        UserError: no comparison, fewer than two losses have ended, or a run's files are damaged.
+        UserError: the folder is not a comparison, fewer than two losses have ended, or the files of a run are damaged.
     """
     plan = require_plan(folder)
     results = {run.id: run_folder(folder, run).result for run in plan.runs}
@@ -287,7 +287,7 @@ def from_folder(folder: Path) -> Collected:
     return Collected(
         title=plan.manifest_name,
         table=table,
-        facts=folder_facts(folder, plan, {key: own for key, own in results.items() if own and key in done}),
+        facts=folder_facts(folder, plan, {key: result for key, result in results.items() if result and key in done}),
         notes=(*_notes(plan, ended, selection), *_missing_metrics(table), *stood_still_notes(plan, still)),
         costs={loss: _cost([results[r.id] or {} for r in plan.runs if r.id in done and r.config.loss == loss])
                for loss in compared},
@@ -315,14 +315,14 @@ def _losses(plan: Plan, ids: set[str]) -> int:
 
 
 def _cases(folder: Path, plan: Plan, runs: list[PlannedRun]) -> pd.DataFrame:
-    """The runs' cases, with the metrics that all of them have: what a run did not measure is not its failure."""
+    """The cases of the runs, with the metrics that all runs have: a metric that a run did not compute is no failure."""
     missing: set[str] = set()
     for run in runs:
-        own = run_folder(folder, run)
-        path = own.path / "cases.csv"
+        run_dir = run_folder(folder, run)
+        path = run_dir.path / "cases.csv"
         if not path.is_file():
             raise UserError(f"{path}: no such file, though the run is finished; remove its folder and train it again")
-        rows = own.cases
+        rows = run_dir.cases
         if not all(row.get("case") for row in rows):
             raise UserError(f"{path} is damaged; remove its folder and train it again")
         missing.update(name for name in METRICS if rows and name not in rows[0])
@@ -333,11 +333,11 @@ def _cases(folder: Path, plan: Plan, runs: list[PlannedRun]) -> pd.DataFrame:
 
 
 def _curve(folder: Path, run: PlannedRun, failed: bool) -> Curve:
-    own = run_folder(folder, run)
+    run_dir = run_folder(folder, run)
     try:
-        epochs = own.epochs
+        epochs = run_dir.epochs
     except (ValueError, TypeError):
-        raise UserError(f"{own.path / 'epochs.csv'} is damaged; remove it") from None
+        raise UserError(f"{run_dir.path / 'epochs.csv'} is damaged; remove it") from None
     return Curve(run.config.loss, run.config.fold, run.config.seed, failed, tuple(epochs))
 
 
@@ -356,18 +356,18 @@ def _cost(results: list[dict[str, Any]]) -> Cost:
 
 def _missing_metrics(table: CaseTable) -> list[str]:
     missing = [metric.label for name, metric in METRICS.items() if name not in table.metrics]
-    return [f"Left out, since some runs were trained before it was measured: {', '.join(missing)}."] if missing else []
+    return [f"Left out, since some runs do not have these metrics: {', '.join(missing)}."] if missing else []
 
 
 def _notes(plan: Plan, ended: set[str], selection: Selection) -> tuple[str, ...]:
-    told = []
+    notes = []
     if len(ended) < len(plan.runs):
-        told.append(f"The comparison is not finished: {len(ended)} of {len(plan.runs)} runs have ended.")
+        notes.append(f"The comparison is not finished: {len(ended)} of {len(plan.runs)} runs have ended.")
     if selection.left_out:
-        told.append(f"Not compared, since too little of them has ended: {', '.join(selection.left_out)}.")
+        notes.append(f"Not compared, since too few of their runs have ended: {', '.join(selection.left_out)}.")
     if selection.dropped:
         dropped = ", ".join(f"fold {fold} seed {seed}" for fold, seed in selection.dropped)
-        told.append(f"Left out, since not every loss has ended there: {dropped}.")
+        notes.append(f"Left out, since not all losses have ended there: {dropped}.")
     if plan.reference not in (None, NO_REFERENCE) and plan.reference in selection.left_out:
-        told.append(f"The reference that was named before training, {plan.reference}, has not ended: no verdict yet.")
-    return (*told, *plan.told, *screening_notes(plan))
+        notes.append(f"The reference loss, {plan.reference}, has not ended: there is no verdict yet.")
+    return (*notes, *plan.told, *screening_notes(plan))

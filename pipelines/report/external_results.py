@@ -1,4 +1,4 @@
-"""Predictions and result tables made elsewhere, brought to what a report is made of."""
+"""Turns predictions and result tables of other tools into the contents of a report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,6 @@ from pipelines.evaluation.external_predictions import (
     summary_notes,
 )
 from pipelines.evaluation.metrics import METRICS
-from pipelines.evaluation.metrics import METRICS as TABLE_METRICS
 from pipelines.evaluation.result_folders import STOCK, Classes, found_images, is_mist, mist_rows
 from pipelines.evaluation.sources import Method, References, match, read_methods, read_references
 from pipelines.report.collect import ONLY, Collected, PredictedCase
@@ -30,105 +29,127 @@ from pipelines.statistics.table import check_table, in_report_order, refuse_disj
 from pipelines.utils import UserError
 from pipelines.utils.text import Bar, no_bar
 
-# What is known of finished predictions, once they are measured or their tables read.
-
-#: The page speaks of losses.
-WHAT_DIFFERS = (
-    "What is called a loss here is a name given to finished predictions: whatever else differed between the trainings "
-    "(data, network, epochs, settings) is in the differences, too."
+#: The page calls every method a loss.
+_METHODS_ARE_LOSSES = (
+    "A loss here is a name for a set of finished predictions: whatever else differed between the runs (data, network, "
+    "epochs, settings) contributes to the differences, too."
 )
 
 
 @dataclass(frozen=True)
-class Finished:
-    """Finished predictions, measured.
+class ExternalResults:
+    """Results of other tools, ready for a report.
 
     Attributes:
-        collected: for the report.
-        rows: the table of results, a row a case, method and class; a later report can be made of it alone.
-        reference: the method to compare with, where nnU-Net's own trainer is among them; else None.
-        told: what a person should read before the verdict, a line each.
+        collected: the contents of the report.
+        rows: the table of results, a row per case, method and class; a later report can be made from it alone.
+        reference: the method with nnU-Net's default trainer, to be the reference; `None` if there is none.
+        messages: what a user should read before the verdict, one line each.
     """
 
     collected: Collected
     rows: pd.DataFrame
     reference: str | None
-    told: tuple[str, ...]
+    messages: tuple[str, ...]
 
 
-# Tables of one method each, put together: MIST's `results.csv`, or what `medloss evaluate --out` writes.
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How folders of predictions are evaluated.
+
+    Attributes:
+        labels: folder of references; `None`: those that nnU-Net keeps.
+        classes: the classes to evaluate; `None`: nnU-Net's, or each label of the references.
+        folds: the folds of nnU-Net's cross-validations to include; `None`: all.
+        nsd_tolerance_mm: distance in mm up to which a surface counts as correct for the NSD.
+        jobs: number of processes. With several, a calling script must be guarded by `if __name__ == "__main__"`.
+    """
+
+    labels: Path | None = None
+    classes: Classes | None = None
+    folds: tuple[int, ...] | None = None
+    nsd_tolerance_mm: float = NSD_TOLERANCE_MM
+    jobs: int = 1
+
+
+# Tables of one method each: MIST's `results.csv`, or the output of `medloss evaluate --out`.
 
 _EXPECTED = (
     "expected MIST's results.csv (id, <class>_dice, ...) or the CSV of `medloss evaluate` (case, class, dice, ...)"
 )
 
 
-def from_tables(named: dict[str, Path]) -> Finished:
-    """Put tables of one method each together: MIST's, or those of `medloss evaluate`.
+def from_tables(named: dict[str, Path]) -> ExternalResults:
+    """Combine tables of one method each: MIST's, or those of `medloss evaluate`.
 
     Args:
         named: name -> CSV file.
 
     Raises:
-        UserError: they are no such tables, or have no measure in common.
+        UserError: the files are not such tables, or have no metric in common.
     """
-    frames, notes = [], [WHAT_DIFFERS]
+    frames, notes = [], [_METHODS_ARE_LOSSES]
     for name, path in named.items():
-        frame, told = _read(name, path)
+        frame, of_table = _read(name, path)
         frames.append(frame)
-        notes += told
+        notes += of_table
     mist = [name for name, path in named.items() if is_mist(path)]
     if mist and len(mist) < len(named):
-        raise UserError(f"{mist[0]} is MIST's table, and others are not, which count empty classes otherwise")
+        raise UserError(
+            f"{mist[0]} is a table of MIST, and others are not, which count empty classes differently; expected all of "
+            "one kind"
+        )
     if mist:
         notes.append(
-            "The measures are MIST's own: where reference and prediction are both empty its Dice is 1, its distance 0."
+            "The metrics were computed by MIST: if reference and prediction are both empty, its Dice is 1 and its "
+            "distance 0."
         )
     _check_classes(dict(zip(named, frames, strict=True)))
-    known = in_report_order(TABLE_METRICS)
+    known = in_report_order(METRICS)
     shared = [metric for metric in known if all(metric in frame.columns for frame in frames)]
     if not shared:
-        raise UserError(f"the tables have no measure in common; expected one of {', '.join(known)}")
+        raise UserError(f"the tables have no metric in common; expected one of {', '.join(known)}")
     keys = [key for key in ("case", "class", "loss", "patient", "fold", "seed")
             if any(key in frame.columns for frame in frames)]  # fmt: skip
     for name, frame in zip(named, frames, strict=True):
         if missing := [key for key in keys if key not in frame.columns]:
-            raise UserError(f"{name}: {named[name]} has no column {missing[0]}, which others have")
+            raise UserError(f"{name}: {named[name]} has no column {missing[0]}, which other tables have")
         extra = [metric for metric in known if metric in frame.columns and metric not in shared]
         if extra:
-            notes.append(f"{name}: measures that are not in every table are left out: {', '.join(extra)}.")
+            notes.append(f"{name}: metrics that are not in every table are left out: {', '.join(extra)}.")
     rows = pd.concat([frame[[*keys, *shared]] for frame in frames], ignore_index=True)
-    table = check_table(rows, TABLE_METRICS)
+    table = check_table(rows, METRICS)
     refuse_disjoint(table)
     collected = Collected(title=" and ".join(named), table=table, facts=tables_facts(named, table), notes=tuple(notes))
-    return Finished(collected, rows, None, tuple(notes[1:]))
+    return ExternalResults(collected, rows, None, tuple(notes[1:]))
 
 
 def _check_classes(frames: dict[str, pd.DataFrame]) -> None:
-    """They have to be the same: what a table lacks counts as the worst there."""
-    names = {name: set(frame["class"].str.strip()) for name, frame in frames.items() if "class" in frame.columns}
-    for (one, own), (other, others) in pairwise(names.items()):
-        if own != others:
-            raise UserError(f"the tables {one} and {other} have other classes: {', '.join(sorted(own ^ others)[:6])}")
+    """Refuse tables with different classes: missing ones would count as the worst."""
+    classes = {name: set(frame["class"].str.strip()) for name, frame in frames.items() if "class" in frame.columns}
+    for (first, of_first), (second, of_second) in pairwise(classes.items()):
+        if of_first != of_second:
+            differing = ", ".join(sorted(of_first ^ of_second)[:6])
+            raise UserError(f"the tables {first} and {second} have different classes: {differing}")
 
 
 def _read(name: str, path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """One method's results as rows of a table of results, as text, and what has to be told of them.
+    """The results of one method as rows of a table of results, as text; and notes on them.
 
     Args:
-        name: the method's.
+        name: the method.
         path: a CSV file.
 
     Raises:
-        UserError: it is no such table.
+        UserError: the file is not such a table.
     """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        told = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}: {path} cannot be read as a CSV table: {told}; {_EXPECTED}") from None
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{name}: {path} cannot be read as a CSV table: {reason}; {_EXPECTED}") from None
     if "loss" in frame.columns:
-        raise UserError(f"{name}: {path} has a column loss, so it is of several; pass it as --cases {path}")
+        raise UserError(f"{name}: {path} has a column loss, so it has several methods; pass it as --cases {path}")
     if "case" in frame.columns:
         return frame.assign(loss=name), []
     if "id" not in frame.columns:
@@ -136,48 +157,40 @@ def _read(name: str, path: Path) -> tuple[pd.DataFrame, list[str]]:
     return mist_rows(name, path, frame)
 
 
-# From names with folders to what a report is made of.
+# Folders of predictions.
 
 
 def from_predictions(
     named: dict[str, Path],
     cache: Path,
+    settings: EvaluationSettings,
     *,
-    labels: Path | None = None,
-    classes: Classes | None = None,
-    folds: tuple[int, ...] | None = None,
-    nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
-    jobs: int = 1,
     bar: Bar = no_bar,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Finished:
-    """Measure folders of label maps against references.
+    message: Callable[[str], None] = lambda line: None,
+) -> ExternalResults:
+    """Evaluate folders of label maps.
 
     Args:
         named: name -> folder of label maps or nnU-Net's results.
-        cache: folder of what was measured before.
-        labels: folder of references; None: those that nnU-Net keeps.
-        classes: to be measured; None: nnU-Net's, or each label of the references.
-        folds: these alone, of nnU-Net's cross-validations.
-        nsd_tolerance_mm: up to where a surface's distance is no error to the NSD.
-        jobs: processes. With several, a script that calls this must be guarded by `if __name__ == "__main__"`.
-        bar: shows how far it is.
-        tell: gets lines for a person while it works.
+        cache: folder of the metrics that were computed before.
+        settings: references, classes, folds, tolerance and processes.
+        bar: makes the progress bars.
+        message: called with lines for the user during the evaluation.
 
     Raises:
-        UserError: files that cannot be read, belong to no reference, lie on another grid than it, or hold other values
-            than the classes'; all are told, a line each. Or folders or classes that do not fit.
+        UserError: files cannot be read, belong to no reference, lie on another grid than their reference, or have
+            values that are no class; all of them are listed, one per line. Or folders or classes do not fit.
     """
-    tell = _sparingly(tell)
-    methods = read_methods(named, folds)
-    references = read_references(labels, methods)
-    owned, offences = _matched(methods, references)
-    if folds is not None:
-        owned, references = _of_the_folds(methods, owned, references)
-    classes = classes or agreed_classes(methods)
-    predicted = set().union(*owned.values())
+    message = _sparingly(message)
+    methods = read_methods(named, settings.folds)
+    references = read_references(settings.labels, methods)
+    predictions, offences = _matched(methods, references)
+    if settings.folds is not None:
+        predictions, references = _of_the_folds(methods, predictions, references)
+    classes = settings.classes or agreed_classes(methods)
+    predicted = set().union(*predictions.values())
     needed = [file for case, file in references.files.items() if classes is None or case in predicted]
-    files = list(dict.fromkeys([*needed, *(file for own in owned.values() for file in own.values())]))
+    files = list(dict.fromkeys([*needed, *(file for of_method in predictions.values() for file in of_method.values())]))
     with bar("reading", len(files)) as step:
         hashed, bad = hash_files(files, step)
     offences += bad
@@ -186,13 +199,13 @@ def from_predictions(
         if not any(file in hashed for file in needed):
             refuse(offences)
         with bar("looking for labels", len(needed)) as step:
-            classes = found_classes(references, hashed, store, jobs, step, tell)
-    asked = [(method, case, file) for method in methods for case, file in sorted(owned[method.name].items())
+            classes = found_classes(references, hashed, store, settings.jobs, step, message)
+    asked = [(method, case, file) for method in methods for case, file in sorted(predictions[method.name].items())
              if file in hashed and references.files[case] in hashed]  # fmt: skip
     pairs = [Pair(HashedFile(file, hashed[file]), HashedFile(references.files[case], hashed[references.files[case]]),
-                  classes, nsd_tolerance_mm) for _, case, file in asked]  # fmt: skip
-    with bar("measuring", len(pairs)) as step:
-        done = work(pairs, store, jobs=jobs, check_only=bool(offences), progress=step, notify=tell)
+                  classes, settings.nsd_tolerance_mm) for _, case, file in asked]  # fmt: skip
+    with bar("evaluating", len(pairs)) as step:
+        done = work(pairs, store, jobs=settings.jobs, check_only=bool(offences), progress=step, notify=message)
     refuse([*offences, *done.offences])
 
     fold_of = _fold_of(asked)
@@ -202,80 +215,83 @@ def from_predictions(
     collected = Collected(
         title=title(methods, references),
         table=check_table(rows, METRICS),
-        facts=folders_facts(methods, references, classes, hashed, nsd_tolerance_mm, owned, agreed),
-        notes=(WHAT_DIFFERS, *notes),
+        facts=folders_facts(methods, references, classes, hashed, settings.nsd_tolerance_mm, predictions, agreed),
+        notes=(_METHODS_ARE_LOSSES, *notes),
         predictions=_drawn(asked, references, methods, classes, fold_of),
     )
     reference = next((m.name for m in methods if m.nnunet is not None and m.nnunet.trainer == STOCK), None)
-    return Finished(collected, rows, reference, (_told(owned, classes, done), *notes))
+    return ExternalResults(collected, rows, reference, (_summary(predictions, classes, done), *notes))
 
 
 def _matched(methods: Sequence[Method], references: References) -> tuple[dict[str, dict[str, Path]], list[Offence]]:
-    """Method -> case -> prediction, and the files that keep it from being clear."""
-    owned, offences = {}, []
+    """Method -> case -> prediction, and the files that cannot be matched."""
+    predictions, offences = {}, []
     for method in methods:
-        owned[method.name], bad = match(references, method)
+        predictions[method.name], bad = match(references, method)
         offences += bad
-    return owned, offences
+    return predictions, offences
 
 
 def _of_the_folds(
-    methods: Sequence[Method], owned: dict[str, dict[str, Path]], references: References
+    methods: Sequence[Method], predictions: dict[str, dict[str, Path]], references: References
 ) -> tuple[dict[str, dict[str, Path]], References]:
-    """Of folders that have no folds the cases of the folds that were asked for, too: others are not lacking."""
-    within = set().union(*(owned[method.name] for method in methods if method.folds))
+    """Restrict folders without folds and references to the cases of the selected folds: others are not missing."""
+    within = set().union(*(predictions[method.name] for method in methods if method.folds))
 
     def of(files: dict[str, Path]) -> dict[str, Path]:
         return {case: file for case, file in files.items() if case in within}
 
-    return {name: of(own) for name, own in owned.items()}, replace(references, files=of(references.files))
+    return {name: of(files) for name, files in predictions.items()}, replace(references, files=of(references.files))
 
 
-def _sparingly(tell: Callable[[str], None], most: int = 10) -> Callable[[str], None]:
-    """Tell each line once, and not very many."""
-    told: set[str] = set()
+def _sparingly(message: Callable[[str], None], most: int = 10) -> Callable[[str], None]:
+    """Pass on each line once, and only the first ones."""
+    lines: set[str] = set()
 
     def once(line: str) -> None:
-        if line not in told and len(told) < most:
-            told.add(line)
-            tell(line if len(told) < most else f"{line}; and so on")
+        if line not in lines and len(lines) < most:
+            lines.add(line)
+            message(line if len(lines) < most else f"{line}; and so on")
 
     return once
 
 
 def _fold_of(asked: Sequence[tuple[Method, str, Path]]) -> dict[str, str]:
-    """Case to the fold that validates it, by the methods that have folds; empty where they differ, or none has any.
+    """Case -> the fold that validates it, from the methods with folds; empty if these differ, or there are none.
 
-    A case has one fold for all methods: under two it would be two results, of which each method has no more than one.
+    A case must have the same fold for all methods: two folds would be two results, and each method has only one.
     """
     found: dict[str, set[str]] = {}
     for method, case, file in asked:
         if method.folds:
             found.setdefault(case, set()).add(method.folds[file])
-    return {} if any(len(folds) > 1 for folds in found.values()) else {case: min(own) for case, own in found.items()}
+    return (
+        {} if any(len(folds) > 1 for folds in found.values()) else {case: min(folds) for case, folds in found.items()}
+    )
 
 
 def _rows(
     asked: Sequence[tuple[Method, str, Path]], done: Done, classes: Classes, fold_of: Mapping[str, str]
 ) -> pd.DataFrame:
-    """A row a method, case and class; none of a case without a prediction, which the statistics count as the worst."""
+    """A row per method, case and class; the statistics count a case without rows as the worst."""
     rows = []
     for (method, case, _), result in zip(asked, done.results, strict=True):
-        for name, own in zip(classes.regions, result["measures"], strict=True):
-            about = {"case": case, "loss": method.name, "class": name}
-            about |= {"fold": fold_of.get(case, ONLY)} if fold_of else {}
-            rows.append(about | dict(zip(METRICS, own, strict=True)))
+        for name, values in zip(classes.regions, result["measures"], strict=True):
+            keys = {"case": case, "loss": method.name, "class": name}
+            keys |= {"fold": fold_of.get(case, ONLY)} if fold_of else {}
+            rows.append(keys | dict(zip(METRICS, values, strict=True)))
     return pd.DataFrame(rows)
 
 
 def _agreement(
     methods: Sequence[Method], classes: Classes, asked: Sequence[tuple[Method, str, Path]], done: Done
 ) -> tuple[list[str], list[str]]:
+    """The methods whose Dice equals that of nnU-Net's summaries, and notes on those that differ."""
     place = list(METRICS).index("dice")
     dice = {
-        (method.name, str(file), name): own[place]
+        (method.name, str(file), name): values[place]
         for (method, _, file), result in zip(asked, done.results, strict=True)
-        for name, own in zip(classes.regions, result["measures"], strict=True)
+        for name, values in zip(classes.regions, result["measures"], strict=True)
     }
     return summary_notes(methods, classes, dice)
 
@@ -287,7 +303,7 @@ def _drawn(
     classes: Classes,
     fold_of: Mapping[str, str],
 ) -> tuple[PredictedCase, ...]:
-    """What pictures of single cases are drawn from; the image's where nnU-Net's raw data are found."""
+    """The predictions for the pictures of individual cases; with images if nnU-Net's raw data are found."""
     images: dict[str, Path] = {}
     for method in methods:
         if method.nnunet is not None:
@@ -296,7 +312,7 @@ def _drawn(
         PredictedCase(
             loss=method.name,
             case=case,
-            # Not what a link leads to, which need not be named as NIfTI is.
+            # Not resolved: the target of a link may have a name that is not one of NIfTI's.
             prediction=file.absolute(),
             reference=references.files[case].absolute(),
             image=images[case].absolute() if case in images else None,
@@ -315,30 +331,31 @@ def _off_grid(asked: Sequence[tuple[Method, str, Path]], done: Done) -> list[str
 
 
 def _notes(methods: Sequence[Method], references: References, predicted: set[str], classes: Classes) -> list[str]:
-    """What the page tells first."""
+    """The first notes on the page."""
     notes = []
     left_out = [case for case in references.files if case not in predicted]
     if left_out:
         notes.append(f"Left out, since no folder has a prediction: {_cases(left_out)} of {len(references.files)}.")
     notes += [
-        f"{method.name}: fold_all is left out: it was validated on the cases it was trained with."
+        f"{method.name}: fold_all is left out, since it was validated on its training cases."
         for method in methods
         if method.nnunet is not None and method.nnunet.without_all
     ]
     if classes.ignore is not None:
         notes.append(
             f"Voxels that the reference labels {classes.ignore} (ignore) are not counted, as in nnU-Net's evaluation: "
-            "prediction and reference end where they begin, surfaces as well."
+            "prediction, reference and their surfaces end at these voxels."
         )
     return notes
 
 
-def _told(owned: Mapping[str, Mapping[str, Path]], classes: Classes, done: Done) -> str:
-    """What was measured; what is missing the analysis reports."""
-    cases = set().union(*owned.values())
+def _summary(predictions: Mapping[str, Mapping[str, Path]], classes: Classes, done: Done) -> str:
+    """What was evaluated; the analysis reports what is missing."""
+    cases = set().union(*predictions.values())
     return (
-        f"{_count(len(owned), 'folder')}, {_count(len(cases), 'case')}, {_count(len(classes.regions), 'class')}: "
-        f"{_count(len(done.results) - done.kept, 'pair')} measured, {done.kept} read from the cache"
+        f"{_count(len(predictions), 'folder')}, {_count(len(cases), 'case')}, "
+        f"{_count(len(classes.regions), 'class')}: {_count(len(done.results) - done.kept, 'pair')} evaluated, "
+        f"{done.kept} read from the cache"
     )
 
 

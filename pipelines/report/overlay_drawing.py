@@ -1,4 +1,4 @@
-"""Draws the pictures: the image in grey, the reference's outline solid, the prediction's dashed, and what is wrong."""
+"""Draws the pictures: the image, the outlines of reference (solid) and prediction (dashed), and wrong voxels tinted."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -24,22 +24,22 @@ from pipelines.report.overlay_slices import Panel, Shown, outlines
 from pipelines.report.plots.base import WIDTH, names_as_text, short
 from pipelines.utils.figures import indexed, styled
 
-#: Okabe and Ito's sky blue, orange and reddish purple: on grey told apart with every kind of colour vision.
+#: Okabe and Ito's sky blue, orange and reddish purple: on grey they are distinct with every kind of colour vision.
 REFERENCE, PREDICTION, WRONG_CLASS = "#56B4E9", "#F0A000", "#CC79A7"
 _HALO = "#101010"
-#: How much of the image a tint covers; pink is paler than the others.
+#: Opacity of the tints; pink is paler than the others.
 _TINT, _STRONG = 0.38, 0.6
 _BACK, _PLAIN = "#F2F2F2", "#3D3D3D"
 _DPI = 130
 _DASHES = (0, (2.2, 2.2))
-#: Panels a row of the picture of all losses.
+#: Panels per row in the picture of all losses.
 _COLUMNS = 6
-#: Of so many voxels across a panel outlines are thinner: they would hide small structures.
+#: With more voxels than this across a panel, outlines are thinner: they would hide small structures.
 _FINE = 90
 
 
 def loss_picture(loss: str, panels: Sequence[Panel], metric: str) -> bytes:
-    """A loss's worst, median and best case, as PNG."""
+    """Draw the worst, median and best case of a loss, as PNG."""
 
     side, gap, bottom, height = 2.79, 0.215, 0.5, 3.98
 
@@ -50,12 +50,12 @@ def loss_picture(loss: str, panels: Sequence[Panel], metric: str) -> bytes:
             left = 0.1 + number * (side + gap)
             axes = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
             case = f"{panel.choice.which}: {short(panel.choice.predicted.case, 34)}"
-            for up, size, colour, told in (
+            for up, size, colour, text in (
                 (side + 0.27, 8.5, "black", case),
-                (side + 0.09, 8.5, "black", measures(panel, metric)),
-                (-0.15, 7.5, "#555555", place(panel, metric)),
+                (side + 0.09, 8.5, "black", scores_text(panel, metric)),
+                (-0.15, 7.5, "#555555", position_text(panel, metric)),
             ):
-                figure.text(left / WIDTH, (bottom + up) / height, told, fontsize=size, color=colour)
+                figure.text(left / WIDTH, (bottom + up) / height, text, fontsize=size, color=colour)
             _draw_panel(axes, panel, 40, 1.35)
         _legend(figure, panels, height)
         return figure
@@ -64,7 +64,7 @@ def loss_picture(loss: str, panels: Sequence[Panel], metric: str) -> bytes:
 
 
 def same_picture(panels: Sequence[Panel], metric: str) -> bytes:
-    """All losses on one slice, as PNG; the first panel is the image with the reference alone."""
+    """Draw all losses on one slice, as PNG; the first panel shows the reference alone."""
     shown = next(panel.shown for panel in panels if panel.shown is not None)
     columns = min(_COLUMNS, len(panels) + 1)
     columns = ceil((len(panels) + 1) / ceil((len(panels) + 1) / columns))
@@ -74,17 +74,17 @@ def same_picture(panels: Sequence[Panel], metric: str) -> bytes:
 
     def draw() -> Figure:
         figure = _figure(height)
-        heading = ", ".join(filter(None, (short(panels[0].choice.predicted.case, 60), place(panels[0]))))
+        heading = ", ".join(filter(None, (short(panels[0].choice.predicted.case, 60), position_text(panels[0]))))
         figure.text(0.1 / WIDTH, 1 - 0.08 / height, heading, fontsize=10, va="top")
         for number in range(len(panels) + 1):
             row, column = divmod(number, columns)
             left, bottom = 0.1 + column * (side + 0.1), 0.3 + (rows - 1 - row) * (side + 0.36)
             axes = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
-            title = "the reference label\n"
+            title = "reference label\n"
             if number:
                 panel = panels[number - 1]
-                told = _shown(panel.choice.own.get(metric), metric)
-                title = f"{short(panel.choice.predicted.loss, round(18.3 * side))}\n{METRICS[metric].label} {told}"
+                score = _shown(panel.choice.metrics.get(metric), metric)
+                title = f"{short(panel.choice.predicted.loss, round(18.3 * side))}\n{METRICS[metric].label} {score}"
                 _draw_panel(axes, panel, round(14 * side), 1.1, bare=True)
             else:
                 _draw_image(axes, shown)
@@ -97,38 +97,38 @@ def same_picture(panels: Sequence[Panel], metric: str) -> bytes:
     return _png(draw)
 
 
-def measures(panel: Panel, metric: str) -> str:
-    """The drawn training's primary measure, Dice and HD95."""
-    own = panel.choice.own
-    names = [name for name in dict.fromkeys((metric, "dice", "hd95_mm")) if name in own]
-    return ", ".join(f"{METRICS[name].label} {_shown(own[name], name)}" for name in names)
+def scores_text(panel: Panel, metric: str) -> str:
+    """The primary metric, Dice and HD95 of the run that is drawn."""
+    metrics = panel.choice.metrics
+    names = [name for name in dict.fromkeys((metric, "dice", "hd95_mm")) if name in metrics]
+    return ", ".join(f"{METRICS[name].label} {_shown(metrics[name], name)}" for name in names)
 
 
 def _shown(value: float | None, metric: str) -> str:
     return "–" if value is None else METRICS[metric].shown(value, decimals=METRICS[metric].decimals - 1)
 
 
-def place(panel: Panel, metric: str | None = None) -> str:
-    """Where the slice lies; with a measure, of several trainings which one is drawn, and what their mean is."""
-    choice, told = panel.choice, []
+def position_text(panel: Panel, metric: str | None = None) -> str:
+    """The position of the slice; with a metric also, of several runs, the one that is drawn and the mean of all."""
+    choice, parts = panel.choice, []
     if panel.shown is not None and panel.shown.plane.across is not None:
-        told.append(f"{panel.shown.plane.name} slice {panel.shown.index + 1} of {panel.shown.slices}")
-    if metric is not None and choice.trainings > 1:
-        told.append(f"fold {choice.predicted.fold} seed {choice.predicted.seed}")
-        told.append(f"mean of {choice.trainings} trainings {_shown(choice.score, metric)}")
+        parts.append(f"{panel.shown.plane.name} slice {panel.shown.index + 1} of {panel.shown.slices}")
+    if metric is not None and choice.runs > 1:
+        parts.append(f"fold {choice.predicted.fold} seed {choice.predicted.seed}")
+        parts.append(f"mean of {choice.runs} runs {_shown(choice.score, metric)}")
     if panel.shown is not None and panel.shown.no_image is not None:
-        told.append("without its image")
-    return ", ".join(told)
+        parts.append("image missing")
+    return ", ".join(parts)
 
 
 def scale_bar(width: float) -> float:
-    """The length of a scale bar, mm: 1, 2 or 5 times a power of ten, at most a third of the width."""
+    """The length of a scale bar in mm: 1, 2 or 5 times a power of ten, at most a third of the width."""
     power = 10.0 ** np.floor(np.log10(width / 3))
     return float(next(step * power for step in (5, 2, 1) if step * power <= width / 3))
 
 
 def tints(reference: NDArray[Any], prediction: NDArray[Any]) -> NDArray[np.float64]:
-    """Voxels that are missed, found where there is nothing, or of another class: `[rows, columns, 4]`, RGBA."""
+    """Tints of missed voxels, false positives and voxels of another class: `[rows, columns, 4]`, RGBA."""
     painted = np.zeros((*reference.shape, 4))
     wrong = reference != prediction
     painted[wrong & (prediction == 0)] = to_rgba(REFERENCE, _TINT)
@@ -138,7 +138,7 @@ def tints(reference: NDArray[Any], prediction: NDArray[Any]) -> NDArray[np.float
 
 
 def _figure(height: float) -> Figure:
-    # Laid out by hand: matplotlib's layouts take longer than all the drawing.
+    # Laid out by hand: matplotlib's layout engines take longer than all the drawing.
     return Figure(figsize=(WIDTH, height), dpi=_DPI, facecolor="white")
 
 
@@ -146,8 +146,8 @@ def _draw_panel(axes: Axes, panel: Panel, letters: int, line: float, bare: bool 
     shown = panel.shown
     if shown is None:
         _finish(axes, None)
-        told = textwrap.fill(f"no picture: {panel.problem}", letters, max_lines=12, placeholder=" …")
-        axes.text(0.5, 0.5, told, transform=axes.transAxes, ha="center", va="center", fontsize=7.5, color="#555555")
+        text = textwrap.fill(f"no picture: {panel.problem}", letters, max_lines=12, placeholder=" …")
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=7.5, color="#555555")
         return
     prediction = shown.predictions[panel.choice.predicted]
     if max(prediction.shape) > _FINE:
@@ -185,7 +185,7 @@ def _placement(shown: Shown) -> dict[str, Any]:
 
 
 def _size(shown: Shown) -> tuple[float, float]:
-    """mm."""
+    """Width and height in mm."""
     (rows, columns), (down, across) = shown.reference.shape, shown.plane.spacing
     return columns * across, rows * down
 
@@ -201,7 +201,7 @@ def _finish(axes: Axes, shown: Shown | None, bare: bool = False) -> None:
         return
     width, height = _size(shown)
     side = max(width, height)
-    # All panels are squares: of a slice that is none the rest stays empty.
+    # All panels are square; a section that is not leaves a part of its panel empty.
     axes.set_xlim(width / 2 - side / 2, width / 2 + side / 2)
     axes.set_ylim(height / 2 - side / 2, height / 2 + side / 2)
     if bare:
@@ -225,12 +225,12 @@ def _legend(figure: Figure, panels: Sequence[Panel], height: float) -> None:
         Line2D([], [], color=REFERENCE, linewidth=1.4, label="reference label", path_effects=halo),
         Line2D([], [], color=PREDICTION, linewidth=1.4, linestyle=_DASHES, label="prediction", path_effects=halo),
         Patch(color=_flat(REFERENCE), label="missed"),
-        Patch(color=_flat(PREDICTION), label="found where there is nothing"),
+        Patch(color=_flat(PREDICTION), label="false positive"),
     ]
     shown = [panel.shown for panel in panels if panel.shown is not None]
-    maps = [labels for own in shown for labels in (own.reference, *own.predictions.values())]
+    maps = [labels for section in shown for labels in (section.reference, *section.predictions.values())]
     if any(len(np.unique(labels[labels != 0])) > 1 for labels in maps):
-        keys.append(Patch(color=_flat(WRONG_CLASS), label="taken for another class"))
+        keys.append(Patch(color=_flat(WRONG_CLASS), label="wrong class"))
     figure.legend(
         handles=keys, loc="lower left", bbox_to_anchor=(0.08 / WIDTH, 0.01 / height), ncols=len(keys), fontsize=8,
         borderaxespad=0, borderpad=0.2, handlelength=2.2, columnspacing=1.6,
@@ -238,14 +238,14 @@ def _legend(figure: Figure, panels: Sequence[Panel], height: float) -> None:
 
 
 def _flat(colour: str) -> tuple[float, float, float]:
-    """A tint as it looks on middle grey."""
+    """The colour of a tint on middle grey."""
     share = _STRONG if colour == WRONG_CLASS else _TINT
     red, green, blue = (share * part + (1 - share) * 0.5 for part in to_rgb(colour))
     return red, green, blue
 
 
 def _png(draw: Callable[[], Figure]) -> bytes:
-    """Draw, and write with a palette of 256 colours: a third of the bytes; the same data give the same bytes."""
+    """Draw, and write with a palette of 256 colours to a third of the size; the same data give the same bytes."""
     with styled(), names_as_text():
         canvas = FigureCanvasAgg(draw())
         canvas.draw()
@@ -256,7 +256,7 @@ def _png(draw: Callable[[], Figure]) -> bytes:
 
 @cache
 def _palette() -> NDArray[np.uint8]:
-    """Greys, the tints over them, and the lines' colours down to their halo's: `[256, 3]`, red, green and blue."""
+    """Greys, tints over greys, and the colours from lines to halo: `[256, 3]`, red, green and blue."""
     greys = np.linspace((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 100)
     parts = [greys]
     for colour, share in ((REFERENCE, _TINT), (PREDICTION, _TINT), (WRONG_CLASS, _STRONG)):

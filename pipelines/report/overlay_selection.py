@@ -1,4 +1,4 @@
-"""What the pictures of single cases show: which cases, and of each the plane, the slice and the section."""
+"""Selects what the pictures of individual cases show: the cases, and for each the plane, the slice and the section."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,39 +12,36 @@ from pipelines.report.collect import PredictedCase
 from pipelines.statistics.scores import scores
 from pipelines.statistics.table import CaseTable
 
-# Which cases are shown: a loss's worst, median and best, and the one on which the losses differ most.
+# The cases: worst, median and best of each loss, and the one on which the losses differ most.
 
-#: Of every training that is shown, beside the primary measure.
-_TOLD = ("dice", "hd95_mm")
-#: Loss, case, fold and seed to measures.
-Measures = dict[tuple[str, str, str, str], dict[str, float | None]]
+#: Metrics that every picture reports, next to the primary metric.
+_REPORTED = ("dice", "hd95_mm")
+#: Metrics by loss, case, fold and seed.
+MetricsOfRuns = dict[tuple[str, str, str, str], dict[str, float | None]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A case that is shown, and the training by which.
+    """A case that is shown, with the prediction of one run.
 
     Attributes:
         which: `worst`, `median`, `best`, `only`, or `most different`.
-        predicted: the training's prediction of it.
-        score: the loss's primary measure there, all its trainings averaged, as the statistics have it.
-        own: measure -> this training's, mean over the classes; None: it has no meaning there, or the table lacks it.
-        trainings: over how many predictions the score is averaged.
+        predicted: the prediction.
+        score: the primary metric of the loss for this case, averaged over the runs, as in the statistics.
+        metrics: metric -> value of this run, mean over the classes; `None` if it is undefined or missing in the table.
+        runs: number of predictions over which the score is averaged.
     """
 
     which: str
     predicted: PredictedCase
     score: float
-    own: dict[str, float | None]
-    trainings: int
+    metrics: dict[str, float | None]
+    runs: int
 
 
 def case_scores(table: CaseTable, metric: str, empty: str = "one") -> dict[str, dict[str, float]]:
-    """Loss -> case -> the measure, made of the rows as the statistics make it, of each case by itself.
-
-    A case is not there where the measure has no meaning.
-    """
-    # Of patients with several cases the statistics take the mean; a picture is of one.
+    """Loss -> case -> the metric as the statistics compute it, without cases in which it is undefined."""
+    # The statistics average over the cases of a patient; a picture shows a single case.
     single = replace(table, frame=table.frame.assign(patient="case " + table.frame["case"]))
     found = scores(single, metric, empty=empty)
     return {
@@ -56,18 +53,18 @@ def case_scores(table: CaseTable, metric: str, empty: str = "one") -> dict[str, 
 def choose(
     table: CaseTable, metric: str, predictions: Iterable[PredictedCase], empty: str = "one"
 ) -> dict[str, list[Choice]]:
-    """Each loss's worst, median and best case, of those that it has a prediction of; of fewer than three all.
+    """Select the worst, median and best case of each loss among its predictions; with fewer than three cases, all.
 
-    Of an even number the median is the worse of the two in the middle; of equals the first by name is the worse.
+    For an even number of cases, the median is the worse of the two in the middle. Ties are ordered by name.
 
     Args:
         table: the results.
-        metric: the primary measure.
-        predictions: of the trainings that ended well.
-        empty: what counts where the reference has nothing of a class, as the statistics take it.
+        metric: the primary metric.
+        predictions: predictions of the finished runs.
+        empty: the rule for cases whose reference is empty for a class, as in the statistics.
     """
     by_case = case_scores(table, metric, empty)
-    own = _own(table, metric)
+    of_runs = _metrics_of_runs(table, metric)
     chosen = {}
     for loss, of_loss in _grouped(predictions, by_case).items():
         sign = table.metrics[metric].sign
@@ -78,7 +75,7 @@ def choose(
         if len(order) == 1:
             places = {"only": 0}
         chosen[loss] = [
-            _choice(which, of_loss[order[place]], by_case[loss][order[place]], own, metric)
+            _choice(which, of_loss[order[place]], by_case[loss][order[place]], of_runs, metric)
             for which, place in places.items()
         ]
     return chosen
@@ -87,9 +84,10 @@ def choose(
 def most_different(
     table: CaseTable, metric: str, predictions: Iterable[PredictedCase], empty: str = "one"
 ) -> list[Choice]:
-    """The case on which the losses' scores have the largest standard deviation: a choice a loss; none if all agree.
+    """Select the case with the largest standard deviation over the losses: one choice per loss; none if all agree.
 
-    Only cases count of which the most losses have a prediction; of equals the first by name is taken.
+    Only cases with predictions of the largest number of losses are considered. Among equals, the first by name is
+    selected.
     """
     by_case = case_scores(table, metric, empty)
     groups = _grouped(predictions, by_case)
@@ -106,14 +104,16 @@ def most_different(
     if most < 2 or max(spread.values()) == 0:
         return []
     case = min(spread, key=lambda name: (-round(spread[name], 9), name))
-    own = _own(table, metric)
-    return [_choice("most different", groups[loss][case], by_case[loss][case], own, metric) for loss in losses[case]]
+    of_runs = _metrics_of_runs(table, metric)
+    return [
+        _choice("most different", groups[loss][case], by_case[loss][case], of_runs, metric) for loss in losses[case]
+    ]
 
 
 def _grouped(
     predictions: Iterable[PredictedCase], by_case: dict[str, dict[str, float]]
 ) -> dict[str, dict[str, list[PredictedCase]]]:
-    """Loss -> case -> its trainings' predictions, of cases and losses that were compared."""
+    """Loss -> case -> the predictions of its runs, for the cases and losses that were compared."""
     groups: dict[str, dict[str, list[PredictedCase]]] = {}
     for one in predictions:
         if one.case in by_case.get(one.loss, {}):
@@ -121,9 +121,9 @@ def _grouped(
     return groups
 
 
-def _own(table: CaseTable, metric: str) -> Measures:
-    """A training's measures of a case, classes averaged."""
-    names = [name for name in dict.fromkeys((metric, *_TOLD)) if name in table.metrics]
+def _metrics_of_runs(table: CaseTable, metric: str) -> MetricsOfRuns:
+    """The metrics of each run per case, averaged over the classes."""
+    names = [name for name in dict.fromkeys((metric, *_REPORTED)) if name in table.metrics]
     means = table.frame.groupby(["loss", "case", "fold", "seed"])[names].mean()
     return {
         (str(loss), str(case), str(fold), str(seed)): {
@@ -133,27 +133,27 @@ def _own(table: CaseTable, metric: str) -> Measures:
     }
 
 
-def _choice(which: str, predictions: list[PredictedCase], score: float, own: Measures, metric: str) -> Choice:
-    """Of several trainings the one that is nearest to their mean."""
-    told = {one: own.get((one.loss, one.case, one.fold, one.seed), {}) for one in predictions}
+def _choice(which: str, predictions: list[PredictedCase], score: float, of_runs: MetricsOfRuns, metric: str) -> Choice:
+    """Select the run that is closest to the mean of all runs."""
+    metrics = {one: of_runs.get((one.loss, one.case, one.fold, one.seed), {}) for one in predictions}
 
     def distance(one: PredictedCase) -> float:
-        value = told[one].get(metric)
+        value = metrics[one].get(metric)
         return np.inf if value is None else round(abs(value - score), 9)
 
     nearest = min(predictions, key=lambda one: (distance(one), one.fold, one.seed))
-    return Choice(which, nearest, score, told[nearest], len(predictions))
+    return Choice(which, nearest, score, metrics[nearest], len(predictions))
 
 
-# What is shown of a case: the plane, the slice, and the section round the object; in mm.
+# The plane, the slice, and the section around the object; in mm.
 
-#: Spacings within this share of the largest are as coarse: no acquisition plane can be told from them.
+#: Spacings of at least this share of the largest one count as equal to it.
 _AS_COARSE = 0.9
-#: The margin round the object: shares of the object's longer side, and of the whole slice's.
+#: The margin around the object, as shares of the longer side of the object and of the slice.
 _OF_OBJECT, _OF_SLICE = 0.3, 0.1
-#: At least so many voxels, too.
+#: The smallest margin in voxels.
 _LEAST_VOXELS = 4
-#: Across a world's axis x, y, z (right, anterior, superior).
+#: The planes perpendicular to the world axes x, y, z (right, anterior, superior).
 PLANES = ("sagittal", "coronal", "axial")
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 
@@ -163,18 +163,19 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Plane:
-    """How slices across one axis of an array are laid out.
+    """The layout of slices perpendicular to one axis of an array.
 
-    Shown as radiologists do: of axial and coronal slices the patient's right, of sagittal ones the front, at the left.
+    Slices have the radiological orientation: the patient's right is at the left in axial and coronal slices, the front
+    in sagittal ones.
 
     Attributes:
         name: `axial`, `coronal` or `sagittal`; empty for a 2D image.
-        across: the array's axis that is cut; None for a 2D image.
-        rows: the array's axis that is drawn upwards.
-        columns: the array's axis that is drawn to the right.
-        flips: whether rows, and columns, run the other way in the array.
-        spacing: mm of rows and columns.
-        letters: at the left, right, lower and upper edge; empty for a 2D image.
+        across: the array axis that is cut; `None` for a 2D image.
+        rows: the array axis that is drawn upwards.
+        columns: the array axis that is drawn to the right.
+        flips: whether rows, and columns, run in the opposite direction in the array.
+        spacing: spacing of rows and columns in mm.
+        letters: letters at the left, right, lower and upper edge; empty for a 2D image.
     """
 
     name: str
@@ -186,7 +187,7 @@ class Plane:
     letters: tuple[str, ...] = ()
 
     def cut(self, array: NDArray[Any], index: int) -> NDArray[Any]:
-        """One slice, `[rows, columns]`, rows drawn upwards."""
+        """One slice, `[rows, columns]`, with rows drawn upwards."""
         flat = array if self.across is None else np.take(array, index, self.across)
         flat = flat if self.rows < self.columns else flat.T
         return flat[:: -1 if self.flips[0] else 1, :: -1 if self.flips[1] else 1]
@@ -195,13 +196,13 @@ class Plane:
 def planes(shape: Sequence[int], spacing: Sequence[float], affine: NDArray[np.float64]) -> list[Plane]:
     """The planes in which a case may be shown.
 
-    Of anisotropic voxels it is one, the acquisition's: across the axis of the greatest spacing. Of several axes of the
-    same spacing each may be cut: `largest_section` says which plane shows most.
+    With anisotropic voxels this is the plane of acquisition, perpendicular to the axis with the largest spacing. If
+    several axes have that spacing, each may be cut; `largest_section` shows which plane is best.
 
     Args:
-        shape: voxels an axis, 2 or 3.
-        spacing: mm an axis.
-        affine: `[4, 4]`, voxel to mm: right, anterior, superior.
+        shape: number of voxels per axis, for 2 or 3 axes.
+        spacing: spacing per axis in mm.
+        affine: `[4, 4]`, from voxels to mm (right, anterior, superior).
     """
     world, rising = _directions(affine, len(shape))
     if len(shape) == 2:
@@ -212,7 +213,7 @@ def planes(shape: Sequence[int], spacing: Sequence[float], affine: NDArray[np.fl
 
 
 def _directions(affine: NDArray[np.float64], axes: int) -> tuple[list[int], list[bool]]:
-    """Of each array axis the world's axis that it runs along, and whether it rises there."""
+    """For each array axis, the world axis that it follows, and whether in its positive direction."""
     orientation = nib.io_orientation(affine)[:axes]
     return [int(axis) for axis, _ in orientation], [bool(sign > 0) for _, sign in orientation]
 
@@ -231,16 +232,16 @@ def _plane(across: int | None, world: list[int], rising: list[bool], spacing: Se
 
 
 def largest_section(labels: Labels, plane: Plane) -> float:
-    """The object's largest section in a plane, mm2."""
+    """The area of the object's largest section in a plane, mm2."""
     counts = _counts(labels != 0, plane)
     return float(counts.max(initial=0)) * plane.spacing[0] * plane.spacing[1]
 
 
-def telling_slice(reference: Labels, predictions: Iterable[Labels], plane: Plane) -> int:
-    """The slice on which predictions and reference differ most, over all predictions.
+def select_slice(reference: Labels, predictions: Iterable[Labels], plane: Plane) -> int:
+    """The slice with the most voxels that differ from the reference, over all predictions.
 
-    Where none differs it is the one with the largest section of the reference; without one, the middle. Of equals the
-    first.
+    If there are none, it is the slice with the largest section of the reference; if the reference is empty, the middle.
+    Among equals it is the first.
     """
     wrong = np.zeros(_length(reference, plane), np.int64)
     for prediction in predictions:
@@ -255,19 +256,19 @@ def _length(labels: Labels, plane: Plane) -> int:
 
 
 def _counts(mask: NDArray[np.bool_], plane: Plane) -> NDArray[np.int64]:
-    """Voxels of each slice."""
+    """The number of voxels in each slice."""
     return np.asarray(np.count_nonzero(mask, axis=(plane.rows, plane.columns)), np.int64).reshape(-1)
 
 
 def window(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> Window:
-    """The section of a slice that is shown: the object with a margin, and as square, in mm, as the slice allows.
+    """The section of a slice that is shown: the object with a margin, as square (in mm) as the slice allows.
 
-    The margin is 0.3 of the object's longer side and 0.1 of the slice's: so of a small object one still sees where it
-    lies. Of no object the whole slice is shown.
+    The margin is 0.3 of the object's longer side plus 0.1 of the slice's, so that the position of a small object
+    remains visible. Without an object the whole slice is shown.
 
     Args:
         mask: the object, `[rows, columns]`.
-        spacing: mm of rows and columns.
+        spacing: spacing of rows and columns in mm.
     """
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])
@@ -281,7 +282,7 @@ def window(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> Window:
 
 
 def _span(bounds: NDArray[np.int64], length: float, available: int) -> slice:
-    """So many voxels round the object's first and last, moved inwards where the slice ends."""
+    """A range of voxels centred on the object, moved inwards at the border of the slice."""
     voxels = min(int(np.ceil(length)), available)
     start = round((bounds.sum() + 1 - voxels) / 2)
     start = min(max(start, 0), available - voxels)

@@ -1,4 +1,4 @@
-"""The slices that are drawn, read from their files, and the outlines of their label maps."""
+"""Reads the slices that are drawn, and finds the outlines of their label maps."""
 
 import os
 from collections import defaultdict
@@ -15,29 +15,29 @@ from numpy.typing import NDArray
 from pipelines.data.checks import label_problem
 from pipelines.data.nifti import BadFileError, Volume, grid_problem, read_file, read_labels
 from pipelines.report.collect import PredictedCase
-from pipelines.report.overlay_selection import Choice, Plane, largest_section, planes, telling_slice, window
+from pipelines.report.overlay_selection import Choice, Plane, largest_section, planes, select_slice, window
 
-# Outlines of a label map, along the edges of its voxels: each edge once, joined to lines.
+# Outlines of a label map: the edges between voxels of different classes, each once, joined to lines.
 
 Point = tuple[int, int]
 
 
 def outlines(labels: NDArray[Any], spacing: tuple[float, float]) -> list[NDArray[np.float64]]:
-    """The lines between a slice's classes, background included.
+    """The lines between the classes of a slice, background included.
 
-    Where two classes touch there is one line, not two: dashes of two would fill each other's gaps.
+    There is a single line between two classes that touch: the dashes of two lines would fill each other's gaps.
 
     Args:
         labels: `[rows, columns]`.
         spacing: mm of rows and columns.
 
     Returns:
-        Lines `[points, 2]`, x (columns) and y (rows) in mm from the corner of the first voxel; closed ones end where
-        they begin.
+        Lines `[points, 2]`, x (columns) and y (rows) in mm from the corner of the first voxel; closed lines end where
+        they start.
     """
     padded = np.pad(labels, 1)
     neighbours: dict[Point, list[Point]] = defaultdict(list)
-    # Between a voxel and the next in its column: an edge along the row; corners are counted from the pad's.
+    # Two voxels that differ within a column have an edge along the row; corners are counted from the padding.
     for row, column in np.argwhere(padded[:-1, :] != padded[1:, :]).tolist():
         _join(neighbours, (row, column - 1), (row, column))
     for row, column in np.argwhere(padded[:, :-1] != padded[:, 1:]).tolist():
@@ -52,7 +52,7 @@ def _join(neighbours: dict[Point, list[Point]], one: Point, other: Point) -> Non
 
 
 def _lines(neighbours: dict[Point, list[Point]]) -> list[list[Point]]:
-    """Walk every edge once; lines begin where three meet, then anywhere: what is left is closed."""
+    """Join all edges to lines, first from corners with an odd number of edges; the remaining lines are closed."""
     lines = []
     for start in [*(point for point, others in neighbours.items() if len(others) % 2), *list(neighbours)]:
         while neighbours[start]:
@@ -68,7 +68,7 @@ def _lines(neighbours: dict[Point, list[Point]]) -> list[list[Point]]:
 
 
 def _next(line: list[Point], others: list[Point]) -> Point:
-    """Round a corner that two voxels share by a point: turn, so that two lines touch there, and do not cross."""
+    """The next point; where two voxels share only a corner, turn, so that the two lines touch and do not cross."""
     if len(line) < 2 or len(others) < 3:
         return others[0]
     row, column = (2 * now - before for now, before in zip(line[-1], line[-2], strict=True))
@@ -76,7 +76,7 @@ def _next(line: list[Point], others: list[Point]) -> Point:
 
 
 def _corners(line: list[Point]) -> list[Point]:
-    """Without the points in the middle of straight pieces."""
+    """The line without the inner points of straight segments."""
     inner = [
         now
         for before, now, after in zip(line, line[1:], line[2:], strict=False)
@@ -85,25 +85,25 @@ def _corners(line: list[Point]) -> list[Point]:
     return [line[0], *inner, line[-1]]
 
 
-# The slices that are drawn, read from their files: each file once, and no more than a few volumes in memory.
+# Reading the slices: each file once, with only a few volumes in memory.
 
 Labels = NDArray[Any]
-#: What predictions that are read together share: label, image, values that count, and the value that does not.
+#: What predictions that are read together share: label, image, evaluated label values, and the value to ignore.
 _Case = tuple[Path, Path | None, tuple[int, ...] | None, int | None]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What is drawn of a case: a section of one slice, `[rows, columns]`, rows drawn upwards.
+    """The section of a slice that is drawn; arrays are `[rows, columns]`, with rows drawn upwards.
 
     Attributes:
-        plane: of the slice.
-        index: of the slice, along the axis that the plane cuts; 0 of a 2D image.
-        slices: how many there are.
-        reference: labels.
-        predictions: labels, a prediction.
-        image: intensities; None: there are none.
-        no_image: why, if it should be there.
+        plane: plane of the slice.
+        index: index of the slice along the axis that the plane cuts; 0 for a 2D image.
+        slices: number of slices along that axis.
+        reference: labels of the reference.
+        predictions: labels of each prediction.
+        image: intensities; `None`: there is no image.
+        no_image: the reason, if an image was expected.
     """
 
     plane: Plane
@@ -117,7 +117,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Panel:
-    """A choice with what is drawn of it, or why nothing is."""
+    """A selected case with its section, or the reason why it cannot be drawn."""
 
     choice: Choice
     shown: Shown | None
@@ -126,7 +126,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Read:
-    """Of one case: for each of the planes in which it may be shown, its pictures; and predictions with a problem."""
+    """The sections of one case per possible plane, the area of its largest section, and problems with predictions."""
 
     pictures: dict[str, list[Shown]]
     sections: dict[str, float]
@@ -134,17 +134,17 @@ class _Read:
 
 
 def read_panels(choices: Sequence[Choice], same: Sequence[Choice]) -> tuple[list[Panel], list[Panel]]:
-    """Read what is drawn.
+    """Read the sections of all selected cases.
 
-    Where voxels are as long along several axes, all cases are shown in the plane in which their objects are largest,
-    over all of them.
+    If voxels have the same length along several axes, all cases are shown in the plane in which their objects have the
+    largest total area.
 
     Args:
-        choices: each with a slice of its own.
-        same: of one case, all on one slice.
+        choices: cases that each have a separate slice.
+        same: predictions of one case, all on the same slice.
 
     Returns:
-        A panel a choice, of both.
+        A panel for each of `choices` and for each of `same`.
     """
     wanted: dict[_Case, list[tuple[PredictedCase, ...]]] = {}
     for group in [*((choice.predicted,) for choice in choices), tuple(choice.predicted for choice in same)]:
@@ -152,7 +152,7 @@ def read_panels(choices: Sequence[Choice], same: Sequence[Choice]) -> tuple[list
             groups = wanted.setdefault(_case(group), [])
             if group not in groups:
                 groups.append(group)
-    # nibabel logs each oddity of a header that it mends by itself.
+    # nibabel logs every header that it corrects.
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         found = dict(zip(wanted, pool.map(_read_case, wanted, wanted.values()), strict=True))
     sections: dict[str, float] = {}
@@ -177,18 +177,18 @@ def _case(group: Sequence[PredictedCase]) -> _Case:
 
 
 def _read_case(case: _Case, groups: list[tuple[PredictedCase, ...]]) -> _Read:
-    """One case's slices: of each group of predictions one, in each plane in which it may be shown."""
+    """Read one case: a slice for each group of predictions, in each possible plane."""
     label, image_file, values, ignore = case
-    everyone = list(dict.fromkeys(one for group in groups for one in group))
+    predicted = list(dict.fromkeys(one for group in groups for one in group))
     try:
         reference = _labels(label, "the label")
     except BadFileError as error:
-        return _Read({}, {}, dict.fromkeys(everyone, str(error)))
+        return _Read({}, {}, dict.fromkeys(predicted, str(error)))
     uncounted = None if ignore is None else reference.data == ignore
     truth = _counted(reference.data, values, uncounted)
     predictions: dict[PredictedCase, Labels] = {}
     problems: dict[PredictedCase, str] = {}
-    for one in everyone:
+    for one in predicted:
         try:
             predictions[one] = _counted(_labels(one.prediction, "the prediction", reference).data, values, uncounted)
         except BadFileError as error:
@@ -210,7 +210,7 @@ def _read_case(case: _Case, groups: list[tuple[PredictedCase, ...]]) -> _Read:
 
 
 def _counted(labels: Labels, values: tuple[int, ...] | None, uncounted: NDArray[np.bool_] | None) -> Labels:
-    """Labels without those that were not measured."""
+    """The labels without those that were not evaluated."""
     if values is not None:
         labels = np.where(np.isin(labels, values), labels, 0)
     return labels if uncounted is None else np.where(uncounted, 0, labels)
@@ -223,21 +223,21 @@ def _picture(
     image: NDArray[Any] | None,
     no_image: str | None,
 ) -> Shown:
-    index = telling_slice(reference, predictions.values(), plane)
+    index = select_slice(reference, predictions.values(), plane)
     flat = plane.cut(reference, index)
     cut = {one: plane.cut(labels, index) for one, labels in predictions.items()}
     mask = flat != 0
     for labels in cut.values():
         mask = mask | (labels != 0)
-    at = window(mask, plane.spacing)
+    section = window(mask, plane.spacing)
     return Shown(
         plane=plane,
         index=index,
         slices=1 if plane.across is None else reference.shape[plane.across],
         # Copies: a view would keep the whole volume.
-        reference=flat[at].copy(),
-        predictions={one: labels[at].copy() for one, labels in cut.items()},
-        image=None if image is None else plane.cut(image, index)[at].astype(np.float32),
+        reference=flat[section].copy(),
+        predictions={one: labels[section].copy() for one, labels in cut.items()},
+        image=None if image is None else plane.cut(image, index)[section].astype(np.float32),
         no_image=no_image,
     )
 

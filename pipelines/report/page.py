@@ -1,5 +1,6 @@
-"""The report's page, one HTML file, and its tables."""
+"""The page of the report, one HTML file, and its tables."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,21 @@ from pipelines.evaluation.metrics import METRICS
 from pipelines.report.collect import Collected
 from pipelines.report.overlays import Overlays
 from pipelines.report.plots import PLOTS
-from pipelines.report.plots.base import Plot, written
+from pipelines.report.plots.base import Plot
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.verdict_text import NOT_CONTROLLED
 
-# The report's tables, as data frames: what the page shows, in full, and the plots' numbers.
+# The tables of the report as data frames: those of the page in full, and the numbers of the plots.
 
 #: Every table that a report can have.
-NAMES = (
+TABLES = (
     "ranking", "comparisons", "pairs", "groups", "classes", "secondary", "claim_check", "costs", "failures",
     "learning_curves", "learning_rates", "overlays",
 )  # fmt: skip
 
 
 def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFrame]:
-    """What there is something to tell of: name -> table."""
+    """All tables of a report that are not empty, by name."""
     tables = {
         "ranking": _ranking(analysis.primary),
         "comparisons": _comparisons(analysis.primary),
@@ -37,13 +38,19 @@ def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFr
                 for loss in group
             ]
         ),
-        "classes": _others(analysis.classes.values()),
-        "secondary": _others(analysis.secondary.values()),
+        "classes": _secondary(analysis.classes.values()),
+        "secondary": _secondary(analysis.secondary.values()),
         "claim_check": claim_check(analysis),
         "costs": pd.DataFrame(
             [
-                {"loss": loss, "epoch_s": own.epoch_s, "peak_mb": own.peak_mb, "seconds": own.seconds, "runs": own.runs}
-                for loss, own in (collected.costs or {}).items()
+                {
+                    "loss": loss,
+                    "epoch_s": cost.epoch_s,
+                    "peak_mb": cost.peak_mb,
+                    "seconds": cost.seconds,
+                    "runs": cost.runs,
+                }
+                for loss, cost in (collected.costs or {}).items()
             ]
         ),
         "failures": pd.DataFrame([vars(failure) for failure in collected.failures]),
@@ -56,10 +63,10 @@ def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFr
         ),
         "learning_rates": pd.DataFrame(
             [
-                {**own.model_dump(), "chosen": tuning.chosen.get(own.loss) == own.rate}
+                {**trial.model_dump(), "chosen": tuning.chosen.get(trial.loss) == trial.rate}
                 for tuning in (collected.tuning,)
                 if tuning is not None
-                for own in tuning.tried
+                for trial in tuning.tried
             ]
         ),
     }
@@ -67,15 +74,15 @@ def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFr
 
 
 def claim_check(analysis: Analysis) -> pd.DataFrame:
-    """A row a patient, a column a loss, as public checkers of claims read it; a failure counts as the worst."""
+    """The table that public claim checkers read: a row per patient, a column per loss; failures count as the worst."""
     columns = {f"alg_{loss}": values for loss, values in analysis.scores.items()}
     return pd.DataFrame({"case_id": analysis.patients, **columns})
 
 
-def _ranking(own: MetricAnalysis) -> pd.DataFrame:
+def _ranking(analysed: MetricAnalysis) -> pd.DataFrame:
     rows = []
-    for ranked in own.ranking:
-        resampled = own.bootstrap.losses[ranked.loss]
+    for ranked in analysed.ranking:
+        resampled = analysed.bootstrap.losses[ranked.loss]
         rows.append(
             {
                 "loss": ranked.loss,
@@ -96,9 +103,9 @@ def _ranking(own: MetricAnalysis) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _comparisons(own: MetricAnalysis) -> pd.DataFrame:
+def _comparisons(analysed: MetricAnalysis) -> pd.DataFrame:
     rows = []
-    for comparison in own.comparisons:
+    for comparison in analysed.comparisons:
         row = dict(vars(comparison))
         row |= _interval("difference", row.pop("interval"))
         variance = row.pop("variance")
@@ -107,28 +114,28 @@ def _comparisons(own: MetricAnalysis) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _pairs(own: MetricAnalysis) -> pd.DataFrame:
-    matrix = own.omnibus
+def _pairs(analysed: MetricAnalysis) -> pd.DataFrame:
+    pairs = analysed.omnibus
     return pd.DataFrame(
         [
-            {"loss": first, "other": second, "p": matrix.p[i][j], "p_adjusted": matrix.p_adjusted[i][j]}
-            for i, first in enumerate(matrix.losses)
-            for j, second in enumerate(matrix.losses)
+            {"loss": first, "other": second, "p": pairs.p[i][j], "p_adjusted": pairs.p_adjusted[i][j]}
+            for i, first in enumerate(pairs.losses)
+            for j, second in enumerate(pairs.losses)
             if i < j
         ]
     )
 
 
-def _others(analyses: Any) -> pd.DataFrame:
+def _secondary(analyses: Iterable[MetricAnalysis]) -> pd.DataFrame:
     blocks = []
-    for own in analyses:
-        compared = _comparisons(own)
-        ranking = _ranking(own)
+    for analysed in analyses:
+        compared = _comparisons(analysed)
+        ranking = _ranking(analysed)
         if len(compared):
             columns = ["loss", "difference", "difference_low", "difference_high", "p", "p_adjusted", "verdict"]
             ranking = ranking.merge(compared[columns], on="loss", how="left")
-        ranking.insert(0, "class", own.class_name or "")
-        ranking.insert(0, "metric", own.metric)
+        ranking.insert(0, "class", analysed.class_name or "")
+        ranking.insert(0, "metric", analysed.metric)
         blocks.append(ranking)
     return pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame()
 
@@ -138,7 +145,7 @@ def _interval(name: str, interval: tuple[float, float] | tuple[int, int] | None)
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-# The report's page: one HTML file that needs nothing beside it, no network and no script.
+# The page: one HTML file that needs no other file, no network and no script.
 
 
 def page(
@@ -147,22 +154,22 @@ def page(
     """The page as HTML.
 
     Args:
-        analysis: what it tells.
-        collected: of what.
-        plots: by name; those that are not there are left out.
-        overlays: pictures of single cases; with neither pictures nor notes the section is left out.
-        notes: what has to be told before the analysis's own caveats.
+        analysis: the analysis that the page presents.
+        collected: the results that were analysed.
+        plots: the plots by name, in the order of the page.
+        overlays: pictures of individual cases; without pictures and notes the section is left out.
+        notes: notes that come before the caveats of the analysis.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        # Names come from tables of strangers.
+        # Names come from untrusted tables.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"p": p_value, "interval": interval, "shown": shown, "number": number}
-    environment.filters["trained"] = lambda loss: collected.names.get(loss, loss)
+    environment.filters["trained_as"] = lambda loss: collected.names.get(loss, loss)
     primary = analysis.primary
     return environment.get_template("template.html").render(
         analysis=analysis,
@@ -176,7 +183,7 @@ def page(
         rows=_rows(analysis, collected),
         gaps=any(ranked.failed or ranked.lacking for ranked in primary.ranking),
         misses=any(ranked.missed or ranked.false_alarms for ranked in primary.ranking),
-        reach=_reach(analysis),
+        detectable=_detectable(analysis),
         friedman=_friedman(primary),
         classes=_grid(primary, analysis.classes, list(analysis.classes)),
         less_is_better=[METRICS[name].label for name in analysis.secondary if not METRICS[name].higher_is_better],
@@ -188,10 +195,10 @@ def _sections(analysis: Analysis, plots: dict[str, Plot]) -> list[dict[str, str]
     return [
         {
             "name": name,
-            "title": written(PLOTS[name].title, analysis),
-            "link": written(PLOTS[name].link, analysis),
-            "note": written(PLOTS[name].note, analysis),
-            # The SVG is made here, of text that matplotlib has escaped.
+            "title": PLOTS[name].text("title", analysis),
+            "link": PLOTS[name].text("link", analysis),
+            "note": PLOTS[name].text("note", analysis),
+            # The SVG is made by matplotlib, which escapes all text.
             "svg": Markup(plot.inline),
         }
         for name, plot in plots.items()
@@ -204,12 +211,12 @@ def p_value(p: float) -> str:
 
 
 def shown(value: float | None, metric: str, signed: bool = False) -> str:
-    """A value of a measure, with its unit."""
+    """A metric's value with its unit."""
     return "–" if value is None else METRICS[metric].shown(value, signed=signed)
 
 
 def interval(pair: tuple[float, float] | None, metric: str, signed: bool = False) -> str:
-    """An interval as text; the unit once."""
+    """An interval as text, without the unit."""
     if pair is None:
         return "–"
     low, high = (f"{value:{'+' if signed else ''}.{METRICS[metric].decimals}f}" for value in pair)
@@ -217,60 +224,61 @@ def interval(pair: tuple[float, float] | None, metric: str, signed: bool = False
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number as text; whole ones, as most ranks are, without digits."""
+    """A number as text; whole numbers, such as most ranks, without decimals."""
     if value is None:
         return "–"
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.{digits}f}"
 
 
 def _rows(analysis: Analysis, collected: Collected) -> list[dict[str, Any]]:
-    """The ranking table."""
-    words = {own.loss: own for own in analysis.primary.comparisons}
+    """The rows of the ranking table."""
+    comparisons = {compared.loss: compared for compared in analysis.primary.comparisons}
     return [
         {
             "ranked": ranked,
             "resampled": analysis.primary.bootstrap.losses[ranked.loss],
-            "comparison": words.get(ranked.loss),
+            "comparison": comparisons.get(ranked.loss),
             "cost": (collected.costs or {}).get(ranked.loss),
-            "still": [one for one in collected.still if one.run.config.loss == ranked.loss],
+            "stood_still": [still for still in collected.still if still.run.config.loss == ranked.loss],
         }
         for ranked in analysis.primary.ranking
     ]
 
 
 def _grid(primary: MetricAnalysis, analyses: dict[str, MetricAnalysis], heads: list[str]) -> dict[str, Any]:
-    """A row a loss, a column an analysis."""
+    """A table with a row per loss and a column per analysis."""
     rows = []
-    for place in primary.ranking:
+    for loss in (ranked.loss for ranked in primary.ranking):
         cells = []
-        for own in analyses.values():
-            ranked = next(one for one in own.ranking if one.loss == place.loss)
-            compared = next((one for one in own.comparisons if one.loss == place.loss), None)
+        for analysed in analyses.values():
+            ranked = next(ranked for ranked in analysed.ranking if ranked.loss == loss)
             cells.append(
                 {
-                    "metric": own.metric,
+                    "metric": analysed.metric,
                     "mean": ranked.mean,
-                    "interval": own.bootstrap.losses[place.loss].mean_interval,
-                    "best": ranked.rank == own.ranking[0].rank,
-                    "compared": compared,
+                    "interval": analysed.bootstrap.losses[loss].mean_interval,
+                    "best": ranked.rank == analysed.ranking[0].rank,
+                    "compared": next((compared for compared in analysed.comparisons if compared.loss == loss), None),
                 }
             )
-        rows.append((place.loss, cells))
-    return {"heads": [(head, own.patients) for head, own in zip(heads, analyses.values(), strict=True)], "rows": rows}
+        rows.append((loss, cells))
+    patients = [analysed.patients for analysed in analyses.values()]
+    return {"heads": list(zip(heads, patients, strict=True)), "rows": rows}
 
 
-def _reach(analysis: Analysis) -> str | None:
-    """What could be seen at all, as a sentence."""
+def _detectable(analysis: Analysis) -> str | None:
+    """The detectable differences as a sentence."""
     reach, metric = analysis.primary.reach, analysis.metric
     if reach.difference is None or reach.sd is None:
         return None
     text = (
-        f"What could be seen at all: with these {reach.cases} {analysis.unit}s a comparison with the reference finds, "
-        f"with 80 % power, a true mean difference of {metric.shown(reach.difference)}"
+        f"Detectable difference: with {reach.cases} {analysis.unit}s, a single comparison with the reference detects a "
+        f"true mean difference of {metric.shown(reach.difference)} with 80 % power"
     )
     if reach.difference_family is not None and len(analysis.primary.comparisons) > 1:
-        text += f" alone, and of {metric.shown(reach.difference_family)} as one of {len(analysis.primary.comparisons)}"
-    return f"{text} (the differences' standard deviation is {metric.shown(reach.sd)})."
+        comparisons = len(analysis.primary.comparisons)
+        text += f", and each of the {comparisons} comparisons one of {metric.shown(reach.difference_family)}"
+    return f"{text} (standard deviation of the differences: {metric.shown(reach.sd)})."
 
 
 def _friedman(primary: MetricAnalysis) -> str | None:

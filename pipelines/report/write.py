@@ -1,4 +1,4 @@
-"""Writes a report's folder: the page, its plots and tables, and all numbers as JSON."""
+"""Writes the folder of a report: the page, plots and tables, and all numbers as JSON."""
 
 import multiprocessing
 from collections.abc import Mapping
@@ -10,29 +10,27 @@ from pathlib import Path
 
 from pipelines.report.collect import Collected
 from pipelines.report.overlays import Overlays, every_overlay
-from pipelines.report.page import NAMES as TABLES
-from pipelines.report.page import every_table, page
+from pipelines.report.page import TABLES, every_table, page
 from pipelines.report.plots import PLOTS
 from pipelines.report.plots.base import Plot, drawn
-from pipelines.runs.plan import DEFAULT_REFERENCE as DEFAULT_REFERENCE
-from pipelines.runs.plan import NO_REFERENCE
+from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
 from pipelines.statistics.analysis import analyse
 from pipelines.statistics.results import Analysis
 from pipelines.utils import UserError
 from pipelines.utils.files import write_atomically, write_json, write_text
 from pipelines.utils.machine import available_cores, end_with_parent, kill_pool
 
-# All that a report draws; where that is much, its plots and its pictures of cases at the same time.
+# Drawing: plots and pictures of cases, in two processes if there are many.
 
-#: Losses from which on a second process pays: it takes a second to start, and each picture a fifth of one.
+#: Smallest number of losses for a second process: it takes a second to start, and each picture takes 0.2 s.
 _MANY = 9
 
 
 def draw_all(analysis: Analysis, collected: Collected) -> tuple[dict[str, Plot], Overlays]:
-    """The plots by name, and the pictures of cases."""
+    """Draw the plots, by name, and the pictures of cases."""
     if not collected.predictions or len(collected.table.losses) < _MANY or available_cores() < 2:
         return every_plot(analysis, collected), every_overlay(analysis, collected)
-    # Not by fork: a copy of a process with threads may wait for a lock for ever.
+    # Not by fork: the copy of a process with threads may wait for a lock forever.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         pictures = pool.submit(every_overlay, analysis, collected)
@@ -42,15 +40,12 @@ def draw_all(analysis: Analysis, collected: Collected) -> tuple[dict[str, Plot],
         except KeyboardInterrupt:
             kill_pool(pool)
             raise
-        except BrokenProcessPool:  # for lack of memory, most likely
+        except BrokenProcessPool:  # most likely out of memory
             return plots, every_overlay(analysis, collected)
 
 
-# All plots of a report.
-
-
 def every_plot(analysis: Analysis, collected: Collected) -> dict[str, Plot]:
-    """Draw what there is something to draw of: name -> plot."""
+    """Draw all plots that apply, by name."""
     return {
         name: drawn(name, partial(entry.draw, analysis, collected))
         for name, entry in PLOTS.items()
@@ -58,7 +53,7 @@ def every_plot(analysis: Analysis, collected: Collected) -> dict[str, Plot]:
     }
 
 
-# A report's folder: the page, its plots and tables, and all numbers as JSON.
+# The folder of a report.
 
 
 def write_report(
@@ -72,24 +67,25 @@ def write_report(
     non_inferior: bool | None = None,
     bootstraps: int = 10_000,
 ) -> tuple[Path, Analysis]:
-    """Analyse, and write everything; the page comes last, so that what it names is there.
+    """Analyse the results and write the report; the page comes last, after all files that it names.
 
     Args:
-        collected: of a folder or a table.
-        out: the report's folder; an older report there is replaced.
-        metric: the primary measure; None: the one that the plan named before training.
-        reference: the loss to compare with, or `NO_REFERENCE`; None: the plan's, or, where it named none,
-            `DEFAULT_REFERENCE`, where it is among the losses.
-        margin: of equivalence, in the measure's unit; None: the plan's.
-        empty: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`; None: the plan's.
-        non_inferior: whether *non-inferior* takes the place of *equivalent*; None: the plan's.
-        bootstraps: replicates.
+        collected: the results of a comparison, a table or external predictions.
+        out: folder of the report; an older report there is replaced.
+        metric: the primary metric; `None`: that of the plan.
+        reference: the loss that the others are compared with, or `NO_REFERENCE`; `None`: that of the plan, or without
+            one `DEFAULT_REFERENCE` if it is among the losses.
+        margin: equivalence margin, in the metric's unit; `None`: that of the plan.
+        empty: the rule for cases whose reference is empty for a class: `one`, `exclude` or `worst`; `None`: that of the
+            plan.
+        non_inferior: whether to test non-inferiority in place of equivalence; `None`: as in the plan.
+        bootstraps: number of bootstrap replicates.
 
     Returns:
-        The page's path, and the analysis.
+        The path of the page, and the analysis.
 
     Raises:
-        UserError: no such measure or loss; the folder cannot be written.
+        UserError: there is no such metric or loss, or the folder cannot be written.
     """
     named = {"reference": reference, "metric": metric, "margin": margin, "empty": empty, "non_inferior": non_inferior}
     notes = collected.notes + _after_the_fact(collected, named)
@@ -98,7 +94,7 @@ def write_report(
     empty = collected.empty if empty is None else empty
     non_inferior = collected.non_inferior if non_inferior is None else non_inferior
     if reference is None and collected.reference is not None:
-        # Where it has not ended yet, no other takes its place.
+        # If its runs have not ended yet, no other loss replaces it.
         reference = collected.reference if collected.reference in collected.table.losses else NO_REFERENCE
     if reference == NO_REFERENCE:
         reference = None
@@ -106,9 +102,9 @@ def write_report(
         reference = DEFAULT_REFERENCE
     elif reference is None:
         notes += (
-            f"The usual reference, {DEFAULT_REFERENCE}, is not among the losses, and no other was named "
-            "(--reference, before the results are seen): all losses are compared with all, and there is no verdict "
-            "of equivalence.",
+            f"The default reference, {DEFAULT_REFERENCE}, is not among the losses, and no other was named "
+            "(--reference, before the results are known): all pairs of losses are compared, and equivalence is not "
+            "tested.",
         )
     analysis = analyse(
         collected.table,
@@ -133,33 +129,34 @@ def write_report(
         for name, content in files.items():
             write_atomically(out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
         _remove_stale(out, set(files))
-        write_json(out / "analysis.json", analysis.to_dict() | _about(collected, notes))
+        write_json(out / "analysis.json", analysis.to_dict() | _provenance(collected, notes))
         write_text(out / "report.html", html)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
     return out / "report.html", analysis
 
 
-#: Attributes of what a report is made of that are named before training, and what they are called.
+#: Attributes of `Collected` that a plan names before training, and their names in notes.
 _NAMED_BEFORE = {
-    "reference": "reference", "metric": "primary measure", "margin": "margin", "empty": "empty",
+    "reference": "reference", "metric": "primary metric", "margin": "margin", "empty": "empty",
     "non_inferior": "non-inferior",
 }  # fmt: skip
 
 
 def _after_the_fact(collected: Collected, named: Mapping[str, object]) -> tuple[str, ...]:
-    """What was chosen when the results could be seen: a choice made by them finds more than there is."""
+    """Notes on choices that differ from the plan, since the results may have been known when they were made."""
     if collected.reference is None:
-        return ()  # nothing was named before
+        return ()  # nothing was named before training
     return tuple(
-        f"Chosen after the fact: {what} {named[name]}; before training {getattr(collected, name)} was named. What is "
-        "chosen by the results looks better than it is."
+        f"Chosen after the fact: {what} {named[name]}; before training, {getattr(collected, name)} was named. A choice "
+        "that is based on the results makes them look better than they are."
         for name, what in _NAMED_BEFORE.items()
         if named[name] is not None and named[name] != getattr(collected, name)
     )
 
 
-def _about(collected: Collected, notes: tuple[str, ...]) -> dict[str, object]:
+def _provenance(collected: Collected, notes: tuple[str, ...]) -> dict[str, object]:
+    """What `analysis.json` has in addition to the analysis."""
     return {
         "title": collected.title,
         "notes": list(notes),
@@ -170,21 +167,21 @@ def _about(collected: Collected, notes: tuple[str, ...]) -> dict[str, object]:
         "relative_steps": collected.steps,
         "stood_still": [
             {
-                "loss": one.run.config.loss,
-                "fold": one.run.config.fold,
-                "seed": one.run.config.seed,
-                "epochs": one.epochs,
+                "loss": still.run.config.loss,
+                "fold": still.run.config.fold,
+                "seed": still.run.config.seed,
+                "epochs": still.epochs,
             }
-            for one in collected.still
+            for still in collected.still
         ],
     }
 
 
 def _remove_stale(out: Path, written: set[str]) -> None:
-    """What an older report had, and this one has nothing to tell of: it would be taken for this one's."""
-    own = [f"plots/{name}.{kind}" for name in PLOTS for kind in ("svg", "png")]
-    own += [f"tables/{name}.csv" for name in TABLES]
-    own += [f"plots/{path.name}" for path in (out / "plots").glob("overlay_*.png")]
-    for name in own:
+    """Remove files of an older report that this one does not have."""
+    possible = [f"plots/{name}.{kind}" for name in PLOTS for kind in ("svg", "png")]
+    possible += [f"tables/{name}.csv" for name in TABLES]
+    possible += [f"plots/{path.name}" for path in (out / "plots").glob("overlay_*.png")]
+    for name in possible:
         if name not in written:
             (out / name).unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Which loss is best, and is the difference real: statistics on a plain table of results, without training."""
+"""Which loss is best, and is the difference real: statistics on a plain table of results."""

@@ -1,4 +1,4 @@
-"""A whole table analysed: what is best, and is the difference real?"""
+"""The analysis of a whole table: which loss is best, and is the difference real?"""
 
 import difflib
 import math
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipelines.statistics.bootstrap import Bootstrap, bootstrap
+from pipelines.statistics.bootstrap import bootstrap
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.paired import Comparison, Omnibus, all_pairs, compare_with
 from pipelines.statistics.results import Analysis, MetricAnalysis, Ranked, Reach, least_difference
@@ -30,17 +30,17 @@ def analyse(
     """Compare the losses of a table.
 
     Args:
-        table: a row per loss and case, checked.
-        metric: the primary measure, named before training.
-        reference: the loss to compare with, named before training; `None`: only all with all.
-        margin: of equivalence, in the primary measure's unit.
-        empty: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`, as `scores` says.
-        non_inferior: whether *non-inferior* takes the place of *equivalent*.
-        bootstraps: replicates.
-        seed: of their draws and of drawn sign patterns; the same table and seed give the same numbers.
+        table: the checked table, with one row per loss and case.
+        metric: the primary metric, named before training.
+        reference: the loss that the others are compared with, named before training; `None`: only pairs are compared.
+        margin: equivalence margin, in the unit of the primary metric.
+        empty: the rule for cases whose reference is empty for a class: `one`, `exclude` or `worst`; see `scores`.
+        non_inferior: whether to test non-inferiority in place of equivalence.
+        bootstraps: number of bootstrap replicates.
+        seed: seed of the replicates and sign patterns; the same table and seed give the same numbers.
 
     Raises:
-        UserError: the table has no such measure or loss; margin or bootstraps make no sense.
+        UserError: the table has no such metric or loss, or margin, `empty` or `bootstraps` is invalid.
     """
     if metric not in table.metrics:
         raise UserError(
@@ -57,28 +57,37 @@ def analyse(
     if bootstraps < 1:
         raise UserError(f"bootstraps: got {bootstraps}; expected at least 1")
 
-    def one(name: str, class_name: str | None = None) -> tuple[Scores, MetricAnalysis] | None:
-        found = scores(table, name, class_name, empty=empty)
-        if not found.patients:
-            return None
-        # The margin was named for the primary measure alone: 0.01 of specificity would be nearly all there is.
-        known = margin if name == metric else None
+    def analyse_scores(of: Scores, class_name: str | None = None) -> MetricAnalysis:
+        name = of.metric.name
         comparisons: tuple[Comparison, ...] = ()
         if reference is not None:
-            comparisons = compare_with(found, reference, margin=known, non_inferior=non_inferior, seed=seed)
-        primary = name == metric and class_name is None
-        resampled = bootstrap(found, bootstraps=bootstraps, seed=seed)
-        return found, _analysed(
-            found, class_name, primary, comparisons, all_pairs(found, seed=seed), resampled, misses(table, class_name)
+            # The margin was named for the primary metric alone: no other has the same scale.
+            named = margin if name == metric else None
+            comparisons = compare_with(of, reference, margin=named, non_inferior=non_inferior, seed=seed)
+        pairs = all_pairs(of, seed=seed)
+        ranking = _ranking(of, pairs, misses(table, class_name))
+        place = {ranked.loss: i for i, ranked in enumerate(ranking)}
+        return MetricAnalysis(
+            metric=name,
+            class_name=class_name,
+            primary=name == metric and class_name is None,
+            patients=len(of.patients),
+            excluded=of.excluded,
+            empty=of.empty,
+            ranking=ranking,
+            comparisons=tuple(sorted(comparisons, key=lambda comparison: place[comparison.loss])),
+            omnibus=pairs,
+            bootstrap=bootstrap(of, bootstraps=bootstraps, seed=seed),
+            reach=_reach(of, comparisons),
         )
 
-    main = one(metric)
-    if main is None:
-        raise UserError(f"metric {metric}: no loss has a value of any case; expected some")
-    found, primary = main
-    several = table.classes if len(table.classes) > 1 else ()
-    classes = {name: own[1] for name in several if (own := one(metric, name)) is not None}
-    secondary = {name: own[1] for name in table.metrics if name != metric and (own := one(name)) is not None}
+    found = scores(table, metric, empty=empty)
+    if not found.patients:
+        raise UserError(f"metric {metric}: no loss has a value for any case; expected some")
+    of_classes = {
+        name: scores(table, metric, name, empty=empty) for name in (table.classes if len(table.classes) > 1 else ())
+    }
+    of_metrics = {name: scores(table, name, empty=empty) for name in table.metrics if name != metric}
     folds, seeds = int(found.folds.max(initial=0)) + 1, found.values.shape[-1]
     analysis = Analysis(
         verdict="",
@@ -94,46 +103,20 @@ def analyse(
         seed=seed,
         trainings=folds * seeds,
         patients=found.patients,
-        scores={loss: tuple(own) for loss, own in zip(found.losses, found.by_patient.tolist(), strict=True)},
-        primary=primary,
-        classes=classes,
-        secondary=secondary,
+        scores={loss: tuple(values) for loss, values in zip(found.losses, found.by_patient.tolist(), strict=True)},
+        primary=analyse_scores(found),
+        classes={name: analyse_scores(of, name) for name, of in of_classes.items() if of.patients},
+        secondary={name: analyse_scores(of) for name, of in of_metrics.items() if of.patients},
         metrics=table.metrics,
     )
     return replace(analysis, verdict=verdict_sentence(analysis), caveats=caveats(table, found, analysis))
 
 
 def _unit(table: CaseTable) -> str:
-    """Whether patients are known: by other names than their cases, or several cases of one."""
-    about = table.frame[["case", "patient"]].drop_duplicates()
-    named = about["patient"].str.split(n=1).str[1] != about["case"]
+    """`patient` if the table names patients other than by their cases, else `case`."""
+    pairs = table.frame[["case", "patient"]].drop_duplicates()
+    named = pairs["patient"].str.split(n=1).str[1] != pairs["case"]
     return "patient" if "patient" in table.given and named.any() else "case"
-
-
-def _analysed(
-    found: Scores,
-    class_name: str | None,
-    primary: bool,
-    comparisons: tuple[Comparison, ...],
-    omnibus: Omnibus,
-    resampled: Bootstrap,
-    missed: dict[str, tuple[int, int]],
-) -> MetricAnalysis:
-    ranking = _ranking(found, omnibus, missed)
-    place = {ranked.loss: i for i, ranked in enumerate(ranking)}
-    return MetricAnalysis(
-        metric=found.metric.name,
-        class_name=class_name,
-        primary=primary,
-        patients=len(found.patients),
-        excluded=found.excluded,
-        empty=found.empty,
-        ranking=ranking,
-        comparisons=tuple(sorted(comparisons, key=lambda comparison: place[comparison.loss])),
-        omnibus=omnibus,
-        bootstrap=resampled,
-        reach=_reach(found, comparisons),
-    )
 
 
 def _ranking(found: Scores, omnibus: Omnibus, missed: dict[str, tuple[int, int]]) -> tuple[Ranked, ...]:
@@ -150,7 +133,7 @@ def _ranking(found: Scores, omnibus: Omnibus, missed: dict[str, tuple[int, int]]
             average_rank=average[loss],
             rank_set=omnibus.rank_sets[loss],
             failed=found.failed.get(loss, 0),
-            lacking=found.lacking.get(loss, ()),
+            lacking=found.missing.get(loss, ()),
             missed=missed[loss][0],
             false_alarms=missed[loss][1],
         )
@@ -160,16 +143,11 @@ def _ranking(found: Scores, omnibus: Omnibus, missed: dict[str, tuple[int, int]]
 
 
 def _reach(found: Scores, comparisons: tuple[Comparison, ...]) -> Reach:
-    patients, one = len(found.patients), found.values.shape[-1] == 1 and not found.folds.any()
+    patients, one_run = len(found.patients), found.values.shape[-1] == 1 and not found.folds.any()
     deviations = [comparison.sd for comparison in comparisons if comparison.sd is not None]
     sd = float(np.median(deviations)) if deviations else None
-    known = sd is not None and one
-    return Reach(
-        cases=patients,
-        least_cases=least_patients(),
-        sd=sd,
-        difference=least_difference(sd, patients) if known and sd is not None else None,
-        difference_family=least_difference(sd, patients, comparisons=len(comparisons))
-        if known and sd is not None
-        else None,
-    )
+    alone = family = None
+    if sd is not None and one_run:
+        alone = least_difference(sd, patients)
+        family = least_difference(sd, patients, comparisons=len(comparisons))
+    return Reach(patients, least_patients(), sd, difference=alone, difference_family=family)

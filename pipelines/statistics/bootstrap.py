@@ -1,17 +1,17 @@
-r"""What another sample of patients would have shown: intervals of single means, and how stable first place is.
+r"""The bootstrap over patients and seeds: intervals of the means, and the stability of first place.
 
-Each replicate draws n patients with replacement, the same for all losses, averages, and ranks the losses by their
-means. With S seeds it draws, in each fold, S of those as well, for all its patients and losses at once. A draw of S
-from S has $(S-1)/S$ of the seeds' variance, half of it with two: so before, each value's distance from its patient's
-mean over seeds is stretched by $\sqrt{S / (S-1)}$.
+Each replicate draws n patients with replacement, the same for all losses, averages their values, and ranks the losses
+by mean. With S seeds, it also draws S seeds in each fold, the same for all patients and losses of the fold. A draw of S
+from S has only $(S-1)/S$ of the variance over seeds, half of it with two seeds. To correct for that, each value's
+deviation from the patient's mean over seeds is first scaled by $\sqrt{S / (S-1)}$.
 
-Intervals of means are percentiles, taken further out by as much as t's quantile is beyond the normal's and a sample's
-spread below the population's (the expanded percentile interval, Hesterberg 2015), so that they cover at few cases. Of
-ranks no percentiles are given: they cover badly (`omnibus` has sets of ranks that hold).
+The intervals of the means are expanded percentile intervals (Hesterberg 2015), which also cover with few cases: the
+percentiles are moved outwards to make up for the difference between the t and the normal quantile, and for the sample's
+smaller spread. There are no percentile intervals of ranks, since these cover badly (`paired` has valid rank sets).
 
-Not controlled: the loss that is first in the sample tends to be first in its resamples; P(rank 1) is how stable the
-ranking is against the choice of patients, not the chance of being the best loss. With one seed retraining is not in
-it, and what the folds' training data change never is.
+Not controlled: the loss that is first in the sample tends to be first in its resamples. P(rank 1) therefore shows how
+stable the ranking is against the choice of patients, not the probability of being the best loss. It does not include
+retraining with one seed, and never the effect of the training data of other folds.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 from pipelines.statistics.mean_difference import retraining_share
 from pipelines.statistics.scores import DIGITS, Floats, Scores
 
-#: Replicates at a time, for memory. A part of the result: the draws depend on it.
+#: Replicates at a time, to save memory. The draws, and so the results, depend on it.
 _CHUNK = 1000
 
 
@@ -34,9 +34,9 @@ class Resampled:
     """One loss under the bootstrap.
 
     Attributes:
-        mean_interval: 95 %, of the mean; none with one patient.
-        p_first: the share of replicates in which it is first; ties share one.
-        retraining: the share of this loss's variance between seeds, within patients; none with one seed.
+        mean_interval: 95 % interval of the mean; `None` with one patient.
+        p_first: the share of replicates in which the loss is first; tied losses share a replicate.
+        retraining: the share of this loss's variance that lies between seeds, within patients; `None` with one seed.
     """
 
     mean_interval: tuple[float, float] | None
@@ -49,8 +49,9 @@ class Bootstrap:
     """The ranking under the bootstrap.
 
     Attributes:
-        losses: by name.
-        tau: mean of Kendall's tau-b between a replicate's ranking by means and the observed one; 1: always the same.
+        losses: the results per loss.
+        tau: Kendall's tau-b between a replicate's ranking by means and the observed one, mean over the replicates; 1 if
+            they always agree.
         tau_low: its 2.5th percentile.
     """
 
@@ -60,12 +61,12 @@ class Bootstrap:
 
 
 def bootstrap(scores: Scores, *, bootstraps: int = 10_000, seed: int = 0) -> Bootstrap:
-    """Resample patients, and seeds where there are several.
+    """Resample patients, and seeds if there are several.
 
     Args:
-        scores: of one measure.
-        bootstraps: how many replicates.
-        seed: of the draws; the same gives the same.
+        scores: the scores of one metric.
+        bootstraps: number of replicates.
+        seed: seed of the draws.
     """
     gains = scores.metric.sign * scores.values
     means = resampled_means(gains, scores.folds, bootstraps=bootstraps, seed=seed)
@@ -94,8 +95,8 @@ def resampled_means(values: Floats, folds: NDArray[np.intp], *, bootstraps: int,
     Args:
         values: `[L, n, S]`.
         folds: `[n]`, the number of each patient's fold.
-        bootstraps: how many.
-        seed: of the draws.
+        bootstraps: number of replicates.
+        seed: seed of the draws.
     """
     losses, n, seeds = values.shape
     if seeds > 1:
@@ -118,7 +119,7 @@ def resampled_means(values: Floats, folds: NDArray[np.intp], *, bootstraps: int,
 
 
 def _drawn(random: np.random.Generator, size: int, n: int) -> Floats:
-    """How often each of n was drawn, divided by n: `[size, n]`."""
+    """How often each of n items was drawn, divided by n: `[size, n]`."""
     draws = random.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
     return np.bincount(draws.ravel(), minlength=size * n).reshape(size, n) / n
 
@@ -133,12 +134,12 @@ def _pair(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _kendall(replicates: Floats, observed: Floats) -> Floats:
-    """Kendall's tau-b of each replicate `[B, L]` with the observed values `[L]`; 1 where both are all ties."""
+    """Kendall's tau-b of each replicate `[B, L]` with the observed values `[L]`; 1 if both consist of ties only."""
     i, j = np.triu_indices(len(observed), 1)
     seen = np.sign(observed[i] - observed[j])
     drawn = np.sign(replicates[:, i] - replicates[:, j])
     scale = np.sqrt((seen != 0).sum() * (drawn != 0).sum(1))
     agreement = drawn @ seen
-    # Where one has no order there is nothing to agree with; where neither has, they are the same.
+    # If only one of the two consists of ties, tau is 0; if both do, they agree.
     both_flat = (seen == 0).all() & (drawn == 0).all(1)
     return np.where(both_flat, 1.0, agreement / np.where(scale > 0, scale, 1.0))

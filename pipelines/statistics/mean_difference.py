@@ -1,45 +1,47 @@
 r"""Mean paired differences: intervals, tests, and the adjustment over several comparisons.
 
-One estimand: the mean over patients of the difference of two losses. $d_i$ is a patient's difference (trainings
-averaged), n the number of patients, $\bar d$, $s$ and $g$ the sample's mean, standard deviation and skewness.
+The estimand is the mean over patients of the difference between two losses. $d_i$ is the difference of a patient (runs
+averaged), n the number of patients, and $\bar d$, $s$ and $g$ are the sample's mean, standard deviation and skewness.
 
 **The statistic** is Student's t corrected for skewness (Johnson 1978; made monotone by Hall 1992): with
 $t = \sqrt n\, \bar d / s$ and $a = g / \sqrt n$,
 
 $$h = t + \frac a6 + \frac{a t^2}3 + \frac{a^2 t^3}{27}.$$
 
-Under 20 patients the test takes a part of the skewness, $1/2 + n / 40$ of it: so few show it too roughly, and all of it
-would cost more power than it saves false words (both by simulation).
+With fewer than 20 patients the test uses only a part of the skewness, $1/2 + n / 40$ of it: its estimate is then too
+rough, and the full correction costs more power than it prevents false verdicts (both found by simulation).
 
-**The test** is Westfall and Young's step-down max-T over joint sign flips: where no loss differs, a patient's
-differences are as likely with all signs turned, all comparisons at once. All $2^{n-1}$ patterns are taken up to n = 14,
-else 10,000 are drawn. Where the differences are jointly symmetric around 0 the family-wise error is at most the level,
-at any n, however the comparisons depend on each other; the statistic makes it hold approximately where they are skewed.
+**The test** is Westfall and Young's step-down max-T over joint sign flips: if no loss differs, a patient's differences
+in all comparisons are as likely as with all their signs flipped. All $2^{n-1}$ patterns are used up to n = 14,
+otherwise 10,000 are drawn. If the differences are jointly symmetric around 0, the family-wise error is at most the
+level for any n and any dependence between the comparisons; for skewed differences the corrected statistic makes it hold
+approximately.
 
-**The interval** of the mean is, on each side, the wider one of Student's and of the inverse of h. Where it has to show
-that a difference is small (equivalence, non-inferiority), the skewness is taken one and a half times: few cases show
-too little of it, and what they do not show is what matters there.
+**The interval** of the mean is, on each side, the wider one of Student's and of the inverse of h. To show that a
+difference is small (equivalence, non-inferiority), 1.5 times the skewness is used: a few cases underestimate it, and
+the unseen tail is what matters there.
 
-**Several trainings** (a training is a fold with a seed; seeds are nested in folds): the variance of $\bar d$ is split,
+**Several runs** (a run is a fold with a seed; seeds are nested in folds): the variance of $\bar d$ is split,
 
 $$v = v_\text{patient} + v_\text{retraining} + v_\text{fold}, \qquad
 \bar d \pm \sqrt{t^2_{n-F} v_\text{patient} + t^2_{\nu_r} v_\text{retraining} + t^2_{\nu_f} v_\text{fold}}$$
 
-(Howe 1974), with F folds and S seeds. The retraining's part is the variance between seeds within folds, F(S-1) degrees
-of freedom. With several folds their means show what is left, F-1 degrees; with one seed that is retraining and fold in
-one, and then the interval is never narrower than Student's over the fold means. So few degrees of freedom say hardly
-anything, and so, as in a mixed model, these two parts are estimated from all L losses of the table together, with L-1
-times as many degrees; where a comparison's own estimate is larger, that counts. A loss whose trainings vary far more
-than the others' is not pooled: it, and what is compared with it, go by their own variance and degrees of freedom.
+(Howe 1974), with F folds and S seeds. The component of retraining is the variance between seeds within folds, with
+F(S-1) degrees of freedom. The component of folds is estimated from the fold means, with F-1 degrees of freedom; with
+one seed it includes retraining, and the interval is then never narrower than Student's over the fold means. Since these
+degrees of freedom are so few, both components are pooled over all L losses of the table, as in a mixed model, with L-1
+times as many degrees of freedom; if the estimate from the comparison alone is larger, it is used instead. A loss whose
+runs vary far more than those of the others is not pooled: its comparisons use their separate variance and degrees of
+freedom.
 
-With several trainings a second p-value is the level at which that interval would end at 0 (without the correction for
-skewness), Holm over the comparisons. With one fold and one seed nothing shows what retraining changes, and all is said
-of these networks.
+With several runs there is a second p-value: the level at which that interval would end at 0 (without the correction for
+skewness), adjusted over the comparisons by Holm. With one fold and one seed the effect of retraining is unknown, and
+all results describe these networks only.
 
-`p_adjusted` is the largest of all that apply: the step-down max-T p, Holm's p over trainings, and the level at which
-the 95 % interval would end at 0. Not controlled: patients that are not independent, and training data that folds share.
+`p_adjusted` is the largest p-value that applies: the step-down max-T p, Holm's p over runs, and the level at which the
+95 % interval would end at 0. Not controlled: patients that are not independent, and the training data that folds share.
 
-Every function takes further axes in front, so that simulations run many tables at once.
+Every function accepts further leading axes, so that simulations can process many tables at once.
 """
 
 from dataclasses import dataclass
@@ -52,30 +54,30 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, stdtr, stdtrit
 
 from pipelines.statistics.scores import DIGITS, Floats
-from pipelines.statistics.significance_tests import Indices, _unsorted, holm
+from pipelines.statistics.significance_tests import Indices, holm, unsorted
 
 #: The level of all tests.
 ALPHA = 0.05
-#: Sign patterns that are drawn where there are more.
+#: Number of sign patterns that are drawn if there are more.
 FLIPS = 10_000
-#: How many times the sample's skewness is taken where equivalence is shown: few cases show too little of it.
+#: Factor on the sample's skewness in tests of equivalence: a few cases underestimate it.
 _CAUTION = 1.5
-#: A loss whose trainings vary more than this quantile of what the others show is judged by its own variance.
+#: A loss is not pooled if its variance over runs has a smaller tail probability than this, given the other losses.
 _OUTLYING = 0.001
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The variance of a mean difference, and the degrees of freedom; each `[..., k]`.
+    """The components of the variance of mean differences, with their degrees of freedom; each `[..., k]`.
 
     Attributes:
-        patient: part of the patients.
+        patient: variance over patients.
         patient_freedom: its degrees of freedom.
-        retraining: part of the seeds within folds; 0 with one seed.
+        retraining: variance over the seeds within folds; 0 with one seed.
         retraining_freedom: its degrees of freedom.
-        fold: part of the folds beyond the other two; 0 with one fold.
+        fold: variance over folds beyond the other two; 0 with one fold.
         fold_freedom: its degrees of freedom.
-        fold_total: the whole variance as the fold means show it; 0 with one fold, or several seeds.
+        fold_total: the whole variance as estimated from the fold means; 0 with one fold, or with several seeds.
     """
 
     patient: Floats
@@ -89,17 +91,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Inference:
-    """What is known of each of k mean differences; arrays `[..., k]`.
+    """Intervals and p-values of k mean differences; arrays `[..., k]`.
 
     Attributes:
-        mean: of the differences.
-        low: end of the 95 % interval; NaN with one patient.
-        high: the other end.
-        p: of the comparison alone: sign flips; with several trainings the larger of that and the interval's.
-        p_adjusted: family-wise; at most `ALPHA` only where the interval leaves out 0, too.
-        p_trainings: of the interval over trainings, without adjustment; NaN with one training.
-        skew: a, as the module says.
-        parts: of the variance.
+        mean: the mean differences.
+        low: lower end of the 95 % interval; NaN with one patient.
+        high: upper end.
+        p: unadjusted p-value: by sign flips; with several runs the larger of that and `p_trainings`.
+        p_adjusted: family-wise p-value; at most `ALPHA` only if the interval excludes 0.
+        p_trainings: unadjusted p-value of the interval over runs; NaN with one run.
+        skew: the quantity a of the module's formula.
+        parts: the components of the variance.
     """
 
     mean: Floats
@@ -112,26 +114,26 @@ class Inference:
     parts: Parts
 
     def p_below(self, bound: float) -> Floats:
-        """One-sided p-value of the true mean being at most `bound`; cautious, as the module says of equivalence."""
+        """One-sided p-value of a true mean of at most `bound`, with the skewness that tests of equivalence use."""
         return _one_sided(self.mean - bound, _CAUTION * self.skew, self.parts)
 
     def p_above(self, bound: float) -> Floats:
-        """One-sided p-value of the true mean being at least `bound`; cautious as well."""
+        """One-sided p-value of a true mean of at least `bound`, with the skewness that tests of equivalence use."""
         return _one_sided(bound - self.mean, -_CAUTION * self.skew, self.parts)
 
 
 def infer(
     values: Floats, first: Indices, second: Indices, folds: Indices, *, flips: int = FLIPS, seed: int = 0
 ) -> Inference:
-    """Compare pairs of losses; all of them are one family.
+    """Compare pairs of losses, all of them as one family.
 
     Args:
-        values: `[..., L, n, S]`, losses, patients and seeds; more is better.
-        first: `[k]`, numbers of losses.
-        second: `[k]`, numbers of the losses that they are compared with.
-        folds: `[n]`, the number of each patient's fold, from 0; with seeds, of a fold of their own.
-        flips: sign patterns that are drawn where there are more.
-        seed: of the draws.
+        values: `[..., L, n, S]`, losses, patients and seeds; more is better. Seeds are nested in folds.
+        first: `[k]`, index of the first loss of each pair.
+        second: `[k]`, index of the loss that it is compared with.
+        folds: `[n]`, the number of each patient's fold, from 0.
+        flips: number of sign patterns that are drawn if there are more.
+        seed: seed of the draws.
     """
     d = values[..., first, :, :] - values[..., second, :, :]
     by_patient = np.round(d.mean(-1), DIGITS)
@@ -159,15 +161,15 @@ def infer(
 
 
 def sign_flip_p(differences: Floats, *, flips: int = FLIPS, seed: int = 0) -> tuple[Floats, Floats]:
-    """P-values of joint sign flips, two-sided: of each comparison alone, and step-down max-T over all.
+    """Two-sided p-values of joint sign flips: unadjusted, and by step-down max-T over all comparisons.
 
     Args:
         differences: `[..., k, n]`, n at least 2.
-        flips: sign patterns that are drawn where there are more.
-        seed: of the draws.
+        flips: number of sign patterns that are drawn if there are more.
+        seed: seed of the draws.
 
     Returns:
-        Both `[..., k]`.
+        Both, each `[..., k]`.
     """
     n = differences.shape[-1]
     signs = _signs(n, flips, seed)
@@ -175,24 +177,24 @@ def sign_flip_p(differences: Floats, *, flips: int = FLIPS, seed: int = 0) -> tu
     first = differences @ signs / n
     third = (differences * differences * differences) @ signs / n
     statistic = _statistic(first, square, third, n)
-    # Patterns that give the same in exact arithmetic may differ by rounding.
+    # Patterns with equal statistics in exact arithmetic may differ by rounding.
     seen = statistic[..., :1] * (1 - 1e-9)
     single = (statistic >= seen).mean(-1)
     order = np.argsort(seen[..., 0], axis=-1, kind="stable")
     largest = np.maximum.accumulate(np.take_along_axis(statistic, order[..., None], -2), axis=-2)
     p = (largest >= np.take_along_axis(seen, order[..., None], -2)).mean(-1)
     # From the largest statistic down no p-value is smaller than the one before.
-    return single, _unsorted(np.maximum.accumulate(p[..., ::-1], axis=-1)[..., ::-1], order)
+    return single, unsorted(np.maximum.accumulate(p[..., ::-1], axis=-1)[..., ::-1], order)
 
 
 def least_patients(level: float = ALPHA) -> int:
-    """The smallest number of patients at which sign flips can reject: the least p-value is 2 / 2^n."""
+    """The smallest number of patients for which sign flips can reject: the smallest p-value is 2 / 2^n."""
     return next(n for n in range(1, 64) if 2.0 ** (1 - n) <= level * (1 + 1e-12))
 
 
 @lru_cache(maxsize=16)
 def _signs(n: int, flips: int, seed: int) -> Floats:
-    """Patterns of signs `[n, B]`, the first without a flip; one of two opposite ones, which give the same |h|."""
+    """Sign patterns `[n, B]`, the first without flips; of two opposite patterns only one, as both have the same |h|."""
     if n <= 30 and 2 ** (n - 1) <= flips:
         bits = (np.arange(2 ** (n - 1)) >> np.arange(n)[:, None]) & 1
         return np.asarray(1.0 - 2.0 * bits)
@@ -202,12 +204,12 @@ def _signs(n: int, flips: int, seed: int) -> Floats:
 
 def _statistic(first: Floats, square: Floats, third: Floats, n: int) -> Floats:
     """|h| of the first three moments around 0."""
-    # Of differences that are all the same: as if they varied by a millionth.
+    # Differences that are all equal are treated as if they varied by a millionth.
     variance = np.maximum(square - first * first, 1e-12 * square)
     deviation = np.sqrt(np.where(variance > 0, variance, 1.0))
     shift = first / deviation
     skewness = third / (deviation * deviation * deviation)
-    most = (n - 2) / sqrt(n - 1)  # no sample has more
+    most = (n - 2) / sqrt(n - 1)  # the largest skewness of a sample of n
     a = min(1.0, 0.5 + n / 40) * np.clip(skewness - shift * (3 + shift * shift), -most, most) / sqrt(n)
     t = shift * sqrt(n - 1)
     scaled = a * t
@@ -222,8 +224,8 @@ def _skewness(differences: Floats) -> Floats:
     return np.asarray(np.where(known, (centred**3).mean(-1) / np.where(known, variance, 1.0) ** 1.5, 0.0))
 
 
-class _Seen(NamedTuple):
-    """What rows `[..., m, n, S]` show of the variance of their means."""
+class _Variances(NamedTuple):
+    """Estimates of the variance of the means of rows `[..., m, n, S]`, by source."""
 
     patient: Floats
     rest: Floats
@@ -231,66 +233,67 @@ class _Seen(NamedTuple):
     fold: Floats
 
 
-def _seen(rows: Floats, folds: Indices) -> _Seen:
-    """Estimates of the variance of the rows' means: by patients, by what is left, by seeds, and by folds.
+def _variances(rows: Floats, folds: Indices) -> _Variances:
+    """Estimate the variance of the rows' means over patients, residuals, seeds and folds.
 
-    The first two are within folds, and each holds the third part's share of single predictions (`rest`).
+    The estimates over patients and residuals are within folds; the one over patients includes the residual variance.
     """
     n, seeds = rows.shape[-2:]
     count = int(folds.max()) + 1
     member = np.asarray(folds == np.arange(count)[:, None], float)
     share = member.sum(1) / n
     member /= member.sum(1, keepdims=True)
-    trained = np.einsum("fn,...ns->...fs", member, rows)
-    by_patient, by_fold = rows.mean(-1), trained.mean(-1)
+    by_run = np.einsum("fn,...ns->...fs", member, rows)
+    by_patient, by_fold = rows.mean(-1), by_run.mean(-1)
     centred = by_patient - by_fold[..., folds]
     patient = (centred**2).sum(-1) / ((n - count) * n)
     nothing = np.zeros_like(patient)
     rest = retraining = fold = nothing
     if seeds > 1:
-        left = rows - trained[..., folds, :] - centred[..., None]
+        left = rows - by_run[..., folds, :] - centred[..., None]
         rest = (left**2).sum((-1, -2)) / ((n - count) * (seeds - 1) * n * seeds)
-        spread = ((trained - by_fold[..., None]) ** 2).sum(-1)
+        spread = ((by_run - by_fold[..., None]) ** 2).sum(-1)
         retraining = (share**2 * spread).sum(-1) / ((seeds - 1) * seeds)
     if count > 1:
         mean = (share * by_fold).sum(-1, keepdims=True)
         fold = (share**2 * (by_fold - mean) ** 2).sum(-1) * count / (count - 1)
-    return _Seen(patient, rest, retraining, fold)
+    return _Variances(patient, rest, retraining, fold)
 
 
 def variance_parts(values: Floats, d: Floats, first: Indices, second: Indices, folds: Indices) -> Parts:
-    """Split the variance of mean differences, as the module says.
+    """Split the variance of mean differences into components, as the module describes.
 
     Args:
         values: `[..., L, n, S]`.
         d: the differences `[..., k, n, S]`.
-        first: `[k]`, numbers of losses.
-        second: `[k]`, of those that they are compared with.
-        folds: `[n]`.
+        first: `[k]`, index of the first loss of each pair.
+        second: `[k]`, index of the loss that it is compared with.
+        folds: `[n]`, the number of each patient's fold.
     """
     n, seeds = d.shape[-2:]
     count = int(folds.max()) + 1
-    own = _seen(d, folds)
-    patient = np.maximum(own.patient - own.rest, 0.0)
+    found = _variances(d, folds)
+    patient = np.maximum(found.patient - found.rest, 0.0)
     nothing = np.zeros_like(patient)
     freedom = {"retraining": count * (seeds - 1), "fold": count - 1}
-    retraining, fold_seen, patient_seen = own.retraining, own.fold, patient
-    freedoms = {name: np.full_like(patient, max(own_freedom, 1)) for name, own_freedom in freedom.items()}
+    retraining, fold_means, patient_pooled = found.retraining, found.fold, patient
+    freedoms = {name: np.full_like(patient, max(number, 1)) for name, number in freedom.items()}
     if (seeds > 1 or count > 1) and values.shape[-3] > 2:
-        middle = _seen(values - np.median(values, axis=-3, keepdims=True), folds)
-        kept = np.ones(middle.patient.shape, bool)
-        for name, ones in (("retraining", middle.retraining), ("fold", middle.fold)):
+        centred = _variances(values - np.median(values, axis=-3, keepdims=True), folds)
+        kept = np.ones(centred.patient.shape, bool)
+        for name, variances in (("retraining", centred.retraining), ("fold", centred.fold)):
             if freedom[name]:
-                kept &= _alike(ones, freedom[name])
+                kept &= _not_outlying(variances, freedom[name])
         pooled, others = _pooled(values, kept, folds)
         both = kept[..., first] & kept[..., second] & (others[..., None] > 0)
         retraining = np.where(both, np.maximum(pooled.retraining[..., None], retraining), retraining)
-        fold_seen = np.where(both, np.maximum(pooled.fold[..., None], fold_seen), fold_seen)
-        patient_seen = np.where(both, np.maximum(pooled.patient - pooled.rest, 0.0)[..., None], patient_seen)
+        fold_means = np.where(both, np.maximum(pooled.fold[..., None], fold_means), fold_means)
+        patient_pooled = np.where(both, np.maximum(pooled.patient - pooled.rest, 0.0)[..., None], patient_pooled)
         freedoms = {
-            name: np.where(both, np.maximum(others, 1)[..., None] * ones, ones) for name, ones in freedoms.items()
+            name: np.where(both, np.maximum(others, 1)[..., None] * numbers, numbers)
+            for name, numbers in freedoms.items()
         }
-    fold = np.maximum(fold_seen - patient_seen - retraining, 0.0) if count > 1 else nothing
+    fold = np.maximum(fold_means - patient_pooled - retraining, 0.0) if count > 1 else nothing
     return Parts(
         patient=patient,
         patient_freedom=n - count,
@@ -298,28 +301,28 @@ def variance_parts(values: Floats, d: Floats, first: Indices, second: Indices, f
         retraining_freedom=freedoms["retraining"],
         fold=fold,
         fold_freedom=freedoms["fold"],
-        fold_total=fold_seen if seeds == 1 and count > 1 else nothing,
+        fold_total=fold_means if seeds == 1 and count > 1 else nothing,
     )
 
 
-def _alike(variances: Floats, freedom: int) -> NDArray[np.bool_]:
-    """Which losses' variances `[..., L]` are not far beyond what the middle one lets expect."""
+def _not_outlying(variances: Floats, freedom: int) -> NDArray[np.bool_]:
+    """Whether the variance of each loss `[..., L]` is plausible, given the median over the losses."""
     scale = np.median(variances, axis=-1, keepdims=True) / chdtri(freedom, 0.5)
     return np.asarray(variances <= scale * chdtri(freedom, _OUTLYING))
 
 
-def _pooled(values: Floats, kept: NDArray[np.bool_], folds: Indices) -> tuple[_Seen, NDArray[np.intp]]:
-    """What the kept losses show of the variance of a difference of two; and how many they are, less one."""
+def _pooled(values: Floats, kept: NDArray[np.bool_], folds: Indices) -> tuple[_Variances, NDArray[np.intp]]:
+    """The variances of a difference of two losses, pooled over the kept losses; and the number of these, minus one."""
     others = kept.sum(-1) - 1
     weight = kept[..., None, None]
     centre = (values * weight).sum(-3, keepdims=True) / np.maximum(kept.sum(-1), 1)[..., None, None, None]
-    seen = _seen(values - centre, folds)
-    total = (2 * (ones * kept).sum(-1) / np.maximum(others, 1) for ones in seen)
-    return _Seen(*total), others
+    variances = _variances(values - centre, folds)
+    pooled = (2 * (variance * kept).sum(-1) / np.maximum(others, 1) for variance in variances)
+    return _Variances(*pooled), others
 
 
 def _half(tail: Floats, skew: Floats, parts: Parts) -> Floats:
-    """How far the lower end of the interval with this one-sided tail is below the mean; with -skew, the upper end."""
+    """The distance from the mean to the interval's lower end for a one-sided tail; with -skew, to the upper end."""
     q = -stdtrit(parts.patient_freedom, tail)
     known = np.abs(skew) > 1e-9
     a = np.where(known, skew, 1.0)
@@ -334,7 +337,7 @@ def _half(tail: Floats, skew: Floats, parts: Parts) -> Floats:
 
 
 def _one_sided(distance: Floats, skew: Floats, parts: Parts) -> Floats:
-    """The tail at which the interval's lower end lies `distance` below the mean; 0.5 and more where it is above."""
+    """The tail for which the interval's lower end lies `distance` below the mean; at least 0.5 if that is negative."""
     spread = parts.patient + parts.retraining + parts.fold + parts.fold_total
     if not (np.any(parts.retraining) or np.any(parts.fold) or np.any(parts.fold_total)):
         t = distance / np.sqrt(np.where(spread > 0, spread, 1.0))
@@ -347,13 +350,13 @@ def _one_sided(distance: Floats, skew: Floats, parts: Parts) -> Floats:
             inside = _half(np.exp(middle), skew, parts) < distance
             low, high = np.where(inside, low, middle), np.where(inside, middle, high)
         tail = np.where(distance > 0, np.exp(high), 0.5)
-    # Where nothing varies, a mean is what it is.
+    # Without any variance the mean is exact.
     exact = np.where(distance > 0, 0.0, np.where(distance < 0, 1.0, 0.5))
     return np.asarray(np.where(spread > 0, tail, exact))
 
 
 def retraining_share(values: Floats) -> float | None:
-    """The share of the variance of single values `[n, S]` that lies between seeds, within patients; none with one."""
+    """The share of the variance of single values `[n, S]` between seeds, within patients; `None` with one seed."""
     n, seeds = values.shape
     if n < 2 or seeds < 2:
         return None

@@ -1,44 +1,39 @@
-r"""Every loss against the reference, and every pair of losses, patient by patient.
+r"""Paired comparisons per patient: every loss with the reference, and every pair of losses.
 
-All losses at once: Friedman's test in Iman and Davenport's form, then every pair.
-
-With $r_{ij}$ the rank of loss j of k for patient i of N (1 the best, ties midranks) and $R_j$ its mean over patients,
+**All losses.** Friedman's test is used in Iman and Davenport's form. With $r_{ij}$ the rank of loss j of k for patient
+i of N (1 is the best, ties have midranks), and $R_j$ its mean over patients,
 
 $$\chi^2 = \frac{N (k - 1) \left(N \sum_j R_j^2 - C\right)}{\sum_{ij} r_{ij}^2 - C}, \quad
 C = \tfrac14 N k (k+1)^2, \qquad F = \frac{(N - 1) \chi^2}{N (k - 1) - \chi^2}$$
 
-with $k - 1$ and $(k - 1)(N - 1)$ degrees of freedom. The denominator corrects for ties; without any it is
-$N k (k+1)(k-1) / 12$, which Demsar (2006) uses always.
+with $k - 1$ and $(k - 1)(N - 1)$ degrees of freedom. The denominator corrects for ties; without ties it is
+$N k (k+1)(k-1) / 12$, which Demsar (2006) always uses. F is reported, but decides nothing.
 
-Pairs are tested like comparisons with a reference (`inference`), all of them as one family, not by Nemenyi's test of
-average ranks, whose verdict on two losses depends on which others are in the pool (Benavoli et al. 2016). No Friedman
-is needed before it: the F is reported, and decides nothing.
+**Pairs** are tested like comparisons with a reference (`mean_difference`), all of them as one family. Nemenyi's test of
+average ranks is not used, since its result for two losses depends on the other losses in the table (Benavoli et al.
+2016).
 
-**Rank sets** (Mogstad et al. 2024): a loss of which b losses are significantly better and w significantly worse has a
-rank from 1 + b to L - w. All sets hold all true ranks at once wherever no pair is falsely called different: in at least
-95 % of tables.
+**Rank sets** (Mogstad et al. 2024): if b losses are significantly better than a loss and w significantly worse, its
+rank lies between 1 + b and L - w. All sets together contain all true ranks if no pair is falsely called different,
+which holds in at least 95 % of tables.
 
-Not controlled: Friedman's test and the average ranks are over patients, trainings averaged; retraining is not in them.
+**Verdicts** describe the mean difference from the reference (`mean_difference` has the interval and the tests):
 
-Every loss against the one reference loss, patient by patient: a difference, an interval, a test, and one word.
+- *better*, *worse*: the family-wise p over all comparisons with the reference is at most 0.05, which requires an
+  interval that excludes 0. If the mean is also shown to lie within the margin, the verdict is *better* or *worse,
+  within the margin*: the difference is certain, but too small to matter.
+- *equivalent*: neither better nor worse, and the 95 % interval lies within the margin on both sides (two one-sided
+  tests at 2.5 % each). This interval allows for more skewness than the one that is reported.
+- *non-inferior*, tested in place of *equivalent* on request: the lower end of that interval is above minus the margin.
+- *undecided*: everything else, and every comparison with fewer patients than `least_patients`: the narrow interval of
+  three cases is no evidence.
 
-The words are about the mean difference (`inference` has interval and tests):
+`wins`, `effect` and `p_ranks` (Wilcoxon) answer another question, on how many patients a loss is better. They decide no
+verdict.
 
-- *better*, *worse*: the family-wise p over all comparisons with the reference is at most 0.05. That asks the interval
-  to leave out 0, too. Where the interval also lies inside the margin, it is *better* or *worse, within the margin*:
-  certain, and smaller than what matters.
-- *equivalent*: not that, and the 95 % interval, with more caution for skewness than the one that is shown, lies inside
-  the margin on both sides: two one-sided tests at 2.5 % each.
-- *non-inferior*, in its place and only where it was asked for: that interval's lower end lies above minus the margin.
-- *undecided*: all else. Also everything with fewer patients than any test can reject with (`least_patients`): a narrow
-  interval of three cases is no evidence.
-
-On how many patients a loss is better, and Wilcoxon's test of that, are another question, with numbers of their own:
-`wins`, `effect`, `p_ranks`. They decide no word.
-
-Not controlled: *equivalent* and *non-inferior* are held at 2.5 % a comparison, not over all of them
-(`p_equivalence_holm` is). Metrics and classes are families of their own. What no case of n shows may still happen in
-3 / n of them (`unseen`).
+Not controlled: *equivalent* and *non-inferior* hold at 2.5 % per comparison, not over all comparisons
+(`p_equivalence_holm` does). Each metric and each class is a separate family. Friedman's test and the average ranks
+ignore the variance of retraining. What none of n patients shows may still happen in 3 / n of them (`unseen`).
 """
 
 from dataclasses import dataclass
@@ -53,16 +48,16 @@ from pipelines.statistics.significance_tests import Friedman, Indices, case_rank
 
 @dataclass(frozen=True)
 class Omnibus:
-    """All losses.
+    """The comparison of all losses with each other.
 
     Attributes:
-        losses: in the order of the average ranks, best first; matrices have this order.
-        average_ranks: over patients, 1 the best.
-        friedman: the test of no difference between any; none with one patient.
-        p: of every pair alone `[L][L]`, as `inference` tests; 1 on the diagonal.
-        p_adjusted: the same, family-wise over all pairs; at most 0.05: the pair differs significantly.
-        groups: the largest sets (of two and more) whose losses do not differ significantly, any from any. They can
-            overlap, and a loss between two of a group may be outside it.
+        losses: names by average rank, best first; this is also the order of the matrices.
+        average_ranks: mean ranks over patients, 1 is the best.
+        friedman: Friedman's test of no difference between any; `None` with one patient.
+        p: unadjusted p-value of every pair `[L][L]`; 1 on the diagonal.
+        p_adjusted: family-wise p-value over all pairs; at most 0.05 if the pair differs significantly.
+        groups: the largest sets of two or more losses without a significant difference between any two of them. Sets
+            can overlap, and a loss whose rank lies between two members may not belong to the set.
         rank_sets: loss -> the lowest and highest rank by mean that the pairs leave open.
     """
 
@@ -76,11 +71,11 @@ class Omnibus:
 
 
 def all_pairs(scores: Scores, *, seed: int = 0) -> Omnibus:
-    """Test all losses, and every pair.
+    """Test all losses together, and every pair.
 
     Args:
-        scores: of one measure.
-        seed: of drawn sign patterns.
+        scores: the scores of one metric.
+        seed: seed of the sign patterns.
     """
     ranks = case_ranks(scores.metric.sign * scores.by_patient)
     average = ranks.mean(1)
@@ -106,27 +101,27 @@ def all_pairs(scores: Scores, *, seed: int = 0) -> Omnibus:
 def rank_sets(
     means: Floats, differ: NDArray[np.bool_], first: Indices, second: Indices, losses: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The lowest and highest rank of each loss that pairs leave open, each `[..., L]`; 1 is the best.
+    """The lowest and highest rank of each loss that the pairs leave open, each `[..., L]`; 1 is the best.
 
     Args:
-        means: `[..., k]`, of first minus second; more is better.
-        differ: `[..., k]`, whether a pair differs significantly.
-        first: `[k]`, numbers of losses.
-        second: `[k]`, numbers of losses.
-        losses: how many there are.
+        means: `[..., k]`, mean of first minus second; more is better.
+        differ: `[..., k]`, whether the pair differs significantly.
+        first: `[k]`, index of the first loss of each pair.
+        second: `[k]`, index of the second loss of each pair.
+        losses: number of losses.
     """
-    one, other = (np.eye(losses, dtype=np.int64)[own] for own in (first, second))
+    is_first, is_second = (np.eye(losses, dtype=np.int64)[index] for index in (first, second))
     over, under = ((differ & (sign * means > 0)).astype(np.int64) for sign in (1, -1))
-    better = under @ one + over @ other
-    worse = over @ one + under @ other
+    better = under @ is_first + over @ is_second
+    worse = over @ is_first + under @ is_second
     return 1 + better, losses - worse
 
 
 def cliques(linked: NDArray[np.bool_]) -> list[tuple[int, ...]]:
-    """The largest sets of two and more that are linked, any with any (Bron and Kerbosch's algorithm), in their order.
+    """All maximal cliques of two or more members, sorted (Bron and Kerbosch's algorithm).
 
     Args:
-        linked: `[L, L]`, symmetric.
+        linked: `[L, L]`, symmetric adjacency matrix.
     """
     neighbours = [{int(j) for j in np.flatnonzero(row) if j != i} for i, row in enumerate(linked)]
     found: list[tuple[int, ...]] = []
@@ -161,14 +156,15 @@ BETTER, WORSE, EQUIVALENT, NON_INFERIOR, UNDECIDED = VERDICTS = (
 
 @dataclass(frozen=True)
 class VarianceParts:
-    """What the variance of a mean difference is made of.
+    """The components of the variance of a mean difference.
 
     Attributes:
-        patient: the patients' part.
+        patient: variance over patients.
         patient_freedom: its degrees of freedom.
-        retraining: the part of seeds within folds; none with one seed.
+        retraining: variance over the seeds within folds; `None` with one seed.
         retraining_freedom: its degrees of freedom.
-        fold: the part of folds beyond the other two (with one seed, of retraining and fold in one); none with one fold.
+        fold: variance over folds beyond the other two (with one seed, of retraining and folds together); `None` with
+            one fold.
         fold_freedom: its degrees of freedom.
     """
 
@@ -182,33 +178,33 @@ class VarianceParts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One loss against the reference.
+    """One loss compared with the reference.
 
     Attributes:
         loss: the loss.
-        difference: mean of loss minus reference, in the measure's unit; of a distance, less is better.
-        interval: 95 %, of the mean; none with one patient.
-        sd: standard deviation of the patients' differences (trainings averaged); none with one patient.
-        wins: patients of whom the loss is better than the reference.
-        losses: patients of whom it is worse.
-        ties: the others.
-        w_plus: the sum of ranks for the loss.
-        w_minus: the sum of ranks for the reference.
+        difference: mean of loss minus reference, in the metric's unit; for a distance, less is better.
+        interval: 95 % interval of the mean difference; `None` with one patient.
+        sd: standard deviation of the differences over patients, runs averaged; `None` with one patient.
+        wins: number of patients for whom the loss is better than the reference.
+        losses: number of patients for whom it is worse.
+        ties: number of patients without a difference.
+        w_plus: Wilcoxon's sum of ranks in favour of the loss.
+        w_minus: Wilcoxon's sum of ranks in favour of the reference.
         exact: whether Wilcoxon's distribution was computed exactly.
-        effect: the matched-pairs rank-biserial correlation, 1: better of every patient, -1: worse of every one.
-        p_wilcoxon: of Wilcoxon's signed-rank test, two-sided; trainings averaged.
-        p_ranks: that, Holm over the comparisons.
-        p: of the mean difference alone, without adjustment.
-        p_adjusted: family-wise over the comparisons; at most 0.05 only where the interval leaves out 0.
-        p_trainings: the part of p that is over trainings; none with one.
-        p_equivalence: of two one-sided tests against the margin, at most 0.025 where it is shown; none without a
-            margin.
-        p_equivalence_holm: that, Holm over the comparisons.
-        p_non_inferior: of the one-sided test; none without a margin.
-        variance: of the mean difference, by source; none with one patient.
-        retraining: the share of the differences' variance between trainings, within patients; none with one seed.
-        within_margin: whether the mean is shown to lie inside the margin.
-        unseen: the share of patients that may do something which none of these did: 3 / n, at most 1.
+        effect: the matched-pairs rank-biserial correlation; 1: better for every patient, -1: worse for every patient.
+        p_wilcoxon: p-value of Wilcoxon's signed-rank test, two-sided, runs averaged.
+        p_ranks: `p_wilcoxon`, adjusted over the comparisons (Holm).
+        p: p-value of the mean difference, without adjustment.
+        p_adjusted: family-wise p-value over the comparisons; at most 0.05 only if the interval excludes 0.
+        p_trainings: the p-value over runs, a part of `p`; `None` with one run.
+        p_equivalence: p-value of two one-sided tests against the margin; at most 0.025 if equivalence is shown; `None`
+            without a margin.
+        p_equivalence_holm: `p_equivalence`, adjusted over the comparisons (Holm).
+        p_non_inferior: p-value of the one-sided test; `None` without a margin.
+        variance: components of the variance of the mean difference; `None` with one patient.
+        retraining: share of the differences' variance that lies between seeds, within patients; `None` with one seed.
+        within_margin: whether the mean is shown to lie within the margin.
+        unseen: the share of patients in whom an effect that none of these showed may still occur: 3 / n, at most 1.
         verdict: one of `VERDICTS`.
     """
 
@@ -239,7 +235,7 @@ class Comparison:
 
     @property
     def words(self) -> str:
-        """The verdict, with what limits it."""
+        """The verdict, and `within the margin` if the difference is too small to matter."""
         limited = self.within_margin and self.verdict in (BETTER, WORSE)
         return f"{self.verdict}, within the margin" if limited else self.verdict
 
@@ -250,14 +246,14 @@ def compare_with(
     """Compare every loss with the reference.
 
     Args:
-        scores: of one measure.
-        reference: one of its losses.
-        margin: differences up to it do not matter, in the measure's unit; `None`: no word *equivalent*.
-        non_inferior: whether *non-inferior* takes the place of *equivalent*.
-        seed: of drawn sign patterns.
+        scores: the scores of one metric.
+        reference: the loss that the others are compared with.
+        margin: the largest difference that does not matter, in the metric's unit; `None`: equivalence is not tested.
+        non_inferior: whether to test non-inferiority in place of equivalence.
+        seed: seed of the sign patterns.
 
     Returns:
-        One per loss, without the reference, in the order of `scores.losses`.
+        One comparison per loss other than the reference, in the order of `scores.losses`.
     """
     sign = scores.metric.sign
     base = scores.losses.index(reference)
@@ -318,14 +314,14 @@ def compare_with(
 
 
 def _variance(parts: Parts, i: int, patients: int, seeds: int) -> VarianceParts:
-    of_seeds, of_folds = seeds > 1, patients - parts.patient_freedom > 1
+    several_seeds, several_folds = seeds > 1, patients - parts.patient_freedom > 1
     return VarianceParts(
         patient=float(parts.patient[i]),
         patient_freedom=parts.patient_freedom,
-        retraining=float(parts.retraining[i]) if of_seeds else None,
-        retraining_freedom=float(parts.retraining_freedom[i]) if of_seeds else None,
-        fold=float(parts.fold[i]) if of_folds else None,
-        fold_freedom=float(parts.fold_freedom[i]) if of_folds else None,
+        retraining=float(parts.retraining[i]) if several_seeds else None,
+        retraining_freedom=float(parts.retraining_freedom[i]) if several_seeds else None,
+        fold=float(parts.fold[i]) if several_folds else None,
+        fold_freedom=float(parts.fold_freedom[i]) if several_folds else None,
     )
 
 

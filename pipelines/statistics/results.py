@@ -1,16 +1,14 @@
-r"""What an analysis holds; and the differences that so many cases can detect at all.
+r"""The contents of an analysis, and the differences that a number of cases can detect with one run per loss.
 
-What so many cases can show at all, with one training per loss.
+**Detectable difference.** Step-down max-T over k comparisons with one reference (`mean_difference`) rejects about where
+Student's t does at the level $\alpha_k$ at which any of k equally correlated (0.5) normal tests rejects with
+probability $\alpha$. From that quantile q, the noncentral t distribution gives the difference that is detected with
+80 % power; no simulation is needed, so the number is reproducible. With few cases, sign flips and the correction for
+skewness need a larger difference, by a factor of about $1 + (q / \sqrt n)^{2.2} / 6$ (found by simulation; the tests
+compare it with simulated comparisons). Differences are assumed to be normally distributed.
 
-**The least difference.** Step-down max-T over k comparisons with one reference (`inference`) rejects about where
-Student's t does at the level $\alpha_k$ at which any of k equally correlated (one half) normal tests rejects with
-$\alpha$; from that quantile q a noncentral t's equation gives the difference found with 80 % power, without simulation,
-hence the same number every time. At few cases sign flips, and the correction for skewness, cost more than that: by
-simulation the difference has to be larger by a factor of about $1 + (q / \sqrt n)^{2.2} / 6$. The test holds the result
-against simulated comparisons. It is for normal differences.
-
-**Too few cases.** The least two-sided p-value of n sign flips is $2 / 2^n$: with 6 cases differences can be
-significant, with 5 none, however large, and however many comparisons there are.
+**Too few cases.** The smallest two-sided p-value of n sign flips is $2 / 2^n$: with 6 cases a difference can be
+significant, with 5 none can, however large, and whatever the number of comparisons.
 """
 
 import math
@@ -32,7 +30,7 @@ from pipelines.statistics.table import MetricInfo
 
 @lru_cache(maxsize=256)
 def _level(comparisons: int, level: float) -> float:
-    """The level of one of k equally correlated (0.5) two-sided normal tests, such that any rejects with `level`."""
+    """The level of each of k equally correlated (0.5) two-sided normal tests whose family-wise level is `level`."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)
     shared, weights = nodes * sqrt(0.5), weights / weights.sum()
 
@@ -44,14 +42,14 @@ def _level(comparisons: int, level: float) -> float:
 
 
 def power(difference: float, sd: float, cases: int, *, comparisons: int = 1, level: float = ALPHA) -> float:
-    """The chance that a mean difference is found, in its direction.
+    """The probability that a mean difference is detected, with the right sign.
 
     Args:
         difference: the true mean difference.
         sd: standard deviation of the paired differences over cases, in the same unit; above 0.
-        cases: n.
-        comparisons: with one reference, as one of which it is found.
-        level: of all of them together.
+        cases: number of cases.
+        comparisons: number of comparisons with the reference, of which this is one.
+        level: the family-wise level.
     """
     if cases < least_patients(level):
         return 0.0
@@ -63,36 +61,36 @@ def power(difference: float, sd: float, cases: int, *, comparisons: int = 1, lev
 def least_difference(
     sd: float, cases: int, *, comparisons: int = 1, wanted: float = 0.8, level: float = ALPHA
 ) -> float | None:
-    """The smallest mean difference that is found with the wanted power; none where the cases are too few for any.
+    """The smallest mean difference that is detected with the given power; `None` if there are too few cases.
 
     Args:
         sd: standard deviation of the paired differences over cases.
-        cases: n.
-        comparisons: with one reference, as one of which it is found.
+        cases: number of cases.
+        comparisons: number of comparisons with the reference, of which this is one.
         wanted: the power.
-        level: of all comparisons together.
+        level: the family-wise level.
     """
     if cases < least_patients(level):
         return None
     if sd == 0:
         return 0.0
 
-    def lack(difference: float) -> float:
+    def surplus(difference: float) -> float:
         return power(difference, 1.0, cases, comparisons=comparisons, level=level) - wanted
 
     high = 1.0
-    while lack(high) < 0:
+    while surplus(high) < 0:
         high *= 2
-    return sd * float(brentq(lack, 0.0, high, xtol=1e-6))
+    return sd * float(brentq(surplus, 0.0, high, xtol=1e-6))
 
 
 def cases_needed(difference: float, sd: float, *, comparisons: int = 1, wanted: float = 0.8) -> int:
-    """How many cases find a mean difference with the wanted power.
+    """The number of cases that detect a mean difference with the given power.
 
     Args:
         difference: the true mean difference, not 0.
         sd: standard deviation of the paired differences over cases; above 0.
-        comparisons: with one reference, as one of which it is found.
+        comparisons: number of comparisons with the reference, of which this is one.
         wanted: the power.
     """
     low, high = 1, 2
@@ -107,25 +105,25 @@ def cases_needed(difference: float, sd: float, *, comparisons: int = 1, wanted: 
     return high
 
 
-# What an analysis holds.
+# The contents of an analysis.
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A loss's place.
+    """One loss in the ranking.
 
     Attributes:
         loss: the loss.
-        rank: by mean, 1 the best, ties midranks.
-        mean: over patients (and seeds).
-        median: over patients, seeds averaged.
-        sd: over patients, seeds averaged; none with one.
-        average_rank: over patients.
-        rank_set: the lowest and highest rank by mean that the pairs leave open, of all losses at once (95 %).
-        failed: empty cells that counted as worst.
-        lacking: cases of which a row was missing, which counted as worst.
-        missed: predictions with nothing of a class that is there.
-        false_alarms: predictions with something of a class that is not there.
+        rank: rank by mean, 1 is the best; ties have midranks.
+        mean: mean over patients and runs.
+        median: median over patients, runs averaged.
+        sd: standard deviation over patients, runs averaged; `None` with one patient.
+        average_rank: mean over patients of the rank within the patient.
+        rank_set: the lowest and highest rank by mean that the pairs leave open, for all losses at once (95 %).
+        failed: number of empty cells, which counted as the worst.
+        lacking: cases without a row, which counted as the worst.
+        missed: number of predictions without a class that the reference contains.
+        false_alarms: number of predictions with a class that the reference does not contain.
     """
 
     loss: str
@@ -143,15 +141,16 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Reach:
-    """What could be seen at all.
+    """The differences that the comparison can detect.
 
     Attributes:
-        cases: patients.
-        least_cases: below so many no comparison can be significant, with the reference or of a pair.
-        sd: median over the comparisons of the differences' standard deviation; none with one patient or no reference.
-        difference: the least true mean difference that one comparison alone finds with 80 % power; none if none, and
-            with several trainings, where it hangs on how much these differ.
-        difference_family: the same as one of all comparisons.
+        cases: number of patients.
+        least_cases: the number of patients below which no difference can be significant.
+        sd: standard deviation of the paired differences, median over the comparisons; `None` with one patient or
+            without a reference.
+        difference: the smallest true mean difference that a single comparison detects with 80 % power; `None` if there
+            is none, and with several runs, whose variance decides it.
+        difference_family: the same for one of all comparisons.
     """
 
     cases: int
@@ -163,20 +162,20 @@ class Reach:
 
 @dataclass(frozen=True)
 class MetricAnalysis:
-    """One measure, of all classes or of one.
+    """The analysis of one metric, over all classes or for one.
 
     Attributes:
-        metric: its column.
-        class_name: the class; none: the mean over a case's classes.
-        primary: named before; all others are secondary, and say no more than that there is something to look at.
-        patients: how many were compared.
-        excluded: cases of which a class, or all, were left out, since the measure has no meaning there.
-        empty: cases in which the reference has nothing of a class.
-        ranking: best mean first.
-        comparisons: with the reference, in the order of the ranking; empty without one.
-        omnibus: all losses and pairs.
-        bootstrap: intervals of means, and how stable first place is.
-        reach: what could be seen at all.
+        metric: the metric's column.
+        class_name: the class; `None`: the mean over the classes of a case.
+        primary: whether this is the primary metric over all classes; all other results are exploratory.
+        patients: number of patients that were compared.
+        excluded: cases left out entirely or for one class, since the metric is undefined there.
+        empty: cases whose reference is empty for a class.
+        ranking: all losses, best mean first.
+        comparisons: comparisons with the reference, in the order of the ranking; empty without a reference.
+        omnibus: all losses together, and every pair.
+        bootstrap: intervals of the means, and the stability of first place.
+        reach: the differences that could be detected.
     """
 
     metric: str
@@ -194,27 +193,27 @@ class MetricAnalysis:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The whole.
+    """The analysis of a table.
 
     Attributes:
         verdict: one sentence.
-        caveats: what it does not cover, a sentence each.
-        reference: the loss that the others were compared with; none: all with all alone.
-        margin: differences up to it do not matter, in the primary measure's unit.
-        bootstraps: replicates.
-        seed: of their draws.
-        empty: what counts where the reference has nothing of a class, as `scores` says.
-        non_inferior: whether *non-inferior* takes the place of *equivalent*.
-        unit: what is counted, `patient` or `case`; the latter where no patient is known by another name than its case.
-        trainings: per loss: folds times seeds.
-        folds: of the trainings, where each patient is in one; otherwise 1.
-        seeds: per fold.
-        patients: their names.
-        scores: loss -> the primary measure per patient, in the order of `patients`; failures counted as worst.
-        primary: the primary measure.
-        classes: class -> the primary measure; empty with fewer than two.
-        secondary: measure -> its analysis.
-        metrics: the table's, by name; not among the numbers of `to_dict`.
+        caveats: what the verdict does not cover, one sentence each.
+        reference: the loss that the others were compared with; `None`: only pairs were compared.
+        margin: the largest difference that does not matter, in the unit of the primary metric.
+        bootstraps: number of bootstrap replicates.
+        seed: seed of the replicates and sign patterns.
+        empty: the rule for cases whose reference is empty for a class; see `scores`.
+        non_inferior: whether non-inferiority was tested in place of equivalence.
+        unit: the statistical unit, `patient`, or `case` if the table does not name patients.
+        trainings: number of runs per loss: folds times seeds.
+        folds: number of folds if each patient is in one fold; otherwise 1.
+        seeds: number of seeds per fold.
+        patients: names of the patients.
+        scores: loss -> the primary metric per patient, in the order of `patients`; failures counted as the worst.
+        primary: the analysis of the primary metric.
+        classes: class -> the analysis of the primary metric for this class; empty with fewer than two classes.
+        secondary: metric -> its analysis.
+        metrics: the metrics of the table by name; not part of `to_dict`.
     """
 
     verdict: str
@@ -238,11 +237,11 @@ class Analysis:
 
     @property
     def metric(self) -> MetricInfo:
-        """The primary one."""
+        """The primary metric."""
         return self.metrics[self.primary.metric]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON has it: dicts, lists, numbers, text, and `None` for what there is not."""
+        """The analysis as dicts, lists, numbers, text and `None`, ready for JSON."""
         content = asdict(replace(self, metrics={}))
         del content["metrics"]
         return dict(_plain(content))
@@ -250,9 +249,9 @@ class Analysis:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(own) for key, own in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(own) for own in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

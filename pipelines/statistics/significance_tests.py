@@ -1,19 +1,18 @@
 r"""Wilcoxon's signed-rank test, Friedman's test of all losses, and Holm's adjustment over several tests.
 
-Wilcoxon's signed-rank test, exact also with ties and zeros.
-
-With $d_i$ the differences of n pairs, $r_i$ the (mid)ranks of $|d_i|$ among all of them, zeros included,
+Wilcoxon's test is exact also with ties and zeros. Let $d_i$ be the differences of n pairs, and $r_i$ the (mid)ranks of
+$|d_i|$ among all of them, zeros included:
 
 $$W^+ = \sum_{d_i > 0} r_i, \qquad W^- = \sum_{d_i < 0} r_i.$$
 
-Where there is no difference, each sign is a coin's: so the distribution of $W^+$ given the $|d_i|$ is that of a sum
-of ranks with coins, which is computed exactly up to n = 50, as scipy does without ties. Ties need no correction then,
-and zeros, whose sign does not matter, only lift the other ranks (Pratt 1959): dropping them before ranking instead
-can turn a smaller difference into a smaller p-value, and half of a zero's rank to each side (`zsplit`) gives this
-same test. Beyond 50, the normal approximation with the exact variance $\frac14 \sum_{d_i \ne 0} r_i^2$.
+Under the null hypothesis every sign is a fair coin flip. The distribution of $W^+$ given the $|d_i|$ is therefore that
+of a sum of ranks, each included with probability 1/2; it is computed exactly up to n = 50, as scipy does without ties.
+Ties then need no correction, and zeros only raise the other ranks (Pratt 1959). Dropping zeros before ranking could
+turn a smaller difference into a smaller p-value; giving half of a zero's rank to each side (`zsplit`) leads to the same
+test as here. Above 50, the normal approximation is used with the exact variance $\frac14 \sum_{d_i \ne 0} r_i^2$.
 
-What is tested is symmetry around zero: where differences are skewed, that is not the same as a mean of zero. So it
-decides no word, and answers another question: on which side most patients are.
+The null hypothesis is symmetry around zero, which for skewed differences is not the same as a mean of zero. So the test
+decides no verdict: it answers on which side most patients are.
 """
 
 from collections import Counter
@@ -28,17 +27,21 @@ from scipy.stats import rankdata
 
 from pipelines.statistics.scores import DIGITS, Floats
 
+Indices = NDArray[np.intp]
+#: Up to this number of pairs, the distribution of Wilcoxon's W is computed exactly.
+EXACT_UP_TO = 50
+
 
 @dataclass(frozen=True)
 class Friedman:
-    """The test of no difference between any.
+    """Friedman's test of no difference between any of the losses.
 
     Attributes:
         chi2: Friedman's statistic.
         chi2_p: its p-value.
-        f: Iman and Davenport's statistic; none where all patients rank alike: it is infinite.
-        freedom: F's degrees of freedom.
-        p: F's p-value; where it is infinite the chance that all rank alike.
+        f: Iman and Davenport's statistic; `None` if it is infinite, which it is if all patients rank alike.
+        freedom: degrees of freedom of F.
+        p: p-value of F; if F is infinite, the probability that all patients rank alike.
     """
 
     chi2: float
@@ -49,7 +52,7 @@ class Friedman:
 
 
 def case_ranks(gains: Floats) -> Floats:
-    """Ranks a patient, 1 the best, ties midranks.
+    """The ranks of the losses within each patient; 1 is the best, ties have midranks.
 
     Args:
         gains: `[L, n]`, more is better.
@@ -61,8 +64,8 @@ def friedman(ranks: Floats, *, correct_ties: bool = True) -> Friedman:
     """Friedman's test.
 
     Args:
-        ranks: `[L, n]`, a patient's 1 to L; n at least 2.
-        correct_ties: as the module says; otherwise Demsar's form.
+        ranks: `[L, n]`, 1 to L within each patient; n at least 2.
+        correct_ties: whether to correct for ties, as `paired` describes; otherwise Demsar's form.
     """
     k, n = ranks.shape
     middle = n * k * (k + 1) ** 2 / 4
@@ -73,18 +76,15 @@ def friedman(ranks: Floats, *, correct_ties: bool = True) -> Friedman:
     freedom = (k - 1, (k - 1) * (n - 1))
     rest = n * (k - 1) - chi2
     f = (n - 1) * chi2 / rest if rest > 1e-9 else None
-    p = float(fdtrc(*freedom, f)) if f is not None else _chance_of_unison(ranks)
+    p = float(fdtrc(*freedom, f)) if f is not None else _chance_of_equal_orders(ranks)
     return Friedman(chi2, float(chdtrc(k - 1, chi2)), f, freedom, p)
 
 
-def _chance_of_unison(ranks: Floats) -> float:
-    """The chance that all patients rank as the first does: one of the orders that its ranks, with their ties, have."""
+def _chance_of_equal_orders(ranks: Floats) -> float:
+    """The probability that all patients have the order of the first, out of all orders with its ties."""
     k, n = ranks.shape
     orders = factorial(k) / prod(factorial(ties) for ties in Counter(ranks[:, 0].tolist()).values())
     return float(orders) ** -(n - 1)
-
-
-Indices = NDArray[np.intp]
 
 
 def holm(p: Floats) -> Floats:
@@ -92,7 +92,7 @@ def holm(p: Floats) -> Floats:
 
     $$\tilde p_{(i)} = \max_{j \le i} \min\{1, (m - j + 1)\, p_{(j)}\}$$
 
-    with $p_{(1)} \le \dots \le p_{(m)}$. Rejecting where $\tilde p \le \alpha$, the chance of any false rejection is
+    with $p_{(1)} \le \dots \le p_{(m)}$. If tests with $\tilde p \le \alpha$ reject, the chance of a false rejection is
     at most $\alpha$, however the tests depend on each other.
 
     Args:
@@ -100,30 +100,32 @@ def holm(p: Floats) -> Floats:
     """
     order = np.argsort(p, axis=-1, kind="stable")
     steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
-    return _unsorted(np.maximum.accumulate(np.minimum(steps, 1.0), axis=-1), order)
+    return unsorted(np.maximum.accumulate(np.minimum(steps, 1.0), axis=-1), order)
 
 
-def _unsorted(ordered: Floats, order: Indices) -> Floats:
+def unsorted(ordered: Floats, order: Indices) -> Floats:
+    """Put values back into the order that they had before they were sorted.
+
+    Args:
+        ordered: `[..., m]`, the sorted values.
+        order: `[..., m]`, the sorting indices, as `np.argsort` returns them.
+    """
     back = np.empty_like(ordered)
     np.put_along_axis(back, order, ordered, -1)
     return back
 
 
-#: Up to so many pairs the distribution is computed.
-EXACT_UP_TO = 50
-
-
 @dataclass(frozen=True)
 class SignedRank:
-    """The test's outcome.
+    """The result of Wilcoxon's signed-rank test.
 
     Attributes:
         positive: W+.
         negative: W-.
-        p: two-sided.
-        exact: whether the distribution was computed, or approximated.
-        effect: the matched-pairs rank-biserial correlation, (W+ - W-) / (sum of all ranks), -1 to 1: the evidence for
-            minus that against. Zeros count for neither, but in the sum: one difference among equal pairs is not 1.
+        p: two-sided p-value.
+        exact: whether the distribution was computed exactly; otherwise it was approximated.
+        effect: the matched-pairs rank-biserial correlation, (W+ - W-) / (sum of all ranks), from -1 to 1. The sum
+            includes the ranks of zeros, so a single difference among equal pairs does not give 1.
     """
 
     positive: float
@@ -137,7 +139,7 @@ def signed_rank(differences: Floats) -> SignedRank:
     """Test paired differences.
 
     Args:
-        differences: `[n]`; those that agree to ten decimals are ties.
+        differences: `[n]`; values that agree to ten decimals are ties.
     """
     d = np.round(differences, DIGITS)
     n = len(d)
@@ -156,7 +158,7 @@ def signed_rank(differences: Floats) -> SignedRank:
 
 @lru_cache(maxsize=512)
 def _cumulative(doubled: tuple[int, ...]) -> Floats:
-    """P(W <= w), w = 0, 1, ..., of a sum of these ranks, each taken by a coin; doubled, so that midranks are whole."""
+    """P(W <= w) for w = 0, 1, ..., if each rank (doubled, so that midranks are whole) counts with probability 1/2."""
     chance = np.zeros(sum(doubled) + 1)
     chance[0] = 1.0
     for rank in doubled:

@@ -1,21 +1,19 @@
-"""The table of results: a row per loss and case, read and checked; and what is known of its metrics.
+"""The table of results, read and checked: one row per loss and case, and per class, fold and seed if there are several.
 
-The table of results: a row per loss and case, and where they are repeated a class, fold and seed; read and checked.
+The columns are `case`, `loss`, and at least one of the known metrics. Optional columns:
 
-Columns: `case`, `loss`, and of the known metrics at least one; optionally
+- `class`: the foreground class; the score of a case is the mean over its classes.
+- `patient`: the patient, if several cases belong to one. The patient is the statistical unit, and the cases are
+  averaged. Without this column, or in an empty cell, each case is a patient.
+- `seed`: the seed of the run; seeds are averaged within the case.
+- `fold`: the fold in which the case was validated. A run is a fold with a seed. Folds are never counted as cases: if a
+  case is in several folds (repeated cross-validation), these are averaged, as seeds are.
 
-- `class`: of several foreground classes; a case's score is the mean over its classes.
-- `patient`: of several cases of one patient; the patient is the unit, the cases are averaged. Without it, or where it
-  is empty, each case is a patient of its own.
-- `seed`: of several trainings; averaged within the case.
-- `fold`: in which fold the case was validated. A training is a fold with a seed. Folds are never counted as cases:
-  where a case comes in several (repeated cross-validation), they are averaged, as seeds are.
-
-An empty cell of a measure is a prediction that failed, or one that is rightly empty: reference and prediction have
-nothing of the class. The latter is a row that has a specificity (or another metric that has a value there) and nothing
-else, as `medloss evaluate` writes it, or one whose overlap metrics are spelled `nan`, as nnU-Net's are, where no loss
-overlaps with anything. The reference has nothing of a class, too, where a row has a Dice and no sensitivity (nor
-another metric that has no value there). `scores` says what is made of that.
+An empty cell of a metric is a failed prediction, or a rightly empty one: neither reference nor prediction contains the
+class. A rightly empty prediction is recognised by a row with a specificity (or another metric that has a value there)
+and nothing else, as `medloss evaluate` writes it; or by overlap metrics spelled `nan`, as nnU-Net writes them, if no
+loss overlaps there. The reference is also known to be empty for a class where a row has a Dice and no sensitivity (nor
+another metric that is undefined there). How such rows count is described in `scores`.
 """
 
 import difflib
@@ -30,43 +28,43 @@ import pandas as pd
 
 from pipelines.utils import UserError
 
-# What the statistics need to know of a metric: the table comes with it. `pipelines.evaluation` has the metrics.
+# What the statistics need to know about a metric; the metrics themselves are in `pipelines.evaluation`.
 
 
 class MetricInfo(Protocol):
-    """A metric, as `pipelines.evaluation.metrics.base.Metric` describes it, without how it is computed."""
+    """A metric as `pipelines.evaluation.metrics.base.Metric` describes it, without its computation."""
 
     @property
     def name(self) -> str:
-        """Its column."""
+        """The name of its column."""
 
     @property
     def label(self) -> str:
-        """How it is written for people."""
+        """The name that reports show."""
 
     @property
     def unit(self) -> str:
-        """`mm` for example; empty for a share."""
+        """The unit, such as `mm`; empty for a share."""
 
     @property
     def higher_is_better(self) -> bool:
-        """The direction."""
+        """Whether a higher value is better."""
 
     @property
     def sign(self) -> int:
-        """Times this, more is better."""
+        """1 if a higher value is better, else -1."""
 
     @property
     def lower(self) -> float:
-        """The smallest value that it can have."""
+        """The smallest possible value."""
 
     @property
     def upper(self) -> float:
-        """The largest one; infinite where there is none."""
+        """The largest possible value; infinite if there is none."""
 
     @property
     def bounded(self) -> bool:
-        """Whether there is a largest value."""
+        """Whether there is a largest possible value."""
 
     @property
     def best(self) -> float:
@@ -74,31 +72,31 @@ class MetricInfo(Protocol):
 
     @property
     def decimals(self) -> int:
-        """How many are shown."""
+        """The number of decimals that reports show."""
 
     @property
     def heading(self) -> str:
-        """Its label with its unit."""
+        """The label with the unit."""
 
     @property
     def empty_reference(self) -> str:
-        """What it is where the reference has nothing of the class: `option`, `left out` or `value`."""
+        """How it counts if the reference is empty for the class: `option`, `left out` or `value`."""
 
     @property
     def zero_without_overlap(self) -> bool:
-        """Whether it is 0 just where prediction and reference share no voxel."""
+        """Whether it is 0 exactly if prediction and reference share no voxel."""
 
     def worst(self, largest: float) -> float:
-        """What a failed prediction counts, where `largest` is the largest value seen."""
+        """The value of a failed prediction, where `largest` is the largest value in the table."""
 
     def shown(self, value: float, *, signed: bool = False, decimals: int | None = None) -> str:
         """A value as text, with its unit."""
 
 
 def in_report_order(metrics: Mapping[str, MetricInfo]) -> dict[str, MetricInfo]:
-    """The metrics in the order of reports: shares before those with a unit, those of one side of the errors last.
+    """Sort metrics as reports show them: shares before metrics with a unit, those of one kind of error last.
 
-    Within each of these they stay in their order.
+    The order within each group is kept.
     """
 
     def place(metric: MetricInfo) -> tuple[bool, bool]:
@@ -108,19 +106,19 @@ def in_report_order(metrics: Mapping[str, MetricInfo]) -> dict[str, MetricInfo]:
 
 
 def having(metrics: Mapping[str, MetricInfo], empty_reference: str) -> list[str]:
-    """The names of those with this `empty_reference`."""
+    """The names of the metrics with this `empty_reference`."""
     return [name for name, metric in metrics.items() if metric.empty_reference == empty_reference]
 
 
-#: Columns that say what a row is about.
+#: Columns that identify a row.
 KEYS = ("loss", "case", "class", "fold", "seed", "patient")
-#: What a column is without: one class, one fold, one seed.
+#: The value of a key whose column is missing: one class, one fold, one seed.
 _ONE = "all"
-#: What tools write where there is no number.
+#: What tools write for a missing number.
 _EMPTY = ("", "nan", "na", "none")
-#: No distance in a patient is so large: it stands for a missing one, and is not one to calculate with.
+#: No distance within a patient is this large: some tools write such a number for a missing distance.
 _FARTHEST_MM = 1e6
-#: Columns of the checked table: the reference has nothing of the class; and the prediction rightly neither.
+#: Columns of the checked table: the reference is empty for the class; the prediction is empty there, too.
 ABSENT, RIGHTLY_EMPTY = "reference empty", "rightly empty"
 
 
@@ -129,12 +127,11 @@ class CaseTable:
     """A checked table.
 
     Attributes:
-        frame: all of `KEYS`, as text, the measures, as numbers, `ABSENT` and `RIGHTLY_EMPTY`; rows in the order of the
-            keys.
-        metrics: those that it has, by name, in the order of reports.
-        losses: sorted.
-        classes: sorted; empty without the column.
-        given: the columns of `KEYS` that the table came with.
+        frame: all of `KEYS` as text, the metrics as numbers, `ABSENT` and `RIGHTLY_EMPTY`; rows sorted by the keys.
+        metrics: the metrics of the table by name, in the order of reports.
+        losses: names of the losses, sorted.
+        classes: names of the classes, sorted; empty without that column.
+        given: those of `KEYS` that the table had as columns.
     """
 
     frame: pd.DataFrame
@@ -149,10 +146,10 @@ def read_table(path: Path, metrics: Mapping[str, MetricInfo]) -> CaseTable:
 
     Args:
         path: the file.
-        metrics: those that are known, by name.
+        metrics: the known metrics, by name.
 
     Raises:
-        UserError: not a file, not CSV, or not such a table.
+        UserError: the file does not exist, is not CSV, or is not a table of results.
     """
     try:
         # Names stay text: case 001 is not case 1.
@@ -171,12 +168,12 @@ def check_table(frame: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> CaseT
     """Check a table.
 
     Args:
-        frame: as the module says.
-        metrics: those that are known, by name.
+        frame: the table, with the columns that the module describes.
+        metrics: the known metrics, by name.
 
     Raises:
-        UserError: columns are missing or unknown, a row comes twice, a cell is no number or out of range, a case has
-            two patients, there are fewer than two losses, or a loss has no row of a seed that others have.
+        UserError: columns are missing or unknown, a row is repeated, a cell is not a number or out of range, a case
+            has two patients, there are fewer than two losses, or a loss has no row for a seed that other losses have.
     """
     frame = frame.rename(columns=str)
     metrics = _checked_columns(list(frame.columns), in_report_order(metrics))
@@ -188,7 +185,7 @@ def check_table(frame: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> CaseT
     twice = checked[checked.duplicated(key)]
     if len(twice):
         row = ", ".join(f"{name} {value}" for name, value in twice.iloc[0][key].items() if name in given)
-        raise UserError(f"{row}: rows come twice, {len(twice)} in all; expected one row each, or a column seed or fold")
+        raise UserError(f"{row}: {len(twice)} repeated row(s); expected one row each, or a column seed or fold")
     patients = checked.groupby("case")["patient"].nunique()
     if (patients > 1).any():
         raise UserError(f"case {patients.idxmax()}: has {patients.max()} patients; expected one")
@@ -203,68 +200,68 @@ def check_table(frame: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> CaseT
 
 
 def of_overlap(metrics: Mapping[str, MetricInfo]) -> list[str]:
-    """The names of those that are 0 where nothing was found of what is there."""
+    """The names of the metrics that are 0 without any overlap."""
     return [name for name, metric in metrics.items() if metric.zero_without_overlap]
 
 
 def refuse_disjoint(table: CaseTable) -> None:
-    """Refuse losses without a common case, as where names differ: what a loss lacks counts as the worst there.
+    """Refuse losses without a common case, most likely named differently: missing cases would count as the worst.
+
+    A comparison that is still running is not checked: its losses may not share a case yet.
 
     Raises:
-        UserError: two losses are so. In a comparison under way they may be.
+        UserError: two losses have no case in common.
     """
-    cases = {str(loss): set(own) for loss, own in table.frame.groupby("loss")["case"]}
-    for (one, own), (other, others) in combinations(cases.items(), 2):
-        if not own & others:
+    cases = {str(loss): set(names) for loss, names in table.frame.groupby("loss")["case"]}
+    for (first, of_first), (second, of_second) in combinations(cases.items(), 2):
+        if not of_first & of_second:
             raise UserError(
-                f"{one} and {other} have no case in common: {min(own)} and {min(others)}, for example; expected one "
-                "name a case"
+                f"{first} and {second} have no case in common: {min(of_first)} and {min(of_second)}, for example; "
+                "expected the same name for a case in all rows"
             )
 
 
 def with_failed_runs(frame: pd.DataFrame, runs: Iterable[tuple[str, int | str, int | str]]) -> pd.DataFrame:
-    """Add rows without values for runs that failed: they rank worst, and do not drop out.
+    """Add rows without values for failed runs, so that these rank worst instead of being dropped.
 
     Args:
         frame: the table, with columns `fold` and `seed`.
-        runs: the failed ones' loss, fold and seed. Their cases are those that the others have in that fold.
+        runs: loss, fold and seed of the failed runs. Their cases are those of the other runs in that fold.
     """
     blocks = [frame]
-    about = [key for key in ("case", "class", "patient") if key in frame.columns]
+    keys = [key for key in ("case", "class", "patient") if key in frame.columns]
     for loss, fold, seed in runs:
-        cases = frame.loc[frame["fold"].astype(str) == str(fold), about].drop_duplicates()
+        cases = frame.loc[frame["fold"].astype(str) == str(fold), keys].drop_duplicates()
         blocks.append(cases.assign(loss=loss, fold=fold, seed=seed))
     return pd.concat(blocks, ignore_index=True)
 
 
 def _checked_columns(columns: list[str], known: Mapping[str, MetricInfo]) -> dict[str, MetricInfo]:
     if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
-        raise UserError(f"its columns are separated by {'tabs' if mark != ';' else 'semicolons'}; expected commas")
+        raise UserError(f"columns are separated by {'tabs' if mark != ';' else 'semicolons'}; expected commas")
     for column in columns:
         if columns.count(column) > 1:
-            raise UserError(f"column {column}: comes twice")
+            raise UserError(f"column {column}: repeated; expected it once")
         if column not in KEYS and column not in known:
             near = difflib.get_close_matches(column, [*KEYS, *known], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"column {column}: unknown; expected {', '.join([*KEYS, *known])}{hint}")
     for column in ("case", "loss"):
         if column not in columns:
-            raise UserError(
-                f"no column {column}; got {', '.join(columns) or 'none'}; expected case, loss and a measure"
-            )
+            raise UserError(f"no column {column}; got {', '.join(columns) or 'none'}; expected case, loss and a metric")
     metrics = {name: metric for name, metric in known.items() if name in columns}
     if not metrics:
-        raise UserError(f"no column with a measure; expected at least one of {', '.join(known)}")
+        raise UserError(f"no column with a metric; expected at least one of {', '.join(known)}")
     return metrics
 
 
 def _names(frame: pd.DataFrame, key: str) -> pd.Series:
     if key not in frame.columns:
-        # A patient's number may be another one's case: they are told apart by what comes before.
+        # A patient may have the same name as another patient's case: the prefix keeps them apart.
         return "case " + _names(frame, "case") if key == "patient" else pd.Series(_ONE, frame.index, dtype=str)
     column = frame[key]
     if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-        column = column.astype("Int64")  # of whole numbers with a gap pandas makes 1.0
+        column = column.astype("Int64")  # pandas turns whole numbers with a gap into 1.0
     empty = column.isna()
     names = column.astype(str).str.strip()
     empty |= names == ""
@@ -281,7 +278,7 @@ def _numbers(column: pd.Series, metric: MetricInfo, keys: pd.DataFrame) -> pd.Se
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
     low, high = metric.lower - 1e-6, metric.upper + 1e-6
     text = numbers.isna() & column.notna()
-    # An infinite distance is what some tools give for an empty prediction.
+    # Some tools write an infinite distance for an empty prediction.
     wrong = text | (numbers < low) | (numbers > high) | (np.isfinite(numbers) & (numbers > _FARTHEST_MM))
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
@@ -304,7 +301,7 @@ def _find_empty(checked: pd.DataFrame, frame: pd.DataFrame, metrics: Mapping[str
         spelled = [frame[metric].astype(str).str.strip().str.lower() == "nan" for metric in overlap
                    if not pd.api.types.is_numeric_dtype(frame[metric])]  # fmt: skip
         if len(spelled) == len(overlap):
-            empty = empty | np.logical_and.reduce([own.to_numpy() for own in spelled])
+            empty = empty | np.logical_and.reduce([cells.to_numpy() for cells in spelled])
     absent = empty.copy()
     if left_out:
         absent = absent | (values[left_out].isna().all(axis=1) & values.notna().any(axis=1)).to_numpy()
@@ -317,12 +314,12 @@ def _find_empty(checked: pd.DataFrame, frame: pd.DataFrame, metrics: Mapping[str
 
 
 def _check_seeds(checked: pd.DataFrame) -> None:
-    # Was it planned so, or did it fail? The one must not be averaged with zeros, the other must not drop out.
+    # The table does not show whether these runs failed or were never planned: only failed ones count as the worst.
     seeds = set(checked["seed"])
-    for loss, own in checked.groupby("loss")["seed"]:
-        lacking = sorted(seeds - set(own))
-        if lacking:
+    for loss, of_loss in checked.groupby("loss")["seed"]:
+        missing = sorted(seeds - set(of_loss))
+        if missing:
             raise UserError(
-                f"loss {loss}: no row of seed {', '.join(lacking)}, which others have; expected the same seeds of all: "
-                "add the rows, without values where a training failed (they rank worst), or leave the seed out"
+                f"loss {loss}: no row for seed {', '.join(missing)}, which other losses have; expected the same seeds "
+                "for all: add the rows, without values if a run failed (they rank worst), or leave the seed out"
             )

@@ -186,5 +186,5 @@ def test_a_report_of_made_predictions_is_timed() -> None:
     call = CliRunner().invoke(report_predictions.main, ["--cases", "3", "--rounds", "1"], catch_exceptions=False)
     shown = call.output
     assert "3 methods, 3 cases of 40 x 56 x 40 voxels, 2 classes" in shown
-    assert "| 3 folders, 3 cases, 2 classes: 9 pairs measured, 0 read from the cache |" in shown
-    assert "| 3 folders, 3 cases, 2 classes: 0 pairs measured, 9 read from the cache |" in shown
+    assert "| 3 folders, 3 cases, 2 classes: 9 pairs evaluated, 0 read from the cache |" in shown
+    assert "| 3 folders, 3 cases, 2 classes: 0 pairs evaluated, 9 read from the cache |" in shown

@@ -1,6 +1,6 @@
-"""`PLOTS`: every plot of the report by name. A new plot is a file of its own, and one line here."""
+"""`PLOTS`: every plot of the report by name. A new plot is a new file, and one line here."""
 
-# The lines' order is that of the page: no sorting.
+# These lines are in the order of the page and must not be sorted.
 # isort: off
 from pipelines.report.plots.verdict import draw_boxes as draw_boxes
 from pipelines.report.plots.verdict import draw_forest as draw_forest
@@ -13,5 +13,5 @@ from pipelines.report.plots.training import draw_cost as draw_cost
 # isort: on
 from pipelines.report.plots.base import REGISTERED, PlotEntry
 
-#: Name to plot, in the order of the page.
+#: Plots by name, in the order of the page.
 PLOTS: dict[str, PlotEntry] = REGISTERED

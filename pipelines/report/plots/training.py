@@ -1,4 +1,4 @@
-"""What the runs took: learning curves, and time against score."""
+"""Plots of the runs: learning curves, and time against score."""
 
 from math import ceil
 
@@ -12,26 +12,26 @@ from pipelines.report.plots.base import BLUE, GREY, ORANGE, PALE, WIDTH, registe
 from pipelines.statistics.results import Analysis
 from pipelines.utils.figures import NEIGHBOUR_GREY, figure
 
-# Learning curves: the validation measure over the epochs, a small panel a loss; of nnU-Net its pseudo Dice.
+# Learning curves: the validation metric over the epochs, one small panel per loss; for nnU-Net its pseudo Dice.
 
 _COLUMNS = 4
 Points = tuple[list[float], list[float]]
 
 
 def _curves_applies(analysis: Analysis, collected: Collected) -> bool:
-    """Some run was validated more than once."""
+    """Whether a run was validated more than once."""
     return any(len(_points(curve, analysis.primary.metric)[0]) > 1 for curve in collected.curves)
 
 
 @register(
     "learning_curves",
     title="Learning curves",
-    note="Validation over the epochs: a loss's own runs (blue; failed ones dashed, orange) before those of all others "
-    "(grey). A curve that still rises at the end would gain from more epochs.",
+    note="Validation score over the epochs: the runs of each loss (blue; failed ones dashed orange) in front of those "
+    "of all other losses (grey). If a curve still rises at the end, more epochs would help.",
     applies=_curves_applies,
 )
 def draw_curves(analysis: Analysis, collected: Collected) -> Figure:
-    """In each panel the loss's own runs, before all others' in grey; failed ones dashed."""
+    """Draw a panel per loss: its runs in front of all others, which are grey; failed runs are dashed."""
     curves = collected.curves
     drawn_curves = [(curve, _points(curve, analysis.primary.metric)) for curve in curves]
     drawn_curves = [(curve, points) for curve, points in drawn_curves if points[0]]
@@ -51,19 +51,19 @@ def draw_curves(analysis: Analysis, collected: Collected) -> Figure:
             if curve.loss == loss:
                 style, colour = ("--", ORANGE) if curve.failed else ("-", BLUE)
                 panel.plot(*points, style, color=colour, linewidth=1.5, zorder=2)
-        # The last of each column has the epochs; below it there may be no panel.
+        # The lowest panel of each column has the epochs, also if the last row is not full.
         panel.tick_params(labelbottom=losses.index(loss) + columns >= len(losses))
         panel.set_title(short(loss, 30 if columns > 2 else 50), fontsize=8)
         panel.tick_params(labelsize=7.5)
         panel.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     drawn.supxlabel("epoch", fontsize=9)
     pseudo = any(_is_pseudo(curve) for curve in curves)
-    drawn.supylabel("pseudo Dice, on patches" if pseudo else f"validation {unit(analysis)}", fontsize=9)
+    drawn.supylabel("pseudo Dice (on patches)" if pseudo else f"validation {unit(analysis)}", fontsize=9)
     return drawn
 
 
 def _points(curve: Curve, metric: str) -> Points:
-    # Whole cases nnU-Net validates once, at the end.
+    # nnU-Net validates whole cases only once, at the end.
     column = "pseudo_dice" if _is_pseudo(curve) else f"val_{metric}"
     pairs = [(row["epoch"], row.get(column, np.nan)) for row in curve.epochs if "epoch" in row]
     kept = [(epoch, value) for epoch, value in pairs if np.isfinite(value)]
@@ -74,14 +74,14 @@ def _is_pseudo(curve: Curve) -> bool:
     return any(np.isfinite(row.get("pseudo_dice", np.nan)) for row in curve.epochs)
 
 
-# Time against score, with the Pareto front: the losses that no other one beats in both.
+# Time against score, with the Pareto front: the losses that no other loss beats in both.
 
 
 def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
-    """Losses such that none is both at least as fast and at least as good, and better in one; the fastest first."""
+    """The losses that no other loss beats in time or score without being worse in the other; the fastest first."""
     sign = analysis.metric.sign
     times = _times(costs)
-    points = [(times[own.loss], sign * own.mean, own.loss) for own in analysis.primary.ranking if own.loss in times]
+    points = [(times[one.loss], sign * one.mean, one.loss) for one in analysis.primary.ranking if one.loss in times]
     front = [
         (time, gain, loss)
         for time, gain, loss in points
@@ -90,19 +90,19 @@ def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
     return [loss for _, _, loss in sorted(front, key=lambda point: point[:2])]
 
 
-def _applies(analysis: Analysis, collected: Collected) -> bool:
+def _cost_applies(analysis: Analysis, collected: Collected) -> bool:
     return bool(collected.costs and pareto_front(analysis, collected.costs))
 
 
 @register(
     "time_and_score",
     title="Time and score",
-    note="Diamonds and bold names: the Pareto front, losses that no other one beats in both time and score. Times are "
-    "of this machine, and of runs that may have shared it.",
-    applies=_applies,
+    note="Diamonds and bold names: the Pareto front, that is, the losses that no other loss beats in both time and "
+    "score. The times were measured on this machine, possibly with several runs at once.",
+    applies=_cost_applies,
 )
 def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
-    """A point a loss, named at the side; the front in blue."""
+    """Draw a point per loss, with its name at the side; the front is blue."""
     costs = collected.costs or {}
     front = pareto_front(analysis, costs)
     times = _times(costs)
@@ -114,13 +114,13 @@ def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
     axes.step([times[loss] for loss in front], [means[loss] for loss in front], where="post", color=BLUE, alpha=0.5)
     for ranked in placed:
         interval = analysis.primary.bootstrap.losses[ranked.loss].mean_interval
-        own, time = ranked.loss in front, times[ranked.loss]
-        colour = BLUE if own else NEIGHBOUR_GREY
+        in_front, time = ranked.loss in front, times[ranked.loss]
+        colour = BLUE if in_front else NEIGHBOUR_GREY
         if interval is not None:
             axes.plot([time, time], interval, color=colour, linewidth=0.9, alpha=0.6)
-        axes.plot([time], [ranked.mean], marker="D" if own else "o", markersize=6, color=colour)
+        axes.plot([time], [ranked.mean], marker="D" if in_front else "o", markersize=6, color=colour)
     axes.margins(x=0.06)
-    axes.set_xlabel("seconds an epoch (median of the finished runs)")
+    axes.set_xlabel("seconds per epoch (median of the finished runs)")
     axes.set_ylabel(f"mean {unit(analysis)}, 95 % interval ({'higher' if sign > 0 else 'lower'} is better)")
     _name(axes, times, means, set(front))
     return drawn
@@ -131,10 +131,10 @@ def _times(costs: dict[str, Cost]) -> dict[str, float]:
 
 
 def _name(axes: Axes, times: dict[str, float], means: dict[str, float], front: set[str]) -> None:
-    """Names in a column at the right, in the order of the means, a thin line to each point: so none lies on another."""
+    """Write the names in a column at the right, in the order of the means, with a thin line to each point."""
     low, high = axes.get_ylim()
     losses = sorted(means, key=lambda loss: -means[loss])
-    heights = _apart(np.array([(means[loss] - low) / (high - low) for loss in losses]))
+    heights = _spread(np.array([(means[loss] - low) / (high - low) for loss in losses]))
     for loss, height in zip(losses, heights, strict=True):
         axes.annotate(
             short(loss, 34),
@@ -149,8 +149,8 @@ def _name(axes: Axes, times: dict[str, float], means: dict[str, float], front: s
         )
 
 
-def _apart(heights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places from the top down, near those that are wanted, and with room for a line of text each."""
+def _spread(heights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Move heights, sorted from the top, as little as needed for a line of text each."""
     step = min(0.075, 1.0 / max(len(heights), 1))
     placed = heights.copy()
     for i in range(1, len(placed)):

@@ -46,7 +46,7 @@ def test_the_report_takes_what_the_plan_named(tmp_path: Path) -> None:
     about = json.loads((folder / "report" / "analysis.json").read_text())
     assert (about["reference"], about["margin"]) == ("dice", 0.03)
     notes = [note for note in about["notes"] if "after the fact" in note]
-    assert len(notes) == 2 and "reference dice; before training focal was named" in notes[0]
+    assert len(notes) == 2 and "reference dice; before training, focal was named" in notes[0]
     assert "Chosen after the fact: reference dice" in (folder / "report" / "report.html").read_text()
 
 
@@ -57,12 +57,12 @@ def test_what_counts_where_nothing_is_and_non_inferiority_are_named_before(tmp_p
     assert (about["empty"], about["non_inferior"]) == ("exclude", True)
     assert not any("after the fact" in note for note in about["notes"])
     page = (folder / "report" / "report.html").read_text()
-    assert "margin of non-inferiority" in page and "--empty exclude" in page
+    assert "non-inferiority margin" in page and "--empty exclude" in page
     assert call_medloss("report", folder, "--empty", "worst")[0] == 0
     about = json.loads((folder / "report" / "analysis.json").read_text())
     assert (about["empty"], about["non_inferior"]) == ("worst", True)
     notes = [note for note in about["notes"] if "after the fact" in note]
-    assert len(notes) == 1 and "empty worst; before training exclude was named" in notes[0]
+    assert len(notes) == 1 and "empty worst; before training, exclude was named" in notes[0]
 
 
 def test_a_reference_that_has_not_ended_is_not_replaced(tmp_path: Path) -> None:
@@ -73,18 +73,18 @@ def test_a_reference_that_has_not_ended_is_not_replaced(tmp_path: Path) -> None:
     assert call_medloss("report", folder)[0] == 0
     about = read_json(folder / "report" / "analysis.json")
     assert about["reference"] is None
-    assert any("reference that was named before training, tversky, has not ended" in note for note in about["notes"])
+    assert any("The reference loss, tversky, has not ended" in note for note in about["notes"])
     assert call_medloss("report", folder, "--reference", "dice")[0] == 0
     about = read_json(folder / "report" / "analysis.json")
     assert about["reference"] == "dice"
-    assert any("reference dice; before training tversky was named" in note for note in about["notes"])
+    assert any("reference dice; before training, tversky was named" in note for note in about["notes"])
 
 
 def test_none_named_on_purpose_is_no_default(tmp_path: Path) -> None:
     folder = _named(tmp_path, reference="none")
     assert call_medloss("report", folder)[0] == 0
     about = read_json(folder / "report" / "analysis.json")
-    assert about["reference"] is None and not any("usual reference" in note for note in about["notes"])
+    assert about["reference"] is None and not any("default reference" in note for note in about["notes"])
 
 
 def test_plans_of_an_earlier_version_are_read_and_others_refused(tmp_path: Path) -> None:

@@ -88,13 +88,13 @@ def test_a_new_metric_in_a_report(tmp_path: Path, volume_error: Metric) -> None:
     code, _, err = call_medloss(*report)
     assert code == 0, err
     page = read_page(out / "report.html")
-    assert "of volume error less is better" in page.text and "3.500 ml" in page.text
+    assert "(for volume error, lower is better)" in page.text and "3.500 ml" in page.text
     assert set(pd.read_csv(out / "tables" / "secondary.csv")["metric"]) == {_NAME}
 
     code, shown, err = call_medloss(*report, "--metric", _NAME)
     assert code == 0, err
-    assert "focal worse" in shown  # by 1 ml in every case
-    assert "primary measure volume error" in read_page(out / "report.html").text
+    assert "focal was worse" in shown  # by 1 ml in every case
+    assert "primary metric volume error" in read_page(out / "report.html").text
     assert json.loads((out / "analysis.json").read_text())["primary"]["metric"] == _NAME
     code, _, err = call_medloss(*report, "--metric", "ml")
     assert (code, err) == (2, f"error: --metric: got 'ml'; expected one of dice, iou, nsd, sensitivity, specificity, "
@@ -116,7 +116,7 @@ def test_runs_without_a_new_metric_do_not_fail(tmp_path: Path) -> None:
         code, _, err = call_medloss("report", tmp_path)
         assert code == 0, err
         page = read_page(tmp_path / "report" / "report.html")
-        assert "Left out, since some runs were trained before it was measured: volume error." in page.text
+        assert "Left out, since some runs do not have these metrics: volume error." in page.text
         table = comparison_table(tmp_path, require_plan(tmp_path))
         assert table.rows[_NAME].isna().all()
         assert [row[-3] for row in formatted_rows(table)] == ["volume error (ml)", "-", "-"]

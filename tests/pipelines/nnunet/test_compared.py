@@ -109,11 +109,11 @@ def test_the_report_names_nnunet_and_draws_its_pseudo_dice(tmp_path: Path) -> No
         ]
         run_dir.write_epochs([*rows, {"epoch": 3, "train_loss": 1.0, "pseudo_dice": 0.6, "val_dice": 0.8}])
     facts = dict(from_folder(tmp_path).facts)
-    assert facts["trainer"] == "nnU-Net, 3d_fullres, 7 steps an epoch"
+    assert facts["trainer"] == "nnU-Net, 3d_fullres, 7 steps per epoch"
     assert facts["patch, voxels"] == "12 x 24 x 24"
     assert "network" not in facts and "optimizer" not in facts
     page, _ = write_report(from_folder(tmp_path), tmp_path / "report")
-    assert "pseudo Dice, on patches" in page.with_name("plots").joinpath("learning_curves.svg").read_text()
+    assert "pseudo Dice (on patches)" in page.with_name("plots").joinpath("learning_curves.svg").read_text()
     curves = pd.read_csv(tmp_path / "report" / "tables" / "learning_curves.csv")
     assert curves["pseudo_dice"].tolist() == pytest.approx([0.2, 0.4, 0.6] * 2)
 

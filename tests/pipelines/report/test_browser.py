@@ -1,4 +1,4 @@
-"""The report's page in a browser: what a reader sees, on a screen, on a phone, in the dark, and on paper."""
+"""The page of the report in a browser: on a screen, on a phone, in dark mode, and on paper."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from pipelines.runs.plan import DEFAULT_REFERENCE
 
 pytestmark = pytest.mark.slow
 
-#: Of a colour as CSS has it, `rgb(1, 2, 3)`.
+#: The luminance of a CSS colour such as `rgb(1, 2, 3)`.
 _LIGHTNESS = """
 (element, property) => {
   const linear = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
@@ -28,7 +28,7 @@ _LIGHTNESS = """
 
 @pytest.fixture(scope="module", params=[2, 17], ids=["2 losses", "17 losses"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report's page, with pictures of cases, and with a failure where there are many losses."""
+    """The page of a report with pictures of cases and, with many losses, a failure."""
     folder = tmp_path_factory.mktemp("report")
     losses = [DEFAULT_REFERENCE, *LOSSES][: request.param]
     many = len(losses) > 2
@@ -47,7 +47,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def _load(browser: Browser, page: Path, *, width: int = 1280, dark: bool = False, print_: bool = False) -> None:
-    """Load the page, all its pictures as well; nothing is complained of, and nothing asked for from elsewhere."""
+    """Load the page with all its pictures, without errors and without requests for other files."""
     browser.resize(width, 800)
     browser.set_media(dark=dark, print_=print_)
     browser.open(page)
@@ -59,7 +59,7 @@ def _load(browser: Browser, page: Path, *, width: int = 1280, dark: bool = False
 
 
 def _contrast(browser: Browser, selector: str) -> float:
-    """Of an element's text with the page, as WCAG reckons it: 4.5 is enough for small text."""
+    """The contrast of an element's text with the page by WCAG: 4.5 is enough for small text."""
     text, back = (
         browser.evaluate(f"({_LIGHTNESS})(document.querySelector({chosen!r}), {what!r})")
         for chosen, what in ((selector, "color"), ("body", "backgroundColor"))
@@ -72,13 +72,13 @@ def _contrast(browser: Browser, selector: str) -> float:
 def test_on_a_screen(browser: Browser, report: Path, width: int, dark: bool) -> None:
     _load(browser, report, width=width, dark=dark)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    # Nothing sticks out of the page to the left, where nobody can scroll.
+    # Nothing extends beyond the left border of the page, where nobody can scroll.
     assert browser.evaluate("Math.min(...[...document.body.querySelectorAll('*')].map(e => e.getClientRects().length ?"
                             "e.getBoundingClientRect().left : 0))") >= 0  # fmt: skip
     pictures = browser.evaluate("[...document.images].map(one => [one.naturalWidth, one.clientWidth, one.alt])")
     assert len(pictures) == browser.evaluate("document.querySelectorAll('#cases figure').length") >= 3
     assert all(natural > 900 and 300 < shown <= natural and alt for natural, shown, alt in pictures)
-    for selector in ("body", ".told", "h2", "nav a", "dt", "summary", ".verdict"):
+    for selector in ("body", ".note", "h2", "nav a", "dt", "summary", ".verdict"):
         if browser.evaluate(f"!!document.querySelector({selector!r})"):
             assert _contrast(browser, selector) >= 4.5, selector
     back = browser.evaluate(f"({_LIGHTNESS})(document.body, 'backgroundColor')")
@@ -97,7 +97,7 @@ def test_links_lead_somewhere(browser: Browser, report: Path) -> None:
             assert (report.parent / unquote(url.path)).exists(), link
         if url.fragment:
             assert browser.evaluate(f"!!document.getElementById({url.fragment!r})"), link
-    # As a reader follows them.
+    # Followed as by a reader.
     for link in browser.evaluate("[...document.querySelectorAll('nav a')].map(e => e.getAttribute('href'))"):
         browser.click(f"nav a[href='{link}']")
         browser.wait_for(f"location.hash === {link!r}")
@@ -106,7 +106,7 @@ def test_links_lead_somewhere(browser: Browser, report: Path) -> None:
     assert browser.console == [] and browser.requests == [report.resolve().as_uri()]
 
 
-def test_what_is_folded_opens(browser: Browser, report: Path) -> None:
+def test_folded_pictures_open(browser: Browser, report: Path) -> None:
     browser.resize(1280, 800)
     browser.set_media()
     browser.open(report)
@@ -119,13 +119,13 @@ def test_what_is_folded_opens(browser: Browser, report: Path) -> None:
 
 
 def test_on_paper(browser: Browser, report: Path, tmp_path: Path) -> None:
-    # A4 without its margins, in CSS pixels.
+    # A4 without margins, in CSS pixels.
     _load(browser, report, width=718, dark=True, print_=True)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 718
     assert browser.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
     assert browser.evaluate(f"({_LIGHTNESS})(document.body, 'backgroundColor')") == 1
-    assert _contrast(browser, "body") > 20 and _contrast(browser, ".told") > 7
-    # Nothing is cut off: what scrolls on a screen cannot on paper.
+    assert _contrast(browser, "body") > 20 and _contrast(browser, ".note") > 7
+    # Nothing is cut off, since paper does not scroll.
     assert browser.evaluate("[...document.querySelectorAll('.wide, figure')].filter(e => e.scrollWidth > e.clientWidth"
                             " + 1).map(e => e.outerHTML.slice(0, 200))") == []  # fmt: skip
     written = browser.pdf(tmp_path / "report.pdf").read_bytes()

@@ -1,4 +1,4 @@
-"""Finished predictions as folders: measured as `medloss evaluate` does, kept, compared; and refused by name."""
+"""Folders of finished predictions: evaluated as by `medloss evaluate`, cached, compared; and refused by name."""
 
 import os
 import re
@@ -36,7 +36,7 @@ from pipelines.evaluation.evaluate import region_metrics
 from pipelines.evaluation.external_predictions import Pair
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.result_folders import Classes, read_classes
-from pipelines.report.external_results import Finished, from_predictions
+from pipelines.report.external_results import EvaluationSettings, ExternalResults, from_predictions
 from pipelines.report.overlay_selection import Choice
 from pipelines.report.overlay_slices import read_panels
 from pipelines.statistics.scores import scores
@@ -50,9 +50,12 @@ def folder(tmp_path: Path) -> Path:
     return made_folders(tmp_path)
 
 
-def _finished(folder: Path, *names: str, **options: Any) -> Finished:
-    options = {"labels": folder / "labels"} | options
-    return from_predictions({name: folder / name for name in names or ("near", "far")}, folder / "cache", **options)
+def _evaluated(folder: Path, *names: str, **options: Any) -> ExternalResults:
+    """Evaluate `near` and `far`, or other folders; `options` are settings, `bar` and `message`."""
+    shown = {name: options.pop(name) for name in ("bar", "message") if name in options}
+    settings = EvaluationSettings(**({"labels": folder / "labels"} | options))
+    predictions = {name: folder / name for name in names or ("near", "far")}
+    return from_predictions(predictions, folder / "cache", settings, **shown)
 
 
 def _call(folder: Path, *words: object) -> tuple[int, str, str]:
@@ -62,8 +65,8 @@ def _call(folder: Path, *words: object) -> tuple[int, str, str]:
     )  # fmt: skip
 
 
-def _measured(folder: Path, name: str) -> pd.DataFrame:
-    """What `medloss evaluate` says."""
+def _rows(folder: Path, name: str) -> pd.DataFrame:
+    """The table of `medloss evaluate`."""
     out = folder / f"{name}.csv"
     assert call_medloss("evaluate", folder / name, "--labels", folder / "labels", "--out", out)[0] == 0
     return pd.read_csv(out, dtype={"class": str}).assign(loss=name)
@@ -74,67 +77,67 @@ def _entries(cache: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_the_numbers_are_those_of_evaluate_and_the_report_is_written(folder: Path) -> None:
-    write_map(folder / "near" / "b.nii.gz", np.zeros(SHAPE, np.uint8))  # nothing found: 0, and the diagonal
-    write_map(folder / "labels" / "c.nii.gz", np.where(label_map(2) == 2, 0, label_map(2)))  # a class that c lacks
+    write_map(folder / "near" / "b.nii.gz", np.zeros(SHAPE, np.uint8))  # empty: Dice 0, and the diagonal as distance
+    write_map(folder / "labels" / "c.nii.gz", np.where(label_map(2) == 2, 0, label_map(2)))  # case c without a class
     code, shown, err = _call(folder, "--reference", "far")
     assert (code, err) == (0, "")
     rows = pd.read_csv(folder / "out" / "cases.csv", dtype={"class": str})
-    expected = pd.concat([_measured(folder, name) for name in ("near", "far")])
-    rows, expected = (own.sort_values(KEYS, ignore_index=True) for own in (rows, expected))
+    expected = pd.concat([_rows(folder, name) for name in ("near", "far")])
+    rows, expected = (frame.sort_values(KEYS, ignore_index=True) for frame in (rows, expected))
     pd.testing.assert_frame_equal(rows[KEYS], expected[KEYS])
     np.testing.assert_array_equal(rows[list(METRICS)], expected[list(METRICS)])
     assert rows["dice"].isna().sum() == 0 and (rows["dice"] == 0).sum() >= 2
     lines = shown.splitlines()
-    assert lines[0] == "2 folders, 4 cases, 2 classes: 8 pairs measured, 0 read from the cache"
+    assert lines[0] == "2 folders, 4 cases, 2 classes: 8 pairs evaluated, 0 read from the cache"
     assert lines[-1] == f"report    {folder / 'out' / 'report.html'}"
     verdict = next(line for line in lines if line.startswith("Too few cases"))
     assert verdict in (folder / "out" / "report.html").read_text()
-    assert "Complete misses (nothing found of a class that is there): far 2 and near 4." in lines
-    assert any(line.startswith("The reference of 1 case (c) has nothing of a class: an empty") for line in lines)
+    assert "Complete misses (nothing is found of a class that the reference contains): far 2 and near 4." in lines
+    assert any(line.startswith("The reference of 1 case (c) contains no voxel of a class: an empty") for line in lines)
     assert (folder / "out" / "analysis.json").is_file()
     claims = pd.read_csv(folder / "out" / "tables" / "claim_check.csv")
     assert list(claims.columns) == ["case_id", "alg_far", "alg_near"] and list(claims["case_id"]) == list(CASES)
     means = rows.groupby(["loss", "case"])["dice"].mean()
     np.testing.assert_allclose(claims["alg_near"], means["near"])
-    # The kept rows make the same report.
+    # The same report can be made from the table.
     assert call_medloss(
         "report", "--cases", folder / "out/cases.csv", "--out", folder / "again", "--reference", "far"
     )[1].splitlines()[0] == verdict  # fmt: skip
 
 
-def test_files_saved_again_from_floats_are_measured_as_before(folder: Path) -> None:
-    before = _finished(folder).rows
+def test_files_saved_again_from_floats_give_the_same_results(folder: Path) -> None:
+    before = _evaluated(folder).rows
     for name in ("labels", "near", "far"):
         path = folder / name / "b.nii.gz"
         rewrite(path, np.where(array_of(path) == 1, 3, array_of(path)))
-    expected = _finished(folder).rows
+    expected = _evaluated(folder).rows
     for name in ("labels", "near", "far"):
         resaved_from_float(folder / name / "b.nii.gz")
-    finished = _finished(folder)
+    found = _evaluated(folder)
     assert len(expected) > len(before)  # class 3 is one of them
-    pd.testing.assert_frame_equal(finished.rows, expected)
-    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    pd.testing.assert_frame_equal(found.rows, expected)
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in found.collected.predictions], [])
     assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
 
 
 def test_trailing_axes_spare_bytes_and_a_tenth_of_a_voxel_change_nothing(folder: Path) -> None:
-    before = _finished(folder)
+    before = _evaluated(folder)
     with_trailing_axes(folder / "near" / "a.nii.gz")
     with_trailing_axes(folder / "labels" / "b.nii.gz", 2)
     padded(folder / "far" / "c.nii.gz")
     moved_off(folder / "far" / "b.nii.gz", 1, 0.035)
-    told = f"{folder}/far/b.nii.gz lies 0.035 mm off its reference; up to 0.1 voxels count as the same grid."
-    for _ in range(2):  # measured, and read from the cache
-        after = _finished(folder)
+    note = f"{folder}/far/b.nii.gz lies 0.035 mm off its reference; up to 0.1 voxels count as the same grid."
+    for _ in range(2):  # evaluated, then read from the cache
+        after = _evaluated(folder)
         pd.testing.assert_frame_equal(after.rows, before.rows)
-        assert after.told[1:] == (*before.told[1:], told)
-        assert told in after.collected.notes
+        assert after.messages[1:] == (*before.messages[1:], note)
+        assert note in after.collected.notes
     panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in after.collected.predictions], [])
     assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_names_come_in_a_row_or_each_with_its_option(folder: Path, repeated: bool) -> None:
+def test_names_follow_one_option_or_each_its_own(folder: Path, repeated: bool) -> None:
     names = [f"near={folder / 'near'}", f"far={folder / 'far'}"]
     words = ["--predictions", names[0], *(["--predictions"] if repeated else []), names[1]]
     code, shown, _ = call_medloss("report", "--out", folder / "out", *words, "--labels", folder / "labels")
@@ -174,61 +177,61 @@ def test_an_option_takes_words_up_to_the_next(words: str, expected: list[Any] | 
         assert got == expected
 
 
-def test_a_second_call_measures_nothing_and_a_changed_file_alone_is_measured(folder: Path) -> None:
-    first = _finished(folder)
-    assert first.told[0] == "2 folders, 4 cases, 2 classes: 8 pairs measured, 0 read from the cache"
+def test_a_second_call_evaluates_only_changed_files(folder: Path) -> None:
+    first = _evaluated(folder)
+    assert first.messages[0] == "2 folders, 4 cases, 2 classes: 8 pairs evaluated, 0 read from the cache"
     before = _entries(folder / "cache")
-    assert len(before) == 8 + 4  # the pairs, and what labels each reference holds
-    again = _finished(folder)
-    assert again.told[0].endswith("0 pairs measured, 8 read from the cache")
+    assert len(before) == 8 + 4  # the pairs, and the labels of each reference
+    again = _evaluated(folder)
+    assert again.messages[0].endswith("0 pairs evaluated, 8 read from the cache")
     assert _entries(folder / "cache") == before
     pd.testing.assert_frame_equal(again.rows, first.rows)
 
     write_map(folder / "far" / "c.nii.gz", moved(label_map(2), 3))
-    assert _finished(folder).told[0].endswith("1 pair measured, 7 read from the cache")
-    # Elsewhere, and called otherwise, they are the same files still.
+    assert _evaluated(folder).messages[0].endswith("1 pair evaluated, 7 read from the cache")
+    # Moved files and other class names do not change the results.
     shutil.move(folder / "near", folder / "other")
-    named = _finished(folder, "other", "far", classes=Classes({"organ": (1,), "core": (2,)}))
-    assert named.told[0].endswith("0 pairs measured, 8 read from the cache")
+    named = _evaluated(folder, "other", "far", classes=Classes({"organ": (1,), "core": (2,)}))
+    assert named.messages[0].endswith("0 pairs evaluated, 8 read from the cache")
     assert set(named.rows["class"]) == {"organ", "core"} and set(named.rows["loss"]) == {"other", "far"}
-    # What the numbers depend on makes them new.
-    assert "8 pairs measured" in _finished(folder, "other", "far", nsd_tolerance_mm=2.0).told[0]
-    assert "8 pairs measured" in _finished(folder, "other", "far", classes=read_classes("1+2=all")).told[0]
+    # Settings that change the results do.
+    assert "8 pairs evaluated" in _evaluated(folder, "other", "far", nsd_tolerance_mm=2.0).messages[0]
+    assert "8 pairs evaluated" in _evaluated(folder, "other", "far", classes=read_classes("1+2=all")).messages[0]
 
 
 @pytest.mark.parametrize("spoil", [lambda p: p.write_bytes(b""), lambda p: cut(p, 0.5), lambda p: flip(p, 0.9)])
-def test_a_damaged_entry_is_measured_anew_and_told(folder: Path, spoil: Callable[[Path], Any]) -> None:
+def test_a_damaged_cache_entry_is_reported_and_evaluated_again(folder: Path, spoil: Callable[[Path], Any]) -> None:
     classes = Classes({"1": (1,), "2": (2,)})
-    first = _finished(folder, classes=classes)
+    first = _evaluated(folder, classes=classes)
     damaged = sorted((folder / "cache").iterdir())[3]
     content = damaged.read_bytes()
     spoil(damaged)
-    told: list[str] = []
-    again = _finished(folder, classes=classes, tell=told.append)
-    assert told == [f"cache: {damaged} is damaged; its result is computed again"]
-    assert again.told[0].endswith("1 pair measured, 7 read from the cache")
+    messages: list[str] = []
+    again = _evaluated(folder, classes=classes, message=messages.append)
+    assert messages == [f"cache: {damaged} is damaged; its result is computed again"]
+    assert again.messages[0].endswith("1 pair evaluated, 7 read from the cache")
     pd.testing.assert_frame_equal(again.rows, first.rows)
     assert damaged.read_bytes() == content
 
 
-def test_without_a_place_for_the_cache_it_is_told_once(folder: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported_once(folder: Path) -> None:
     (folder / "cache").write_text("a file where the folder should be")
-    told: list[str] = []
-    assert len(_finished(folder, tell=told.append).rows) == 16
-    assert len(told) == 1, "once, for all files"
-    assert re.match("cache: .*cache cannot be written .*; the next call computes again", told[0])
+    messages: list[str] = []
+    assert len(_evaluated(folder, message=messages.append).rows) == 16
+    assert len(messages) == 1, "once, for all files"
+    assert re.match("cache: .*cache cannot be written .*; the next call computes again", messages[0])
 
 
-def test_of_very_many_damaged_entries_some_are_told(folder: Path) -> None:
-    first = _finished(folder)
+def test_only_some_of_very_many_damaged_entries_are_reported(folder: Path) -> None:
+    first = _evaluated(folder)
     for path in (folder / "cache").iterdir():
         path.write_bytes(b"")
-    told: list[str] = []
-    pd.testing.assert_frame_equal(_finished(folder, tell=told.append).rows, first.rows)
-    assert len(told) == 10 and told[-1].endswith("; and so on")
+    messages: list[str] = []
+    pd.testing.assert_frame_equal(_evaluated(folder, message=messages.append).rows, first.rows)
+    assert len(messages) == 10 and messages[-1].endswith("; and so on")
 
 
-def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
+def test_several_processes_give_the_same_results(tmp_path: Path) -> None:
     folder = made_folders(tmp_path, tuple(f"case_{number}" for number in range(6)))
     done: list[int] = []
 
@@ -239,13 +242,13 @@ def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
         def __exit__(self, *_: object) -> None:
             pass
 
-    several = _finished(folder, jobs=2, bar=lambda name, total: Bar())
-    assert sum(done) == 18 + 6 + 12  # files read, references looked through, pairs measured
+    several = _evaluated(folder, jobs=2, bar=lambda name, total: Bar())
+    assert sum(done) == 18 + 6 + 12  # files read, references searched for labels, pairs evaluated
     shutil.rmtree(folder / "cache")
-    pd.testing.assert_frame_equal(_finished(folder, jobs=1).rows, several.rows)
+    pd.testing.assert_frame_equal(_evaluated(folder, jobs=1).rows, several.rows)
 
 
-# Balls have so much surface that a call takes long enough to be killed in the midst of it.
+# Balls have so much surface that a call takes long enough to be killed while it runs.
 def _slow(folder: Path, cases: int) -> list[str]:
     grid = np.stack(np.meshgrid(*(np.arange(90),) * 3, indexing="ij"))
     for number in range(cases):
@@ -260,33 +263,33 @@ def _slow(folder: Path, cases: int) -> list[str]:
     ]  # fmt: skip
 
 
-def test_an_ended_call_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[int] = []
+def test_an_interrupted_call_is_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[int] = []
     run = Pair.run
 
-    def ended(self: Pair, check_only: bool) -> Any:
-        if len(measured) == 3:
+    def interrupted(self: Pair, check_only: bool) -> Any:
+        if len(evaluated) == 3:
             raise KeyboardInterrupt
-        measured.append(1)
+        evaluated.append(1)
         return run(self, check_only)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Pair, "run", ended)
-        _finished(folder, classes=Classes({"1": (1,), "2": (2,)}))
+        patch.setattr(Pair, "run", interrupted)
+        _evaluated(folder, classes=Classes({"1": (1,), "2": (2,)}))
     (folder / "cache" / ".half.json.partial").write_text('{"case": ')
-    told: list[str] = []
-    done = _finished(folder, classes=Classes({"1": (1,), "2": (2,)}), tell=told.append)
-    assert done.told[0].endswith("5 pairs measured, 3 read from the cache")
-    assert told == []
+    messages: list[str] = []
+    done = _evaluated(folder, classes=Classes({"1": (1,), "2": (2,)}), message=messages.append)
+    assert done.messages[0].endswith("5 pairs evaluated, 3 read from the cache")
+    assert messages == []
 
 
 @pytest.mark.slow
-def test_a_killed_call_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_call_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
     command = _slow(tmp_path, 20)
     cache = tmp_path / "out" / "cache"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        wait_for(lambda: len(list(cache.glob("*.json"))) >= 3, process, "three pairs are measured")
+        wait_for(lambda: len(list(cache.glob("*.json"))) >= 3, process, "three pairs are evaluated")
         children = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -298,8 +301,8 @@ def test_a_killed_call_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path
     kept = len(list(cache.glob("*.json")))
     assert 3 <= kept < 40
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0].endswith(f"{40 - kept} pairs measured, {kept} read from the cache")
-    assert done.stderr == "", "half of an entry is no entry"
+    assert done.stdout.splitlines()[0].endswith(f"{40 - kept} pairs evaluated, {kept} read from the cache")
+    assert done.stderr == "", "a partial entry is ignored"
 
 
 @pytest.mark.slow
@@ -307,15 +310,15 @@ def test_two_calls_at_once(tmp_path: Path) -> None:
     command = _slow(tmp_path, 6)
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(*process.communicate(), process.returncode) for process in both]
-    waited = f"waiting for another process, which writes the report in {tmp_path / 'out'}\n"
+    waited = f"waiting for another process that is writing the report in {tmp_path / 'out'}\n"
     assert {code for _, _, code in ended} == {0}
-    assert sorted(err for _, err, _ in ended) in (["", waited], ["", ""])  # one may have come too late for it
+    assert sorted(err for _, err, _ in ended) in (["", waited], ["", ""])  # one may have started too late to wait
     assert ended[0][0].splitlines()[-2:] == ended[1][0].splitlines()[-2:]
     assert len(list((tmp_path / "out" / "cache").iterdir())) == 12
     assert len(pd.read_csv(tmp_path / "out" / "cases.csv")) == 24
 
 
-def test_a_measuring_process_that_dies_is_told(tmp_path: Path) -> None:
+def test_the_death_of_a_worker_process_is_reported(tmp_path: Path) -> None:
     command = _slow(tmp_path, 5)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -323,44 +326,43 @@ def test_a_measuring_process_that_dies_is_told(tmp_path: Path) -> None:
         children = psutil.Process(process.pid).children()
         return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
-    # Before it has imported what it needs to measure: so it has not ended by then, however slow this process is.
-    wait_for(workers, process, "a process that measures")[0].kill()
+    # Killed during its imports, so that it cannot have finished before, however slow this process is.
+    wait_for(workers, process, "a worker process")[0].kill()
     _, err = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 2
     assert err.startswith("error: a process was killed during the evaluation") and err.count("\n") == 1
 
 
-def test_a_case_that_one_folder_lacks_is_named_and_counts_as_the_worst(folder: Path) -> None:
+def test_a_case_missing_in_one_folder_is_named_and_counts_as_the_worst(folder: Path) -> None:
     (folder / "near" / "b.nii.gz").unlink()
-    found = _finished(folder)
-    own = scores(found.collected.table, "dice")
-    near = dict(zip(own.patients, own.by_patient[own.losses.index("near")], strict=True))
-    assert own.lacking == {"near": ("b",)}
+    found = _evaluated(folder)
+    dice = scores(found.collected.table, "dice")
+    near = dict(zip(dice.patients, dice.by_patient[dice.losses.index("near")], strict=True))
+    assert dice.missing == {"near": ("b",)}
     assert near["b"] == 0 and min(near[case] for case in "acd") > 0.3
-    assert own.lacking == {"near": ("b",)}
     distances = scores(found.collected.table, "hd95_mm")
     table = found.rows["hd95_mm"]
     assert distances.by_patient[distances.losses.index("near")][1] == table.max()
 
 
-def test_a_case_that_no_folder_has_is_left_out_and_named(folder: Path) -> None:
+def test_a_case_missing_in_all_folders_is_left_out_and_named(folder: Path) -> None:
     for name in ("near", "far"):
         (folder / name / "d.nii.gz").unlink()
-    found = _finished(folder)
-    assert found.told[0].startswith("2 folders, 3 cases")
+    found = _evaluated(folder)
+    assert found.messages[0].startswith("2 folders, 3 cases")
     assert "Left out, since no folder has a prediction: 1 case (d) of 4." in found.collected.notes
     assert set(found.rows["case"]) == {"a", "b", "c"}
-    # What it holds is a class still, as of `medloss evaluate`.
+    # Its labels are still classes, as in `medloss evaluate`.
     write_map(folder / "labels" / "d.nii.gz", np.full(SHAPE, 9, np.uint8))
-    assert set(_finished(folder).rows["class"]) == {"1", "2", "9"}
+    assert set(_evaluated(folder).rows["class"]) == {"1", "2", "9"}
 
 
-def test_the_worst_is_an_empty_prediction_and_not_none(folder: Path) -> None:
+def test_an_empty_prediction_has_the_worst_metrics(folder: Path) -> None:
     write_map(folder / "near" / "b.nii.gz", np.zeros(SHAPE, np.uint8))
-    rows = _finished(folder).rows
-    own = rows[(rows["loss"] == "near") & (rows["case"] == "b")]
+    rows = _evaluated(folder).rows
+    empty = rows[(rows["loss"] == "near") & (rows["case"] == "b")]
     diagonal = np.linalg.norm(np.multiply(SHAPE, SPACING))
-    assert list(own["dice"]) == [0, 0] and list(own["hd95_mm"]) == pytest.approx([diagonal] * 2)
+    assert list(empty["dice"]) == [0, 0] and list(empty["hd95_mm"]) == pytest.approx([diagonal] * 2)
 
 
 BAD: list[tuple[str, Callable[[Path], Any], str]] = [
@@ -392,12 +394,12 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
 def test_a_bad_prediction_is_named_in_one_line(folder: Path, spoil: Callable[[Path], Any], reason: str) -> None:
     path = folder / "far" / "b.nii.gz"
     spoil(path)
-    told = folder / "far" / "z.nii.gz" if reason.startswith("no reference") else path
+    named = folder / "far" / "z.nii.gz" if reason.startswith("no reference") else path
     code, out, err = _call(folder)
     assert (code, out) == (2, "")
-    assert re.fullmatch(f"error: {re.escape(str(told))}: (?:{reason}).*\n", err), err
+    assert re.fullmatch(f"error: {re.escape(str(named))}: (?:{reason}).*\n", err), err
     assert not (folder / "out" / "report.html").exists() and not (folder / "out" / "cases.csv").exists()
-    # Measured or not, it is refused again.
+    # A second call refuses it again.
     assert _call(folder) == (code, out, err)
 
 
@@ -417,7 +419,7 @@ def test_every_bad_file_is_named_once(folder: Path) -> None:
     )
 
 
-def test_of_very_many_bad_files_some_are_named(folder: Path) -> None:
+def test_only_some_of_very_many_bad_files_are_named(folder: Path) -> None:
     for number in range(40):
         shutil.copy(folder / "far/a.nii.gz", folder / "far" / f"x{number:02d}.nii.gz")
     lines = _call(folder)[2].splitlines()
@@ -427,8 +429,8 @@ def test_of_very_many_bad_files_some_are_named(folder: Path) -> None:
 def test_two_files_of_one_case(folder: Path) -> None:
     (folder / "far" / "b.nii").write_bytes(b"whatever")
     _, _, err = _call(folder)
-    told = "another file has the same name except for suffixes; expected one"
-    assert err.splitlines()[:2] == [f"error: {folder / 'far/b.nii'}: {told}", f"{folder / 'far/b.nii.gz'}: {told}"]
+    reason = "another file has the same name except for suffixes; expected one"
+    assert err.splitlines()[:2] == [f"error: {folder / 'far/b.nii'}: {reason}", f"{folder / 'far/b.nii.gz'}: {reason}"]
 
 
 def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path) -> None:
@@ -437,14 +439,14 @@ def test_predictions_of_images_and_of_their_labels_are_refused(folder: Path) -> 
         (folder / "near" / f"{case}.nii.gz").rename(folder / "near" / f"{case}_image.nii.gz")
         shutil.copy(folder / "near" / f"{case}_image.nii.gz", folder / "near" / f"{case}_label.nii.gz")
     code, _, err = _call(folder)
-    told = "another file has the same name except for suffixes; expected one"
+    reason = "another file has the same name except for suffixes; expected one"
     assert code == 2
     for case in CASES:
         for kind in ("image", "label"):
-            assert f"{folder}/near/{case}_{kind}.nii.gz: {told}" in err.removeprefix("error: ").splitlines()
+            assert f"{folder}/near/{case}_{kind}.nii.gz: {reason}" in err.removeprefix("error: ").splitlines()
 
 
-def test_names_may_differ_in_what_says_label_and_links_are_followed(folder: Path) -> None:
+def test_names_may_differ_in_the_ending_for_labels_and_links_are_followed(folder: Path) -> None:
     for case in CASES:
         shutil.move(folder / "labels" / f"{case}.nii.gz", folder / "labels" / f"{case}_seg.nii.gz")
     shutil.move(folder / "far", folder / "elsewhere")
@@ -452,10 +454,10 @@ def test_names_may_differ_in_what_says_label_and_links_are_followed(folder: Path
     for case in CASES:
         (folder / "elsewhere" / f"{case}.nii.gz").rename(folder / "elsewhere" / case)
         (folder / "far" / f"{case}.nii.gz").symlink_to(folder / "elsewhere" / case)
-    finished = _finished(folder)
-    assert set(finished.rows["case"]) == {f"{case}_seg" for case in CASES}
-    # Its pictures are drawn from the links, too: what they lead to need not be named as NIfTI is.
-    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in finished.collected.predictions], [])
+    found = _evaluated(folder)
+    assert set(found.rows["case"]) == {f"{case}_seg" for case in CASES}
+    # Pictures are drawn from the links: their targets may have other names than NIfTI files.
+    panels, _ = read_panels([Choice("only", one, 0.0, {}, 1) for one in found.collected.predictions], [])
     assert [panel.problem for panel in panels] == [None] * 2 * len(CASES)
 
 
@@ -547,7 +549,7 @@ def test_bad_calls_end_in_one_line_and_code_2(folder: Path, words: Callable[[Pat
     assert not (folder / "out" / "report.html").exists()
 
 
-def test_the_reports_folder_has_to_be_named(folder: Path) -> None:
+def test_the_folder_of_the_report_must_be_named(folder: Path) -> None:
     code, _, err = call_medloss("report", *_two(folder / "near", folder / "far"), "--labels", folder / "labels")
     assert (code, err) == (2, "error: --out: got none; expected a folder for the report, which --predictions needs\n")
 
@@ -555,13 +557,13 @@ def test_the_reports_folder_has_to_be_named(folder: Path) -> None:
 def test_no_name_in_common(folder: Path) -> None:
     for path in (folder / "far").iterdir():
         path.rename(path.with_name("x" + path.name))
-    told = (
+    problem = (
         f"--predictions: far: no file is named like a reference in {folder}/labels: {folder}/far/xa.nii.gz, for example"
     )
-    assert _call(folder)[2] == f"error: {told}; expected a.nii.gz\n"
+    assert _call(folder)[2] == f"error: {problem}; expected a.nii.gz\n"
 
 
-def test_labels_that_are_none(folder: Path) -> None:
+def test_files_that_are_not_labels(folder: Path) -> None:
     for path in (folder / "labels").iterdir():
         rewrite(path, np.zeros(SHAPE, np.uint8))
     assert "have no values above 0, or not only whole numbers, or cannot be read" in _call(folder)[2]
@@ -573,28 +575,30 @@ def test_labels_that_are_none(folder: Path) -> None:
     assert _call(folder)[2].count("labels/b.nii.gz: is not a regular file") == 1
 
 
-def test_classes_are_named_joined_and_left_uncounted(folder: Path) -> None:
+def test_classes_are_named_joined_and_ignored(folder: Path) -> None:
     for case in CASES:
         labels = array_of(folder / "labels" / f"{case}.nii.gz")
         labels[:, 8:] = 3
         rewrite(folder / "labels" / f"{case}.nii.gz", labels)
-    found = _finished(folder, classes=read_classes("1+2=whole, 2=core,3=ignore"))
+    found = _evaluated(folder, classes=read_classes("1+2=whole, 2=core,3=ignore"))
     assert list(found.rows["class"].unique()) == ["whole", "core"]
-    assert any(note.startswith("Voxels that the reference labels 3 (ignore) are not counted") for note in found.told)
+    assert any(
+        note.startswith("Voxels that the reference labels 3 (ignore) are not counted") for note in found.messages
+    )
     for row in found.rows.itertuples():
         reference, prediction = (array_of(folder / name / f"{row.case}.nii.gz") for name in ("labels", row.loss))
         values = {"whole": (1, 2), "core": (2,)}[row[found.rows.columns.get_loc("class") + 1]]
         counted = reference != 3
-        one, other = (np.isin(own, values) & counted for own in (prediction, reference))
+        one, other = (np.isin(labels, values) & counted for labels in (prediction, reference))
         tp, fp, fn = (one & other).sum(), (one & ~other).sum(), (other & ~one).sum()
         assert row.dice == pytest.approx(2 * tp / (2 * tp + fp + fn), rel=1e-12)
         assert row.specificity == pytest.approx((counted.sum() - tp - fp - fn) / (counted & ~other).sum(), rel=1e-12)
         (alone,) = region_metrics(one.astype(int), other.astype(int), [(1,)], SPACING)
         assert (row.hd95_mm, row.assd_mm, row.nsd) == (alone["hd95_mm"], alone["assd_mm"], alone["nsd"])
-    # A prediction may not hold it.
+    # A prediction must not contain the ignored label.
     with_voxel(folder / "far" / "b.nii.gz", 3, np.uint8, 2)
     with pytest.raises(UserError, match=r"far/b.nii.gz: label values without a class: 3 \(2 voxels\); .* 0, 1, 2$"):
-        _finished(folder, classes=read_classes("1+2=whole,2=core,3=ignore"))
+        _evaluated(folder, classes=read_classes("1+2=whole,2=core,3=ignore"))
 
 
 @pytest.mark.parametrize(
@@ -616,7 +620,7 @@ def test_classes_are_named_joined_and_left_uncounted(folder: Path) -> None:
         ("1=a,2+3=ignore", "--classes: the label 'ignore' must be a single value"),
     ],
 )
-def test_classes_that_are_none(text: str, message: str) -> None:
+def test_bad_classes(text: str, message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         read_classes(text)
 
@@ -624,13 +628,13 @@ def test_classes_that_are_none(text: str, message: str) -> None:
 def test_a_label_that_classes_do_not_name_is_refused(folder: Path) -> None:
     code, _, err = _call(folder, "--classes", "1=organ")
     assert code == 2
-    # In every file, whichever folder it is in.
+    # In every file of all three folders.
     assert err.count("label values without a class: 2 (") == 12
     assert err.count("the classes are 0, 1\n") == 12
 
 
-def test_what_pictures_are_drawn_from(folder: Path) -> None:
-    drawn = {(own.loss, own.case): own for own in _finished(folder).collected.predictions}
+def test_the_predictions_for_pictures(folder: Path) -> None:
+    drawn = {(one.loss, one.case): one for one in _evaluated(folder).collected.predictions}
     assert len(drawn) == 8
     one = drawn["far", "b"]
     assert (one.prediction, one.reference, one.image) == (folder / "far/b.nii.gz", folder / "labels/b.nii.gz", None)

@@ -1,4 +1,4 @@
-"""Finished results as tables of one method each: MIST's, and those of `medloss evaluate`."""
+"""Tables of one method each: MIST's, and those of `medloss evaluate`."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,10 @@ from pipelines.report.external_results import from_tables
 from pipelines.statistics.scores import scores
 from pipelines.utils import UserError
 
-#: As MIST's `mist_evaluate --metrics dice haus95 surf_dice lesion_wise_dice` lays it out.
-_MEASURES = ("dice", "haus95", "surf_dice", "lesion_wise_dice")
+#: The layout of MIST's `mist_evaluate --metrics dice haus95 surf_dice lesion_wise_dice`.
+_METRICS = ("dice", "haus95", "surf_dice", "lesion_wise_dice")
 MIST = (
-    ",".join(["id", *(f"{name}_{own}" for own in _MEASURES for name in ("tumor", "edema_core"))])
+    ",".join(["id", *(f"{class_name}_{metric}" for metric in _METRICS for class_name in ("tumor", "edema_core"))])
     + """
 p_01,0.91,0.81,1.5,2.5,0.95,0.85,0.5,0.5
 p_02,0.90,1.0,2.0,0.0,0.94,1.0,0.5,0.5
@@ -48,14 +48,14 @@ def test_mists_tables(tmp_path: Path) -> None:
     assert (table.losses, table.classes, tuple(table.metrics)) == (
         ("dice", "focal"), ("edema_core", "tumor"), ("dice", "nsd", "hd95_mm"),
     )  # fmt: skip
-    own = table.frame.set_index(["loss", "case", "class"])
-    assert len(own) == 2 * 3 * 2, "rows of statistics are no cases"
-    assert list(own.loc[("dice", "p_01", "tumor"), list(table.metrics)]) == [0.91, 0.95, 1.5]
-    assert list(own.loc[("focal", "p_01", "tumor"), list(table.metrics)]) == [0.71, 0.95, 1.5]
-    assert list(own.loc[("focal", "003", "edema_core"), list(table.metrics)]) == [0.0, 0.0, 77.5]
+    rows = table.frame.set_index(["loss", "case", "class"])
+    assert len(rows) == 2 * 3 * 2, "rows of statistics are not cases"
+    assert list(rows.loc[("dice", "p_01", "tumor"), list(table.metrics)]) == [0.91, 0.95, 1.5]
+    assert list(rows.loc[("focal", "p_01", "tumor"), list(table.metrics)]) == [0.71, 0.95, 1.5]
+    assert list(rows.loc[("focal", "003", "edema_core"), list(table.metrics)]) == [0.0, 0.0, 77.5]
     left_out = "columns of results.csv that are left out: tumor_lesion_wise_dice, edema_core_lesion_wise_dice."
-    assert f"focal: {left_out}" in found.told
-    assert any(note.startswith("The measures are MIST's own") for note in found.collected.notes)
+    assert f"focal: {left_out}" in found.messages
+    assert any(note.startswith("The metrics were computed by MIST") for note in found.collected.notes)
 
 
 @pytest.mark.parametrize("option", ["--predictions", "--cases"])
@@ -69,15 +69,15 @@ def test_mists_tables_by_either_option(tmp_path: Path, option: str) -> None:
     assert shown.splitlines()[-1] == f"report    {tmp_path / 'out' / 'report.html'}"
 
 
-def test_a_case_that_one_table_lacks_counts_as_the_worst(tmp_path: Path) -> None:
+def test_a_case_missing_in_one_table_counts_as_the_worst(tmp_path: Path) -> None:
     named = _two(tmp_path)
     named["focal"].write_text("\n".join(line for line in MIST.splitlines() if not line.startswith("p_02")))
-    own = scores(from_tables(named).collected.table, "dice")
-    assert own.lacking == {"focal": ("p_02",)}
-    assert own.by_patient[own.losses.index("focal"), own.patients.index("p_02")] == 0
+    dice = scores(from_tables(named).collected.table, "dice")
+    assert dice.missing == {"focal": ("p_02",)}
+    assert dice.by_patient[dice.losses.index("focal"), dice.patients.index("p_02")] == 0
 
 
-def test_what_evaluate_writes(tmp_path: Path) -> None:
+def test_tables_of_evaluate(tmp_path: Path) -> None:
     made_folders(tmp_path)
     named = {}
     for name in ("near", "far"):
@@ -100,11 +100,11 @@ BAD: list[tuple[str, str | bytes, str]] = [
         "name,score\na,1\n",
         r"has the columns name, score; expected MIST's results.csv \(id, <class>_dice",
     ),
-    ("no measure", "id,tumor_volume\na,1\n", "has no column of a metric such as tumor_dice; expected MIST's"),
+    ("no metric", "id,tumor_volume\na,1\n", "has no column of a metric such as tumor_dice; expected MIST's"),
     ("a case twice", "id,tumor_dice\na,1\na,1\n", "case a appears twice; expected one row per case"),
-    ("several losses", "case,loss,dice\na,x,1\n", "has a column loss, so it is of several; pass it as --cases"),
-    ("another kind", EVALUATED, "dice is MIST's table, and others are not, which count empty classes otherwise"),
-    ("other classes", MIST.replace("edema_core", "edema"), "dice and focal have other classes: edema, edema_core"),
+    ("several losses", "case,loss,dice\na,x,1\n", "has a column loss, so it has several methods; pass it as --cases"),
+    ("another kind", EVALUATED, "dice is a table of MIST, and others are not, which count empty classes differently"),
+    ("other classes", MIST.replace("edema_core", "edema"), "dice and focal have different classes: edema, edema_core"),
     (
         "other cases",
         MIST.replace("p_0", "q_").replace("003", "q_3"),
@@ -112,7 +112,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ),
     ("percent", MIST.replace("0.91", "91"), r"dice: got 91 \(case p_01, loss focal\); expected a number, 0 to 1"),
     ("text", MIST.replace("0.91", "good"), r"dice: got good \(case p_01, loss focal\); expected a number"),
-    ("no measure in common", "id,tumor_avg_surf,edema_core_avg_surf\np_01,1,1\n", "have no measure in common"),
+    ("no metric in common", "id,tumor_avg_surf,edema_core_avg_surf\np_01,1,1\n", "have no metric in common"),
 ]
 
 
@@ -120,12 +120,12 @@ BAD: list[tuple[str, str | bytes, str]] = [
 def test_a_table_that_cannot_be_used(tmp_path: Path, content: str | bytes, message: str) -> None:
     named = _two(tmp_path)
     named["focal"].write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as raised:
         from_tables(named)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_one_table_of_mists_alone_is_told(tmp_path: Path) -> None:
+def test_a_single_table_of_mist_is_refused(tmp_path: Path) -> None:
     path = _two(tmp_path)["dice"]
     code, _, err = call_medloss("report", "--cases", path, "--out", tmp_path / "out")
     assert code == 2

@@ -1,4 +1,4 @@
-"""A report's folder: whose it is, and what is told before anything is measured or drawn."""
+"""The folder of a report: whether it may be used, and errors before anything is evaluated or drawn."""
 
 import shutil
 import threading
@@ -33,12 +33,12 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_no_reports_is_left_alone(folder: Path) -> None:
-    own = folder / "own"
+def test_a_folder_that_is_not_a_report_is_left_alone(folder: Path) -> None:
+    other = folder / "other"
     for name in ("cases.csv", "report.html", "analysis.json", "plots/overlay_mine.png", "tables/costs.csv"):
-        (own / name).parent.mkdir(parents=True, exist_ok=True)
-        (own / name).write_text('{"mine": 1}')
-    for out in (own, folder / "labels"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_text('{"mine": 1}')
+    for out in (other, folder / "labels"):
         before = _content(out)
         code, _, err = _call(folder, out=out)
         assert (code, err) == (2, f"error: --out: {out} is not empty and holds no report; name another folder\n")
@@ -55,16 +55,16 @@ def test_an_older_report_is_replaced_whether_or_not_it_has_a_lock(tmp_path: Path
         assert page.with_name(LOCK).exists() and page.read_text() != "old"
 
 
-def test_a_folder_made_for_nothing_is_removed(tmp_path: Path) -> None:
+def test_a_folder_created_for_a_failed_report_is_removed(tmp_path: Path) -> None:
     for names in ([], ["cases.csv"]):
-        with pytest.raises(UserError, match="nothing came of it"), claimed(tmp_path / "out"):
+        with pytest.raises(UserError, match="the report failed"), claimed(tmp_path / "out"):
             for name in names:
                 (tmp_path / "out" / name).touch()
-            raise UserError("nothing came of it")
+            raise UserError("the report failed")
         assert (tmp_path / "out").exists() == bool(names)
 
 
-def test_another_processs_report_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_report_of_another_process_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ended: list[str] = []
 
     def second() -> None:
@@ -74,17 +74,18 @@ def test_another_processs_report_is_waited_for(tmp_path: Path, capfd: pytest.Cap
     with claimed(tmp_path / "out"):
         thread = threading.Thread(target=second)
         thread.start()
-        told = wait_for(lambda: capfd.readouterr().err, what="the second says that it waits")
+        message = wait_for(lambda: capfd.readouterr().err, what="the message that the second one waits")
         ended.append("first")
     thread.join(300)
     assert ended == ["first", "second"]
     assert (
-        told + capfd.readouterr().err == f"waiting for another process, which writes the report in {tmp_path / 'out'}\n"
+        message + capfd.readouterr().err
+        == f"waiting for another process that is writing the report in {tmp_path / 'out'}\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--metric", "foo"), "--metric: got 'foo'; expected one of dice, "),
         (("--margin", "nan"), "--margin: got nan; expected 0 or more"),
@@ -94,27 +95,29 @@ def test_another_processs_report_is_waited_for(tmp_path: Path, capfd: pytest.Cap
         (("--predictions", "twice={folder}/far"), "--predictions: far and twice are the same folder"),
     ],
 )
-def test_bad_words_are_told_before_anything_is_measured(folder: Path, words: tuple[str, ...], told: str) -> None:
+def test_bad_arguments_are_refused_before_anything_is_evaluated(
+    folder: Path, words: tuple[str, ...], message: str
+) -> None:
     code, shown, err = _call(folder, *(word.format(folder=folder) for word in words))
     assert (code, shown, err.count("\n")) == (2, "", 1)
-    assert told in err
+    assert message in err
     assert not (folder / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_evaluated(folder: Path) -> None:
     out = folder / "labels" / "a.nii.gz" / "out"
     code, shown, err = _call(folder, out=out)
     assert (code, shown) == (2, "")
     assert err == f"error: --out: {out} cannot be written: Not a directory; name another folder\n"
 
 
-def test_probabilities_beside_their_label_map_are_no_predictions(folder: Path) -> None:
+def test_probabilities_next_to_their_label_map_are_not_predictions(folder: Path) -> None:
     shutil.copy(folder / "near" / "a.nii.gz", folder / "near" / f"a{PROBABILITIES}")
     assert _call(folder)[0] == 0
     shutil.copy(folder / "near" / "a.nii.gz", folder / "near" / f"z{PROBABILITIES}")
     assert f"near/z{PROBABILITIES}: no reference of that name" in _call(folder)[2]
 
 
-def test_no_comparison_no_folder(tmp_path: Path) -> None:
+def test_without_a_comparison_no_folder_is_created(tmp_path: Path) -> None:
     code, _, err = call_medloss("report", tmp_path, "--out", tmp_path / "out")
     assert (code, "holds no comparison" in err, (tmp_path / "out").exists()) == (2, True, False)

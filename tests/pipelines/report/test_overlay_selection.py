@@ -1,4 +1,4 @@
-"""Which cases are shown: worst, median and best, with ties, failures and several trainings."""
+"""Selection of the cases: worst, median and best, with ties, failures and several runs."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_worst_median_and_best() -> None:
     cases = [f"c{i:03d}" for i in range(5)]
     found = choose(table, "dice", _predicted("a", cases) + _predicted("b", cases))
     assert _chosen(found["a"]) == {"worst": "c002", "median": "c000", "best": "c001"}
-    # Of equals the first is the worse; the three are different cases all the same.
+    # Among equals the first counts as the worse; the three are different cases.
     assert _chosen(found["b"]) == {"worst": "c000", "median": "c002", "best": "c004"}
     assert [choice.score for choice in found["a"]] == [0.1, 0.5, 0.9]
     even = choose(table, "dice", _predicted("a", cases[:4]))["a"]
@@ -38,11 +38,11 @@ def test_worst_median_and_best() -> None:
     assert choose(table, "dice", []) == {}
 
 
-def test_of_a_distance_the_largest_is_the_worst() -> None:
+def test_the_largest_distance_is_the_worst() -> None:
     table = check_table(long_table({"a": [4.0, 2.0, 9.0], "b": [1.0, 1.0, 1.0]}, "hd95_mm"), METRICS)
     found = choose(table, "hd95_mm", _predicted("a", ["c000", "c001", "c002"]))
     assert _chosen(found["a"]) == {"worst": "c002", "median": "c000", "best": "c001"}
-    assert found["a"][0].own == {"hd95_mm": 9.0}
+    assert found["a"][0].metrics == {"hd95_mm": 9.0}
 
 
 def test_scores_are_those_of_the_statistics() -> None:
@@ -51,8 +51,8 @@ def test_scores_are_those_of_the_statistics() -> None:
         long_table({loss: random.uniform(0, 1, 7) for loss in "ab"}, seed=seed, specificity=0.9, **{"class": name})
         for name in ("organ", "shell") for seed in (0, 1)
     ], ignore_index=True)  # fmt: skip
-    rows.loc[(rows["case"] == "c003") & (rows["class"] == "shell"), "dice"] = np.nan  # nothing there, for both
-    rows.loc[(rows["case"] == "c005"), ["dice", "specificity"]] = np.nan  # of which nothing is known
+    rows.loc[(rows["case"] == "c003") & (rows["class"] == "shell"), "dice"] = np.nan  # both empty
+    rows.loc[(rows["case"] == "c005"), ["dice", "specificity"]] = np.nan  # without any value
     rows = rows[~((rows["loss"] == "b") & (rows["case"] == "c006"))]  # missing: the worst
     table = check_table(rows, METRICS)
     analysis = analyse(table, reference=None, bootstraps=10)
@@ -60,13 +60,13 @@ def test_scores_are_those_of_the_statistics() -> None:
     for loss in "ab":
         assert found[loss] == dict(zip(analysis.patients, analysis.scores[loss], strict=True))
     assert "c005" not in found["a"] and found["b"]["c006"] == 0
-    # Of two cases of one patient each counts by itself.
+    # Two cases of one patient are not averaged.
     both = check_table(rows.assign(patient=rows["case"].replace({"c001": "c000"})), METRICS)
     assert case_scores(both, "dice") == found
 
 
-def test_failed_trainings_and_several_seeds() -> None:
-    """A case's score is the mean of its trainings, a failed one counting as 0; drawn is one that there is."""
+def test_failed_runs_and_several_seeds() -> None:
+    """The score of a case is the mean over its runs, where a failed run counts as 0; an existing one is drawn."""
     one = long_table({"a": [0.8, 0.6, 0.4], "b": [0.5, 0.5, 0.5]}, seed=0)
     two = long_table({"a": [0.7, 0.9, np.nan], "b": [np.nan, np.nan, np.nan]}, seed=1)
     three = long_table({"a": [0.9, 0.72, np.nan], "b": [np.nan, np.nan, np.nan]}, seed=2)
@@ -77,11 +77,11 @@ def test_failed_trainings_and_several_seeds() -> None:
     found = choose(table, "dice", predictions)
     assert _chosen(found["a"]) == {"worst": "c002", "median": "c001", "best": "c000"}
     assert [choice.score for choice in found["a"]] == pytest.approx([0.4 / 3, 0.74, 0.8])
-    # The training nearest to the mean.
+    # The run closest to the mean.
     assert [choice.predicted.seed for choice in found["a"]] == ["0", "2", "0"]
-    assert found["a"][1].own == {"dice": pytest.approx(0.72)} and found["a"][1].trainings == 3
+    assert found["a"][1].metrics == {"dice": pytest.approx(0.72)} and found["a"][1].runs == 3
     assert [choice.predicted.seed for choice in found["b"]] == ["0", "0", "0"]
-    assert found["b"][0].trainings == 1 and found["b"][0].score == pytest.approx(0.5 / 3)
+    assert found["b"][0].runs == 1 and found["b"][0].score == pytest.approx(0.5 / 3)
 
 
 def test_the_case_on_which_the_losses_differ_most() -> None:
@@ -90,7 +90,7 @@ def test_the_case_on_which_the_losses_differ_most() -> None:
     predictions = [p for loss in "abc" for p in _predicted(loss, cases)]
     assert {choice.predicted.case for choice in most_different(table, "dice", predictions)} == {"c002"}
     assert [choice.predicted.loss for choice in most_different(table, "dice", predictions)] == ["a", "b", "c"]
-    # Without a prediction of one loss there, another case is shown of all.
+    # If one loss has no prediction for that case, another case is selected.
     fewer = [p for p in predictions if (p.loss, p.case) != ("c", "c002")]
     assert {choice.predicted.case for choice in most_different(table, "dice", fewer)} == {"c001"}
     equal = check_table(long_table({"a": [0.5, 0.5], "b": [0.5, 0.5]}), METRICS)

@@ -1,4 +1,4 @@
-"""What a picture shows of a case: plane, slice, section and outlines, on voxels of three different sides."""
+"""Planes, slices, sections and outlines, for voxels with three different sides."""
 
 from itertools import permutations
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.report.overlay_selection import Plane, largest_section, planes, telling_slice, window
+from pipelines.report.overlay_selection import Plane, largest_section, planes, select_slice, window
 from pipelines.report.overlay_slices import outlines
 
 SPACING = (3.0, 1.0, 2.0)
@@ -27,16 +27,14 @@ def _plane(labels: NDArray[Any], spacing: tuple[float, ...] = SPACING, across: i
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (1, -1, -1)])
 @pytest.mark.parametrize("worlds", list(permutations(range(3))))
-def test_the_plane_is_the_acquisitions_and_shown_as_radiologists_do(
-    worlds: tuple[int, ...], signs: tuple[int, ...]
-) -> None:
-    """However the file's axes lie: the patient's right, or front, at the left; front, or head, on top."""
+def test_the_plane_of_acquisition_in_radiological_orientation(worlds: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    """For any orientation of the file: the patient's right, or front, at the left; front, or head, at the top."""
     affine = _affine(SPACING, worlds, signs)
     (plane,) = planes((4, 5, 6), SPACING, affine)
     assert plane.across == 0  # 3 mm
     assert plane.name == ("sagittal", "coronal", "axial")[worlds[0]]
     volume = np.zeros((4, 5, 6), int)
-    # Where is the voxel that lies furthest to the right, front and head?
+    # The voxel that lies furthest to the right, front and head.
     corner = tuple(0 if sign < 0 else n - 1 for sign, n in zip(signs, volume.shape, strict=True))
     volume[corner] = 1
     shown = plane.cut(volume, corner[0])
@@ -65,9 +63,9 @@ def test_a_single_slice_and_a_2d_image() -> None:
     (plane,) = planes((20, 30), (1.5, 0.8), np.diag([1.5, 0.8, 1.0, 1.0]))
     assert (plane.across, plane.spacing, plane.letters, plane.name) == (None, (0.8, 1.5), (), "")
     image = np.arange(600).reshape(20, 30)
-    # Columns run from right to left, as of an axial slice: the first axis rises to the right.
+    # Columns run from right to left, as in an axial slice: the first axis points to the right.
     assert np.array_equal(plane.cut(image, 0), image.T[:, ::-1])
-    assert telling_slice(image, [image], plane) == 0
+    assert select_slice(image, [image], plane) == 0
 
 
 def test_the_largest_section_is_in_mm2() -> None:
@@ -87,17 +85,17 @@ def test_the_slice_on_which_they_differ_most() -> None:
     wrong, elsewhere = labels.copy(), labels.copy()
     wrong[2, 2:4, 3:7] = 0
     elsewhere[6, 0:3, 0:2] = 1
-    assert telling_slice(labels, [wrong], plane) == 2
-    assert telling_slice(labels, [elsewhere], plane) == 6
-    assert telling_slice(labels, [wrong, elsewhere, elsewhere], plane) == 6  # 12 voxels against 8
+    assert select_slice(labels, [wrong], plane) == 2
+    assert select_slice(labels, [elsewhere], plane) == 6
+    assert select_slice(labels, [wrong, elsewhere, elsewhere], plane) == 6  # 12 voxels against 8
     swapped = labels.copy()
     swapped[5][labels[5] == 1] = 3  # the same outline, another class
-    assert telling_slice(labels, [swapped], plane) == 5
-    assert telling_slice(labels, [labels], plane) == 4
+    assert select_slice(labels, [swapped], plane) == 5
+    assert select_slice(labels, [labels], plane) == 4
     empty = np.zeros_like(labels)
-    assert telling_slice(labels, [empty], plane) == 4
-    assert telling_slice(empty, [empty], plane) == 4  # the middle one
-    assert telling_slice(empty, [wrong], plane) == 4
+    assert select_slice(labels, [empty], plane) == 4
+    assert select_slice(empty, [empty], plane) == 4  # the middle one
+    assert select_slice(empty, [wrong], plane) == 4
 
 
 # The section.
@@ -137,7 +135,7 @@ def test_the_section_at_the_edge_of_a_speck_and_of_nothing() -> None:
 
 
 def _area(lines: list[NDArray[np.float64]]) -> float:
-    """By Gauss's formula; holes run the other way, or not: so of each line by itself."""
+    """By Gauss's formula, per line, since holes may have either direction."""
     return sum(abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2 for x, y in (line.T for line in lines))
 
 
@@ -146,7 +144,7 @@ def _length(lines: list[NDArray[np.float64]]) -> float:
 
 
 @pytest.mark.parametrize("spacing", [(3.0, 1.0), (0.5, 2.0), (1.0, 1.0)])
-def test_an_outline_hugs_the_voxels(spacing: tuple[float, float]) -> None:
+def test_an_outline_follows_the_voxels(spacing: tuple[float, float]) -> None:
     labels = np.zeros((6, 7), int)
     labels[1:3, 2:6] = 4
     (line,) = outlines(labels, spacing)
@@ -166,7 +164,7 @@ def test_every_edge_is_drawn_once() -> None:
     expected = 2.0 * (padded[:, :-1] != padded[:, 1:]).sum() + 0.5 * (padded[:-1] != padded[1:]).sum()
     lines = outlines(labels, (2.0, 0.5))
     assert _length(lines) == pytest.approx(expected)
-    for line in lines:  # along the axes alone
+    for line in lines:  # only along the axes
         assert (np.abs(np.diff(line, axis=0)) > 0).sum(1).max() == 1
 
 

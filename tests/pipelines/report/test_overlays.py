@@ -1,4 +1,4 @@
-"""Pictures of single cases, drawn of files: empty label maps, odd images, and what is missing."""
+"""Pictures of individual cases, drawn from files: empty label maps, unusual images, and missing files."""
 
 import html
 from collections.abc import Callable
@@ -41,7 +41,7 @@ from pipelines.statistics.analysis import analyse
 SPACING = (3.0, 1.0, 2.0)
 
 
-def test_tints_say_what_is_wrong() -> None:
+def test_tints_show_the_kinds_of_errors() -> None:
     reference = np.array([[0, 1, 1, 2]])
     painted = tints(reference, np.array([[1, 1, 0, 1]]))[0]
     opacity = painted[:, 3]
@@ -90,7 +90,7 @@ PANELS = {
 
 @pytest.mark.parametrize("spacing", PANELS)
 def test_a_panel_is_drawn_in_mm(tmp_path: Path, spacing: tuple[float, ...]) -> None:
-    """Each axis has its own length in voxels and in mm: none can be taken for another."""
+    """Each axis has a different length in voxels and in mm, so that none can be taken for another."""
     name, (down, across), letters = PANELS[spacing]
     shape = [{3.0: 4, 2.0: 30, 1.0: 20}[each] for each in spacing]
     labels = np.zeros(shape, np.uint8)
@@ -144,7 +144,7 @@ def test_empty_label_maps_are_drawn(tmp_path: Path, dims: int, which: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["none", "constant", "not finite", "text in the name"])
-def test_odd_images_are_drawn(tmp_path: Path, kind: str) -> None:
+def test_unusual_images_are_drawn(tmp_path: Path, kind: str) -> None:
     labels = np.zeros((6, 20, 20), np.uint8)
     labels[2:4, 5:15, 5:15] = 1
     image = {"none": None, "constant": np.full(labels.shape, 7.0, np.float32)}.get(kind, np.ones(labels.shape) * 2.0)
@@ -157,7 +157,7 @@ def test_odd_images_are_drawn(tmp_path: Path, kind: str) -> None:
     assert _near(_colours(loss_picture(name, [panel], "dice")), REFERENCE) > 100
 
 
-def test_what_was_not_measured_is_background(tmp_path: Path) -> None:
+def test_labels_that_were_not_evaluated_are_background(tmp_path: Path) -> None:
     reference = np.zeros((6, 20, 20), np.uint8)
     reference[1:5, 4:10, 4:10], reference[1:5, 12:16, 4:16] = 1, 9
     prediction = np.where(reference == 1, 1, 0).astype(np.uint8)
@@ -188,7 +188,7 @@ def test_isotropic_cases_are_all_shown_in_the_plane_of_the_largest_sections(tmp_
     assert [panel.shown.plane.name for panel in panels if panel.shown] == ["axial", "sagittal"]
 
 
-def test_names_of_files_are_each_their_own() -> None:
+def test_names_of_files_are_distinct() -> None:
     names = _names(["a+b", "a_plus_b", "A_PLUS_B", "same_case", "x" * 300, "..", "損失"])
     assert len({name.casefold() for name in names.values()}) == len(names)
     assert all(name.startswith("overlay_") and len(name.encode()) < 200 for name in names.values())
@@ -212,7 +212,7 @@ def _overlays(collected: Collected) -> Overlays:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_pictures_beside_the_page_and_in_it(tmp_path: Path, dims: int) -> None:
+def test_pictures_next_to_the_page_and_in_it(tmp_path: Path, dims: int) -> None:
     made = tiny_manifest(tmp_path, dims, cases=6)
     losses = ["focal", DEFAULT_REFERENCE, "tversky"]
     runs = pictured_comparison(tmp_path / "c", losses, made, tmp_path / "data", folds=(0, 1), seeds=(0, 1)).runs
@@ -222,14 +222,14 @@ def test_pictures_beside_the_page_and_in_it(tmp_path: Path, dims: int) -> None:
     assert read_page(page).tags.count("img") == 4
     text = page.read_text()
     assert text.count("data:image/png;base64,") == 4 and 'id="cases"' in text and 'href="#cases"' in text
-    assert "<details>" not in text and "nearest to that mean" in text
+    assert "<details>" not in text and "closest to that mean" in text
     table = pd.read_csv(tmp_path / "r" / "tables" / "overlays.csv")
     assert list(table["which"]) == ["worst", "median", "best"] * 3 + ["most different"] * 3
     for row in table.itertuples():
         score = analysis.scores[row.loss][analysis.patients.index(row.case)]
         assert row.score == pytest.approx(score)
         assert (tmp_path / "r" / "plots" / row.picture).is_file()
-        # The slice's number is the file's own, in the order of its axes.
+        # The index of the slice is that in the file.
         run = next(r for r in runs if (r.config.loss, r.config.fold, r.config.seed) == (row.loss, row.fold, row.seed))
         prediction = np.asanyarray(nib.load(run_folder(tmp_path / "c", run).prediction(row.case)).dataobj)
         reference = _label(made, tmp_path / "data", row.case)
@@ -258,7 +258,7 @@ def test_many_losses_are_folded(tmp_path: Path, tiny: tuple[Path, Path]) -> None
         loss for loss in order if loss in (order[0], DEFAULT_REFERENCE, order[-1])
     ]
     assert {picture.title for picture in (*overlays.shown, *overlays.folded)} == set(losses)
-    # An older report's pictures do not stay.
+    # Pictures of an older report are removed.
     stale = tmp_path / "report" / "plots" / "overlay_gone.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
@@ -285,7 +285,7 @@ def _regrid(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_", "said", "pictures"),
+    ("break_", "message", "pictures"),
     [
         (lambda p, root: _remove(p), "not drawn: the prediction", {"dice", "same"}),
         (lambda p, root: _truncate(p), "truncated", {"dice", "same"}),
@@ -295,8 +295,8 @@ def _regrid(folder: Path) -> None:
         (lambda p, root: _remove(root / "labels"), "not drawn: the label", set()),
     ],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_told(
-    tmp_path: Path, break_: Callable[[Path, Path], None], said: str, pictures: set[str]
+def test_problems_with_files_are_noted(
+    tmp_path: Path, break_: Callable[[Path, Path], None], message: str, pictures: set[str]
 ) -> None:
     manifest = tiny_manifest(tmp_path, cases=9)
     root = resolve_data(load_manifest(manifest), tmp_path / "data")
@@ -305,7 +305,7 @@ def test_what_cannot_be_drawn_is_told(
     overlays = _overlays(from_folder(tmp_path / "c"))
     drawn = {picture.title for picture in (*overlays.shown, *overlays.folded)}
     assert drawn | ({"same"} if overlays.same is not None else set()) == pictures
-    assert any(said in note for note in overlays.notes)
+    assert any(message in note for note in overlays.notes)
     assert all("\n" not in note for note in overlays.notes)
     assert overlays.table is not None and overlays.table["problem"].notna().any()
 
@@ -318,16 +318,16 @@ def test_why_there_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     made_comparison(tmp_path / "none kept", ["dice", "focal"])
     assert "the runs kept no predictions (--no-predictions" in note(tmp_path / "none kept")
-    own = tiny_manifest(tmp_path / "own", cases=9)
-    pictured_comparison(tmp_path / "changed", ["dice", "focal"], own, tmp_path / "own")
-    own.write_text(own.read_text().replace("of small volumes", "of other volumes"))
-    assert "has changed since the training" in note(tmp_path / "changed")
-    own.unlink()
-    told = note(tmp_path / "changed")
-    assert "No pictures of single cases: no manifest" in told
-    # The report is written all the same, and says so.
+    manifest = tiny_manifest(tmp_path / "data", cases=9)
+    pictured_comparison(tmp_path / "changed", ["dice", "focal"], manifest, tmp_path / "data")
+    manifest.write_text(manifest.read_text().replace("of small volumes", "of other volumes"))
+    assert "has changed since training" in note(tmp_path / "changed")
+    manifest.unlink()
+    reason = note(tmp_path / "changed")
+    assert "No pictures of individual cases: no manifest" in reason
+    # The report is written nevertheless, with the note.
     path, _ = write_report(from_folder(tmp_path / "changed"), tmp_path / "report", bootstraps=10)
-    assert told in html.unescape(path.read_text()) and 'id="cases"' in path.read_text()
+    assert reason in html.unescape(path.read_text()) and 'id="cases"' in path.read_text()
     assert "data:image" not in path.read_text() and not list((tmp_path / "report" / "plots").glob("overlay_*"))
 
 
@@ -349,7 +349,7 @@ def test_data_that_have_moved_are_found_by_the_environment(tmp_path: Path, monke
     assert len(_overlays(from_folder(tmp_path / "c")).pictures) == 3
 
 
-def test_failed_trainings_are_told(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
+def test_failed_runs_are_noted(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
     def ended(config: Any) -> str:
         failed = config.loss == "combo" or (config.loss, config.fold) == ("focal", 1)
         return "failed" if failed else "done"
@@ -357,10 +357,10 @@ def test_failed_trainings_are_told(tmp_path: Path, tiny: tuple[Path, Path]) -> N
     pictured_comparison(tmp_path, ["focal", "dice", "combo"], *tiny, ended=ended, folds=(0, 1))
     overlays = _overlays(from_folder(tmp_path))
     assert {picture.title for picture in overlays.shown} == {"focal", "dice"}
-    assert "combo: no pictures, since no training of it ended well." in overlays.notes
+    assert "combo: no pictures, since none of its runs finished." in overlays.notes
     assert any(note.startswith("focal: 3 of 6 cases have no prediction") for note in overlays.notes)
     assert overlays.table is not None
-    own = overlays.table[overlays.table["loss"] == "focal"]
-    assert (own["fold"] == "0").all() and (own["score"] > 0).all()
+    focal = overlays.table[overlays.table["loss"] == "focal"]
+    assert (focal["fold"] == "0").all() and (focal["score"] > 0).all()
     # Only cases of which most losses have a prediction are compared.
     assert set(overlays.table[overlays.table["which"] == "most different"]["loss"]) == {"focal", "dice"}

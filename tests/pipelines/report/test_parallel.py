@@ -1,4 +1,4 @@
-"""Plots and pictures drawn at the same time: the same as one after the other, whatever becomes of the other process."""
+"""Plots and pictures drawn at the same time: the same as one after the other, also if the other process dies."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ def _die(*_: object) -> None:
     os._exit(9)
 
 
-def test_a_process_that_dies_is_done_without(
+def test_the_death_of_the_process_changes_nothing(
     drawn_of: tuple[Analysis, Collected], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -52,7 +52,7 @@ def test_a_process_that_dies_is_done_without(
         calls.append(os.getpid())
         return every_overlay(analysis, collected)
 
-    # What is handed to the other process goes there by its name.
+    # The other process imports the function by its name.
     in_this_process.__module__, in_this_process.__qualname__ = _die.__module__, _die.__qualname__
     monkeypatch.setattr(f"{__name__}._die", in_this_process)
     monkeypatch.setattr(write, "every_overlay", in_this_process)

@@ -1,4 +1,4 @@
-"""A plot of the report is one file and one line: one that is added here is on the page and in the folder."""
+"""A new plot is one file and one line: one that is registered here is on the page and in the folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def histogram() -> Iterator[None]:
     )
     def draw_histogram(analysis: Analysis, collected: Collected) -> Figure:
         drawn = figure(6, 3)
-        drawn.add_subplot().hist([value for own in analysis.scores.values() for value in own])
+        drawn.add_subplot().hist([value for scores in analysis.scores.values() for value in scores])
         return drawn
 
     yield
@@ -44,25 +44,25 @@ def test_a_new_plot_is_found_everywhere(tmp_path: Path, histogram: None) -> None
     table, out = tmp_path / "results.csv", tmp_path / "report"
     long_table({loss: [0.7 + case / 50 for case in range(8)] for loss in "ab"}).to_csv(table, index=False)
     report = ("report", "--cases", table, "--out", out)
-    code, _, told = call_medloss(*report, "--reference", "none")
-    assert code == 0, told
+    code, _, err = call_medloss(*report, "--reference", "none")
+    assert code == 0, err
     page = read_page(out / "report.html")
     html = (out / "report.html").read_text()
     assert f'<a href="#{_NAME}">Histogram</a>' in html and f'<section id="{_NAME}">' in html
     assert 'aria-label="All &lt;cases&gt; in one"' in html
-    assert page.text.index("Chance of being first") < page.text.index("All <cases> in one")
+    assert page.text.index("Stability of first place") < page.text.index("All <cases> in one")
     assert page.text.index("All <cases> in one") < page.text.index("Every loss together.")
     assert ElementTree.parse(out / "plots" / f"{_NAME}.svg").getroot().tag.endswith("svg")
     with Image.open(out / "plots" / f"{_NAME}.png") as picture:
         assert picture.width == 900
 
-    # Where it does not apply it is not drawn, and an older one is taken away.
-    code, _, told = call_medloss(*report, "--reference", "a")
-    assert code == 0, told
+    # If it does not apply it is not drawn, and an older one is removed.
+    code, _, err = call_medloss(*report, "--reference", "a")
+    assert code == 0, err
     assert _NAME not in (out / "report.html").read_text()
     assert not list((out / "plots").glob(f"{_NAME}.*")) and (out / "plots" / "first.svg").is_file()
 
 
 def test_a_name_is_registered_once() -> None:
-    with pytest.raises(ValueError, match="a plot 'boxes' is registered already: draw_boxes"):
+    with pytest.raises(ValueError, match="plot 'boxes' is already registered: draw_boxes"):
         register("boxes", title="Boxes", note="Once more.")(lambda analysis, collected: Figure())

@@ -1,4 +1,4 @@
-"""The report: from a table and from a comparison's folder, as a page, as plots, and as tables."""
+"""The report of a table and of a comparison's folder: page, plots and tables."""
 
 import json
 from pathlib import Path
@@ -45,12 +45,12 @@ def _csv(folder: Path, table: pd.DataFrame) -> Path:
     return path
 
 
-def test_pairs_have_the_adjusted_p_value_next_to_their_own() -> None:
+def test_pairs_have_both_p_values() -> None:
     random = np.random.default_rng(0)
     table = long_table({loss: 0.8 + 0.02 * random.standard_normal(14) for loss in "abcd"})
     analysis = analyse(check_table(table, METRICS), reference=None)
-    pairs, matrix = _pairs(analysis.primary), analysis.primary.omnibus
-    for name, expected in (("p", matrix.p), ("p_adjusted", matrix.p_adjusted)):
+    pairs, omnibus = _pairs(analysis.primary), analysis.primary.omnibus
+    for name, expected in (("p", omnibus.p), ("p_adjusted", omnibus.p_adjusted)):
         assert list(pairs[name]) == [expected[i][j] for i in range(4) for j in range(4) if i < j]
     assert (pairs["p"] < pairs["p_adjusted"]).any()
 
@@ -59,16 +59,16 @@ def test_of_a_table(tmp_path: Path) -> None:
     table = long_table(_values(4, 14))
     table["hd95_mm"] = 20 * (1 - table["dice"])
     out = tmp_path / "new" / "report"
-    code, shown, told = call_medloss("report", "--cases", _csv(tmp_path, table), "--out", out)
-    assert (code, told) == (0, "")
+    code, shown, err = call_medloss("report", "--cases", _csv(tmp_path, table), "--out", out)
+    assert (code, err) == (0, "")
     analysis = analyse(check_table(table, METRICS), reference=DEFAULT_REFERENCE)
     assert shown.splitlines() == [analysis.verdict, f"report    {out / 'report.html'}"]
-    assert "Every case" in read_page(out / "report.html").text
+    assert "Scores per case" in read_page(out / "report.html").text
 
     page = read_page(out / "report.html")
-    order = [analysis.verdict, *analysis.caveats, "Ranking", "Every case", "Against the reference", "All pairs",
-             "Critical-difference", "Chance of being first", "Other measures (secondary)", "What was run",
-             *NOT_CONTROLLED]  # fmt: skip
+    order = [analysis.verdict, *analysis.caveats, "Ranking", "Scores per case", "Comparison with the reference",
+             "All pairs", "Critical-difference", "Stability of first place", "Other metrics (secondary)",
+             "What was run", *NOT_CONTROLLED]  # fmt: skip
     places = [page.text.rindex(piece) if piece in NOT_CONTROLLED else page.text.index(piece) for piece in order[:1]]
     for piece in order[1:]:
         places.append(page.text.index(piece, places[-1]))
@@ -82,28 +82,28 @@ def test_of_a_table(tmp_path: Path) -> None:
     assert list(ranking["loss"]) == [ranked.loss for ranked in analysis.primary.ranking]
     np.testing.assert_allclose(ranking["mean"], [ranked.mean for ranked in analysis.primary.ranking])
     resampled = [analysis.primary.bootstrap.losses[loss] for loss in ranking["loss"]]
-    np.testing.assert_allclose(ranking[["mean_low", "mean_high"]], [own.mean_interval for own in resampled])
-    np.testing.assert_allclose(ranking["p_first"], [own.p_first for own in resampled])
+    np.testing.assert_allclose(ranking[["mean_low", "mean_high"]], [one.mean_interval for one in resampled])
+    np.testing.assert_allclose(ranking["p_first"], [one.p_first for one in resampled])
     compared = pd.read_csv(out / "tables" / "comparisons.csv")
-    assert list(compared["verdict"]) == [own.verdict for own in analysis.primary.comparisons]
-    np.testing.assert_allclose(compared["p_adjusted"], [own.p_adjusted for own in analysis.primary.comparisons])
+    assert list(compared["verdict"]) == [one.verdict for one in analysis.primary.comparisons]
+    np.testing.assert_allclose(compared["p_adjusted"], [one.p_adjusted for one in analysis.primary.comparisons])
     np.testing.assert_allclose(
-        compared[["difference_low", "difference_high"]], [own.interval for own in analysis.primary.comparisons]
+        compared[["difference_low", "difference_high"]], [one.interval for one in analysis.primary.comparisons]
     )
     pairs = pd.read_csv(out / "tables" / "pairs.csv")
-    matrix = analysis.primary.omnibus
+    omnibus = analysis.primary.omnibus
     assert len(pairs) == 6
     for row in pairs.itertuples():
         assert row.p_adjusted == pytest.approx(
-            matrix.p_adjusted[matrix.losses.index(row.loss)][matrix.losses.index(row.other)]
+            omnibus.p_adjusted[omnibus.losses.index(row.loss)][omnibus.losses.index(row.other)]
         )
     secondary = pd.read_csv(out / "tables" / "secondary.csv")
     assert set(secondary["metric"]) == {"hd95_mm"} and list(secondary["loss"]) == list(ranking["loss"])
 
     claims = pd.read_csv(out / "tables" / "claim_check.csv")
     assert list(claims.columns) == ["case_id", *(f"alg_{loss}" for loss in sorted(table["loss"].unique()))]
-    for loss, own in table.groupby("loss"):
-        np.testing.assert_allclose(claims.set_index("case_id")[f"alg_{loss}"][own["case"]], own["dice"], atol=1e-9)
+    for loss, rows in table.groupby("loss"):
+        np.testing.assert_allclose(claims.set_index("case_id")[f"alg_{loss}"][rows["case"]], rows["dice"], atol=1e-9)
     stored = json.loads((out / "analysis.json").read_text())
     assert stored["verdict"] == analysis.verdict and stored["primary"] == analysis.to_dict()["primary"]
 
@@ -119,11 +119,11 @@ def test_what_is_missing_is_named_on_the_terminal_too(tmp_path: Path) -> None:
     of_first = table["loss"] == "loss_01"
     table.loc[of_first & (table["case"] == "c000"), "dice"] = np.nan
     table = table[~(of_first & table["case"].isin(["c003", "c005"]))]
-    code, shown, told = call_medloss("report", "--cases", _csv(tmp_path, table), "--out", tmp_path / "out")
-    assert (code, told) == (0, "")
+    code, shown, err = call_medloss("report", "--cases", _csv(tmp_path, table), "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
     notes = shown.splitlines()[1:-1]
     assert notes[:2] == [
-        "loss_01: no result of 2 cases (c003 and c005); counted as the worst, 0.",
+        "loss_01: no result for 2 cases (c003 and c005); counted as the worst, 0.",
         "loss_01: 1 failed prediction, counted as the worst, 0.",
     ]
     page = read_page(tmp_path / "out" / "report.html").text
@@ -131,8 +131,8 @@ def test_what_is_missing_is_named_on_the_terminal_too(tmp_path: Path) -> None:
 
     losses = ["dice", DEFAULT_REFERENCE, "tversky"]
     made_comparison(tmp_path / "made", losses, lambda c: None if c.loss == "tversky" else "done")
-    code, shown, told = call_medloss("report", tmp_path / "made")
-    assert (code, told) == (0, "")
+    code, shown, err = call_medloss("report", tmp_path / "made")
+    assert (code, err) == (0, "")
     assert shown.startswith("The comparison is not finished: 2 of 3 runs have ended.\nNot compared")
 
 
@@ -141,14 +141,14 @@ def test_of_a_folder(tmp_path: Path) -> None:
     made_comparison(
         tmp_path, losses, lambda c: "failed" if (c.loss, c.fold) == ("combo", 1) else "done", folds=(0, 1), seeds=(0, 1)
     )
-    code, shown, told = call_medloss("report", tmp_path)
-    assert (code, told) == (0, "")
+    code, shown, err = call_medloss("report", tmp_path)
+    assert (code, err) == (0, "")
     assert f"focal was better than the reference {DEFAULT_REFERENCE} in Dice" in shown
     out = tmp_path / "report"
     page = read_page(out / "report.html")
-    for piece in ("Learning curves", "Time and score", "s/epoch", "Single classes (secondary)", "organ", "shell",
+    for piece in ("Learning curves", "Time and score", "s/epoch", "Individual classes (secondary)", "organ", "shell",
                   "the loss is nan in epoch 3, case <c1>", "ab" * 32, "made data", "version of torch 2.13.0",
-                  "folds 0, 1", "24 cases", "4 trainings (2 folds x 2 seeds) per loss"):  # fmt: skip
+                  "folds 0, 1", "24 cases", "4 runs (2 folds x 2 seeds) per loss"):  # fmt: skip
         assert piece in page.text, piece
     assert "not finished" not in page.text
     costs = pd.read_csv(out / "tables" / "costs.csv").set_index("loss")
@@ -167,29 +167,27 @@ def test_of_a_folder(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_machines_and_commits_are_told(tmp_path: Path) -> None:
+def test_machines_and_commits_are_listed(tmp_path: Path) -> None:
     losses = ["focal", "dice", "tversky", "combo"]
     plan = made_comparison(tmp_path, losses)
 
-    def told() -> dict[str, str]:
+    def facts() -> dict[str, str]:
         return dict(from_folder(tmp_path).facts)
 
-    assert "machine" not in told()  # results of an earlier version say nothing
+    assert "machine" not in facts()  # earlier versions did not record the machine
     mine = {"processor": "Abacus 2", "cores": "1", "memory": "8 GiB", "system": "Linux"}
     for number, run in enumerate(plan.runs):
-        own = run_folder(tmp_path, run)
-        result = own.result
+        run_dir = run_folder(tmp_path, run)
+        result = run_dir.result
         assert result is not None
         theirs = mine | {"cores": "16", "gpu": "H100"} if number == 3 else mine
         result["versions"]["medloss commit"] = "c0ffee" if number else "0ff1ce, changed since"
-        own.write_result(result | {"machine": theirs})
+        run_dir.write_result(result | {"machine": theirs})
         if number == 2:
-            assert told()["machine"] == "Abacus 2, 1 core, 8 GiB, Linux (3 runs); not recorded (1 run)"
-    facts = told()
-    assert (
-        facts["2 machines"] == "Abacus 2, 1 core, 8 GiB, Linux (3 runs); Abacus 2, 16 cores, 8 GiB, H100, Linux (1 run)"
-    )
-    assert facts["medloss commit"] == "0ff1ce, changed since; c0ffee"
+            assert facts()["machine"] == "Abacus 2, 1 core, 8 GiB, Linux (3 runs); not recorded (1 run)"
+    machines = "Abacus 2, 1 core, 8 GiB, Linux (3 runs); Abacus 2, 16 cores, 8 GiB, H100, Linux (1 run)"
+    assert facts()["2 machines"] == machines
+    assert facts()["medloss commit"] == "0ff1ce, changed since; c0ffee"
 
 
 def test_partly_finished(tmp_path: Path) -> None:
@@ -198,25 +196,25 @@ def test_partly_finished(tmp_path: Path) -> None:
     plan = made_comparison(tmp_path, losses, lambda c: "done" if (c.loss, c.fold) in done else None, folds=(0, 1))
     collected = from_folder(tmp_path)
     assert collected.table.losses == ("dice", "focal")
-    assert collected.table.frame["case"].nunique() == 12  # of the first fold: dice has not come to the second
+    assert collected.table.frame["case"].nunique() == 12  # the first fold only: dice has not finished the second
     path, analysis = write_report(collected, tmp_path / "report", bootstraps=100)
     assert analysis.reference is None
     page = read_page(path)
     for piece in (
         "3 of 6 runs have ended",
-        "too little of them has ended: tversky.",
-        "Left out, since not every loss has ended there: fold 1 seed 0.",
-        f"The usual reference, {DEFAULT_REFERENCE}, is not among the losses",
+        "too few of their runs have ended: tversky.",
+        "Left out, since not all losses have ended there: fold 1 seed 0.",
+        f"The default reference, {DEFAULT_REFERENCE}, is not among the losses",
     ):
         assert piece in page.text, piece
-    assert "Against the reference" not in page.text
+    assert "Comparison with the reference" not in page.text
     assert not (tmp_path / "report" / "plots" / "forest.svg").exists()
 
     unfinished = tmp_path / "young"
     made_comparison(unfinished, losses, lambda c: "done" if c.loss == "dice" else None)
-    code, shown, told = call_medloss("report", unfinished)
-    assert (code, shown, told.count("\n")) == (2, "", 1)
-    assert "1 of 3 runs are finished, of 1 loss(es); expected at least two losses" in told
+    code, shown, err = call_medloss("report", unfinished)
+    assert (code, shown, err.count("\n")) == (2, "", 1)
+    assert "1 of 3 runs are finished, of 1 loss(es); expected at least two losses" in err
     assert require_plan(tmp_path) == plan
 
 
@@ -243,7 +241,7 @@ def test_which_runs_are_compared() -> None:
     everything = [(loss, fold) for loss in ("dice", "focal", "tversky") for fold in (0, 1)]
     assert chosen(*everything) == (["dice", "focal", "tversky"], [0, 1], [])
     assert chosen(*everything[:-1]) == (["dice", "focal", "tversky"], [0], [])
-    # No block that all have: whoever is the least far is left out.
+    # Without a common block, the least advanced loss is left out.
     assert chosen(("dice", 0), ("dice", 1), ("focal", 0), ("tversky", 1)) == (["dice", "focal"], [0], ["tversky"])
     assert chosen() == ([], [], ["dice", "focal", "tversky"])
 
@@ -264,8 +262,8 @@ def test_names_are_text(tmp_path: Path) -> None:
     ])  # fmt: skip
     path = tmp_path / "<b>results.csv"
     table.to_csv(path, index=False)
-    code, _, told = call_medloss("report", "--cases", path, "--out", tmp_path / "report")
-    assert (code, told) == (0, "")
+    code, _, err = call_medloss("report", "--cases", path, "--out", tmp_path / "report")
+    assert (code, err) == (0, "")
     page = read_page(tmp_path / "report" / "report.html")
     assert "img" not in page.tags
     assert _HOSTILE in page.text and "<img src=x onerror=alert(1)>{{ 7 * 7 }}" in page.text and "b&w" in page.text
@@ -274,25 +272,25 @@ def test_names_are_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("losses", "cases"), [(2, 1), (2, 3), (17, 5)])
-def test_few_cases_say_so(tmp_path: Path, losses: int, cases: int) -> None:
+def test_too_few_cases_are_noted(tmp_path: Path, losses: int, cases: int) -> None:
     collected = from_csv(_csv(tmp_path, long_table(_values(losses, cases))))
     path, analysis = write_report(collected, tmp_path / "report", bootstraps=200)
     assert "Too few cases to tell" in analysis.verdict
     page = read_page(path)
     assert analysis.verdict in page.text
-    assert "What could be seen at all" not in page.text  # nothing could
-    assert "better" not in {own.verdict for own in analysis.primary.comparisons}
+    assert "Detectable difference" not in page.text  # nothing is detectable
+    assert "better" not in {one.verdict for one in analysis.primary.comparisons}
     assert not any(word in page.text for word in ("nan", "None", "inf "))
 
 
 def test_flat_and_failed_results(tmp_path: Path) -> None:
-    """All alike; a loss of which everything failed; a distance as the primary measure."""
+    """Equal losses; a loss that always failed; a distance as the primary metric."""
     values = {"a": [0.5] * 6, "b": [0.5] * 6, "c": [np.nan] * 6}
     path, analysis = write_report(
         from_csv(_csv(tmp_path, long_table(values))), tmp_path / "report", reference="a", bootstraps=200
     )
     page = read_page(path)
-    assert [own.failed for own in analysis.primary.ranking] == [0, 0, 6]
+    assert [ranked.failed for ranked in analysis.primary.ranking] == [0, 0, 6]
     assert "failed or missing" in page.text
     table = long_table({"a": np.arange(1.0, 13), "b": np.arange(3.0, 15)}, "hd95_mm")
     path, analysis = write_report(
@@ -308,7 +306,7 @@ def test_flat_and_failed_results(tmp_path: Path) -> None:
     assert not (tmp_path / "report" / "tables" / "secondary.csv").exists()
 
 
-def test_what_an_older_report_had_is_gone(tmp_path: Path) -> None:
+def test_files_of_an_older_report_are_removed(tmp_path: Path) -> None:
     collected = from_csv(_csv(tmp_path, long_table(_values(2, 6))))
     write_report(collected, tmp_path / "r", bootstraps=10)
     (tmp_path / "r" / "plots" / "mine.png").touch()
@@ -335,20 +333,19 @@ def test_pareto_front() -> None:
     assert pareto_front(analysis, {"bad": costs["bad"]}) == ["bad"]
 
 
-def test_one_wide_interval_does_not_press_the_others_to_dots() -> None:
+def test_one_wide_interval_does_not_hide_the_others() -> None:
     values = _values(5, 20)
     values["loss_04"] = np.where(np.arange(20) < 10, 0.0, 0.95)
     compared = analyse(
         check_table(long_table(values), METRICS), reference=DEFAULT_REFERENCE, bootstraps=10
     ).primary.comparisons
     low, high = forest_limits(compared, 0.01)
-    wide = next(own for own in compared if own.loss == "loss_04")
+    wide = next(one for one in compared if one.loss == "loss_04")
     assert wide.interval is not None and wide.interval[0] < low < wide.difference
-    for own in compared:
-        if own is not wide:
-            assert own.interval is not None and low < own.interval[0] < own.interval[1] < high
-    alone = [own for own in compared if own is wide]
-    low, high = forest_limits(alone, 0.0)
+    for one in compared:
+        if one is not wide:
+            assert one.interval is not None and low < one.interval[0] < one.interval[1] < high
+    low, high = forest_limits([wide], 0.0)
     assert low < wide.interval[0] < wide.interval[1] < high
 
 
@@ -362,21 +359,21 @@ def test_bad_input(tmp_path: Path) -> None:
     cases = tmp_path / "cases"
     plan = made_comparison(cases, ["dice", "focal"])
     (run_folder(cases, plan.runs[0]).path / "cases.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "strangers.csv").write_text("case,loss,dice\na,x,0.5\nb,x,0.5\nc,y,0.5\n")
+    (tmp_path / "disjoint.csv").write_text("case,loss,dice\na,x,0.5\nb,x,0.5\nc,y,0.5\n")
     (tmp_path / "semicolons.csv").write_text("case;loss;dice\na;x;0.5\na;y;0.5\n")
     (tmp_path / "far.csv").write_text("case,loss,hd95_mm\na,x,1e300\na,y,3\n")
     no_cases = tmp_path / "no cases"
     plan = made_comparison(no_cases, ["dice", "focal"])
     (run_folder(no_cases, plan.runs[1]).path / "cases.csv").unlink()
-    for arguments, said in (
+    for arguments, message in (
         ([], "the FOLDER of a comparison, --cases FILE.csv, or --predictions"),
         ([tmp_path, "--cases", csv], "pass one of the three"),
         (["--cases", csv], "--out: got none"),
-        (["--cases", csv, "--out", tmp_path / "file"], "is no folder"),
+        (["--cases", csv, "--out", tmp_path / "file"], "is not a folder"),
         (["--cases", csv, "--out", tmp_path / "file" / "in"], "--out: "),
         (["--cases", tmp_path / "none.csv", "--out", tmp_path / "r"], "none.csv: no such file"),
         (["--cases", tmp_path / "text.csv", "--out", tmp_path / "r"], "expected a number, 0 to 1 (not percent)"),
-        (["--cases", tmp_path / "strangers.csv", "--out", tmp_path / "r"], "x and y have no case in common"),
+        (["--cases", tmp_path / "disjoint.csv", "--out", tmp_path / "r"], "x and y have no case in common"),
         (["--cases", tmp_path / "semicolons.csv", "--out", tmp_path / "r"], "by semicolons; expected commas"),
         (["--cases", tmp_path / "far.csv", "--out", tmp_path / "r"], "expected a number, mm, 0 to 1e6 or inf"),
         (["--cases", csv, "--out", tmp_path / "r", "--metric", "iou"], "metric iou: no such column"),
@@ -387,9 +384,9 @@ def test_bad_input(tmp_path: Path) -> None:
         ([cases], "cases.csv is damaged"),
         ([no_cases], "cases.csv: no such file"),
     ):
-        code, shown, told = call_medloss("report", *arguments)
-        assert (code, shown, told.count("\n")) == (2, "", 1), told
-        assert told.startswith("error: ") and said in told
+        code, shown, err = call_medloss("report", *arguments)
+        assert (code, shown, err.count("\n")) == (2, "", 1), err
+        assert err.startswith("error: ") and message in err
     assert not (tmp_path / "r").exists()
 
 
@@ -400,15 +397,15 @@ def test_compare_survives_a_report_that_fails(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
     (run_folder(tmp_path, plan.runs[0]).path / "cases.csv").write_text("case,dice\na,b\n")
     assert compare._report(Comparison(tmp_path, plan)) == []
-    told = capsys.readouterr().err
-    assert told.startswith("warning: no report was written: ") and told.count("\n") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("warning: no report was written: ") and err.count("\n") == 1
     alone = made_comparison(tmp_path / "alone", ["dice", "focal"], lambda c: "done" if c.loss == "dice" else "failed")
     assert compare._report(Comparison(tmp_path / "alone", alone)) == []
     assert not (tmp_path / "alone" / "report").exists()
 
 
 def test_a_table_keeps_the_types(tmp_path: Path) -> None:
-    """Cases that are numbers with zeros before them stay as they are."""
+    """Names of cases that are numbers with leading zeros are kept."""
     path = tmp_path / "t.csv"
     path.write_text("case,loss,dice\n007,a,0.5\n010,a,0.7\n007,b,0.6\n010,b,0.4\n")
     collected: Collected = from_csv(path)

@@ -76,7 +76,7 @@ def test_it_is_named_in_table_terminal_and_page(tmp_path: Path) -> None:
     assert analysis is not None
     assert analysis["stood_still"] == [{"loss": "hausdorff_dt", "fold": 0, "seed": 1, "epochs": [2, 3]}]
     assert analysis["relative_steps"] == pytest.approx({REFERENCE: 1.0, "hausdorff_dt": 0.004, "focal": 0.5})
-    assert f"Steps: the ratio of update to weights over that of {REFERENCE}, median over the epochs" in page
+    assert f"Steps: the ratio of update to weights, divided by that of {REFERENCE}; median over the epochs" in page
     assert analysis["trained_as"]["hausdorff_dt"] == "hausdorff_dt+dice, balanced"
     assert {own["loss"] for own in analysis["primary"]["ranking"]} == set(LOSSES)
     assert "the optimizer stood still in epochs 2 to 3" in " ".join(call_medloss("status", tmp_path)[1].split())

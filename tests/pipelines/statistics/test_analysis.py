@@ -1,4 +1,4 @@
-"""Whole analyses: the sentence, the caveats, classes and secondary measures, JSON."""
+"""Whole analyses: the verdict, the caveats, classes and secondary metrics, JSON."""
 
 import json
 from dataclasses import FrozenInstanceError
@@ -26,64 +26,64 @@ def _analysed(frame: pd.DataFrame, reference: str | None = "ref") -> Analysis:
     return analyse(check_table(frame, METRICS), reference=reference, bootstraps=200)
 
 
-def _told(found: Analysis, words: str) -> bool:
-    return any(words in caveat for caveat in found.caveats)
+def _has_caveat(found: Analysis, text: str) -> bool:
+    return any(text in caveat for caveat in found.caveats)
 
 
-def test_the_sentence_names_what_is_better_by_how_much_and_on_what() -> None:
+def test_the_verdict_names_the_better_loss_its_difference_and_the_cases() -> None:
     found = _analysed(_frame(60, {"ref": 0, "good": 0.05, "poor": -0.05, "same": 0}, 0.004))
-    words = {own.loss: own.verdict for own in found.primary.comparisons}
+    words = {compared.loss: compared.verdict for compared in found.primary.comparisons}
     assert words == {"good": "better", "same": "equivalent", "poor": "worse"}
     first = found.primary.comparisons[0]
-    assert found.verdict.startswith(
-        "On 60 cases, one training per loss: good was better than the reference ref in Dice"
-    )
+    assert found.verdict.startswith("On 60 cases, one run per loss: good was better than the reference ref in Dice")
     assert f"by {first.difference:+.4f}" in found.verdict
-    assert "same equivalent to it within 0.0100; poor worse." in found.verdict
+    assert "same was equivalent to it within 0.0100; poor was worse." in found.verdict
     assert found.verdict.count(".") == found.verdict.count("0.") + 1  # one sentence
-    assert _told(found, "same: equivalent on average. What none of 60 cases showed, a collapse for example, may still ")
-    assert _told(found, "in up to 5% of cases (3/n)")
+    assert _has_caveat(
+        found, "same: equivalent on average. What none of 60 cases showed, such as a collapse, may still "
+    )
+    assert _has_caveat(found, "in up to 5% of cases (3/n)")
 
 
-def test_certain_and_small_is_within_the_margin() -> None:
+def test_a_significant_small_difference_is_within_the_margin() -> None:
     found = _analysed(_frame(60, {"ref": 0, "more": 0.005, "less": -0.005, "much": 0.05}, 0.004))
-    assert {own.loss: own.words for own in found.primary.comparisons} == {
+    assert {compared.loss: compared.words for compared in found.primary.comparisons} == {
         "much": "better", "more": "better, within the margin", "less": "worse, within the margin",
     }  # fmt: skip
-    assert "more better, by less than the margin of 0.0100; less worse, by less than the margin" in found.verdict
+    assert "more was better, by less than the margin of 0.0100; less was worse, by less than the" in found.verdict
     alone = _analysed(_frame(60, {"ref": 0, "more": 0.005}, 0.004))
     assert "no loss was shown to be better than the reference ref in Dice by more than the margin" in alone.verdict
     table = check_table(_frame(60, {"ref": 0, "same": 0}, 0.004), METRICS)
     asked = analyse(table, reference="ref", non_inferior=True, bootstraps=20)
-    assert "same non-inferior to it within 0.0100" in asked.verdict and asked.non_inferior
+    assert "same was non-inferior to it within 0.0100" in asked.verdict and asked.non_inferior
 
 
-def test_the_unit_is_the_patient_where_patients_are_known() -> None:
+def test_the_unit_is_the_patient_if_patients_are_named() -> None:
     frame = _frame(30, {"ref": 0, "x": 0.05})
-    assert _analysed(frame).unit == "case" and _told(_analysed(frame), "every case counts as independent")
+    assert _analysed(frame).unit == "case" and _has_caveat(_analysed(frame), "every case counts as independent")
     assert _analysed(frame.assign(patient=frame["case"])).unit == "case"
     found = _analysed(frame.assign(patient="p" + frame["case"].str[1:-1]))
     assert (found.unit, found.primary.patients) == ("patient", 3)
     assert found.verdict.startswith("Too few cases to tell: with 3 patients no difference")
-    assert not _told(found, "every case counts as independent")
+    assert not _has_caveat(found, "every case counts as independent")
 
 
-def test_trainings_are_folds_times_seeds() -> None:
+def test_runs_are_folds_times_seeds() -> None:
     rows = pd.concat([_frame(40, {"ref": 0, "x": 0.05}, seed=seed).assign(seed=seed) for seed in (0, 1)])
     found = _analysed(rows.assign(fold=[number % 5 for number in range(len(rows))]))
     assert (found.trainings, found.folds, found.seeds) == (10, 5, 2)
-    assert "10 trainings (5 folds x 2 seeds) per loss" in found.verdict
+    assert "10 runs (5 folds x 2 seeds) per loss" in found.verdict
     variance = found.primary.comparisons[0].variance
     assert variance is not None and (variance.retraining_freedom, variance.fold_freedom) == (5, 4)
-    assert found.primary.reach.difference is None, "it hangs on how much trainings differ"
+    assert found.primary.reach.difference is None, "it depends on the variance over runs"
     one_seed = _analysed(rows[rows["seed"] == 0].assign(fold=[number % 2 for number in range(80)]))
     assert (one_seed.trainings, one_seed.folds, one_seed.seeds) == (2, 2, 1)
-    assert _told(one_seed, "One seed in each of 2 folds")
+    assert _has_caveat(one_seed, "One seed in each of 2 folds")
 
 
-def test_several_better_ones_that_are_not_told_apart() -> None:
+def test_several_better_losses_without_a_significant_difference() -> None:
     found = _analysed(_frame(60, {"ref": 0, "one": 0.05, "two": 0.0501}))
-    assert "and which of them is best is open" in found.verdict
+    assert "and which of them is best remains open" in found.verdict
     apart = _analysed(_frame(60, {"ref": 0, "one": 0.03, "two": 0.09}))
     assert "two was better" in apart.verdict and "so was one." in apart.verdict
 
@@ -91,7 +91,7 @@ def test_several_better_ones_that_are_not_told_apart() -> None:
 def test_none_better() -> None:
     found = _analysed(_frame(30, {"ref": 0, "x": 0, "y": 0}, 0.08))
     assert "no loss was shown to be better than the reference ref in Dice; " in found.verdict
-    assert "undecided" in found.verdict
+    assert found.verdict.endswith("remained undecided.")
 
 
 @pytest.mark.parametrize(("n", "enough"), [(5, False), (6, True)])
@@ -99,18 +99,18 @@ def test_too_few_cases_to_tell(n: int, enough: bool) -> None:
     found = _analysed(_frame(n, {"ref": 0, "much": 0.15}))
     assert (found.primary.comparisons[0].verdict == "better") == enough
     assert found.verdict.startswith("Too few cases to tell: with 5 cases no difference") != enough
-    assert _told(found, "Too few cases to tell") != enough
+    assert _has_caveat(found, "Too few cases to tell") != enough
     assert (found.primary.reach.difference is None) != enough
-    assert _told(found, "are few (under 50)")
+    assert _has_caveat(found, f"Only {n} cases (fewer than 50): intervals and p-values are rough")
 
 
-def test_few_cases_can_tell_many_losses() -> None:
+def test_few_cases_can_show_differences_between_many_losses() -> None:
     """Holm over Wilcoxon's tests of 15 pairs needs 10 cases."""
     frame = _frame(8, {"ref": 0} | {f"l{i}": i / 20 for i in range(1, 5)}, 0.002)
     found = _analysed(frame)
-    assert {own.verdict for own in found.primary.comparisons} == {"better"}
+    assert {compared.verdict for compared in found.primary.comparisons} == {"better"}
     assert found.primary.omnibus.groups == ()
-    assert _told(found, "skewed differences make false words more likely than 5 %")
+    assert _has_caveat(found, "with skewed differences the rate of false verdicts may exceed 5 %")
     few = _analysed(frame[frame["case"] < "c005"])
     assert few.primary.omnibus.groups == (few.primary.omnibus.losses,)
 
@@ -118,7 +118,7 @@ def test_few_cases_can_tell_many_losses() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_hardly_any_cases(n: int) -> None:
     found = _analysed(_frame(n, {"ref": 0, "x": 0.1, "y": 0.2}))
-    assert {own.verdict for own in found.primary.comparisons} == {"undecided"}
+    assert {compared.verdict for compared in found.primary.comparisons} == {"undecided"}
     json.dumps(found.to_dict(), allow_nan=False)
 
 
@@ -135,62 +135,62 @@ def test_without_a_reference() -> None:
     assert few.verdict.startswith("Too few cases to tell")
 
 
-def test_a_loss_that_fails_ranks_worst_and_is_told() -> None:
+def test_a_loss_that_fails_ranks_worst_and_is_reported() -> None:
     frame = _frame(20, {"ref": 0, "best": 0.05}).assign(fold=0, seed=0)
     found = _analysed(with_failed_runs(frame, [("broken", 0, 0)]))
     assert found.primary.ranking[-1].loss == "broken"
     assert found.primary.ranking[-1].failed == 20
-    assert next(own for own in found.primary.comparisons if own.loss == "broken").verdict == "worse"
-    assert _told(found, "broken: 20 failed predictions, counted as the worst, 0.")
+    assert next(compared for compared in found.primary.comparisons if compared.loss == "broken").verdict == "worse"
+    assert _has_caveat(found, "broken: 20 failed predictions, counted as the worst, 0.")
     gone = _analysed(frame.drop(index=[21]))
-    assert _told(gone, "best: no result of 1 case (c001); counted as the worst, 0.")
+    assert _has_caveat(gone, "best: no result for 1 case (c001); counted as the worst, 0.")
 
 
-def test_one_training_says_so_and_several_say_what_they_cover() -> None:
+def test_the_caveats_and_the_verdict_name_the_number_of_runs() -> None:
     frame = _frame(30, {"ref": 0, "x": 0.05})
     one = _analysed(frame)
     assert one.trainings == 1
-    assert _told(one, "One training per loss")
+    assert _has_caveat(one, "One run per loss")
     assert one.primary.bootstrap.losses["x"].retraining is None
     again = _frame(30, {"ref": 0, "x": 0.05}, seed=1)
     again["dice"] = frame["dice"] + np.random.default_rng(2).normal(0, 0.005, len(frame))
     two = _analysed(pd.concat([frame.assign(seed=0), again.assign(seed=1)]))
     assert two.trainings == 2
-    assert not _told(two, "One training per loss")
-    assert "2 trainings per loss" in two.verdict
+    assert not _has_caveat(two, "One run per loss")
+    assert "2 runs per loss" in two.verdict
     share = two.primary.bootstrap.losses["x"].retraining
     assert share is not None and 0 < share < 0.2
 
 
-def test_classes_and_secondary_measures() -> None:
+def test_classes_and_secondary_metrics() -> None:
     frame = pd.concat(
         [
             _frame(30, {"ref": 0, "x": shift}, seed=seed).assign(**{"class": name})
             for seed, (name, shift) in enumerate([("left", 0.1), ("right", -0.1)])
         ]
-    ).assign(hd95_mm=lambda own: 10 * (1 - own["dice"]))
+    ).assign(hd95_mm=lambda rows: 10 * (1 - rows["dice"]))
     found = _analysed(frame)
-    assert {name: own.comparisons[0].verdict for name, own in found.classes.items()} == {
+    assert {name: compared.comparisons[0].verdict for name, compared in found.classes.items()} == {
         "left": "better",
         "right": "worse",
     }
     assert found.primary.primary and not found.classes["left"].primary and not found.secondary["hd95_mm"].primary
     distance = found.secondary["hd95_mm"]
     assert distance.comparisons[0].difference == pytest.approx(-10 * found.primary.comparisons[0].difference)
-    assert distance.comparisons[0].p_equivalence is None  # the margin is of the primary measure
-    assert _told(found, "secondary")
+    assert distance.comparisons[0].p_equivalence is None  # the margin applies to the primary metric
+    assert _has_caveat(found, "secondary")
     assert (
         analyse(check_table(frame, METRICS), metric="hd95_mm", reference="ref", bootstraps=10).primary.metric
         == "hd95_mm"
     )
 
 
-def test_a_secondary_measure_without_a_value_is_left_out() -> None:
+def test_a_secondary_metric_without_a_value_is_left_out() -> None:
     found = _analysed(_frame(10, {"ref": 0, "x": 0.1}).assign(nsd=np.nan))
     assert found.secondary == {}
 
 
-def test_it_is_json_and_the_same_each_time() -> None:
+def test_an_analysis_is_json_and_reproducible() -> None:
     frame = _frame(12, {"ref": 0, "x": 0.01, "y": 0.02}).assign(specificity=0.99)
     found = _analysed(frame)
     text = json.dumps(found.to_dict(), allow_nan=False)
@@ -224,12 +224,12 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
         analyse(check_table(_frame(10, {"ref": 0, "x": 0}), METRICS), **({"reference": "ref"} | arguments))  # type: ignore[arg-type]
 
 
-def test_a_measure_without_any_value_is_refused_as_the_primary_one() -> None:
-    with pytest.raises(UserError, match="metric dice: no loss has a value of any case"):
+def test_a_primary_metric_without_any_value_is_refused() -> None:
+    with pytest.raises(UserError, match="metric dice: no loss has a value for any case"):
         _analysed(_frame(5, {"ref": 0, "x": 0}).assign(dice=np.nan))
 
 
-def test_what_no_table_can_tell_is_said() -> None:
-    told = " ".join(NOT_CONTROLLED)
+def test_what_no_comparison_controls_is_listed() -> None:
+    text = " ".join(NOT_CONTROLLED)
     for word in ("Folds share training data", "checkpoint", "best of many", "learning rate", "costs"):
-        assert word in told
+        assert word in text

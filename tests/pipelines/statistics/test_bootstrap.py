@@ -1,4 +1,4 @@
-"""Resampling patients and seeds: against loops, formulas and scipy; and coverage by simulation."""
+"""The bootstrap over patients and seeds, compared with loops, formulas and scipy; and coverage by simulation."""
 
 import numpy as np
 import pytest
@@ -32,10 +32,10 @@ def test_the_same_seed_gives_the_same() -> None:
 def test_ranks_first_and_tau() -> None:
     noise = np.random.default_rng(5).normal(0, 0.001, (1, 30))
     clear = bootstrap(made_scores(np.array([[0.9], [0.7], [0.8]]) + noise), bootstraps=500)
-    assert [own.p_first for own in clear.losses.values()] == [1, 0, 0]
+    assert [resampled.p_first for resampled in clear.losses.values()] == [1, 0, 0]
     assert (clear.tau, clear.tau_low) == (1, 1)
     distance = bootstrap(made_scores(np.array([[0.9], [0.7], [0.8]]) + noise, "hd95_mm"), bootstraps=500)
-    assert [own.p_first for own in distance.losses.values()] == [0, 1, 0]
+    assert [resampled.p_first for resampled in distance.losses.values()] == [0, 1, 0]
     low, high = distance.losses["a"].mean_interval or (0, 0)
     assert low < 0.9 < high
 
@@ -45,7 +45,7 @@ def test_copies_share_the_first_place() -> None:
     values[1] = values[0]
     values[2] -= 2
     found = bootstrap(made_scores(values), bootstraps=300)
-    assert [own.p_first for own in found.losses.values()] == [0.5, 0.5, 0]
+    assert [resampled.p_first for resampled in found.losses.values()] == [0.5, 0.5, 0]
 
 
 def test_tau_is_scipys() -> None:
@@ -57,38 +57,38 @@ def test_tau_is_scipys() -> None:
 
 
 def test_one_patient_has_no_interval() -> None:
-    own = bootstrap(made_scores(np.array([[0.5], [0.6]])), bootstraps=10).losses["b"]
-    assert (own.mean_interval, own.p_first) == (None, 1)
+    resampled = bootstrap(made_scores(np.array([[0.5], [0.6]])), bootstraps=10).losses["b"]
+    assert (resampled.mean_interval, resampled.p_first) == (None, 1)
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
-def test_retraining_is_in_it(seeds: int) -> None:
-    """Seeds alone vary: the replicates' spread is that of a mean over seeds, not (S-1)/S of it."""
-    own = np.random.default_rng(8).normal(size=seeds)
-    values = np.broadcast_to(own, (1, 50, seeds))
+def test_the_variance_of_retraining_is_included(seeds: int) -> None:
+    """If only seeds vary, the replicates' variance is that of a mean over seeds, not (S-1)/S of it."""
+    by_seed = np.random.default_rng(8).normal(size=seeds)
+    values = np.broadcast_to(by_seed, (1, 50, seeds))
     means = resampled_means(values, np.zeros(50, np.intp), bootstraps=20_000, seed=0)
-    assert means.var() == pytest.approx(own.var(ddof=1) / seeds, rel=0.05)
+    assert means.var() == pytest.approx(by_seed.var(ddof=1) / seeds, rel=0.05)
 
 
-def test_seeds_are_drawn_in_each_fold_by_itself() -> None:
-    """Two folds, whose seeds have nothing to do with each other: half of the variance."""
+def test_seeds_are_drawn_separately_in_each_fold() -> None:
+    """Two folds with independent seeds: half of the variance."""
     folds = np.repeat([0, 1], 25)
-    own = np.random.default_rng(8).normal(size=(2, 3))
-    means = resampled_means(own[folds][None], folds, bootstraps=20_000, seed=0)
-    centred = own - own.mean(1, keepdims=True)
-    between = (own.mean(1)[0] - own.mean(1)[1]) ** 2 / 4 / 50
+    by_run = np.random.default_rng(8).normal(size=(2, 3))
+    means = resampled_means(by_run[folds][None], folds, bootstraps=20_000, seed=0)
+    centred = by_run - by_run.mean(1, keepdims=True)
+    between = (by_run.mean(1)[0] - by_run.mean(1)[1]) ** 2 / 4 / 50
     assert means.var() == pytest.approx((centred**2).sum() / 2 / 3 / 4 + between, rel=0.05)
 
 
 @pytest.mark.parametrize("n", [6, 12])
 def test_intervals_of_means_cover(n: int) -> None:
-    """95 % of 400 samples, within three standard errors; the plain percentiles cover too seldom."""
+    """They cover in 95 % of 400 samples, within three standard errors; plain percentiles cover too rarely."""
     random = np.random.default_rng(9)
     hit = plain = 0
     for _ in range(40):
         made = made_scores(random.normal(0.5, 0.05, (10, n)))
-        for own in bootstrap(made, bootstraps=600).losses.values():
-            low, high = own.mean_interval or (0, 0)
+        for resampled in bootstrap(made, bootstraps=600).losses.values():
+            low, high = resampled.mean_interval or (0, 0)
             hit += low < 0.5 < high
         lows, highs = np.percentile(
             resampled_means(made.values, made.folds, bootstraps=600, seed=0), [2.5, 97.5], axis=0

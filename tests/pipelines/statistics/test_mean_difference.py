@@ -32,15 +32,15 @@ def test_sign_flips_are_the_count_of_all_signs(n: int) -> None:
     random = np.random.default_rng(n)
     d = random.normal(0.4, 1, (3, n)) + random.normal(size=n)
     patterns = np.array(list(itertools.product([1, -1], repeat=n)))
-    flipped = np.array([[abs(_h(own * signs, 0.5 + n / 40)) for signs in patterns] for own in d])
+    flipped = np.array([[abs(_h(row * signs, 0.5 + n / 40)) for signs in patterns] for row in d])
     seen = flipped[:, :1]
     single, stepped = sign_flip_p(d)
     assert single == pytest.approx((flipped >= seen - 1e-9).mean(1))
     order = np.argsort(-seen[:, 0])
     expected, worst = np.empty(3), 0.0
-    for place, own in enumerate(order):
-        worst = max(worst, float((flipped[order[place:]].max(0) >= seen[own] - 1e-9).mean()))
-        expected[own] = worst
+    for place, index in enumerate(order):
+        worst = max(worst, float((flipped[order[place:]].max(0) >= seen[index] - 1e-9).mean()))
+        expected[index] = worst
     assert stepped == pytest.approx(expected)
 
 
@@ -53,7 +53,7 @@ def test_drawn_sign_flips_agree_with_all_of_them() -> None:
     assert sign_flip_p(d, flips=4000, seed=1)[0].tolist() != drawn[0].tolist()
 
 
-def test_eight_cases_can_tell_seventeen_losses_from_the_reference() -> None:
+def test_eight_cases_are_enough_for_seventeen_comparisons() -> None:
     """Holm over Wilcoxon's tests needs ten; joint sign flips do not."""
     assert least_patients() == 6
     d = np.linspace(0.2, 0.3, 8) + np.random.default_rng(2).normal(0, 0.01, (17, 8))
@@ -86,7 +86,7 @@ def test_the_interval_is_the_wider_of_students_and_the_inverse_of_h(n: int) -> N
 
 
 @pytest.mark.parametrize(("seeds", "folds"), [(1, 1), (3, 1), (1, 4), (2, 3)])
-def test_p_values_are_the_level_at_which_the_interval_ends_there(seeds: int, folds: int) -> None:
+def test_p_values_are_the_level_at_which_the_interval_ends_at_the_bound(seeds: int, folds: int) -> None:
     random = np.random.default_rng(3)
     d = random.exponential(size=(24, seeds)) + random.normal(0, 0.3, (24, 1))
     found = _of(d, np.arange(24) % folds)
@@ -99,7 +99,7 @@ def test_p_values_are_the_level_at_which_the_interval_ends_there(seeds: int, fol
         assert found.p_above(float(high[0])) == pytest.approx(level, rel=1e-4)
 
 
-def test_a_word_asks_the_interval_to_leave_out_nothing() -> None:
+def test_a_significant_difference_has_an_interval_without_zero() -> None:
     random = np.random.default_rng(4)
     for _ in range(200):
         found = _of(random.exponential(size=8) - 0.35)
@@ -128,13 +128,13 @@ def test_seeds_are_nested_in_folds_and_losses_share_the_estimate() -> None:
     assert found.parts.retraining_freedom.tolist() == [5 * 4 * 2] * 5
     assert found.parts.fold_freedom.tolist() == [5 * 3] * 5
     pooled = found.parts.retraining.min()
-    own = [infer(values[[0, i]], np.array([1]), np.array([0]), folds).parts.retraining[0] for i in range(1, 6)]
-    assert found.parts.retraining == pytest.approx(np.maximum(own, pooled))
-    assert min(own) < pooled < max(own)
-    alone = infer(values[:2], np.array([1]), np.array([0]), folds)
-    assert (alone.parts.retraining_freedom[0], alone.parts.fold_freedom[0]) == (4 * 2, 3)
+    alone = [infer(values[[0, i]], np.array([1]), np.array([0]), folds).parts.retraining[0] for i in range(1, 6)]
+    assert found.parts.retraining == pytest.approx(np.maximum(alone, pooled))
+    assert min(alone) < pooled < max(alone)
+    two = infer(values[:2], np.array([1]), np.array([0]), folds)
+    assert (two.parts.retraining_freedom[0], two.parts.fold_freedom[0]) == (4 * 2, 3)
     means = (values[1] - values[0]).reshape(10, 4, 3).mean(0)
-    assert alone.parts.retraining[0] == pytest.approx(means.var(1, ddof=1).sum() / 3 / 16)
+    assert two.parts.retraining[0] == pytest.approx(means.var(1, ddof=1).sum() / 3 / 16)
 
 
 def test_one_seed_in_folds_is_no_narrower_than_students_over_the_folds() -> None:
@@ -147,7 +147,7 @@ def test_one_seed_in_folds_is_no_narrower_than_students_over_the_folds() -> None
     assert found.p[0] >= found.p_trainings[0]
 
 
-def test_a_loss_whose_trainings_vary_far_more_is_judged_by_its_own() -> None:
+def test_a_loss_whose_runs_vary_far_more_is_not_pooled() -> None:
     random = np.random.default_rng(7)
     values = (
         random.normal(0, 0.1, (8, 50, 1)) + 0.05 * random.normal(size=(8, 1, 3)) + random.normal(0, 0.02, (8, 50, 3))
@@ -160,7 +160,7 @@ def test_a_loss_whose_trainings_vary_far_more_is_judged_by_its_own() -> None:
     assert found.parts.retraining[0] == pytest.approx(calm.parts.retraining[0])
 
 
-def test_many_tables_at_once_are_each_by_itself() -> None:
+def test_many_tables_at_once_give_the_results_of_each() -> None:
     random = np.random.default_rng(8)
     folds = np.arange(20) % 2
     values = random.normal(size=(3, 5, 20, 2))

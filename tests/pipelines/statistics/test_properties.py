@@ -1,4 +1,4 @@
-"""What must not change an analysis, for any table."""
+"""Properties of an analysis that hold for any table."""
 
 from typing import Any
 
@@ -33,8 +33,8 @@ def _analysed(frame: pd.DataFrame, **arguments: Any) -> Analysis:
     return analyse(check_table(frame, METRICS), **({"reference": "a", "bootstraps": 40} | arguments))
 
 
-def _words(found: Analysis) -> dict[str, str]:
-    return {own.loss: own.verdict for own in found.primary.comparisons}
+def _verdicts(found: Analysis) -> dict[str, str]:
+    return {compared.loss: compared.verdict for compared in found.primary.comparisons}
 
 
 @given(TABLES, st.randoms(use_true_random=False))
@@ -50,11 +50,13 @@ def test_names_of_losses_change_nothing(values: NDArray[Any]) -> None:
     new = dict(zip(LOSSES, "zvbya", strict=True))
     one = _analysed(_frame(values / 1000))
     two = _analysed(_frame(values / 1000, losses="zvbya"), reference="z")
-    assert {new[loss]: word for loss, word in _words(one).items()} == _words(two)
-    mine, other = ({own.loss: own for own in found.primary.ranking} for found in (one, two))
-    for loss, own in mine.items():
+    assert {new[loss]: verdict for loss, verdict in _verdicts(one).items()} == _verdicts(two)
+    mine, other = ({ranked.loss: ranked for ranked in found.primary.ranking} for found in (one, two))
+    for loss, ranked in mine.items():
         same = other[new[loss]]
-        assert (own.rank, own.mean, own.average_rank) == pytest.approx((same.rank, same.mean, same.average_rank))
+        assert (ranked.rank, ranked.mean, ranked.average_rank) == pytest.approx(
+            (same.rank, same.mean, same.average_rank)
+        )
         assert one.primary.bootstrap.losses[loss].p_first == pytest.approx(
             two.primary.bootstrap.losses[new[loss]].p_first
         )
@@ -65,71 +67,73 @@ def test_names_of_cases_change_no_test(values: NDArray[Any], random: Any) -> Non
     order = list(range(values.shape[1]))
     random.shuffle(order)
     one, two = _analysed(_frame(values / 1000)), _analysed(_frame(values[:, order] / 1000))
-    assert _words(one) == _words(two)
-    assert [own.p_adjusted for own in one.primary.comparisons] == pytest.approx(
-        [own.p_adjusted for own in two.primary.comparisons]
+    assert _verdicts(one) == _verdicts(two)
+    assert [compared.p_adjusted for compared in one.primary.comparisons] == pytest.approx(
+        [compared.p_adjusted for compared in two.primary.comparisons]
     )
 
 
 @given(TABLES, st.integers(1, 500))
-def test_a_constant_changes_no_word_and_no_rank(values: NDArray[Any], constant: int) -> None:
+def test_a_constant_changes_no_verdict_and_no_rank(values: NDArray[Any], constant: int) -> None:
     one, two = _analysed(_frame(values / 1000)), _analysed(_frame(values / 1000 + constant / 1000))
-    assert _words(one) == _words(two)
-    assert [own.loss for own in one.primary.ranking] == [own.loss for own in two.primary.ranking]
-    assert [own.p for own in one.primary.comparisons] == pytest.approx([own.p for own in two.primary.comparisons])
+    assert _verdicts(one) == _verdicts(two)
+    assert [ranked.loss for ranked in one.primary.ranking] == [ranked.loss for ranked in two.primary.ranking]
+    assert [compared.p for compared in one.primary.comparisons] == pytest.approx(
+        [compared.p for compared in two.primary.comparisons]
+    )
     for mine, other in zip(one.primary.omnibus.p_adjusted, two.primary.omnibus.p_adjusted, strict=True):
         assert mine == pytest.approx(other)
     assert one.primary.omnibus.friedman == two.primary.omnibus.friedman
-    for loss, own in one.primary.bootstrap.losses.items():
-        assert own.p_first == two.primary.bootstrap.losses[loss].p_first
+    for loss, resampled in one.primary.bootstrap.losses.items():
+        assert resampled.p_first == two.primary.bootstrap.losses[loss].p_first
 
 
 @given(TABLES)
 def test_a_copy_is_never_better(values: NDArray[Any]) -> None:
     values = np.concatenate([values[:1], values])
     found = _analysed(_frame(values / 1000, losses="axbcde"))
-    assert _words(found)["x"] in (EQUIVALENT, UNDECIDED)
-    copy = next(own for own in found.primary.comparisons if own.loss == "x")
+    assert _verdicts(found)["x"] in (EQUIVALENT, UNDECIDED)
+    copy = next(compared for compared in found.primary.comparisons if compared.loss == "x")
     assert (copy.difference, copy.p, copy.effect) == (0, 1, 0)
 
 
 @given(TABLES)
 def test_a_monotone_transform_leaves_ranks(values: NDArray[Any]) -> None:
-    one, two = (case_ranks(own) for own in (values / 1000, (values / 1000) ** 3))
+    one, two = (case_ranks(scores) for scores in (values / 1000, (values / 1000) ** 3))
     assert (one == two).all()
     assert friedman(one) == friedman(two)
 
 
 @given(TABLES)
-def test_less_of_a_distance_is_more_of_an_overlap(values: NDArray[Any]) -> None:
+def test_a_smaller_distance_counts_like_a_larger_overlap(values: NDArray[Any]) -> None:
     one = _analysed(_frame(values / 1000))
     two = _analysed(_frame((500 - values) / 1000, "hd95_mm"), metric="hd95_mm")
-    assert _words(one) == _words(two)
-    assert [own.loss for own in one.primary.ranking] == [own.loss for own in two.primary.ranking]
+    assert _verdicts(one) == _verdicts(two)
+    assert [ranked.loss for ranked in one.primary.ranking] == [ranked.loss for ranked in two.primary.ranking]
     for mine, other in zip(one.primary.comparisons, two.primary.comparisons, strict=True):
         assert mine.difference == pytest.approx(-other.difference)
         assert mine.effect == other.effect
 
 
 @given(TABLES)
-def test_the_mirror_of_better_is_worse(values: NDArray[Any]) -> None:
+def test_swapping_loss_and_reference_swaps_better_and_worse(values: NDArray[Any]) -> None:
     frame = _frame(values[:2] / 1000)
-    mirrored = {BETTER: WORSE, WORSE: BETTER}
-    word = _words(_analysed(frame))["b"]
-    assert _words(_analysed(frame, reference="b"))["a"] == mirrored.get(word, word)
+    swapped = {BETTER: WORSE, WORSE: BETTER}
+    verdict = _verdicts(_analysed(frame))["b"]
+    assert _verdicts(_analysed(frame, reference="b"))["a"] == swapped.get(verdict, verdict)
 
 
 @given(TABLES)
 def test_every_number_is_in_its_range(values: NDArray[Any]) -> None:
     found = _analysed(_frame(values / 1000))
     primary = found.primary
-    assert sum(own.p_first for own in primary.bootstrap.losses.values()) == pytest.approx(1)
+    assert sum(resampled.p_first for resampled in primary.bootstrap.losses.values()) == pytest.approx(1)
     k = len(primary.ranking)
-    assert sum(own.rank for own in primary.ranking) == pytest.approx(k * (k + 1) / 2)
-    for own in primary.ranking:
-        assert 1 <= own.rank_set[0] <= own.rank <= own.rank_set[1] <= k
+    assert sum(ranked.rank for ranked in primary.ranking) == pytest.approx(k * (k + 1) / 2)
+    for ranked in primary.ranking:
+        assert 1 <= ranked.rank_set[0] <= ranked.rank <= ranked.rank_set[1] <= k
     assert -1 <= primary.bootstrap.tau_low <= 1 and -1 <= primary.bootstrap.tau <= 1
-    for own in primary.comparisons:
-        assert own.p <= own.p_adjusted <= 1 and own.p_wilcoxon <= own.p_ranks <= 1
-        assert own.wins + own.losses + own.ties == primary.patients
-        assert own.interval is not None and own.interval[0] <= own.difference <= own.interval[1]
+    for compared in primary.comparisons:
+        assert compared.p <= compared.p_adjusted <= 1 and compared.p_wilcoxon <= compared.p_ranks <= 1
+        assert compared.wins + compared.losses + compared.ties == primary.patients
+        assert compared.interval is not None and compared.interval[0] <= compared.difference <= compared.interval[1]

@@ -1,4 +1,4 @@
-"""What so many cases can show, against simulated comparisons, and against the figures of the design."""
+"""Detectable differences, compared with simulated comparisons and with known figures."""
 
 import numpy as np
 import pytest
@@ -23,14 +23,14 @@ def test_the_least_difference_is_found_four_times_in_five(n: int, comparisons: i
     assert found / count == pytest.approx(0.8, abs=0.07)
 
 
-def test_too_few_cases_find_nothing() -> None:
+def test_too_few_cases_detect_nothing() -> None:
     assert least_patients() == 6
     assert least_difference(1.0, 5) is None and power(9.0, 1.0, 5) == 0
     assert least_difference(1.0, 6, comparisons=153) is not None
 
 
 def test_the_figures_of_the_hippocampus() -> None:
-    """Two networks' difference had a standard deviation of 1.8 Dice points."""
+    """The difference of two networks had a standard deviation of 1.8 Dice points over cases."""
     assert least_difference(1.8, 52) == pytest.approx(0.7, abs=0.04)
     assert least_difference(1.8, 260) == pytest.approx(0.3, abs=0.03)
 

@@ -1,4 +1,4 @@
-"""The tests themselves, against scipy, scikit-posthocs and networkx, and against Demsar's worked example."""
+"""Significance tests, compared with scipy, statsmodels and networkx, and with Demsar's worked example."""
 
 import itertools
 
@@ -13,8 +13,8 @@ from pipelines.statistics.paired import all_pairs, cliques
 from pipelines.statistics.significance_tests import EXACT_UP_TO, case_ranks, friedman, holm, signed_rank
 
 #: Demsar, Statistical comparisons of classifiers over multiple data sets, JMLR 7 (2006), table 6: AUC of C4.5, C4.5+m,
-#: C4.5+cf, C4.5+m+cf on 14 data sets. "Voting", the last but one, has 0.975 twice there, with ranks 2 and 3: what was
-#: ranked had more digits, so one more is given here.
+#: C4.5+cf, C4.5+m+cf on 14 data sets. "Voting", the last but one, has 0.975 twice there, with ranks 2 and 3: the ranks
+#: were computed from more digits, so one more is given here.
 DEMSAR = np.array(
     [
         [0.763, 0.768, 0.771, 0.798],
@@ -38,7 +38,7 @@ DEMSAR = np.array(
 def test_demsars_average_ranks_and_friedman() -> None:
     ranks = case_ranks(DEMSAR)
     assert ranks.mean(1) == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
-    # He does not correct for ties.
+    # Demsar does not correct for ties.
     found = friedman(ranks, correct_ties=False)
     assert found.chi2 == pytest.approx(9.28, abs=5e-3)
     assert found.f == pytest.approx(3.69, abs=5e-3)
@@ -47,7 +47,7 @@ def test_demsars_average_ranks_and_friedman() -> None:
 
 
 def test_demsars_signed_ranks() -> None:
-    """He gives half of the two zeros' ranks to each side: 93 and 12."""
+    """Demsar gives half of the two zeros' ranks to each side: 93 and 12."""
     found = signed_rank(DEMSAR[1] - DEMSAR[0])
     assert (found.positive + 1.5, found.negative + 1.5) == (93, 12)
     assert found.p < 0.05
@@ -85,9 +85,9 @@ def test_wilcoxon_takes_rounding_errors_for_ties() -> None:
     assert (found.positive, found.negative) == (4.0, 2.0)
 
 
-def test_rank_biserial_is_what_kerby_says() -> None:
+def test_the_rank_biserial_correlation_is_kerbys() -> None:
     assert signed_rank(np.array([1.0, 2, 3, -4])).effect == pytest.approx((6 - 4) / 10)
-    assert signed_rank(np.array([0.0, 0, 0, 1])).effect == pytest.approx(0.4)  # zeros pull it towards none
+    assert signed_rank(np.array([0.0, 0, 0, 1])).effect == pytest.approx(0.4)  # zeros pull it towards 0
     assert signed_rank(np.zeros(3)).effect == 0
     assert signed_rank(np.zeros(3)).p == 1
 
@@ -114,10 +114,10 @@ def test_friedman_is_scipys_and_iman_davenport_the_anova_of_ranks(grid: int | No
     assert found.p == pytest.approx(scipy.stats.f.sf(found.f, 4, 44))
 
 
-def test_friedman_of_unison_and_of_no_difference() -> None:
-    unison = friedman(case_ranks(np.arange(3.0)[:, None] + np.zeros(5)))
-    assert unison.f is None
-    assert unison.p == pytest.approx(6.0**-4)
+def test_friedman_of_equal_orders_and_of_no_difference() -> None:
+    same_order = friedman(case_ranks(np.arange(3.0)[:, None] + np.zeros(5)))
+    assert same_order.f is None
+    assert same_order.p == pytest.approx(6.0**-4)
     same = friedman(case_ranks(np.zeros((3, 5))))
     assert (same.chi2, same.f, same.p) == (0, 0, 1)
 

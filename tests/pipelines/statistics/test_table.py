@@ -29,12 +29,12 @@ def test_reports_have_shares_before_distances() -> None:
     ("text", "message"),
     [
         ("", "cannot be read as a CSV table"),
-        ("case,loss\n1,a\n", "no column with a measure; expected at least one of dice, iou"),
+        ("case,loss\n1,a\n", "no column with a metric; expected at least one of dice, iou"),
         ("loss,dice\na,0.5\n", "no column case; got loss, dice"),
         (GOOD.replace("dice", "dcie"), "column dcie: unknown; .*did you mean dice"),
         ("case,loss,dice\n", "got 0 loss"),
         ("case,loss,dice\n1,a,0.5\n2,a,0.5\n", r"got 1 loss\(es\) \(a\); expected at least two"),
-        (GOOD + "2,b,0.9\n", r"loss b, case 2: rows come twice, 1 in all; .*a column seed or fold"),
+        (GOOD + "2,b,0.9\n", r"loss b, case 2: 1 repeated row\(s\); .*a column seed or fold"),
         (GOOD.replace("0.7", "70"), r"dice: got 70 \(case 2, loss a\); expected a number, 0 to 1 \(not percent\)"),
         (GOOD.replace("0.7", "-0.1"), "dice: got -0.1"),
         (GOOD.replace("0.7", "good"), r"dice: got good \(case 2, loss a\)"),
@@ -42,20 +42,20 @@ def test_reports_have_shares_before_distances() -> None:
         (GOOD.replace("dice", "hd95_mm").replace("0.7", "-3"), "hd95_mm: got -3 .*mm, 0 to 1e6 or inf"),
         (GOOD.replace("2,a", "2,"), "column loss: empty in row 3"),
         ("case,loss,dice,patient\n1,a,1,x\n1,b,1,y\n", "case 1: has 2 patients"),
-        ("case,loss,dice,seed\n1,a,1,0\n1,b,1,0\n1,b,1,1\n", "loss a: no row of seed 1, which others have"),
+        ("case,loss,dice,seed\n1,a,1,0\n1,b,1,0\n1,b,1,1\n", "loss a: no row for seed 1, which other losses have"),
         ("case,loss,dice\n1,a,0.5,9,9\n1,b\n1,a,1,2,3,4,5,6\n", "cannot be read as a CSV table"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "results.csv"
     file.write_text(text)
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as raised:
         read_table(file, METRICS)
-    assert str(told.value).startswith(str(file))
-    assert "\n" not in str(told.value)
+    assert str(raised.value).startswith(str(file))
+    assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+def test_a_missing_file_or_one_that_is_not_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_table(tmp_path / "none.csv", METRICS)
     with pytest.raises(UserError, match="cannot be read"):
@@ -65,9 +65,9 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         read_table(tmp_path / "x.csv", METRICS)
 
 
-def test_a_column_that_comes_twice() -> None:
+def test_a_repeated_column() -> None:
     frame = long_table({"a": [0.5], "b": [0.6]})
-    with pytest.raises(UserError, match="column dice: comes twice"):
+    with pytest.raises(UserError, match="column dice: repeated"):
         check_table(pd.concat([frame, frame[["dice"]]], axis=1), METRICS)
 
 
@@ -76,7 +76,7 @@ def test_names_stay_text_and_rows_may_come_in_any_order(tmp_path: Path) -> None:
     file.write_text("loss,dice,case\nb,0.8,001\na,,1\na,0.7,001\nb,NaN,1\nb,na,2\na,0.1,2\n")
     found = scores(read_table(file, METRICS), "dice")
     assert found.patients == ("001", "1", "2")
-    # NaN is nnU-Net's word for nothing to find and nothing found; the empty cell of the other is a failure.
+    # nnU-Net writes NaN if neither reference nor prediction has the class; the other loss's empty cell is a failure.
     assert found.by_patient.tolist() == [[0.7, 0.0, 0.1], [0.8, 1.0, 0.0]]
 
 
@@ -84,11 +84,11 @@ def test_a_failed_prediction_counts_as_worst() -> None:
     found = scores(check_table(long_table({"a": [0.9, NAN], "b": [0.8, 0.7]}), METRICS), "dice")
     assert found.by_patient.tolist() == [[0.9, 0.0], [0.8, 0.7]]
     assert found.failed == {"a": 1}
-    assert found.lacking == {}
+    assert found.missing == {}
 
 
 @pytest.mark.parametrize("failed", [NAN, np.inf])
-def test_a_failed_distance_counts_as_the_largest_there_is(failed: float) -> None:
+def test_a_failed_distance_counts_as_the_largest_in_the_table(failed: float) -> None:
     found = scores(check_table(long_table({"a": [2.0, failed], "b": [9.0, 3.0]}, "hd95_mm"), METRICS), "hd95_mm")
     assert found.by_patient.tolist() == [[2.0, 9.0], [9.0, 3.0]]
     assert found.failed == {"a": 1}
@@ -98,10 +98,10 @@ def test_a_case_without_a_row_counts_as_worst_and_is_named() -> None:
     frame = long_table({"a": [0.9, 0.9, 0.9], "b": [0.8, 0.7, 0.6]})
     found = scores(check_table(frame.drop(index=[1]), METRICS), "dice")
     assert found.by_patient[0].tolist() == [0.9, 0.0, 0.9]
-    assert found.lacking == {"a": ("c001",)}
+    assert found.missing == {"a": ("c001",)}
     frame = long_table({"a": [2.0, 4.0], "b": [9.0, 3.0]}, "hd95_mm")
     found = scores(check_table(frame.drop(index=[1]), METRICS), "hd95_mm")
-    assert found.by_patient.tolist() == [[2.0, 9.0], [9.0, 3.0]]  # of a distance the largest in the table
+    assert found.by_patient.tolist() == [[2.0, 9.0], [9.0, 3.0]]  # a distance counts as the largest in the table
 
 
 def _empty_reference(**others: Any) -> pd.DataFrame:
@@ -121,39 +121,37 @@ def test_false_alarms_never_drop_out() -> None:
     assert worst.by_patient.tolist() == [[0.9, 0.0], [0.8, 0.0]] and worst.failed == {"a": 1}
 
 
-def test_a_distance_of_a_rightly_empty_prediction_is_nothing() -> None:
+def test_the_distance_of_a_rightly_empty_prediction_is_zero() -> None:
     frame = _empty_reference(specificity=[1.0, 1.0, 1.0, 0.9], hd95_mm=[1.0, NAN, 2.0, 77.0])
     assert scores(check_table(frame, METRICS), "hd95_mm").by_patient.tolist() == [[1.0, 0.0], [2.0, 77.0]]
 
 
 def test_a_method_with_false_alarms_on_all_healthy_patients_is_not_better() -> None:
-    """12 patients with the lesion, 8 without; `b` is better by 0.01 where there is one, and finds one everywhere."""
+    """12 patients with the lesion, 8 without; `b` is better by 0.01 on the former, and finds a lesion in everyone."""
     lesion = np.linspace(0.7, 0.9, 12)
     frame = long_table({"a": [*lesion, *[NAN] * 8], "b": [*(lesion + 0.01), *[0.0] * 8], "c": [*lesion, *[NAN] * 8]})
     frame["specificity"] = np.where(frame["dice"] == 0, 0.9, 1.0)
     for losses in ("ab", "abc"):
         found = analyse(check_table(frame[frame["loss"].isin(list(losses))], METRICS), reference="a", bootstraps=20)
-        compared = next(own for own in found.primary.comparisons if own.loss == "b")
+        compared = next(compared for compared in found.primary.comparisons if compared.loss == "b")
         assert compared.verdict == "worse" and compared.difference < -0.3
-        assert next(own for own in found.primary.ranking if own.loss == "b").false_alarms == 8
-        told = " ".join(found.caveats)
-        assert "The reference of 8 cases" in told and "(--empty one)" in told
-        assert "False alarms (something found of a class that is not there): b 8." in told
+        assert next(ranked for ranked in found.primary.ranking if ranked.loss == "b").false_alarms == 8
+        caveats = " ".join(found.caveats)
+        assert "The reference of 8 cases" in caveats and "(--empty one)" in caveats
+        assert "False alarms (a class is predicted that the reference does not contain): b 8." in caveats
     left_out = analyse(check_table(frame, METRICS), reference="a", empty="exclude", bootstraps=20)
     assert left_out.primary.patients == 12 and "(--empty exclude)" in " ".join(left_out.caveats)
 
 
 @pytest.mark.parametrize(("others", "value"), [("0", 1.0), ("nan", 1.0), ("0.3", 0.0)])
-def test_nnunets_nan_is_a_rightly_empty_prediction_unless_another_finds_what_is_there(
-    others: str, value: float
-) -> None:
+def test_nnunets_nan_is_a_rightly_empty_prediction_unless_another_loss_overlaps(others: str, value: float) -> None:
     frame = long_table({"a": ["0.9", "nan"], "b": ["0.8", others], "c": ["0.5", "NaN"]})
     found = scores(check_table(frame, METRICS), "dice")
     assert found.by_patient[0].tolist() == [0.9, value]
     assert found.by_patient[2].tolist() == [0.5, value]
 
 
-def test_a_false_alarm_is_seen_by_the_missing_sensitivity() -> None:
+def test_a_false_alarm_is_recognised_by_the_missing_sensitivity() -> None:
     frame = long_table({"a": [0.9, 0.0], "b": [0.8, 0.0]}).assign(sensitivity=[0.9, NAN, 0.8, NAN])
     table = check_table(frame, METRICS)
     assert misses(table) == {"a": (0, 1), "b": (0, 1)}
@@ -171,13 +169,13 @@ def test_without_specificity_an_empty_cell_is_a_failure() -> None:
     assert found.by_patient.tolist() == [[0.9, 0.0], [0.8, 0.0]]
 
 
-def test_a_failure_has_no_measure_at_all_not_even_specificity() -> None:
+def test_a_failure_has_no_metric_at_all_not_even_specificity() -> None:
     found = scores(check_table(_empty_reference(specificity=[1.0, NAN, 1.0, 0.9]), METRICS), "dice")
     assert found.failed == {"a": 1}
     assert found.excluded == ()
 
 
-def test_a_distance_of_an_empty_prediction_is_a_failure_where_there_is_a_reference() -> None:
+def test_the_distance_of_an_empty_prediction_is_a_failure_if_the_reference_is_not_empty() -> None:
     frame = long_table({"a": [0.9, 0.0], "b": [0.8, 0.7]}).assign(specificity=1.0, hd95_mm=[1.0, NAN, 2.0, 3.0])
     assert scores(check_table(frame, METRICS), "hd95_mm").by_patient.tolist() == [[1.0, 3.0], [2.0, 3.0]]
 
@@ -187,16 +185,16 @@ def test_sensitivity_of_an_empty_reference_is_left_out() -> None:
     assert scores(check_table(frame, METRICS), "sensitivity").excluded == ("c001",)
 
 
-def test_what_the_measures_say_of_empty_masks_is_read_as_such() -> None:
-    """End to end: the rows come from the measuring itself."""
+def test_the_metrics_of_empty_masks_are_recognised() -> None:
+    """End to end: the rows come from the metrics themselves."""
     torch = pytest.importorskip("torch")
     empty, full = torch.zeros(4, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, 4, dtype=torch.uint8)
     full[1:3, 1:3, 1:3] = 1
     pairs = {"a": [(full, full), (empty, empty), (empty, full)], "b": [(full, full), (full, empty), (full, full)]}
     rows = [
         {"loss": loss, "case": str(case)} | case_metrics(prediction, reference, 2, (1.0, 2.0, 3.0))[0]
-        for loss, own in pairs.items()
-        for case, (prediction, reference) in enumerate(own)
+        for loss, masks in pairs.items()
+        for case, (prediction, reference) in enumerate(masks)
     ]
     found = scores(check_table(pd.DataFrame(rows), METRICS), "dice")
     assert found.patients == ("0", "1", "2")
@@ -221,13 +219,13 @@ def test_folds_seeds_classes_and_cases_are_averaged_never_counted() -> None:
     table = check_table(frame, METRICS)
     found = scores(table, "dice")
     assert found.patients == ("p", "q")
-    assert found.values.shape == (2, 2, 4)  # each case in both folds: every fold with every seed is a training
+    assert found.values.shape == (2, 2, 4)  # each case is in both folds: every fold with every seed is a run
     assert found.folds.tolist() == [0, 0]
     by_case = frame.groupby(["loss", "fold", "seed", "case"])["dice"].mean()
     for i, loss in enumerate("ab"):
-        for training, (fold, seed) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
-            own = by_case[loss][fold][seed]
-            assert found.values[i, :, training] == pytest.approx([(own["p1"] + own["p2"]) / 2, own["q1"]])
+        for run, (fold, seed) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+            cases = by_case[loss][fold][seed]
+            assert found.values[i, :, run] == pytest.approx([(cases["p1"] + cases["p2"]) / 2, cases["q1"]])
     left = frame[(frame["class"] == "left") & (frame["loss"] == "a") & (frame["case"] == "q1")]["dice"].mean()
     assert scores(table, "dice", "left").by_patient[0, 1] == pytest.approx(left)
 
@@ -256,10 +254,10 @@ def test_failed_runs_rank_worst_in_the_cases_of_their_fold() -> None:
     assert found.failed == {"b": 1, "c": 2}
 
 
-def test_rows_that_a_repeated_fold_lacks_are_missing() -> None:
-    """12 cases in folds 0 and 1; `b` lacks six rows of fold 1."""
+def test_missing_rows_of_a_repeated_fold() -> None:
+    """12 cases in folds 0 and 1; `b` has no rows for six of them in fold 1."""
     frame = pd.concat([long_table({"a": [0.8] * 12, "b": [0.8] * 12}).assign(fold=fold) for fold in (0, 1)])
     lacks = (frame["loss"] == "b") & (frame["fold"] == 1) & (frame["case"] >= "c006")
     found = scores(check_table(frame[~lacks], METRICS), "dice")
-    assert found.lacking == {"b": tuple(f"c{number:03d}" for number in range(6, 12))}
+    assert found.missing == {"b": tuple(f"c{number:03d}" for number in range(6, 12))}
     assert found.by_patient[1].tolist() == [0.8] * 6 + [0.4] * 6

@@ -135,5 +135,5 @@ def test_the_view_is_among_the_saved_ones(page: Page) -> None:
 
 def test_the_comparison_shows_its_verdict(page: Page) -> None:
     browser = page.open(f"{page.runs}/{page.notes['parent']['id']}")
-    browser.wait_for_text("On 12 cases, one training per loss: dice had the best mean Dice")
+    browser.wait_for_text("On 12 cases, one run per loss: dice had the best mean Dice")
     _assert_nothing_is_wrong(page)

@@ -198,7 +198,7 @@ def test_weights_that_are_not_finite_end_a_run(out: Path) -> None:
 def test_report_and_mlflow_are_as_ever(out: Path) -> None:
     collected = from_folder(out)
     facts = dict(collected.facts)
-    assert facts["trainer"] == "nnU-Net, 3d_fullres, 3 steps an epoch"
+    assert facts["trainer"] == "nnU-Net, 3d_fullres, 3 steps per epoch"
     assert facts["training grid, mm"] == "3 x 1 x 1.5"
     assert [failure.loss for failure in collected.failures] == ["odd.NotANumber"]
     assert collected.no_pictures is None

@@ -213,7 +213,7 @@ def test_the_results_can_be_reported(
         "report", "--predictions", *named, "--folds", "0", "--reference", "combination", "--out", tmp_path / "report"
     )
     assert (code, err) == (0, "")
-    assert "3 folders, 2 cases, 3 classes: 6 pairs measured" in printed
+    assert "3 folders, 2 cases, 3 classes: 6 pairs evaluated" in printed
     assert (tmp_path / "report" / "report.html").is_file()
     rows = list(csv.DictReader((tmp_path / "report" / "cases.csv").read_text().splitlines()))
     for loss in losses:
