@@ -137,7 +137,7 @@ def test_refuses_files_that_are_none(case: tuple[Path, Path], tmp_path: Path) ->
     _refused("missing", "dice", image, tmp_path / "absent.nii.gz")
     text = tmp_path / "text.nii"
     text.write_text("no image")
-    _refused("no NIfTI file", "dice", text, label)
+    _refused("not a NIfTI file", "dice", text, label)
     half = tmp_path / "half.nii.gz"
     half.write_bytes(image.read_bytes()[:500])
     _refused("truncated", "dice", half, label)
