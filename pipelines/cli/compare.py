@@ -231,7 +231,7 @@ def status(folder: Path) -> None:
     from pipelines.comparison.execution import Comparison
     from pipelines.comparison.executors.slurm import submitted_jobs
     from pipelines.comparison.remaining_runs import STATE_COLUMNS, STATE_KEYS, state_rows
-    from pipelines.comparison.rounds import begun_rungs
+    from pipelines.comparison.screening import begun_rungs
     from pipelines.runs.comparison_folder import require_plan, run_states, stood_still, stood_still_notes
     from pipelines.runs.summary import rung_title, screening_notes
     from pipelines.utils.tables import print_table

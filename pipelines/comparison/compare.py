@@ -11,8 +11,7 @@ import click
 from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.executors.base import Handover
 from pipelines.comparison.remaining_runs import prepare_cases, train_remaining
-from pipelines.comparison.rounds import begun_rungs
-from pipelines.comparison.screening import screen, tune
+from pipelines.comparison.screening import begun_rungs, screen, tune
 from pipelines.data.checks import refuse_bad_data
 from pipelines.runs.comparison_folder import adopt_plan, read_plan, refuse_foreign, stood_still_notes
 from pipelines.runs.plan import Plan

@@ -9,7 +9,7 @@ import psutil
 
 from pipelines.comparison.budget import Forecast
 from pipelines.comparison.execution import Comparison
-from pipelines.comparison.rounds import begun_rungs
+from pipelines.comparison.screening import begun_rungs
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import RunState, read_plan, run_states

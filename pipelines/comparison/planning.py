@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.budget import Costs, Fitted, Forecast, Limits, fit
-from pipelines.comparison.rounds import LEAST_EPOCHS, LEAST_LOSSES, plan_halving
-from pipelines.comparison.screening import plan_tuning, tuned
+from pipelines.comparison.screening import LEAST_EPOCHS, LEAST_LOSSES, plan_halving, plan_tuning, tuned
 from pipelines.comparison.step_timing import Measured, measure
 from pipelines.data.manifest import Manifest
 from pipelines.runs.comparison_folder import cache_folder, read_plan, refuse_another, refuse_foreign

@@ -106,7 +106,7 @@ class Dropped(BaseModel):
 
 
 class Halving(BaseModel):
-    """How losses are screened before the comparison; see `comparison/rounds.py`.
+    """How losses are screened before the comparison; see `comparison/screening.py`.
 
     Attributes:
         fold: whose cases decide; not one of the comparison's folds.

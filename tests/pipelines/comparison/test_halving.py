@@ -21,8 +21,7 @@ from pipelines.comparison import screening
 from pipelines.comparison.budget import PLANNED_SHARE
 from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.planning import Planned, Request, plan_comparison
-from pipelines.comparison.rounds import plan_halving
-from pipelines.comparison.screening import judge, screen
+from pipelines.comparison.screening import judge, plan_halving, screen
 from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.data.manifest import load_manifest

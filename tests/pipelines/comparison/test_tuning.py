@@ -14,8 +14,7 @@ from pipelines.comparison.budget import Forecast
 from pipelines.comparison.dry_run import remaining_stages
 from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.planning import Request, plan_comparison
-from pipelines.comparison.rounds import begun_rungs
-from pipelines.comparison.screening import plan_tuning, screen, tune
+from pipelines.comparison.screening import begun_rungs, plan_tuning, screen, tune
 from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.comparison.worker import work
