@@ -14,7 +14,7 @@ from medloss.errors import InputError
 from medloss.names import unknown_loss
 from medloss.registry import LOSSES
 from medloss.spacing import Spacing
-from medloss.wrapped import unwrapped
+from medloss.wrappers.unwrap import unwrapped
 
 
 def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:

@@ -21,7 +21,7 @@ from medloss.compound.combo import ComboLoss as ComboLoss
 from medloss.compound.exponential_logarithmic import ExponentialLogarithmicLoss as ExponentialLogarithmicLoss
 
 # isort: on
-from medloss.entry import REGISTERED, LossEntry
+from medloss.loss_entry import REGISTERED, LossEntry
 from medloss.names import loss_names
 
 #: Name to entry, family by family.

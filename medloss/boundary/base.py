@@ -5,8 +5,8 @@ from abc import abstractmethod
 from torch import Tensor
 
 from medloss.base import SegmentationLoss
-from medloss.entry import Recipe
 from medloss.inputs import LossInputs
+from medloss.loss_entry import Recipe
 from medloss.reduction import reduce_means
 
 

@@ -12,9 +12,9 @@ from medloss.base import CommonArguments
 from medloss.boundary.ball_means import deep_errors
 from medloss.boundary.balls import fitting
 from medloss.boundary.base import BoundaryLoss, karimi_recipe
-from medloss.entry import register
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
+from medloss.loss_entry import register
 
 
 @register(

@@ -7,10 +7,10 @@ from torch import Tensor
 from medloss.base import CommonArguments
 from medloss.boundary.base import karimi_recipe
 from medloss.distance.maps import boundary_distance_map
-from medloss.entry import register
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
 from medloss.kernels.sum_spec import Row
+from medloss.loss_entry import register
 from medloss.reduction import reduce_means
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums

@@ -7,9 +7,9 @@ from torch import Tensor
 from medloss.base import CommonArguments
 from medloss.boundary.base import BoundaryLoss, karimi_recipe
 from medloss.boundary.erosion import eroded_sums
-from medloss.entry import register
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
+from medloss.loss_entry import register
 
 
 @register(

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from medloss.distance.maps import outside_distance_map
-from medloss.entry import register
 from medloss.inputs import LossInputs
+from medloss.loss_entry import register
 from medloss.voxelwise import VoxelwiseLoss
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from medloss.base import CommonArguments
 from medloss.distributed import sum_over_ranks
-from medloss.entry import register
 from medloss.errors import InputError
+from medloss.loss_entry import register
 from medloss.region.dice import checked_smoothing, dice_coefficient
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums

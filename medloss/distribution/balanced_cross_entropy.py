@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from medloss.distributed import sum_over_ranks
-from medloss.entry import register
+from medloss.loss_entry import register
 from medloss.voxel_sums import VoxelSums
 from medloss.voxelwise import VoxelwiseLoss
 

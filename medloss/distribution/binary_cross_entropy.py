@@ -1,6 +1,6 @@
 """Binary cross entropy, and its form for several classes."""
 
-from medloss.entry import register
+from medloss.loss_entry import register
 from medloss.voxelwise import VoxelwiseLoss
 
 

@@ -6,9 +6,9 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.entry import register
 from medloss.errors import InputError
 from medloss.kernels.sum_spec import Row
+from medloss.loss_entry import register
 from medloss.voxel_sums import VoxelSums
 from medloss.voxelwise import VoxelwiseLoss
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from medloss.base import CommonArguments, SegmentationLoss
-from medloss.entry import Recipe, register
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
 from medloss.local_statistics import gaussian_window, structural_error, structure
+from medloss.loss_entry import Recipe, register
 from medloss.voxel_sums import Requested, voxel_sums, weighted_cross_entropy
 
 

@@ -5,8 +5,8 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.entry import register
 from medloss.errors import InputError
+from medloss.loss_entry import register
 from medloss.overlap import OverlapStatistics
 from medloss.region.tversky import TverskyLoss
 

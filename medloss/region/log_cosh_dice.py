@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from medloss.entry import register
+from medloss.loss_entry import register
 from medloss.overlap import OverlapStatistics
 from medloss.region.dice import DiceLoss
 

@@ -11,9 +11,9 @@ from medloss.buffers import UncastBuffers
 from medloss.checks import first_argument
 from medloss.create import create_loss, pass_epoch_on
 from medloss.distributed import sum_over_ranks
-from medloss.entry import family_of
 from medloss.errors import InputError
 from medloss.expression import parse_expression
+from medloss.loss_entry import family_of
 from medloss.spacing import Spacing
 from medloss.wrappers.shared_pass import values_of
 

@@ -91,7 +91,7 @@ def compare(
     from pipelines.data.manifest import load_manifest
     from pipelines.runs.comparison_folder import refuse_foreign
     from pipelines.runs.plan import refuse_repeated
-    from pipelines.tracking.store import checked_model_name, checked_tracking_uri
+    from pipelines.tracking.mlflow_store import checked_model_name, checked_tracking_uri
     from pipelines.training.auto_config import refuse_settings
     from pipelines.utils.files import naming_a_full_disk, refuse_unwritable_folder
     from pipelines.utils.machine import available_cores

@@ -25,8 +25,8 @@ from pipelines.runs.summary import (
     write_table,
 )
 from pipelines.tracking.findings import Findings
-from pipelines.tracking.mirror import Mirror, mirroring
-from pipelines.tracking.store import checked_model_name, checked_tracking_uri, local_uri
+from pipelines.tracking.mlflow_mirror import Mirror, mirroring
+from pipelines.tracking.mlflow_store import checked_model_name, checked_tracking_uri, local_uri
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.locks import held_lock

@@ -8,7 +8,7 @@ import click
 from pipelines.comparison.executors.base import Handover
 from pipelines.runs.comparison_folder import RunState, keep_plan, run_folder, run_states
 from pipelines.runs.plan import Plan
-from pipelines.tracking.mirror import Mirror
+from pipelines.tracking.mlflow_mirror import Mirror
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ from pipelines.runs.plan import (
 )
 from pipelines.runs.summary import dropped_note, rung_title
 from pipelines.tracking.findings import Findings
-from pipelines.tracking.mirror import mirroring
+from pipelines.tracking.mlflow_mirror import mirroring
 from pipelines.training.auto_config import recipe_rate
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from medloss.base import CommonArguments
-from medloss.entry import LossEntry
+from medloss.loss_entry import LossEntry
 
 _SECTION = re.compile(r"^(Args|Raises|References|Example|Examples|Returns|Attributes|Note):\s*$", re.MULTILINE)
 _FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from medloss import LOSSES, create_loss
-from medloss.entry import LossEntry
+from medloss.loss_entry import LossEntry
 from pipelines.gallery.descriptions import Description, advice, describe, paper_links
 from pipelines.gallery.pictures import Slice, gradient_figure, imbalance_figure, overview_figure, probability_figure
 from pipelines.gallery.scenes import is_voxelwise, negative_gradient, phantom_scene

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh SQLite store of MLflow's, to be copied: making one takes seconds."""
-    from pipelines.tracking.store import local_uri, quiet_mlflow
+    from pipelines.tracking.mlflow_store import local_uri, quiet_mlflow
 
     quiet_mlflow()
     import mlflow

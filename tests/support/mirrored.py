@@ -6,8 +6,8 @@ from typing import Any
 from pipelines.runs.comparison_folder import run_folder, run_states
 from pipelines.runs.plan import Plan, make_plan
 from pipelines.tracking.findings import Findings
-from pipelines.tracking.mirror import Mirror
-from pipelines.tracking.store import quiet_mlflow
+from pipelines.tracking.mlflow_mirror import Mirror
+from pipelines.tracking.mlflow_store import quiet_mlflow
 from pipelines.training.run_config import RunConfig
 from pipelines.utils.files import write_json
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import medloss
-from medloss.entry import Recipe
 from medloss.expression import Term, parse_expression
+from medloss.loss_entry import Recipe
 from medloss.training_loss import has_boundary_term, recipe_clip, trained_as
 from medloss.wrappers import shared_pass
 

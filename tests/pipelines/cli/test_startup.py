@@ -9,7 +9,7 @@ import pytest
 from made_comparison import made_comparison
 
 import medloss
-from medloss.entry import REGISTERED
+from medloss.loss_entry import REGISTERED
 from medloss.names import loss_names
 
 #: Calls `medloss` with its arguments, and prints what was imported for it as its last line.

@@ -27,8 +27,8 @@ from pipelines.comparison.worker import ending_in_order
 from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import RunState, adopt_plan, require_plan, run_folder, run_states, seconds_left
 from pipelines.runs.plan import Plan, PlannedRun, make_plan
-from pipelines.tracking.mirror import Mirror
-from pipelines.tracking.store import local_uri, quiet_mlflow
+from pipelines.tracking.mlflow_mirror import Mirror
+from pipelines.tracking.mlflow_store import local_uri, quiet_mlflow
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
 from pipelines.utils import DiskFullError, UserError
@@ -462,7 +462,7 @@ def test_an_interrupted_comparison_ends_its_workers_and_is_resumed(
 ) -> None:
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
     for name in ("_FIRST_S", "_EVERY_S"):
-        monkeypatch.setattr(f"pipelines.tracking.mirror.{name}", 0.05)
+        monkeypatch.setattr(f"pipelines.tracking.mlflow_mirror.{name}", 0.05)
     out, command = _tiny_comparison(tmp_path, empty_store, "focal,dice")
     workers = Workers(monkeypatch)
     workers.behaviour = {"focal": WAITS}
@@ -500,7 +500,7 @@ def test_an_interrupted_comparison_waits_for_no_server(
     """What has ended is shown; a server that hangs is left alone after some seconds."""
     monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
     for name in ("_FIRST_S", "_EVERY_S", "_PATIENCE_S"):
-        monkeypatch.setattr(f"pipelines.tracking.mirror.{name}", 0.05)
+        monkeypatch.setattr(f"pipelines.tracking.mlflow_mirror.{name}", 0.05)
     out, command = _tiny_comparison(tmp_path, empty_store, "focal,dice")
     workers = Workers(monkeypatch)
     workers.behaviour = {"dice": WAITS}

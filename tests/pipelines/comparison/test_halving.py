@@ -29,7 +29,7 @@ from pipelines.report.collect import from_folder
 from pipelines.runs.comparison_folder import adopt_plan, require_plan, run_folder
 from pipelines.runs.plan import Plan, PlannedRun, survivors
 from pipelines.runs.summary import halving_notes
-from pipelines.tracking.store import local_uri
+from pipelines.tracking.mlflow_store import local_uri
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
 from pipelines.utils import UserError
@@ -217,7 +217,7 @@ def test_halving_interrupted_on_the_way(tmp_path: Path, monkeypatch: pytest.Monk
         if not (folder / "mlflow.db").exists():
             shutil.copy(empty_store, folder / "mlflow.db")
 
-    monkeypatch.setattr("pipelines.tracking.mirror.make_local_store", make_store)
+    monkeypatch.setattr("pipelines.tracking.mlflow_mirror.make_local_store", make_store)
     workers = Workers(monkeypatch)
     workers.behaviour = {"focal": WAITS}
     workers.waits = lambda: os.kill(os.getpid(), signal.SIGTERM)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import medloss
-from medloss.entry import LossEntry, Recipe
+from medloss.loss_entry import LossEntry, Recipe
 from pipelines.gallery import descriptions
 from pipelines.gallery.descriptions import describe, paper_links
 from pipelines.gallery.pages import index_page, loss_page, write_gallery

@@ -16,7 +16,7 @@ from pipelines.report.collect import from_folder
 from pipelines.report.write import write_report
 from pipelines.runs.comparison_folder import adopt_plan, keep_plan, run_folder
 from pipelines.runs.plan import PlannedRun, make_plan
-from pipelines.tracking.store import local_uri
+from pipelines.tracking.mlflow_store import local_uri
 from pipelines.training.run_config import NNUNET_PLANS, NnunetSettings, RunConfig
 from pipelines.utils import TrainingError, UserError
 

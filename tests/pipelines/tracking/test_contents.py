@@ -26,8 +26,8 @@ from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import run_folder, run_states
 from pipelines.runs.plan import Plan, make_plan
 from pipelines.tracking.findings import Findings
-from pipelines.tracking.mirror import mirroring
-from pipelines.tracking.store import local_uri, without_password
+from pipelines.tracking.mlflow_mirror import mirroring
+from pipelines.tracking.mlflow_store import local_uri, without_password
 from pipelines.training.run_config import RunConfig
 from pipelines.utils.machine import NAME as SYSTEM
 
@@ -297,7 +297,7 @@ def test_a_server_that_hangs_delays_no_run(folder: Path, monkeypatch: pytest.Mon
     """It accepts connections and does not answer: the display of the runs continues."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr("pipelines.tracking.mirror._EVERY_S", 0.01)
+    monkeypatch.setattr("pipelines.tracking.mlflow_mirror._EVERY_S", 0.01)
     plan = small_plan(("dice",))
     leave_run(folder, plan, 0, epochs=2)
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -27,7 +27,7 @@ from waiting import wait_for
 
 from pipelines.runs.comparison_folder import run_folder, run_states
 from pipelines.tracking.findings import Findings
-from pipelines.tracking.store import checked_tracking_uri, local_uri, make_local_store, quiet_mlflow
+from pipelines.tracking.mlflow_store import checked_tracking_uri, local_uri, make_local_store, quiet_mlflow
 from pipelines.utils import UserError
 from pipelines.utils.files import read_json, write_json
 from pipelines.utils.locks import held_lock
@@ -236,7 +236,7 @@ def test_a_database_that_is_not_there_is_not_waited_for(folder: Path, monkeypatc
 
 
 def test_a_run_deleted_during_the_comparison_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.tracking.mirror._RETRY_S", 0.0)
+    monkeypatch.setattr("pipelines.tracking.mlflow_mirror._RETRY_S", 0.0)
     plan, uri = small_plan(("dice", "focal")), local_uri(folder)
     leave_run(folder, plan, 0, epochs=1)
     mirror, _ = mirror_of(folder, plan)
@@ -261,7 +261,7 @@ def test_a_missing_server_stops_no_run(folder: Path, monkeypatch: pytest.MonkeyP
     assert not mirror.sync(states)
     with monkeypatch.context() as patch:
         asked: list[str] = []
-        patch.setattr("pipelines.tracking.mirror.open_client", asked.append)
+        patch.setattr("pipelines.tracking.mlflow_mirror.open_client", asked.append)
         for _ in range(100):
             assert not mirror.sync(states)  # it is not asked again at once
         assert asked == []
@@ -287,7 +287,7 @@ def test_a_failure_in_the_middle_is_made_good(folder: Path, monkeypatch: pytest.
     plan = small_plan(("dice",))
     leave_run(folder, plan, 0, epochs=3, end="done")
     mirror, warnings = mirror_of(folder, plan)
-    monkeypatch.setattr("pipelines.tracking.mirror._RETRY_S", 0.0)
+    monkeypatch.setattr("pipelines.tracking.mlflow_mirror._RETRY_S", 0.0)
     broken = ["create_experiment", "search_runs", "create_run", "log_batch", "log_artifact", "set_tag", "get_run"]
     broken += ["set_terminated", "log_inputs"]
     tries = 0
@@ -385,7 +385,7 @@ def test_which_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_real_server_restarted_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.tracking.mirror._RETRY_S", 0.0)
+    monkeypatch.setattr("pipelines.tracking.mlflow_mirror._RETRY_S", 0.0)
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     store = ("--backend-store-uri", local_uri(folder), "--artifacts-destination", folder / "served")
@@ -424,7 +424,7 @@ def test_a_store_that_was_begun_is_none(tmp_path: Path, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("pipelines.tracking.store.open_client", killed)
+        patch.setattr("pipelines.tracking.mlflow_store.open_client", killed)
         make_local_store(tmp_path)
     assert begun[0].parent.parent == tmp_path and begun[0].parent.match(".mlflow.db.*")
     assert not (tmp_path / "mlflow.db").exists()
@@ -439,7 +439,7 @@ def test_a_store_that_was_begun_is_none(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_store_that_a_killed_process_began_is_none(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from pipelines.tracking.store import make_local_store
+from pipelines.tracking.mlflow_store import make_local_store
 make_local_store(Path({str(tmp_path)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code])

@@ -21,7 +21,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import Plan
-from pipelines.tracking.store import checked_model_name, local_uri, quiet_mlflow
+from pipelines.tracking.mlflow_store import checked_model_name, local_uri, quiet_mlflow
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig
 from pipelines.training.saved_model import NAME, save_model

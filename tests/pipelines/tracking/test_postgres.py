@@ -68,8 +68,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Service]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.tracking.mirror._RETRY_S", 0.2)
-    monkeypatch.setattr("pipelines.tracking.mirror._EVERY_S", 0.05)
+    monkeypatch.setattr("pipelines.tracking.mlflow_mirror._RETRY_S", 0.2)
+    monkeypatch.setattr("pipelines.tracking.mlflow_mirror._EVERY_S", 0.05)
 
 
 def _rows(service: _Service, query: str) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from mlflow_server import free_port, mlflow_server
 
 from pipelines.comparison.compare import compare_losses
 from pipelines.comparison.execution import Execution
-from pipelines.tracking.store import local_uri
+from pipelines.tracking.mlflow_store import local_uri
 from pipelines.utils.files import read_json
 
 pytestmark = pytest.mark.slow

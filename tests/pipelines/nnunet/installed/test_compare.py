@@ -24,7 +24,7 @@ from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import load_manifest
 from pipelines.report.collect import from_folder
 from pipelines.runs.comparison_folder import require_plan, run_folder
-from pipelines.tracking.store import local_uri, open_client
+from pipelines.tracking.mlflow_store import local_uri, open_client
 from pipelines.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow

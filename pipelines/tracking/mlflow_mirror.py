@@ -15,7 +15,7 @@ from pipelines.runs.plan import Plan
 from pipelines.tracking import findings as found
 from pipelines.tracking.findings import Findings
 from pipelines.tracking.mlflow_runs import DataInputs, child_run, parent_run, send_curves, send_inputs
-from pipelines.tracking.store import (
+from pipelines.tracking.mlflow_store import (
     experiment_of,
     is_active,
     local_uri,

@@ -8,7 +8,7 @@ from torch import nn
 
 from medloss.base import SegmentationLoss
 from medloss.names import FAMILIES
-from medloss.wrapped import unwrapped
+from medloss.wrappers.unwrap import unwrapped
 
 
 @dataclass(frozen=True)
