@@ -14,7 +14,7 @@ from monai.utils import CommonKeys
 from pipelines.data.manifest import load_manifest
 from pipelines.data.nifti import BadFileError, read_file, squeezed, write_labels
 from pipelines.evaluation.references import listed
-from pipelines.inference.predict import Source, image_sources, refuse_collisions
+from pipelines.inference.sources import Source, image_sources, refuse_collisions
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig, recipe_settings

@@ -234,8 +234,7 @@ def status(folder: Path) -> None:
     from pipelines.comparison.screening import begun_rungs
     from pipelines.runs.comparison_folder import require_plan, run_states, stood_still, stood_still_notes
     from pipelines.runs.summary import rung_title, screening_notes
-    from pipelines.utils.tables import print_table
-    from pipelines.utils.text import counted
+    from pipelines.utils.text import counted, print_table
 
     plan = require_plan(folder)
     states = run_states(folder, plan)

@@ -220,7 +220,7 @@ def _line(file: str, reason: str) -> str:
 def _print_tables(report: "CheckReport") -> None:
     import numpy as np
 
-    from pipelines.utils.tables import Column, numbers, print_table
+    from pipelines.utils.text import Column, numbers, print_table
 
     if not report.shapes:
         return

@@ -16,7 +16,7 @@ def losses(name: str | None) -> None:
         return
     from medloss import LOSSES, kernels
     from medloss.training_loss import trained_as
-    from pipelines.utils.tables import Column, print_table
+    from pipelines.utils.text import Column, print_table
 
     text = [Column(heading, wraps=True) for heading in ("what it is", "paper")]
     columns = [Column("loss"), Column("family"), text[0], Column("trained as"), text[1]]

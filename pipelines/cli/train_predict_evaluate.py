@@ -14,7 +14,7 @@ from pipelines.utils.text import terminal_bar
 
 if TYPE_CHECKING:  # the commands' help does not wait for torch
     from pipelines.evaluation.evaluate import Evaluation
-    from pipelines.inference.predict import Source
+    from pipelines.inference.sources import Source
     from pipelines.training.run_config import RunConfig
 
 _PATH = click.Path(path_type=Path)
@@ -270,7 +270,7 @@ def _remaining_images(
         UserError: no images, outputs that collide, or predictions in the folder without `force` and `resume`.
     """
     from pipelines.evaluation.references import listed
-    from pipelines.inference.predict import image_sources, manifest_sources, refuse_collisions
+    from pipelines.inference.sources import image_sources, manifest_sources, refuse_collisions
     from pipelines.utils.files import refuse_unwritable_folder
 
     if out.exists() and not out.is_dir():
@@ -368,7 +368,7 @@ def evaluate(
 
 def _print_means(evaluation: "Evaluation", tolerance: float) -> None:
     from pipelines.evaluation.metrics import METRICS
-    from pipelines.utils.tables import Column, numbers, print_table
+    from pipelines.utils.text import Column, numbers, print_table
 
     headings = [
         f"{entry.label} ({tolerance:g} mm)" if entry.by_tolerance else entry.heading for entry in METRICS.values()

@@ -30,7 +30,7 @@ from pipelines.tracking.mlflow_store import checked_model_name, checked_tracking
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.locks import held_lock
-from pipelines.utils.tables import Column, numbers, print_table
+from pipelines.utils.text import Column, numbers, print_table
 
 
 def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequence[RunConfig] = ()) -> int:

@@ -17,8 +17,7 @@ from pipelines.runs.plan import NO_REFERENCE, Plan, RunGrid, RunShape, run_shape
 from pipelines.runs.summary import plan_lines, rung_title
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.results import cases_needed, least_difference
-from pipelines.utils.tables import Column, numbers, table_lines
-from pipelines.utils.text import counted, duration, item
+from pipelines.utils.text import Column, counted, duration, item, numbers, table_lines
 
 
 def dry_run(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: int) -> Iterator[str]:

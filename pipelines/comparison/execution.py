@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.comparison.executors.base import Handover
 from pipelines.runs.comparison_folder import RunState, keep_plan, run_folder, run_states
 from pipelines.runs.plan import Plan
-from pipelines.tracking.mlflow_mirror import Mirror
+
+if TYPE_CHECKING:
+    from pipelines.tracking.mlflow_mirror import Mirror
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,10 @@ class Comparison:
         """Of each of its runs."""
         return self.plan.runs[0].config.epochs
 
-    def mirror(self) -> Mirror:
+    def mirror(self) -> "Mirror":
         """Its copy in MLflow."""
+        from pipelines.tracking.mlflow_mirror import Mirror  # not above: `status` does not wait for MLflow
+
         return Mirror(self.folder, self.plan, self.execution.tracking_uri, _warn, self.store)
 
     def with_plan(self, plan: Plan) -> "Comparison":

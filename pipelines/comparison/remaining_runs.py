@@ -14,8 +14,7 @@ from pipelines.comparison.execution import Comparison
 from pipelines.comparison.executors.local import execute
 from pipelines.runs.comparison_folder import RunState, cache_folder, epochs_over, seconds_left
 from pipelines.utils.machine import available_cores
-from pipelines.utils.tables import Column, fitted_table, numbers
-from pipelines.utils.text import duration
+from pipelines.utils.text import Column, duration, fitted_table, numbers
 
 # The progress of a comparison: a live table on a terminal, a line per epoch elsewhere.
 

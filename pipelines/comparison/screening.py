@@ -50,8 +50,6 @@ from pipelines.runs.plan import (
     planned_runs,
 )
 from pipelines.runs.summary import dropped_note, rung_title
-from pipelines.tracking.findings import Findings
-from pipelines.tracking.mlflow_mirror import mirroring
 from pipelines.training.auto_config import recipe_rate
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
@@ -350,6 +348,10 @@ def train_rung(rung: Comparison) -> None:
     Raises:
         KeyboardInterrupt: it was interrupted, as MLflow shows.
     """
+    # Not above: `status` imports this module, and does not wait for MLflow.
+    from pipelines.tracking.findings import Findings
+    from pipelines.tracking.mlflow_mirror import mirroring
+
     if rung.unfinished:
         prepare_cases(rung)
         where = f"{counted(rung.epochs, 'epoch')} on fold {rung.plan.runs[0].config.fold}"

@@ -4,8 +4,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import StoodStill, run_folder, stood_still
@@ -14,6 +13,9 @@ from pipelines.statistics.table import having, in_report_order
 from pipelines.training.run_folder import case_columns
 from pipelines.utils.files import write_text
 from pipelines.utils.text import counted, duration, item, listed
+
+if TYPE_CHECKING:  # the command imports this module, and does not wait for it
+    import pandas as pd
 
 # Sentences: the plan, before the comparison; tuning and halving, on the terminal and on the report's page.
 
@@ -155,7 +157,7 @@ class Table:
         still: runs whose optimizer stood still.
     """
 
-    rows: pd.DataFrame
+    rows: "pd.DataFrame"
     failed: frozenset[str]
     cases: int
     seeds: int
@@ -175,8 +177,10 @@ class Table:
         return note
 
 
-def case_table(folder: Path, plan: Plan) -> pd.DataFrame:
+def case_table(folder: Path, plan: Plan) -> "pd.DataFrame":
     """Every finished run's validation cases: loss, fold, seed, case, patient, class and the metrics."""
+    import pandas as pd
+
     frames = []
     for run in plan.runs:
         run_dir = run_folder(folder, run)
@@ -189,7 +193,7 @@ def case_table(folder: Path, plan: Plan) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def with_empty(cases: pd.DataFrame, empty: str) -> pd.DataFrame:
+def with_empty(cases: "pd.DataFrame", empty: str) -> "pd.DataFrame":
     """Fill in the metrics of classes that a label does not have, as in the report: a false alarm never looks better.
 
     Args:
@@ -212,6 +216,8 @@ def with_empty(cases: pd.DataFrame, empty: str) -> pd.DataFrame:
 
 def comparison_table(folder: Path, plan: Plan) -> Table:
     """Average the finished runs: seeds within a case and class, then a case's classes, then cases."""
+    import pandas as pd
+
     cases = with_empty(case_table(folder, plan), plan.empty)
     metrics = list(METRICS)
     rows = []
@@ -253,6 +259,8 @@ def _stood_still(found: list[StoodStill], runs: int) -> str:
 
 def formatted_rows(table: Table) -> list[list[str]]:
     """The table as text, its headings first."""
+    import pandas as pd
+
     shown = {name: metric for name, metric in in_report_order(METRICS).items() if METRICS[name].in_table}
     headings = {"trained_as": "loss"} | {name: metric.heading for name, metric in shown.items()}
     headings |= {"epoch_s": "s/epoch", "runs": "runs"} | ({"stood_still": "stood still"} if table.still else {})

@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Protocol
 
 from pipelines.utils import UserError
+
+if TYPE_CHECKING:  # the command imports this module, and does not wait for it
+    import pandas as pd
 
 # What the statistics need to know about a metric; the metrics themselves are in `pipelines.evaluation`.
 
@@ -134,7 +134,7 @@ class CaseTable:
         given: those of `KEYS` that the table had as columns.
     """
 
-    frame: pd.DataFrame
+    frame: "pd.DataFrame"
     metrics: Mapping[str, MetricInfo]
     losses: tuple[str, ...]
     classes: tuple[str, ...]
@@ -151,6 +151,8 @@ def read_table(path: Path, metrics: Mapping[str, MetricInfo]) -> CaseTable:
     Raises:
         UserError: the file does not exist, is not CSV, or is not a table of results.
     """
+    import pandas as pd
+
     try:
         # Names stay text: case 001 is not case 1.
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
@@ -164,7 +166,7 @@ def read_table(path: Path, metrics: Mapping[str, MetricInfo]) -> CaseTable:
         raise UserError(f"{path}: {error}") from None
 
 
-def check_table(frame: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> CaseTable:
+def check_table(frame: "pd.DataFrame", metrics: Mapping[str, MetricInfo]) -> CaseTable:
     """Check a table.
 
     Args:
@@ -175,6 +177,8 @@ def check_table(frame: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> CaseT
         UserError: columns are missing or unknown, a row is repeated, a cell is not a number or out of range, a case
             has two patients, there are fewer than two losses, or a loss has no row for a seed that other losses have.
     """
+    import pandas as pd
+
     frame = frame.rename(columns=str)
     metrics = _checked_columns(list(frame.columns), in_report_order(metrics))
     given = frozenset(KEYS) & set(frame.columns)
@@ -221,13 +225,15 @@ def refuse_disjoint(table: CaseTable) -> None:
             )
 
 
-def with_failed_runs(frame: pd.DataFrame, runs: Iterable[tuple[str, int | str, int | str]]) -> pd.DataFrame:
+def with_failed_runs(frame: "pd.DataFrame", runs: Iterable[tuple[str, int | str, int | str]]) -> "pd.DataFrame":
     """Add rows without values for failed runs, so that these rank worst instead of being dropped.
 
     Args:
         frame: the table, with columns `fold` and `seed`.
         runs: loss, fold and seed of the failed runs. Their cases are those of the other runs in that fold.
     """
+    import pandas as pd
+
     blocks = [frame]
     keys = [key for key in ("case", "class", "patient") if key in frame.columns]
     for loss, fold, seed in runs:
@@ -255,7 +261,10 @@ def _checked_columns(columns: list[str], known: Mapping[str, MetricInfo]) -> dic
     return metrics
 
 
-def _names(frame: pd.DataFrame, key: str) -> pd.Series:
+def _names(frame: "pd.DataFrame", key: str) -> "pd.Series":
+    import numpy as np
+    import pandas as pd
+
     if key not in frame.columns:
         # A patient may have the same name as another patient's case: the prefix keeps them apart.
         return "case " + _names(frame, "case") if key == "patient" else pd.Series(_ONE, frame.index, dtype=str)
@@ -272,7 +281,10 @@ def _names(frame: pd.DataFrame, key: str) -> pd.Series:
     return names
 
 
-def _numbers(column: pd.Series, metric: MetricInfo, keys: pd.DataFrame) -> pd.Series:
+def _numbers(column: "pd.Series", metric: MetricInfo, keys: "pd.DataFrame") -> "pd.Series":
+    import numpy as np
+    import pandas as pd
+
     if not pd.api.types.is_numeric_dtype(column):
         column = column.where(~column.astype(str).str.strip().str.lower().isin(_EMPTY))
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
@@ -292,8 +304,11 @@ def _numbers(column: pd.Series, metric: MetricInfo, keys: pd.DataFrame) -> pd.Se
     return numbers
 
 
-def _find_empty(checked: pd.DataFrame, frame: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> None:
+def _find_empty(checked: "pd.DataFrame", frame: "pd.DataFrame", metrics: Mapping[str, MetricInfo]) -> None:
     """Add `ABSENT` and `RIGHTLY_EMPTY`."""
+    import numpy as np
+    import pandas as pd
+
     values = checked[list(metrics)]
     overlap, always, left_out = of_overlap(metrics), having(metrics, "value"), having(metrics, "left out")
     empty = (values[always].notna().any(axis=1) & values.drop(columns=always).isna().all(axis=1)).to_numpy()
@@ -313,7 +328,7 @@ def _find_empty(checked: pd.DataFrame, frame: pd.DataFrame, metrics: Mapping[str
     checked[RIGHTLY_EMPTY] = checked[ABSENT] & empty
 
 
-def _check_seeds(checked: pd.DataFrame) -> None:
+def _check_seeds(checked: "pd.DataFrame") -> None:
     # The table does not show whether these runs failed or were never planned: only failed ones count as the worst.
     seeds = set(checked["seed"])
     for loss, of_loss in checked.groupby("loss")["seed"]:

@@ -19,30 +19,36 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 import pynvml
-import torch
 
 from pipelines.utils import UserError
+
+if TYPE_CHECKING:  # the command imports this module, and does not wait for it
+    import torch
 
 
 def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
     """Seed all generators by seed, epoch and rank, so that a resumed run needs none of their states."""
+    import numpy as np
+    import torch
+
     number = 1_000_003 * seed + epoch + 7_919 * rank
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)  # noqa: NPY002  for libraries that use it
 
 
-def chosen_device(name: str) -> torch.device:
+def chosen_device(name: str) -> "torch.device":
     """The device of a name; `auto` is the GPU if there is one.
 
     Raises:
         UserError: there is no such device.
     """
+    import torch
+
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if name == "auto":
@@ -73,8 +79,10 @@ def versions() -> dict[str, str]:
     return found | ({"medloss commit": commit} if commit else {})
 
 
-def machine(device: torch.device) -> dict[str, str]:
+def machine(device: "torch.device") -> dict[str, str]:
     """The machine: `processor`, `cores` (available to this process), `memory`, `system`, and `gpu` if it is used."""
+    import torch
+
     found = {
         "processor": _processor(),
         "cores": str(available_cores()),
@@ -115,6 +123,8 @@ def _commit() -> str | None:
 
 def reset_peak_memory() -> None:
     """Reset `peak_memory_mb`, if the system supports it."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -124,8 +134,10 @@ def reset_peak_memory() -> None:
         return
 
 
-def peak_memory_mb(device: torch.device) -> float:
+def peak_memory_mb(device: "torch.device") -> float:
     """Peak memory since `reset_peak_memory`, MB: the GPU's allocations, or the process's resident memory."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if _STATUS.is_file():
@@ -138,6 +150,8 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is due to insufficient memory; for a loader process, that the system killed it."""
+    import torch
+
     # torch reports how a loader process ended, or only that it did if it was reaped before torch looked.
     signs = ("allocate memory", "bad_alloc", "killed by signal: Killed", ") exited unexpectedly")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

@@ -11,7 +11,6 @@ import click
 
 from pipelines.comparison.executors.base import Handover, register
 from pipelines.utils import UserError
-from pipelines.utils.security import refuse_foreign_losses
 
 if TYPE_CHECKING:  # importing a plan takes a second, too long for `--help`
     from pipelines.runs.plan import Plan
@@ -55,6 +54,8 @@ def command_lines(jobs: int | None, threads: int | None, options: Mapping[str, A
 
 def worker_command(folder: Path, plan: "Plan") -> list[str]:
     """The command of a worker, for any working directory and any machine with the same files."""
+    from pipelines.utils.security import refuse_foreign_losses
+
     script = Path(sys.executable).with_name("medloss")
     command = [str(script)] if script.is_file() else [sys.executable, "-m", "pipelines.cli"]
     command += ["worker", str(folder.resolve())]

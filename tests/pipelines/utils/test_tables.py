@@ -18,7 +18,7 @@ from pipelines.comparison.execution import Comparison
 from pipelines.comparison.remaining_runs import Display
 from pipelines.runs.comparison_folder import run_states
 from pipelines.runs.summary import comparison_table
-from pipelines.utils.tables import Column, numbers, print_table
+from pipelines.utils.text import Column, numbers, print_table
 
 _WIDTHS = (100, 80, 60, 40)
 _SUM = "0.5*binary_cross_entropy+0.5*structural_similarity"
