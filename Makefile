@@ -41,7 +41,7 @@ $(NNUNET)/.installed: pyproject.toml constraints-nnunet.txt
 	$(PYTHON) -m venv $(NNUNET)
 	@echo "Installing nnU-Net, and torch with CUDA, into $(NNUNET) (some 7 GB, a few minutes)"
 	$(NNUNET)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-nnunet.txt \
-		--editable '.[nnunet,fast]' torchvision pytest
+		--editable '.[nnunet,fast]' torchvision pytest hypothesis
 	@touch $@
 
 lint: setup

@@ -118,11 +118,12 @@ def _epoch(trainer: Any, steps: int) -> list[float]:
 
 
 def test_a_resumed_training_has_the_weights_of_its_terms(tmp_path: Path) -> None:
-    """Hausdorff's recipe updates the weight of Dice each epoch: also after nnU-Net's `--c`, to the last bit."""
+    """Hausdorff's recipe updates the weight of its own term each epoch: also after nnU-Net's `--c`, to the last bit."""
     torch.manual_seed(0)
     whole = _initialized("hausdorff_dt")
     _epoch(whole, 2)
-    assert float(whole.loss.loss.weights[1]) != 1
+    assert float(whole.loss.loss.weights[0]) != 1
+    assert float(whole.loss.loss.weights[1]) == 1  # Dice is what the other term is scaled to
     before = whole.loss.loss.sums.clone()
     whole.loss.eval()
     batch = made_batch(Task())
