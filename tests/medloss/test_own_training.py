@@ -120,7 +120,7 @@ def test_a_fixed_spacing_can_be_exchanged_for_any_loss() -> None:
             {"spacing": [1.0, 0.0, 1.0]},
             r"spacing: got \(1.0, 0.0, 1.0\); every spacing must be a positive number of mm",
         ),
-        ({"spacing": 3.0}, r"spacing: got 3.0; expected one number \(mm\) an axis"),
+        ({"spacing": 3.0}, r"spacing: got 3.0; expected one number \(mm\) per axis"),
         ({"spacing": [1.0, 1.0], "patch_size": [8, 8, 8]}, r"patch_size: got \[8, 8, 8\]; expected 2 numbers"),
         ({"spacing": [1.0, 1.0], "patch_size": [8, 0]}, r"patch_size: got \[8, 0\]; expected 2 numbers"),
         ({"spacing": [1.0, 1.0]}, r"logits: got 3 spatial axes \(8, 12, 16\); expected 2"),
