@@ -1,12 +1,13 @@
 """The page of the report, one HTML file, and its tables."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipelines.evaluation.metrics import METRICS
 from pipelines.report.collect import Collected
@@ -168,8 +169,8 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"p": p_value, "interval": interval, "shown": shown, "number": number}
-    environment.filters["trained_as"] = lambda loss: collected.names.get(loss, loss)
+    environment.filters |= {"p": p_value, "interval": interval, "shown": shown, "bare": bare, "number": number}
+    environment.filters["trained_as"] = lambda loss: _breakable(collected.names.get(loss) or loss)
     primary = analysis.primary
     return environment.get_template("template.html").render(
         analysis=analysis,
@@ -221,6 +222,16 @@ def interval(pair: tuple[float, float] | None, metric: str, signed: bool = False
         return "–"
     low, high = (f"{value:{'+' if signed else ''}.{METRICS[metric].decimals}f}" for value in pair)
     return f"{low} to {high}"
+
+
+def bare(value: float | None, metric: str) -> str:
+    """A value of a metric as text without its unit, for a column whose heading has it."""
+    return "–" if value is None else f"{value:.{METRICS[metric].decimals}f}"
+
+
+def _breakable(name: str) -> Markup:
+    """A loss's name that may break after `_` and `+`, and is copied as it is."""
+    return Markup(re.sub(r"([_+])", r"\1<wbr>", str(escape(name))))
 
 
 def number(value: float | None, digits: int = 1) -> str:

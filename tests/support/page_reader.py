@@ -17,7 +17,7 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.pieces: list[str] = []
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))  # where a name may break, and is one word
         self.close()
         assert self.open == []
 
