@@ -219,7 +219,7 @@ def test_its_folders_are_read_as_nnunets_results(out: Path, tmp_path: Path) -> N
         "report", "--predictions", named[0], named[1], *labels, "--folds", "0", "--out", tmp_path / "report"
     )
     assert code == 0, err
-    assert "2 patients" in printed or "too few" in printed
+    assert "Too few" in printed
 
 
 def test_in_two_dimensions(tmp_path: Path) -> None:
