@@ -52,7 +52,7 @@ def test_passes_compile(
     weight = torch.empty(2, classes - terms.first, 4096, dtype=sums, device="meta") if masked else None
     plan = kernels._plan(terms, logits, target, mask, weight)
     tensors = {"logits": dtype, "target": target_type, "mask": torch.bool, "weight": sums, "gradient": dtype}
-    tensors |= dict.fromkeys(("partial", "slopes", "positive", "negative", "out"), sums)
+    tensors |= dict.fromkeys(("partial", "sum_gradients", "positive", "negative", "out"), sums)
     constants = {"PLAN": plan} | ({} if masked else {"mask": None, "weight": None})
     for kernel in (passes.sums_pass, passes.backward_pass, passes.map_pass):
         named = {name: value for name, value in constants.items() if name in kernel.arg_names}
