@@ -157,7 +157,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
         try:
             item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
         except UnknownSpacingError as error:
-            item_spacing = error  # raised where a loss reads it
+            # Raised where a loss reads it. Its traceback holds this frame, and so every tensor of the step.
+            item_spacing = error.with_traceback(None)
         logits, target = _plain(logits), _plain(target).detach()
         channels = logits.shape[1]
         self.check_channels(channels, target.shape[1])

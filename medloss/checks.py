@@ -1,7 +1,7 @@
 """Refusals of bad loss inputs, each in one line: the argument, what was given, what was expected.
 
-`check_values` reads the target once, and makes a GPU wait: `validate=False` turns it off, and it is left out while
-torch compiles. The other checks cost nothing.
+`check_values` and `check_probabilities` read their tensor once, and make a GPU wait: `validate=False` turns them off,
+and they are left out while torch compiles. The other checks cost nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def _hint(name: str, value: Any) -> str:
 
 def check_axes(logits: Tensor, target: Tensor) -> None:
     """Refuse logits that are empty or neither 2D nor 3D, and targets with another number of axes."""
-    if logits.ndim == target.ndim + 1 and (logits.ndim == 6 or target.shape[1] == 1):
+    if logits.ndim in (5, 6) and logits.ndim == target.ndim + 1 and (logits.ndim == 6 or target.shape[1] == 1):
         raise InputError(
             f"logits: got shape {tuple(logits.shape)} for a target {tuple(target.shape)}, one axis more; expected "
             "[B, C, *spatial]: pass stacked outputs [B, n, C, *spatial], such as DynUNet's, as logits.unbind(1) to "

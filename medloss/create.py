@@ -123,12 +123,14 @@ def pass_epoch_on(loss: nn.Module, epoch: int) -> None:
 
 def _check_lost(loss: nn.Module, lost: set[str]) -> None:
     """Refuse to lose a mask; warn of a loss of medloss inside another module that would compute distances in voxels."""
+    if not lost:
+        return
     cls = type(unwrapped(loss))
     name = f"{cls.__module__}.{cls.__qualname__}"
     if "mask" in lost:
         raise InputError(f"mask: {name} takes none and would count every voxel; expected a loss of medloss, or no mask")
     inside = next((part for part in loss.modules() if isinstance(part, SegmentationLoss) and part.uses_spacing), None)
-    if lost and inside is not None:
+    if inside is not None:
         warnings.warn(
             f"{max(lost)}: {name} takes none, so the {type(inside).__name__} inside computes its own; put "
             "medloss.FixedSpacing or medloss.DeepSupervision around that loss, or take **kwargs and pass them on",

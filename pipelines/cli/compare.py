@@ -157,7 +157,8 @@ def compare(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with naming_a_full_disk(out):
         planned = plan_comparison(out, request, measured=is_dry, message=lambda line: click.echo(line, err=True))
-        if is_dry and planned.forecast is not None:
+        if is_dry:
+            assert planned.forecast is not None  # a dry run is always measured
             for line in dry_run(out, planned.plan, planned.grid, planned.forecast, jobs):
                 click.echo(line)
             if handover is not None:

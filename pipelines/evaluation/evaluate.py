@@ -94,7 +94,7 @@ def region_metrics(
     maps = prediction, reference
     if maps[0].shape != maps[1].shape or len(spacing) != maps[0].ndim:
         shapes = f"{maps[0].shape} and {maps[1].shape}"
-        raise ValueError(f"case_metrics: got shapes {shapes} and spacing {spacing}; expected the same axes")
+        raise ValueError(f"got shapes {shapes} and spacing {spacing}; expected the same axes")
     diagonal = math.hypot(*(n * s for n, s in zip(maps[0].shape, spacing, strict=True)))
     voxels = maps[0].size - (0 if ignored is None else int(np.count_nonzero(maps[1] == ignored)))
     # Metrics only depend on the bounding box of a class, so the volume is read once rather than once per class.

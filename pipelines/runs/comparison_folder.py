@@ -117,8 +117,6 @@ def _block(run: PlannedRun) -> tuple[int, int]:
 # `plan.json`, which is written before any run starts.
 
 _NAME = "plan.json"
-#: Fields in which plans of the same comparison may differ.
-_INCIDENTAL = INCIDENTAL
 
 
 def adopt_plan(folder: Path, plan: Plan) -> Plan:
@@ -133,7 +131,7 @@ def adopt_plan(folder: Path, plan: Plan) -> Plan:
     if existing is None:
         keep_plan(folder, plan)
         return plan
-    configs = {run.id: run.config.model_dump(include=_INCIDENTAL) for run in plan.runs}
+    configs = {run.id: run.config.model_dump(include=INCIDENTAL) for run in plan.runs}
     runs = [run.model_copy(update={"config": run.config.model_copy(update=configs[run.id])}) for run in existing.runs]
     if runs != existing.runs:
         existing = existing.model_copy(update={"runs": runs})
@@ -220,7 +218,7 @@ def _difference(old: Plan, new: Plan) -> str:
     if (old.asked is None) != (new.asked is None):
         has, has_not = ("this one", "it") if old.asked is None else ("it", "this one")
         return f"{has} is planned with --budget, --tune-lr or --halving, and {has_not} is not"
-    runs = [{run.id: run.config.model_dump(exclude=_INCIDENTAL) for run in plan.runs} for plan in (old, new)]
+    runs = [{run.id: run.config.model_dump(exclude=INCIDENTAL) for run in plan.runs} for plan in (old, new)]
     for has, theirs, ours in (("has", runs[0], runs[1]), ("does not have", runs[1], runs[0])):
         if missing := [run for run in theirs if run not in ours]:
             # Earlier versions added no reference.

@@ -141,11 +141,6 @@ class RunGrid:
     seeds: tuple[int, ...]
     epochs: int
 
-    @property
-    def runs(self) -> int:
-        """Number of runs."""
-        return len(self.losses) * len(self.folds) * len(self.seeds)
-
 
 @dataclass(frozen=True)
 class RunShape:

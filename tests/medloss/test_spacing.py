@@ -1,5 +1,8 @@
 """Where a loss takes its spacing from: the argument, the MetaTensor, or 1."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -136,3 +139,22 @@ def test_slices_whose_spacing_is_known() -> None:
     assert resolve_spacing(None, cube[:, 1][None], 1, 2) == [(2.0, 2.0)]
     with pytest.raises(medloss.InputError, match=r"MetaTensor of 2 spatial axes with pixdim \(2, 2\) .* 3D"):
         resolve_spacing(None, torch.stack([SqueezeDim(1)(cube[:, 1:2])] * 3, 1)[None], 1, 3)
+
+
+def test_a_slice_of_unknown_spacing_keeps_no_tensor_of_the_step() -> None:
+    """A stored exception's traceback would hold them until Python looks for cycles."""
+    volume = MetaTensor(torch.ones(1, 1, 6, 5, 4), affine=torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0])))
+    logits = torch.zeros(1, 1, 6, 5, requires_grad=True)
+    seen = weakref.ref(logits)
+    gc.disable()
+    try:
+        medloss.DiceLoss(sigmoid=True)(logits, volume[..., 2])
+        del logits
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_too_few_axes_are_an_input_error() -> None:
+    with pytest.raises(medloss.InputError, match=r"logits: got shape \(2, 3\)"):
+        medloss.DiceLoss(softmax=True)(torch.zeros(2, 3), torch.zeros(2))

@@ -252,7 +252,7 @@ def test_2d_images(paired: Path) -> None:
     assert (manifest.dimensions, manifest.spacing) == (2, SPACING[:2])
 
 
-def test_a_folder_that_contains_one_of_the_same_name(paired: Path) -> None:
+def test_a_folder_that_contains_one_of_the_same_name_is_the_root(paired: Path) -> None:
     (paired / paired.name).mkdir()
     manifest = make_manifest(paired, folds=TWO_FOLDS)
     assert manifest.folder is None

@@ -69,7 +69,7 @@ def test_nnunets_folds_are_used_wherever_they_are_stored(raw: Path, monkeypatch:
     manifest, out = manifest_of(raw)
     assert folds(manifest) == expected
     assert f"folds: as in {default}" in out
-    # If nnUNet_preprocessed is set, only that folder is searched.
+    # If nnUNet_preprocessed is set, it replaces the default folder; the data set's own folder still comes first.
     monkeypatch.setenv("nnUNet_preprocessed", str(elsewhere.parent.parent))
     write_json(elsewhere, SPLITS[::-1])
     assert folds(manifest_of(raw)[0]) == {"a": 1, "b": 0, "c": 0}

@@ -204,7 +204,7 @@ def test_labels_of_any_type_and_values_beyond_the_classes(dtype: torch.dtype) ->
 @pytest.mark.parametrize("arguments", [((4, 5), (4, 6), (1.0, 2.0)), ((4, 5), (4, 5), (1.0, 2.0, 3.0))])
 def test_mismatched_shapes_are_refused(arguments: tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]) -> None:
     one, other, spacing = arguments
-    with pytest.raises(ValueError, match=r"case_metrics: got shapes \(4, 5\) and .*; expected the same axes"):
+    with pytest.raises(ValueError, match=r"got shapes \(4, 5\) and .*; expected the same axes"):
         case_metrics(torch.ones(one, dtype=torch.long), torch.ones(other, dtype=torch.long), 2, spacing)
 
 
