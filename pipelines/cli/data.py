@@ -42,8 +42,8 @@ def check(manifest: str, data_root: Path | None) -> None:
             report = check_data(loaded, resolve_data(loaded, data_root), progress)
     for file, reason in report.offences:
         click.echo(_line(file, reason))
-    if report.note is not None:
-        click.echo(f"note: {report.note}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
     _print_tables(report)
     files = len({offence.file for offence in report.offences})
     bad = "no bad files" if report.ok else "1 bad file" if files == 1 else f"{files} bad files"

@@ -1,7 +1,7 @@
 """Checks of a data set: every image and label is read, and every problem is reported with file and reason."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from pipelines.data.data_root import CHECKSUMS, recorded_checksums, refuse_other_data, resolve_data
+from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import is_label_name, nifti_files, pair_by_name
 from pipelines.data.manifest import Case, Excluded, Manifest, load_manifest
 from pipelines.data.nifti import (
@@ -49,8 +50,11 @@ class CaseFacts:
         case: the case.
         offences: the files' problems.
         checksums: file to SHA-256, for the files that can be read.
-        shape: voxels per axis; None if either file cannot be used.
-        spacing: mm per axis; None if either file cannot be used.
+        shape: voxels per axis; None if a file cannot be used.
+        spacing: mm per axis; None if a file cannot be used.
+        stored_spacing: the same in the order of the file's axes.
+        orientation: of the image's file, such as `LAS`; all files are brought to one orientation when they are read.
+        channels: number of channels of the image; None if a file cannot be used.
         voxels: label value to number of voxels.
         shift: how far the label is off the image, mm, within the tolerance; 0 if rounding of headers explains it.
     """
@@ -60,6 +64,9 @@ class CaseFacts:
     checksums: dict[str, str] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
+    stored_spacing: tuple[float, ...] | None = None
+    orientation: str | None = None
+    channels: int | None = None
     voxels: dict[int, int] = field(default_factory=dict)
     shift: float = 0.0
 
@@ -67,7 +74,7 @@ class CaseFacts:
 def read_cases(
     cases: Sequence[Case],
     root: Path,
-    dimensions: Iterable[int] = (2, 3),
+    expected: "Expected | None" = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[CaseFacts]:
     """Read cases, several at a time.
@@ -75,10 +82,10 @@ def read_cases(
     Args:
         cases: the cases.
         root: the folder to which their paths are relative.
-        dimensions: accepted numbers of axes of a file.
+        expected: what is accepted of a file; default: 2 or 3 axes, and any number of channels.
         progress: called with the number of cases done and their total.
     """
-    allowed = frozenset(dimensions)
+    allowed = expected or Expected()
     facts = []
     # nibabel logs every oddity of a header that it repairs; the relevant ones are checked here.
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -89,31 +96,66 @@ def read_cases(
     return facts
 
 
-def read_case(case: Case, root: Path, dimensions: frozenset[int] = frozenset({2, 3})) -> CaseFacts:
+@dataclass(frozen=True)
+class Expected:
+    """What is accepted of a case's files.
+
+    Attributes:
+        dimensions: numbers of axes of a volume.
+        channels: number of channels of an image; None: any.
+        resample: whether channels on other grids are accepted, since training resamples them.
+    """
+
+    dimensions: frozenset[int] = frozenset({2, 3})
+    channels: int | None = None
+    resample: bool = False
+
+
+def read_case(case: Case, root: Path, expected: Expected) -> CaseFacts:
     """Read one case's files, and compare them with each other."""
     facts = CaseFacts(case)
-    volumes = []
-    for file, read, problems in (
-        (case.image, read_file, _image_problems),
-        (case.label, read_labels, _label_problems),
-    ):
+    images: list[Volume] = []
+    label: Volume | None = None
+    per_file = expected.channels if len(case.images) == 1 else 1
+    for file in case.files:
+        is_label = file == case.label
         try:
-            volume = read(root / file, dimensions)
+            volume = (
+                read_labels(root / file, expected.dimensions)
+                if is_label
+                else read_file(root / file, expected.dimensions, per_file)
+            )
         except BadFileError as error:
             facts.offences.append(Offence(file, str(error)))
             continue
         facts.checksums[file] = volume.sha256
-        facts.offences.extend(Offence(file, problem) for problem in problems(volume))
-        volumes.append(volume)
-    if len(volumes) == 2:
-        image, label = volumes
+        problems = (_label_problems if is_label else _image_problems)(volume)
+        facts.offences.extend(Offence(file, problem) for problem in problems)
+        if is_label:
+            label = volume
+        else:
+            images.append(volume)
+    if label is not None and len(images) == len(case.images):
+        _compare(facts, images, label, expected.resample)
+    return facts
+
+
+def _compare(facts: CaseFacts, images: Sequence[Volume], label: Volume, resample: bool) -> None:
+    case, image = facts.case, images[0]
+    for file, volume in zip(case.images[1:], images[1:], strict=True):
+        if not resample and (problem := grid_problem(volume, image, f"first channel {case.images[0]}")):
+            facts.offences.append(
+                Offence(file, f"{problem}; --resample-channels brings all channels to the label's grid")
+            )
+    if not (resample and len(images) > 1):
         if problem := grid_problem(label, image, "image"):
             facts.offences.append(Offence(case.label, problem))
         else:
             facts.shift = grid_shift(label, image)
-        facts.shape, facts.spacing = image.data.shape, image.spacing
-        facts.voxels = count_values(label.data)
-    return facts
+    facts.shape, facts.spacing, facts.orientation = label.shape, label.spacing, image.orientation.name
+    facts.stored_spacing = label.as_stored().spacing
+    facts.channels = len(images) if len(images) > 1 or image.data.ndim == len(image.spacing) else len(image.data)
+    facts.voxels = count_values(label.data)
 
 
 def count_values(label: NDArray[Any]) -> dict[int, int]:
@@ -127,10 +169,10 @@ def duplicate_images(facts: Iterable[CaseFacts]) -> Iterator[tuple[CaseFacts, Of
     """Cases whose image is byte for byte that of an earlier case, so that validation data could leak into training."""
     first: dict[str, str] = {}
     for fact in facts:
-        file = fact.case.image
-        earlier = first.setdefault(fact.checksums[file], file) if file in fact.checksums else file
-        if earlier != file:
-            yield fact, Offence(file, f"duplicate: its bytes are those of {earlier}")
+        for file in fact.case.images:
+            earlier = first.setdefault(fact.checksums[file], file) if file in fact.checksums else file
+            if earlier != file:
+                yield fact, Offence(file, f"duplicate: its bytes are those of {earlier}")
 
 
 def _image_problems(image: Volume) -> Iterator[str]:
@@ -180,7 +222,8 @@ class CheckReport:
         volumes: class name to volumes (ml, in 2D mm2), one per readable case.
         spacings: mm per axis, one entry per readable case.
         shapes: voxels per axis, one entry per readable case.
-        note: on labels that are slightly off their images; None if there are none.
+        orientations: axis directions of the images' files, such as `LAS`, to their number.
+        notes: on what is accepted, but worth knowing, such as labels that are slightly off their images.
     """
 
     offences: list[Offence]
@@ -190,7 +233,8 @@ class CheckReport:
     volumes: dict[str, list[float]] = field(default_factory=dict)
     spacings: list[tuple[float, ...]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    note: str | None = None
+    orientations: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -198,44 +242,54 @@ class CheckReport:
         return not self.offences
 
 
-def check_data(manifest: Manifest, root: Path, progress: Progress | None = None) -> CheckReport:
+def check_data(
+    manifest: Manifest, root: Path, progress: Progress | None = None, *, resample_channels: bool = False
+) -> CheckReport:
     """Read all files of a manifest and compare them with it.
 
     Args:
         manifest: the expected data set.
         root: the folder to which its paths are relative, from `resolve_data`.
         progress: called with the number of cases done and their total.
+        resample_channels: whether channels on other grids are accepted, since training resamples them.
 
     Raises:
         UserError: the root has none of the files, so it is that of another data set.
     """
-    files = (file for case in manifest.cases for file in (case.image, case.label))
-    refuse_other_data(manifest, root, files, "file")
-    facts = read_cases(manifest.cases, root, {manifest.dimensions}, progress)
+    refuse_other_data(manifest, root, (file for case in manifest.cases for file in case.files), "file")
+    expected = Expected(frozenset({manifest.dimensions}), len(manifest.image_channels), resample_channels)
+    facts = read_cases(manifest.cases, root, expected, progress)
     checksums, offences = _expected_checksums(manifest, root)
     for fact in facts:
         offences.extend(fact.offences)
         offences.extend(checksum_offences(fact, checksums))
-        offences.extend(label_offences(fact, manifest.classes))
+        offences.extend(label_offences(fact, manifest.classes, manifest.ignore))
         offences.extend(spacing_offences(fact, manifest.spacing, manifest.spacing_tolerance))
     offences.extend(offence for _, offence in duplicate_images(facts))
+    offences.extend(region_offences(facts, manifest.scheme))
     offences.extend(unlisted(manifest.cases, manifest.excluded, root))
     return summarise(facts, offences, manifest.classes)
 
 
 def summarise(facts: Sequence[CaseFacts], offences: list[Offence], classes: dict[int, str]) -> CheckReport:
     """Summarise cases and their problems."""
-    report = CheckReport(offences, len(facts), dict(classes), note=label_note(facts))
+    report = CheckReport(offences, len(facts), dict(classes))
+    if (note := label_note(facts)) is not None:
+        report.notes.append(note)
     for fact in facts:
         if fact.shape is None or fact.spacing is None:
             continue
         report.shapes.append(fact.shape)
         report.spacings.append(fact.spacing)
+        report.orientations[fact.orientation or ""] += 1
         voxel = float(np.prod(fact.spacing)) / (1000 if len(fact.shape) == 3 else 1)
         for value, name in classes.items():
             count = fact.voxels.get(value, 0)
             report.voxels.setdefault(name, []).append(count)
             report.volumes.setdefault(name, []).append(count * voxel)
+    if len(report.orientations) > 1:
+        counts = ", ".join(f"{count} x {name}" for name, count in report.orientations.most_common())
+        report.notes.append(f"orientations differ ({counts}); all are brought to the closest canonical one when read")
     return report
 
 
@@ -251,24 +305,45 @@ def checksum_offences(facts: CaseFacts, expected: dict[str, str]) -> Iterator[Of
             yield Offence(file, WRONG_CHECKSUM)
 
 
-def label_offences(facts: CaseFacts, classes: dict[int, str]) -> Iterator[Offence]:
-    """Labels with values that are not classes."""
-    unknown = {value: count for value, count in facts.voxels.items() if value not in classes}
-    if unknown:
-        found = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
+def label_offences(facts: CaseFacts, classes: dict[int, str], ignore: int | None = None) -> Iterator[Offence]:
+    """Labels with values that are not classes, that annotate nothing, or with classes that the case does not label."""
+    label = facts.case.label
+    known = {*classes, *([] if ignore is None else [ignore])}
+    if unknown := [(value, count) for value, count in facts.voxels.items() if value not in known]:
+        found = ", ".join(f"{value} ({count} voxels)" for value, count in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        known = ", ".join(str(value) for value in sorted(classes))
-        yield Offence(facts.case.label, f"label values without a class: {found}{more}; the classes are {known}")
+        named = ", ".join(str(value) for value in sorted(known))
+        yield Offence(label, f"label values without a class: {found}{more}; the classes are {named}")
+    if ignore is not None and set(facts.voxels) == {ignore}:
+        yield Offence(label, f"all voxels have the ignored label {ignore}; exclude the case")
+    if facts.case.labelled is not None:
+        for value, name in classes.items():
+            if value and name not in facts.case.labelled and facts.voxels.get(value):
+                yield Offence(
+                    label, f"has {facts.voxels[value]} voxels of '{name}', which is not among the case's 'labelled'"
+                )
+
+
+def region_offences(facts: Sequence[CaseFacts], scheme: LabelScheme) -> Iterator[Offence]:
+    """Regions that no case has."""
+    if not any(fact.voxels for fact in facts):
+        return
+    for name, values in scheme.regions.items():
+        if not any(fact.voxels.get(value) for fact in facts for value in values):
+            yield Offence("the manifest", f"regions: '{name}' is empty in all cases; remove it, or correct its labels")
 
 
 def spacing_offences(facts: CaseFacts, expected: tuple[float, ...], tolerance: float) -> Iterator[Offence]:
-    """Images whose spacing is not the expected one."""
-    if facts.spacing is None:
+    """Images whose spacing is not the expected one, along neither the canonical axes nor those of the file."""
+    if facts.spacing is None or facts.stored_spacing is None:
         return
-    off = max(abs(got - want) / want for got, want in zip(facts.spacing, expected, strict=True))
-    if off > tolerance + 1e-6:  # float32 headers round
+
+    def off(spacing: tuple[float, ...]) -> float:
+        return max(abs(got - want) / want for got, want in zip(spacing, expected, strict=True))
+
+    if min(off(facts.spacing), off(facts.stored_spacing)) > tolerance + 1e-6:  # float32 headers round
         yield Offence(
-            facts.case.image,
+            facts.case.images[0],
             f"spacing {by(facts.spacing)} mm; expected {by(expected)} mm within {100 * tolerance:.4g} %",
         )
 
@@ -278,8 +353,8 @@ def unlisted(cases: Iterable[Case], excluded: Iterable[Excluded], root: Path) ->
     roles: dict[str, str] = {}
     folders: dict[str, set[str]] = defaultdict(set)
     for case in cases:
-        for role, file in (("image", case.image), ("label", case.label)):
-            path = PurePosixPath(file)
+        for file in case.files:
+            path, role = PurePosixPath(file), "label" if file == case.label else "image"
             roles[str(path)] = role
             folders[str(path.parent)].add(role)
     patterns = [entry.file for entry in excluded]
@@ -305,16 +380,14 @@ def unlisted(cases: Iterable[Case], excluded: Iterable[Excluded], root: Path) ->
 
 def _expected_checksums(manifest: Manifest, root: Path) -> tuple[dict[str, str], list[Offence]]:
     """File to SHA-256, from the manifest or a generated data set's record; and the problems of that record."""
-    recorded = [(case.image, case.image_sha256) for case in manifest.cases]
-    recorded += [(case.label, case.label_sha256) for case in manifest.cases]
-    expected = {file: digest for file, digest in recorded if digest is not None}
+    expected = {file: digest for case in manifest.cases for file, digest in case.checksums.items()}
     if manifest.generator is None:
         return expected, []
     try:
         expected |= recorded_checksums(root)
     except (ValueError, OSError):
         return expected, [Offence(CHECKSUMS, "cannot be read; remove the data set's folder to generate it again")]
-    missing = [file for file, _ in recorded if file not in expected]
+    missing = [file for case in manifest.cases for file in case.files if file not in expected]
     if missing:
         return expected, [Offence(CHECKSUMS, f"has no checksum of {len(missing)} files, such as {missing[0]}")]
     return expected, []
@@ -325,7 +398,7 @@ def _expected_checksums(manifest: Manifest, root: Path) -> tuple[dict[str, str],
 _MAX_SHOWN = 10
 
 
-def refuse_bad_data(manifest: str, data_root: str | None) -> None:
+def refuse_bad_data(manifest: str, data_root: str | None, *, resample_channels: bool = False) -> None:
     """Read the whole data set and refuse to train on it if any file is bad.
 
     Problems and notes are printed to stderr.
@@ -333,14 +406,16 @@ def refuse_bad_data(manifest: str, data_root: str | None) -> None:
     Args:
         manifest: name or path.
         data_root: the folder of its files; None as in `resolve_data`.
+        resample_channels: as in `check_data`.
 
     Raises:
         UserError: there are bad files.
     """
     loaded = load_manifest(manifest)
-    report = check_data(loaded, resolve_data(loaded, None if data_root is None else Path(data_root)))
-    if report.note is not None:
-        click.echo(f"note: {report.note}", err=True)
+    root = resolve_data(loaded, None if data_root is None else Path(data_root))
+    report = check_data(loaded, root, resample_channels=resample_channels)
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
     if report.ok:
         return
     for offence in report.offences[:_MAX_SHOWN]:

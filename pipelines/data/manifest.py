@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipelines.data.label_scheme import LabelScheme, scheme_problems
 from pipelines.data.layouts import path_problem
 from pipelines.utils import UserError
 from pipelines.utils.files import manifest_path
@@ -35,20 +36,23 @@ def manifest_problems(content: Mapping[str, Any]) -> Iterator[str]:
     entries = content.get("cases")
     cases = [case for case in entries if isinstance(case, dict)] if isinstance(entries, list) else []
     yield from _duplicates("cases: id", [case["id"] for case in cases if isinstance(case.get("id"), str)])
-    files = [
-        str(PurePosixPath(case[role]))
-        for case in cases
-        for role in ("image", "label")
-        if isinstance(case.get(role), str)
-    ]
+    files = [str(PurePosixPath(file)) for case in cases for file in _files(case)]
     yield from _duplicates("cases: file", files)
     entries = content.get("excluded")
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and entry.get("file") in files:
             yield f"excluded: '{entry['file']}' is also a case's file"
     yield from _folds(cases)
-    if content.get("generator") is None:
-        yield from _checksums(cases)
+    yield from scheme_problems(content)
+    yield from _channels(content.get("channels"), cases)
+    if isinstance(classes, dict):
+        yield from _labelled(cases, list(classes.values()))
+
+
+def _files(case: Mapping[str, Any]) -> list[str]:
+    image = case.get("image")
+    entries = [*(image if isinstance(image, list | tuple) else [image]), case.get("label")]
+    return [file for file in entries if isinstance(file, str)]
 
 
 def _axes(content: Mapping[str, Any]) -> Iterator[str]:
@@ -87,11 +91,33 @@ def _folds(cases: list[dict[str, Any]]) -> Iterator[str]:
         yield f"cases: the folds are {sorted(used)}; expected 0, 1, 2, ... without gaps"
 
 
-def _checksums(cases: list[dict[str, Any]]) -> Iterator[str]:
+def _channels(channels: Any, cases: list[dict[str, Any]]) -> Iterator[str]:
+    if not isinstance(channels, list | tuple):
+        return
+    named = [channel["name"] for channel in channels if isinstance(channel, dict) and "name" in channel]
+    yield from _duplicates("channels: name", [name for name in named if isinstance(name, str)])
+    count = max(1, len(channels))
     for case in cases:
-        missing = [name for name in ("image_sha256", "label_sha256") if case.get(name) is None]
-        if missing:
-            yield f"cases: '{case.get('id')}' has no {' and no '.join(missing)}"
+        image, digests = case.get("image"), case.get("image_sha256")
+        files = len(image) if isinstance(image, list | tuple) else 1
+        if files not in (1, count):
+            yield f"cases: '{case.get('id')}' has {files} images for {count} channels; expected one per channel"
+        elif digests is not None and (len(digests) if isinstance(digests, list | tuple) else 1) != files:
+            yield f"cases: '{case.get('id')}': image_sha256: expected one per image"
+
+
+def _labelled(cases: list[dict[str, Any]], classes: list[Any]) -> Iterator[str]:
+    for case in cases:
+        labelled = case.get("labelled")
+        if not isinstance(labelled, list | tuple):
+            continue
+        if not labelled:
+            yield f"cases: '{case.get('id')}' labels nothing; leave it out, or 'labelled' if it labels everything"
+        for name in labelled:
+            if name not in classes[1:]:
+                near = difflib.get_close_matches(str(name), [str(one) for one in classes[1:]], n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                yield f"cases: '{case.get('id')}': labelled: no foreground class '{_short.repr(name)}'{hint}"
 
 
 def _duplicates(what: str, values: list[str]) -> list[str]:
@@ -137,25 +163,82 @@ class _Strict(BaseModel):
 
 
 class Case(_Strict):
-    """One image with its label; paths are relative to the data root."""
+    """One image with its label; paths are relative to the data root.
+
+    Attributes:
+        id: unique name.
+        patient: whose image it is; all cases of a patient are in the same fold.
+        fold: the fold in which it is validated.
+        image: a file with all channels (3D or 2D for one channel, 4D with channels last for several), or one file per
+            channel in the order of the manifest's `channels`.
+        label: the label map.
+        image_sha256: checksum of the image, or one per file; optional.
+        label_sha256: checksum of the label map; optional.
+        labelled: names of the foreground classes that were annotated; None if all were.
+    """
 
     id: Name
     patient: Text
     fold: int = Field(ge=0, strict=True)
-    image: str
+    image: str | tuple[str, ...]
     label: str
-    image_sha256: Sha256 | None = None
+    image_sha256: Sha256 | tuple[Sha256, ...] | None = None
     label_sha256: Sha256 | None = None
+    labelled: tuple[str, ...] | None = None
 
     @field_validator("image", "label")
     @classmethod
-    def _is_nifti_inside_the_root(cls, path: str) -> str:
-        problem = path_problem(path)
-        if problem is None and not path.endswith((".nii", ".nii.gz")):
-            problem = f"'{path}' is not a NIfTI file (.nii or .nii.gz)"
-        if problem is not None:
-            raise ValueError(problem)
-        return path
+    def _is_nifti_inside_the_root(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        paths = (given,) if isinstance(given, str) else given
+        if not paths:
+            raise ValueError("expected a file, or one per channel")
+        for path in paths:
+            problem = path_problem(path)
+            if problem is None and not path.endswith((".nii", ".nii.gz")):
+                problem = f"'{path}' is not a NIfTI file (.nii or .nii.gz)"
+            if problem is not None:
+                raise ValueError(problem)
+        return given if isinstance(given, str) or len(given) > 1 else given[0]
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The image's files: one with all channels, or one per channel."""
+        return (self.image,) if isinstance(self.image, str) else self.image
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of the case, its label last."""
+        return (*self.images, self.label)
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """File to SHA-256, for the files whose checksums are known."""
+        digests = (self.image_sha256,) if isinstance(self.image_sha256, str) else self.image_sha256 or ()
+        known = dict(zip(self.images, digests, strict=False))
+        return known if self.label_sha256 is None else known | {self.label: self.label_sha256}
+
+
+class Channel(_Strict):
+    """A channel of the images.
+
+    Attributes:
+        name: such as `T1` or `PET`.
+        modality: such as `MR`, `CT` or `PET`; default: its name.
+        intensity: `clip` (by percentiles of the foreground over the training cases, then scaled by their statistics) or
+            `zscore` (each image to mean 0 and standard deviation 1); default: `clip` for CT, `zscore` for all others,
+            PET included, as in nnU-Net.
+    """
+
+    name: Text
+    modality: Text | None = None
+    intensity: Literal["clip", "zscore"] | None = None
+
+    @property
+    def quantitative(self) -> bool:
+        """Whether its intensities are clipped and scaled alike in all images."""
+        if self.intensity is not None:
+            return self.intensity == "clip"
+        return (self.modality or self.name).upper() == "CT"
 
 
 class Excluded(_Strict):
@@ -208,11 +291,17 @@ class Manifest(_Strict):
         license: SPDX identifier, or a sentence.
         citation: what to cite.
         source: where the data are available.
-        modality: `MR`, `CT`, ...
+        modality: `MR`, `CT`, ...; default: the modalities of `channels`.
+        channels: of the images, in their order; empty for one channel of the `modality`.
         dimensions: 2 or 3.
-        spacing: expected voxel spacing, mm, in nibabel's order of the array's axes.
+        spacing: expected voxel spacing, mm, along the axes of the closest canonical orientation (left to right,
+            posterior to anterior, inferior to superior). The order of a file's axes is accepted, too.
         spacing_tolerance: accepted relative deviation of a file's spacing.
         classes: label value to name; 0 is background; the values need not be consecutive.
+        regions: region to its label values, if overlapping regions rather than classes are segmented.
+        region_order: the label value that each region's voxels get in predicted label maps, as in nnU-Net's
+            `regions_class_order`: later regions overwrite earlier ones.
+        ignore: label value of voxels that count neither in training nor in metrics.
         folder: the data set's folder below the data root, if it has one.
         generator: how the data are generated; the cases are then the generator's.
         cases: the images with their labels.
@@ -226,10 +315,14 @@ class Manifest(_Strict):
     citation: str
     source: str
     modality: str
+    channels: tuple[Channel, ...] = ()
     dimensions: Literal[2, 3]
     spacing: tuple[Millimetres, ...]
     spacing_tolerance: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     classes: dict[LabelValue, Text]
+    regions: dict[Text, tuple[LabelValue, ...]] = Field(default_factory=dict)
+    region_order: tuple[LabelValue, ...] = ()
+    ignore: LabelValue | None = None
     folder: str | None = None
     generator: Generator | None = None
     cases: list[Case] = Field(default_factory=list)
@@ -242,6 +335,16 @@ class Manifest(_Strict):
         if problem is not None:
             raise ValueError(problem)
         return folder
+
+    @model_validator(mode="before")
+    @classmethod
+    def _modality_of_the_channels(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("modality") or not isinstance(data.get("channels"), list):
+            return data
+        named = [
+            channel.get("modality") or channel.get("name") for channel in data["channels"] if isinstance(channel, dict)
+        ]
+        return {**data, "modality": " + ".join(dict.fromkeys(map(str, named)))} if named else data
 
     @model_validator(mode="before")
     @classmethod
@@ -264,19 +367,21 @@ class Manifest(_Strict):
         return self
 
     @property
-    def foreground(self) -> list[str]:
-        """Names of the foreground classes, in the order of their label values."""
-        return [self.classes[value] for value in self.label_values if value != 0]
+    def scheme(self) -> LabelScheme:
+        """Classes, regions and ignored label, and a network's channels for them."""
+        return LabelScheme(
+            classes=self.classes, regions=self.regions, region_order=self.region_order, ignore=self.ignore
+        )
+
+    @property
+    def image_channels(self) -> tuple[Channel, ...]:
+        """The channels of every image, one or more."""
+        return self.channels or (Channel(name=self.modality, modality=self.modality),)
 
     @property
     def label_values(self) -> list[int]:
-        """The label values in ascending order; channel c of a network is the c-th of them."""
+        """The label values in ascending order, without the ignored one."""
         return sorted(self.classes)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, background included."""
-        return len(self.classes)
 
     def folds(self) -> list[int]:
         """The fold numbers in ascending order."""
@@ -296,8 +401,15 @@ class Manifest(_Strict):
     @property
     def sha256(self) -> str:
         """SHA-256 of the manifest's content, independent of its text layout."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        content = self.model_dump(mode="json")
+        # Fields that older versions did not have are left out if unused, so that plans of that time keep their digest.
+        for name in ("channels", "regions", "region_order", "ignore"):
+            if not content[name] and content[name] != 0:
+                del content[name]
+        for case in content["cases"]:
+            if case["labelled"] is None:
+                del case["labelled"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_manifest(name_or_path: str | Path) -> Manifest:
@@ -363,5 +475,7 @@ def _key(part: Any) -> str:
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:
-    models: dict[Any, type[BaseModel]] = {"cases": Case, "excluded": Excluded, "generator": Generator}
+    models: dict[Any, type[BaseModel]] = {
+        "cases": Case, "channels": Channel, "excluded": Excluded, "generator": Generator
+    }  # fmt: skip
     return list((models.get(location[0], Manifest) if len(location) > 1 else Manifest).model_fields)

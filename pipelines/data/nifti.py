@@ -1,4 +1,4 @@
-"""NIfTI files: read completely, compared by grid, and written with the geometry of their image."""
+"""NIfTI files: read completely in one orientation, compared by grid, written with the geometry of their image."""
 
 import gzip
 import hashlib
@@ -39,17 +39,101 @@ class BadFileError(Exception):
 
 
 @dataclass(frozen=True)
+class Orientation:
+    """How a file's axes become those of the closest canonical orientation: to the right, anterior and superior.
+
+    Attributes:
+        order: the file's axis that becomes each canonical axis.
+        flipped: whether each canonical axis runs against the file's.
+        name: the file's axis directions, such as `LAS`.
+    """
+
+    order: tuple[int, ...]
+    flipped: tuple[bool, ...]
+    name: str
+
+    @classmethod
+    def of(cls, affine: NDArray[np.float64], axes: int) -> "Orientation":
+        """The orientation of a file by its affine (4 x 4).
+
+        Args:
+            affine: the affine.
+            axes: 2 or 3; the canonical axes of a 2D image are the two that come first.
+        """
+        found = nib.io_orientation(affine[:, [*range(axes), 3]])
+        order = np.argsort(found[:, 0])
+        name = "".join("LPI"[int(world)] if sign < 0 else "RAS"[int(world)] for world, sign in found)
+        return cls(tuple(int(axis) for axis in order), tuple(bool(sign < 0) for sign in found[order, 1]), name)
+
+    def canonical(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array `[..., *spatial]` along the file's axes, along the canonical ones; a view."""
+        return np.flip(np.moveaxis(array, self._last(self.order), self._last()), self._reversed())
+
+    def stored(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array `[..., *spatial]` along the canonical axes, along the file's; a view."""
+        return np.moveaxis(np.flip(array, self._reversed()), self._last(), self._last(self.order))
+
+    def canonical_affine(self, affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
+        """The affine of the canonical array.
+
+        Args:
+            affine: of the file's array.
+            shape: of the file's array.
+        """
+        made = affine.copy()
+        for axis, (of_file, flipped) in enumerate(zip(self.order, self.flipped, strict=True)):
+            made[:, axis] = -affine[:, of_file] if flipped else affine[:, of_file]
+            if flipped:
+                made[:, 3] += affine[:, of_file] * (shape[of_file] - 1)
+        return made
+
+    def _last(self, axes: Sequence[int] | None = None) -> list[int]:
+        return [axis - len(self.order) for axis in (range(len(self.order)) if axes is None else axes)]
+
+    def _reversed(self) -> list[int]:
+        return [axis - len(self.order) for axis, flipped in enumerate(self.flipped) if flipped]
+
+
+@dataclass(frozen=True)
 class Volume:
-    """A file's content: the array, the affine (4 x 4, mm), the spacing (mm per axis) and the bytes' SHA-256."""
+    """A file's content.
+
+    Attributes:
+        data: the array, `[*spatial]`, or `[K, *spatial]` of an image with K channels.
+        affine: 4 x 4, from indices of the array's axes to mm.
+        spacing: mm per axis.
+        sha256: of the file's bytes.
+        orientation: how the file's axes were brought to those of `data`.
+    """
 
     data: NDArray[Any]
     affine: NDArray[np.float64]
     spacing: tuple[float, ...]
     sha256: str
+    orientation: Orientation
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        return self.data.shape[-len(self.spacing) :]
+
+    def as_stored(self) -> "Volume":
+        """The volume along the file's axes."""
+        spacing = [0.0] * len(self.spacing)
+        for length, axis in zip(self.spacing, self.orientation.order, strict=True):
+            spacing[axis] = length
+        back = Orientation(tuple(range(len(spacing))), (False,) * len(spacing), self.orientation.name)
+        data = self.orientation.stored(self.data)
+        affine = self.affine.copy()
+        for axis, (of_file, flipped) in enumerate(zip(self.orientation.order, self.orientation.flipped, strict=True)):
+            affine[:, of_file] = -self.affine[:, axis] if flipped else self.affine[:, axis]
+            if flipped:
+                affine[:, 3] += self.affine[:, axis] * (self.shape[axis] - 1)
+        return Volume(data, affine, tuple(spacing), self.sha256, back)
 
 
-def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
-    """Read a NIfTI file to its last byte.
+def read_file(path: Path, dimensions: Iterable[int] = (2, 3), channels: int | None = 1) -> Volume:
+    """Read a NIfTI file to its last byte, in the closest canonical orientation.
 
     Symbolic links are followed wherever they lead, since a user who names a folder includes its links. (The paths in
     a manifest, in contrast, must not leave the data root: see `layouts.path_problem`.)
@@ -57,6 +141,8 @@ def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
     Args:
         path: the file.
         dimensions: accepted numbers of axes, not counting superfluous trailing axes of length 1.
+        channels: expected number of channels; more than 1 are volumes along a last axis, and the array is then
+            `[channels, *spatial]`. None: any number, read from a fourth axis.
 
     Raises:
         BadFileError: it is missing, damaged, incomplete, or of another kind.
@@ -65,14 +151,9 @@ def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
         raw = _bytes(path)
         kind, content = _content(raw, path.name)
         image = kind.from_bytes(content)
-        allowed = sorted(dimensions)
-        shape = squeezed(image.shape, allowed[-1])
-        axes = len(shape)
-        if axes not in allowed:
-            expected = " or ".join(map(str, allowed))
-            raise BadFileError(f"{axes} axes ({by(shape)} voxels); expected {expected}, one volume per file")
-        spacing = _spacing(image, axes)
-        data = np.asanyarray(image.dataobj).reshape(shape)
+        shape, volumes = _split_shape(image.shape, sorted(dimensions), channels)
+        spacing = _spacing(image, len(shape))
+        data = np.asanyarray(image.dataobj).reshape(*shape, *([] if volumes is None else [volumes]))
     except BadFileError:
         raise
     except OSError as error:
@@ -81,7 +162,117 @@ def read_file(path: Path, dimensions: Iterable[int] = (2, 3)) -> Volume:
         raise BadFileError("does not fit into memory") from None
     except Exception as error:  # nibabel raises whatever a damaged header leads to
         raise BadFileError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
-    return Volume(data, np.asarray(image.affine, np.float64), spacing, hashlib.sha256(raw).hexdigest())
+    affine = np.asarray(image.affine, np.float64)
+    orientation = Orientation.of(affine, len(shape))
+    return Volume(
+        orientation.canonical(data if volumes is None else np.moveaxis(data, -1, 0)),
+        orientation.canonical_affine(affine, shape),
+        tuple(spacing[axis] for axis in orientation.order),
+        hashlib.sha256(raw).hexdigest(),
+        orientation,
+    )
+
+
+#: Volumes in one file that are taken for channels where their number is not known; more are a time series.
+MOST_CHANNELS = 8
+
+
+def _split_shape(full: Sequence[int], allowed: list[int], channels: int | None) -> tuple[tuple[int, ...], int | None]:
+    """The spatial shape of a file, and its number of volumes; None for one volume."""
+    shape = squeezed(full, allowed[-1])
+    if len(shape) in allowed and channels in (1, None):
+        return shape, None
+    expected = " or ".join(map(str, allowed))
+    if channels == 1:
+        several = f"; or name its channels in the manifest, if its {shape[-1]} volumes are channels"
+        raise BadFileError(
+            f"{len(shape)} axes ({by(shape)} voxels); expected {expected}, one volume per file"
+            f"{several if 1 < shape[-1] <= MOST_CHANNELS else ''}"
+        )
+    spatial = squeezed(full[:-1], allowed[-1])
+    if len(full) < 3 or len(spatial) not in allowed:
+        raise BadFileError(f"{len(shape)} axes ({by(shape)} voxels); expected {expected} and one for the channels")
+    volumes = full[-1]
+    if channels is None and volumes > MOST_CHANNELS:
+        raise BadFileError(
+            f"{volumes} volumes in one file, which may be a time series; expected at most {MOST_CHANNELS} channels "
+            "(if they are channels, name them: --channels)"
+        )
+    if channels not in (None, volumes):
+        raise BadFileError(f"{volumes} volumes in one file; expected {channels}, one per channel")
+    return spatial, volumes
+
+
+def read_image(files: Sequence[Path], channels: int, dimensions: Iterable[int] = (2, 3)) -> list[Volume]:
+    """Read an image's files: all channels in one file, or one file per channel.
+
+    Args:
+        files: one file, or one per channel.
+        channels: number of channels.
+        dimensions: accepted numbers of axes.
+
+    Returns:
+        One volume per file; of one file with several channels, its array is `[channels, *spatial]`.
+
+    Raises:
+        BadFileError: a file cannot be used; the message names it if there are several.
+    """
+    if len(files) == 1:
+        return [read_file(files[0], dimensions, channels)]
+    volumes = []
+    for file in files:
+        try:
+            volumes.append(read_file(file, dimensions))
+        except BadFileError as error:
+            raise BadFileError(f"{file.name}: {error}") from None
+    return volumes
+
+
+def stacked(volumes: Sequence[Volume], grid: "Grid | None" = None) -> NDArray[np.float32]:
+    """The channels of an image, `[K, *spatial]`, contiguous.
+
+    Args:
+        volumes: from `read_image`, all of one grid unless `grid` is given.
+        grid: resample channels on other grids to this one, linearly; voxels outside a channel get its minimum.
+
+    Raises:
+        BadFileError: the channels are on different grids, and there is no `grid`.
+    """
+    with np.errstate(over="ignore"):  # Inf is reported by the caller
+        channels = [
+            np.asarray(channel, np.float32)
+            for volume in volumes
+            for channel in (volume.data[None] if volume.data.ndim == len(volume.spacing) else volume.data)
+        ]
+    if len(volumes) == 1 and grid is None:
+        return np.ascontiguousarray(channels[0][None]) if len(channels) == 1 else np.ascontiguousarray(channels)
+    target = volumes[0] if grid is None else grid
+    for index, volume in enumerate(volumes if len(volumes) > 1 else volumes[:1] * len(channels)):
+        problem = grid_problem(volume, target, "first channel")
+        if problem is not None and grid is None:
+            raise BadFileError(
+                f"channel {index}: {problem}; pass --resample-channels to bring all channels to one grid"
+            )
+        if problem is not None:
+            channels[index] = _on_grid(channels[index], volume, target)
+    return np.stack(channels)
+
+
+def _on_grid(channel: NDArray[np.float32], volume: Volume, target: "Grid") -> NDArray[np.float32]:
+    """A channel on another grid, by linear interpolation."""
+    from scipy.ndimage import affine_transform  # late, since it takes time and is rarely used
+
+    axes = len(volume.spacing)
+    if axes == 2:  # the third column only has to be invertible
+        source, goal = volume.affine[:, [0, 1, 3]], target.affine[:, [0, 1, 3]]
+        index = np.linalg.lstsq(source, goal, rcond=None)[0]
+    else:
+        index = np.linalg.solve(volume.affine, target.affine)
+    low = float(channel[np.isfinite(channel)].min(initial=0.0)) if not np.isfinite(channel).all() else channel.min()
+    made: NDArray[np.float32] = affine_transform(
+        channel, index[:axes, :axes], index[:axes, axes], target.shape, order=1, mode="constant", cval=float(low)
+    )
+    return made
 
 
 def squeezed(shape: Sequence[int], axes: int) -> tuple[int, ...]:
@@ -222,11 +413,11 @@ _ROUNDING = 0.01
 
 
 class Grid(Protocol):
-    """An array with its affine (4 x 4, mm) and spacing (mm per axis)."""
+    """A grid of voxels: its shape, affine (4 x 4, mm) and spacing (mm per axis)."""
 
     @property
-    def data(self) -> NDArray[Any]:
-        """The array."""
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -245,9 +436,8 @@ def grid_problem(volume: Grid, other: Grid, name: str) -> str | None:
         other: the volume with the expected grid.
         name: what the other is to the volume, as in `its label`.
     """
-    shape = other.data.shape
-    if volume.data.shape != shape:
-        return f"{by(volume.data.shape)} voxels, but its {name} has {by(shape)}"
+    if volume.shape != other.shape:
+        return f"{by(volume.shape)} voxels, but its {name} has {by(other.shape)}"
     shift = _largest_shift(volume, other)
     if shift <= TOLERANCE * min(other.spacing):
         return None
@@ -283,7 +473,7 @@ def shift_note(shifts: Mapping[str, float], kind: str, other: str) -> str | None
 
 def _largest_shift(volume: Grid, other: Grid) -> float:
     """The largest distance between the same corners of two volumes, mm."""
-    shape = other.data.shape
+    shape = other.shape
     # Outer corners, so that the thickness of a single slice counts.
     corners = np.array(list(np.ndindex(*(2,) * len(shape)))) * np.array(shape) - 0.5
     points = np.zeros((len(corners), 4))
@@ -294,7 +484,7 @@ def _largest_shift(volume: Grid, other: Grid) -> float:
 # Writing: maps have exactly the geometry in their image's header.
 
 
-def write_labels(path: Path, labels: NDArray[Any], header: nib.Nifti1Header) -> None:
+def write_labels(path: Path, labels: NDArray[Any], header: nib.Nifti1Header, *, canonical: bool = True) -> None:
     """Write a label map in the smallest type that common viewers read.
 
     Args:
@@ -302,7 +492,9 @@ def write_labels(path: Path, labels: NDArray[Any], header: nib.Nifti1Header) -> 
         labels: label values, `[*spatial]`.
         header: the image's header, whose geometry is kept. Labels of a 2D image that is stored as a slice are stored
             as a slice, too; axes beyond the third are dropped.
+        canonical: whether the array's axes are the canonical ones, as `read_file` gives them, or those of the file.
     """
+    labels = _in_file_order(labels, header, labels.ndim, canonical)
     shape = header.get_data_shape()[:3]
     labels = labels.reshape(shape) if len(shape) > labels.ndim else labels
     highest = int(labels.max())
@@ -313,18 +505,26 @@ def write_labels(path: Path, labels: NDArray[Any], header: nib.Nifti1Header) -> 
     _write(path, labels.astype(kind, copy=False), made, level=6)
 
 
-def write_probabilities(path: Path, probabilities: NDArray[np.float32], header: nib.Nifti1Header) -> None:
+def write_probabilities(
+    path: Path, probabilities: NDArray[np.float32], header: nib.Nifti1Header, *, canonical: bool = True
+) -> None:
     """Write probabilities as a 4D float32 image, `[*spatial, C]`; a 2D image has one slice.
 
     Args:
         path: the file, `.nii.gz`.
         probabilities: `[C, *spatial]`, channels in the order of the label values.
         header: the image's header, whose geometry is kept.
+        canonical: as in `write_labels`.
     """
+    probabilities = _in_file_order(probabilities, header, probabilities.ndim - 1, canonical)
     spatial = probabilities.shape[1:]
     volume = np.moveaxis(probabilities, 0, -1).reshape(*spatial, *(1,) * (3 - len(spatial)), len(probabilities))
     # Noise hardly compresses at any level.
     _write(path, volume, _header(header, np.float32, "medloss: probabilities, one volume per class"), level=1)
+
+
+def _in_file_order(array: NDArray[Any], header: nib.Nifti1Header, axes: int, canonical: bool) -> NDArray[Any]:
+    return Orientation.of(np.asarray(header.get_best_affine()), axes).stored(array) if canonical else array
 
 
 def _header(header: nib.Nifti1Header, kind: type, description: str) -> Any:
