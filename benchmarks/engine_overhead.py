@@ -45,9 +45,9 @@ def bare_loop(config: RunConfig) -> Callable[[int], tuple[float, float]]:
     dtype = autocast_dtype(config, torch.device("cpu"), config.patch_size or ())
     layout: Any = channels_last(manifest.dimensions)
     seed_everything(config.seed, 0)
-    network = create_network(config, manifest.dimensions, manifest.num_classes)
+    network = create_network(config, manifest.dimensions, manifest.scheme.channels)
     network.to(memory_format=layout)  # type: ignore[call-overload]
-    loss_function = medloss.create_training_loss(config.loss, num_classes=manifest.num_classes)
+    loss_function = medloss.create_training_loss(config.loss, num_classes=manifest.scheme.channels)
     optimizer = create_optimizer(network, config)
     schedule = create_schedule(optimizer, config, len(loader))
     network.train()

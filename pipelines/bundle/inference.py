@@ -39,10 +39,9 @@ def bundle_model(model_file: str | None, network_name: str, device: torch.device
     manifest = load_manifest("phantom")
     given = recipe_settings("quick") | {"manifest": "phantom", "network": network_name}
     config = RunConfig.model_validate(given | {"patch_size": (16,) * manifest.dimensions})
-    network = create_network(config, manifest.dimensions, manifest.num_classes)
+    network = create_network(config, manifest.dimensions, manifest.scheme.channels)
     processed = Preprocessing(dimensions=manifest.dimensions)
-    classes = {value: manifest.classes[value] for value in manifest.label_values}
-    return Model(network.to(device).eval(), config, processed, classes, device)
+    return Model(network.to(device).eval(), config, processed, manifest.scheme, (), device)
 
 
 def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:

@@ -1,6 +1,6 @@
 """What is segmented: classes or overlapping regions, the ignored label, and a network's channels for them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -61,15 +61,20 @@ class LabelScheme(BaseModel):
         """Whether a network's channels are independent of each other: those of regions are."""
         return bool(self.regions)
 
-    def labelled_channels(self, labelled: Mapping[str, Any] | list[str] | tuple[str, ...]) -> list[bool]:
-        """Which channels a case annotates, given the names of the classes that it does; background always is.
+    def annotated(self, labelled: Sequence[str] | None) -> list[bool]:
+        """Which of `names` a case annotates: a region is annotated if all of its classes are.
 
-        A region is annotated if all of its classes are.
+        Args:
+            labelled: names of the foreground classes that the case annotates; None for all.
         """
-        known = {value for value, name in self.classes.items() if value == 0 or name in labelled}
-        if self.regions:
-            return [known.issuperset(values) for values in self.regions.values()]
-        return [value in known for value in self.values]
+        return [
+            labelled is None or all(self.classes[value] in labelled for value in values)
+            for values in self.parts.values()
+        ]
+
+    def annotated_channels(self, labelled: Sequence[str] | None) -> list[bool]:
+        """The same for the channels of a network; that of background always is annotated."""
+        return [*([] if self.sigmoid else [True]), *self.annotated(labelled)]
 
 
 def scheme_problems(content: Mapping[str, Any]) -> Iterator[str]:

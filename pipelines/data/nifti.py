@@ -73,6 +73,10 @@ class Orientation:
         """An array `[..., *spatial]` along the canonical axes, along the file's; a view."""
         return np.moveaxis(np.flip(array, self._reversed()), self._last(), self._last(self.order))
 
+    def stored_order(self, values: Sequence[float]) -> tuple[float, ...]:
+        """Values per canonical axis, such as spacings, in the order of the file's axes."""
+        return tuple(values[self.order.index(axis)] for axis in range(len(self.order)))
+
     def canonical_affine(self, affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
         """The affine of the canonical array.
 
@@ -119,9 +123,7 @@ class Volume:
 
     def as_stored(self) -> "Volume":
         """The volume along the file's axes."""
-        spacing = [0.0] * len(self.spacing)
-        for length, axis in zip(self.spacing, self.orientation.order, strict=True):
-            spacing[axis] = length
+        spacing = self.orientation.stored_order(self.spacing)
         back = Orientation(tuple(range(len(spacing))), (False,) * len(spacing), self.orientation.name)
         data = self.orientation.stored(self.data)
         affine = self.affine.copy()
@@ -129,7 +131,7 @@ class Volume:
             affine[:, of_file] = -self.affine[:, axis] if flipped else self.affine[:, axis]
             if flipped:
                 affine[:, 3] += self.affine[:, axis] * (self.shape[axis] - 1)
-        return Volume(data, affine, tuple(spacing), self.sha256, back)
+        return Volume(data, affine, spacing, self.sha256, back)
 
 
 def read_file(path: Path, dimensions: Iterable[int] = (2, 3), channels: int | None = 1) -> Volume:

@@ -81,8 +81,8 @@ def region_metrics(
         reference: labels from 0, `[*spatial]`.
         regions: the labels of each region; regions may overlap.
         spacing: mm, in the order of the array's axes.
-        ignored: a label that is at the same voxels in both maps and in no region; these voxels do not count as part of
-            the volume.
+        ignored: label of voxels of the reference that do not count: they are outside the volume, in both maps, and the
+            border of a region along them is no surface.
         nsd_tolerance_mm: tolerance of the NSD, mm.
 
     Raises:
@@ -97,17 +97,23 @@ def region_metrics(
         raise ValueError(f"got shapes {shapes} and spacing {spacing}; expected the same axes")
     diagonal = math.hypot(*(n * s for n, s in zip(maps[0].shape, spacing, strict=True)))
     voxels = maps[0].size - (0 if ignored is None else int(np.count_nonzero(maps[1] == ignored)))
+    hidden = None if ignored is None else maps[1] == ignored
+    if hidden is not None:
+        maps = np.where(hidden, maps[1], maps[0]), maps[1]
     # Metrics only depend on the bounding box of a class, so the volume is read once rather than once per class.
     highest = max((label for region in regions for label in region), default=0)
     boxes_of_maps = [find_objects(labels, highest) for labels in maps]
     whole = tuple(slice(0, n) for n in maps[0].shape)
     metrics = []
     for region in regions:
-        found = [whole if c == 0 else boxes[c - 1] for boxes in boxes_of_maps for c in region]
+        found = [whole if label == 0 else boxes[label - 1] for boxes in boxes_of_maps for label in region]
         box = _union([one for one in found if one is not None])
+        if box is not None and hidden is not None:  # the neighbours decide what is surface
+            box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
         empty = np.zeros((0,) * maps[0].ndim, bool)
         pair = [empty if box is None else _mask(labels[box], region) for labels in maps]
-        masks = ClassMasks(pair[0], pair[1], voxels, spacing, diagonal, nsd_tolerance_mm)
+        outside = None if box is None or hidden is None else hidden[box]
+        masks = ClassMasks(*pair, voxels, spacing, diagonal, nsd_tolerance_mm, outside)
         metrics.append({name: metric.compute(masks) for name, metric in METRICS.items()})
     return metrics
 

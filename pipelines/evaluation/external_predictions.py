@@ -110,12 +110,10 @@ class Pair:
     ) -> list[dict[str, float]]:
         """The metrics per class; the maps have indices of the classes' values, with the ignored label last."""
         index = {value: number for number, value in enumerate(self.classes.values)}
-        maps, ignored = (prediction[1], reference[1]), None
-        if self.classes.ignore is not None:
-            ignored = len(index)
-            maps = np.where(reference[1] == ignored, reference[1], prediction[1]), reference[1]
+        ignored = None if self.classes.ignore is None else len(index)
         return evaluate.region_metrics(
-            *maps,
+            prediction[1],
+            reference[1],
             [tuple(index[value] for value in values) for values in self.classes.regions.values()],
             reference[0].spacing,
             ignored=ignored,

@@ -79,7 +79,10 @@ def surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def surface_distances(
-    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: tuple[float, ...]
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    spacing: tuple[float, ...],
+    ignored: NDArray[np.bool_] | None = None,
 ) -> SurfaceDistances:
     """The exact distances between the surfaces of two masks.
 
@@ -87,6 +90,8 @@ def surface_distances(
         prediction: `[*spatial]`; may be cropped to a box that contains both masks.
         reference: mask of the same shape.
         spacing: mm, in the order of the array's axes.
+        ignored: voxels of unknown class, in neither mask; a voxel next to them is on the surface only if it has another
+            neighbour outside the mask (or if all of a mask is surrounded by them).
 
     Raises:
         ValueError: a mask is empty, or shapes and spacing do not match.
@@ -95,13 +100,21 @@ def surface_distances(
         raise ValueError(f"shapes {prediction.shape} and {reference.shape} with {len(spacing)} numbers as spacing")
     if not prediction.any() or not reference.any():
         raise ValueError("one of the two masks is empty: it has no surface")
-    one, other = surface(prediction), surface(reference)
+    one, other = _counted_surface(prediction, ignored), _counted_surface(reference, ignored)
     # A voxel in both surfaces has distance 0, so it needs no search.
     shared = np.zeros(np.count_nonzero(one & other))
     return SurfaceDistances(
         np.concatenate([shared, _to_nearest(_points(one & ~other, spacing), _points(other, spacing))]),
         np.concatenate([shared, _to_nearest(_points(other & ~one, spacing), _points(one, spacing))]),
     )
+
+
+def _counted_surface(mask: NDArray[np.bool_], ignored: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """The surface of a mask, without the border that it shares with ignored voxels, unless it has no other."""
+    if ignored is None:
+        return surface(mask)
+    counted = surface(mask | ignored) & mask
+    return counted if counted.any() else surface(mask)
 
 
 def _points(mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> NDArray[np.float64]:

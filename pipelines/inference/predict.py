@@ -13,7 +13,16 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from torch import Tensor
 
 from pipelines.data.checks import Offence
-from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, Volume, by, read_file, write_labels, write_probabilities
+from pipelines.data.nifti import (
+    WRONG_CHECKSUM,
+    BadFileError,
+    Orientation,
+    Volume,
+    by,
+    read_image,
+    write_labels,
+    write_probabilities,
+)
 from pipelines.inference.sources import Source
 from pipelines.preprocessing.resampling import resampled
 from pipelines.training.saved_model import WINDOWS, Model, label_map, load_model
@@ -25,7 +34,7 @@ from pipelines.utils.machine import is_out_of_memory
 
 def label_type(model: Model) -> np.dtype[Any]:
     """The smallest type for the label values."""
-    return np.min_scalar_type(max(model.classes))
+    return np.min_scalar_type(max(model.scheme.classes))
 
 
 class Predictor:
@@ -43,31 +52,55 @@ class Predictor:
         """The label map of an image as `medloss predict` writes it: on the image's grid, with the manifest's values.
 
         Args:
-            image: intensities `[*spatial]`, float32, in the order of the file's axes.
+            image: intensities, float32: `[*spatial]`, or `[K, *spatial]` of K channels.
             params: `spacing`, mm per axis, of the image (default: that of the network's grid, right for images on that
-                grid); `flips`, whether to average over flipped images (default: False).
+                grid); `axes`, the directions of the array's axes, such as `LPS` (default: those of the network, `RAS`,
+                to the right, anterior and superior); `flips`, whether to average over flipped images (default: False).
 
         Raises:
-            UserError: the array has another number of axes or non-finite intensities, the spacing is invalid, or the
-                network returns NaN or Inf.
+            UserError: the array has another number of axes or channels, or non-finite intensities; the spacing or the
+                axes are invalid; or the network returns NaN or Inf.
         """
         image = np.asarray(image, np.float32)
-        preprocessing = self.model.preprocessing
-        params = params or {}
-        spacing = np.ravel(params.get("spacing", preprocessing.spacing or (1.0,) * preprocessing.dimensions))
-        if image.ndim != preprocessing.dimensions or not image.size:
-            raise UserError(f"image: got shape {image.shape}; expected {preprocessing.dimensions} axes")
+        preprocessing, channels = self.model.preprocessing, self.model.in_channels
+        dimensions, params = preprocessing.dimensions, params or {}
+        if channels == 1 and image.ndim == dimensions:
+            image = image[None]
+        if image.ndim != dimensions + 1 or len(image) != channels or not image.size:
+            several = f" after one of {channels} channels" if channels > 1 else ""
+            raise UserError(f"image: got shape {image.shape}; expected {dimensions} axes{several}")
         if not np.isfinite(image).all():
             raise UserError("image: got NaN or Inf; expected finite intensities")
-        if spacing.shape != (preprocessing.dimensions,) or not (np.isfinite(spacing).all() and spacing.min() > 0):
-            expected = f"{preprocessing.dimensions} numbers above 0, in mm"
-            raise UserError(f"spacing: got {spacing.tolist()}; expected {expected}")
-        prepared = preprocessing.image(torch.from_numpy(np.ascontiguousarray(image))[None], spacing.tolist())
+        orientation = _orientation(params.get("axes"), dimensions)
+        default = preprocessing.spacing or (1.0,) * dimensions
+        spacing = np.ravel(params["spacing"] if "spacing" in params else orientation.stored_order(default))
+        if spacing.shape != (dimensions,) or not (np.isfinite(spacing).all() and spacing.min() > 0):
+            raise UserError(f"spacing: got {spacing.tolist()}; expected {dimensions} numbers above 0, in mm")
+        array = torch.from_numpy(np.ascontiguousarray(orientation.canonical(image)))
+        prepared = preprocessing.image(array, [spacing[axis] for axis in orientation.order])
         logits = self.model.logits(prepared, flips=bool(params.get("flips", False)))
         if not logits.sum().isfinite():
             raise UserError("image: the network returned NaN or Inf")
-        labels = np.array(list(self.model.classes), label_type(self.model))
-        return labels[label_map(logits, image.shape).cpu().numpy()]
+        labels = np.array(self.model.scheme.values, label_type(self.model))
+        predicted = labels[label_map(logits, array.shape[1:], self.model.scheme).cpu().numpy()]
+        return np.ascontiguousarray(orientation.stored(predicted))
+
+
+def _orientation(axes: str | None, dimensions: int) -> Orientation:
+    """The orientation of an array by the directions of its axes.
+
+    Raises:
+        UserError: they are not the directions of so many different axes.
+    """
+    pairs = ("LR", "PA", "IS")
+    letters = "RAS"[:dimensions] if axes is None else str(axes).upper()
+    found = [[number for number, pair in enumerate(pairs) if letter in pair] for letter in letters]
+    world = [numbers[0] for numbers in found if numbers]
+    if len(letters) != dimensions or len(set(world)) != dimensions:
+        raise UserError(f"axes: got {axes!r}; expected {dimensions} directions, such as {'RAS'[:dimensions]}")
+    order = np.argsort(world)
+    flipped = tuple(letters[axis] == pairs[world[axis]][0] for axis in order)
+    return Orientation(tuple(int(axis) for axis in order), flipped, letters)
 
 
 def _load_pyfunc(path: str) -> Predictor:
@@ -84,11 +117,13 @@ class Settings:
 
     Attributes:
         probabilities: whether to write probabilities as well.
+        regions: whether to write a map of 0 and 1 per region as well.
         flips: whether to average over images flipped along the axes that training flipped.
         windows: number of windows that the network gets at once.
     """
 
     probabilities: bool = False
+    regions: bool = False
     flips: bool = False
     windows: int = WINDOWS
 
@@ -131,11 +166,9 @@ def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Set
     """Predict an image; return why it could not be predicted, or None."""
     grid = ""
     try:
-        volume = read_file(source.path, {model.preprocessing.dimensions})
-        if source.sha256 not in (None, volume.sha256):
-            raise BadFileError(WRONG_CHECKSUM)
-        grid = by(model.preprocessing.shape(volume.data.shape, volume.spacing))
-        _predict(model, volume, source, folder, settings)
+        volumes = read_source(model, source)
+        grid = by(model.preprocessing.shape(volumes[0].shape, volumes[0].spacing))
+        _predict(model, volumes, source, folder, settings)
     except BadFileError as error:
         return str(error)
     except (MemoryError, RuntimeError) as error:
@@ -147,40 +180,43 @@ def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Set
     return None
 
 
-@torch.inference_mode()
-def _predict(model: Model, volume: Volume, source: Source, folder: Path, settings: Settings) -> None:
-    shape = volume.data.shape
-    logits = model.logits(
-        model.preprocessing.image(_intensities(volume), volume.spacing),
-        flips=settings.flips,
-        windows=settings.windows,
-    )
-    if not logits.sum().isfinite():
-        raise BadFileError("the network returned NaN or Inf; try --precision float32")
-    if settings.probabilities:
-        logits = resampled(logits, shape)
-    labels = np.array(list(model.classes))[label_map(logits, shape).cpu().numpy()]
-    header = nib.load(source.path).header
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if settings.probabilities:
-            write_probabilities(source.probabilities(folder), _softmax(logits).cpu().numpy(), header)
-        write_labels(source.labels(folder), labels, header)
-    except OSError as error:
-        raise UserError(f"--out: cannot write in {folder}: {error.strerror or error}") from None
-
-
-def _intensities(volume: Volume) -> Tensor:
-    """Intensities `[1, *spatial]`, float32, as in training.
+def read_source(model: Model, source: Source) -> list[Volume]:
+    """Read an image's files, along the axes that the model was trained on.
 
     Raises:
-        BadFileError: some are not finite.
+        BadFileError: one of them cannot be used.
     """
-    with np.errstate(over="ignore"):
-        intensities = np.ascontiguousarray(volume.data, np.float32)
-    if bad := int(intensities.size - np.isfinite(intensities).sum()):
-        raise BadFileError(f"NaN, Inf, or too large for float32, in {bad} voxel{'s' if bad > 1 else ''}")
-    return torch.from_numpy(intensities)[None]
+    volumes = read_image(source.paths, model.in_channels, {model.preprocessing.dimensions})
+    for path, volume in zip(source.paths, volumes, strict=True):
+        if source.sha256.get(path, volume.sha256) != volume.sha256:
+            raise BadFileError(WRONG_CHECKSUM if len(volumes) == 1 else f"{path.name}: {WRONG_CHECKSUM}")
+    return [model.preprocessing.oriented(volume) for volume in volumes]
+
+
+@torch.inference_mode()
+def _predict(model: Model, volumes: list[Volume], source: Source, folder: Path, settings: Settings) -> None:
+    shape, scheme = volumes[0].shape, model.scheme
+    image = model.preprocessing.image(model.preprocessing.intensities(volumes), volumes[0].spacing)
+    logits = model.logits(image, flips=settings.flips, windows=settings.windows)
+    if not logits.sum().isfinite():
+        raise BadFileError("the network returned NaN or Inf; try --precision float32")
+    if settings.probabilities or settings.regions:
+        logits = resampled(logits, shape)
+    labels = np.array(scheme.values)[label_map(logits, shape, scheme).cpu().numpy()]
+    header = nib.load(source.path).header
+    canonical = model.preprocessing.orientation == "canonical"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if settings.regions:
+            for name, logit in zip(scheme.regions, logits, strict=True):
+                inside = (logit > 0).cpu().numpy().astype(np.uint8)
+                write_labels(source.region(folder, name), inside, header, canonical=canonical)
+        if settings.probabilities:
+            probabilities = logits.sigmoid_() if scheme.sigmoid else _softmax(logits)
+            write_probabilities(source.probabilities(folder), probabilities.cpu().numpy(), header, canonical=canonical)
+        write_labels(source.labels(folder), labels, header, canonical=canonical)
+    except OSError as error:
+        raise UserError(f"--out: cannot write in {folder}: {error.strerror or error}") from None
 
 
 def _softmax(logits: Tensor) -> Tensor:

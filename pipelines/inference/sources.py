@@ -1,9 +1,10 @@
 """The images to predict, and the files of their predictions; found before torch is imported."""
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.data.data_root import located_cases
@@ -16,11 +17,24 @@ _ENDING = ".nii.gz"
 
 @dataclass(frozen=True)
 class Source:
-    """An image to predict: its file, its name, and its SHA-256 if known."""
+    """An image to predict.
+
+    Attributes:
+        path: its file, of several the first channel's.
+        name: the name of its prediction.
+        sha256: file to SHA-256, for the files whose checksums are known.
+        others: the files of further channels, in their order.
+    """
 
     path: Path
     name: str
-    sha256: str | None = None
+    sha256: Mapping[Path, str] = field(default_factory=dict)
+    others: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files, in the order of the channels."""
+        return (self.path, *self.others)
 
     def labels(self, folder: Path) -> Path:
         """The file of its label map."""
@@ -29,6 +43,11 @@ class Source:
     def probabilities(self, folder: Path) -> Path:
         """The file of its probabilities."""
         return folder / (self.name + PROBABILITIES)
+
+    def region(self, folder: Path, name: str) -> Path:
+        """The file of the map of one region."""
+        printable = re.sub(r"[^\w.-]", "_", name)
+        return folder / f"{self.name}_{printable}{_ENDING}"
 
     def outputs(self, folder: Path, *, probabilities: bool) -> list[Path]:
         """All files of its prediction; the label map is last, so if it exists, all exist."""
@@ -92,7 +111,57 @@ def manifest_sources(name: str, data_root: Path | None, fold: int | None = None)
         UserError: no such manifest, fold or data; or the root has none of the images.
     """
     _, cases, root = located_cases(name, data_root, fold, "image")
-    return [Source(root / case.image, case.id, case.image_sha256) for case in cases]
+    return [
+        Source(
+            root / case.images[0],
+            case.id,
+            {root / file: digest for file, digest in case.checksums.items() if file != case.label},
+            tuple(root / file for file in case.images[1:]),
+        )
+        for case in cases
+    ]
+
+
+def by_channel(sources: Sequence[Source], channels: Sequence[str]) -> list[Source]:
+    """Join the files of images with several channels, by the ends of their names.
+
+    The files of channel 1, named `CT`, end with `_0001`, as nnU-Net's, or with `_CT`, `-CT` or `.CT` in any case. Files
+    without such an end have all channels.
+
+    Args:
+        sources: one per file.
+        channels: names of the channels; of one channel, or none, nothing is joined.
+
+    Raises:
+        UserError: an image lacks a channel.
+    """
+    if len(channels) < 2:
+        return list(sources)
+    ends = {f"_{number:04d}": number for number in range(len(channels))}
+    ends |= {f"{mark}{name.lower()}": number for number, name in enumerate(channels) for mark in "_-."}
+    joined: dict[tuple[Path, str], dict[int, Source]] = {}
+    for source in sources:
+        name = source.name.lower()
+        end = max((end for end in ends if name.endswith(end) and len(end) < len(name)), key=len, default=None)
+        if end is None or source.others:
+            joined[source.path, source.name] = dict.fromkeys(range(len(channels)), source)
+        else:
+            joined.setdefault((source.path.parent, source.name[: -len(end)]), {})[ends[end]] = source
+    images = []
+    for (_, name), files in joined.items():
+        missing = [number for number in range(len(channels)) if number not in files]
+        if missing:
+            there = shown(next(iter(files.values())).path)
+            raise UserError(
+                f"{there}: channel {missing[0]} ({channels[missing[0]]}) of '{name}' is missing; expected "
+                f"{name}_{missing[0]:04d}.nii.gz or {name}_{channels[missing[0]]}.nii.gz next to it"
+            )
+        if len({source.path for source in files.values()}) == 1:
+            images.append(files[0])
+        else:
+            paths = [files[number].path for number in range(len(channels))]
+            images.append(Source(paths[0], name, others=tuple(paths[1:])))
+    return images
 
 
 def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities: bool) -> None:
@@ -101,7 +170,7 @@ def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities:
     Raises:
         UserError: there are such images.
     """
-    images = {location: source for source in sources for location in _locations(source.path)}
+    images = {location: source for source in sources for path in source.paths for location in _locations(path)}
     written: dict[Path, Source] = {}
     for source in sources:
         for target in source.outputs(folder, probabilities=probabilities):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.data.label_scheme import IGNORED
 from pipelines.data.manifest import Case, Manifest
 from pipelines.preprocessing import Clip
 from pipelines.preprocessing.resampling import CHECK, Preprocessing, prepared, read_case
@@ -83,7 +84,7 @@ def _write(entry: Path, value: dict[str, Any]) -> None:
 # Prepared cases.
 
 #: Changed together with `resampling.py`: cached cases of other versions are not read.
-_CACHE_VERSION = "3"
+_CACHE_VERSION = "4"
 
 
 class CaseStore(Sequence[dict[str, Any]]):
@@ -126,7 +127,7 @@ class CaseStore(Sequence[dict[str, Any]]):
         self._kept_bytes = 0
         self._keys: list[list[str]] = []
         if cache is not None:
-            recipe = [_CACHE_VERSION, str(manifest.label_values), self.preprocessing.model_dump_json()]
+            recipe = [_CACHE_VERSION, *_data_key(manifest), self.preprocessing.model_dump_json()]
             known = keys or {}
             self._keys = [[*recipe, *(known.get(case.id) or content_key(case, root))] for case in self.cases]
 
@@ -145,8 +146,8 @@ class CaseStore(Sequence[dict[str, Any]]):
             return self._kept[index]
 
         def compute() -> dict[str, Any]:
-            read = read_case(self.manifest, self.cases[index], self.root)
-            return prepared(read, self.preprocessing, self.manifest.num_classes)
+            read = read_case(self.manifest, self.cases[index], self.root, self.preprocessing)
+            return prepared(read, self.preprocessing, self.manifest.scheme)
 
         item = compute() if self.cache is None else self.cache.get(self._keys[index], compute)
         size = _bytes(item)
@@ -166,13 +167,18 @@ class CaseStore(Sequence[dict[str, Any]]):
 
 def content_key(case: Case, root: Path) -> list[str]:
     """What a cached value of a case depends on: the case's name and its files' content."""
-    key = [case.id]
-    for path in (root / case.image, root / case.label):
+    key = [case.id, *([] if case.labelled is None else [str(sorted(case.labelled))])]
+    for path in (root / file for file in case.files):
         try:
             key.append(sha256(path))
         except OSError as error:
             raise UserError(f"case '{case.id}': {path} cannot be read: {error.strerror}; {CHECK}") from None
     return key
+
+
+def _data_key(manifest: Manifest) -> list[str]:
+    """What cached values depend on besides a case's files and its preprocessing."""
+    return [manifest.scheme.model_dump_json(), str(len(manifest.image_channels))]
 
 
 def _bytes(value: Any) -> int:
@@ -185,7 +191,7 @@ def _bytes(value: Any) -> int:
 
 # Fingerprints.
 
-_VERSION = "facts 1"
+_VERSION = "facts 2"
 #: Number of foreground intensities sampled per case, evenly spaced: enough with hundreds of cases.
 _MAX_INTENSITIES = 5_000
 #: An axis is anisotropic if its spacing exceeds the coarsest of the others by this factor, as in nnU-Net.
@@ -199,7 +205,7 @@ class Fingerprint:
     Attributes:
         shapes: voxels per axis, one entry per case.
         spacings: mm per axis, one entry per case.
-        intensities: evenly spaced samples of the foreground's intensities over all cases.
+        intensities: evenly spaced samples of the foreground's intensities over all cases, `[K, samples]`.
     """
 
     shapes: list[tuple[int, ...]]
@@ -221,9 +227,9 @@ class Fingerprint:
             target[coarsest] = max(np.percentile(spacings[:, coarsest], 10), target[others].max())
         return tuple(float(value) for value in target)
 
-    def clip(self) -> Clip:
-        """Clipping and scaling of quantitative intensities, such as Hounsfield units, as in nnU-Net."""
-        values = self.intensities if len(self.intensities) else np.zeros(1)
+    def clip(self, channel: int = 0) -> Clip:
+        """Clipping and scaling of a channel's quantitative intensities, such as Hounsfield units, as in nnU-Net."""
+        values = self.intensities[channel] if self.intensities.size else np.zeros(1)
         low, high = np.percentile(values, [0.5, 99.5])
         clipped = values.clip(low, high)
         return Clip(low=low, high=high, mean=clipped.mean(), std=max(float(clipped.std()), 1e-8))
@@ -233,6 +239,7 @@ def take_fingerprint(
     manifest: Manifest,
     cases: Sequence[Case],
     root: Path,
+    reading: Preprocessing,
     cache: EntryCache | None = None,
     keys: dict[str, list[str]] | None = None,
 ) -> Fingerprint:
@@ -242,6 +249,7 @@ def take_fingerprint(
         manifest: the data set, whose label values are used.
         cases: the training cases.
         root: the data root.
+        reading: its orientation, and whether channels are resampled.
         cache: cache of the properties.
         keys: as of `CaseStore`.
 
@@ -252,24 +260,25 @@ def take_fingerprint(
     for case in cases:
 
         def compute(case: Case = case) -> dict[str, Any]:
-            return _facts(read_case(manifest, case, root))
+            return _facts(read_case(manifest, case, root, reading))
 
         if cache is None:
             facts = compute()
         else:
             content = (keys or {}).get(case.id) or content_key(case, root)
-            facts = cache.get([_VERSION, str(manifest.label_values), *content], compute)
+            facts = cache.get([_VERSION, *_data_key(manifest), reading.model_dump_json(), *content], compute)
         shapes.append(tuple(facts["shape"]))
         spacings.append(tuple(facts["spacing"]))
         intensities.append(facts["intensities"].numpy())
-    return Fingerprint(shapes, spacings, np.concatenate(intensities))
+    return Fingerprint(shapes, spacings, np.concatenate(intensities, axis=1))
 
 
 def _facts(case: dict[str, Any]) -> dict[str, Any]:
-    values = case["image"][case["label"] > 0]
-    step = max(1, len(values) // _MAX_INTENSITIES)
+    label = case["label"][0]
+    values = case["image"][:, (label > 0) & (label != IGNORED)]
+    step = max(1, values.shape[1] // _MAX_INTENSITIES)
     return {
         "shape": list(case["label"].shape[1:]),
         "spacing": case["spacing"].tolist(),
-        "intensities": values[::step].to(torch.float32).clone(),
+        "intensities": values[:, ::step].to(torch.float32).clone(),
     }

@@ -61,7 +61,7 @@ def random_matrix(settings: Augmentation, spacing: Sequence[float], random: Gene
 
 
 def sampled(volume: Tensor, centre: Sequence[float], matrix: np.ndarray, patch: Sequence[int], mode: str) -> Tensor:
-    """The patch `[1, *patch]` around a centre in a volume `[1, *spatial]`; voxels outside the volume are 0.
+    """The patch `[K, *patch]` around a centre in a volume `[K, *spatial]`; voxels outside the volume are 0.
 
     A single interpolation crops, rotates and scales, and reads only the part of the volume that it needs.
 
@@ -84,7 +84,7 @@ def sampled(volume: Tensor, centre: Sequence[float], matrix: np.ndarray, patch: 
     theta = np.concatenate([matrix * np.array(patch) / size[:, None], ((2 * offset + 1) / size - 1)[:, None]], axis=1)
     theta[:, :-1] = theta[::-1, -2::-1]
     theta[:, -1] = theta[::-1, -1]
-    grid = F.affine_grid(torch.from_numpy(theta).float()[None], [1, 1, *patch], align_corners=False)
+    grid = F.affine_grid(torch.from_numpy(theta).float()[None], [1, len(part), *patch], align_corners=False)
     return F.grid_sample(part[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0].to(volume.dtype)
 
 
@@ -113,7 +113,9 @@ class Intensities:
         self.transforms = Compose(transforms) if transforms else None
 
     def __call__(self, image: Tensor, random: Generator) -> Tensor:
-        """An augmented copy of `image`, `[1, *patch]`."""
+        """An augmented copy of `image`, `[K, *patch]`, each channel by random numbers of its own."""
+        if len(image) > 1:
+            return torch.cat([self(channel[None], random) for channel in image])
         scale, shift = (
             random.uniform(-self.settings.brightness, self.settings.brightness)
             * (random.random() < self.settings.brightness_share)
@@ -148,7 +150,8 @@ class PatchDataset(Dataset):
         flip_axes: array axes along which patches are flipped with a probability of 0.5 each.
         augmentation: settings of the augmentation.
         foreground: share of patches centred on foreground: a class is drawn first, then one of its voxels, so that
-            small classes are seen as often as large ones. Other patches are anywhere in the volume.
+            small classes are seen as often as large ones. Other patches are anywhere in the volume, but are centred on
+            a voxel that is not ignored in cases with ignored voxels.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class PatchDataset(Dataset):
         item = self.cases[number]
         random = np.random.default_rng((self.seed, epoch, number, 0))
         shape = item["label"].shape[1:]
-        start = self._start(shape, item["centres"], random)
+        start = self._start(shape, item, random)
         matrix = random_matrix(self.augmentation, item["spacing"].tolist(), random)
         if matrix is None:
             image, label = (_cut(item[name], start, self.patch) for name in ("image", "label"))
@@ -195,15 +198,19 @@ class PatchDataset(Dataset):
             "image": self.intensities(image, random),
             "label": label,
             "spacing": item["spacing"],
+            "labelled": item["labelled"],
         }
 
-    def _start(self, shape: Sequence[int], centres: list[Tensor], random: Generator) -> tuple[int, ...]:
+    def _start(self, shape: Sequence[int], item: dict[str, Any], random: Generator) -> tuple[int, ...]:
         """A patch's first voxel; 0 along axes that the patch covers completely."""
+        centres: list[Tensor] = item["centres"]
         room = [max(n - p, 0) for n, p in zip(shape, self.patch, strict=True)]
         if not any(room):
             return (0,) * len(room)
         if not centres or random.random() > self.foreground:
-            return tuple(int(random.integers(r + 1)) for r in room)
+            if "counted" not in item:
+                return tuple(int(random.integers(r + 1)) for r in room)
+            centres = [item["counted"]]  # a patch of ignored voxels would teach nothing
         voxels = centres[random.integers(len(centres))]
         centre = np.unravel_index(int(voxels[random.integers(len(voxels))]), tuple(shape))
         return tuple(min(max(int(c) - p // 2, 0), r) for c, p, r in zip(centre, self.patch, room, strict=True))
@@ -304,7 +311,7 @@ def validation_loader(cases: Sequence[dict[str, Any]], rank: int = 0, ranks: int
 
 
 def _cut(volume: Tensor, start: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
-    """The patch `[1, *patch]` of a volume `[1, *spatial]`, padded with 0 equally on both sides."""
+    """The patch `[K, *patch]` of a volume `[K, *spatial]`, padded with 0 equally on both sides."""
     for axis, (first, length) in enumerate(zip(start, patch, strict=True), start=1):
         volume = volume.narrow(axis, first, min(length, volume.shape[axis]))
     missing = [length - n for length, n in zip(patch, volume.shape[1:], strict=True)]
@@ -320,6 +327,7 @@ def _patches(items: list[dict[str, Any]]) -> dict[str, Any]:
         "image": torch.stack([item["image"] for item in items]),
         "label": torch.stack([item["label"] for item in items]),
         "spacing": torch.stack([item["spacing"] for item in items]),
+        "labelled": torch.stack([item["labelled"] for item in items]),
     }
 
 

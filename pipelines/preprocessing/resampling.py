@@ -1,19 +1,20 @@
-"""Preprocessing of images and labels: resampling, normalisation of intensities, and reading cases."""
+"""Preprocessing of images and labels: reading cases, resampling, and normalisation of intensities."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.data.utils import affine_to_spacing
-from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged
+from nibabel.imageglobals import LoggingOutputSuppressor
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.data.manifest import Case, Manifest
-from pipelines.data.nifti import digits, squeezed, whole_labels
+from pipelines.data.nifti import BadFileError, Volume, digits, grid_problem, read_image, read_labels, stacked
 from pipelines.preprocessing import Clip
 from pipelines.utils import UserError
 
@@ -27,14 +28,20 @@ class Preprocessing(BaseModel):
     Attributes:
         dimensions: 2 or 3.
         spacing: mm per axis of the grid that images are resampled to; None: no resampling.
-        clip: how intensities are clipped and scaled; None: each image is normalised to mean 0 and standard deviation 1.
+        clip: how intensities are clipped and scaled, of one channel or one entry per channel; None: the channel of each
+            image is normalised to mean 0 and standard deviation 1.
+        orientation: whether arrays are along the canonical axes (right, anterior, superior) or along those of the file,
+            as in models of older versions.
+        resample_channels: whether channels on other grids are resampled to that of the label, or the first channel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dimensions: int
     spacing: tuple[float, ...] | None = None
-    clip: Clip | None = None
+    clip: Clip | tuple[Clip | None, ...] | None = None
+    orientation: Literal["canonical", "file"] = "file"
+    resample_channels: bool = False
 
     def shape(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
         """The shape (voxels) of an image on the network's grid.
@@ -50,34 +57,57 @@ class Preprocessing(BaseModel):
         return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, self.spacing, strict=True))
 
     def image(self, volume: Tensor, spacing: Sequence[float]) -> Tensor:
-        """An image as the network's input, `[1, *grid]`, float32.
+        """An image as the network's input, `[K, *grid]`, float32.
 
         Args:
-            volume: intensities `[1, *spatial]`, finite.
+            volume: intensities `[K, *spatial]`, finite.
             spacing: the image's spacing, mm.
         """
-        volume = volume.float()
-        if self.clip is not None:
-            volume = (volume.clamp(self.clip.low, self.clip.high) - self.clip.mean) / self.clip.std
-        else:
-            deviation, mean = torch.std_mean(volume.double(), correction=0)
-            volume = (volume - mean.float()) / (deviation.float() if deviation > 0 else 1.0)
-        return resampled(volume, self.shape(volume.shape[1:], spacing))
+        clips = self.clip if isinstance(self.clip, tuple) else (self.clip,) * len(volume)
+        channels = [_normalised(channel, clip) for channel, clip in zip(volume.float(), clips, strict=True)]
+        return resampled(torch.stack(channels), self.shape(volume.shape[1:], spacing))
 
-    def labels(self, label: Tensor, spacing: Sequence[float], num_classes: int) -> Tensor:
-        """A label map `[1, *spatial]` on the network's grid: the class with the largest part of each voxel."""
+    def labels(self, label: Tensor, spacing: Sequence[float]) -> Tensor:
+        """A label map `[1, *spatial]` on the network's grid: the value with the largest part of each voxel."""
         shape = self.shape(label.shape[1:], spacing)
         if shape == tuple(label.shape[1:]):
             return label
         best = torch.full((1, *shape), -1.0)
         winner = torch.zeros((1, *shape), dtype=label.dtype)
-        # Class by class, since a one-hot map of a large volume would take C times its memory.
-        for c in range(num_classes):
-            part = resampled((label == c).float(), shape)
+        # Value by value, since a one-hot map of a large volume would take C times its memory.
+        for value in label.unique():
+            part = resampled((label == value).float(), shape)
             ahead = part > best
-            winner[ahead] = c
+            winner[ahead] = value
             best = torch.maximum(best, part)
         return winner
+
+    def oriented(self, volume: Volume) -> Volume:
+        """A volume as it was read, along the axes of `orientation`."""
+        return volume if self.orientation == "canonical" else volume.as_stored()
+
+    def intensities(self, volumes: Sequence[Volume], grid: Volume | None = None) -> Tensor:
+        """The channels of an image, `[K, *spatial]`, float32.
+
+        Args:
+            volumes: from `nifti.read_image`, along the axes of `orientation`.
+            grid: what channels on other grids are resampled to, if `resample_channels`; None: the first channel's.
+
+        Raises:
+            BadFileError: channels on different grids that are not resampled, or intensities that are not finite.
+        """
+        target = (grid or volumes[0]) if self.resample_channels and len(volumes) > 1 else None
+        image = stacked(volumes, target)
+        if bad := int(image.size - np.isfinite(image).sum()):
+            raise BadFileError(f"NaN, Inf, or too large for float32, in {bad} voxel{'s' if bad > 1 else ''}")
+        return torch.from_numpy(image)
+
+
+def _normalised(channel: Tensor, clip: Clip | None) -> Tensor:
+    if clip is not None:
+        return (channel.clamp(clip.low, clip.high) - clip.mean) / clip.std
+    deviation, mean = torch.std_mean(channel.double(), correction=0)
+    return (channel - mean.float()) / (deviation.float() if deviation > 0 else 1.0)
 
 
 def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
@@ -93,90 +123,105 @@ def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
 CHECK = "`medloss check` lists every bad file"
 #: Number of voxels per class that are kept as centres of patches, evenly spaced.
 _MAX_CENTRES = 10_000
-_BOTH = ["image", "label"]
-_READER = Compose(
-    [
-        LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
-        EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
-        # Also for labels: an integer type would hide a value of 1.7.
-        EnsureTyped(_BOTH, dtype=torch.float32),
-    ]
-)
 
 
-def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
-    """Read a case without resampling: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
+def read_case(manifest: Manifest, case: Case, root: Path, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Read a case without resampling it to the network's grid.
 
     Args:
-        manifest: the data set; the label map has the indices 0..C-1 of its label values.
+        manifest: the data set; the label map has the indices 0..C-1 of its label values, and `IGNORED`.
         case: the case.
         root: the data root.
+        preprocessing: its orientation, and whether channels are resampled.
+
+    Returns:
+        `case`; `image` `[K, *spatial]`; `label` `[1, *spatial]`; `spacing` (mm); `labelled`, whether the case annotates
+        each channel of the network's output.
 
     Raises:
         UserError: the case cannot be read or used for training.
     """
-    for path in (case.image, case.label):
-        if not (root / path).is_file() or not (root / path).stat().st_size:
-            raise UserError(f"case '{case.id}': {root / path} is missing or empty; {CHECK}")
+    dimensions, scheme = {manifest.dimensions}, manifest.scheme
+    file = ", ".join(case.images)
     try:
-        data = _READER({"image": str(root / case.image), "label": str(root / case.label)})
-    except RuntimeError as error:
-        # MONAI's message only names the transform; the cause is what the transform raised.
-        cause = " ".join(str(error.__cause__ or error).split())[:300]
-        raise UserError(f"case '{case.id}': {case.image} or {case.label} cannot be read: {cause}; {CHECK}") from None
-    image, label = (_squeezed(data[role].as_tensor(), manifest.dimensions) for role in _BOTH)
-    label = torch.from_numpy(whole_labels(label.numpy()))
-    if image.shape != label.shape or label.ndim != manifest.dimensions + 1:
-        shapes = f"an image of shape {tuple(image.shape[1:])} and a label of {tuple(label.shape[1:])}"
-        raise UserError(f"case '{case.id}': {shapes}; expected the same {manifest.dimensions} axes; {CHECK}")
-    if not image.isfinite().all():
-        raise UserError(f"case '{case.id}': {case.image} holds NaN or infinite values; {CHECK}")
-    classes = torch.full(label.shape, 255, dtype=torch.uint8)
-    for index, value in enumerate(manifest.label_values):
-        classes[label == value] = index
-    if (classes == 255).any():
-        first = digits(label[classes == 255].numpy()[0])
-        named = ", ".join(map(str, manifest.label_values))
-        raise UserError(f"case '{case.id}': {case.label} holds {first}; the manifest names {named}; {CHECK}")
-    spacing = affine_to_spacing(data["label"].affine)[: manifest.dimensions]
+        with LoggingOutputSuppressor():
+            paths = [root / path for path in case.images]
+            volumes = [preprocessing.oriented(v) for v in read_image(paths, len(manifest.image_channels), dimensions)]
+            file = case.label
+            label = preprocessing.oriented(read_labels(root / case.label, dimensions))
+        on_one_grid = len(volumes) == 1 or not preprocessing.resample_channels
+        if on_one_grid and (problem := grid_problem(label, volumes[0], "image")) is not None:
+            raise BadFileError(problem)
+        classes = _class_indices(label.data, scheme)
+        file = ", ".join(case.images)
+        image = preprocessing.intensities(volumes, label)
+    except BadFileError as error:
+        raise UserError(f"case '{case.id}': {file}: {error}; {CHECK}") from None
     return {
         "case": case.id,
         "image": image,
-        "label": classes,
-        "spacing": torch.as_tensor(spacing, dtype=torch.float64),
+        "label": torch.from_numpy(classes)[None],
+        "spacing": torch.as_tensor(label.spacing, dtype=torch.float64),
+        "labelled": torch.tensor(scheme.annotated_channels(case.labelled)),
     }
 
 
-def _squeezed(volume: Tensor, dimensions: int) -> Tensor:
-    """`[1, *spatial]` without superfluous trailing axes of length 1."""
-    return volume.reshape(1, *squeezed(volume.shape[1:], dimensions)).contiguous()
+def _class_indices(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
+    """The indices of a label map's values in `scheme.values`, and `IGNORED`: uint8, contiguous.
+
+    Raises:
+        BadFileError: a value that is no class, or a map in which all voxels are ignored.
+    """
+    labels = np.ascontiguousarray(labels)
+    indices = np.zeros(labels.shape, np.uint8)
+    known = np.zeros(labels.shape, bool)
+    numbered = [*enumerate(scheme.values), *([] if scheme.ignore is None else [(IGNORED, scheme.ignore)])]
+    for index, value in numbered:
+        voxels = labels == value
+        indices[voxels] = index
+        known |= voxels
+    if not known.all():
+        named = ", ".join(str(value) for _, value in numbered)
+        raise BadFileError(f"holds {digits(labels[~known][0])}; the manifest names {named}")
+    if scheme.ignore is not None and (indices == IGNORED).all():
+        raise BadFileError(f"all voxels have the ignored label {scheme.ignore}")
+    return indices
 
 
-def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: int) -> dict[str, Any]:
+def prepared(case: dict[str, Any], preprocessing: Preprocessing, scheme: LabelScheme) -> dict[str, Any]:
     """A case from `read_case` on the training grid.
 
-    `image`, `label` and `spacing` are on the grid; `centres` are flat indices of voxels of each foreground class. If
-    the case was resampled, `reference` and `reference_spacing` are the original label, for validation.
+    `image`, `label` and `spacing` are on the grid; `centres` are flat indices of voxels of each foreground class or
+    region in the label, and `counted` of voxels that are not ignored, if some are. If the case was resampled,
+    `reference` and `reference_spacing` are the original label, for validation.
     """
     label, spacing = case["label"], case["spacing"].tolist()
-    on_grid = preprocessing.labels(label, spacing, num_classes)
+    on_grid = preprocessing.labels(label, spacing)
     item = {
         "case": case["case"],
         "image": preprocessing.image(case["image"], spacing),
         "label": on_grid,
         "spacing": case["spacing"],
-        "centres": _centres(on_grid),
+        "labelled": case["labelled"],
+        "centres": _centres(on_grid, scheme),
     }
+    counted = on_grid.reshape(-1) != IGNORED
+    if not counted.all():
+        item["counted"] = _sampled(counted.nonzero()[:, 0])
     if on_grid.shape != label.shape:
         size = torch.tensor(label.shape[1:], dtype=torch.float64) / torch.tensor(on_grid.shape[1:])
         item |= {"spacing": case["spacing"] * size, "reference": label, "reference_spacing": case["spacing"]}
     return item
 
 
-def _centres(label: Tensor) -> list[Tensor]:
-    """Flat indices of voxels, one tensor per foreground class in the label."""
+def _centres(label: Tensor, scheme: LabelScheme) -> list[Tensor]:
+    """Flat indices of voxels, one tensor per foreground class or region that the label has."""
     flat = label.reshape(-1)
-    foreground = flat.nonzero()[:, 0]
+    foreground = ((flat != 0) & (flat != IGNORED)).nonzero()[:, 0]
     values = flat[foreground]
-    voxels = [foreground[values == value] for value in values.unique()]
-    return [v[:: math.ceil(len(v) / _MAX_CENTRES)].to(torch.int32) for v in voxels]
+    found = [foreground[torch.isin(values, torch.tensor(members, dtype=values.dtype))] for members in scheme.members]
+    return [_sampled(voxels) for voxels in found if len(voxels)]
+
+
+def _sampled(voxels: Tensor) -> Tensor:
+    return voxels[:: math.ceil(len(voxels) / _MAX_CENTRES)].to(torch.int32)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from pipelines.training.run_config import RunConfig
+from pipelines.training.run_config import RunConfig, stored_config
 from pipelines.utils import UserError
 
 # How a plan came about: what was asked for, how rates are tuned, and how losses are screened.
@@ -177,6 +177,11 @@ class PlannedRun(BaseModel):
 
     id: str
     config: RunConfig
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _read(cls, config: Any) -> Any:
+        return stored_config(config) if isinstance(config, dict) else config
 
     @property
     def title(self) -> str:

@@ -18,6 +18,7 @@ from pipelines.utils import UserError
 if TYPE_CHECKING:  # `refuse_settings` runs without the seconds that torch and MONAI take to import
     import torch
 
+    from pipelines.preprocessing import Clip
     from pipelines.preprocessing.case_store import Fingerprint
     from pipelines.preprocessing.resampling import Preprocessing
 
@@ -51,8 +52,9 @@ def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
     refuse_settings(config, manifest)
     create_training_loss(
         config.loss,
-        num_classes=manifest.num_classes,
+        num_classes=manifest.scheme.channels,
         arguments=config.loss_arguments,
+        sigmoid=manifest.scheme.sigmoid or None,
         schedule=config.loss_schedule,
         epochs=config.epochs,
     )
@@ -96,12 +98,11 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
     refuse_misfit(config, manifest)
     dims = manifest.dimensions
     spacing = config.spacing or fingerprint.target_spacing()
-    clipped = config.intensity == "clip" or (config.intensity is None and manifest.modality.upper() == "CT")
-    clip = (config.intensity_clip or fingerprint.clip()) if clipped else None
+    clip = config.intensity_clip or _clip(config, manifest, fingerprint)
     config = config.model_copy(
         update={
             "spacing": spacing,
-            "intensity": "clip" if clipped else "zscore",
+            "intensity": _one_intensity(clip),
             "intensity_clip": clip,
             "base_channels": config.base_channels or (32 if device.type == "cuda" else 16),
             "learning_rate": recipe_rate(config),
@@ -114,6 +115,25 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
     return config if config.batch_size else config.model_copy(update={"batch_size": _batch(config)})
 
 
+def _clip(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint) -> Clip | tuple[Clip | None, ...] | None:
+    """How intensities are clipped, of one channel or one entry per channel; None if none are."""
+    clips = []
+    for number, channel in enumerate(manifest.image_channels):
+        clipped = channel.quantitative if config.intensity is None else config.intensity == "clip"
+        clips.append(fingerprint.clip(number) if clipped else None)
+    if not any(clips):
+        return None
+    return clips[0] if len(clips) == 1 else tuple(clips)
+
+
+def _one_intensity(clip: Clip | tuple[Clip | None, ...] | None) -> str | None:
+    """The `intensity` of all channels; None if they differ."""
+    clips = clip if isinstance(clip, tuple) else (clip,)
+    if len({one is None for one in clips}) > 1:
+        return None
+    return "zscore" if clips[0] is None else "clip"
+
+
 def recipe_rate(config: RunConfig) -> float:
     """The peak learning rate of a config."""
     return config.learning_rates.get(config.loss, config.learning_rate or _RATES[config.optimizer])
@@ -123,7 +143,13 @@ def preprocessing(config: RunConfig, manifest: Manifest) -> Preprocessing:
     """The preprocessing of every image by a planned config."""
     from pipelines.preprocessing.resampling import Preprocessing
 
-    return Preprocessing(dimensions=manifest.dimensions, spacing=config.spacing, clip=config.intensity_clip)
+    return Preprocessing(
+        dimensions=manifest.dimensions,
+        spacing=config.spacing,
+        clip=config.intensity_clip,
+        orientation=config.orientation,
+        resample_channels=config.resample_channels,
+    )
 
 
 def divisor(config: RunConfig, dims: int) -> tuple[int, ...]:

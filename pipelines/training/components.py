@@ -87,7 +87,7 @@ def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedD
     folder = cache_dir if config.cache_dir is None else Path(config.cache_dir)
     cache = None if folder is None else EntryCache(folder)
     keys = {} if cache is None else {case.id: content_key(case, root) for case in (*training, *validation)}
-    fingerprint = take_fingerprint(manifest, training, root, cache, keys)
+    fingerprint = take_fingerprint(manifest, training, root, preprocessing(config, manifest), cache, keys)
     config = planned(config, manifest, fingerprint, device)
     processed = preprocessing(config, manifest)
     stores = []
@@ -152,12 +152,14 @@ class Training:
     def _make_learner(self) -> None:
         config, manifest = self.config, self.manifest
         seed_everything(config.seed, 0)
-        network = create_network(config, manifest.dimensions, manifest.num_classes)
+        scheme, inputs = manifest.scheme, len(manifest.image_channels)
+        network = create_network(config, manifest.dimensions, scheme.channels, inputs)
         self.network: nn.Module = network.to(self.device).to(memory_format=channels_last(manifest.dimensions))  # type: ignore[call-overload]
         self.loss = medloss.create_training_loss(
             config.loss,
-            num_classes=manifest.num_classes,
+            num_classes=scheme.channels,
             arguments=config.loss_arguments,
+            sigmoid=scheme.sigmoid or None,
             schedule=config.loss_schedule,
             epochs=config.epochs,
         ).to(self.device)
@@ -180,6 +182,7 @@ class Training:
             self.loader,
             Optimization(self.optimizer, self.scheduler, config.accumulate, clip, self.scaler),
             compute,
+            scheme=manifest.scheme,
             epochs=config.epochs,
         )
         if self.average is not None:
@@ -191,7 +194,7 @@ class Training:
             self.validation_loader,
             self._collect,
             compute,
-            num_classes=manifest.num_classes,
+            scheme=manifest.scheme,
             patch=config.patch_size or (),
         )
 
@@ -236,8 +239,12 @@ class Training:
         local = {numbers[done["case"]]: done["metrics"] for done in self._evaluated}
         rows = []
         everywhere = gather_metrics(local, tuple(METRICS), len(numbers))
+        scheme = self.manifest.scheme
         for number, case in enumerate(self.validation_cases.cases):
-            for name, values in zip(self.manifest.foreground, everywhere[number], strict=True):
+            annotated = scheme.annotated(case.labelled)
+            for name, shown, values in zip(scheme.names, annotated, everywhere[number], strict=True):
+                if not shown:
+                    continue
                 row = {"case": case.id, "patient": case.patient, "class": name}
                 rows.append(row | dict(zip(METRICS, values, strict=True)))
         return rows

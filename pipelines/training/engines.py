@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 import medloss
 from medloss.errors import InputError
-from pipelines.evaluation.evaluate import case_metrics
+from pipelines.data.label_scheme import IGNORED, LabelScheme
+from pipelines.evaluation.evaluate import region_metrics
 from pipelines.training.distributed import mean_over_ranks, texts_over_ranks
 from pipelines.training.saved_model import AutocastInferer, WindowInferer, channels_last, label_map
 from pipelines.utils import TrainingError
@@ -199,11 +200,13 @@ def create_trainer(
     optimization: Optimization,
     compute: Compute,
     *,
+    scheme: LabelScheme,
     epochs: int,
 ) -> SupervisedTrainer:
     """A trainer that takes the batches of `training_loader`.
 
-    The loss gets float32 logits, the labels and each item's spacing in mm.
+    The loss gets float32 logits; the class indices `[B, 1, *patch]`, or 0 and 1 per region `[B, C, *patch]`; and each
+    item's spacing in mm. If voxels are ignored or classes not annotated, it gets `mask` and `labelled_classes` as well.
 
     Args:
         network: the network.
@@ -211,6 +214,7 @@ def create_trainer(
         loader: from `training_loader`.
         optimization: optimizer, schedule, accumulation, clipping and loss scaling.
         compute: device and precision.
+        scheme: the classes or regions of the labels.
         epochs: number of epochs.
 
     Raises:
@@ -231,7 +235,7 @@ def create_trainer(
         network=network,
         optimizer=optimization.optimizer,
         # Its `targets` is the batch: the engine passes on whatever `prepare_batch` made.
-        loss_function=_LossCall(loss),
+        loss_function=_LossCall(loss, scheme),
         prepare_batch=_prepare_batch,
         inferer=compute.inferer(),
         iteration_update=step,
@@ -245,13 +249,15 @@ class _LossCall:
     A later failure is a defect, which needs its traceback.
     """
 
-    def __init__(self, loss: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, scheme: LabelScheme) -> None:
         self.loss = loss
+        self.scheme = scheme
         self.untried = [type(part).__name__ for part in loss.modules() if _is_foreign(part)]
 
     def __call__(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        target, extras = loss_target(batch["label"], batch["labelled"], self.scheme)
         try:
-            value = medloss.call_loss(self.loss, logits, batch["label"], spacing=batch["spacing"])
+            value = medloss.call_loss(self.loss, logits, target, spacing=batch["spacing"], **extras)
         except Exception as error:
             if not self.untried or isinstance(error, InputError) or is_out_of_memory(error):
                 raise
@@ -261,6 +267,37 @@ class _LossCall:
             raise TrainingError(f"the loss {' + '.join(self.untried)} cannot take {shapes}: {why}") from error
         self.untried = []
         return value
+
+
+def loss_target(label: Tensor, labelled: Tensor, scheme: LabelScheme) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a loss gets of a batch's labels: the target, and its keyword arguments `mask` and `labelled_classes`.
+
+    Args:
+        label: class indices and `IGNORED`, `[B, 1, *spatial]`, uint8.
+        labelled: whether each item annotates each channel, `[B, C]`.
+        scheme: the classes or regions.
+
+    Returns:
+        The target: class indices, or with regions a map of 0 and 1 per region, `[B, C, *spatial]`, uint8. `mask`, if
+        the scheme ignores a label: where voxels count. `labelled_classes`, if some item does not annotate all channels.
+    """
+    extras: dict[str, Tensor] = {}
+    target = label
+    if scheme.ignore is not None:
+        extras["mask"] = label != IGNORED
+        target = label.masked_fill(label == IGNORED, 0)
+    if scheme.regions:
+        target = torch.cat([_one_of(target, members) for members in scheme.members], 1)
+    if not labelled.all():
+        extras["labelled_classes"] = labelled.to(label.device)
+    return target, extras
+
+
+def _one_of(label: Tensor, members: tuple[int, ...]) -> Tensor:
+    found = label == members[0]
+    for index in members[1:]:
+        found |= label == index
+    return found.to(torch.uint8)
 
 
 def _is_foreign(part: nn.Module) -> bool:
@@ -274,7 +311,7 @@ def create_evaluator(
     on_case: Callable[[dict[str, Any]], None],
     compute: Compute,
     *,
-    num_classes: int,
+    scheme: LabelScheme,
     patch: tuple[int, ...],
 ) -> SupervisedEvaluator:
     """An evaluator that predicts whole cases by sliding windows, and passes on the metrics of each case.
@@ -283,9 +320,9 @@ def create_evaluator(
         network: the network.
         loader: from `validation_loader`.
         on_case: gets `{"case": id, "labels": [*spatial] of 0..C-1, "metrics": [{name: value}, ...]}`, one
-            per foreground class.
+            per foreground class or region.
         compute: device and precision.
-        num_classes: C.
+        scheme: the classes or regions of the labels.
         patch: the window, voxels.
     """
     evaluator = SupervisedEvaluator(
@@ -303,8 +340,14 @@ def create_evaluator(
         for index, case in enumerate(batch["case"]):
             reference = batch["reference"][index]
             # On the grid of the label, not on the one that the network sees.
-            labels = label_map(engine.state.output[CommonKeys.PRED][index], reference.shape).cpu()
-            metrics = case_metrics(labels, reference, num_classes, batch["reference_spacing"][index])
+            labels = label_map(engine.state.output[CommonKeys.PRED][index], reference.shape, scheme).cpu()
+            metrics = region_metrics(
+                labels.numpy(),
+                reference.cpu().numpy(),
+                scheme.members,
+                batch["reference_spacing"][index],
+                ignored=None if scheme.ignore is None else IGNORED,
+            )
             on_case({"case": case, "labels": labels, "metrics": metrics})
 
     return evaluator
@@ -315,4 +358,4 @@ def _prepare_batch(
 ) -> tuple[Tensor, dict[str, Any]]:
     image = batch["image"].to(device, non_blocking=non_blocking)
     label = batch["label"].to(device, non_blocking=non_blocking)
-    return image, {"label": label, "spacing": batch["spacing"]}
+    return image, {"label": label, "spacing": batch["spacing"], "labelled": batch["labelled"]}

@@ -15,19 +15,20 @@ from pipelines.utils import UserError
 _MOST_CHANNELS = 320
 
 
-def create_network(config: RunConfig, spatial_dims: int, num_classes: int) -> nn.Module:
-    """A network from images `[B, 1, *spatial]` to logits `[B, C, *spatial]`.
+def create_network(config: RunConfig, spatial_dims: int, out_channels: int, in_channels: int = 1) -> nn.Module:
+    """A network from images `[B, K, *spatial]` to logits `[B, C, *spatial]`.
 
     In training mode, a network with deep supervision returns a list of logits, finest first.
 
     Args:
         config: planned: `strides`, `kernels` and `base_channels` are set (a V-Net needs none).
         spatial_dims: 2 or 3.
-        num_classes: C, background included.
+        out_channels: C, the number of classes, background included, or of regions.
+        in_channels: K, the number of channels of an image.
     """
     if config.network == "vnet":
         # MONAI's default drops half of the channels, which suits runs of hundreds of epochs.
-        return VNet(spatial_dims, 1, num_classes, dropout_prob_down=0.1, dropout_prob_up=(0.1, 0.1))
+        return VNet(spatial_dims, in_channels, out_channels, dropout_prob_down=0.1, dropout_prob_up=(0.1, 0.1))
     strides = config.strides or ((1,) * spatial_dims, *((2,) * spatial_dims,) * ((config.levels or 3) - 1))
     width = config.base_channels or 16
     channels = [min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides))]
@@ -35,8 +36,8 @@ def create_network(config: RunConfig, spatial_dims: int, num_classes: int) -> nn
     if config.network == "unet":
         return UNet(
             spatial_dims,
-            in_channels=1,
-            out_channels=num_classes,
+            in_channels=in_channels,
+            out_channels=out_channels,
             channels=channels,
             strides=[list(stride) for stride in strides[1:]],
             num_res_units=1,
@@ -53,7 +54,7 @@ def create_network(config: RunConfig, spatial_dims: int, num_classes: int) -> nn
     if heads > 0:
         plain |= {"deep_supervision": True, "deep_supr_num": heads}
     kind = SupervisedDynUNet if heads > 0 else DynUNet
-    return kind(spatial_dims, 1, num_classes, filters=channels, norm_name=norm, **plain)
+    return kind(spatial_dims, in_channels, out_channels, filters=channels, norm_name=norm, **plain)
 
 
 class SupervisedDynUNet(DynUNet):

@@ -234,7 +234,8 @@ class Run:
         values = np.array(manifest.label_values)[labels.numpy()]
         try:
             header = nib.load(root / case.label).header
-            write_labels(self.folder.prediction(case.id), values, header)
+            canonical = self.config.orientation == "canonical"
+            write_labels(self.folder.prediction(case.id), values, header, canonical=canonical)
         except OSError as error:
             if is_disk_full(error):
                 raise  # the run has not failed: it resumes once there is space
@@ -266,11 +267,12 @@ class Run:
             raise UserError(f"{where}: its checkpoint was made by another version of medloss; name another folder")
         if state["manifest_sha256"] != self.training.manifest.sha256:
             raise UserError(f"{where}: its checkpoint was made with other data: the manifest has changed")
+        before = {"orientation": "file", **state["config"]}
         differing = sorted(
             name
             for name, value in self.config.model_dump(mode="json").items()
             # Of the precision, what it resolves to counts; checkpoints of earlier versions miss newer settings.
-            if state["config"].get(name, RunConfig.model_fields[name].default) != value
+            if before.get(name, RunConfig.model_fields[name].default) != value
             and name not in INCIDENTAL | {"precision"}
         )
         if differing:
@@ -289,7 +291,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         training = self.training
         by_class: dict[str, dict[str, float]] = {}
-        for name in training.manifest.foreground:
+        for name in training.manifest.scheme.names:
             rows = [row for row in self.cases if row["class"] == name]
             by_class[name] = {metric: nanmean([row[metric] for row in rows]) for metric in METRICS}
         result = {

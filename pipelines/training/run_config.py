@@ -1,5 +1,6 @@
 """`RunConfig`: everything that determines the result of one run; and recipes: named sets of its settings."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,8 @@ NNUNET_PLANS = {
     "loss_arguments", "loss_schedule",
     "network", "levels", "strides", "kernels", "base_channels", "deep_supervision", "optimizer",
     "learning_rate", "learning_rates", "schedule", "warmup", "weight_decay", "ema", "clip", "accumulate", "batch_size",
-    "patch_size", "memory_gb", "spacing", "intensity", "intensity_clip", "foreground", "flip_axes", "augmentation",
+    "patch_size", "memory_gb", "spacing", "intensity", "intensity_clip", "orientation", "resample_channels",
+    "foreground", "flip_axes", "augmentation",
     "precision", "compile", "workers", "memory_mb", "val_interval",
 }  # fmt: skip
 #: Those of them that nnU-Net's plans contain, and that a run's folder records.
@@ -82,10 +84,15 @@ class RunConfig(BaseModel):
         patch_size: voxels per axis; None: a median case, as memory allows.
         memory_gb: available for a step, for planning; None: 0.8 of the GPU's, or 2.
         spacing: mm per axis, of the grid that cases are resampled to; None: the data set's median, as in nnU-Net.
-        intensity: `zscore` per case, `clip` by the percentiles of all cases; None: `clip` for CT, else `zscore`.
-        intensity_clip: the numbers of `clip`; None: taken from the data.
+        intensity: of all channels, `zscore` per case, or `clip` by the percentiles of all cases; None: per channel, as
+            the manifest says, else `clip` for CT and `zscore` for others.
+        intensity_clip: the numbers of `clip`, of one channel or one entry per channel; None: taken from the data.
+        orientation: whether arrays are along the canonical axes (right, anterior, superior), so that it does not matter
+            how files are stored, or along the axes of each `file`, as in runs of older versions.
+        resample_channels: whether channels on other grids are resampled to the label's, linearly, when a case is
+            prepared; otherwise such cases are refused.
         foreground: fraction of patches that are centred on foreground.
-        flip_axes: array axes along which patches are flipped at random. None by default: anatomy is not
+        flip_axes: axes along which patches are flipped at random. None by default: anatomy is not
             symmetric along every axis (on the hippocampus, whose classes are front and back, flips of all axes
             cost 4 points of Dice in 8 epochs).
         augmentation: how patches are augmented.
@@ -132,7 +139,9 @@ class RunConfig(BaseModel):
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     spacing: tuple[Millimetres, ...] | None = None
     intensity: Literal["zscore", "clip"] | None = None
-    intensity_clip: Clip | None = None
+    intensity_clip: Clip | tuple[Clip | None, ...] | None = None
+    orientation: Literal["canonical", "file"] = "canonical"
+    resample_channels: bool = False
     foreground: Share = 2 / 3
     flip_axes: tuple[int, ...] = ()
     augmentation: Augmentation = Augmentation()
@@ -161,6 +170,15 @@ class RunConfig(BaseModel):
         if self.nnunet is None:
             return settings
         return {name: value for name, value in settings.items() if name not in NNUNET_PLANS or name in _NNUNET_RECORDED}
+
+
+def stored_config(content: Mapping[str, Any]) -> RunConfig:
+    """A config that was written to a file. Versions that had no `orientation` used the axes of the files.
+
+    Raises:
+        ValidationError: it is no config of this version.
+    """
+    return RunConfig.model_validate({"orientation": "file", **content})
 
 
 def checked_config(settings: dict[str, Any]) -> RunConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.metrics import METRICS
-from pipelines.training.run_config import RunConfig
+from pipelines.training.run_config import RunConfig, stored_config
 from pipelines.utils import UserError
 from pipelines.utils.files import read_json, write_json, write_text
 
@@ -44,7 +44,7 @@ class RunFolder:
     def config(self) -> RunConfig | None:
         """The planned config; None before the run was planned."""
         content = read_json(self.path / "config.json")
-        return None if content is None else RunConfig.model_validate(content)
+        return None if content is None else stored_config(content)
 
     @property
     def begun(self) -> bool:

@@ -13,10 +13,11 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.manifest import Manifest
 from pipelines.preprocessing.resampling import Preprocessing, resampled
 from pipelines.training.networks import autocast_dtype, create_network
-from pipelines.training.run_config import RunConfig
+from pipelines.training.run_config import RunConfig, stored_config
 from pipelines.utils import UserError
 from pipelines.utils.files import write_atomically
 
@@ -47,7 +48,7 @@ class AutocastInferer(Inferer):
 
 
 class WindowInferer(Inferer):
-    """Logits `[B, C, *grid]`, float32, of images `[B, 1, *grid]` of any size, by sliding windows.
+    """Logits `[B, C, *grid]`, float32, of images `[B, K, *grid]` of any size, by sliding windows.
 
     Validation and prediction share this class, so they agree. The logits are stitched on the network's device, or in
     main memory where a GPU's does not suffice. Images smaller than a window are padded with zeros, as in training.
@@ -103,11 +104,20 @@ def channels_last(spatial_dims: int) -> torch.memory_format:
     return torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
 
 
-def label_map(logits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The class of the largest logit on another grid: `[*shape]`, whole numbers, of logits `[C, *grid]`.
+def label_map(logits: Tensor, shape: Sequence[int], scheme: LabelScheme | None = None) -> Tensor:
+    """The class indices on another grid, `[*shape]`, of logits `[C, *grid]`.
 
-    Class by class: all of them on a large image's grid would take C times its size.
+    Of classes it is that of the largest logit. Of the regions of a scheme, those with a logit above 0 are written in their order,
+    each as the class of `region_order`, later ones over earlier ones.
+
+    Channel by channel: all of them on a large image's grid would take C times its size.
     """
+    if scheme is not None and scheme.regions:
+        written = torch.zeros(tuple(shape), dtype=torch.uint8, device=logits.device)
+        for channel, value in enumerate(scheme.region_order):
+            inside = resampled(logits[channel : channel + 1], shape)[0] > 0
+            written.masked_fill_(inside, scheme.values.index(value))
+        return written
     best = resampled(logits[:1], shape).clone()
     winner = torch.zeros(best.shape, dtype=torch.uint8 if len(logits) <= 256 else torch.int32, device=logits.device)
     for c in range(1, len(logits)):
@@ -125,7 +135,8 @@ class Model:
         network: in evaluation mode.
         config: the run's planned config.
         preprocessing: applied to every image first.
-        classes: label value to name, background first; the c-th of them is channel c of the network.
+        scheme: the classes or regions that it predicts.
+        channels: names of an image's channels, in their order; empty if the model was saved without them.
         device: where the network is.
         dtype: under autocast; None for float32.
     """
@@ -133,12 +144,18 @@ class Model:
     network: nn.Module
     config: RunConfig
     preprocessing: Preprocessing
-    classes: dict[int, str]
+    scheme: LabelScheme
+    channels: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype | None = None
 
+    @property
+    def in_channels(self) -> int:
+        """Number of channels of an image."""
+        return max(1, len(self.channels))
+
     def logits(self, image: Tensor, *, flips: bool = False, windows: int = WINDOWS) -> Tensor:
-        """Logits `[C, *grid]` of a prepared image `[1, *grid]`, as validation makes them.
+        """Logits `[C, *grid]` of a prepared image `[K, *grid]`, as validation makes them.
 
         Args:
             image: from `preprocessing.image`.
@@ -166,13 +183,17 @@ def save_model(path: Path, network: nn.Module, config: RunConfig, manifest: Mani
     unused = {"deep_supervision": 0, "data_root": None, "cache_dir": None, "manifest": manifest.name}
     slim = config.model_copy(update=unused)
     with torch.device("meta"):
-        names = create_network(slim, manifest.dimensions, manifest.num_classes).state_dict().keys()
+        inputs = len(manifest.image_channels)
+        names = create_network(slim, manifest.dimensions, manifest.scheme.channels, inputs).state_dict().keys()
     weights = network.state_dict()
     state: dict[str, Any] = {
         "format": _FORMAT,
         "config": slim.model_dump(mode="json"),
         "preprocessing": processed.model_dump(mode="json"),
         "classes": {value: manifest.classes[value] for value in manifest.label_values},
+        "channels": [channel.name for channel in manifest.image_channels],
+        "regions": {name: list(values) for name, values in manifest.regions.items()},
+        "region_order": list(manifest.region_order),
         "network": {name: weights[name].detach().cpu().contiguous() for name in names},
     }
     state["sha256"] = _digest(state)
@@ -194,18 +215,22 @@ def load_model(path: Path, device: torch.device, precision: str | None = None) -
     path = path / NAME if path.is_dir() else path
     state = _read(path)
     try:
-        config = RunConfig.model_validate(state["config"])
+        config = stored_config(state["config"])
         processed = Preprocessing.model_validate(state["preprocessing"])
+        # Models of older versions have one channel and no regions.
+        regions = {"regions": state.get("regions", {}), "region_order": state.get("region_order", ())}
+        scheme = LabelScheme(classes=state["classes"], **regions)
+        channels = tuple(state.get("channels", ()))
         # Without memory or random numbers: the weights are assigned as they are, once their shapes match.
         with torch.device("meta"):
-            network = create_network(config, processed.dimensions, len(state["classes"]))
+            network = create_network(config, processed.dimensions, scheme.channels, max(1, len(channels)))
         network.load_state_dict(state["network"], assign=True)
     except (ValidationError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: no model of this version of medloss: {reason}") from None
     network = network.to(device, torch.float32).to(memory_format=channels_last(processed.dimensions))  # type: ignore[call-overload]
     dtype = _dtype(config, device, precision)
-    return Model(network.eval(), config, processed, dict(state["classes"]), device, dtype)
+    return Model(network.eval(), config, processed, scheme, channels, device, dtype)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -108,9 +108,9 @@ def _predict(
     prediction = perturbed(reference, place, random)
     write_labels(path, prediction, file.header)
     numbers = np.zeros(max(manifest.label_values) + 1, np.int64)
-    numbers[manifest.label_values] = np.arange(manifest.num_classes)
+    numbers[manifest.label_values] = np.arange(len(manifest.classes))
     maps = [torch.from_numpy(numbers[labels.astype(np.int64)]) for labels in (prediction, reference)]
-    measured = case_metrics(maps[0], maps[1], manifest.num_classes, tuple(map(float, file.header.get_zooms())))
+    measured = case_metrics(maps[0], maps[1], len(manifest.classes), tuple(map(float, file.header.get_zooms())))
     return [
         {"case": case.id, "patient": case.patient, "class": name, **own}
         for name, own in zip(manifest.foreground, measured, strict=True)

@@ -34,6 +34,7 @@ class ClassMasks:
         spacing: mm, in the order of the axes.
         diagonal: diagonal of the whole volume, mm, which no distance exceeds.
         tolerance: distance between surfaces up to which there is no error, mm (`--tolerance`).
+        ignored: ignored voxels, `[*box]`, which are in neither mask; None if there are none.
     """
 
     prediction: NDArray[np.bool_]
@@ -42,6 +43,7 @@ class ClassMasks:
     spacing: tuple[float, ...]
     diagonal: float
     tolerance: float
+    ignored: NDArray[np.bool_] | None = None
 
     @cached_property
     def predicted(self) -> int:
@@ -82,7 +84,7 @@ class ClassMasks:
         """
         from pipelines.evaluation.surface_distances import surface_distances
 
-        return surface_distances(self.prediction, self.reference, self.spacing)
+        return surface_distances(self.prediction, self.reference, self.spacing, self.ignored)
 
 
 def _count(mask: NDArray[np.bool_]) -> int:

@@ -175,7 +175,7 @@ def test_a_valid_manifest_is_read(tmp_path: Path) -> None:
     manifest = load_manifest(written(listed(), tmp_path))
     assert manifest.foreground == ["liver", "tumour"]
     assert manifest.label_values == [0, 1, 4]
-    assert manifest.num_classes == 3
+    assert manifest.scheme.channels == 3
     assert manifest.spacing == (1.0, 1.0, 2.5)
     assert manifest.folds() == [0, 1]
     assert [case.id for case in manifest.cases] == ["case_0", "case_1", "case_2", "case_3"]

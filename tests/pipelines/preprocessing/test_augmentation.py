@@ -96,6 +96,7 @@ def test_image_and_label_are_transformed_together() -> None:
     item = {
         "case": "a", "image": label.float() * 10, "label": label, "centres": [],
         "spacing": torch.ones(3, dtype=torch.float64),
+        "labelled": torch.tensor([True, True]),
     }  # fmt: skip
     still = Augmentation(rotation=40, scaling=(0.7, 1.4), spatial_share=1, brightness_share=0)
     dataset = PatchDataset([item], (16, 24, 32), 0, (0, 1, 2), still)

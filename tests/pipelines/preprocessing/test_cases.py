@@ -20,6 +20,8 @@ from pipelines.preprocessing.patches import EpochBatches, PatchDataset, start_ep
 from pipelines.preprocessing.resampling import Preprocessing, read_case
 from pipelines.utils import UserError
 
+CANONICAL = Preprocessing(dimensions=3, orientation="canonical")
+
 
 def decode_cases(
     manifest: Manifest, cases: list[Case], root: Path, cache: Path | None = None, **settings: Any
@@ -66,7 +68,7 @@ SPACINGS: list[tuple[float, ...]] = [(3.0, 1.0, 0.6), (0.5, 2.0, 1.5)]
 def test_cases_stay_in_memory_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, root = _set(tmp_path, [*SPACINGS, *SPACINGS])
     decoded: list[str] = []
-    monkeypatch.setattr(case_store, "read_case", lambda m, case, r: decoded.append(case.id) or read_case(m, case, r))
+    monkeypatch.setattr(case_store, "read_case", lambda m, case, *rest: decoded.append(case.id) or read_case(m, case, *rest))
     one_mb = case_store._bytes(decode_cases(manifest, manifest.cases, root)[0]) / 2**20
     for allowed, again in ((0, 4), (2.5 * one_mb, 2), (10 * one_mb, 0)):
         cases = CaseStore(manifest, manifest.cases, root, memory_mb=allowed)
@@ -87,21 +89,21 @@ def test_label_values_are_mapped_by_order(tmp_path: Path) -> None:
 
 def test_labels_saved_again_from_floats_are_the_same_labels(tmp_path: Path) -> None:
     manifest, root = _set(tmp_path, SPACINGS)
-    before = read_case(manifest, manifest.cases[0], root)["label"]
+    before = read_case(manifest, manifest.cases[0], root, CANONICAL)["label"]
     path = root / "label0.nii.gz"
     values = array_of(path)
     rewrite(path, np.where(values == 3, 2.9992, np.where(values == 7, 7.00000006, values)))
-    assert torch.equal(read_case(manifest, manifest.cases[0], root)["label"], before)
+    assert torch.equal(read_case(manifest, manifest.cases[0], root, CANONICAL)["label"], before)
 
 
 @pytest.mark.parametrize("spacings", [[(3.0, 1.0, 0.6), (1.0, 1.0, 1.0)], [(1.5, 0.8), (1.0, 1.0)]])
 def test_trailing_axes_of_length_1_are_dropped(tmp_path: Path, spacings: list[tuple[float, ...]]) -> None:
     manifest, root = _set(tmp_path, spacings)
-    before = read_case(manifest, manifest.cases[0], root)
+    before = read_case(manifest, manifest.cases[0], root, CANONICAL)
     with_trailing_axes(root / "image0.nii.gz")
     with_trailing_axes(root / "label0.nii.gz", 2)
     padded(root / "label0.nii.gz")
-    after = read_case(manifest, manifest.cases[0], root)
+    after = read_case(manifest, manifest.cases[0], root, CANONICAL)
     for name in ("image", "label", "spacing"):
         assert torch.equal(after[name], before[name])
 
@@ -364,6 +366,7 @@ def test_share_of_patches_centred_on_foreground() -> None:
     label[0, 10, 6, 8] = 1
     centres = [label.flatten().nonzero()[:, 0].to(torch.int32)]
     item = {"case": "a", "image": label.float(), "label": label, "spacing": torch.ones(3), "centres": centres}
+    item["labelled"] = torch.tensor([True, True])
 
     def found(foreground: float) -> list[bool]:
         patches = PatchDataset([item], (4, 4, 4), seed=0, foreground=foreground)

@@ -127,7 +127,7 @@ def _ten_runs(tmp_path: Path) -> tuple[Path, Plan]:
     )  # fmt: skip
     plan = make_plan([config], [0], list(range(_WORKERS)), manifest.name, manifest.sha256)
     plan = adopt_plan(folder, plan)
-    network = create_network(config, 2, manifest.num_classes)
+    network = create_network(config, 2, manifest.scheme.channels)
     for run in plan.runs:
         run_dir = run_folder(folder, run).path
         run_dir.mkdir(parents=True)

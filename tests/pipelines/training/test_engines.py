@@ -12,6 +12,7 @@ from monai.engines import SupervisedTrainer
 from tiny import tiny_manifest
 from torch import Tensor, nn
 
+from pipelines.data.label_scheme import LabelScheme
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.training.components import Training, create_optimizer, create_schedule
 from pipelines.training.engines import Compute, Optimization, TrainingStep, create_evaluator, create_trainer
@@ -21,6 +22,8 @@ from pipelines.training.saved_model import AutocastInferer, WindowInferer, chann
 from pipelines.utils import TrainingError
 
 CPU = torch.device("cpu")
+SCHEME = LabelScheme(classes={0: "background", 1: "bright"})
+ALL = torch.tensor([True, True])
 
 
 def _items(shape: tuple[int, ...] = (8, 8, 8), count: int = 4) -> list[dict[str, Any]]:
@@ -31,6 +34,7 @@ def _items(shape: tuple[int, ...] = (8, 8, 8), count: int = 4) -> list[dict[str,
         image = torch.randn((1, *shape), generator=generator)
         spacing = torch.tensor([3.0, 1.0 + index, 0.5][: len(shape)], dtype=torch.float64)
         item = {"case": f"case{index}", "image": image, "label": (image > 0.5).to(torch.uint8), "spacing": spacing}
+        item["labelled"] = ALL
         items.append(item | {"centres": []})
     return items
 
@@ -70,7 +74,8 @@ def _trainer(
     loader = training_loader(PatchDataset(items, items[0]["image"].shape[1:], seed=0), batch_size=2, workers=0)
     start_epoch(loader, 1)
     compute = Compute(CPU, dtype, items[0]["image"].ndim - 1)
-    trainer = create_trainer(network, _Loss(loss), loader, Optimization(optimizer, schedule), compute, epochs=epochs)
+    optimization = Optimization(optimizer, schedule)
+    trainer = create_trainer(network, _Loss(loss), loader, optimization, compute, scheme=SCHEME, epochs=epochs)
     return trainer, network
 
 
@@ -188,7 +193,7 @@ def _evaluate(network: nn.Module, items: list[dict[str, Any]], patch: tuple[int,
     evaluated: list[dict[str, Any]] = []
     compute = Compute(CPU, None, len(patch))
     evaluator = create_evaluator(
-        network, validation_loader(items), evaluated.append, compute, num_classes=2, patch=patch
+        network, validation_loader(items), evaluated.append, compute, scheme=SCHEME, patch=patch
     )
     evaluator.run()
     return evaluated
@@ -237,7 +242,7 @@ def test_distances_use_the_spacing_of_each_case() -> None:
         image = torch.zeros(1, 12, 12, 12)
         image[(0, *(7 if a == axis else 5 for a in range(3)))] = 1  # two voxels off, along one axis
         spacing = torch.tensor([3.0, 1.0, 0.6], dtype=torch.float64) * (axis + 1)
-        items.append({"case": f"off along {axis}", "image": image, "label": label, "spacing": spacing})
+        items.append({"case": f"off along {axis}", "image": image, "label": label, "spacing": spacing, "labelled": ALL})
     distances = [case["metrics"][0]["hd95_mm"] for case in _evaluate(_Threshold(), items, (12, 12, 12))]
     assert distances == pytest.approx([2 * 3.0, 2 * 2.0, 2 * 1.8])
 

@@ -44,7 +44,7 @@ def _config(dims: int = 2, **changes: Any) -> RunConfig:
 
 def _saved(path: Path, config: RunConfig, manifest: Manifest, processed: Preprocessing | None = None) -> nn.Module:
     torch.manual_seed(7)
-    network = create_network(config, manifest.dimensions, manifest.num_classes)
+    network = create_network(config, manifest.dimensions, manifest.scheme.channels)
     network = network.to(memory_format=channels_last(manifest.dimensions))  # type: ignore[call-overload]
     save_model(path, network, config, manifest, processed or Preprocessing(dimensions=manifest.dimensions))
     return network.eval()
