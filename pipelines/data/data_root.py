@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -115,7 +115,46 @@ def _image(
     return np.clip(np.rint(image), 0, 4095).astype(np.int16)
 
 
-# The phantom's files.
+# The phantom of regions: two channels, nested regions, and a rim of ignored voxels.
+
+#: Mean intensities per channel (PET as uptake, CT in Hounsfield units) of background, rim, core and centre of a tumour.
+#: Neither channel alone shows all of them. Standard deviations of the noise.
+_TWO_CHANNELS = np.array([[1.0, 4.0, 4.2, 7.0], [-60.0, -50.0, 40.0, 45.0]])
+_TWO_NOISES = (0.8, 25.0)
+
+
+def regions_case(
+    shape: tuple[int, ...], spacing: tuple[float, ...], seed: int, index: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """One case: image `[2, *shape]` and label (0 background, 1 rim, 2 core, 3 centre, 4 ignored).
+
+    A tumour of three nested parts, and voxels at the volume's border that nobody annotated.
+
+    Args:
+        shape: voxels, 2 or 3 axes.
+        spacing: mm per axis.
+        seed: seed of the data set.
+        index: number of the case.
+    """
+    from scipy import ndimage
+
+    rng = np.random.default_rng([seed, index, 2])
+    size = np.array(shape) * np.array(spacing)
+    grid = np.stack(np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij"), -1)
+    centre = size * (0.5 + rng.uniform(-0.1, 0.1, len(size)))
+    radius = _radius(rng, (grid - centre) / (size * rng.uniform(0.24, 0.34, len(size))), wave=0.12)
+    label = np.select([radius < 0.45, radius < 0.72, radius < 1], [3, 2, 1], 0).astype(np.uint8)
+    channels = []
+    for means, noise in zip(_TWO_CHANNELS, _TWO_NOISES, strict=True):
+        blurred = ndimage.gaussian_filter(means[label], [0.6 * min(spacing) / s for s in spacing])
+        channels.append(blurred * rng.normal(1, 0.04) + rng.normal(scale=noise, size=shape))
+    unknown = np.ones(shape, bool)
+    unknown[tuple(slice(max(1, n // 12), n - max(1, n // 12)) for n in shape)] = False
+    label[unknown] = 4
+    return np.stack(channels).astype(np.float32), label
+
+
+# The phantoms' files.
 
 #: File of checksums in the data set's folder, in the format of `sha256sum`.
 CHECKSUMS = "SHA256SUMS"
@@ -161,14 +200,23 @@ def recorded_checksums(folder: Path) -> dict[str, str]:
 
 def _write(manifest: Manifest, folder: Path) -> None:
     assert manifest.generator is not None
-    affine = _affine(manifest.spacing)
-    values = np.array(manifest.label_values, np.uint8 if max(manifest.label_values) < 256 else np.int32)
+    generator, ignore = manifest.generator, manifest.ignore
+    written = [*manifest.label_values, 0 if ignore is None else ignore]
+    values = np.array(written, np.uint8 if max(written) < 256 else np.int32)
     lines = []
     for index, case in enumerate(manifest.cases):
-        image, label = phantom_case(manifest.generator.shape, manifest.spacing, manifest.generator.seed, index)
-        for path, array in ((case.image, image), (case.label, values[label])):
+        spacing = manifest.spacing
+        if generator.name == "phantom":
+            image, label = phantom_case(generator.shape, spacing, generator.seed, index)
+            channels: NDArray[Any] = image[None]
+        else:
+            # Every other case has voxels a quarter as large again, all its axes alike.
+            spacing = tuple(round(s * (1, 1.25)[index % 2], 6) for s in spacing)
+            channels, label = regions_case(generator.shape, spacing, generator.seed, index)
+        affine = _affine(spacing)
+        for path, array in zip(case.files, [*channels, values[label]], strict=True):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            nib.save(_nifti(array, affine, manifest.spacing), folder / path)
+            nib.save(_nifti(array, affine, spacing), folder / path)
             lines.append(f"{sha256(folder / path)}  {path}\n")
     (folder / CHECKSUMS).write_text("".join(lines))
 
@@ -254,7 +302,8 @@ def refuse_other_data(manifest: Manifest, root: Path, files: Iterable[str], kind
 
 def _generated(manifest: Manifest, data_root: Path | None) -> Path:
     assert manifest.generator is not None
-    parameters = [VERSION, manifest.generator.model_dump(), manifest.spacing, manifest.label_values]
+    parameters: list[Any] = [VERSION, manifest.generator.model_dump(), manifest.spacing, manifest.label_values]
+    parameters += [] if manifest.ignore is None else [manifest.ignore]
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{manifest.name}-{digest}"
     shared = os.environ.get("MEDLOSS_DATA")
@@ -288,5 +337,6 @@ def located_cases(
     manifest = load_manifest(name)
     cases = manifest.cases if fold is None else manifest.split(fold)[1]
     root = resolve_data(manifest, data_root)
-    refuse_other_data(manifest, root, (getattr(case, kind) for case in cases), kind)
+    files = (file for case in cases for file in (case.images if kind == "image" else (case.label,)))
+    refuse_other_data(manifest, root, files, kind)
     return manifest, cases, root

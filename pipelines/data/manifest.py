@@ -72,7 +72,7 @@ def _classes(classes: Mapping[Any, Any], generated: bool) -> Iterator[str]:
     if len(classes) < 2:
         yield "classes: no foreground class"
     if generated and len(classes) != 4:
-        yield f"classes: {len(classes)} for the phantom; expected 4: background, organ, shell, lesions"
+        yield f"classes: {len(classes)} for a phantom; expected 4, background included"
     yield from _duplicates("classes: name", [name for name in classes.values() if isinstance(name, str)])
 
 
@@ -251,7 +251,7 @@ class Excluded(_Strict):
 class Generator(_Strict):
     """A data set that is generated on first use."""
 
-    name: Literal["phantom"]
+    name: Literal["phantom", "phantom_regions"]
     cases: int = Field(default=40, ge=2, le=10_000)
     folds: int = Field(default=5, ge=2)
     shape: tuple[int, ...]
@@ -269,16 +269,15 @@ class Generator(_Strict):
 
     def generated_cases(self) -> list[Case]:
         """The cases that are generated."""
-        return [
-            Case(
-                id=f"{self.name}_{index:03d}",
-                patient=f"{self.name}_{index:03d}",
-                fold=index % self.folds,
-                image=f"images/{self.name}_{index:03d}.nii.gz",
-                label=f"labels/{self.name}_{index:03d}.nii.gz",
+        cases = []
+        for index in range(self.cases):
+            name = f"{self.name}_{index:03d}"
+            ends = ("_0000", "_0001") if self.name == "phantom_regions" else ("",)
+            images = [f"images/{name}{end}.nii.gz" for end in ends]
+            cases.append(
+                Case(id=name, patient=name, fold=index % self.folds, image=images, label=f"labels/{name}.nii.gz")  # type: ignore[arg-type]  # one is a text
             )
-            for index in range(self.cases)
-        ]
+        return cases
 
 
 class Manifest(_Strict):
