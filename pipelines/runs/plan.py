@@ -129,6 +129,22 @@ class Halving(BaseModel):
     cases: int = 0
 
 
+#: Epochs of the screening's rungs, as shares of the comparison's.
+SCREENING_SHARES = (0.25, 0.5)
+
+
+def survivors(count: int) -> int:
+    """How many of `count` losses are left after both rungs."""
+    for _ in SCREENING_SHARES:
+        count = better_half(count)
+    return count
+
+
+def better_half(count: int) -> int:
+    """How many of `count` losses are left after a rung: half, rounded up."""
+    return math.ceil(count / 2)
+
+
 # Which runs a comparison has.
 
 
@@ -144,14 +160,7 @@ class RunGrid:
 
 @dataclass(frozen=True)
 class RunShape:
-    """A run, or its remaining epochs, as far as it matters to a forecast.
-
-    Attributes:
-        loss: its name.
-        fold: validation fold.
-        epochs: of the whole run.
-        done: epochs that are finished.
-    """
+    """A run of `epochs`, of which `done` are finished, as far as it matters to a forecast."""
 
     loss: str
     fold: int
@@ -233,35 +242,17 @@ class Plan(BaseModel):
 
 
 def make_plan(
-    configs: list[RunConfig],
-    folds: list[int],
-    seeds: list[int],
-    manifest_name: str,
-    manifest_sha256: str,
-    **about: Any,
+    configs: list[RunConfig], folds: list[int], seeds: list[int], manifest_name: str, manifest_sha256: str, **about: Any
 ) -> Plan:
-    """Plan each config (one per loss) on each fold with each seed; a fold is finished before the next begins.
-
-    Args:
-        configs: one per loss.
-        folds: validation folds.
-        seeds: of the runs.
-        manifest_name: the data set's name.
-        manifest_sha256: the manifest's content.
-        about: further attributes of the plan, such as `reference`, `metric` and `margin`.
+    """Plan each config (one per loss) on each fold with each seed; `about` has further attributes of the plan.
 
     Raises:
         UserError: a loss, fold or seed is repeated.
     """
     refuse_repeated([config.loss for config in configs], folds, seeds)
-    return Plan(
-        id=uuid.uuid4().hex[:12],
-        created=time.time(),
-        manifest_name=manifest_name,
-        manifest_sha256=manifest_sha256,
-        runs=planned_runs(configs, folds, seeds),
-        **about,
-    )
+    runs = planned_runs(configs, folds, seeds)
+    return Plan(id=uuid.uuid4().hex[:12], created=time.time(), manifest_name=manifest_name,
+                manifest_sha256=manifest_sha256, runs=runs, **about)  # fmt: skip
 
 
 def refuse_repeated(losses: Sequence[str], folds: Sequence[int], seeds: Sequence[int]) -> None:
@@ -273,7 +264,7 @@ def refuse_repeated(losses: Sequence[str], folds: Sequence[int], seeds: Sequence
     given: dict[str, Sequence[object]] = {"losses": losses, "folds": folds, "seeds": seeds}
     for what, values in given.items():
         if len(set(values)) < len(values):
-            raise UserError(f"--{what}: one is repeated in {', '.join(str(v) for v in values)}")
+            raise UserError(f"--{what}: one is repeated in {', '.join(map(str, values))}")
     if min(seeds) < 0:
         raise UserError(f"--seeds: got {min(seeds)}; expected 0 or more")
 
@@ -282,12 +273,11 @@ def planned_runs(configs: list[RunConfig], folds: list[int], seeds: list[int]) -
     """Each config (one per loss) on each fold with each seed; a fold is finished before the next begins."""
     return [
         PlannedRun(
-            id=f"{file_name(config.loss)}-fold{fold}-seed{seed}",
-            config=config.model_copy(update={"fold": fold, "seed": seed}),
+            id=f"{file_name(c.loss)}-fold{fold}-seed{seed}", config=c.model_copy(update={"fold": fold, "seed": seed})
         )
         for fold in folds
         for seed in seeds
-        for config in configs
+        for c in configs
     ]
 
 
@@ -296,19 +286,3 @@ def file_name(loss: str) -> str:
     name = re.sub(r"[^\w.]+", "_", loss.replace("*", "x").replace("+", "_plus_")).strip("_.") or "loss"
     # File systems allow 255 bytes.
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(loss.encode()).hexdigest()[:8]}"
-
-
-#: Epochs of the screening's rungs, as shares of the comparison's.
-SCREENING_SHARES = (0.25, 0.5)
-
-
-def survivors(count: int) -> int:
-    """How many of `count` losses are left after both rungs."""
-    for _ in SCREENING_SHARES:
-        count = better_half(count)
-    return count
-
-
-def better_half(count: int) -> int:
-    """How many of `count` losses are left after a rung: half, rounded up."""
-    return math.ceil(count / 2)

@@ -57,12 +57,7 @@ class Mirror:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        plan: Plan,
-        tracking_uri: str | None,
-        warn: Callable[[str], None],
-        store: Path | None = None,
+        self, folder: Path, plan: Plan, tracking_uri: str | None, warn: Callable[[str], None], store: Path | None = None
     ) -> None:
         self.folder = folder
         self.plan = plan
