@@ -234,16 +234,15 @@ def status(folder: Path) -> None:
     from pipelines.comparison.remaining_runs import STATE_COLUMNS, STATE_KEYS, state_rows
     from pipelines.comparison.screening import begun_rungs
     from pipelines.runs.comparison_folder import require_plan, run_states, stood_still, stood_still_notes
-    from pipelines.runs.summary import rung_title, screening_notes
+    from pipelines.runs.summary import rung_title, screening_notes, state_counts
     from pipelines.utils.text import counted, print_table
 
     plan = require_plan(folder)
     states = run_states(folder, plan)
-    counts = {word: sum(s.state == word for s in states) for word in ("done", "failed", "running", "interrupted")}
-    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    counts = state_counts(states, waiting=False) or "all waiting"
     rungs = begun_rungs(Comparison(folder, plan))
     tables = [(f"{rung_title(rung.plan)}, {counted(rung.epochs, 'epoch')}", rung.states) for rung in rungs]
-    for title, shown in [*tables, (f"{len(states)} runs: {told or 'all waiting'}", states)]:
+    for title, shown in [*tables, (f"{len(states)} runs: {counts}", states)]:
         print_table(STATE_COLUMNS, state_rows(shown), title=title, keys=STATE_KEYS)
     for line in (*screening_notes(plan), *stood_still_notes(plan, stood_still(folder, plan))):
         click.echo(line)

@@ -20,7 +20,7 @@ from pipelines.runs.comparison_folder import (
     stood_still,
     stood_still_notes,
 )
-from pipelines.runs.plan import NO_REFERENCE, Plan, PlannedRun, Tuning
+from pipelines.runs.plan import Plan, PlannedRun, Tuning
 from pipelines.runs.summary import case_table, screening_notes
 from pipelines.statistics.table import CaseTable, check_table, read_table, refuse_disjoint, with_failed_runs
 from pipelines.utils import UserError
@@ -368,6 +368,6 @@ def _notes(plan: Plan, ended: set[str], selection: Selection) -> tuple[str, ...]
     if selection.dropped:
         dropped = ", ".join(f"fold {fold} seed {seed}" for fold, seed in selection.dropped)
         notes.append(f"Left out, since not all losses have ended there: {dropped}.")
-    if plan.reference not in (None, NO_REFERENCE) and plan.reference in selection.left_out:
+    if plan.has_reference and plan.reference in selection.left_out:
         notes.append(f"The reference loss, {plan.reference}, has not ended: there is no verdict yet.")
     return (*notes, *plan.told, *screening_notes(plan))

@@ -240,6 +240,11 @@ class Plan(BaseModel):
         """The losses, in the order of the plan."""
         return list(dict.fromkeys(run.config.loss for run in self.runs))
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the losses are compared with one of them, and not each pair."""
+        return self.reference not in (None, NO_REFERENCE)
+
 
 def make_plan(
     configs: list[RunConfig], folds: list[int], seeds: list[int], manifest_name: str, manifest_sha256: str, **about: Any

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from pipelines.tracking.mlflow_store import (
     make_local_store,
     open_client,
     page_address,
-    save_view,
     without_password,
 )
 from pipelines.utils.files import read_json, write_json
@@ -67,7 +65,7 @@ class Mirror:
         self.pause = threading.Event()
         self.registered: str | None = None
         self.state: dict[str, Any] = {}
-        with suppress(ValueError):  # damaged; the store has the runs, which are found by their tags
+        with contextlib.suppress(ValueError):  # damaged; the store has the runs, which are found by their tags
             self.state = read_json(folder / _NAME) or {}
         if without_password(self.state.get("uri", "")) != without_password(self.uri):
             self.state = {"runs": {}}
@@ -77,27 +75,14 @@ class Mirror:
         self._failed_at: float | None = None
         self._warned: set[str] = set()
 
-    def sync(self, states: list[RunState], *, final: bool = False) -> bool:
-        """Bring MLflow up to date with the folders.
-
-        Args:
-            states: of all runs.
-            final: try even if the server did not answer a moment ago.
-
-        Returns:
-            Whether that worked.
-        """
-        recently = self._failed_at is not None and time.monotonic() - self._failed_at < _RETRY_S
-        if recently and not final:
+    def sync(self, states: list[RunState]) -> bool:
+        """Bring MLflow up to date with the folders, unless it failed a moment ago; returns whether that worked."""
+        if self._failed_at is not None and time.monotonic() - self._failed_at < _RETRY_S:
             return False
-        return self._numbers(states, final) and self._files(states)
+        return self._numbers(states) and self._files(states)
 
     def finish(self, states: list[RunState], findings: Findings) -> bool:
         """Bring MLflow up to date and close the parent run, with the findings if all runs are finished.
-
-        Args:
-            states: of all runs.
-            findings: of the comparison.
 
         Returns:
             Whether that worked.
@@ -112,24 +97,18 @@ class Mirror:
         return not ended or self._try(_NO_FILES, lambda: self._send_findings(findings))
 
     def page(self, server: str | None = None) -> str | None:
-        """The address of the charts; None if it is not known.
-
-        Args:
-            server: address of a server for this store; None: the store is a server.
-        """
+        """The address of the charts on `server`, or on the store if that is a server; None if it is not known."""
         server = server or (self.uri if self.uri.startswith(("http://", "https://")) else None)
         if server is None or "experiment" not in self.state:
             return None
-        return page_address(
-            without_password(server), self.state["experiment"], self.plan, self.state.get("view", False)
-        )
+        return page_address(without_password(server), self.state["experiment"], self.plan)
 
     @property
     def known(self) -> bool:
         """Whether MLflow has the comparison already, by the record in its folder."""
         return bool(self.state.get("parent"))
 
-    def _numbers(self, states: list[RunState], final: bool) -> bool:
+    def _numbers(self, states: list[RunState], final: bool = False) -> bool:
         return self._try(_UNREACHED, lambda: self._send_numbers(states, final))
 
     def _files(self, states: list[RunState]) -> bool:
@@ -192,8 +171,6 @@ class Mirror:
                 client.set_tag(entry["id"], "mlflow.parentRunId", parent)
             self.state["parent"] = {"id": parent, "status": None}
             self._save()
-        with suppress(Exception):  # the view is optional; the next call shows whether the server answers
-            self.state["view"] = save_view(client, self.state["experiment"], self.plan)
         self._client = client
 
     def _send_run(self, state: RunState, final: bool) -> None:
@@ -282,9 +259,6 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
     The end of the block waits for the run that is being sent; `Mirror.finish` sends the rest. An interrupted block
     waits for MLflow for a few seconds only.
 
-    Args:
-        mirror: of the comparison.
-
     Yields:
         A function that takes the current states of all runs, and returns at once.
     """
@@ -306,30 +280,25 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
 
     thread = threading.Thread(target=work, name="MLflow", daemon=True)
     thread.start()
-    patience = None
+    interrupted = False
     try:
         yield hand_over
     except KeyboardInterrupt:
-        patience = _PATIENCE_S
+        interrupted = True
         raise
     finally:
         over.set()
         mirror.pause.set()
-        if patience is None:
+
+        def close() -> None:
             thread.join()
             mirror.pause.clear()
+            if interrupted:
+                mirror.finish(run_states(mirror.folder, mirror.plan), Findings())
+
+        if not interrupted:
+            close()
         elif mirror.known:
-            _close(mirror, thread, patience)
-
-
-def _close(mirror: Mirror, thread: threading.Thread, patience: float) -> None:
-    """Mark the runs as interrupted in MLflow, once the thread has ended; give up after `patience` seconds."""
-
-    def work() -> None:
-        thread.join()
-        mirror.pause.clear()
-        mirror.finish(run_states(mirror.folder, mirror.plan), Findings())
-
-    closing = threading.Thread(target=work, name="MLflow, closing", daemon=True)
-    closing.start()
-    closing.join(patience)
+            closing = threading.Thread(target=close, name="MLflow, closing", daemon=True)
+            closing.start()
+            closing.join(_PATIENCE_S)
