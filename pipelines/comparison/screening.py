@@ -295,6 +295,6 @@ def judge(rung: Comparison) -> tuple[list[str], list[Dropped], int]:
     for loss in (loss for loss in order if loss not in kept):
         score = found[loss]
         error = None if score.score is not None else score.error or f"no case has a {metric.label}"
-        about = {"rung": plan.rung or 0, "epochs": rung.epochs, "score": score.score, "bound": bound, "error": error}
-        dropped.append(Dropped(loss=loss, **about))
+        about: dict[str, Any] = {"score": score.score, "bound": bound, "error": error}
+        dropped.append(Dropped(loss=loss, rung=plan.rung or 0, epochs=rung.epochs, **about))
     return kept, dropped, cases

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
-from pipelines.comparison.executors.local import cause_of_death
+from pipelines.comparison.executors.local import cause_of_death, last_line
 from pipelines.comparison.step_timing_process import JOB, READY, Common, Step, megabytes
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import load_manifest
@@ -90,9 +90,7 @@ class _TimingProcess:
         ready = read_json(self.folder / READY)
         if ready is None:
             if died is not None:
-                lines = (self.folder / "log").read_text(errors="replace").split("\n")
-                last = next((line.strip() for line in reversed(lines) if line.strip()), "its process died")
-                raise UserError(f"nothing can be measured: {last[:300]}")
+                raise UserError(f"nothing can be measured: {last_line(self.folder / 'log', 'its process died')}")
             return
         self.ready_s = self.ready_s or ready["seconds"]
         while self.done < len(self.timed) and (found := read_json(self.folder / f"{self.done}.json")) is not None:
@@ -119,27 +117,16 @@ class _TimingProcess:
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurement's results.
+    """The measurement's results."""
 
-    Attributes:
-        config: planned, of the first loss.
-        device: `cpu` or `cuda`.
-        steps: by loss.
-        common: what all losses have in common.
-        worker_s: until a worker is ready, having imported its packages.
-        prepare_s: to read and prepare all cases once, for all folds.
-        cache_mb: of the prepared cases, over all folds.
-        labels_mb: of a fold's label files; its predictions will be about as large.
-    """
-
-    config: RunConfig
+    config: RunConfig  #: planned, of the first loss
     device: str
-    steps: dict[str, Step]
+    steps: dict[str, Step]  #: by loss
     common: Common
-    worker_s: float
-    prepare_s: float
-    cache_mb: float
-    labels_mb: float = 0.0
+    worker_s: float  #: until a worker is ready, having imported its packages
+    prepare_s: float  #: to read and prepare all cases once, for all folds
+    cache_mb: float  #: of the prepared cases, over all folds
+    labels_mb: float = 0.0  #: of a fold's label files; its predictions will be about as large
 
 
 def measure(

@@ -37,40 +37,24 @@ JOB, READY = "job.json", "ready.json"
 
 @dataclass(frozen=True)
 class Step:
-    """The steps of one loss.
+    """The steps of one loss."""
 
-    Attributes:
-        seconds: median of the timed steps, loading and the optimizer included; None: it failed.
-        first_s: of the first step, including any compilation.
-        peak_mb: peak memory, MB, of the process; on a GPU, of its allocations.
-        error: why it failed.
-    """
-
-    seconds: float | None
-    first_s: float = 0.0
-    peak_mb: float = 0.0
+    seconds: float | None  #: median of the timed steps, loading and the optimizer included; None: it failed
+    first_s: float = 0.0  #: of the first step, including any compilation
+    peak_mb: float = 0.0  #: peak memory of the process; on a GPU, of its allocations
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Common:
-    """What all losses have in common.
+    """What all losses have in common."""
 
-    Attributes:
-        case_s: seconds to validate a case.
-        start_s: seconds to start a run whose cases are prepared.
-        save_s: seconds to write a checkpoint, at the end of each epoch.
-        checkpoint_mb: size of a checkpoint.
-        model_mb: size of a trained model.
-        peak_mb: peak memory of a validation.
-    """
-
-    case_s: float = 0.0
-    start_s: float = 0.0
-    save_s: float = 0.0
+    case_s: float = 0.0  #: to validate a case
+    start_s: float = 0.0  #: to start a run whose cases are prepared
+    save_s: float = 0.0  #: to write a checkpoint, at the end of each epoch
     checkpoint_mb: float = 0.0
     model_mb: float = 0.0
-    peak_mb: float = 0.0
+    peak_mb: float = 0.0  #: peak memory of a validation
 
 
 def measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Common | None]:

@@ -135,24 +135,17 @@ def state_counts(states: Sequence[RunState], *, waiting: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """The comparison's table.
+    """The comparison's table."""
 
-    Attributes:
-        rows: a row per loss with all metrics, best Dice first, those of `partial` after the others; a loss without a
-            finished run has NaN, and is last.
-        failed: losses whose runs all failed.
-        cases: how many cases the finished runs validated.
-        seeds: how many seeds.
-        partial: losses with finished and unfinished or failed runs: their means are over other cases.
-        still: runs whose optimizer stood still.
-    """
-
+    #: a row per loss with all metrics, best Dice first, those of `partial` after the others; a loss without a finished
+    #: run has NaN, and is last
     rows: "pd.DataFrame"
-    failed: frozenset[str]
-    cases: int
-    seeds: int
+    failed: frozenset[str]  #: losses whose runs all failed
+    cases: int  #: how many cases the finished runs validated
+    seeds: int  #: how many seeds
+    #: losses with finished and unfinished or failed runs: their means are over other cases
     partial: tuple[str, ...] = ()
-    still: tuple[StoodStill, ...] = ()
+    still: tuple[StoodStill, ...] = ()  #: runs whose optimizer stood still
 
     @property
     def caveat(self) -> str:
@@ -218,7 +211,7 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
             partial.append(loss)
         if done:
             by_class = cases[cases["loss"] == loss].groupby(["case", "class"])[list(METRICS)].mean()
-            row |= by_class.groupby("case").mean().mean().to_dict()
+            row |= {str(name): mean for name, mean in by_class.groupby("case").mean().mean().items()}
             row["epoch_s"] = statistics.median(result["epoch_s"] for result in done)
         elif None not in results:
             failed.add(loss)

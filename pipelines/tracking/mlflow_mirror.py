@@ -79,7 +79,7 @@ class Mirror:
         """Bring MLflow up to date with the folders, unless it failed a moment ago; returns whether that worked."""
         if self._failed_at is not None and time.monotonic() - self._failed_at < _RETRY_S:
             return False
-        return self._numbers(states) and self._files(states)
+        return self._try(_UNREACHED, self._send_numbers, states) and self._try(_NO_FILES, self._send_files, states)
 
     def finish(self, states: list[RunState], findings: Findings) -> bool:
         """Bring MLflow up to date and close the parent run, with the findings if all runs are finished.
@@ -87,14 +87,14 @@ class Mirror:
         Returns:
             Whether that worked.
         """
-        if not self._numbers(states, final=True):
+        if not self._try(_UNREACHED, self._send_numbers, states, True):
             return False
         ended = all(state.finished for state in states)
         # Numbers first: they do not depend on the store for files, whose disk may be full.
-        closed = self._try(_UNREACHED, lambda: self._close(states, findings if ended else None))
-        if not closed or not self._files(states):
+        closed = self._try(_UNREACHED, self._close, states, findings if ended else None)
+        if not closed or not self._try(_NO_FILES, self._send_files, states):
             return False
-        return not ended or self._try(_NO_FILES, lambda: self._send_findings(findings))
+        return not ended or self._try(_NO_FILES, self._send_findings, findings)
 
     def page(self, server: str | None = None) -> str | None:
         """The address of the charts on `server`, or on the store if that is a server; None if it is not known."""
@@ -103,20 +103,9 @@ class Mirror:
             return None
         return page_address(without_password(server), self.state["experiment"], self.plan)
 
-    @property
-    def known(self) -> bool:
-        """Whether MLflow has the comparison already, by the record in its folder."""
-        return bool(self.state.get("parent"))
-
-    def _numbers(self, states: list[RunState], final: bool = False) -> bool:
-        return self._try(_UNREACHED, lambda: self._send_numbers(states, final))
-
-    def _files(self, states: list[RunState]) -> bool:
-        return self._try(_NO_FILES, lambda: self._send_files(states))
-
-    def _try(self, what: str, work: Callable[[], None]) -> bool:
+    def _try(self, what: str, work: Callable[..., None], *given: Any) -> bool:
         try:
-            work()
+            work(*given)
         except Exception as error:
             self._failed_at = time.monotonic()
             if what == _UNREACHED:
@@ -131,7 +120,7 @@ class Mirror:
         self._failed_at = None
         return True
 
-    def _send_numbers(self, states: list[RunState], final: bool) -> None:
+    def _send_numbers(self, states: list[RunState], final: bool = False) -> None:
         self._connect()
         if not all(state.finished for state in states):
             self._set_status(self.state["parent"], "RUNNING")
@@ -144,9 +133,8 @@ class Mirror:
             entry = self.state["runs"].get(state.run.id)
             if self.pause.is_set() or not state.finished or entry is None or entry.get("files"):
                 continue
-            run_dir = run_folder(self.folder, state.run)
-            for path in (run_dir.path / name for name in _FILES):
-                if path.is_file():
+            for name in _FILES:
+                if (path := run_folder(self.folder, state.run).path / name).is_file():
                     self._client.log_artifact(entry["id"], str(path))
             entry["files"] = True
             self._save()
@@ -194,15 +182,12 @@ class Mirror:
             return
         result = run_dir.result if state.finished else None
         if result is not None:
-            self._send_end(state, entry["id"])
+            self._client.set_tag(entry["id"], "medloss.attempt", str(max(1, attempts(self.folder, state.run))))
+            if state.error is not None:
+                self._client.set_tag(entry["id"], "medloss.error", state.error)
+            elif "medloss.error" in self._client.get_run(entry["id"]).data.tags:
+                self._client.delete_tag(entry["id"], "medloss.error")  # of an earlier attempt
         self._set_status(entry, status, None if result is None else result["finished"])
-
-    def _send_end(self, state: RunState, run_id: str) -> None:
-        self._client.set_tag(run_id, "medloss.attempt", str(max(1, attempts(self.folder, state.run))))
-        if state.error is not None:
-            self._client.set_tag(run_id, "medloss.error", state.error)
-        elif "medloss.error" in self._client.get_run(run_id).data.tags:
-            self._client.delete_tag(run_id, "medloss.error")  # of an earlier attempt
 
     def _set_status(self, entry: dict[str, Any], status: str, ended: float | None = None) -> None:
         if entry["status"] == status:
@@ -298,7 +283,7 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
 
         if not interrupted:
             close()
-        elif mirror.known:
+        elif mirror.state.get("parent"):  # else MLflow has not got the comparison
             closing = threading.Thread(target=close, name="MLflow, closing", daemon=True)
             closing.start()
             closing.join(_PATIENCE_S)
