@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pipelines.comparison.executors.base import Handover
 from pipelines.comparison.remaining_runs import prepare_cases, train_remaining
 from pipelines.comparison.screening import begun_rungs, screen, tune
 from pipelines.data.checks import refuse_bad_data
-from pipelines.runs.comparison_folder import adopt_plan, read_plan, refuse_foreign, stood_still_notes
+from pipelines.runs.comparison_folder import adopt_plan, read_plan, stood_still_notes
 from pipelines.runs.plan import Plan
 from pipelines.runs.summary import (
     Table,
@@ -28,7 +27,7 @@ from pipelines.runs.summary import (
 )
 from pipelines.tracking.findings import Findings
 from pipelines.tracking.mlflow_mirror import Mirror, mirroring
-from pipelines.tracking.mlflow_store import checked_model_name, checked_tracking_uri, local_uri
+from pipelines.tracking.mlflow_store import local_uri
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.locks import held_lock
@@ -38,7 +37,8 @@ from pipelines.utils.text import Column, numbers, print_table
 def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequence[RunConfig] = ()) -> int:
     """Carry out a plan in a folder, or what remains of it, and print the table.
 
-    A plan that tunes or screens the losses first takes the `configs` of all losses.
+    A plan that tunes or screens the losses first takes the `configs` of all losses. The command has checked the
+    execution: executor, tracking URI, model name.
 
     Returns:
         The exit code: 0, also when runs were handed over; 1 when a run failed, 130 when it was interrupted.
@@ -46,7 +46,7 @@ def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequ
     Raises:
         UserError: the folder holds another comparison, or another process carries this one out; bad files.
     """
-    execution = _checked(folder, execution)
+    folder.mkdir(parents=True, exist_ok=True)
     with held_lock(folder / "compare.lock", wait=lambda line: click.echo(line, err=True)) as held:
         if not held:
             raise UserError(f"--out: a comparison is at work in {folder}; see `medloss status {folder}`")
@@ -67,20 +67,6 @@ def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequ
             return 130
         states = comparison.states
     return 1 if any(state.state == "failed" for state in states) else 0
-
-
-def _checked(folder: Path, execution: Execution) -> Execution:
-    """Refuse what cannot be carried out, and make the folder."""
-    if execution.handover is not None:
-        execution.handover.check()
-    refuse_foreign(folder)
-    tracking_uri = checked_tracking_uri(execution.tracking_uri, folder)
-    register_model = checked_model_name(execution.register_model)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: cannot make {folder}: {error.strerror}; name another folder") from None
-    return replace(execution, tracking_uri=tracking_uri, register_model=register_model)
 
 
 def _begin(folder: Path, plan: Plan, execution: Execution) -> Comparison:

@@ -39,8 +39,9 @@ class Page:
 
     def open(self, address: str) -> Browser:
         """Load a page as a first visitor."""
-        self.browser.open(f"{self.server}/health")  # of the same origin, for which MLflow's page keeps its last filter
-        self.browser.evaluate("localStorage.clear()")
+        self.browser.open("about:blank")
+        # MLflow's page keeps its last filter there.
+        self.browser.call("Storage.clearDataForOrigin", origin=self.server, storageTypes="local_storage")
         self.browser.open(address)
         return self.browser
 
