@@ -52,22 +52,12 @@ from pipelines.utils import UserError
     metavar="N",
     help="Runs at a time; default: one per core, or one on a GPU.",
 )
-@option(
-    "--tracking-uri",
-    group=TRACKING,
-    metavar="URI",
-    help="MLflow server; default: SQLite in the folder of --out.",
-)
+@option("--tracking-uri", group=TRACKING, metavar="URI", help="MLflow server; default: SQLite in the folder of --out.")
 @option(
     "--register-model", group=TRACKING, metavar="NAME", help="Register the best network of the best loss in MLflow."
 )
 @option(
-    "--out",
-    group=RUNS,
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Folder of the comparison.",
+    "--out", group=RUNS, type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the comparison."
 )
 @trainer_options
 @executor_options
@@ -112,10 +102,7 @@ def compare(
     needs_engines = (
         {"--dry-run": is_dry}
         | search.given()
-        | {
-            "--register-model": register_model is not None,
-            "--schedule": schedule is not None,
-        }
+        | {"--register-model": register_model is not None, "--schedule": schedule is not None}
     )
     options = chosen_trainer(manifest, options, needs_engines)
     names, about = named_before(names, verdict.reference, verdict.metric, verdict.margin)

@@ -138,13 +138,7 @@ def _train(config: "RunConfig", out: Path, resume: bool, first: bool) -> dict[st
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 def predict(
-    images: tuple[Path, ...],
-    out: Path,
-    force: bool,
-    resume: bool,
-    probabilities: bool,
-    flips: bool,
-    **options: Any,
+    images: tuple[Path, ...], out: Path, force: bool, resume: bool, probabilities: bool, flips: bool, **options: Any
 ) -> None:
     """Predict IMAGES, NIfTI files and folders of them, by a trained network: a label map per image.
 

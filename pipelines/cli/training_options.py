@@ -128,13 +128,7 @@ _OPTIONS = (
         metavar="DIR",
         help="Folder of the data; default: $MEDLOSS_DATA.",
     ),
-    option(
-        "--check/--no-check",
-        group=DATA,
-        default=True,
-        show_default=True,
-        help="Check all files before training.",
-    ),
+    option("--check/--no-check", group=DATA, default=True, show_default=True, help="Check all files before training."),
     option(
         "--cache-dir",
         group=DATA,
@@ -152,19 +146,9 @@ _OPTIONS = (
         metavar="NAME",
         help="unet, vnet or dynunet; default: set by the recipe.",
     ),
+    option("--epochs", group=RECIPE, type=int, metavar="N", help="Training epochs; default: set by the recipe."),
     option(
-        "--epochs",
-        group=RECIPE,
-        type=int,
-        metavar="N",
-        help="Training epochs; default: set by the recipe.",
-    ),
-    option(
-        "--batch-size",
-        group=RECIPE,
-        type=int,
-        metavar="N",
-        help="Patches per step; default: 2 to 4, as memory allows.",
+        "--batch-size", group=RECIPE, type=int, metavar="N", help="Patches per step; default: 2 to 4, as memory allows."
     ),
     option("--lr", "learning_rate", group=RECIPE, type=float, metavar="RATE", help="Peak learning rate."),
     option(
