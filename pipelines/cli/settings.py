@@ -1,7 +1,8 @@
-"""`--set KEY=VALUE`: settings named as in a recipe file, with or without an option of their own."""
+"""The config of a run, from the options and from `--set KEY=VALUE`, whose keys are those of a recipe file."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -9,17 +10,120 @@ import yaml
 from click.core import ParameterSource
 from pydantic import BaseModel
 
-from pipelines.cli import note_typed
+from medloss.names import refuse_unknown_losses
+from pipelines.cli import note_typed, typed
 from pipelines.comparison.executors import EXECUTORS
-from pipelines.training.run_config import RunConfig
+from pipelines.data.manifest import Manifest
+from pipelines.training.run_config import RunConfig, checked_config, recipe_settings
 from pipelines.utils import UserError
 
 #: Fields that only an argument or an option sets; those of `nnunet` are keys such as `nnunet.configuration`.
 _NO_SETTINGS = {"manifest", "loss", "loss_arguments", "fold", "seed", "nnunet"}
+#: Epochs of nnU-Net's default trainer.
+_NNUNET_EPOCHS = 1000
+
+
+def _list_of(kind: Callable[[str], Any], expected: str) -> Callable[[str, str], tuple[Any, ...]]:
+    """A reader of lists such as `40,56,40`, which raises a `UserError` that names the flag."""
+
+    def read(text: str, flag: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise UserError(f"{flag}: got '{text}'; expected {expected}") from None
+
+    return read
+
+
+def _rate(text: str) -> tuple[str, float]:
+    loss, rate = text.rsplit("=", 1)
+    return loss.strip(), float(rate)
+
+
+whole_numbers = _list_of(int, "whole numbers and commas, such as 0,1,2")
+_numbers = _list_of(float, "numbers and commas, such as 3,0.8,0.8")
+_rates = _list_of(_rate, "losses with rates, such as focal=1e-2,tversky=1e-3")
+_READERS = {
+    "patch_size": ("--patch", whole_numbers),
+    "flip_axes": ("--flip-axes", whole_numbers),
+    "spacing": ("--spacing", _numbers),
+    "learning_rates": ("--loss-lr", lambda text, flag: dict(_rates(text, flag))),
+}
+
+
+def run_config(*, recipe: str, settings: Mapping[str, Any] | None = None, **options: Any) -> RunConfig:
+    """A `RunConfig` from a recipe and the options, which take precedence over the recipe's settings.
+
+    nnU-Net, where `nnunet` is given, uses no recipe.
+
+    Args:
+        recipe: name or file.
+        settings: from `--set`, as `with_settings` returns them; they take precedence over the recipe, too.
+        options: fields of `RunConfig`; None: not given.
+
+    Raises:
+        UserError: an option out of range, an unknown recipe or loss.
+    """
+    refuse_unknown_losses(options["loss"])
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, (flag, read) in _READERS.items():
+        if name in given:
+            given[name] = read(given[name], typed(flag))
+    base: dict[str, Any] = {"epochs": _NNUNET_EPOCHS} if "nnunet" in given else dict(recipe_settings(recipe))
+    for key, value in (settings or {}).items():
+        field, _, entry = key.partition(".")
+        old = base.get(field) or {}
+        if not entry:
+            base[field] = value
+        elif isinstance(old, dict):  # anything else is refused with the config
+            base[field] = old | {entry: value}  # `augmentation.noise` keeps the rest of `augmentation`
+    given = base | given
+    for name in ("data_root", "cache_dir"):
+        if name in given:
+            given[name] = str(Path(given[name]).resolve())
+    if Path(given["manifest"]).is_file():
+        given["manifest"] = str(Path(given["manifest"]).resolve())
+    return checked_config(given)
+
+
+def refuse_unused_rates(text: str | None, losses: Sequence[str]) -> None:
+    """Refuse learning rates of losses that are not trained: a misspelt loss would train at the common rate.
+
+    Args:
+        text: a list such as `focal=1e-2,tversky=1e-3`; None: not given.
+        losses: that are trained.
+
+    Raises:
+        UserError: there is one; the message names the nearest loss.
+    """
+    flag = typed("--loss-lr")
+    for loss, _ in _rates(text, flag) if text else ():
+        if loss not in losses:
+            near = difflib.get_close_matches(loss, losses, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(losses)}"
+            raise UserError(f"{flag}: {loss} is none of the losses that are trained{hint}")
+
+
+def refuse_untrainable(configs: Sequence[RunConfig], manifest: Manifest) -> None:
+    """Refuse configs that cannot be trained on this machine or on these data.
+
+    Raises:
+        UserError: a device or loss that this machine does not have, or that does not fit the data.
+    """
+    # Not above, for the second that torch takes.
+    from pipelines.training.auto_config import refuse_misfit
+    from pipelines.utils.machine import chosen_device
+
+    for config in configs:
+        chosen_device(config.device)
+        refuse_misfit(config, manifest)
+
+
+# --set
 
 
 def keys_without_option() -> list[str]:
-    """The keys without an option, in the order of `RunConfig`."""
+    """The keys of `--set` without an option of the current command, in the order of `RunConfig`."""
     flagged = {option.name for option in _options().values()}
     return [key for key in _recipe_keys(RunConfig) if key not in flagged]
 
@@ -40,20 +144,22 @@ def with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: no such key, a value out of range, or a key that is set twice or by its option as well.
     """
+    if not options.get("settings"):
+        return {**options, "settings": {}}
     ctx = click.get_current_context()
     known = _options()
     given = dict(options)
     rest: dict[str, Any] = {}
-    texts: dict[str, list[str]] = {}
-    spelled: dict[str, str] = {}
-    for key, value in _pairs(options.get("settings", ())):
+    found: dict[str, tuple[str, list[str]]] = {}
+    for text in options["settings"]:
+        key, _, value = (part.strip() for part in text.partition("="))
+        if not key or not value:
+            raise UserError(f"--set: got '{text}'; expected KEY=VALUE, such as lr=1e-3")
         name = _name(key, known)
-        if name in texts and not (name in known and known[name].multiple):
+        if name in found and not (name in known and known[name].multiple):
             raise UserError(f"--set {key}: set twice; leave one out")
-        texts.setdefault(name, []).append(value)
-        spelled.setdefault(name, key)
-    for name, values in texts.items():
-        key = spelled[name]
+        found.setdefault(name, (key, []))[1].append(value)
+    for name, (key, values) in found.items():
         if name not in known:
             rest[name] = _recipe_value(key, values[0])
             continue
@@ -64,27 +170,6 @@ def with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
         ctx.set_parameter_source(str(option.name), ParameterSource.COMMANDLINE)
         note_typed(ctx, option.opts[0], f"--set {key}")
     return given | {"settings": rest}
-
-
-def merged(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings, updated by those of `--set`; `augmentation.noise` keeps the rest of `augmentation`."""
-    result = dict(recipe)
-    for key, value in settings.items():
-        field, _, entry = key.partition(".")
-        old = result.get(field) or {}
-        if not entry:
-            result[field] = value
-        elif isinstance(old, dict):  # anything else is refused with the config
-            result[field] = old | {entry: value}
-    return result
-
-
-def _pairs(settings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for text in settings:
-        key, _, value = (part.strip() for part in text.partition("="))
-        if not key or not value:
-            raise UserError(f"--set: got '{text}'; expected KEY=VALUE, such as lr=1e-3")
-        yield key, value
 
 
 def _options() -> dict[str, click.Option]:

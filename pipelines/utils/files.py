@@ -108,15 +108,20 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise a `UserError` if the file to write, named by `--out`, exists and `--force` is not given, or is a folder."""
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; expected a file to write")
+    if path.exists() and not force:
+        raise UserError(f"--out: {path} is there already; pass --force to overwrite it, or name another file")
+
+
 def refuse_unwritable(path: Path, flag: str) -> None:
-    """Check before the work that its result can be written.
+    """Raise a `UserError` if a file cannot be written; its folder is created if needed.
 
     Args:
-        path: the file; its folder is created if needed.
-        flag: the option that named the file.
-
-    Raises:
-        UserError: the file cannot be written.
+        path: the file.
+        flag: the option that named it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,15 +132,14 @@ def refuse_unwritable(path: Path, flag: str) -> None:
 
 
 def refuse_unwritable_folder(folder: Path, flag: str) -> None:
-    """Check that files can be written in a folder without creating it: its nearest existing parent is tried.
+    """Raise a `UserError` if nothing can be written in a folder; if it does not exist, its nearest parent is tried.
 
     Args:
-        folder: the folder, which need not exist.
-        flag: the option that named the folder.
-
-    Raises:
-        UserError: nothing can be written there.
+        folder: the folder, which is not created.
+        flag: the option that named it.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{flag}: {folder} is no folder; name another")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -69,13 +69,9 @@ _LABEL = 10
 def item(label: str, text: str) -> Iterator[str]:
     """Lines of a labelled paragraph; without a label it continues the previous one."""
     yield from textwrap.wrap(
-        text,
-        _WIDTH,
-        initial_indent=f"{label:<{_LABEL}}",
-        subsequent_indent=" " * _LABEL,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        text, _WIDTH, initial_indent=f"{label:<{_LABEL}}", subsequent_indent=" " * _LABEL,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def counted(count: int, noun: str) -> str:
@@ -121,8 +117,8 @@ def fitted_table(
 ) -> "Group":
     """A table that is no wider than the terminal.
 
-    Columns that do not fit next to the others follow in a table below that repeats the columns that name a row, as
-    pandas prints a wide frame.
+    Columns that do not fit follow in a table below that repeats the columns that name a row, as pandas prints a wide
+    frame.
 
     Args:
         columns: the columns.
@@ -149,15 +145,7 @@ def print_table(
     keys: int = 1,
     console: "Console | None" = None,
 ) -> None:
-    """Print a table as wide as the terminal; in a pipe or a file, one line per row.
-
-    Args:
-        columns: as of `fitted_table`.
-        rows: as of `fitted_table`.
-        title: as of `fitted_table`.
-        keys: as of `fitted_table`.
-        console: the console to print to; default: standard output.
-    """
+    """Print a table as wide as the terminal; in a pipe or a file, one line per row. Arguments as of `fitted_table`."""
     from rich.console import Console
 
     console = console or Console()
