@@ -115,11 +115,7 @@ def compare(
 
 
 def _scheduled(names: list[str], schedule: str | None) -> dict[str, str]:
-    """The schedule of each loss that has one: sums of a boundary-based term with others.
-
-    Raises:
-        UserError: a schedule, and no such loss.
-    """
+    """The schedule of each sum of a boundary-based term with others; a `UserError` if there is none."""
     if schedule is None:
         return {}
     from medloss.training_loss import has_boundary_term  # not above, for the second that torch takes

@@ -55,11 +55,7 @@ def executor_options(command: Any) -> Any:
 
 
 def loss_list(text: str) -> list[str]:
-    """The losses in a list such as `all,0.2*focal+0.8*dice`.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The losses in a list such as `all,0.2*focal+0.8*dice`; a `UserError` if there are none."""
     from medloss.names import loss_names
 
     items = [item for item in "".join(text.split()).split(",") if item]
@@ -72,14 +68,7 @@ def loss_list(text: str) -> list[str]:
 def named_before(
     names: list[str], reference: str, metric: str, margin: float, **rest: Any
 ) -> tuple[list[str], dict[str, Any]]:
-    """The losses with the reference among them, and the plan's fields for the verdict.
-
-    Args:
-        names: the losses.
-        reference: one of them, one that is added as the first, or `none`.
-        metric: the primary metric.
-        margin: largest difference that does not matter.
-        rest: further fields.
+    """The losses with the reference among them (added as the first, unless it is `none`), and the plan's fields.
 
     Raises:
         UserError: no such metric, or a margin out of range.
@@ -112,10 +101,7 @@ def refuse_verdict(metric: str | None, margin: float | None) -> None:
 def chosen_executor(name: str, jobs: int | None, options: dict[str, Any]) -> Handover | None:
     """The executor that runs are handed over to; None where they are trained here.
 
-    Args:
-        name: of `EXECUTORS`.
-        jobs: runs at a time; None: not given.
-        options: of the command; loses `threads` and those of all executors.
+    `options` of the command lose `threads` and those of all executors.
 
     Raises:
         UserError: an option of another executor, or a value that this one refuses.

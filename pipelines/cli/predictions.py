@@ -24,11 +24,7 @@ def _manifest_options(replaced: str) -> Any:
 
 
 def _cases_of_manifest(options: dict[str, Any], is_replaced: bool, refusal: str) -> tuple[Any, ...] | None:
-    """Take the manifest, its data's folder and the fold from the options; None if there is no manifest.
-
-    Raises:
-        UserError: both are given, a manifest and what it replaces, or none; or there are options for no manifest.
-    """
+    """Take the manifest, its data's folder and the fold; None if there is no manifest but what it replaces."""
     manifest, data_root, fold = take(options, "manifest", "data_root", "fold").values()
     if is_replaced == (manifest is not None):
         raise UserError(refusal)

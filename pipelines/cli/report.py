@@ -24,12 +24,7 @@ CASES = "cases.csv"
 class ManyValues(GroupedCommand):
     """A command with options that take every word up to the next one that begins with `-`, as in `--cases a b`.
 
-    click has this for arguments alone. `--cases a b` becomes `--cases a --cases b`: the option is one of
-    `multiple=True`.
-
-    Args:
-        many: those options, with their dashes.
-        arguments: of `click.Command`, as are the others.
+    click has this for arguments alone. `--cases a b` becomes `--cases a --cases b`, for options of `multiple=True`.
     """
 
     def __init__(self, *arguments: Any, many: tuple[str, ...] = (), **named: Any) -> None:

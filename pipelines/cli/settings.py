@@ -52,14 +52,9 @@ _READERS = {
 
 
 def run_config(*, recipe: str, settings: Mapping[str, Any] | None = None, **options: Any) -> RunConfig:
-    """A `RunConfig` from a recipe and the options, which take precedence over the recipe's settings.
+    """A `RunConfig` from a recipe, updated by `settings` (of `with_settings`), and by the options that are not None.
 
     nnU-Net, where `nnunet` is given, uses no recipe.
-
-    Args:
-        recipe: name or file.
-        settings: from `--set`, as `with_settings` returns them; they take precedence over the recipe, too.
-        options: fields of `RunConfig`; None: not given.
 
     Raises:
         UserError: an option out of range, an unknown recipe or loss.
@@ -87,15 +82,7 @@ def run_config(*, recipe: str, settings: Mapping[str, Any] | None = None, **opti
 
 
 def refuse_unused_rates(text: str | None, losses: Sequence[str]) -> None:
-    """Refuse learning rates of losses that are not trained: a misspelt loss would train at the common rate.
-
-    Args:
-        text: a list such as `focal=1e-2,tversky=1e-3`; None: not given.
-        losses: that are trained.
-
-    Raises:
-        UserError: there is one; the message names the nearest loss.
-    """
+    """Raise a `UserError` for rates of losses that are not trained: a misspelt one would train at the common rate."""
     flag = typed("--loss-lr")
     for loss, _ in _rates(text, flag) if text else ():
         if loss not in losses:
@@ -105,11 +92,7 @@ def refuse_unused_rates(text: str | None, losses: Sequence[str]) -> None:
 
 
 def refuse_untrainable(configs: Sequence[RunConfig], manifest: Manifest) -> None:
-    """Refuse configs that cannot be trained on this machine or on these data.
-
-    Raises:
-        UserError: a device or loss that this machine does not have, or that does not fit the data.
-    """
+    """Raise a `UserError` for a device or loss that this machine does not have, or that does not fit the data."""
     # Not above, for the second that torch takes.
     from pipelines.training.auto_config import refuse_misfit
     from pipelines.utils.machine import chosen_device
@@ -129,17 +112,11 @@ def keys_without_option() -> list[str]:
 
 
 def with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the current command, updated by `--set`.
+    """The options of the current command, updated by the `KEY=VALUE` of each `--set`.
 
     A key is a field of `RunConfig` (`learning_rate`, `augmentation.rotation`), the name of its option (`lr`), or, for
-    the options of SLURM and nnU-Net, one such as `slurm.time`. Its value replaces the recipe's. It has the form of the
-    option's value; without an option that of a recipe file, or of a list such as `0.7,1.4`.
-
-    Args:
-        options: name to value; `settings` has the `KEY=VALUE` of each `--set`.
-
-    Returns:
-        The options; `settings` has the fields of `RunConfig` without an option, key to value.
+    the options of SLURM and nnU-Net, one such as `slurm.time`. A value has the form of the option's value; without an
+    option that of a recipe file, or of a list such as `0.7,1.4`: those are left in `settings`, key to value.
 
     Raises:
         UserError: no such key, a value out of range, or a key that is set twice or by its option as well.
@@ -173,10 +150,7 @@ def with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options() -> dict[str, click.Option]:
-    """The options of the current command that `--set` accepts, by key.
-
-    Keys are names of `RunConfig`; those of executors and nnU-Net have a prefix: `--slurm-time` is `slurm.time`.
-    """
+    """The options that `--set` accepts, by name of `RunConfig`, or with a prefix: `--slurm-time` is `slurm.time`."""
     found = {}
     for param in click.get_current_context().command.params:
         prefix, _, rest = _flag_name(param).partition("_")
@@ -202,11 +176,7 @@ def _recipe_keys(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _name(key: str, known: Mapping[str, click.Option]) -> str:
-    """The name in `known`, or the field of `RunConfig`, that a key refers to.
-
-    Raises:
-        UserError: there is none; the message names the nearest key.
-    """
+    """The name in `known`, or the field of `RunConfig`, that a key refers to; a `UserError` names the nearest key."""
     fields = list(_recipe_keys(RunConfig))
     # `schedule` is a field, and also the flag of another option: here it means the field, as in a recipe file.
     names = {_flag_name(option): name for name, option in known.items() if "." not in name}

@@ -88,10 +88,7 @@ _NOT_PLANNED = {"epochs", "data_root", "keep_predictions", "cache_dir", "device"
 def chosen_trainer(manifest: str, options: Mapping[str, Any], others: Mapping[str, bool]) -> dict[str, Any]:
     """The options for `run_config`, with `nnunet` among them if nnU-Net trains.
 
-    Args:
-        manifest: name or path.
-        options: of the trainer and of the training.
-        others: flags of other options that need our engines, and whether they were given.
+    `others` are flags of other options that need our engines, and whether they were given.
 
     Raises:
         UserError: an option that the trainer does not have; nnU-Net is not installed, or cannot take the data.

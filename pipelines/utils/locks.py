@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -57,7 +58,6 @@ def held_lock(path: Path, patience: float = 0.3, *, wait: Callable[[str], None] 
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     watch = _Watch(path)
-    notified = False
     while (handle := _take(path, watch)) is None:
         if time.monotonic() < deadline:
             time.sleep(0.02)
@@ -65,8 +65,8 @@ def held_lock(path: Path, patience: float = 0.3, *, wait: Callable[[str], None] 
         if wait is None or not watch.undecided:
             yield False
             return
-        if not notified:
-            notified = True
+        if not watch.announced:
+            watch.announced = True
             host = holder_host(path) or "another machine"
             wait(f"{path}: held by {host}, which may be active: waiting for a heartbeat, at most two minutes")
         time.sleep(_BEAT_S / 2)
@@ -219,15 +219,16 @@ def _same_file(handle: int, path: Path) -> bool:
         return False
 
 
+@dataclass
 class _Watch:
     """Heartbeats of another machine's holder, look by look."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.last: tuple[int, int] | None = None
-        self.looked_at = 0.0
-        self.missed_beats = 0
-        self.undecided = False
+    path: Path
+    last: tuple[int, int] | None = None
+    looked_at: float = 0.0
+    missed_beats: int = 0
+    undecided: bool = False
+    announced: bool = False
 
     def is_stale(self, handle: int) -> bool:
         """Look again; whether the lock is stale by now."""

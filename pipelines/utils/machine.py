@@ -42,11 +42,7 @@ def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
 
 
 def chosen_device(name: str) -> "torch.device":
-    """The device of a name; `auto` is the GPU if there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """The device of a name, or a `UserError`; `auto` is the GPU if there is one."""
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available():

@@ -59,15 +59,7 @@ ALLOWED = ("medloss", "monai", "torch")
 
 
 def refuse_code(content: Any, where: object) -> None:
-    """Refuse content that MONAI's bundle parser would evaluate: `$` expressions, `_target_`, imports.
-
-    Args:
-        content: mappings, lists and plain values.
-        where: the file, for the message.
-
-    Raises:
-        UserError: there is such content; the message names the first place.
-    """
+    """Raise a `UserError` for a file's content that MONAI's bundle parser would evaluate: `$`, `_target_`, imports."""
     for path, what in _code(content, (), set()):
         raise UserError(
             f"{where}: refused: {'.'.join(path)} is {what}, which could run any code; expected plain values"
@@ -75,15 +67,7 @@ def refuse_code(content: Any, where: object) -> None:
 
 
 def refuse_foreign_losses(losses: list[str], where: object) -> None:
-    """Refuse to import losses that a file names from packages other than the allowed ones.
-
-    Args:
-        losses: names, sums and dotted paths.
-        where: the file, for the message.
-
-    Raises:
-        UserError: there is such a loss; the message names the first one and the option that allows it.
-    """
+    """Raise a `UserError` for losses that a file names from other packages than the allowed ones."""
     for loss in losses:
         for term in parse_expression(loss):
             if "." in term.name and term.name.split(".")[0] not in ALLOWED:
