@@ -18,18 +18,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 #: Groups of options, in the order of the help.
-RUNS = "Losses and runs"
-RUN = "Run"
-INPUT = "Input"
-DATA = "Data"
-VERDICT = "Verdict"
-PLANNING = "Forecast and search"
-RECIPE = "Training recipe"
-PLACE = "Where it runs"
-TRACKING = "Tracking"
-OUTPUT = "Output"
-HELP = "Help"
-GROUPS = (RUN, INPUT, RUNS, DATA, VERDICT, PLANNING, RECIPE, PLACE, TRACKING, OUTPUT, HELP)
+GROUPS = (
+    "Run", "Input", "Losses and runs", "Data", "Verdict", "Forecast and search", "Training recipe", "Where it runs",
+    "Tracking", "Output", "Help",
+)  # fmt: skip
+RUN, INPUT, RUNS, DATA, VERDICT, PLANNING, RECIPE, PLACE, TRACKING, OUTPUT, HELP = GROUPS
 
 #: Widest first column, characters; longer options have their text in the next line.
 _FIRST_COLUMN = 26
@@ -77,14 +70,10 @@ class GroupedCommand(click.Command):
 
 
 def option(flags: str, group: str, metavar: str | None, text: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """`click.option` of a group, whose default the help shows.
+    """`click.option` of a group, with its default in the help.
 
-    Args:
-        flags: the flag, and the parameter's name if it is another, such as `--lr learning_rate`.
-        group: one of `GROUPS`.
-        metavar: of the value; None for a switch.
-        text: its help.
-        attributes: of `click.option` and `GroupedOption`.
+    `flags` has the flag, and the parameter's name if it is another, such as `--lr learning_rate`; `metavar` is None for
+    a switch.
     """
     attributes.setdefault("show_default", attributes.get("default") is not None)
     return click.option(*flags.split(), cls=GroupedOption, group=group, metavar=metavar, help=text, **attributes)
@@ -183,15 +172,12 @@ def main() -> None:
         let_first_rank_report()
         error.show()
         sys.exit(error.exit_code)
-    except DiskFullError as error:
+    except (UserError, ValueError) as error:
         let_first_rank_report()
+        code = error.exit_code if isinstance(error, DiskFullError) else 2
         try:
             click.echo(f"error: {error}", err=True)
         except OSError:
-            # A worker's log may be on that disk: an output that Python cannot flush would change the exit code.
-            os._exit(error.exit_code)
-        sys.exit(error.exit_code)
-    except (UserError, ValueError) as error:
-        let_first_rank_report()
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+            # A worker's log may be on a full disk: an output that Python cannot flush would change the exit code.
+            os._exit(code)
+        sys.exit(code)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipelines.cli import PATH, PLACE, RUNS, TRACKING, GroupedCommand, option, take
-from pipelines.cli.compare_options import chosen_executor, executor_options, loss_list, named_before, planning_options
+from pipelines.cli.compare_options import chosen_executor, compare_options, loss_list, named_before
 from pipelines.cli.train import chosen_trainer, trainer_options, training_options
 from pipelines.utils import UserError
 
@@ -26,8 +26,7 @@ from pipelines.utils import UserError
 @option("--register-model", TRACKING, "NAME", "Register the best network of the best loss in MLflow.")
 @option("--out", RUNS, "DIR", "Folder of the comparison.", type=PATH, required=True)
 @trainer_options
-@executor_options
-@planning_options
+@compare_options
 @training_options
 def compare(
     manifest: str, out: Path, losses: str, executor: str, jobs: int | None, is_dry: bool, **options: Any

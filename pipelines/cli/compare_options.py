@@ -19,7 +19,7 @@ EMPTY_HELP = (
 )
 _METRICS = list(in_report_order(METRICS))
 
-planning_options = combined(
+_PLANNING = (
     option("--reference", VERDICT, "LOSS",
            "Loss that all others are compared with, added if missing; none: all pairs.",
            default="dice+binary_cross_entropy"),
@@ -40,8 +40,8 @@ planning_options = combined(
 )  # fmt: skip
 
 
-def executor_options(command: Any) -> Any:
-    """Add the options `--executor`, and those of every executor, which `--help-all` lists."""
+def compare_options(command: Any) -> Any:
+    """Add `--executor` and the options of every executor, those of the verdict, and those of the search."""
     words = "; ".join(f"{executor.name}: {executor.help}" for executor in EXECUTORS.values())
     entries = [entry for executor in EXECUTORS.values() for entry in executor.options]
     return combined(
@@ -51,6 +51,7 @@ def executor_options(command: Any) -> Any:
                    multiple=entry.multiple)
             for entry in entries
         ),
+        *_PLANNING,
     )(command)  # fmt: skip
 
 

@@ -177,12 +177,9 @@ def _load_or_report(manifest: str) -> "Manifest":
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
     from tqdm import tqdm
 
-    with tqdm(unit="case", leave=False) as bar:
+    with tqdm(unit="case", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -198,18 +195,18 @@ def _print_tables(report: "CheckReport") -> None:
         return
     axes = len(report.shapes[0])
     unit = "ml" if axes == 3 else "mm2"
+
+    def extremes(values: Any, form: str) -> list[str]:
+        return [format(value, form) for value in np.quantile(values, (0.0, 0.5, 1.0))]
+
     volumes = []
     for value, name in report.classes.items():
-        voxels, size = np.array(report.voxels[name]), np.array(report.volumes[name])
-        cells = [f"{x:.0f}" for x in (voxels.min(), np.median(voxels), voxels.max())]
-        cells += [f"{x:.4g}" for x in (size.min(), np.median(size), size.max())]
-        volumes.append([f"{value} {name}", str(int((voxels > 0).sum())), *cells])
+        cells = [*extremes(report.voxels[name], ".0f"), *extremes(report.volumes[name], ".4g")]
+        volumes.append([f"{value} {name}", str(np.count_nonzero(report.voxels[name])), *cells])
     geometry = []
     for title, rows in (("spacing, mm", report.spacings), ("shape, voxels", report.shapes)):
-        lengths = np.array([row for row in rows if len(row) == axes])
-        for axis, column in enumerate(lengths.T):
-            extremes = (column.min(), np.median(column), column.max())
-            geometry.append([f"{title}, axis {axis}", *(f"{x:.6g}" for x in extremes)])
+        columns = np.array([row for row in rows if len(row) == axes]).T
+        geometry += [[f"{title}, axis {axis}", *extremes(column, ".6g")] for axis, column in enumerate(columns)]
     extremes_of_both = [f"{what}: {extreme}" for what in ("voxels", unit) for extreme in ("min", "median", "max")]
     print_table([Column("class"), *numbers("cases", *extremes_of_both)], volumes)
     print_table([Column(""), *numbers("min", "median", "max")], geometry)

@@ -12,7 +12,14 @@ from pipelines.cli import PATH
 def losses(name: str | None) -> None:
     """List the losses, or show the documentation of one NAME."""
     if name is not None:
-        _print_documentation(name)
+        import inspect
+
+        from medloss.names import refuse_unknown_losses
+
+        refuse_unknown_losses(name)
+        from medloss.create import loss_class  # not above, for the second that torch takes
+
+        click.echo(inspect.getdoc(loss_class(name)))
         return
     from medloss import LOSSES, kernels
     from medloss.training_loss import trained_as
@@ -30,17 +37,6 @@ def losses(name: str | None) -> None:
     click.echo(f"Kernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
     if "numba" not in kernels.available():
         click.echo("pip install numba adds compiled ones, the fastest on a CPU.")
-
-
-def _print_documentation(name: str) -> None:
-    import inspect
-
-    from medloss.names import refuse_unknown_losses
-
-    refuse_unknown_losses(name)
-    from medloss.create import loss_class  # not above, for the second that torch takes
-
-    click.echo(inspect.getdoc(loss_class(name)))
 
 
 @click.command()

@@ -154,13 +154,22 @@ def _contents(
                 f"NAME={cases[0]} OTHER=other/results.csv"
             )
         return from_csv(Path(cases[0])), reference
-    if cases:
-        return _read_tables(read_names(cases, "--cases")).collected, reference
-    names = read_names(predictions)
-    if reference not in (None, NO_REFERENCE, *names):
+    names = read_names(predictions or cases, "--predictions" if predictions else "--cases")
+    if predictions and reference not in (None, NO_REFERENCE, *names):
         # Refused before the metrics are computed.
         raise UserError(f"--reference: got {reference}; expected one of {', '.join(names)}, or {NO_REFERENCE}")
-    found = _read_finished(names, out, computation)
+    tables = [name for name, path in names.items() if path.is_file()]
+    if predictions and tables and len(tables) < len(names):
+        raise UserError(
+            f"--predictions: {tables[0]} is a table, and others are folders, measured otherwise; expected all of a kind"
+        )
+    if predictions and tables and _is_given(computation):
+        raise UserError(f"{_COMPUTATION_FLAGS} belong to folders of predictions, and tables were named")
+    from pipelines.report.external_results import from_tables  # not above, for the time that pandas takes
+
+    found = from_tables(names) if cases or tables else _measured(names, out, computation)
+    for line in found.messages:
+        click.echo(line)
     collected = found.collected
     if reference is None and found.reference is not None and DEFAULT_REFERENCE not in collected.table.losses:
         reference = found.reference
@@ -169,23 +178,14 @@ def _contents(
     return collected, reference
 
 
-def _read_finished(named: dict[str, Path], out: Path, computation: dict[str, Any]) -> "ExternalResults":
-    """Compute or read the metrics of finished predictions, and print notes about them."""
+def _measured(named: dict[str, Path], out: Path, computation: dict[str, Any]) -> "ExternalResults":
+    """The metrics of finished predictions."""
     from pipelines.cli.settings import whole_numbers
     from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
     from pipelines.evaluation.result_folders import read_classes
     from pipelines.utils.files import write_text
     from pipelines.utils.machine import available_cores
 
-    tables = [name for name, path in named.items() if path.is_file()]
-    if tables and len(tables) < len(named):
-        raise UserError(
-            f"--predictions: {tables[0]} is a table, and others are folders, measured otherwise; expected all of a kind"
-        )
-    if tables:
-        if _is_given(computation):
-            raise UserError(f"{_COMPUTATION_FLAGS} belong to folders of predictions, and tables were named")
-        return _read_tables(named)
     classes, folds, jobs = computation["classes"], computation["folds"], computation["jobs"]
     tolerance = NSD_TOLERANCE_MM if computation["tolerance"] is None else computation["tolerance"]
     if not math.isfinite(tolerance) or tolerance < 0:
@@ -208,16 +208,4 @@ def _read_finished(named: dict[str, Path], out: Path, computation: dict[str, Any
         write_text(out / CASES, found.rows.to_csv(index=False))
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
-    for line in found.messages:
-        click.echo(line)
-    return found
-
-
-def _read_tables(named: dict[str, Path]) -> "ExternalResults":
-    """Join tables of one method each, and print notes about them."""
-    from pipelines.report.external_results import from_tables
-
-    found = from_tables(named)
-    for line in found.messages:
-        click.echo(line)
     return found

@@ -201,14 +201,7 @@ def require_nnunet() -> None:
 
 
 def prepare(config: RunConfig, cache: Path, processes: int, log: Path, notify: Callable[[str], None]) -> Prepared:
-    """Plan and preprocess a data set with nnU-Net, unless the cache has it.
-
-    Args:
-        config: of any of the runs.
-        cache: the folder of prepared cases.
-        processes: at a time.
-        log: file for nnU-Net's output.
-        notify: called with messages for the user.
+    """Plan and preprocess a data set with nnU-Net, whose output goes to `log`, unless the cache has it.
 
     Raises:
         UserError: nnU-Net cannot take the data, fails, or does not plan the configuration.

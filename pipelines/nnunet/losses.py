@@ -151,25 +151,21 @@ class NnunetLoss(nn.Module):
         finest = outputs[0].shape[2:]
         total: Tensor | float = 0.0
         for weight, logits, target in zip(self.weights, outputs, targets, strict=True):
-            if weight:
-                spacing = scaled_spacing(self.spacing, finest, logits.shape[2:])
-                total = total + weight * (self._at_one_scale(logits, target, spacing) + self.offset)
+            if not weight:
+                continue
+            mask = None
+            if self.ignore_label is not None and self.regions:
+                target, mask = target[:, :-1], target[:, -1:] != 1
+            elif self.ignore_label is not None:
+                mask = target != self.ignore_label
+            spacing = scaled_spacing(self.spacing, finest, logits.shape[2:])
+            total = total + weight * (call_loss(self.loss, logits, target, mask=mask, spacing=spacing) + self.offset)
         assert isinstance(total, Tensor)
         return total
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights of a sum with a schedule; to be called before the epoch's first batch."""
         pass_epoch_on(self.loss, epoch)
-
-    def _at_one_scale(self, logits: Tensor, target: Tensor, spacing: tuple[float, ...]) -> Tensor:
-        mask = None
-        if self.ignore_label is not None:
-            if self.regions:
-                target, ignored = target[:, :-1], target[:, -1:]
-                mask = ignored != 1
-            else:
-                mask = target != self.ignore_label
-        return call_loss(self.loss, logits, target, mask=mask, spacing=spacing)
 
     def extra_repr(self) -> str:
         """The attributes that `print` shows next to the loss."""

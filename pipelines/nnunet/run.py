@@ -108,11 +108,8 @@ def train_nnunet_run(
 ) -> dict[str, Any]:
     """Train or resume a run in its folder, and return the content of its `result.json`.
 
-    Args:
-        config: the run's.
-        run_dir: the run's folder, see `RunFolder`; nnU-Net's folder of results is `nnunet` in it.
-        cache: the folder with the cases that `prepare` has left.
-        before_files: called at the end of each epoch, before anything is written.
+    nnU-Net's folder of results is `nnunet` in it. `cache` has the cases that `prepare` has left. `before_files` is
+    called at the end of each epoch, before anything is written.
 
     Raises:
         UserError: the cases are not prepared.

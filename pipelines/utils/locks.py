@@ -3,12 +3,9 @@
 On one machine `flock` suffices: the system releases it whenever its holder dies. Between machines it does not: an NFS
 server may keep the lock of a node that never comes back, and some file systems do not show a lock to other machines.
 A holder therefore also writes its name into the file and touches the file every two seconds (a heartbeat). Another
-machine's lock is stale after two minutes without a heartbeat, of which at least ten seconds were watched. The time is
-that of the file system's clock, and looks are counted, so that neither clocks that differ nor a file server that hung
-make a lock look stale. A rebooted machine counts as another machine.
-
-A holder that finds its lock taken over (after it was frozen for minutes) ends its process. It checks every two seconds
-and in every call of `end_if_lost`.
+machine's lock (a rebooted one is another) is stale after two minutes without a heartbeat, of which at least ten seconds
+were watched, by the file system's clock and in counted looks: clocks may differ, and a file server may hang. A holder
+that finds its lock taken over, after it was frozen for minutes, ends its process.
 
 Assumptions: all machines see each other's files and their times within seconds, and the kernel's boot id is unique. If
 `flock` is not visible to other machines, two that start at the same moment may both continue for two seconds.

@@ -108,16 +108,10 @@ def numbers(*headings: str) -> list[Column]:
 def fitted_table(
     columns: Sequence[Column], rows: "Sequence[Sequence[str | Text]]", width: int, *, title: str = "", keys: int = 1
 ) -> "Group":
-    """A table that is no wider than the terminal.
+    """A table no wider than the terminal; its cells are strings, or `Text` if they have a colour.
 
-    Columns that do not fit follow in a table below that repeats those that name a row, as pandas prints a wide frame.
-
-    Args:
-        columns: the columns, of which the first `keys` name a row.
-        rows: the rows' cells; `Text` if a cell has a colour.
-        width: width of the terminal in characters.
-        title: a line above the table.
-        keys: see `columns`.
+    Columns that do not fit follow in a table below that repeats the first `keys` columns, which name a row, as pandas
+    prints a wide frame.
     """
     from rich.console import Group
     from rich.table import Table
