@@ -27,12 +27,8 @@ _FILE = "file"
 def bundle_model(model_file: str | None, network_name: str, device: torch.device) -> Model:
     """The model of a file or of a finished run's folder.
 
-    Without either it is an untrained one for the phantom, for MONAI's commands that inspect a network.
-
-    Args:
-        model_file: the file or the folder.
-        network_name: of the untrained one.
-        device: to compute on.
+    Without either it is an untrained one for the phantom, named `network_name`, for MONAI's commands that inspect a
+    network.
     """
     if model_file is not None:
         return load_model(Path(model_file), device)
@@ -55,17 +51,7 @@ def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
 
 
 def before_prediction(model_file: str | None, images: list[Source], output_dir: str, overwrite: bool) -> None:
-    """Refuse a wrong call before anything is written.
-
-    Args:
-        model_file: the model.
-        images: from `sources`.
-        output_dir: folder of the label maps.
-        overwrite: whether label maps may be overwritten.
-
-    Raises:
-        UserError: no model, no image, or label maps that exist already.
-    """
+    """Raise a `UserError` before anything is written: no model, no image, or label maps that exist already."""
     if model_file is None:
         raise UserError("model_file: expected a finished run's folder, or its model.pt")
     if not images:
@@ -83,11 +69,7 @@ class ReadImage:
         self.preprocessing = model.preprocessing
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Read `item["image"]`, a `Source`.
-
-        Raises:
-            UserError: it cannot be read, or has values that are not finite.
-        """
+        """Read `item["image"]`, a `Source`; a `UserError` if it cannot be read, or has values that are not finite."""
         source: Source = item[CommonKeys.IMAGE]
         try:
             volume = read_file(source.path, {self.preprocessing.dimensions})
@@ -117,12 +99,7 @@ class ToLabels:
 
 
 class WriteLabels:
-    """A handler that writes each image's label map, with the image's geometry, and prints its path.
-
-    Args:
-        images: from `sources`.
-        output_dir: the folder.
-    """
+    """A handler that writes the label map of each of `sources`, with the image's geometry, and prints its path."""
 
     def __init__(self, images: list[Source], output_dir: str) -> None:
         self.images = {str(image.path): image for image in images}
