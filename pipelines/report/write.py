@@ -7,6 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipelines.report.collect import Collected
 from pipelines.report.overlays import Overlays, every_overlay
@@ -89,32 +90,22 @@ def write_report(
     """
     named = {"reference": reference, "metric": metric, "margin": margin, "empty": empty, "non_inferior": non_inferior}
     notes = collected.notes + _after_the_fact(collected, named)
-    metric = collected.metric if metric is None else metric
-    margin = collected.margin if margin is None else margin
-    empty = collected.empty if empty is None else empty
-    non_inferior = collected.non_inferior if non_inferior is None else non_inferior
-    if reference is None and collected.reference is not None:
-        # If its runs have not ended yet, no other loss replaces it.
-        reference = collected.reference if collected.reference in collected.table.losses else NO_REFERENCE
-    if reference == NO_REFERENCE:
-        reference = None
-    elif reference is None and DEFAULT_REFERENCE in collected.table.losses:
-        reference = DEFAULT_REFERENCE
-    elif reference is None:
-        notes += (
-            f"The default reference, {DEFAULT_REFERENCE}, is not among the losses, and no other was named "
-            "(--reference, before the results are known): all pairs of losses are compared, and equivalence is not "
-            "tested.",
-        )
-    analysis = analyse(
-        collected.table,
-        metric=metric,
-        reference=reference,
-        margin=margin,
-        empty=empty,
-        non_inferior=non_inferior,
-        bootstraps=bootstraps,
-    )
+    options: dict[str, Any] = {
+        name: getattr(collected, name) if value is None else value for name, value in named.items()
+    }
+    losses = collected.table.losses
+    if reference is None and collected.reference is None:
+        options["reference"] = DEFAULT_REFERENCE if DEFAULT_REFERENCE in losses else None
+        if options["reference"] is None:
+            notes += (
+                f"The default reference, {DEFAULT_REFERENCE}, is not among the losses, and no other was named "
+                "(--reference, before the results are known): all pairs of losses are compared, and equivalence is not "
+                "tested.",
+            )
+    elif options["reference"] == NO_REFERENCE or (reference is None and collected.reference not in losses):
+        # If the runs of the plan's reference have not ended yet, no other loss replaces it.
+        options["reference"] = None
+    analysis = analyse(collected.table, bootstraps=bootstraps, **options)
     plots, overlays = draw_all(analysis, collected)
     tables = every_table(analysis, collected)
     if overlays.table is not None:
@@ -166,13 +157,9 @@ def _provenance(collected: Collected, notes: tuple[str, ...]) -> dict[str, objec
         "trained_as": collected.names,
         "relative_steps": collected.steps,
         "stood_still": [
-            {
-                "loss": still.run.config.loss,
-                "fold": still.run.config.fold,
-                "seed": still.run.config.seed,
-                "epochs": still.epochs,
-            }
+            {"loss": run.loss, "fold": run.fold, "seed": run.seed, "epochs": still.epochs}
             for still in collected.still
+            for run in (still.run.config,)
         ],
     }
 
