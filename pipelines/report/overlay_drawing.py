@@ -212,8 +212,8 @@ def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
     if any(len(np.unique(labels[labels != 0])) > 1 for labels in maps):
         keys.append(Patch(color=_flat(WRONG_CLASS), label="wrong class"))
     figure.legend(
-        handles=keys, loc="lower left", bbox_to_anchor=(0.08 / WIDTH, 0.01 / figure.get_figheight()), ncols=len(keys), fontsize=8,
-        borderaxespad=0, borderpad=0.2, handlelength=2.2, columnspacing=1.6,
+        handles=keys, loc="lower left", bbox_to_anchor=(0.08 / WIDTH, 0.01 / figure.get_figheight()), ncols=len(keys),
+        fontsize=8, borderaxespad=0, borderpad=0.2, handlelength=2.2, columnspacing=1.6,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Plots of the verdict: scores, differences from the reference, all pairs, average ranks and first places."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,7 +23,6 @@ from pipelines.report.plots.base import (
     p_text,
     register,
     short,
-    unit,
 )
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import Comparison
@@ -46,10 +45,6 @@ class _Box(NamedTuple):
     high: float
 
 
-def _boxes_title(analysis: Analysis) -> str:
-    return f"Scores per {analysis.unit}"
-
-
 def _boxes_note(analysis: Analysis) -> str:
     averaged = ", averaged over the runs" if analysis.seeds > 1 else ""
     boxes = f"No boxes are drawn for fewer than {_LEAST} {analysis.unit}s."
@@ -61,7 +56,7 @@ def _boxes_note(analysis: Analysis) -> str:
     return f"{analysis.metric.label} per {analysis.unit} for each loss, best mean first{averaged}. {boxes}"
 
 
-@register("boxes", title=_boxes_title, note=_boxes_note)
+@register("boxes", title=lambda analysis: f"Scores per {analysis.unit}", note=_boxes_note)
 def draw_boxes(analysis: Analysis, collected: Collected) -> Figure:
     """Draw a row per loss, best mean first: points, quartiles, whiskers (within 1.5 box lengths), median and mean."""
     losses = [ranked.loss for ranked in analysis.primary.ranking]
@@ -81,7 +76,7 @@ def draw_boxes(analysis: Analysis, collected: Collected) -> Figure:
         panels[1].set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         panels[1].tick_params(axis="y", length=0, labelleft=False)
         panels[1].grid(False, axis="y")
-    panels[-1].set_xlabel(f"{unit(analysis)} (point: one {analysis.unit}, line: median, diamond: mean)")
+    panels[-1].set_xlabel(f"{analysis.metric.heading} (point: one {analysis.unit}, line: median, diamond: mean)")
     return drawn
 
 
@@ -128,11 +123,12 @@ def _forest_note(analysis: Analysis) -> str:
     )
 
 
-def _forest_applies(analysis: Analysis, collected: Collected) -> bool:
-    return bool(analysis.primary.comparisons)
-
-
-@register("forest", title="Comparison with the reference", note=_forest_note, applies=_forest_applies)
+@register(
+    "forest",
+    title="Comparison with the reference",
+    note=_forest_note,
+    applies=lambda analysis, collected: bool(analysis.primary.comparisons),
+)
 def draw_forest(analysis: Analysis, collected: Collected) -> Figure:
     """Draw a row per loss, best mean first."""
     comparisons = analysis.primary.comparisons
@@ -157,7 +153,9 @@ def draw_forest(analysis: Analysis, collected: Collected) -> Figure:
         axes.text(1.01, row, label, transform=axes.get_yaxis_transform(), va="center", color="#222222")
     name_rows(axes, [compared.loss for compared in comparisons], None)
     better = "right" if analysis.metric.higher_is_better else "left"
-    axes.set_xlabel(f"difference in {unit(analysis)} from {analysis.reference}, 95 % interval ({better} is better)")
+    axes.set_xlabel(
+        f"difference in {analysis.metric.heading} from {analysis.reference}, 95 % interval ({better} is better)"
+    )
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return drawn
 
@@ -203,13 +201,14 @@ def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color="#BBBBBB", linewidth=0))
                 continue
             p = pairs.p_adjusted[row][column]
-            style = _style(p, sign * (means[first] - means[second]))
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
+            better = sign * (means[first] - means[second]) > 0
+            colour = _NONE if p > ALPHA else _PALE_BLUE if better else _PALE_ORANGE
+            corner = (column - 0.5, row - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
             weight = "bold" if p <= ALPHA else "normal"
             size_pt = 9 if size <= 8 else 6.5
             axes.text(column, row, p_text(p), ha="center", va="center", fontsize=size_pt, weight=weight)
-    axes.set_xlim(-0.5, size - 0.5)
-    axes.set_ylim(size - 0.5, -0.5)
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
     axes.set_yticks(range(size), [short(loss, 30) for loss in pairs.losses])
     axes.set_xticks(range(size), [short(loss, 24) for loss in pairs.losses], rotation=40, ha="left")
     axes.xaxis.tick_top()
@@ -222,11 +221,6 @@ def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
     ]
     drawn.legend(handles=keys, loc="outside lower center", ncols=3)
     return drawn
-
-
-def _style(p: float, gain: float) -> dict[str, Any]:
-    colour = _NONE if p > ALPHA else _PALE_BLUE if gain > 0 else _PALE_ORANGE
-    return {"facecolor": colour, "edgecolor": "white", "linewidth": 1.5}
 
 
 # The critical-difference diagram, vertical: average ranks, and the groups without a significant difference.
