@@ -35,7 +35,7 @@ def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFr
         "groups": [{"group": i, "loss": loss} for i, group in enumerate(omnibus.groups, 1) for loss in group],
         "classes": _secondary(analysis.classes.values()),
         "secondary": _secondary(analysis.secondary.values()),
-        "costs": [{"loss": loss, **vars(cost)} for loss, cost in (collected.costs or {}).items()],
+        "costs": [{"loss": loss, **vars(cost)} for loss, cost in collected.costs.items()],
         "failures": [vars(failure) for failure in collected.failures],
         "learning_curves": [
             {"loss": curve.loss, "fold": curve.fold, "seed": curve.seed, "failed": curve.failed, **row}
@@ -209,7 +209,7 @@ def _rows(analysis: Analysis, collected: Collected) -> list[dict[str, Any]]:
             "ranked": ranked,
             "resampled": analysis.primary.bootstrap.losses[ranked.loss],
             "comparison": comparisons.get(ranked.loss),
-            "cost": (collected.costs or {}).get(ranked.loss),
+            "cost": collected.costs.get(ranked.loss),
             "stood_still": [still for still in collected.still if still.run.config.loss == ranked.loss],
         }
         for ranked in analysis.primary.ranking

@@ -1,16 +1,13 @@
 """Writes the folder of a report: the page, plots and tables, and all numbers as JSON."""
 
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.report.collect import Collected
-from pipelines.report.overlays import Overlays, every_overlay
+from pipelines.report.overlays import every_overlay
 from pipelines.report.page import TABLES, every_table, page
 from pipelines.report.plots import PLOTS
 from pipelines.report.plots.base import Plot, drawn
@@ -19,30 +16,6 @@ from pipelines.statistics.analysis import analyse
 from pipelines.statistics.results import Analysis
 from pipelines.utils import UserError
 from pipelines.utils.files import write_atomically, write_json, write_text
-from pipelines.utils.machine import available_cores, end_with_parent, kill_pool
-
-# Drawing: plots and pictures of cases, in two processes if there are many.
-
-#: Smallest number of losses for a second process: it takes a second to start, and each picture takes 0.2 s.
-_MANY = 9
-
-
-def draw_all(analysis: Analysis, collected: Collected) -> tuple[dict[str, Plot], Overlays]:
-    """Draw the plots, by name, and the pictures of cases."""
-    if not collected.predictions or len(collected.table.losses) < _MANY or available_cores() < 2:
-        return every_plot(analysis, collected), every_overlay(analysis, collected)
-    # Not by fork: the copy of a process with threads may wait for a lock forever.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
-        pictures = pool.submit(every_overlay, analysis, collected)
-        try:
-            plots = every_plot(analysis, collected)
-            return plots, pictures.result()
-        except KeyboardInterrupt:
-            kill_pool(pool)
-            raise
-        except BrokenProcessPool:  # most likely out of memory
-            return plots, every_overlay(analysis, collected)
 
 
 def every_plot(analysis: Analysis, collected: Collected) -> dict[str, Plot]:
@@ -52,9 +25,6 @@ def every_plot(analysis: Analysis, collected: Collected) -> dict[str, Plot]:
         for name, entry in PLOTS.items()
         if entry.applies(analysis, collected)
     }
-
-
-# The folder of a report.
 
 
 def write_report(
@@ -106,7 +76,7 @@ def write_report(
         # If the runs of the plan's reference have not ended yet, no other loss replaces it.
         options["reference"] = None
     analysis = analyse(collected.table, bootstraps=bootstraps, **options)
-    plots, overlays = draw_all(analysis, collected)
+    plots, overlays = every_plot(analysis, collected), every_overlay(analysis, collected)
     tables = every_table(analysis, collected)
     if overlays.table is not None:
         tables["overlays"] = overlays.table
@@ -152,7 +122,7 @@ def _provenance(collected: Collected, notes: tuple[str, ...]) -> dict[str, objec
         "title": collected.title,
         "notes": list(notes),
         "facts": dict(collected.facts),
-        "costs": {loss: asdict(cost) for loss, cost in (collected.costs or {}).items()},
+        "costs": {loss: asdict(cost) for loss, cost in collected.costs.items()},
         "failures": [asdict(failure) for failure in collected.failures],
         "trained_as": collected.names,
         "relative_steps": collected.steps,

@@ -89,13 +89,11 @@ def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
     title="Time and score",
     note="Diamonds and bold names: the Pareto front, that is, the losses that no other loss beats in both time and "
     "score. The times were measured on this machine, possibly with several runs at once.",
-    applies=lambda analysis, collected: bool(pareto_front(analysis, collected.costs or {})),
+    applies=lambda analysis, collected: bool(pareto_front(analysis, collected.costs)),
 )
 def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
     """Draw a point per loss, with its name at the side; the front is blue."""
-    costs = collected.costs or {}
-    front = pareto_front(analysis, costs)
-    times = _times(costs)
+    front, times = pareto_front(analysis, collected.costs), _times(collected.costs)
     sign = analysis.metric.sign
     placed = [ranked for ranked in analysis.primary.ranking if ranked.loss in times]
     means = {ranked.loss: ranked.mean for ranked in placed}
