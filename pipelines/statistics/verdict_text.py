@@ -1,11 +1,16 @@
 """The verdict in one sentence, and what the analysis does not cover."""
 
+from typing import TYPE_CHECKING
+
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.scores import Scores
-from pipelines.statistics.table import CaseTable, MetricInfo
+from pipelines.statistics.table import CaseTable
 from pipelines.utils.text import counted
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.metrics.base import Metric
 
 # The verdict in one sentence, from the numbers alone.
 
@@ -63,7 +68,7 @@ def _listed(names: list[str], at_most: int = 6) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _best(primary: MetricAnalysis, metric: MetricInfo) -> str:
+def _best(primary: MetricAnalysis, metric: "Metric") -> str:
     """The best mean, and all losses that share it."""
     first = primary.ranking[0]
     tied = [ranked.loss for ranked in primary.ranking if ranked.rank == first.rank]
@@ -71,7 +76,7 @@ def _best(primary: MetricAnalysis, metric: MetricInfo) -> str:
     return f"{subject} the best mean {metric.label}, {metric.shown(first.mean)}"
 
 
-def _leader(primary: MetricAnalysis, metric: MetricInfo) -> str:
+def _leader(primary: MetricAnalysis, metric: "Metric") -> str:
     best = primary.ranking[0]
     if sum(ranked.rank == best.rank for ranked in primary.ranking) > 1:
         return _best(primary, metric)
@@ -83,7 +88,7 @@ def _leader(primary: MetricAnalysis, metric: MetricInfo) -> str:
     return f"{_best(primary, metric)}, without a significant difference from {_listed(alike)}"
 
 
-def _size(comparison: Comparison, metric: MetricInfo) -> str:
+def _size(comparison: Comparison, metric: "Metric") -> str:
     size = metric.shown(comparison.difference, signed=True)
     p = "< 0.0001" if comparison.p_adjusted < 1e-4 else f"= {comparison.p_adjusted:.2g}"
     if comparison.interval is None:
@@ -199,7 +204,7 @@ def gap_notes(analysis: Analysis) -> list[str]:
     return notes
 
 
-def _noun(metric: MetricInfo) -> str:
+def _noun(metric: "Metric") -> str:
     return "distance" if metric.unit == "mm" else "value"
 
 
