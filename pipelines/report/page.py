@@ -138,7 +138,7 @@ def page(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"p": p_value, "interval": interval, "shown": shown, "bare": bare, "number": number}
+    environment.filters |= {"p": _p, "interval": _span, "shown": _shown, "bare": _bare, "number": _number}
     environment.filters["trained_as"] = lambda loss: _breakable(collected.names.get(loss) or loss)
     primary = analysis.primary
     return environment.get_template("template.html").render(
@@ -166,26 +166,22 @@ def page(
     )
 
 
-def p_value(p: float) -> str:
-    """A p-value as text."""
+def _p(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def shown(value: float | None, metric: str, signed: bool = False) -> str:
-    """A metric's value with its unit."""
+def _shown(value: float | None, metric: str, signed: bool = False) -> str:
     return "–" if value is None else METRICS[metric].shown(value, signed=signed)
 
 
-def interval(pair: tuple[float, float] | None, metric: str, signed: bool = False) -> str:
-    """An interval as text, without the unit."""
+def _span(pair: tuple[float, float] | None, metric: str, signed: bool = False) -> str:
     if pair is None:
         return "–"
     low, high = (f"{value:{'+' if signed else ''}.{METRICS[metric].decimals}f}" for value in pair)
     return f"{low} to {high}"
 
 
-def bare(value: float | None, metric: str) -> str:
-    """A value of a metric as text without its unit, for a column whose heading has it."""
+def _bare(value: float | None, metric: str) -> str:
     return "–" if value is None else f"{value:.{METRICS[metric].decimals}f}"
 
 
@@ -194,7 +190,7 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_+])", r"\1<wbr>", str(escape(name))))
 
 
-def number(value: float | None, digits: int = 1) -> str:
+def _number(value: float | None, digits: int = 1) -> str:
     """A number as text; whole numbers, such as most ranks, without decimals."""
     if value is None:
         return "–"
@@ -255,5 +251,5 @@ def _friedman(primary: MetricAnalysis) -> str | None:
     if test is None:
         return None
     f = f"F({test.freedom[0]}, {test.freedom[1]}) {'is infinite' if test.f is None else f'= {test.f:.2f}'}"
-    p = p_value(test.p)
+    p = _p(test.p)
     return f"Friedman's test in Iman and Davenport's form: {f}, p {p if p.startswith('<') else f'= {p}'}."

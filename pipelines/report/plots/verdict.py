@@ -1,11 +1,12 @@
 """Plots of the verdict: scores, differences from the reference, all pairs, average ranks and first places."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cbook import boxplot_stats
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
@@ -37,14 +38,6 @@ _LEAST = 5
 _STRETCHED = 2.5
 
 
-class _Box(NamedTuple):
-    low: float
-    quartile: float
-    median: float
-    third: float
-    high: float
-
-
 def _boxes_note(analysis: Analysis) -> str:
     averaged = ", averaged over the runs" if analysis.seeds > 1 else ""
     boxes = f"No boxes are drawn for fewer than {_LEAST} {analysis.unit}s."
@@ -61,9 +54,9 @@ def draw_boxes(analysis: Analysis, collected: Collected) -> Figure:
     """Draw a row per loss, best mean first: points, quartiles, whiskers (within 1.5 box lengths), median and mean."""
     losses = [ranked.loss for ranked in analysis.primary.ranking]
     scores = [np.array(analysis.scores[loss]) for loss in losses]
-    boxes = [_box(values) for values in scores]
+    boxes: list[dict[str, Any]] = boxplot_stats(scores)
     drawn = figure(WIDTH, 0.9 + 0.38 * len(losses))
-    low, high = min(box.low for box in boxes), max(box.high for box in boxes)
+    low, high = min(box["whislo"] for box in boxes), max(box["whishi"] for box in boxes)
     span = max(values.max() for values in scores) - min(values.min() for values in scores)
     enlarged = len(analysis.patients) >= _LEAST and high > low and span > _STRETCHED * (high - low)
     panels = drawn.subplots(1, 2, sharey=True, width_ratios=[1, 1.6]) if enlarged else [drawn.add_subplot()]
@@ -80,26 +73,19 @@ def draw_boxes(analysis: Analysis, collected: Collected) -> Figure:
     return drawn
 
 
-def _box(values: NDArray[np.float64]) -> _Box:
-    quartile, median, third = (float(value) for value in np.percentile(values, [25, 50, 75]))
-    longest = 1.5 * (third - quartile)
-    low, high = values[values >= quartile - longest].min(), values[values <= third + longest].max()
-    return _Box(float(low), quartile, median, third, float(high))
-
-
-def _draw_row(axes: Axes, row: int, values: NDArray[np.float64], box: _Box) -> None:
+def _draw_row(axes: Axes, row: int, values: NDArray[np.float64], box: dict[str, Any]) -> None:
     n = len(values)
     # Even and reproducible, unlike random jitter.
     jitter = ((np.arange(n) * 0.618034) % 1 - 0.5) * 0.46
     size = 20 if n <= 20 else 11 if n <= 100 else 6
     axes.scatter(values, row + jitter, s=size, color=BLUE, alpha=0.45, linewidths=0, zorder=2)
     if n >= _LEAST:
-        for start, end in ((box.low, box.quartile), (box.third, box.high)):
+        for start, end in ((box["whislo"], box["q1"]), (box["q3"], box["whishi"])):
             axes.plot([start, end], [row, row], color=GREY, linewidth=1, zorder=3)
-        corner, width = (box.quartile, row - 0.3), box.third - box.quartile
+        corner, width = (box["q1"], row - 0.3), box["q3"] - box["q1"]
         axes.add_patch(Rectangle(corner, width, 0.6, fill=False, edgecolor=GREY, linewidth=1, zorder=3))
-    axes.plot([box.median, box.median], [row - 0.3, row + 0.3], color="black", linewidth=1.6, zorder=4)
-    axes.scatter([values.mean()], [row], s=34, marker="D", facecolor="white", edgecolor=ORANGE, zorder=5)
+    axes.plot([box["med"], box["med"]], [row - 0.3, row + 0.3], color="black", linewidth=1.6, zorder=4)
+    axes.scatter([box["mean"]], [row], s=34, marker="D", facecolor="white", edgecolor=ORANGE, zorder=5)
 
 
 # The forest plot: the paired differences from the reference, and the equivalence margin.
