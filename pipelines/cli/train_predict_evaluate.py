@@ -10,7 +10,7 @@ import click
 from pipelines.cli import RUN, GroupedCommand, option, take_options
 from pipelines.cli.training_options import training_options
 from pipelines.utils import TrainingError, UserError, let_first_rank_report
-from pipelines.utils.text import terminal_bar
+from pipelines.utils.text import abbreviated, terminal_bar
 
 if TYPE_CHECKING:  # the commands' help does not wait for torch
     from pipelines.evaluation.evaluate import Evaluation
@@ -269,7 +269,6 @@ def _remaining_images(
     Raises:
         UserError: no images, outputs that collide, or predictions in the folder without `force` and `resume`.
     """
-    from pipelines.evaluation.references import listed
     from pipelines.inference.sources import image_sources, manifest_sources, refuse_collisions
     from pipelines.utils.files import refuse_unwritable_folder
 
@@ -285,13 +284,13 @@ def _remaining_images(
     existing = [file for files in outputs.values() for file in files if file.exists()]
     if existing and not force and not resume:
         raise UserError(
-            f"--out: there already: {listed(existing)}; pass --force to overwrite, or --resume to leave out what is "
-            "predicted"
+            f"--out: there already: {abbreviated(existing)}; pass --force to overwrite, or --resume to leave out what "
+            "is predicted"
         )
     remaining = [source for source, files in outputs.items() if force or not all(file.exists() for file in files)]
     refuse_unwritable_folder(out, "--out")
     if labels:
-        click.echo(f"left out, labels by their names: {listed(labels)}", err=True)
+        click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)
     return sources, remaining
 
 
@@ -322,7 +321,7 @@ def evaluate(
     A prediction is named as its label is, or, with a manifest, as its case, label or image is. It lies on its label's
     grid; up to a tenth of a voxel off it passes, with a note.
     """
-    from pipelines.evaluation.references import folder_references, listed, manifest_references, match
+    from pipelines.evaluation.references import folder_references, manifest_references, match
     from pipelines.utils.files import refuse_unwritable, write_text
 
     of_manifest = take_options(ManifestOptions, options)
@@ -340,10 +339,10 @@ def evaluate(
     else:
         references = manifest_references(str(of_manifest.manifest), of_manifest.data_root, of_manifest.fold)
     matched = match(references, predictions)
-    missing = listed([references.root / label.file for label in matched.unpredicted])
+    missing = abbreviated(label.path for label in matched.unpredicted)
     if missing and not allow_missing:
         raise UserError(f"labels without a prediction: {missing}; pass --allow-missing to leave them out")
-    unlabelled = listed([predictions / file for file in matched.unlabelled])
+    unlabelled = abbreviated(predictions / file for file in matched.unlabelled)
     unknown = "predictions without a label" + ("" if of_manifest.fold is None else f" in fold {of_manifest.fold}")
     for what, left_out in ((unknown, unlabelled), ("labels without a prediction", missing)):
         if left_out:

@@ -29,11 +29,7 @@ def label_type(model: Model) -> np.dtype[Any]:
 
 
 class Predictor:
-    """A trained network as `mlflow.pyfunc.load_model` returns it: arrays in, label maps out.
-
-    Args:
-        model: the trained model.
-    """
+    """A trained network as `mlflow.pyfunc.load_model` returns it: arrays in, label maps out."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -100,17 +96,10 @@ def predict(
     settings: Settings,
     report: Callable[[int, Source, str], None] | None = None,
 ) -> list[Offence]:
-    """Predict images, one at a time; files are written atomically, and existing ones are replaced.
+    """Predict images, one at a time; files in `folder` are written atomically, and existing ones are replaced.
 
-    Args:
-        model: the trained model.
-        sources: the images.
-        folder: the folder of predictions; it is created if needed.
-        settings: how images are predicted.
-        report: called after each image with the number of images done, the image, and its outcome in a word or two.
-
-    Returns:
-        The images that could not be predicted, with the reasons; all others were predicted.
+    `report` is called after each image with the number of images done, the image, and its outcome in a word or two.
+    Returned are the images that could not be predicted, with the reasons; all others were predicted.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -151,9 +140,7 @@ def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Set
 def _predict(model: Model, volume: Volume, source: Source, folder: Path, settings: Settings) -> None:
     shape = volume.data.shape
     logits = model.logits(
-        model.preprocessing.image(_intensities(volume), volume.spacing),
-        flips=settings.flips,
-        windows=settings.windows,
+        model.preprocessing.image(_intensities(volume), volume.spacing), flips=settings.flips, windows=settings.windows
     )
     if not logits.sum().isfinite():
         raise BadFileError("the network returned NaN or Inf; try --precision float32")
@@ -171,11 +158,7 @@ def _predict(model: Model, volume: Volume, source: Source, folder: Path, setting
 
 
 def _intensities(volume: Volume) -> Tensor:
-    """Intensities `[1, *spatial]`, float32, as in training.
-
-    Raises:
-        BadFileError: some are not finite.
-    """
+    """Intensities `[1, *spatial]`, float32, as in training; BadFileError if some are not finite."""
     with np.errstate(over="ignore"):
         intensities = np.ascontiguousarray(volume.data, np.float32)
     if bad := int(intensities.size - np.isfinite(intensities).sum()):

@@ -19,7 +19,7 @@ from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, load_manifest
 from pipelines.data.nifti import squeezed, write_labels
 from pipelines.evaluation.evaluate import Evaluation, evaluate
-from pipelines.evaluation.references import Reference, References, match
+from pipelines.evaluation.references import case_references, match
 from pipelines.evaluation.result_folders import STOCK
 from pipelines.nnunet.datasets import Prepared, find_prepared
 from pipelines.nnunet.losses import LOSS_STATE, PREFIX
@@ -244,9 +244,7 @@ class NnunetRun:
             values = np.asanyarray(nib.load(written / f"{case.id}{ending}").dataobj)
             label = nib.load(self.root / case.label)
             write_labels(self.folder.prediction(case.id), values.reshape(squeezed(label.shape, 3)), label.header)
-        labels = [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases]
-        classes = {value: self.manifest.classes[value] for value in self.manifest.label_values[1:]}
-        references = References(self.root, labels, classes, frozenset({self.manifest.dimensions}))
+        references = case_references(self.manifest, cases, self.root)
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder))
         if not self.config.keep_predictions:

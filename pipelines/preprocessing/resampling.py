@@ -37,12 +37,7 @@ class Preprocessing(BaseModel):
     clip: Clip | None = None
 
     def shape(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
-        """The shape (voxels) of an image on the network's grid.
-
-        Args:
-            shape: the image's shape, voxels.
-            spacing: the image's spacing, mm.
-        """
+        """The shape (voxels) on the network's grid of an image of a shape (voxels) and a spacing (mm)."""
         if self.spacing is None or all(
             abs(s / t - 1) < _SAME_SPACING for s, t in zip(spacing, self.spacing, strict=True)
         ):
@@ -50,12 +45,7 @@ class Preprocessing(BaseModel):
         return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, self.spacing, strict=True))
 
     def image(self, volume: Tensor, spacing: Sequence[float]) -> Tensor:
-        """An image as the network's input, `[1, *grid]`, float32.
-
-        Args:
-            volume: intensities `[1, *spatial]`, finite.
-            spacing: the image's spacing, mm.
-        """
+        """The network's input, `[1, *grid]`, float32, of finite intensities `[1, *spatial]` with a spacing (mm)."""
         volume = volume.float()
         if self.clip is not None:
             volume = (volume.clamp(self.clip.low, self.clip.high) - self.clip.mean) / self.clip.std
@@ -74,8 +64,7 @@ class Preprocessing(BaseModel):
         # Class by class, since a one-hot map of a large volume would take C times its memory.
         for c in range(num_classes):
             part = resampled((label == c).float(), shape)
-            ahead = part > best
-            winner[ahead] = c
+            winner[part > best] = c
             best = torch.maximum(best, part)
         return winner
 
@@ -94,23 +83,16 @@ CHECK = "`medloss check` lists every bad file"
 #: Number of voxels per class that are kept as centres of patches, evenly spaced.
 _MAX_CENTRES = 10_000
 _BOTH = ["image", "label"]
-_READER = Compose(
-    [
-        LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
-        EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
-        # Also for labels: an integer type would hide a value of 1.7.
-        EnsureTyped(_BOTH, dtype=torch.float32),
-    ]
-)
+# Float also for labels: an integer type would hide a value of 1.7.
+_READER = Compose([LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
+                   EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
+                   EnsureTyped(_BOTH, dtype=torch.float32)])  # fmt: skip
 
 
 def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
     """Read a case without resampling: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
 
-    Args:
-        manifest: the data set; the label map has the indices 0..C-1 of its label values.
-        case: the case.
-        root: the data root.
+    The label map has the indices 0..C-1 of the manifest's label values.
 
     Raises:
         UserError: the case cannot be read or used for training.
@@ -139,12 +121,7 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
         named = ", ".join(map(str, manifest.label_values))
         raise UserError(f"case '{case.id}': {case.label} holds {first}; the manifest names {named}; {CHECK}")
     spacing = affine_to_spacing(data["label"].affine)[: manifest.dimensions]
-    return {
-        "case": case.id,
-        "image": image,
-        "label": classes,
-        "spacing": torch.as_tensor(spacing, dtype=torch.float64),
-    }
+    return {"case": case.id, "image": image, "label": classes, "spacing": torch.as_tensor(spacing, dtype=torch.float64)}
 
 
 def _squeezed(volume: Tensor, dimensions: int) -> Tensor:
@@ -160,13 +137,8 @@ def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: in
     """
     label, spacing = case["label"], case["spacing"].tolist()
     on_grid = preprocessing.labels(label, spacing, num_classes)
-    item = {
-        "case": case["case"],
-        "image": preprocessing.image(case["image"], spacing),
-        "label": on_grid,
-        "spacing": case["spacing"],
-        "centres": _centres(on_grid),
-    }
+    image = preprocessing.image(case["image"], spacing)
+    item = case | {"image": image, "label": on_grid, "centres": _centres(on_grid)}
     if on_grid.shape != label.shape:
         size = torch.tensor(label.shape[1:], dtype=torch.float64) / torch.tensor(on_grid.shape[1:])
         item |= {"spacing": case["spacing"] * size, "reference": label, "reference_spacing": case["spacing"]}

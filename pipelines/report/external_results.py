@@ -22,7 +22,7 @@ from pipelines.evaluation.external_predictions import (
 )
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.result_folders import STOCK, Classes, found_images, is_mist, mist_rows
-from pipelines.evaluation.sources import Method, References, match, read_methods, read_references
+from pipelines.evaluation.sources import Method, ReferenceFiles, match_method, read_methods, read_references
 from pipelines.report.collect import ONLY, Collected, PredictedCase
 from pipelines.report.provenance import folders_facts, tables_facts, title
 from pipelines.statistics.table import check_table, in_report_order, refuse_disjoint
@@ -198,8 +198,7 @@ def from_predictions(
     if classes is None:
         if not any(file in hashed for file in needed):
             refuse(offences)
-        with bar("looking for labels", len(needed)) as step:
-            classes = found_classes(references, hashed, store, settings.jobs, step, message)
+        classes = found_classes(references, hashed, bar)
     asked = [(method, case, file) for method in methods for case, file in sorted(predictions[method.name].items())
              if file in hashed and references.files[case] in hashed]  # fmt: skip
     pairs = [Pair(HashedFile(file, hashed[file]), HashedFile(references.files[case], hashed[references.files[case]]),
@@ -223,18 +222,18 @@ def from_predictions(
     return ExternalResults(collected, rows, reference, (_summary(predictions, classes, done), *notes))
 
 
-def _matched(methods: Sequence[Method], references: References) -> tuple[dict[str, dict[str, Path]], list[Offence]]:
+def _matched(methods: Sequence[Method], references: ReferenceFiles) -> tuple[dict[str, dict[str, Path]], list[Offence]]:
     """Method -> case -> prediction, and the files that cannot be matched."""
     predictions, offences = {}, []
     for method in methods:
-        predictions[method.name], bad = match(references, method)
+        predictions[method.name], bad = match_method(references, method)
         offences += bad
     return predictions, offences
 
 
 def _of_the_folds(
-    methods: Sequence[Method], predictions: dict[str, dict[str, Path]], references: References
-) -> tuple[dict[str, dict[str, Path]], References]:
+    methods: Sequence[Method], predictions: dict[str, dict[str, Path]], references: ReferenceFiles
+) -> tuple[dict[str, dict[str, Path]], ReferenceFiles]:
     """Restrict folders without folds and references to the cases of the selected folds: others are not missing."""
     within = set().union(*(predictions[method.name] for method in methods if method.folds))
 
@@ -298,7 +297,7 @@ def _agreement(
 
 def _drawn(
     asked: Sequence[tuple[Method, str, Path]],
-    references: References,
+    references: ReferenceFiles,
     methods: Sequence[Method],
     classes: Classes,
     fold_of: Mapping[str, str],
@@ -330,7 +329,7 @@ def _off_grid(asked: Sequence[tuple[Method, str, Path]], done: Done) -> list[str
     return [] if note is None else [f"{note}."]
 
 
-def _notes(methods: Sequence[Method], references: References, predicted: set[str], classes: Classes) -> list[str]:
+def _notes(methods: Sequence[Method], references: ReferenceFiles, predicted: set[str], classes: Classes) -> list[str]:
     """The first notes on the page."""
     notes = []
     left_out = [case for case in references.files if case not in predicted]

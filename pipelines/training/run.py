@@ -20,8 +20,7 @@ from torch import Tensor
 
 from pipelines.data.manifest import Case
 from pipelines.data.nifti import write_labels
-from pipelines.evaluation.evaluate import mean_metrics, nanmean
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.evaluate import class_means, mean_metrics
 from pipelines.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from pipelines.training.components import Training
 from pipelines.training.distributed import max_over_ranks, rank
@@ -40,15 +39,10 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a run after an epoch.
+    """Progress of a run after `epoch` of `epochs`.
 
-    Attributes:
-        epoch: completed epochs.
-        epochs: all epochs of the run.
-        train_loss: mean over the epoch's batches.
-        val_dice: mean over the validation cases; None without a validation.
-        epoch_s: seconds of the epoch's training, without validation.
-        seconds_left: estimate for the remaining epochs, with validation.
+    `train_loss` is the mean over the epoch's batches; `val_dice` that over the validation cases, None without a
+    validation; `epoch_s` are the seconds of training; `seconds_left` is an estimate, with validation.
     """
 
     epoch: int
@@ -86,18 +80,15 @@ def train_run(
     report: Callable[[Progress], None] | None = None,
     attach: Callable[[SupervisedTrainer, SupervisedEvaluator], None] | None = None,
 ) -> dict[str, Any]:
-    """Train one run in its folder.
+    """Train one run in its folder (see `RunFolder`), and return the content of `result.json`.
 
     Args:
         config: what to train, or the components already made from it.
-        run_dir: the run's folder, see `RunFolder`.
+        run_dir: the run's folder.
         resume: resume from the folder's checkpoint, if it has one; on a CPU a resumed run ends with exactly the
             weights of an uninterrupted one.
         report: called after each epoch.
         attach: called with the engines before they run, to add handlers.
-
-    Returns:
-        The content of `result.json`.
 
     Raises:
         UserError: the config does not fit the data, every checkpoint is damaged, or the folder holds another run.
@@ -137,13 +128,7 @@ def _what_to_lower(planned: RunConfig | None) -> str:
 
 
 class Run:
-    """A run in its folder, epoch by epoch; of several processes the first one writes.
-
-    Args:
-        training: the components of the run.
-        folder: the run's folder.
-        report: called after each epoch.
-    """
+    """A run in its folder, epoch by epoch; of several processes the first one writes."""
 
     def __init__(self, training: Training, folder: RunFolder, report: Callable[[Progress], None] | None = None) -> None:
         self.training = training
@@ -223,7 +208,7 @@ class Run:
         # The checkpoint first: an epoch that a killed run has to train again was then never reported.
         save_checkpoint(self.folder.path, self._state(epoch))
         self.folder.write_epochs(self.rows)
-        left = self._seconds_left(epoch)
+        left = (epochs - epoch) * statistics.fmean(row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows)
         dice = row.get("val_dice")
         self.folder.write_progress(epoch, epochs, left, None if dice is None or math.isnan(dice) else dice)
         if self.report is not None:
@@ -233,17 +218,12 @@ class Run:
         manifest, root = self.training.manifest, self.training.validation_cases.root
         values = np.array(manifest.label_values)[labels.numpy()]
         try:
-            header = nib.load(root / case.label).header
-            write_labels(self.folder.prediction(case.id), values, header)
+            write_labels(self.folder.prediction(case.id), values, nib.load(root / case.label).header)
         except OSError as error:
             if is_disk_full(error):
                 raise  # the run has not failed: it resumes once there is space
             reason = error.strerror or error
             raise TrainingError(f"the prediction of case '{case.id}' cannot be written: {reason}") from None
-
-    def _seconds_left(self, epoch: int) -> float:
-        spent = [row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows]
-        return (self.config.epochs - epoch) * statistics.fmean(spent)
 
     def _state(self, epoch: int) -> dict[str, Any]:
         return {
@@ -288,15 +268,11 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         training = self.training
-        by_class: dict[str, dict[str, float]] = {}
-        for name in training.manifest.foreground:
-            rows = [row for row in self.cases if row["class"] == name]
-            by_class[name] = {metric: nanmean([row[metric] for row in rows]) for metric in METRICS}
         result = {
             "state": "done",
             "error": None,
             "metrics": mean_metrics(self.cases),
-            "per_class": by_class,
+            "per_class": class_means(self.cases, training.manifest.foreground),
             "seconds": round(sum(row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows), 3),
             "epoch_s": statistics.median(row["epoch_s"] for row in self.rows),
             "data_share": statistics.median(row["data_share"] for row in self.rows),

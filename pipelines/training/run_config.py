@@ -21,7 +21,7 @@ NNUNET_PLANS = {
     "network", "levels", "strides", "kernels", "base_channels", "deep_supervision", "optimizer",
     "learning_rate", "learning_rates", "schedule", "warmup", "weight_decay", "ema", "clip", "accumulate", "batch_size",
     "patch_size", "memory_gb", "spacing", "intensity", "intensity_clip", "foreground", "flip_axes", "augmentation",
-    "precision", "compile", "workers", "memory_mb", "val_interval",
+    "precision", "compile", "workers", "memory_mb", "val_interval"
 }  # fmt: skip
 #: Those of them that nnU-Net's plans contain, and that a run's folder records.
 _NNUNET_RECORDED = {"batch_size", "patch_size", "spacing"}
@@ -186,10 +186,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def recipe_settings(name_or_path: str) -> dict[str, Any]:
-    """A recipe's settings: fields of `RunConfig`.
-
-    Args:
-        name_or_path: `quick`, `full`, or a YAML file's path.
+    """The settings, fields of `RunConfig`, of a recipe: `quick`, `full`, or a YAML file's path.
 
     Raises:
         UserError: there is none, or it is no mapping.
