@@ -18,10 +18,10 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from pipelines.data.checks import Offence
-from pipelines.data.nifti import BadFileError, grid_problem, grid_shift, shift_note
+from pipelines.data.nifti import grid_shift, shift_note
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import ClassMasks
-from pipelines.evaluation.references import Matched, Reference, References, label_channels
+from pipelines.evaluation.references import Matched, Reference, References, read_pair
 from pipelines.utils import UserError
 from pipelines.utils.files import NamedFile
 from pipelines.utils.text import shown
@@ -207,23 +207,15 @@ def _evaluate_pair(
 ) -> tuple[list[Offence], list[dict[str, float]], float]:
     """The problems of a pair, or its metrics per class; and how far the prediction is off its label, mm."""
     label, file = pair
-    offences: list[Offence] = []
-    read = []
+    files = (label, NamedFile(predictions / file, label.name))
     values = [0, *references.classes]
-    for named in (label, NamedFile(predictions / file, label.name)):
-        try:
-            volume = references.read(named)
-            read.append((volume, label_channels(volume.data, values)))
-        except BadFileError as error:
-            offences.append(Offence(str(named.path), str(error)))
-    if len(read) == 2 and (problem := grid_problem(read[1][0], read[0][0], "label")) is not None:
-        offences.append(Offence(str(predictions / file), problem))
+    maps, offences = read_pair([(named.path, partial(references.read, named), values) for named in files])
     if offences:
         failed.set()
     # Once a file is bad, there will be no result, so the others are only checked.
     if failed.is_set():
         return offences, [], 0.0
-    (reference, truth), (prediction, predicted) = read
+    (reference, truth), (prediction, predicted) = maps
     regions = [(channel,) for channel in range(1, len(values))]
     metrics = region_metrics(predicted, truth, regions, reference.spacing, nsd_tolerance_mm=tolerance)
     return [], metrics, grid_shift(prediction, reference)

@@ -77,18 +77,10 @@ class Pair:
 
     def run(self, check_only: bool) -> tuple[dict[str, Any] | None, list[Offence]]:
         """The metrics and the shift, or why the files cannot be evaluated."""
-        offences: list[Offence] = []
         values, ignore = self.classes.values, self.classes.ignore
-        maps = []  # of indices of the values, the ignored label last
-        for file, known in ((self.reference, (*values, *([] if ignore is None else [ignore]))),
-                            (self.prediction, values)):  # fmt: skip
-            try:
-                volume = file.read()
-                maps.append((volume, references.label_channels(volume.data, known)))
-            except BadFileError as error:
-                offences.append(Offence(str(file.path), str(error)))
-        if len(maps) == 2 and (problem := nifti.grid_problem(maps[1][0], maps[0][0], "label")) is not None:
-            offences.append(Offence(str(self.prediction.path), problem))
+        in_reference = values if ignore is None else (*values, ignore)
+        both = ((self.reference, in_reference), (self.prediction, values))
+        maps, offences = references.read_pair([(file.path, file.read, known) for file, known in both])
         if offences or check_only:
             return None, offences
         (reference, truth), (prediction, predicted) = maps

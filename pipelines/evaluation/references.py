@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
-from pipelines.data.checks import count_values, label_problem
+from pipelines.data.checks import Offence, count_values, label_problem
 from pipelines.data.data_root import located_cases
 from pipelines.data.layouts import is_label_name, nifti_files, pair_predictions, stem
 from pipelines.data.manifest import Case, Manifest
-from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, Volume, digits, read_labels
+from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, Volume, digits, grid_problem, read_labels
 from pipelines.utils import UserError
 from pipelines.utils.files import NamedFile
 from pipelines.utils.text import Bar, abbreviated, no_bar, shown
@@ -191,6 +191,26 @@ def _by_name(labels: list[Reference], predictions: Path, files: list[str]) -> di
     for file in (*(predictions / name for name in duplicates), *(paths[name] for name in duplicate_labels)):
         raise UserError(f"{shown(file)}: {AMBIGUOUS}")
     return {paths[label]: prediction for label, prediction in found.items()}
+
+
+def read_pair(
+    files: Sequence[tuple[Path, Callable[[], Volume], Sequence[int]]],
+) -> tuple[list[tuple[Volume, NDArray[np.integer]]], list[Offence]]:
+    """A reference and its prediction, with their labels as indices of values; and why they cannot be compared.
+
+    Args:
+        files: reference and prediction: the path, the function that reads it, and its values.
+    """
+    maps, offences = [], []
+    for path, read, values in files:
+        try:
+            volume = read()
+            maps.append((volume, label_channels(volume.data, values)))
+        except BadFileError as error:
+            offences.append(Offence(str(path), str(error)))
+    if len(maps) == 2 and (problem := grid_problem(maps[1][0], maps[0][0], "label")) is not None:
+        offences.append(Offence(str(files[1][0]), problem))
+    return maps, offences
 
 
 def label_channels(data: NDArray[Any], values: Sequence[int]) -> NDArray[np.integer]:

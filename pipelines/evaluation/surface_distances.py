@@ -71,7 +71,7 @@ def surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def surface_distances(
     prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: tuple[float, ...]
 ) -> SurfaceDistances:
-    """The exact distances (mm) between the surfaces of two masks `[*spatial]`; they may be cropped to a box around both.
+    """The exact distances (mm) between the surfaces of two masks `[*spatial]`; they may be cropped to a box of both.
 
     Raises:
         ValueError: a mask is empty, or shapes and spacing do not match.

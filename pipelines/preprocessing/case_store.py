@@ -122,8 +122,7 @@ class CaseStore(Sequence[dict[str, Any]]):
             return prepared(read, self.preprocessing, self.manifest.num_classes)
 
         item = compute() if self.cache is None else self.cache.get(self._keys[index], compute)
-        size = sum(part.nbytes for value in item.values() for part in (value if isinstance(value, list) else [value])
-                   if isinstance(part, Tensor))  # fmt: skip
+        size = _bytes(item)
         if self._kept_bytes + size <= self.memory_mb * 2**20:
             self._kept[index] = item
             self._kept_bytes += size
@@ -145,6 +144,11 @@ def content_key(case: Case, root: Path) -> list[str]:
         except OSError as error:
             raise UserError(f"case '{case.id}': {path} cannot be read: {error.strerror}; {CHECK}") from None
     return key
+
+
+def _bytes(item: dict[str, Any]) -> int:
+    parts = [part for value in item.values() for part in (value if isinstance(value, list) else [value])]
+    return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
 
 # Fingerprints.

@@ -95,10 +95,16 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
     Raises:
         UserError: the settings do not fit the data, or each other.
     """
+    import torch
+
     from pipelines.preprocessing.resampling import Preprocessing
+    from pipelines.training.distributed import ranks
 
     refuse_misfit(config, manifest)
-    dims = manifest.dimensions
+    dims, on_gpu = manifest.dimensions, device.type == "cuda"
+    memory_gb = config.memory_gb or _CPU_MEMORY_GB
+    if config.memory_gb is None and on_gpu:
+        memory_gb = round(0.8 * torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     spacing = config.spacing or fingerprint.target_spacing()
     clipped = config.intensity == "clip" or (config.intensity is None and manifest.modality.upper() == "CT")
     clip = (config.intensity_clip or fingerprint.clip()) if clipped else None
@@ -107,15 +113,20 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
             "spacing": spacing,
             "intensity": "clip" if clipped else "zscore",
             "intensity_clip": clip,
-            "base_channels": config.base_channels or (32 if device.type == "cuda" else 16),
+            "base_channels": config.base_channels or (32 if on_gpu else 16),
             "learning_rate": recipe_rate(config),
-            "memory_gb": config.memory_gb or _memory_gb(device),
+            "memory_gb": memory_gb,
         }
     )
     grid = Preprocessing(dimensions=dims, spacing=spacing)
     shapes = [grid.shape(s, m) for s, m in zip(fingerprint.shapes, fingerprint.spacings, strict=True)]
     config = _with_patch(config, manifest, np.median(np.array(shapes), axis=0).tolist())
-    return config if config.batch_size else config.model_copy(update={"batch_size": _batch(config)})
+    if config.batch_size:
+        return config
+    fits = int((config.memory_gb or 0) / activations_gb(config, config.patch_size or ()))
+    share = ranks()  # processes share a batch evenly
+    batch = math.ceil(min(max(fits, _LEAST_BATCH), _MOST_BATCH) / share) * share
+    return config.model_copy(update={"batch_size": batch})
 
 
 def recipe_rate(config: RunConfig) -> float:
@@ -186,11 +197,9 @@ def _with_patch(config: RunConfig, manifest: Manifest, median: list[float]) -> R
 def _refuse_patch(config: RunConfig, manifest: Manifest, patch: tuple[int, ...]) -> None:
     steps = divisor(config, manifest.dimensions)
     if len(patch) != manifest.dimensions or any(n % s for n, s in zip(patch, steps, strict=True)):
-        divisors = str(steps[0]) if len(set(steps)) == 1 else ", ".join(map(str, steps))
-        raise UserError(
-            f"patch size: got {patch}; '{config.network}' on '{manifest.name}' needs "
-            f"{manifest.dimensions} numbers divisible by {divisors}"
-        )
+        by = ", ".join(map(str, steps if len(set(steps)) > 1 else steps[:1]))
+        needed = f"{manifest.dimensions} numbers divisible by {by}"
+        raise UserError(f"patch size: got {patch}; '{config.network}' on '{manifest.name}' needs {needed}")
 
 
 def _with_topology(config: RunConfig, patch: tuple[int, ...]) -> RunConfig:
@@ -205,19 +214,3 @@ def _with_topology(config: RunConfig, patch: tuple[int, ...]) -> RunConfig:
 def activations_gb(config: RunConfig, patch: Sequence[int]) -> float:
     """Estimate of the memory (GB) that a training step takes per patch in float32."""
     return _MAPS * (config.base_channels or 16) * math.prod(patch) * 4 / 2**30
-
-
-def _batch(config: RunConfig) -> int:
-    from pipelines.training.distributed import ranks
-
-    fits = int((config.memory_gb or 0) / activations_gb(config, config.patch_size or ()))
-    share = ranks()  # processes share a batch evenly
-    return math.ceil(min(max(fits, _LEAST_BATCH), _MOST_BATCH) / share) * share
-
-
-def _memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        import torch
-
-        return round(0.8 * torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
-    return _CPU_MEMORY_GB

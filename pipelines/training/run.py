@@ -131,10 +131,7 @@ class Run:
     """A run in its folder, epoch by epoch; of several processes the first one writes."""
 
     def __init__(self, training: Training, folder: RunFolder, report: Callable[[Progress], None] | None = None) -> None:
-        self.training = training
-        self.config = training.config
-        self.folder = folder
-        self.report = report
+        self.training, self.config, self.folder, self.report = training, training.config, folder, report
         self.rows: list[dict[str, Any]] = []
         self.cases: list[dict[str, Any]] = []
 
@@ -241,11 +238,11 @@ class Run:
         state = load_checkpoint(self.folder.path)
         if state is None:
             return 0
-        where, precision = self.folder.path, self.training.precision
+        made, precision = f"{self.folder.path}: its checkpoint was made", self.training.precision
         if state.get("format") != _FORMAT:
-            raise UserError(f"{where}: its checkpoint was made by another version of medloss; name another folder")
+            raise UserError(f"{made} by another version of medloss; name another folder")
         if state["manifest_sha256"] != self.training.manifest.sha256:
-            raise UserError(f"{where}: its checkpoint was made with other data: the manifest has changed")
+            raise UserError(f"{made} with other data: the manifest has changed")
         differing = sorted(
             name
             for name, value in self.config.model_dump(mode="json").items()
@@ -254,11 +251,10 @@ class Run:
             and name not in INCIDENTAL | {"precision"}
         )
         if differing:
-            raise UserError(f"{where}: its checkpoint was made with another {', '.join(differing)}")
-        if state["precision"] != precision:
+            raise UserError(f"{made} with another {', '.join(differing)}")
+        if (before := state["precision"]) != precision:
             raise UserError(
-                f"{where}: its checkpoint was made in {state['precision']}, and this machine would resume in "
-                f"{precision}; pass --precision {state['precision']}"
+                f"{made} in {before}, and this machine would resume in {precision}; pass --precision {before}"
             )
         self.training.load_state(state["training"])
         self.rows, self.cases = state["rows"], state["cases"]
