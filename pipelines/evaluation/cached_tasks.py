@@ -4,7 +4,7 @@ import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,59 +74,43 @@ def work(
     remaining = [number for number, result in enumerate(results) if result is None]
     progress(len(tasks) - len(remaining))
     offences: dict[int, list[Offence]] = {}
-
-    def run(number: int) -> tuple[Task, ResultCache, bool]:
-        return tasks[number], cache, check_only or bool(offences)
-
-    def finish(number: int, outcome: _Outcome) -> None:
-        results[number], bad, message = outcome
-        if bad:
-            offences[number] = bad
-        if message is not None:
-            notify(message)
-        progress(1)
-
-    if jobs == 1 or (len(remaining) <= _FEW and sum(tasks[number].size for number in remaining) < _SMALL):
-        for number in remaining:
-            finish(number, _run_task(*run(number)))
-    else:
-        _run_in_pool(remaining, min(jobs, len(remaining)), run, finish)
-    problems = [offence for number in sorted(offences) for offence in offences[number]]
-    return Done(results, problems, len(tasks) - len(remaining))
-
-
-def _run_in_pool(
-    numbers: Sequence[int],
-    jobs: int,
-    arguments: Callable[[int], tuple[Task, "ResultCache", bool]],
-    finish: Callable[[int, _Outcome], None],
-) -> None:
-    """Distribute tasks to processes, submitting a few ahead."""
-    waiting = iter(numbers)
+    few = len(remaining) <= _FEW and sum(tasks[number].size for number in remaining) < _SMALL
+    jobs = 1 if few else min(jobs, len(remaining))
+    waiting = iter(remaining)
     running: dict[Future[_Outcome], int] = {}
     # Not forked: a forked copy of a process with threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=end_with_parent)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ThreadPoolExecutor(1) if jobs == 1 else ProcessPoolExecutor(jobs, spawn, initializer=end_with_parent)
     try:
         while True:
-            for number in waiting:
-                running[pool.submit(_run_task, *arguments(number))] = number
+            for number in waiting:  # a few ahead
+                future = pool.submit(_run_task, tasks[number], cache, check_only or bool(offences))
+                running[future] = number
                 if len(running) >= 3 * jobs:
                     break
             if not running:
-                return
+                break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                finish(running.pop(future), future.result())
+                number = running.pop(future)
+                results[number], bad, message = future.result()
+                if bad:
+                    offences[number] = bad
+                if message is not None:
+                    notify(message)
+                progress(1)
     except BrokenProcessPool:
         raise UserError(
             "a process was killed during the evaluation, often because memory ran out; run the command again to "
             "resume; --jobs 1 needs the least memory"
         ) from None
     except KeyboardInterrupt:
-        kill_pool(pool)
+        if isinstance(pool, ProcessPoolExecutor):
+            kill_pool(pool)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+    problems = [offence for number in sorted(offences) for offence in offences[number]]
+    return Done(results, problems, len(tasks) - len(remaining))
 
 
 def _run_task(task: Task, cache: "ResultCache", check_only: bool) -> _Outcome:

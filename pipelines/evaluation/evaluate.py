@@ -185,7 +185,21 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     shifts: dict[str, float] = {}
     failed = Event()
-    evaluate_pair = partial(_evaluate_pair, predictions, references, nsd_tolerance_mm, failed)
+    values = [0, *references.classes]
+    regions = [(channel,) for channel in range(1, len(values))]
+
+    def evaluate_pair(pair: tuple[Reference, str]) -> tuple[list[Offence], list[dict[str, float]], float]:
+        files = (pair[0], NamedFile(predictions / pair[1], pair[0].name))
+        maps, bad = read_pair([(named.path, partial(references.read, named), values) for named in files])
+        if bad:
+            failed.set()
+        # Once a file is bad, there will be no result, so the others are only checked.
+        if failed.is_set():
+            return bad, [], 0.0
+        (reference, truth), (prediction, predicted) = maps
+        metrics = region_metrics(predicted, truth, regions, reference.spacing, nsd_tolerance_mm=nsd_tolerance_mm)
+        return [], metrics, grid_shift(prediction, reference)
+
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         results = pool.map(evaluate_pair, matched.pairs)
         for (label, file), (bad, metrics, shift) in zip(matched.pairs, results, strict=True):
@@ -200,22 +214,3 @@ def evaluate(
     if offences:
         raise UserError("\n".join(f"{shown(file)}: {reason}" for file, reason in offences))
     return Evaluation(names, rows, shift_note(shifts, "prediction", "label"))
-
-
-def _evaluate_pair(
-    predictions: Path, references: References, tolerance: float, failed: Event, pair: tuple[Reference, str]
-) -> tuple[list[Offence], list[dict[str, float]], float]:
-    """The problems of a pair, or its metrics per class; and how far the prediction is off its label, mm."""
-    label, file = pair
-    files = (label, NamedFile(predictions / file, label.name))
-    values = [0, *references.classes]
-    maps, offences = read_pair([(named.path, partial(references.read, named), values) for named in files])
-    if offences:
-        failed.set()
-    # Once a file is bad, there will be no result, so the others are only checked.
-    if failed.is_set():
-        return offences, [], 0.0
-    (reference, truth), (prediction, predicted) = maps
-    regions = [(channel,) for channel in range(1, len(values))]
-    metrics = region_metrics(predicted, truth, regions, reference.spacing, nsd_tolerance_mm=tolerance)
-    return [], metrics, grid_shift(prediction, reference)

@@ -118,7 +118,7 @@ def predict(
 
 def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Settings) -> str | None:
     """Predict an image; return why it could not be predicted, or None."""
-    grid = ""
+    grid, on_gpu = "all its", model.device.type == "cuda"
     try:
         volume = read_file(source.path, {model.preprocessing.dimensions})
         if source.sha256 not in (None, volume.sha256):
@@ -130,9 +130,12 @@ def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Set
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        if model.device.type == "cuda":
+        if on_gpu:
             torch.cuda.empty_cache()
-        return f"out of memory, with {grid or 'all its'} voxels; {_advice(model, settings)}"
+        advice = [f"lower --batch-size ({settings.windows} windows at once)"] if settings.windows > 1 else []
+        advice += ["leave out --probabilities"] * settings.probabilities + ["pass --device cpu"] * on_gpu
+        what_to_do = ", or ".join(advice) or "crop it, or use a machine with more memory"
+        return f"out of memory, with {grid} voxels; {what_to_do}"
     return None
 
 
@@ -170,13 +173,3 @@ def _softmax(logits: Tensor) -> Tensor:
     """Probabilities, computed in place."""
     logits.sub_(logits.amax(0, keepdim=True)).exp_()
     return logits.div_(logits.sum(0, keepdim=True))
-
-
-def _advice(model: Model, settings: Settings) -> str:
-    """How to reduce the memory needed."""
-    advice = [
-        f"lower --batch-size ({settings.windows} windows at once)" if settings.windows > 1 else "",
-        "leave out --probabilities" if settings.probabilities else "",
-        "pass --device cpu" if model.device.type == "cuda" else "",
-    ]
-    return ", or ".join(filter(None, advice)) or "crop it, or use a machine with more memory"

@@ -1,7 +1,7 @@
 """Preprocessing of images and labels: resampling, normalisation of intensities, and reading cases."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,7 @@ class Preprocessing(BaseModel):
         shape = self.shape(label.shape[1:], spacing)
         if shape == tuple(label.shape[1:]):
             return label
-        best = torch.full((1, *shape), -1.0)
-        winner = torch.zeros((1, *shape), dtype=label.dtype)
-        # Class by class, since a one-hot map of a large volume would take C times its memory.
-        for c in range(num_classes):
-            part = resampled((label == c).float(), shape)
-            winner[part > best] = c
-            best = torch.maximum(best, part)
-        return winner
+        return largest((resampled((label == c).float(), shape) for c in range(num_classes)), label.dtype)
 
 
 def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
@@ -75,6 +68,16 @@ def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
         return volume
     mode = "trilinear" if len(shape) == 3 else "bilinear"
     return F.interpolate(volume[None], size=tuple(shape), mode=mode, align_corners=False)[0]
+
+
+def largest(parts: Iterator[Tensor], dtype: torch.dtype) -> Tensor:
+    """The index of the largest of several maps per voxel; one map is made at a time, to save memory."""
+    best = next(parts).clone()
+    winner = torch.zeros(best.shape, dtype=dtype, device=best.device)
+    for index, part in enumerate(parts, start=1):
+        winner.masked_fill_(part > best, index)
+        torch.maximum(best, part, out=best)
+    return winner
 
 
 # Reading cases.

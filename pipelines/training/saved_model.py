@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipelines.data.manifest import Manifest
-from pipelines.preprocessing.resampling import Preprocessing, resampled
+from pipelines.preprocessing.resampling import Preprocessing, largest, resampled
 from pipelines.training.networks import autocast_dtype, create_network
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
@@ -94,17 +94,9 @@ def channels_last(spatial_dims: int) -> torch.memory_format:
 
 
 def label_map(logits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The class of the largest logit on another grid: `[*shape]`, whole numbers, of logits `[C, *grid]`.
-
-    Class by class: all of them on a large image's grid would take C times its size.
-    """
-    best = resampled(logits[:1], shape).clone()
-    winner = torch.zeros(best.shape, dtype=torch.uint8 if len(logits) <= 256 else torch.int32, device=logits.device)
-    for c in range(1, len(logits)):
-        part = resampled(logits[c : c + 1], shape)
-        winner.masked_fill_(part > best, c)
-        torch.maximum(best, part, out=best)
-    return winner[0]
+    """The class of the largest logit on another grid: `[*shape]`, whole numbers, of logits `[C, *grid]`."""
+    dtype = torch.uint8 if len(logits) <= 256 else torch.int32
+    return largest((resampled(logits[c : c + 1], shape) for c in range(len(logits))), dtype)[0]
 
 
 @dataclass
