@@ -60,25 +60,33 @@ class References:
 
 
 def folder_references(folder: Path, bar: Bar = no_bar) -> References:
-    """The labels in a folder; the classes are all their values above 0.
-
-    If some of the files are named as labels (`a_seg.nii.gz`), the others are taken to be images.
+    """The labels in a folder (see `label_files`); the classes are all their values above 0.
 
     Raises:
         UserError: the folder does not exist, or has no labels, only background, or images.
     """
-    if not folder.is_dir():
-        raise UserError(f"--labels: {folder}: no such folder")
-    names = nifti_files(folder)
-    files = [folder / name for name in names if is_label_name(name)] or [folder / name for name in names]
-    if not files:
-        raise UserError(f"--labels: {folder} holds no NIfTI file (.nii or .nii.gz)")
+    files = label_files(folder)
     values = label_values(files, folder, bar)
     if len(values) > MAX_VALUES:
         raise UserError(
             f"--labels: the files of {shown(folder)} hold {len(values)} values above 0; expected labels, not images"
         )
     return References([Reference(file, stem(file.name)) for file in files], {value: str(value) for value in values})
+
+
+def label_files(folder: Path, *, among_images: bool = True) -> list[Path]:
+    """The label maps in a folder; `among_images`, if some are named as labels (`a_seg.nii.gz`), the others are images.
+
+    Raises:
+        UserError: the folder does not exist or is empty.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--labels: {shown(folder)}: no such folder")
+    names = nifti_files(folder)
+    if not names:
+        raise UserError(f"--labels: {shown(folder)} holds no NIfTI file (.nii or .nii.gz)")
+    labels = [name for name in names if is_label_name(name)] if among_images else []
+    return [folder / name for name in labels or names]
 
 
 def label_values(files: Sequence[Path], folder: Path, bar: Bar = no_bar) -> list[int]:

@@ -71,23 +71,6 @@ def read_classes(text: str) -> Classes:
     return _checked(named, "--classes")
 
 
-def _dataset_classes(content: dict[str, Any], path: Path) -> Classes:
-    labels = content.get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise UserError(f"{path}: has no labels; expected nnU-Net's, or pass --classes")
-    named: dict[str, tuple[int, ...]] = {}
-    for name, given in labels.items():
-        values = given if isinstance(given, list) else [given]
-        if not values or not all(isinstance(value, int) and value >= 0 for value in values):
-            raise UserError(
-                f"{path}: labels: got {given!r} for '{name}'; expected a whole number, or several as a region, as in "
-                "nnU-Net version 2; or pass --classes"
-            )
-        if set(values) != {0}:
-            named[name] = tuple(dict.fromkeys(values))
-    return _checked(named, f"{path}: labels")
-
-
 def _checked(named: dict[str, tuple[int, ...]], where: str) -> Classes:
     ignore = named.pop(IGNORE, None)
     if not named:
@@ -185,7 +168,20 @@ class NnunetResults:
         Raises:
             UserError: its labels are not in nnU-Net's format.
         """
-        return _dataset_classes(self.content, self.folder / "dataset.json")
+        path, labels = self.folder / "dataset.json", self.content.get("labels")
+        if not isinstance(labels, dict) or not labels:
+            raise UserError(f"{path}: has no labels; expected nnU-Net's, or pass --classes")
+        named: dict[str, tuple[int, ...]] = {}
+        for name, given in labels.items():
+            values = given if isinstance(given, list) else [given]
+            if not values or not all(isinstance(value, int) and value >= 0 for value in values):
+                raise UserError(
+                    f"{path}: labels: got {given!r} for '{name}'; expected a whole number, or several as a region, as "
+                    "in nnU-Net version 2; or pass --classes"
+                )
+            if set(values) != {0}:
+                named[name] = tuple(dict.fromkeys(values))
+        return _checked(named, f"{path}: labels")
 
 
 def read_results(path: Path, folds: tuple[int, ...] | None = None) -> NnunetResults | None:
@@ -206,9 +202,9 @@ def read_results(path: Path, folds: tuple[int, ...] | None = None) -> NnunetResu
     ending = content.get("file_ending", _READABLE[0])
     if ending not in _READABLE:
         raise UserError(f"{path}: its files end in {ending}; expected NIfTI, {' or '.join(_READABLE)}: convert them")
-    if fold is None and not _folds(folder):
-        return NnunetResults(folder, _dataset(folder), None, content, {})
     available = _folds(folder) if fold is None else [fold]
+    if not available:
+        return NnunetResults(folder, _dataset(folder), None, content, {})
     chosen = [name for name in available if name != "all"]
     if not chosen:
         raise UserError(

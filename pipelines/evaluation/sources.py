@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data.checks import Offence
-from pipelines.data.layouts import PROBABILITIES, is_label_name, nifti_files, pair_predictions, stem
-from pipelines.evaluation.references import AMBIGUOUS
+from pipelines.data.layouts import PROBABILITIES, nifti_files, pair_predictions, stem
+from pipelines.evaluation.references import AMBIGUOUS, label_files
 from pipelines.evaluation.result_folders import NnunetResults, found_references, read_results
 from pipelines.utils import UserError
 from pipelines.utils.text import shown
@@ -107,19 +107,12 @@ def read_references(folder: Path | None, methods: Sequence[Method]) -> Reference
         UserError: the folder does not exist or is empty, or no folder was named and none is found.
     """
     folder = _found(methods) if folder is None else folder
-    if not folder.is_dir():
-        raise UserError(f"--labels: {shown(folder)}: no such folder")
-    names = nifti_files(folder)
-    if not any(method.folds for method in methods):
-        names = [name for name in names if is_label_name(name)] or names  # there may be images next to them
-    if not names:
-        raise UserError(f"--labels: {shown(folder)} holds no NIfTI file (.nii or .nii.gz)")
     files: dict[str, Path] = {}
-    for name in names:
-        if stem(name) in files:
-            both = f"{files[stem(name)].name} and {name}"
-            raise UserError(f"--labels: {shown(folder)}: {both} are both of {stem(name)}; expected one per case")
-        files[stem(name)] = folder / name
+    for file in label_files(folder, among_images=not any(method.folds for method in methods)):
+        case = stem(file.name)
+        if (other := files.setdefault(case, file)) != file:
+            both = f"{other.name} and {file.name}"
+            raise UserError(f"--labels: {shown(folder)}: {both} are both of {case}; expected one per case")
     return ReferenceFiles(folder, files)
 
 

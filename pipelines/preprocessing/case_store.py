@@ -23,13 +23,10 @@ from pipelines.utils.files import sha256, write_atomically
 
 
 class EntryCache:
-    """Computed values by key, one file each, which processes can share.
+    """Computed values by key, one file each, which processes can share, in a folder that is created if needed.
 
     Each entry begins with its SHA-256, since torch reads flipped bits without an error; a damaged entry is computed
     again. Entries hold tensors and plain values only, so loading one cannot run code.
-
-    Args:
-        folder: the cache's folder; it is created if needed.
 
     Raises:
         UserError: the folder cannot be created.

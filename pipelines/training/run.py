@@ -13,7 +13,7 @@ import click
 import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
+from ignite.handlers import ProgressBar, Timer
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.utils import CommonKeys
 from torch import Tensor
@@ -154,22 +154,16 @@ class Run:
         trainer = self.training.trainer
         losses: list[float] = []
         steps: list[tuple[float, float]] = []
-        clock = {"epoch": 0.0, "batch": 0.0, "waited": 0.0}
+        timer, waited = Timer(), Timer()
 
         @trainer.on(Events.EPOCH_STARTED)
         def _start() -> None:
             self.training.start_epoch(trainer.state.epoch)
             losses.clear()
             steps.clear()
-            clock.update(epoch=time.perf_counter(), waited=0.0)
 
-        @trainer.on(Events.GET_BATCH_STARTED)
-        def _request() -> None:
-            clock["batch"] = time.perf_counter()
-
-        @trainer.on(Events.GET_BATCH_COMPLETED)
-        def _receive() -> None:
-            clock["waited"] += time.perf_counter() - clock["batch"]
+        timer.attach(trainer, Events.EPOCH_STARTED)
+        waited.attach(trainer, Events.EPOCH_STARTED, Events.GET_BATCH_COMPLETED, Events.GET_BATCH_STARTED)
 
         @trainer.on(Events.ITERATION_COMPLETED)
         def _record() -> None:
@@ -181,11 +175,11 @@ class Run:
 
         @trainer.on(Events.EPOCH_COMPLETED)
         def _end() -> None:
-            seconds = time.perf_counter() - clock["epoch"]
+            seconds = timer.value()
             row = {"epoch": trainer.state.epoch, "train_loss": statistics.fmean(losses), "epoch_s": round(seconds, 3)}
             if steps:
                 row |= zip((GRAD_NORM, UPDATE_RATIO), map(statistics.fmean, zip(*steps, strict=True)), strict=True)
-            share = max_over_ranks(clock["waited"] / seconds)
+            share = max_over_ranks(waited.value() / seconds)
             self._end_epoch(row | {"data_share": round(share, 4)})
 
     def _end_epoch(self, row: dict[str, Any]) -> None:

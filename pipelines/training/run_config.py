@@ -32,10 +32,9 @@ INCIDENTAL = {"manifest", "threads", "workers", "cache_dir", "data_root", "memor
 
 
 class NnunetSettings(BaseModel):
-    """How nnU-Net trains a run; everything else it plans itself.
+    """How nnU-Net trains a run, by the configuration of its plans; everything else it plans itself.
 
     Attributes:
-        configuration: the configuration of its plans.
         planner: the class that makes the plans; None: nnU-Net's default.
         iterations: steps per epoch; nnU-Net takes 250. A fifth as many validate, like nnU-Net's 50.
     """
@@ -59,8 +58,8 @@ class RunConfig(BaseModel):
         loss: as in `medloss.create_training_loss`.
         loss_arguments: arguments of that loss.
         loss_schedule: schedule of a sum's weights, as in `medloss.create_training_loss`.
-        network: `unet` (MONAI's, residual), `vnet` (MONAI's), or `dynunet` (MONAI's, of nnU-Net's design). Several
-            processes train a `vnet` slightly differently from one: its batch norm sees one process's part of a batch.
+        network: MONAI's `unet` (residual), `vnet`, or `dynunet` (of nnU-Net's design). Several processes train a `vnet`
+            slightly differently from one: its batch norm sees one process's part of a batch.
         levels: resolutions of a `unet` or `dynunet`; a number halves every axis, None plans axis by axis.
         strides: of each level along each axis, the first being ones; None: by `levels`.
         kernels: of the convolutions of each level; None: by `strides` and spacing.
@@ -85,9 +84,8 @@ class RunConfig(BaseModel):
         intensity: `zscore` per case, `clip` by the percentiles of all cases; None: `clip` for CT, else `zscore`.
         intensity_clip: the numbers of `clip`; None: taken from the data.
         foreground: fraction of patches that are centred on foreground.
-        flip_axes: array axes along which patches are flipped at random. None by default: anatomy is not
-            symmetric along every axis (on the hippocampus, whose classes are front and back, flips of all axes
-            cost 4 points of Dice in 8 epochs).
+        flip_axes: array axes along which patches are flipped at random. None by default: anatomy is not symmetric (on
+            the hippocampus, whose classes are front and back, flips of all axes cost 4 points of Dice in 8 epochs).
         augmentation: how patches are augmented.
         precision: `auto` takes bfloat16 where the device supports it; float16 scales the loss.
         compile: whether `torch.compile` compiles the network; worthwhile in long runs.
