@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -189,8 +188,8 @@ def evaluate(
     regions = [(channel,) for channel in range(1, len(values))]
 
     def evaluate_pair(pair: tuple[Reference, str]) -> tuple[list[Offence], list[dict[str, float]], float]:
-        files = (pair[0], NamedFile(predictions / pair[1], pair[0].name))
-        maps, bad = read_pair([(named.path, partial(references.read, named), values) for named in files])
+        file = NamedFile(predictions / pair[1], pair[0].name)
+        maps, bad = read_pair(pair[0], file, values, dimensions=references.dimensions)
         if bad:
             failed.set()
         # Once a file is bad, there will be no result, so the others are only checked.

@@ -16,14 +16,13 @@ import numpy as np
 
 from pipelines.data import nifti
 from pipelines.data.checks import Offence
-from pipelines.data.nifti import BadFileError, Volume, read_labels
 from pipelines.evaluation import evaluate, references, surface_distances
 from pipelines.evaluation.metrics import METRICS, base
 from pipelines.evaluation.references import MAX_VALUES, label_values
 from pipelines.evaluation.result_folders import Classes, summary_dice
 from pipelines.evaluation.sources import Method, ReferenceFiles
 from pipelines.utils import UserError
-from pipelines.utils.files import sha256
+from pipelines.utils.files import NamedFile, sha256
 from pipelines.utils.text import Bar, shown
 
 #: Modules whose source affects the numbers, in addition to those of the metrics.
@@ -31,34 +30,15 @@ _METRIC_MODULES: tuple[ModuleType, ...] = (evaluate, base, surface_distances, re
 
 
 @dataclass(frozen=True)
-class HashedFile:
-    """A file and the SHA-256 of its bytes when it was hashed."""
-
-    path: Path
-    sha256: str
-
-    def read(self) -> Volume:
-        """Read it as a label map.
-
-        Raises:
-            BadFileError: it cannot be used, or has changed since it was hashed.
-        """
-        volume = read_labels(self.path)
-        if volume.sha256 != self.sha256:
-            raise BadFileError("has changed during the run; run the command again")
-        return volume
-
-
-@dataclass(frozen=True)
 class Pair:
-    """A prediction and its reference, to be evaluated as by `medloss evaluate` with a tolerance of the NSD in mm.
+    """A hashed prediction and its reference, evaluated as by `medloss evaluate` with a tolerance of the NSD in mm.
 
     The result has `measures`, for each class the metrics in the order of `METRICS`, NaN if undefined; and `shift`, how
     far the prediction is off its reference, mm.
     """
 
-    prediction: HashedFile
-    reference: HashedFile
+    prediction: NamedFile
+    reference: NamedFile
     classes: Classes
     tolerance: float
 
@@ -78,9 +58,8 @@ class Pair:
     def run(self, check_only: bool) -> tuple[dict[str, Any] | None, list[Offence]]:
         """The metrics and the shift, or why the files cannot be evaluated."""
         values, ignore = self.classes.values, self.classes.ignore
-        in_reference = values if ignore is None else (*values, ignore)
-        both = ((self.reference, in_reference), (self.prediction, values))
-        maps, offences = references.read_pair([(file.path, file.read, known) for file, known in both])
+        changed = "has changed during the run; run the command again"
+        maps, offences = references.read_pair(self.reference, self.prediction, values, ignore=ignore, changed=changed)
         if offences or check_only:
             return None, offences
         (reference, truth), (prediction, predicted) = maps

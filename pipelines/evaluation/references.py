@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,17 +46,6 @@ class References:
     labels: list[Reference]
     classes: dict[int, str]
     dimensions: frozenset[int] = frozenset({2, 3})
-
-    def read(self, label: NamedFile) -> Volume:
-        """Read a label map, one of these or a prediction.
-
-        Raises:
-            BadFileError: it cannot be used, or its SHA-256 is not the recorded one.
-        """
-        volume = read_labels(label.path, self.dimensions)
-        if label.sha256 not in (None, volume.sha256):
-            raise BadFileError(WRONG_CHECKSUM)
-        return volume
 
 
 def folder_references(folder: Path, bar: Bar = no_bar) -> References:
@@ -202,22 +191,35 @@ def _by_name(labels: list[Reference], predictions: Path, files: list[str]) -> di
 
 
 def read_pair(
-    files: Sequence[tuple[Path, Callable[[], Volume], Sequence[int]]],
+    reference: NamedFile,
+    prediction: NamedFile,
+    values: Sequence[int],
+    *,
+    ignore: int | None = None,
+    dimensions: Iterable[int] = (2, 3),
+    changed: str = WRONG_CHECKSUM,
 ) -> tuple[list[tuple[Volume, NDArray[np.integer]]], list[Offence]]:
     """A reference and its prediction, with their labels as indices of values; and why they cannot be compared.
 
     Args:
-        files: reference and prediction: the path, the function that reads it, and its values.
+        reference: a label map.
+        prediction: a label map.
+        values: the values that both may have.
+        ignore: a further value that the reference may have; its index is the last.
+        dimensions: accepted numbers of axes.
+        changed: the problem of a file whose SHA-256 is not the expected one.
     """
     maps, offences = [], []
-    for path, read, values in files:
+    for file, known in ((reference, [*values, *([] if ignore is None else [ignore])]), (prediction, values)):
         try:
-            volume = read()
-            maps.append((volume, label_channels(volume.data, values)))
+            volume = read_labels(file.path, dimensions)
+            if file.sha256 not in (None, volume.sha256):
+                raise BadFileError(changed)
+            maps.append((volume, label_channels(volume.data, known)))
         except BadFileError as error:
-            offences.append(Offence(str(path), str(error)))
+            offences.append(Offence(str(file.path), str(error)))
     if len(maps) == 2 and (problem := grid_problem(maps[1][0], maps[0][0], "label")) is not None:
-        offences.append(Offence(str(files[1][0]), problem))
+        offences.append(Offence(str(prediction.path), problem))
     return maps, offences
 
 

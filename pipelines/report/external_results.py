@@ -12,7 +12,6 @@ from pipelines.data.nifti import shift_note
 from pipelines.evaluation.cached_tasks import Done, ResultCache, work
 from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
 from pipelines.evaluation.external_predictions import (
-    HashedFile,
     Pair,
     agreed_classes,
     found_classes,
@@ -27,6 +26,7 @@ from pipelines.report.collect import ONLY, Collected, PredictedCase
 from pipelines.report.provenance import folders_facts, tables_facts, title
 from pipelines.statistics.table import check_table, in_report_order, refuse_disjoint
 from pipelines.utils import UserError
+from pipelines.utils.files import NamedFile
 from pipelines.utils.text import Bar, no_bar
 
 #: The page calls every method a loss.
@@ -201,8 +201,10 @@ def from_predictions(
         classes = found_classes(references, hashed, bar)
     asked = [(method, case, file) for method in methods for case, file in sorted(predictions[method.name].items())
              if file in hashed and references.files[case] in hashed]  # fmt: skip
-    pairs = [Pair(HashedFile(file, hashed[file]), HashedFile(references.files[case], hashed[references.files[case]]),
-                  classes, settings.nsd_tolerance_mm) for _, case, file in asked]  # fmt: skip
+    named_files = {file: NamedFile(file, case, hashed[file])
+                   for _, case, prediction in asked for file in (prediction, references.files[case])}  # fmt: skip
+    pairs = [Pair(named_files[file], named_files[references.files[case]], classes, settings.nsd_tolerance_mm)
+             for _, case, file in asked]  # fmt: skip
     with bar("evaluating", len(pairs)) as step:
         done = work(pairs, store, jobs=settings.jobs, check_only=bool(offences), progress=step, notify=message)
     refuse([*offences, *done.offences])
