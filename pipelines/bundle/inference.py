@@ -13,13 +13,13 @@ from monai.utils import CommonKeys
 
 from pipelines.data.manifest import load_manifest
 from pipelines.data.nifti import BadFileError, read_file, squeezed, write_labels
-from pipelines.evaluation.references import listed
 from pipelines.inference.sources import Source, image_sources, refuse_collisions
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig, recipe_settings
 from pipelines.training.saved_model import Model, label_map, load_model
 from pipelines.utils import UserError
+from pipelines.utils.text import abbreviated
 
 _FILE = "file"
 
@@ -46,7 +46,7 @@ def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
     named = [dataset_dir] if isinstance(dataset_dir, str) else dataset_dir or []
     found, labels = image_sources([Path(str(path)) for path in named])
     if labels:
-        click.echo(f"left out, labels by their names: {listed(labels)}", err=True)
+        click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)
     return found
 
 

@@ -8,7 +8,7 @@ import click
 
 from pipelines.cli import PATH, combined, take
 from pipelines.utils import UserError
-from pipelines.utils.text import terminal_bar
+from pipelines.utils.text import abbreviated, terminal_bar
 
 if TYPE_CHECKING:  # the commands' help does not wait for torch
     from pipelines.evaluation.evaluate import Evaluation
@@ -126,7 +126,6 @@ def _remaining_images(
     resume: bool,
 ) -> "tuple[list[Source], list[Source]]":
     """All images that are named, and those that remain to be predicted."""
-    from pipelines.evaluation.references import listed
     from pipelines.inference.sources import image_sources, manifest_sources, refuse_collisions
     from pipelines.utils.files import refuse_unwritable_folder
 
@@ -139,11 +138,11 @@ def _remaining_images(
     existing = [file for files in outputs.values() for file in files if file.exists()]
     if existing and not force and not resume:
         raise UserError(
-            f"--out: there already: {listed(existing)}; pass --force to overwrite, or --resume to leave out what is "
+            f"--out: there already: {abbreviated(existing)}; pass --force to overwrite, or --resume to leave out what is "
             "predicted"
         )
     if labels:
-        click.echo(f"left out, labels by their names: {listed(labels)}", err=True)
+        click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)
     remaining = [source for source, files in outputs.items() if force or not all(file.exists() for file in files)]
     return sources, remaining
 
@@ -164,7 +163,7 @@ def evaluate(
     A prediction is named as its label is, or, with a manifest, as its case, label or image is. It lies on its label's
     grid; up to a tenth of a voxel off it passes, with a note.
     """
-    from pipelines.evaluation.references import folder_references, listed, manifest_references, match
+    from pipelines.evaluation.references import folder_references, manifest_references, match
     from pipelines.utils.files import refuse_existing, refuse_unwritable, write_text
 
     either = "pass the labels as one of the two: --labels FOLDER or --manifest NAME_OR_FILE"
@@ -174,12 +173,12 @@ def evaluate(
         refuse_unwritable(out, "--out")
     references = folder_references(labels, terminal_bar) if labels else manifest_references(*of_manifest or ())
     matched = match(references, predictions)
-    missing = listed([references.root / label.file for label in matched.unpredicted])
+    missing = abbreviated(label.path for label in matched.unpredicted)
     if missing and not allow_missing:
         raise UserError(f"labels without a prediction: {missing}; pass --allow-missing to leave them out")
     fold = None if of_manifest is None else of_manifest[2]
     unknown = "predictions without a label" + ("" if fold is None else f" in fold {fold}")
-    unlabelled = listed([predictions / file for file in matched.unlabelled])
+    unlabelled = abbreviated(predictions / file for file in matched.unlabelled)
     for what, left_out in ((unknown, unlabelled), ("labels without a prediction", missing)):
         if left_out:
             click.echo(f"left out, {what}: {left_out}", err=True)

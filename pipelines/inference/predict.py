@@ -29,11 +29,7 @@ def label_type(model: Model) -> np.dtype[Any]:
 
 
 class Predictor:
-    """A trained network as `mlflow.pyfunc.load_model` returns it: arrays in, label maps out.
-
-    Args:
-        model: the trained model.
-    """
+    """A trained network as `mlflow.pyfunc.load_model` returns it: arrays in, label maps out."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -100,17 +96,10 @@ def predict(
     settings: Settings,
     report: Callable[[int, Source, str], None] | None = None,
 ) -> list[Offence]:
-    """Predict images, one at a time; files are written atomically, and existing ones are replaced.
+    """Predict images, one at a time; files in `folder` are written atomically, and existing ones are replaced.
 
-    Args:
-        model: the trained model.
-        sources: the images.
-        folder: the folder of predictions; it is created if needed.
-        settings: how images are predicted.
-        report: called after each image with the number of images done, the image, and its outcome in a word or two.
-
-    Returns:
-        The images that could not be predicted, with the reasons; all others were predicted.
+    `report` is called after each image with the number of images done, the image, and its outcome in a word or two.
+    Returned are the images that could not be predicted, with the reasons; all others were predicted.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -129,7 +118,7 @@ def predict(
 
 def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Settings) -> str | None:
     """Predict an image; return why it could not be predicted, or None."""
-    grid = ""
+    grid, on_gpu = "all its", model.device.type == "cuda"
     try:
         volume = read_file(source.path, {model.preprocessing.dimensions})
         if source.sha256 not in (None, volume.sha256):
@@ -141,9 +130,12 @@ def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Set
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        if model.device.type == "cuda":
+        if on_gpu:
             torch.cuda.empty_cache()
-        return f"out of memory, with {grid or 'all its'} voxels; {_advice(model, settings)}"
+        advice = [f"lower --batch-size ({settings.windows} windows at once)"] if settings.windows > 1 else []
+        advice += ["leave out --probabilities"] * settings.probabilities + ["pass --device cpu"] * on_gpu
+        what_to_do = ", or ".join(advice) or "crop it, or use a machine with more memory"
+        return f"out of memory, with {grid} voxels; {what_to_do}"
     return None
 
 
@@ -151,9 +143,7 @@ def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Set
 def _predict(model: Model, volume: Volume, source: Source, folder: Path, settings: Settings) -> None:
     shape = volume.data.shape
     logits = model.logits(
-        model.preprocessing.image(_intensities(volume), volume.spacing),
-        flips=settings.flips,
-        windows=settings.windows,
+        model.preprocessing.image(_intensities(volume), volume.spacing), flips=settings.flips, windows=settings.windows
     )
     if not logits.sum().isfinite():
         raise BadFileError("the network returned NaN or Inf; try --precision float32")
@@ -171,11 +161,7 @@ def _predict(model: Model, volume: Volume, source: Source, folder: Path, setting
 
 
 def _intensities(volume: Volume) -> Tensor:
-    """Intensities `[1, *spatial]`, float32, as in training.
-
-    Raises:
-        BadFileError: some are not finite.
-    """
+    """Intensities `[1, *spatial]`, float32, as in training; BadFileError if some are not finite."""
     with np.errstate(over="ignore"):
         intensities = np.ascontiguousarray(volume.data, np.float32)
     if bad := int(intensities.size - np.isfinite(intensities).sum()):
@@ -187,13 +173,3 @@ def _softmax(logits: Tensor) -> Tensor:
     """Probabilities, computed in place."""
     logits.sub_(logits.amax(0, keepdim=True)).exp_()
     return logits.div_(logits.sum(0, keepdim=True))
-
-
-def _advice(model: Model, settings: Settings) -> str:
-    """How to reduce the memory needed."""
-    advice = [
-        f"lower --batch-size ({settings.windows} windows at once)" if settings.windows > 1 else "",
-        "leave out --probabilities" if settings.probabilities else "",
-        "pass --device cpu" if model.device.type == "cuda" else "",
-    ]
-    return ", or ".join(filter(None, advice)) or "crop it, or use a machine with more memory"

@@ -215,7 +215,7 @@ class NnunetRun:
         predictions = [self.folder.prediction(label.case) for label in references.labels]
         for label, path in zip(references.labels, predictions, strict=True):
             values = np.asanyarray(nib.load(written / f"{label.case}{ending}").dataobj)
-            image = nib.load(references.root / label.file)
+            image = nib.load(label.path)
             write_labels(path, values.reshape(squeezed(image.shape, 3)), image.header)
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder))

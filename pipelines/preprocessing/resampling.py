@@ -1,7 +1,7 @@
 """Preprocessing of images and labels: resampling, normalisation of intensities, and reading cases."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,7 @@ class Preprocessing(BaseModel):
     clip: Clip | None = None
 
     def shape(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
-        """The shape (voxels) of an image on the network's grid.
-
-        Args:
-            shape: the image's shape, voxels.
-            spacing: the image's spacing, mm.
-        """
+        """The shape (voxels) on the network's grid of an image of a shape (voxels) and a spacing (mm)."""
         if self.spacing is None or all(
             abs(s / t - 1) < _SAME_SPACING for s, t in zip(spacing, self.spacing, strict=True)
         ):
@@ -50,12 +45,7 @@ class Preprocessing(BaseModel):
         return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, self.spacing, strict=True))
 
     def image(self, volume: Tensor, spacing: Sequence[float]) -> Tensor:
-        """An image as the network's input, `[1, *grid]`, float32.
-
-        Args:
-            volume: intensities `[1, *spatial]`, finite.
-            spacing: the image's spacing, mm.
-        """
+        """The network's input, `[1, *grid]`, float32, of finite intensities `[1, *spatial]` with a spacing (mm)."""
         volume = volume.float()
         if self.clip is not None:
             volume = (volume.clamp(self.clip.low, self.clip.high) - self.clip.mean) / self.clip.std
@@ -69,15 +59,7 @@ class Preprocessing(BaseModel):
         shape = self.shape(label.shape[1:], spacing)
         if shape == tuple(label.shape[1:]):
             return label
-        best = torch.full((1, *shape), -1.0)
-        winner = torch.zeros((1, *shape), dtype=label.dtype)
-        # Class by class, since a one-hot map of a large volume would take C times its memory.
-        for c in range(num_classes):
-            part = resampled((label == c).float(), shape)
-            ahead = part > best
-            winner[ahead] = c
-            best = torch.maximum(best, part)
-        return winner
+        return largest((resampled((label == c).float(), shape) for c in range(num_classes)), label.dtype)
 
 
 def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
@@ -88,29 +70,32 @@ def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
     return F.interpolate(volume[None], size=tuple(shape), mode=mode, align_corners=False)[0]
 
 
+def largest(parts: Iterator[Tensor], dtype: torch.dtype) -> Tensor:
+    """The index of the largest of several maps per voxel; one map is made at a time, to save memory."""
+    best = next(parts).clone()
+    winner = torch.zeros(best.shape, dtype=dtype, device=best.device)
+    for index, part in enumerate(parts, start=1):
+        winner.masked_fill_(part > best, index)
+        torch.maximum(best, part, out=best)
+    return winner
+
+
 # Reading cases.
 
 CHECK = "`medloss check` lists every bad file"
 #: Number of voxels per class that are kept as centres of patches, evenly spaced.
 _MAX_CENTRES = 10_000
 _BOTH = ["image", "label"]
-_READER = Compose(
-    [
-        LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
-        EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
-        # Also for labels: an integer type would hide a value of 1.7.
-        EnsureTyped(_BOTH, dtype=torch.float32),
-    ]
-)
+# Float also for labels: an integer type would hide a value of 1.7.
+_READER = Compose([LoadImaged(_BOTH, reader="NibabelReader", ensure_channel_first=False),
+                   EnsureChannelFirstd(_BOTH, channel_dim="no_channel"),
+                   EnsureTyped(_BOTH, dtype=torch.float32)])  # fmt: skip
 
 
 def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
     """Read a case without resampling: `case`, `image` and `label` `[1, *spatial]`, `spacing` (mm).
 
-    Args:
-        manifest: the data set; the label map has the indices 0..C-1 of its label values.
-        case: the case.
-        root: the data root.
+    The label map has the indices 0..C-1 of the manifest's label values.
 
     Raises:
         UserError: the case cannot be read or used for training.
@@ -139,12 +124,7 @@ def read_case(manifest: Manifest, case: Case, root: Path) -> dict[str, Any]:
         named = ", ".join(map(str, manifest.label_values))
         raise UserError(f"case '{case.id}': {case.label} holds {first}; the manifest names {named}; {CHECK}")
     spacing = affine_to_spacing(data["label"].affine)[: manifest.dimensions]
-    return {
-        "case": case.id,
-        "image": image,
-        "label": classes,
-        "spacing": torch.as_tensor(spacing, dtype=torch.float64),
-    }
+    return {"case": case.id, "image": image, "label": classes, "spacing": torch.as_tensor(spacing, dtype=torch.float64)}
 
 
 def _squeezed(volume: Tensor, dimensions: int) -> Tensor:
@@ -160,13 +140,8 @@ def prepared(case: dict[str, Any], preprocessing: Preprocessing, num_classes: in
     """
     label, spacing = case["label"], case["spacing"].tolist()
     on_grid = preprocessing.labels(label, spacing, num_classes)
-    item = {
-        "case": case["case"],
-        "image": preprocessing.image(case["image"], spacing),
-        "label": on_grid,
-        "spacing": case["spacing"],
-        "centres": _centres(on_grid),
-    }
+    image = preprocessing.image(case["image"], spacing)
+    item = case | {"image": image, "label": on_grid, "centres": _centres(on_grid)}
     if on_grid.shape != label.shape:
         size = torch.tensor(label.shape[1:], dtype=torch.float64) / torch.tensor(on_grid.shape[1:])
         item |= {"spacing": case["spacing"] * size, "reference": label, "reference_spacing": case["spacing"]}

@@ -12,7 +12,6 @@ from pipelines.data.nifti import shift_note
 from pipelines.evaluation.cached_tasks import ResultCache, work
 from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
 from pipelines.evaluation.external_predictions import (
-    HashedFile,
     Pair,
     agreed_classes,
     found_classes,
@@ -22,11 +21,12 @@ from pipelines.evaluation.external_predictions import (
 )
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.result_folders import STOCK, Classes, found_images, is_mist, mist_rows
-from pipelines.evaluation.sources import Method, References, match, read_methods, read_references
+from pipelines.evaluation.sources import Method, ReferenceFiles, match_method, read_methods, read_references
 from pipelines.report.collect import ONLY, Collected, PredictedCase
 from pipelines.report.provenance import folders_facts, tables_facts, title
 from pipelines.statistics.table import check_table, in_report_order, refuse_disjoint
 from pipelines.utils import UserError
+from pipelines.utils.files import NamedFile
 from pipelines.utils.text import Bar, counted, no_bar
 
 #: The page calls every method a loss.
@@ -174,7 +174,7 @@ def from_predictions(
     predictions: dict[str, dict[str, Path]] = {}
     offences: list[Offence] = []
     for method in methods:
-        predictions[method.name], bad = match(references, method)
+        predictions[method.name], bad = match_method(references, method)
         offences += bad
     if settings.folds is not None:
         # Cases of other folds are not missing in folders without folds, nor in the references.
@@ -192,12 +192,13 @@ def from_predictions(
     if classes is None:
         if not any(file in hashed for file in needed):
             refuse(offences)
-        with bar("looking for labels", len(needed)) as step:
-            classes = found_classes(references, hashed, store, settings.jobs, step, message)
+        classes = found_classes(references, hashed, bar)
     asked = [(method, case, file) for method in methods for case, file in sorted(predictions[method.name].items())
              if file in hashed and references.files[case] in hashed]  # fmt: skip
-    pairs = [Pair(HashedFile(file, hashed[file]), HashedFile(references.files[case], hashed[references.files[case]]),
-                  classes, settings.nsd_tolerance_mm) for _, case, file in asked]  # fmt: skip
+    named_files = {file: NamedFile(file, case, hashed[file])
+                   for _, case, prediction in asked for file in (prediction, references.files[case])}  # fmt: skip
+    pairs = [Pair(named_files[file], named_files[references.files[case]], classes, settings.nsd_tolerance_mm)
+             for _, case, file in asked]  # fmt: skip
     with bar("evaluating", len(pairs)) as step:
         done = work(pairs, store, jobs=settings.jobs, check_only=bool(offences), progress=step, notify=message)
     refuse([*offences, *done.offences])
@@ -269,7 +270,7 @@ def _fold_of(asked: Sequence[tuple[Method, str, Path]]) -> dict[str, str]:
     return found
 
 
-def _notes(methods: Sequence[Method], references: References, predicted: set[str], classes: Classes) -> list[str]:
+def _notes(methods: Sequence[Method], references: ReferenceFiles, predicted: set[str], classes: Classes) -> list[str]:
     """The first notes on the page."""
     notes = []
     left_out = [case for case in references.files if case not in predicted]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.result_folders import Classes
-from pipelines.evaluation.sources import Method, References
+from pipelines.evaluation.sources import Method, ReferenceFiles
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import Plan, PlannedRun
 from pipelines.statistics.table import CaseTable
@@ -121,7 +121,7 @@ def _date(seconds: float) -> str:
 _PLAIN = {"labels", "labelsTr", "labelsTs", "gt_segmentations", "references", "labels_test", "gt"}
 
 
-def title(methods: Sequence[Method], references: References) -> str:
+def title(methods: Sequence[Method], references: ReferenceFiles) -> str:
     """The name of the data set: nnU-Net's, or that of the folder of references."""
     datasets = {method.nnunet.dataset for method in methods if method.nnunet is not None} - {None}
     if len(datasets) == 1:
@@ -132,7 +132,7 @@ def title(methods: Sequence[Method], references: References) -> str:
 
 def folders_facts(
     methods: Sequence[Method],
-    references: References,
+    references: ReferenceFiles,
     classes: Classes,
     hashed: Mapping[Path, str],
     tolerance: float,

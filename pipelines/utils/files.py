@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -134,6 +135,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file, the name of its case, and its SHA-256 if known."""
+
+    path: Path
+    name: str
+    sha256: str | None = None
 
 
 def sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Text on the terminal: tables, progress bars, durations, counts, lists and aligned lines."""
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,12 @@ def duration(seconds: float) -> str:
 def shown(path: str | Path) -> str:
     """A path as one line: untrusted file names can contain line breaks and control characters."""
     return str(path) if str(path).isprintable() else ascii(str(path))
+
+
+def abbreviated(items: Iterable[object], most: int = 5) -> str:
+    """The first items in one line, such as paths, and the number of others: `a, b and 3 more`."""
+    words = [shown(str(item)) for item in items]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 # Aligned paragraphs, no wider than a terminal.
