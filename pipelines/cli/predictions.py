@@ -138,8 +138,8 @@ def _remaining_images(
     existing = [file for files in outputs.values() for file in files if file.exists()]
     if existing and not force and not resume:
         raise UserError(
-            f"--out: there already: {abbreviated(existing)}; pass --force to overwrite, or --resume to leave out what is "
-            "predicted"
+            f"--out: there already: {abbreviated(existing)}; pass --force to overwrite, or --resume to leave out what "
+            "is predicted"
         )
     if labels:
         click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)

@@ -212,9 +212,9 @@ class NnunetRun:
         root = None if self.config.data_root is None else Path(self.config.data_root)
         references = manifest_references(self.config.manifest, root, self.config.fold)
         written, ending = Path(self.trainer.output_folder) / "validation", self.trainer.dataset_json["file_ending"]
-        predictions = [self.folder.prediction(label.case) for label in references.labels]
+        predictions = [self.folder.prediction(label.name) for label in references.labels]
         for label, path in zip(references.labels, predictions, strict=True):
-            values = np.asanyarray(nib.load(written / f"{label.case}{ending}").dataobj)
+            values = np.asanyarray(nib.load(written / f"{label.name}{ending}").dataobj)
             image = nib.load(label.path)
             write_labels(path, values.reshape(squeezed(image.shape, 3)), image.header)
         folder = self.folder.prediction("any").parent
