@@ -12,27 +12,24 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
 from pipelines.data.manifest import load_manifest
-from pipelines.data.nifti import BadFileError, read_file, squeezed, write_labels
-from pipelines.evaluation.references import listed
+from pipelines.data.nifti import BadFileError, Orientation, write_labels
+from pipelines.inference.predict import read_source
 from pipelines.inference.sources import Source, image_sources, refuse_collisions
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig, recipe_settings
 from pipelines.training.saved_model import Model, label_map, load_model
 from pipelines.utils import UserError
+from pipelines.utils.text import abbreviated
 
-_FILE = "file"
+_FILE, _SHAPE = "file", "shape"
 
 
 def bundle_model(model_file: str | None, network_name: str, device: torch.device) -> Model:
     """The model of a file or of a finished run's folder.
 
-    Without either it is an untrained one for the phantom, for MONAI's commands that inspect a network.
-
-    Args:
-        model_file: the file or the folder.
-        network_name: of the untrained one.
-        device: to compute on.
+    Without either it is an untrained one for the phantom, named `network_name`, for MONAI's commands that inspect a
+    network.
     """
     if model_file is not None:
         return load_model(Path(model_file), device)
@@ -49,22 +46,12 @@ def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
     named = [dataset_dir] if isinstance(dataset_dir, str) else dataset_dir or []
     found, labels = image_sources([Path(str(path)) for path in named])
     if labels:
-        click.echo(f"left out, labels by their names: {listed(labels)}", err=True)
+        click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)
     return found
 
 
 def before_prediction(model_file: str | None, images: list[Source], output_dir: str, overwrite: bool) -> None:
-    """Refuse a wrong call before anything is written.
-
-    Args:
-        model_file: the model.
-        images: from `sources`.
-        output_dir: folder of the label maps.
-        overwrite: whether label maps may be overwritten.
-
-    Raises:
-        UserError: no model, no image, or label maps that exist already.
-    """
+    """Raise a `UserError` before anything is written: no model, no image, or label maps that exist already."""
     if model_file is None:
         raise UserError("model_file: expected a finished run's folder, or its model.pt")
     if not images:
@@ -76,52 +63,44 @@ def before_prediction(model_file: str | None, images: list[Source], output_dir: 
 
 
 class ReadImage:
-    """Reads a source as an input of the model's network: `{"image": [1, *grid], "file": path}`."""
+    """Reads a source as an input of the model's network: `{"image": [K, *grid], "file": path, "shape": ...}`."""
 
     def __init__(self, model: Model) -> None:
-        self.preprocessing = model.preprocessing
+        self.model = model
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Read `item["image"]`, a `Source`.
-
-        Raises:
-            UserError: it cannot be read, or has values that are not finite.
-        """
+        """Read `item["image"]`, a `Source`; a `UserError` if it cannot be read, or has values that are not finite."""
         source: Source = item[CommonKeys.IMAGE]
         try:
-            volume = read_file(source.path, {self.preprocessing.dimensions})
+            volumes = read_source(self.model, source)
+            intensities = self.model.preprocessing.intensities(volumes)
         except BadFileError as error:
             raise UserError(f"{source.path}: {error}") from None
-        with np.errstate(over="ignore"):
-            intensities = torch.from_numpy(np.ascontiguousarray(volume.data, np.float32))[None]
-        if not intensities.isfinite().all():
-            raise UserError(f"{source.path}: NaN, Inf, or too large for float32")
-        return {CommonKeys.IMAGE: self.preprocessing.image(intensities, volume.spacing), _FILE: str(source.path)}
+        image = self.model.preprocessing.image(intensities, volumes[0].spacing)
+        return {CommonKeys.IMAGE: image, _FILE: str(source.path), _SHAPE: torch.tensor(volumes[0].shape)}
 
 
 class ToLabels:
-    """Converts `pred`, logits `[C, *grid]`, to label values `[1, *spatial]` on the image's own grid."""
+    """Converts `pred`, logits `[C, *grid]`, to label values `[1, *spatial]` on the image's own grid and axes."""
 
     def __init__(self, model: Model) -> None:
-        self.values = torch.tensor(list(model.classes))
+        self.scheme, self.orientation = model.scheme, model.preprocessing.orientation
+        self.values = torch.tensor(model.scheme.values)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Convert an item of the evaluator's batch."""
         logits = item[CommonKeys.PRED]
         if not logits.sum().isfinite():
             raise UserError(f"{item[_FILE]}: the network's output is NaN or Inf")
-        shape = squeezed(nib.load(item[_FILE]).header.get_data_shape(), logits.ndim - 1)
-        labels = label_map(logits, shape).cpu()
-        return {**item, CommonKeys.PRED: self.values[labels.long()][None]}
+        labels = self.values[label_map(logits, item[_SHAPE].tolist(), self.scheme).cpu().long()]
+        if self.orientation == "canonical":
+            stored = Orientation.of(nib.load(item[_FILE]).affine, labels.ndim).stored(labels.numpy())
+            labels = torch.from_numpy(np.ascontiguousarray(stored))
+        return {**item, CommonKeys.PRED: labels[None]}
 
 
 class WriteLabels:
-    """A handler that writes each image's label map, with the image's geometry, and prints its path.
-
-    Args:
-        images: from `sources`.
-        output_dir: the folder.
-    """
+    """A handler that writes the label map of each of `sources`, with the image's geometry, and prints its path."""
 
     def __init__(self, images: list[Source], output_dir: str) -> None:
         self.images = {str(image.path): image for image in images}
@@ -137,5 +116,5 @@ class WriteLabels:
         for given, predicted in zip(engine.state.batch, engine.state.output, strict=True):
             image = self.images[given[_FILE]]
             path = image.labels(self.folder)
-            write_labels(path, predicted[CommonKeys.PRED][0].numpy(), nib.load(image.path).header)
+            write_labels(path, predicted[CommonKeys.PRED][0].numpy(), nib.load(image.path).header, canonical=False)
             click.echo(f"written to {path}")

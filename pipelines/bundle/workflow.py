@@ -36,13 +36,13 @@ def one_line_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
         cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError | TrainingError | InputError):
-                let_first_rank_report()
-                click.echo(f"error: {cause}", err=True)
-                return
+        while cause is not None and not isinstance(cause, UserError | TrainingError | InputError):
             cause = cause.__cause__
-        usual(kind, error, where)
+        if cause is None:
+            usual(kind, error, where)
+        else:
+            let_first_rank_report()
+            click.echo(f"error: {cause}", err=True)
 
     sys.excepthook = hook
 
@@ -61,15 +61,7 @@ def bundle_config(
     settings: dict[str, Any] | None = None,
     **named: Any,
 ) -> RunConfig:
-    """The config of a run.
-
-    Args:
-        recipe: a name or a file.
-        manifest: name or path of the data.
-        data_root: folder of the data.
-        device: that the bundle computes on.
-        settings: fields of `RunConfig` without a name in `train.yaml`.
-        named: fields with one; None: the recipe's.
+    """The config of a run: a recipe, updated by fields with a name in `train.yaml` (None: not given) and by `settings`.
 
     Raises:
         UserError: an unknown field, or a value out of range.
@@ -85,12 +77,9 @@ def bundle_config(
 
 
 def trainer(training: Training, max_epochs: int, train_handlers: Iterable[Any] = ()) -> SupervisedTrainer:
-    """The trainer, with arguments of MONAI's names.
+    """The trainer with further handlers, such as MONAI's for MLflow, under MONAI's names.
 
-    Args:
-        training: the trainer's; its config already has these `max_epochs`, which the learning rate depends on.
-        max_epochs: number of epochs.
-        train_handlers: further handlers, such as MONAI's for MLflow.
+    Its config already has these `max_epochs`, which the learning rate depends on.
     """
     for handler in train_handlers:
         handler.attach(training.trainer)
@@ -98,25 +87,14 @@ def trainer(training: Training, max_epochs: int, train_handlers: Iterable[Any] =
 
 
 def evaluator(training: Training, val_handlers: Iterable[Any] = ()) -> SupervisedEvaluator:
-    """The evaluator, with arguments of MONAI's names.
-
-    Args:
-        training: the evaluator's.
-        val_handlers: further handlers.
-    """
+    """The evaluator with further handlers, under MONAI's names."""
     for handler in val_handlers:
         handler.attach(training.evaluator)
     return training.evaluator
 
 
 def before_training(config: RunConfig, output_dir: str, resume: bool, check: bool) -> None:
-    """Refuse a run that cannot be trained, before anything is prepared or written.
-
-    Args:
-        config: the run's.
-        output_dir: the run's folder.
-        resume: whether to resume the run in the folder.
-        check: whether to read the whole data set first.
+    """Refuse a run that cannot be trained, before anything is prepared or written; `check` reads the whole data set.
 
     Raises:
         UserError: the config does not fit the data; the folder has a run and `resume` is false, or the reverse; there
@@ -140,11 +118,6 @@ def before_training(config: RunConfig, output_dir: str, resume: bool, check: boo
 
 def run_training(training: Training, output_dir: str, resume: bool) -> dict[str, Any]:
     """Train in a run's folder, as `medloss train` does, and print a line per epoch.
-
-    Args:
-        training: the run's.
-        output_dir: the run's folder.
-        resume: whether to resume from its checkpoint.
 
     Raises:
         UserError: another process trains there, or it cannot be written to.
@@ -171,16 +144,7 @@ def run_training(training: Training, output_dir: str, resume: bool) -> dict[str,
 def evaluated_config(
     model: Model, *, manifest: str, data_root: str | None, fold: int, device: torch.device | str, cache_dir: str
 ) -> RunConfig:
-    """The config for a model's validation: its run's, without the parts that only training needs.
-
-    Args:
-        model: the model.
-        manifest: name or path of the data.
-        data_root: folder of the data.
-        fold: the fold to predict.
-        device: to compute on.
-        cache_dir: folder of the preprocessed cases.
-    """
+    """The config for a model's validation on a fold: its run's, without the parts that only training needs."""
     changes: dict[str, Any] = {"manifest": manifest, "data_root": data_root, "fold": fold, "cache_dir": cache_dir}
     # Another loss, too: that of an untrusted model must not be imported.
     changes |= {"device": str(device), "loss": "dice", "loss_arguments": {}, "ema": None}
@@ -194,30 +158,23 @@ def run_of(model_file: str, model: Model) -> RunConfig:
 
 
 def evaluated_training(model: Model, config: RunConfig) -> Training:
-    """A `Training` whose network has a model's weights.
-
-    Args:
-        model: the model.
-        config: from `evaluated_config`.
-
-    Raises:
-        UserError: the data have other classes than the model.
-    """
+    """A `Training` with a model's weights; a `UserError` if the data have other classes or channels than the model."""
     training = Training(config)
-    names = {value: training.manifest.classes[value] for value in training.manifest.label_values}
-    if names != model.classes:
-        raise UserError(f"'{training.manifest.name}' has other classes than the model: {names}, not {model.classes}")
+    ours, theirs = (scheme.model_copy(update={"ignore": None}) for scheme in (training.manifest.scheme, model.scheme))
+    if ours != theirs:
+        what = "classes" if ours.classes != theirs.classes else "regions"
+        raise UserError(
+            f"'{training.manifest.name}' has other {what} than the model: {getattr(ours, what)}, not "
+            f"{getattr(theirs, what)}"
+        )
+    if (channels := len(training.manifest.image_channels)) != model.in_channels:
+        raise UserError(f"'{training.manifest.name}' has {channels} channels; the model has {model.in_channels}")
     training.network.load_state_dict(model.network.state_dict())
     return training
 
 
 def run_evaluation(training: Training, folder: str) -> dict[str, float]:
-    """Predict and evaluate the fold's cases; write `cases.csv` and `metrics.json`, and print the means.
-
-    Args:
-        training: from `evaluated_training`.
-        folder: for the files.
-    """
+    """Predict and evaluate the fold's cases; write `cases.csv` and `metrics.json`, and print the means."""
     rows = training.validate()
     metrics = mean_metrics(rows)
     if rank() == 0:

@@ -8,86 +8,35 @@ from typing import Any
 
 import click
 
-from pipelines.cli import PLACE, RUNS, TRACKING, GroupedCommand, option, take_options
-from pipelines.cli.compare_options import (
-    RunOptions,
-    SearchOptions,
-    VerdictOptions,
-    chosen_executor,
-    executor_options,
-    named_before,
-    planning_options,
-)
-from pipelines.cli.training_options import (
-    chosen_trainer,
-    refuse_untrainable,
-    refuse_unused_rates,
-    run_config,
-    trainer_options,
-    training_options,
-    whole_numbers,
-)
+from pipelines.cli import PATH, PLACE, RUNS, TRACKING, GroupedCommand, option, take
+from pipelines.cli.compare_options import chosen_executor, compare_options, loss_list, named_before
+from pipelines.cli.train import chosen_trainer, trainer_options, training_options
 from pipelines.utils import UserError
 
 
 @click.command(cls=GroupedCommand)
 @click.argument("manifest")
-@option(
-    "--losses",
-    group=RUNS,
-    default="all",
-    show_default=True,
-    metavar="LIST",
-    help="Names, sums (0.2*focal+0.8*dice) or dotted paths, separated by commas; or all.",
-)
-@option(
-    "--folds", group=RUNS, default="0", show_default=True, metavar="LIST", help="Validation folds, such as 0,1,2,3,4."
-)
-@option("--seeds", group=RUNS, default="0", show_default=True, metavar="LIST", help="Seeds, such as 0,1,2.")
-@option("--retry-failed", group=RUNS, is_flag=True, help="Train failed runs again.")
-@option(
-    "--jobs",
-    group=PLACE,
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Runs at a time; default: one per core, or one on a GPU.",
-)
-@option(
-    "--tracking-uri",
-    group=TRACKING,
-    metavar="URI",
-    help="MLflow server; default: SQLite in the folder of --out.",
-)
-@option(
-    "--register-model", group=TRACKING, metavar="NAME", help="Register the best network of the best loss in MLflow."
-)
-@option(
-    "--out",
-    group=RUNS,
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Folder of the comparison.",
-)
+@option("--losses", RUNS, "LIST", "Names, sums (0.2*focal+0.8*dice) or dotted paths, separated by commas; or all.",
+        default="all")  # fmt: skip
+@option("--folds", RUNS, "LIST", "Validation folds, such as 0,1,2,3,4.", default="0")
+@option("--seeds", RUNS, "LIST", "Seeds, such as 0,1,2.", default="0")
+@option("--retry-failed", RUNS, None, "Train failed runs again.", is_flag=True)
+@option("--jobs", PLACE, "N", "Runs at a time; default: one per core, or one on a GPU.", type=click.IntRange(min=1))
+@option("--tracking-uri", TRACKING, "URI", "MLflow server; default: SQLite in the folder of --out.")
+@option("--register-model", TRACKING, "NAME", "Register the best network of the best loss in MLflow.")
+@option("--out", RUNS, "DIR", "Folder of the comparison.", type=PATH, required=True)
 @trainer_options
-@executor_options
-@planning_options
+@compare_options
 @training_options
 def compare(
-    manifest: str,
-    out: Path,
-    jobs: int | None,
-    tracking_uri: str | None,
-    register_model: str | None,
-    retry_failed: bool,
-    check: bool,
-    **options: Any,
+    manifest: str, out: Path, losses: str, executor: str, jobs: int | None, is_dry: bool, **options: Any
 ) -> None:
     """Train every loss on MANIFEST (a path, or the name of a shipped one), and compare them.
     Run the command again to resume an interrupted comparison.
     """
     began = time.monotonic()
     # First the checks that do without the packages that a comparison takes seconds to import.
+    from pipelines.cli.settings import refuse_untrainable, refuse_unused_rates, run_config, whole_numbers, with_settings
     from pipelines.data.manifest import load_manifest
     from pipelines.runs.comparison_folder import refuse_foreign
     from pipelines.runs.plan import refuse_repeated
@@ -96,32 +45,22 @@ def compare(
     from pipelines.utils.files import naming_a_full_disk, refuse_unwritable_folder
     from pipelines.utils.machine import available_cores
 
-    runs = take_options(RunOptions, options)
-    verdict = take_options(VerdictOptions, options)
-    search = take_options(SearchOptions, options)
-    is_dry, executor = options.pop("is_dry"), options.pop("executor")
-    if options["settings"]:
-        from pipelines.cli.settings import with_settings
-
-        options = with_settings(options)
-    names = runs.names()
+    verdict = take(options, "reference", "metric", "margin", "empty", "non_inferior")
+    search = take(options, "budget", "halving", "tune_lr")
+    how = take(options, "retry_failed", "check", "tracking_uri", "register_model")
+    options = with_settings(options)
+    names = loss_list(losses)
+    folds, seeds = (list(whole_numbers(options.pop(name), f"--{name}")) for name in ("folds", "seeds"))
     handover = chosen_executor(executor, jobs, options)
-    if handover is not None:
-        search.refuse_handover()
+    measured = {"--budget": search["budget"] is not None, "--tune-lr": search["tune_lr"] is not None}
+    for flag, is_given in ({"--halving": search["halving"]} | measured).items():
+        if is_given and handover is not None:
+            raise UserError(f"{flag}: goes with --executor local, whose machine it measures and trains on")
     schedule = options.pop("loss_schedule")
-    needs_engines = (
-        {"--dry-run": is_dry}
-        | search.given()
-        | {
-            "--register-model": register_model is not None,
-            "--schedule": schedule is not None,
-        }
-    )
-    options = chosen_trainer(manifest, options, needs_engines)
-    names, about = named_before(names, verdict.reference, verdict.metric, verdict.margin)
-    about |= {"empty": verdict.empty, "non_inferior": verdict.non_inferior}
+    needs_engines = {"--dry-run": is_dry, **measured, "--register-model": how["register_model"] is not None}
+    options = chosen_trainer(manifest, options, needs_engines | {"--schedule": schedule is not None})
+    names, about = named_before(names, **verdict)
     refuse_unused_rates(options.get("learning_rates"), names)
-    folds, seeds = list(whole_numbers(runs.folds, "--folds")), list(whole_numbers(runs.seeds, "--seeds"))
     refuse_repeated(names, folds, seeds)
     scheduled = _scheduled(names, schedule)
     configs = [
@@ -137,21 +76,23 @@ def compare(
     # Before the measurements, which take minutes.
     if handover is not None:
         handover.check()
-    checked_tracking_uri(tracking_uri, out)
-    checked_model_name(register_model)
+    checked_tracking_uri(how["tracking_uri"], out)
+    checked_model_name(how["register_model"])
     refuse_untrainable(configs, loaded)
+    import torch
+
     from pipelines.comparison.compare import compare_losses
     from pipelines.comparison.dry_run import dry_run
     from pipelines.comparison.execution import Execution
     from pipelines.comparison.planning import Request, plan_comparison
     from pipelines.runs.summary import plan_lines
 
-    # With another executor, --jobs limits the array's width and not the processes on this machine.
-    jobs = _default_jobs() if handover is not None else jobs or _default_jobs()
+    if handover is not None or jobs is None:
+        # With another executor, --jobs limits the array's width and not the processes on this machine.
+        jobs = 1 if torch.cuda.is_available() else available_cores()
     request = Request(
         configs, folds, seeds, loaded, about, epochs=options.get("epochs"),
-        budget=search.budget, halving=search.halving, tune_lr=search.tune_lr,
-        jobs=jobs, cores=available_cores(), began=began,
+        jobs=jobs, cores=available_cores(), began=began, **search,
     )  # fmt: skip
     # Schedulers and `docker stop` send SIGTERM: the process then ends in order, as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -167,17 +108,13 @@ def compare(
         if planned.plan.asked is not None:
             for line in plan_lines(planned.plan, planned.grid, planned.seconds):
                 click.echo(line, err=True)
-        execution = Execution(jobs, handover, retry_failed, check, tracking_uri, register_model)
+        execution = Execution(jobs, handover, **how)
         code = compare_losses(out, planned.plan, execution, configs)
     sys.exit(code)
 
 
 def _scheduled(names: list[str], schedule: str | None) -> dict[str, str]:
-    """The schedule of each loss that has one: sums of a boundary-based term with others.
-
-    Raises:
-        UserError: a schedule, and no such loss.
-    """
+    """The schedule of each sum of a boundary-based term with others; a `UserError` if there is none."""
     if schedule is None:
         return {}
     from medloss.training_loss import has_boundary_term  # not above, for the second that torch takes
@@ -191,16 +128,8 @@ def _scheduled(names: list[str], schedule: str | None) -> dict[str, str]:
     return scheduled
 
 
-def _default_jobs() -> int:
-    import torch
-
-    from pipelines.utils.machine import available_cores
-
-    return 1 if torch.cuda.is_available() else available_cores()
-
-
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.option("--index", type=int, help="Only the run of this number in the plan.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
 @click.option("--trust", is_flag=True, help="Import any losses that the folder names; let nnU-Net unpickle its cases.")
@@ -226,7 +155,7 @@ def worker(folder: Path, index: int | None, threads: int | None, trust: bool, pa
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 def status(folder: Path) -> None:
     """Show how far the comparison in FOLDER is."""
     from pipelines.comparison.execution import Comparison
@@ -234,16 +163,15 @@ def status(folder: Path) -> None:
     from pipelines.comparison.remaining_runs import STATE_COLUMNS, STATE_KEYS, state_rows
     from pipelines.comparison.screening import begun_rungs
     from pipelines.runs.comparison_folder import require_plan, run_states, stood_still, stood_still_notes
-    from pipelines.runs.summary import rung_title, screening_notes
+    from pipelines.runs.summary import rung_title, screening_notes, state_counts
     from pipelines.utils.text import counted, print_table
 
     plan = require_plan(folder)
     states = run_states(folder, plan)
-    counts = {word: sum(s.state == word for s in states) for word in ("done", "failed", "running", "interrupted")}
-    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    counts = state_counts(states, waiting=False) or "all waiting"
     rungs = begun_rungs(Comparison(folder, plan))
     tables = [(f"{rung_title(rung.plan)}, {counted(rung.epochs, 'epoch')}", rung.states) for rung in rungs]
-    for title, shown in [*tables, (f"{len(states)} runs: {told or 'all waiting'}", states)]:
+    for title, shown in [*tables, (f"{len(states)} runs: {counts}", states)]:
         print_table(STATE_COLUMNS, state_rows(shown), title=title, keys=STATE_KEYS)
     for line in (*screening_notes(plan), *stood_still_notes(plan, stood_still(folder, plan))):
         click.echo(line)

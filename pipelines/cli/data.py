@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli import SuggestingGroup
+from pipelines.cli import PATH
+from pipelines.utils import UserError
+from pipelines.utils.text import Column, numbers, print_table, shown
 
 if TYPE_CHECKING:  # the commands' help does not wait for pydantic
     from pipelines.data.checks import CheckReport
@@ -17,7 +19,7 @@ if TYPE_CHECKING:  # the commands' help does not wait for pydantic
 
 @click.command()
 @click.argument("manifest")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA].")
+@click.option("--data-root", type=PATH, help="Folder of the data [MEDLOSS_DATA].")
 def check(manifest: str, data_root: Path | None) -> None:
     """Read all of MANIFEST's data (a path, a shipped name, or a folder without a manifest), and list every bad file.
 
@@ -27,7 +29,6 @@ def check(manifest: str, data_root: Path | None) -> None:
     from pipelines.data.checks import check_data
     from pipelines.data.data_root import resolve_data
     from pipelines.data.manifest_writer import check_folder
-    from pipelines.utils import UserError
     from pipelines.utils.files import shipped_manifests
 
     # A shipped manifest's name is that of a folder only where it is written as a path: ./phantom.
@@ -41,7 +42,7 @@ def check(manifest: str, data_root: Path | None) -> None:
             loaded = _load_or_report(manifest)
             report = check_data(loaded, resolve_data(loaded, data_root), progress)
     for file, reason in report.offences:
-        click.echo(_line(file, reason))
+        click.echo(f"{shown(file)}: {reason}")
     for note in report.notes:
         click.echo(f"note: {note}")
     _print_tables(report)
@@ -52,8 +53,8 @@ def check(manifest: str, data_root: Path | None) -> None:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; default: the name with .yaml, here.")
+@click.argument("folder", type=PATH)
+@click.option("--out", type=PATH, help="File to write; default: the name with .yaml, here.")
 @click.option("--name", help="The manifest's name; default: that of dataset.json, else the folder's.")
 @click.option("--modality", help="MR, CT and so on; default: that of dataset.json, else MR.")
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds; default: nnU-Net's splits, else 5.")
@@ -61,14 +62,7 @@ def check(manifest: str, data_root: Path | None) -> None:
 @click.option("--patient", help="Regular expression for the patient at the start of a case's name, such as 'p[0-9]+'.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 def manifest(
-    folder: Path,
-    out: Path | None,
-    name: str | None,
-    modality: str | None,
-    folds: int | None,
-    seed: int | None,
-    patient: str | None,
-    force: bool,
+    folder: Path, out: Path | None, name: str | None, modality: str | None, force: bool, **options: Any
 ) -> None:
     """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side.
 
@@ -78,29 +72,26 @@ def manifest(
     """
     from pipelines.data.layouts import find_splits, read_card
     from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
-    from pipelines.utils import UserError
-    from pipelines.utils.files import write_text
+    from pipelines.utils.files import refuse_existing, write_text
 
-    _refuse_existing(out, force)
+    if out is not None:
+        refuse_existing(out, force)
     notes: list[str] = []
+    folds, seed = options["folds"], options["seed"]
     splits = find_splits(folder) if folds is None and seed is None else None
+    settings = FoldSettings(folds or 5, seed or 0, options["patient"], splits)
     with _progress() as progress:
         made = make_manifest(
-            folder,
-            name=name,
-            modality=modality,
-            folds=FoldSettings(folds or 5, seed or 0, patient, splits),
-            progress=progress,
-            notify=notes.append,
+            folder, name=name, modality=modality, folds=settings, progress=progress, notify=notes.append
         )
     path = out or Path(f"{made.name}.yaml")
-    _refuse_existing(path, force)
+    refuse_existing(path, force)
     try:
         write_text(path, manifest_text(made))
     except OSError as error:
         raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None
     for entry in made.excluded:
-        click.echo(f"left out: {_line(entry.file, entry.reason)}")
+        click.echo(f"left out: {shown(entry.file)}: {entry.reason}")
     for line in notes:
         click.echo(f"note: {line}")
     if modality is None and not read_card(folder).modality:
@@ -112,7 +103,7 @@ def manifest(
     click.echo(f"{len(made.cases)} cases in {len(made.folds())} folds: written to {path}")
 
 
-@click.group(cls=SuggestingGroup)
+@click.group()
 def nnunet() -> None:
     """Train nnU-Net with our losses."""
 
@@ -134,8 +125,8 @@ def path() -> None:
 
 
 @nnunet.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; default: checkpoint_stock.pth next to it.")
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, help="File to write; default: checkpoint_stock.pth next to it.")
 def export(checkpoint: Path, out: Path | None) -> None:
     """Write CHECKPOINT as one of nnU-Net's stock trainer, which predicts without this package.
 
@@ -148,9 +139,9 @@ def export(checkpoint: Path, out: Path | None) -> None:
 
 @nnunet.command()
 @click.argument("manifest")
-@click.option("--raw", type=click.Path(path_type=Path), help="Folder of nnU-Net's raw data sets [nnUNet_raw].")
+@click.option("--raw", type=PATH, help="Folder of nnU-Net's raw data sets [nnUNet_raw].")
 @click.option("--id", "number", type=click.IntRange(1, 999), help="The data set's number; default: the next free one.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data [MEDLOSS_DATA].")
+@click.option("--data-root", type=PATH, help="Folder of the data [MEDLOSS_DATA].")
 def dataset(manifest: str, raw: Path | None, number: int | None, data_root: Path | None) -> None:
     """Write MANIFEST (a path or a shipped name) as a raw data set of nnU-Net, by links.
 
@@ -160,7 +151,6 @@ def dataset(manifest: str, raw: Path | None, number: int | None, data_root: Path
     from pipelines.data.data_root import resolve_data
     from pipelines.data.manifest import load_manifest
     from pipelines.nnunet.datasets import write_raw_dataset
-    from pipelines.utils import UserError
 
     raw = raw or nnunet_folder("raw")
     if raw is None:
@@ -179,31 +169,17 @@ def _load_or_report(manifest: str) -> "Manifest":
         return load_manifest(manifest)
     except ManifestError as error:
         for offence in error.offences:
-            click.echo(_line(str(error.path), offence))
+            click.echo(f"{shown(error.path)}: {offence}")
         click.echo("the manifest breaks rules, so no file was read")
         sys.exit(1)
-
-
-def _refuse_existing(out: Path | None, force: bool) -> None:
-    from pipelines.utils import UserError
-
-    if out is None:
-        return
-    if out.is_dir():
-        raise UserError(f"--out: {out} is a folder; expected a file to write")
-    if out.exists() and not force:
-        raise UserError(f"--out: {out} is there already; pass --force to overwrite it, or name another file")
 
 
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
     from tqdm import tqdm
 
-    with tqdm(unit="case", leave=False) as bar:
+    with tqdm(unit="case", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -212,32 +188,25 @@ def _progress() -> Iterator[Any]:
         yield progress
 
 
-def _line(file: str, reason: str) -> str:
-    # An untrusted file name can hold line breaks and control sequences of terminals.
-    return f"{file if file.isprintable() else ascii(file)}: {reason}"
-
-
 def _print_tables(report: "CheckReport") -> None:
     import numpy as np
-
-    from pipelines.utils.text import Column, numbers, print_table
 
     if not report.shapes:
         return
     axes = len(report.shapes[0])
     unit = "ml" if axes == 3 else "mm2"
+
+    def extremes(values: Any, form: str) -> list[str]:
+        return [format(value, form) for value in np.quantile(values, (0.0, 0.5, 1.0))]
+
     volumes = []
     for value, name in report.classes.items():
-        voxels, size = np.array(report.voxels[name]), np.array(report.volumes[name])
-        cells = [f"{x:.0f}" for x in (voxels.min(), np.median(voxels), voxels.max())]
-        cells += [f"{x:.4g}" for x in (size.min(), np.median(size), size.max())]
-        volumes.append([f"{value} {name}", str(int((voxels > 0).sum())), *cells])
+        cells = [*extremes(report.voxels[name], ".0f"), *extremes(report.volumes[name], ".4g")]
+        volumes.append([f"{value} {name}", str(np.count_nonzero(report.voxels[name])), *cells])
     geometry = []
     for title, rows in (("spacing, mm", report.spacings), ("shape, voxels", report.shapes)):
-        lengths = np.array([row for row in rows if len(row) == axes])
-        for axis, column in enumerate(lengths.T):
-            extremes = (column.min(), np.median(column), column.max())
-            geometry.append([f"{title}, axis {axis}", *(f"{x:.6g}" for x in extremes)])
+        columns = np.array([row for row in rows if len(row) == axes]).T
+        geometry += [[f"{title}, axis {axis}", *extremes(column, ".6g")] for axis, column in enumerate(columns)]
     extremes_of_both = [f"{what}: {extreme}" for what in ("voxels", unit) for extreme in ("min", "median", "max")]
     print_table([Column("class"), *numbers("cases", *extremes_of_both)], volumes)
     print_table([Column(""), *numbers("min", "median", "max")], geometry)

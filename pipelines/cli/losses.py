@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-_PATH = click.Path(path_type=Path)
+from pipelines.cli import PATH
 
 
 @click.command()
@@ -12,7 +12,14 @@ _PATH = click.Path(path_type=Path)
 def losses(name: str | None) -> None:
     """List the losses, or show the documentation of one NAME."""
     if name is not None:
-        _print_documentation(name)
+        import inspect
+
+        from medloss.names import refuse_unknown_losses
+
+        refuse_unknown_losses(name)
+        from medloss.create import loss_class  # not above, for the second that torch takes
+
+        click.echo(inspect.getdoc(loss_class(name)))
         return
     from medloss import LOSSES, kernels
     from medloss.training_loss import trained_as
@@ -32,27 +39,16 @@ def losses(name: str | None) -> None:
         click.echo("pip install numba adds compiled ones, the fastest on a CPU.")
 
 
-def _print_documentation(name: str) -> None:
-    import inspect
-
-    from medloss.names import refuse_unknown_losses
-
-    refuse_unknown_losses(name)
-    from medloss.create import loss_class  # not above, for the second that torch takes
-
-    click.echo(inspect.getdoc(loss_class(name)))
-
-
 @click.command()
 @click.option("--loss", required=True, help="A name, a sum (0.2*focal+0.8*dice) or a dotted path.")
-@click.option("--image", type=_PATH, required=True, help="NIfTI image, 2D or 3D.")
-@click.option("--label", type=_PATH, required=True, help="NIfTI label on the same grid.")
+@click.option("--image", type=PATH, required=True, help="NIfTI image, 2D or 3D.")
+@click.option("--label", type=PATH, required=True, help="NIfTI label on the same grid.")
 @click.option(
-    "--prediction", type=_PATH, help="NIfTI prediction: probabilities, or labels; default: the label, shifted."
+    "--prediction", type=PATH, help="NIfTI prediction: probabilities, or labels; default: the label, shifted."
 )
 @click.option("--label-class", default=1, show_default=True, help="The structure's value in the label.")
 @click.option("--axis", type=int, help="Array axis to cut across; default: that of the largest spacing.")
-@click.option("--out", type=_PATH, help="The figure, .png; default: explain-LOSS.png.")
+@click.option("--out", type=PATH, help="The figure, .png; default: explain-LOSS.png.")
 def explain(
     loss: str, image: Path, label: Path, prediction: Path | None, label_class: int, axis: int | None, out: Path | None
 ) -> None:
@@ -69,7 +65,7 @@ def explain(
 
 
 @click.command()
-@click.option("--out", type=_PATH, default=Path("docs/losses"), show_default=True, help="The gallery's folder.")
+@click.option("--out", type=PATH, default=Path("docs/losses"), show_default=True, help="The gallery's folder.")
 @click.option("--loss", "losses", multiple=True, help="Only this loss's page. May be repeated.")
 def gallery(out: Path, losses: tuple[str, ...]) -> None:
     """Write the gallery of losses from the code: a page and figures per loss."""

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli import INPUT, OUTPUT, PLACE, VERDICT, GroupedCommand, option, take_options
+from pipelines.cli import INPUT, OUTPUT, PATH, PLACE, VERDICT, GroupedCommand, option, take
 from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP, refuse_verdict
 from pipelines.utils import UserError
 from pipelines.utils.text import terminal_bar, terminal_note
@@ -24,12 +24,7 @@ CASES = "cases.csv"
 class ManyValues(GroupedCommand):
     """A command with options that take every word up to the next one that begins with `-`, as in `--cases a b`.
 
-    click has this for arguments alone. `--cases a b` becomes `--cases a --cases b`: the option is one of
-    `multiple=True`.
-
-    Args:
-        many: those options, with their dashes.
-        arguments: of `click.Command`, as are the others.
+    click has this for arguments alone. `--cases a b` becomes `--cases a --cases b`, for options of `multiple=True`.
     """
 
     def __init__(self, *arguments: Any, many: tuple[str, ...] = (), **named: Any) -> None:
@@ -57,66 +52,33 @@ class ManyValues(GroupedCommand):
                 yield word
 
 
-_PATH = click.Path(path_type=Path)
-
-
 @click.command(cls=ManyValues, many=("--predictions", "--cases"))
-@click.argument("folder", type=_PATH, required=False)
-@option(
-    "--cases",
-    group=INPUT,
-    multiple=True,
-    metavar="FILE.csv ...",
-    help="Instead of FOLDER: a CSV file with case, loss and a metric; optionally class, patient, fold, seed. Or two or "
-    "more of one method each, as NAME=FILE.csv: MIST's results.csv, or the output of `medloss evaluate`.",
-)
-@option(
-    "--predictions",
-    group=INPUT,
-    multiple=True,
-    metavar="NAME=DIR ...",
-    help="Instead of FOLDER: two or more folders of finished predictions: NIfTI label maps, or nnU-Net's results.",
-)
-@option("--labels", group=INPUT, type=_PATH, metavar="DIR", help="References; default: those that nnU-Net keeps.")
-@option(
-    "--classes",
-    group=INPUT,
-    metavar="LIST",
-    help="Names of the labels, such as 1=anterior,2=posterior; 1+2=whole; 3=ignore. Default: nnU-Net's.",
-)
-@option("--folds", group=INPUT, metavar="LIST", help="Only these of nnU-Net's folds, such as 0,1,2.")
-@option("--tolerance", group=INPUT, type=float, metavar="MM", help="Tolerance of the NSD of predictions; default: 1.")
-@option(
-    "--cache-dir",
-    group=INPUT,
-    type=_PATH,
-    metavar="DIR",
-    help="Folder of the metrics computed before; default: cache in the folder of --out.",
-)
-@option("--jobs", group=PLACE, type=int, metavar="N", help="Processes that compute metrics; default: one per core.")
-@option("--out", group=OUTPUT, type=_PATH, metavar="DIR", help="Folder of the report; default: FOLDER/report.")
-@option(
-    "--reference",
-    group=VERDICT,
-    metavar="LOSS",
-    help="Loss that all others are compared with, or none; default: that of the comparison.",
-)
-@option("--metric", group=VERDICT, metavar="NAME", help="Primary metric; default: that of the comparison, or dice.")
-@option(
-    "--margin",
-    group=VERDICT,
-    type=float,
-    metavar="VALUE",
-    help="Largest difference in the metric that does not matter; default: that of the comparison, or 0.01.",
-)
-@option(
-    "--empty",
-    group=VERDICT,
-    type=click.Choice(["one", "exclude", "worst"]),
-    metavar="RULE",
-    help=f"{EMPTY_HELP} Default: that of the comparison, or one.",
-)
-@option("--non-inferior", group=VERDICT, is_flag=True, help=NON_INFERIOR_HELP)
+@click.argument("folder", type=PATH, required=False)
+@option("--cases", INPUT, "FILE.csv ...",
+        "Instead of FOLDER: a CSV file with case, loss and a metric; optionally class, patient, fold, seed. Or two or "
+        "more of one method each, as NAME=FILE.csv: MIST's results.csv, or the output of `medloss evaluate`.",
+        multiple=True)  # fmt: skip
+@option("--predictions", INPUT, "NAME=DIR ...",
+        "Instead of FOLDER: two or more folders of finished predictions: NIfTI label maps, or nnU-Net's results.",
+        multiple=True)  # fmt: skip
+@option("--labels", INPUT, "DIR", "References; default: those that nnU-Net keeps.", type=PATH)
+@option("--classes", INPUT, "LIST",
+        "Names of the labels, such as 1=anterior,2=posterior; 1+2=whole; 3=ignore. Default: nnU-Net's.")  # fmt: skip
+@option("--folds", INPUT, "LIST", "Only these of nnU-Net's folds, such as 0,1,2.")
+@option("--tolerance", INPUT, "MM", "Tolerance of the NSD of predictions; default: 1.", type=float)
+@option("--cache-dir", INPUT, "DIR", "Folder of the metrics computed before; default: cache in the folder of --out.",
+        type=PATH)  # fmt: skip
+@option("--jobs", PLACE, "N", "Processes that compute metrics; default: one per core.", type=int)
+@option("--out", OUTPUT, "DIR", "Folder of the report; default: FOLDER/report.", type=PATH)
+@option("--reference", VERDICT, "LOSS",
+        "Loss that all others are compared with, or none; default: that of the comparison.")  # fmt: skip
+@option("--metric", VERDICT, "NAME", "Primary metric; default: that of the comparison, or dice.")
+@option("--margin", VERDICT, "VALUE",
+        "Largest difference in the metric that does not matter; default: that of the comparison, or 0.01.",
+        type=float)  # fmt: skip
+@option("--empty", VERDICT, "RULE", f"{EMPTY_HELP} Default: that of the comparison, or one.",
+        type=click.Choice(["one", "exclude", "worst"]))  # fmt: skip
+@option("--non-inferior", VERDICT, None, NON_INFERIOR_HELP, is_flag=True)
 def report(
     folder: Path | None, cases: tuple[str, ...], predictions: tuple[str, ...], out: Path | None, **options: Any
 ) -> None:
@@ -131,42 +93,34 @@ def report(
     from pipelines.report import claimed
     from pipelines.runs.comparison_folder import require_plan
 
-    computation = take_options(MetricOptions, options)
-    verdict = take_options(ReportOptions, options)
+    computation = take(options, *_COMPUTATION)
     if (folder is not None) + bool(cases) + bool(predictions) != 1:
         raise UserError(
             "pass one of the three: the FOLDER of a comparison, --cases FILE.csv, or --predictions NAME=DIR NAME=DIR"
         )
-    if not predictions and computation.is_given:
-        raise UserError(f"{MetricOptions.FLAGS} belong to --predictions; pass that, too")
+    if not predictions and _is_given(computation):
+        raise UserError(f"{_COMPUTATION_FLAGS} belong to --predictions; pass that, too")
     out = out or (folder / "report" if folder is not None else None)
     if out is None:
         needed = "--predictions" if predictions else "--cases"
         raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
-    refuse_verdict(verdict.metric, verdict.margin)
+    refuse_verdict(options["metric"], options["margin"])
     if folder is not None:
         require_plan(folder)
     with claimed(out):
         if folder is not None:
             from pipelines.report.collect import from_folder  # not above, for the time that pandas takes
 
-            collected, reference = from_folder(folder), verdict.reference
+            collected = from_folder(folder)
             for line in collected.notes:
                 click.echo(line)
         else:
-            collected, reference = contents(cases, predictions, out, verdict.reference, computation)
+            collected, options["reference"] = _contents(cases, predictions, out, options["reference"], computation)
         with terminal_note("comparing and drawing"):
             from pipelines.report.write import write_report  # and matplotlib
 
-            path, analysis = write_report(
-                collected,
-                out,
-                metric=verdict.metric,
-                reference=reference,
-                margin=verdict.margin,
-                empty=verdict.empty,
-                non_inferior=verdict.non_inferior or None,
-            )
+            options["non_inferior"] = options["non_inferior"] or None
+            path, analysis = write_report(collected, out, **options)
     from pipelines.statistics.verdict_text import gap_notes
 
     for line in (analysis.verdict, *gap_notes(analysis)):
@@ -174,51 +128,19 @@ def report(
     click.echo(f"report    {path}")
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """How the losses are compared; None: as in the comparison's plan."""
-
-    reference: str | None
-    metric: str | None
-    margin: float | None
-    empty: str | None
-    non_inferior: bool
+#: How the metrics of finished predictions are computed.
+_COMPUTATION = ("labels", "classes", "folds", "tolerance", "jobs", "cache_dir")
+_COMPUTATION_FLAGS = "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir"
 
 
-@dataclass(frozen=True)
-class MetricOptions:
-    """How the metrics of finished predictions are computed; None: not given."""
-
-    FLAGS: ClassVar[str] = "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir"
-
-    labels: Path | None
-    classes: str | None
-    folds: str | None
-    tolerance: float | None
-    jobs: int | None
-    cache_dir: Path | None
-
-    @property
-    def is_given(self) -> bool:
-        """Whether any of them is."""
-        return any(getattr(self, field.name) is not None for field in fields(self))
+def _is_given(computation: dict[str, Any]) -> bool:
+    return any(value is not None for value in computation.values())
 
 
-def contents(
-    cases: Sequence[str], predictions: Sequence[str], out: Path, reference: str | None, computation: MetricOptions
+def _contents(
+    cases: Sequence[str], predictions: Sequence[str], out: Path, reference: str | None, computation: dict[str, Any]
 ) -> "tuple[Collected, str | None]":
-    """The report's contents from `--cases` or `--predictions`, and the reference.
-
-    Args:
-        cases: a table, or names with tables.
-        predictions: names with folders or tables; one of the two is empty.
-        out: the report's folder.
-        reference: from `--reference`.
-        computation: of the metrics of predictions.
-
-    Raises:
-        UserError: tables, options, folders or files that do not fit.
-    """
+    """The report's contents from `--cases` or `--predictions`, of which one is empty, and the reference."""
     from pipelines.evaluation.sources import read_names
     from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
 
@@ -232,13 +154,22 @@ def contents(
                 f"NAME={cases[0]} OTHER=other/results.csv"
             )
         return from_csv(Path(cases[0])), reference
-    if cases:
-        return read_tables(read_names(cases, "--cases")).collected, reference
-    names = read_names(predictions)
-    if reference not in (None, NO_REFERENCE, *names):
+    names = read_names(predictions or cases, "--predictions" if predictions else "--cases")
+    if predictions and reference not in (None, NO_REFERENCE, *names):
         # Refused before the metrics are computed.
         raise UserError(f"--reference: got {reference}; expected one of {', '.join(names)}, or {NO_REFERENCE}")
-    found = read_finished(names, out, computation)
+    tables = [name for name, path in names.items() if path.is_file()]
+    if predictions and tables and len(tables) < len(names):
+        raise UserError(
+            f"--predictions: {tables[0]} is a table, and others are folders, measured otherwise; expected all of a kind"
+        )
+    if predictions and tables and _is_given(computation):
+        raise UserError(f"{_COMPUTATION_FLAGS} belong to folders of predictions, and tables were named")
+    from pipelines.report.external_results import from_tables  # not above, for the time that pandas takes
+
+    found = from_tables(names) if cases or tables else _measured(names, out, computation)
+    for line in found.messages:
+        click.echo(line)
     collected = found.collected
     if reference is None and found.reference is not None and DEFAULT_REFERENCE not in collected.table.losses:
         reference = found.reference
@@ -247,34 +178,16 @@ def contents(
     return collected, reference
 
 
-def read_finished(named: dict[str, Path], out: Path, computation: MetricOptions) -> "ExternalResults":
-    """Compute or read the metrics of finished predictions, and print notes about them.
-
-    Args:
-        named: name -> folder of predictions, or table.
-        out: the report's folder.
-        computation: of the metrics.
-
-    Raises:
-        UserError: options, folders or files that do not fit.
-    """
-    from pipelines.cli.training_options import whole_numbers
+def _measured(named: dict[str, Path], out: Path, computation: dict[str, Any]) -> "ExternalResults":
+    """The metrics of finished predictions."""
+    from pipelines.cli.settings import whole_numbers
     from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
     from pipelines.evaluation.result_folders import read_classes
     from pipelines.utils.files import write_text
     from pipelines.utils.machine import available_cores
 
-    tables = [name for name, path in named.items() if path.is_file()]
-    if tables and len(tables) < len(named):
-        raise UserError(
-            f"--predictions: {tables[0]} is a table, and others are folders, measured otherwise; expected all of a kind"
-        )
-    if tables:
-        if computation.is_given:
-            raise UserError(f"{MetricOptions.FLAGS} belong to folders of predictions, and tables were named")
-        return read_tables(named)
-    classes, folds, jobs = computation.classes, computation.folds, computation.jobs
-    tolerance = NSD_TOLERANCE_MM if computation.tolerance is None else computation.tolerance
+    classes, folds, jobs = computation["classes"], computation["folds"], computation["jobs"]
+    tolerance = NSD_TOLERANCE_MM if computation["tolerance"] is None else computation["tolerance"]
     if not math.isfinite(tolerance) or tolerance < 0:
         raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
     if jobs is not None and jobs < 1:
@@ -283,33 +196,16 @@ def read_finished(named: dict[str, Path], out: Path, computation: MetricOptions)
     from pipelines.report.external_results import EvaluationSettings, from_predictions
 
     settings = EvaluationSettings(
-        labels=computation.labels,
+        labels=computation["labels"],
         classes=None if classes is None else read_classes(classes),
         folds=None if folds is None else whole_numbers(folds, "--folds"),
         nsd_tolerance_mm=tolerance,
         jobs=jobs or available_cores(),
     )
-    found = from_predictions(
-        named,
-        computation.cache_dir or out / "cache",
-        settings,
-        bar=terminal_bar,
-        message=lambda line: click.echo(line, err=True),
-    )
+    cache = computation["cache_dir"] or out / "cache"
+    found = from_predictions(named, cache, settings, bar=terminal_bar, message=lambda line: click.echo(line, err=True))
     try:
         write_text(out / CASES, found.rows.to_csv(index=False))
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}; name another folder") from None
-    for line in found.messages:
-        click.echo(line)
-    return found
-
-
-def read_tables(named: dict[str, Path]) -> "ExternalResults":
-    """Join tables of one method each, and print notes about them."""
-    from pipelines.report.external_results import from_tables
-
-    found = from_tables(named)
-    for line in found.messages:
-        click.echo(line)
     return found

@@ -1,7 +1,8 @@
-"""`--set KEY=VALUE`: settings named as in a recipe file, with or without an option of their own."""
+"""The config of a run, from the options and from `--set KEY=VALUE`, whose keys are those of a recipe file."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -9,51 +10,133 @@ import yaml
 from click.core import ParameterSource
 from pydantic import BaseModel
 
-from pipelines.cli import note_typed
+from medloss.names import refuse_unknown_losses
+from pipelines.cli import note_typed, typed
 from pipelines.comparison.executors import EXECUTORS
-from pipelines.training.run_config import RunConfig
+from pipelines.data.manifest import Manifest
+from pipelines.training.run_config import RunConfig, checked_config, recipe_settings
 from pipelines.utils import UserError
 
 #: Fields that only an argument or an option sets; those of `nnunet` are keys such as `nnunet.configuration`.
 _NO_SETTINGS = {"manifest", "loss", "loss_arguments", "fold", "seed", "nnunet"}
+#: Epochs of nnU-Net's default trainer.
+_NNUNET_EPOCHS = 1000
+
+
+def _list_of(kind: Callable[[str], Any], expected: str) -> Callable[[str, str], tuple[Any, ...]]:
+    """A reader of lists such as `40,56,40`, which raises a `UserError` that names the flag."""
+
+    def read(text: str, flag: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise UserError(f"{flag}: got '{text}'; expected {expected}") from None
+
+    return read
+
+
+def _rate(text: str) -> tuple[str, float]:
+    loss, rate = text.rsplit("=", 1)
+    return loss.strip(), float(rate)
+
+
+whole_numbers = _list_of(int, "whole numbers and commas, such as 0,1,2")
+_numbers = _list_of(float, "numbers and commas, such as 3,0.8,0.8")
+_rates = _list_of(_rate, "losses with rates, such as focal=1e-2,tversky=1e-3")
+_READERS = {
+    "patch_size": ("--patch", whole_numbers),
+    "flip_axes": ("--flip-axes", whole_numbers),
+    "spacing": ("--spacing", _numbers),
+    "learning_rates": ("--loss-lr", lambda text, flag: dict(_rates(text, flag))),
+}
+
+
+def run_config(*, recipe: str, settings: Mapping[str, Any] | None = None, **options: Any) -> RunConfig:
+    """A `RunConfig` from a recipe, updated by `settings` (of `with_settings`), and by the options that are not None.
+
+    nnU-Net, where `nnunet` is given, uses no recipe.
+
+    Raises:
+        UserError: an option out of range, an unknown recipe or loss.
+    """
+    refuse_unknown_losses(options["loss"])
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, (flag, read) in _READERS.items():
+        if name in given:
+            given[name] = read(given[name], typed(flag))
+    base: dict[str, Any] = {"epochs": _NNUNET_EPOCHS} if "nnunet" in given else dict(recipe_settings(recipe))
+    for key, value in (settings or {}).items():
+        field, _, entry = key.partition(".")
+        old = base.get(field) or {}
+        if not entry:
+            base[field] = value
+        elif isinstance(old, dict):  # anything else is refused with the config
+            base[field] = old | {entry: value}  # `augmentation.noise` keeps the rest of `augmentation`
+    given = base | given
+    for name in ("data_root", "cache_dir"):
+        if name in given:
+            given[name] = str(Path(given[name]).resolve())
+    if Path(given["manifest"]).is_file():
+        given["manifest"] = str(Path(given["manifest"]).resolve())
+    return checked_config(given)
+
+
+def refuse_unused_rates(text: str | None, losses: Sequence[str]) -> None:
+    """Raise a `UserError` for rates of losses that are not trained: a misspelt one would train at the common rate."""
+    flag = typed("--loss-lr")
+    for loss, _ in _rates(text, flag) if text else ():
+        if loss not in losses:
+            near = difflib.get_close_matches(loss, losses, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(losses)}"
+            raise UserError(f"{flag}: {loss} is none of the losses that are trained{hint}")
+
+
+def refuse_untrainable(configs: Sequence[RunConfig], manifest: Manifest) -> None:
+    """Raise a `UserError` for a device or loss that this machine does not have, or that does not fit the data."""
+    # Not above, for the second that torch takes.
+    from pipelines.training.auto_config import refuse_misfit
+    from pipelines.utils.machine import chosen_device
+
+    for config in configs:
+        chosen_device(config.device)
+        refuse_misfit(config, manifest)
+
+
+# --set
 
 
 def keys_without_option() -> list[str]:
-    """The keys without an option, in the order of `RunConfig`."""
+    """The keys of `--set` without an option of the current command, in the order of `RunConfig`."""
     flagged = {option.name for option in _options().values()}
     return [key for key in _recipe_keys(RunConfig) if key not in flagged]
 
 
 def with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the current command, updated by `--set`.
+    """The options of the current command, updated by the `KEY=VALUE` of each `--set`.
 
     A key is a field of `RunConfig` (`learning_rate`, `augmentation.rotation`), the name of its option (`lr`), or, for
-    the options of SLURM and nnU-Net, one such as `slurm.time`. Its value replaces the recipe's. It has the form of the
-    option's value; without an option that of a recipe file, or of a list such as `0.7,1.4`.
-
-    Args:
-        options: name to value; `settings` has the `KEY=VALUE` of each `--set`.
-
-    Returns:
-        The options; `settings` has the fields of `RunConfig` without an option, key to value.
+    the options of SLURM and nnU-Net, one such as `slurm.time`. A value has the form of the option's value; without an
+    option that of a recipe file, or of a list such as `0.7,1.4`: those are left in `settings`, key to value.
 
     Raises:
         UserError: no such key, a value out of range, or a key that is set twice or by its option as well.
     """
+    if not options.get("settings"):
+        return {**options, "settings": {}}
     ctx = click.get_current_context()
     known = _options()
     given = dict(options)
     rest: dict[str, Any] = {}
-    texts: dict[str, list[str]] = {}
-    spelled: dict[str, str] = {}
-    for key, value in _pairs(options.get("settings", ())):
+    found: dict[str, tuple[str, list[str]]] = {}
+    for text in options["settings"]:
+        key, _, value = (part.strip() for part in text.partition("="))
+        if not key or not value:
+            raise UserError(f"--set: got '{text}'; expected KEY=VALUE, such as lr=1e-3")
         name = _name(key, known)
-        if name in texts and not (name in known and known[name].multiple):
+        if name in found and not (name in known and known[name].multiple):
             raise UserError(f"--set {key}: set twice; leave one out")
-        texts.setdefault(name, []).append(value)
-        spelled.setdefault(name, key)
-    for name, values in texts.items():
-        key = spelled[name]
+        found.setdefault(name, (key, []))[1].append(value)
+    for name, (key, values) in found.items():
         if name not in known:
             rest[name] = _recipe_value(key, values[0])
             continue
@@ -66,32 +149,8 @@ def with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     return given | {"settings": rest}
 
 
-def merged(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings, updated by those of `--set`; `augmentation.noise` keeps the rest of `augmentation`."""
-    result = dict(recipe)
-    for key, value in settings.items():
-        field, _, entry = key.partition(".")
-        old = result.get(field) or {}
-        if not entry:
-            result[field] = value
-        elif isinstance(old, dict):  # anything else is refused with the config
-            result[field] = old | {entry: value}
-    return result
-
-
-def _pairs(settings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for text in settings:
-        key, _, value = (part.strip() for part in text.partition("="))
-        if not key or not value:
-            raise UserError(f"--set: got '{text}'; expected KEY=VALUE, such as lr=1e-3")
-        yield key, value
-
-
 def _options() -> dict[str, click.Option]:
-    """The options of the current command that `--set` accepts, by key.
-
-    Keys are names of `RunConfig`; those of executors and nnU-Net have a prefix: `--slurm-time` is `slurm.time`.
-    """
+    """The options that `--set` accepts, by name of `RunConfig`, or with a prefix: `--slurm-time` is `slurm.time`."""
     found = {}
     for param in click.get_current_context().command.params:
         prefix, _, rest = _flag_name(param).partition("_")
@@ -117,11 +176,7 @@ def _recipe_keys(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _name(key: str, known: Mapping[str, click.Option]) -> str:
-    """The name in `known`, or the field of `RunConfig`, that a key refers to.
-
-    Raises:
-        UserError: there is none; the message names the nearest key.
-    """
+    """The name in `known`, or the field of `RunConfig`, that a key refers to; a `UserError` names the nearest key."""
     fields = list(_recipe_keys(RunConfig))
     # `schedule` is a field, and also the flag of another option: here it means the field, as in a recipe file.
     names = {_flag_name(option): name for name, option in known.items() if "." not in name}

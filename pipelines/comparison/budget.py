@@ -1,21 +1,12 @@
 """The time and disk that a comparison takes, forecast from a few timed steps and fitted into a budget.
 
-Where the budget is too short for what was asked, this is reduced in an order that costs the answer least; results play
-no part in it:
-
-1. **Seeds** beyond the first. A further fold brings new patients *and* another run; a further seed only the run. The
-   report then says that retraining is not covered.
-2. **Folds**, the last first, down to the patients that Holm's test needs at all. Fewer patients widen the intervals,
-   which the report shows; the question stays the same.
-3. **Epochs**, evenly for all losses, down to half. Shorter runs change the question: losses that learn slowly look
-   worse than they are, and no interval shows that. So this comes after the folds. Each run still has its whole
-   schedule. Epochs that were not asked for are the recipe's, and may be halved from the start: they are reduced first,
-   and use the time that the folds leave.
-4. **Losses**, the slowest first, never the reference: a loss left out cannot win. Chosen by time only.
+What was asked for is reduced in the order that costs the answer least, and results play no part in it: seeds, folds,
+epochs, losses. Epochs that were not asked for are the recipe's, and are reduced first, at most by half.
 """
 
 import heapq
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -66,34 +57,25 @@ class Forecast:
     def total_s(self, stages: Sequence[Sequence[RunShape]], jobs: int) -> float:
         """Seconds of everything: preparation, runs, report.
 
-        Args:
-            stages: runs, each of which goes to the first free worker; a stage ends before the next begins.
-            jobs: workers.
+        Each run goes to the first free one of `jobs` workers; a stage ends before the next begins.
         """
-        trained = sum(self.measured.worker_s + self._spread(stage, jobs) for stage in stages if stage)
-        return self.measured.prepare_s + trained + self.rest_s
+        seconds = self.measured.prepare_s + self.rest_s
+        for stage in filter(None, stages):
+            workers = [0.0] * min(jobs, len(stage))
+            for run in stage:
+                heapq.heapreplace(workers, workers[0] + self.run_s(run))
+            seconds += self.measured.worker_s + max(workers)
+        return seconds
 
     @property
     def rest_s(self) -> float:
         """Seconds of everything else than preparation and runs."""
         return _REST_STARTS * self.measured.worker_s
 
-    def _spread(self, runs: Sequence[RunShape], jobs: int) -> float:
-        workers = [0.0] * min(jobs, len(runs))
-        for run in runs:
-            heapq.heapreplace(workers, workers[0] + self.run_s(run))
-        return max(workers)
-
     def stages(
         self, grid: RunGrid, halving: Halving | None = None, tuning: Tuning | None = None
     ) -> list[list[RunShape]]:
-        """All runs of a plan, stage by stage; with halving, the slowest losses are assumed to survive.
-
-        Args:
-            grid: with all losses.
-            halving: the screening; None without one.
-            tuning: the choice of learning rates; None without one.
-        """
+        """All runs of a plan, stage by stage; with halving, the slowest losses are assumed to survive."""
         if tuning is not None:
             trial = [RunShape(loss, tuning.fold, tuning.epochs) for loss in grid.losses]
             return [*(trial for _ in tuning.factors), *self.stages(grid, halving)]
@@ -109,17 +91,14 @@ class Forecast:
 
     def disk_mb(self, stages: Sequence[Sequence[RunShape]], jobs: int) -> dict[str, float]:
         """MB by purpose."""
-        measured = self.measured
-        every = [run for stage in stages for run in stage]
-        runs = len(every)
+        measured, runs = self.measured, sum(map(len, stages))
         # While a checkpoint is written, there is a third.
         kept = _CHECKPOINTS * runs + min(jobs, runs)
-        predictions = measured.labels_mb * runs if measured.config.keep_predictions else 0.0
         return {
             "prepared cases": measured.cache_mb,
             "checkpoints": kept * measured.common.checkpoint_mb,
             "models": (runs + 1) * measured.common.model_mb,  # MLflow has the best one, too
-            "predictions": predictions,
+            "predictions": measured.labels_mb * runs if measured.config.keep_predictions else 0.0,
             "tables, logs, MLflow, report": _RUN_MB * runs + _REST_MB,
         }
 
@@ -132,59 +111,42 @@ PLANNED_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Fitted:
-    """A plan that fits.
-
-    Attributes:
-        grid: its runs.
-        seconds: that they take; None: not known, where there is no budget.
-        reductions: what was reduced, one sentence each.
-    """
+    """The runs of a plan that fits; what was reduced, one sentence each."""
 
     grid: RunGrid
-    seconds: float | None
+    seconds: float | None  #: that they take; None: not known, where there is no budget
     reductions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What decides how plans are reduced.
+    """What decides how plans are reduced."""
 
-    Attributes:
-        seconds: that a grid's runs take, with all around them.
-        patients: how many validate in some folds.
-        slowness: of a loss.
-    """
-
-    seconds: Callable[[RunGrid], float]
-    patients: Callable[[tuple[int, ...]], int]
-    slowness: Callable[[str], float]
+    seconds: Callable[[RunGrid], float]  #: that a grid's runs take, with all around them
+    patients: Callable[[tuple[int, ...]], int]  #: how many validate in some folds
+    slowness: Callable[[str], float]  #: of a loss
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far plans may be reduced.
+    """How far plans may be reduced."""
 
-    Attributes:
-        reference: the loss that is never left out; None: there is none.
-        epochs_asked: whether the epochs were asked for; otherwise they are reduced first.
-        losses: the least number of losses.
-        epochs: the least number of epochs, also where half of them is less.
-    """
-
-    reference: str | None
-    epochs_asked: bool
-    losses: int = 2
-    epochs: int = 1
+    reference: str | None  #: the loss that is never left out
+    epochs_asked: bool  #: otherwise they are reduced first
+    losses: int = 2  #: the least number
+    epochs: int = 1  #: the least number, also where half of them is less
 
 
 def fit(asked: RunGrid, minutes: float, costs: Costs, limits: Limits) -> Fitted:
-    """The largest plan that fits a budget, reduced in the order above.
+    """The largest plan that fits a budget of minutes, reduced as little as possible.
 
-    Args:
-        asked: all that was asked for; its epochs are the recipe's where none were asked for.
-        minutes: the budget.
-        costs: of plans.
-        limits: of the reduction.
+    1. **Seeds** beyond the first. A further fold brings new patients *and* another run; a further seed only the run.
+       The report then says that retraining is not covered.
+    2. **Folds**, the last first, down to the patients that Holm's test needs at all. Fewer patients widen the
+       intervals, which the report shows; the question stays the same.
+    3. **Epochs**, evenly for all losses, down to half: losses that learn slowly look worse than they are, and no
+       interval shows that. Each run still has its whole schedule.
+    4. **Losses**, the slowest first, never the reference: a loss left out cannot win.
 
     Raises:
         UserError: nothing fits.
@@ -226,40 +188,23 @@ def _candidates(grid: RunGrid, costs: Costs, limits: Limits) -> Iterator[tuple[R
 
 def _with_epochs(candidate: tuple[RunGrid, int], planned_s: float, costs: Costs) -> RunGrid | None:
     """The candidate with as many epochs as fit; None: not even its least number fits."""
-    grid, low = candidate
-    high = grid.epochs
-    if costs.seconds(replace(grid, epochs=low)) > planned_s:
-        return None
-    while low < high:
-        middle = (low + high + 1) // 2
-        if costs.seconds(replace(grid, epochs=middle)) <= planned_s:
-            low = middle
-        else:
-            high = middle - 1
-    return replace(grid, epochs=low)
+    grid, least = candidate
+    numbers = range(least, grid.epochs + 1)
+    fitting = bisect_right(numbers, planned_s, key=lambda epochs: costs.seconds(replace(grid, epochs=epochs)))
+    return replace(grid, epochs=numbers[fitting - 1]) if fitting else None
 
 
 def _reductions(asked: RunGrid, planned: RunGrid, minutes: float) -> tuple[str, ...]:
-    sentences = []
-    budget = f"to fit {minutes:g} minutes"
+    reasons = []
     if planned.seeds != asked.seeds:
-        sentences.append(
-            f"Planned {budget}: {listed('seed', planned.seeds)} of the {len(asked.seeds)} asked for; a further fold "
-            "is more informative than a further seed."
-        )
+        seeds = f"{listed('seed', planned.seeds)} of the {len(asked.seeds)} asked for"
+        reasons.append(f"{seeds}; a further fold is more informative than a further seed.")
     if planned.folds != asked.folds:
-        sentences.append(
-            f"Planned {budget}: {listed('fold', planned.folds)} of the {len(asked.folds)} asked for; fewer patients "
-            "widen the intervals."
-        )
+        folds = f"{listed('fold', planned.folds)} of the {len(asked.folds)} asked for"
+        reasons.append(f"{folds}; fewer patients widen the intervals.")
     if planned.epochs != asked.epochs:
-        sentences.append(
-            f"Planned {budget}: {planned.epochs} epochs instead of {asked.epochs}, for all losses; losses that learn "
-            "slowly may look worse than with all of them."
-        )
-    sentences += [
-        f"Planned {budget}: {loss} is left out as one of the slowest; nothing is known of it."
-        for loss in asked.losses
-        if loss not in planned.losses
-    ]
-    return tuple(sentences)
+        epochs = f"{planned.epochs} epochs instead of {asked.epochs}, for all losses"
+        reasons.append(f"{epochs}; losses that learn slowly may look worse than with all of them.")
+    left_out = [loss for loss in asked.losses if loss not in planned.losses]
+    reasons += [f"{loss} is left out as one of the slowest; nothing is known of it." for loss in left_out]
+    return tuple(f"Planned to fit {minutes:g} minutes: {reason}" for reason in reasons)

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -13,7 +13,7 @@ from pipelines.comparison.executors.base import Handover
 from pipelines.comparison.remaining_runs import prepare_cases, train_remaining
 from pipelines.comparison.screening import begun_rungs, screen, tune
 from pipelines.data.checks import refuse_bad_data
-from pipelines.runs.comparison_folder import adopt_plan, read_plan, refuse_foreign, stood_still_notes
+from pipelines.runs.comparison_folder import adopt_plan, read_plan, stood_still_notes
 from pipelines.runs.plan import Plan
 from pipelines.runs.summary import (
     Table,
@@ -22,11 +22,12 @@ from pipelines.runs.summary import (
     comparison_table,
     formatted_rows,
     screening_notes,
+    state_counts,
     write_table,
 )
 from pipelines.tracking.findings import Findings
 from pipelines.tracking.mlflow_mirror import Mirror, mirroring
-from pipelines.tracking.mlflow_store import checked_model_name, checked_tracking_uri, local_uri
+from pipelines.tracking.mlflow_store import local_uri
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.locks import held_lock
@@ -36,11 +37,8 @@ from pipelines.utils.text import Column, numbers, print_table
 def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequence[RunConfig] = ()) -> int:
     """Carry out a plan in a folder, or what remains of it, and print the table.
 
-    Args:
-        folder: of the comparison.
-        plan: what to train.
-        execution: how.
-        configs: one per loss, for a plan that tunes or screens the losses first.
+    A plan that tunes or screens the losses first takes the `configs` of all losses. The command has checked the
+    execution: executor, tracking URI, model name.
 
     Returns:
         The exit code: 0, also when runs were handed over; 1 when a run failed, 130 when it was interrupted.
@@ -48,7 +46,7 @@ def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequ
     Raises:
         UserError: the folder holds another comparison, or another process carries this one out; bad files.
     """
-    execution = _checked(folder, execution)
+    folder.mkdir(parents=True, exist_ok=True)
     with held_lock(folder / "compare.lock", wait=lambda line: click.echo(line, err=True)) as held:
         if not held:
             raise UserError(f"--out: a comparison is at work in {folder}; see `medloss status {folder}`")
@@ -71,31 +69,14 @@ def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequ
     return 1 if any(state.state == "failed" for state in states) else 0
 
 
-def _checked(folder: Path, execution: Execution) -> Execution:
-    """Refuse what cannot be carried out, and make the folder."""
-    if execution.handover is not None:
-        execution.handover.check()
-    refuse_foreign(folder)
-    tracking_uri = checked_tracking_uri(execution.tracking_uri, folder)
-    register_model = checked_model_name(execution.register_model)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: cannot make {folder}: {error.strerror}; name another folder") from None
-    return replace(execution, tracking_uri=tracking_uri, register_model=register_model)
-
-
 def _begin(folder: Path, plan: Plan, execution: Execution) -> Comparison:
     """Resume the folder's comparison, or begin it once its data are known to be good."""
-    resumed = read_plan(folder) is not None
-    if resumed:
+    if read_plan(folder) is not None:
         plan = adopt_plan(folder, plan)
     if execution.check and Comparison(folder, plan).unfinished:
         refuse_bad_data(plan.runs[0].config.manifest, plan.runs[0].config.data_root)
-    if not resumed:
-        # Not before the check: bad files are replaced, and the manifest then is another one.
-        plan = adopt_plan(folder, plan)
-    comparison = Comparison(folder, plan, execution)
+    # A new plan is not kept before the check: bad files are replaced, and the manifest then is another one.
+    comparison = Comparison(folder, adopt_plan(folder, plan), execution)
     if execution.retry_failed:
         comparison.forget_failures()
     return comparison
@@ -104,13 +85,10 @@ def _begin(folder: Path, plan: Plan, execution: Execution) -> Comparison:
 def _hand_over(comparison: Comparison, handover: Handover) -> None:
     """Have the remaining runs trained elsewhere; the same command, run again, brings MLflow up to date."""
 
-    def message(line: str) -> None:
-        click.echo(line, err=handover.for_programs)
-
+    message = partial(click.echo, err=handover.for_programs)
     states = comparison.states
-    count = {word: sum(state.state == word for state in states) for word in ("done", "failed", "running")}
-    if any(count.values()):
-        message(f"{len(states)} runs: {', '.join(f'{number} {word}' for word, number in count.items() if number)}")
+    if begun := state_counts(states, waiting=False):
+        message(f"{len(states)} runs: {begun}")
     remaining = [index for index, state in enumerate(states) if not state.finished and state.state != "running"]
     if remaining:
         handover.hand_over(comparison.folder, comparison.plan, remaining, message)
@@ -205,14 +183,10 @@ def _print_results(comparison: Comparison, table: Table, report: list[str]) -> N
     title = f"{plan.manifest_name}: {len(plan.losses)} losses"
     print_table([Column(head[0]), *numbers(*head[1:])], body, title=title)
     click.echo(table.caveat)
-    for line in (*plan.told, *screening_notes(plan), *stood_still_notes(plan, table.still)):
+    failed = [f"failed: {state.run.title}: {state.error}" for state in comparison.states if state.state == "failed"]
+    for line in (*plan.told, *screening_notes(plan), *stood_still_notes(plan, table.still), *failed):
         click.echo(line)
-    for state in comparison.states:
-        if state.state == "failed":
-            click.echo(f"failed: {state.run.title}: {state.error}")
-    for line in report[:1]:
-        click.echo(f"\n{line}")
-    click.echo(f"\nruns      {folder / 'runs'}")
-    click.echo(f"table     {folder / 'table.csv'}, {folder / 'table.md'}")
-    for line in report[1:]:
+    verdict = [f"\n{line}" for line in report[:1]]
+    files = [f"\nruns      {folder / 'runs'}", f"table     {folder / 'table.csv'}, {folder / 'table.md'}"]
+    for line in (*verdict, *files, *report[1:]):
         click.echo(line)

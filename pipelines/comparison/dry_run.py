@@ -1,7 +1,6 @@
 """What `--dry-run` prints: remaining runs, their time, memory and disk, and the differences they could detect."""
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,23 +12,15 @@ from pipelines.comparison.screening import begun_rungs
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import RunState, read_plan, run_states
-from pipelines.runs.plan import NO_REFERENCE, Plan, RunGrid, RunShape, run_shapes, survivors
-from pipelines.runs.summary import plan_lines, rung_title
+from pipelines.runs.plan import Plan, RunGrid, RunShape, run_shapes, survivors
+from pipelines.runs.summary import plan_lines, rung_title, state_counts
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.results import cases_needed, least_difference
 from pipelines.utils.text import Column, counted, duration, item, numbers, table_lines
 
 
 def dry_run(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: int) -> Iterator[str]:
-    """The report of a dry run, line by line.
-
-    Args:
-        folder: of the comparison, which need not exist.
-        plan: what would be trained.
-        grid: its runs; with halving, as if no loss were dropped.
-        forecast: of times and sizes.
-        jobs: runs at a time.
-    """
+    """The report of a dry run, line by line; `grid` has the plan's runs as if halving dropped no loss."""
     stages = remaining_stages(folder, plan, grid, forecast)
     states = [] if read_plan(folder) is None else run_states(folder, plan)
     yield "Dry run: nothing is trained, and nothing is written."
@@ -64,20 +55,13 @@ def _existing(folder: Path, plan: Plan, states: Sequence[RunState]) -> str:
     rungs = begun_rungs(Comparison(folder, plan))
     if not states and not rungs:
         return f"nothing yet in {folder}"
-    parts = [f"{_state_counts(rung.states)} of {rung_title(rung.plan)}" for rung in rungs]
-    return f"{'; '.join([*parts, f'{_state_counts(states)} of the runs'])}, in {folder}"
-
-
-def _state_counts(states: Sequence[RunState]) -> str:
-    count = Counter(state.state for state in states)
-    words = [word for word in ("done", "failed", "running", "interrupted", "waiting") if count[word]]
-    return ", ".join(f"{count[word]} {word}" for word in words)
+    parts = [f"{state_counts(rung.states)} of {rung_title(rung.plan)}" for rung in rungs]
+    return f"{'; '.join([*parts, f'{state_counts(states)} of the runs'])}, in {folder}"
 
 
 def _losses(grid: RunGrid, forecast: Forecast, states: Sequence[RunState]) -> Iterator[str]:
     columns = [Column("loss"), *numbers("runs", "done", "s/step", "s/epoch", "min/run", "min in all", "peak MB")]
-    rows = []
-    failing = []
+    rows, failing = [], []
     runs = len(grid.folds) * len(grid.seeds)
     for loss in grid.losses:
         step = forecast.measured.steps[loss]
@@ -88,16 +72,9 @@ def _losses(grid: RunGrid, forecast: Forecast, states: Sequence[RunState]) -> It
             rows.append([*cells, "-", "-", "-", "-", "-"])
             continue
         seconds = [forecast.run_s(run) for run in run_shapes(grid) if run.loss == loss]
-        rows.append(
-            [
-                *cells,
-                f"{step.seconds:.3f}",
-                f"{forecast.epoch_s(loss, grid.folds[0]):.1f}",
-                f"{seconds[0] / 60:.1f}",
-                f"{sum(seconds) / 60:.1f}",
-                f"{step.peak_mb:.0f}",
-            ]
-        )
+        minutes = [f"{value / 60:.1f}" for value in (seconds[0], sum(seconds))]
+        epoch_s = f"{forecast.epoch_s(loss, grid.folds[0]):.1f}"
+        rows.append([*cells, f"{step.seconds:.3f}", epoch_s, *minutes, f"{step.peak_mb:.0f}"])
     yield from table_lines(columns, rows)
     for failure in failing:
         yield from item("warning:", failure)
@@ -108,19 +85,13 @@ def _times(forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) 
     if not remaining:
         yield from item("time", "all runs have ended: only table, report and MLflow remain")
         return
-    parts = {
-        "to prepare the cases": forecast.measured.prepare_s,
-        "for all runs, one after another": sum(forecast.run_s(run) for run in remaining),
-        f"in all, {counted(jobs, 'job')} at a time": forecast.total_s(stages, jobs),
-    }
-    for index, (what, seconds) in enumerate(parts.items()):
-        yield from item("" if index else "time", f"about {duration(seconds)} {what}")
-    case_s = forecast.measured.common.case_s
-    yield from item(
-        "",
-        f"(including validation, at {case_s:.2f} s per case; all measured just now with {counted(jobs, 'job')} at a "
-        "time: a machine that gets busier takes longer)",
-    )
+    at_once = f"{counted(jobs, 'job')} at a time"
+    yield from item("time", f"about {duration(forecast.measured.prepare_s)} to prepare the cases")
+    alone = sum(forecast.run_s(run) for run in remaining)
+    yield from item("", f"about {duration(alone)} for all runs, one after another")
+    yield from item("", f"about {duration(forecast.total_s(stages, jobs))} in all, {at_once}")
+    validation = f"(including validation, at {forecast.measured.common.case_s:.2f} s per case"
+    yield from item("", f"{validation}; all measured just now with {at_once}: a machine that gets busier takes longer)")
 
 
 def _memory(forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) -> Iterator[str]:
@@ -139,9 +110,7 @@ def _memory(forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int)
 def _disk(folder: Path, forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) -> Iterator[str]:
     parts = forecast.disk_mb(stages, jobs)
     need = sum(parts.values())
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free / 2**20
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
     yield from item("disk", f"{_size(need)} more ({sizes}); {_size(free)} are free at {existing}")
@@ -159,30 +128,19 @@ def _size(megabytes: float) -> str:
 
 
 def remaining_stages(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast) -> list[list[RunShape]]:
-    """The remaining runs, stage by stage; see `Forecast.stages`.
-
-    Args:
-        folder: of the comparison, which need not exist.
-        plan: of the comparison.
-        grid: its runs; with halving, as if no loss were dropped.
-        forecast: of the runs' times.
-    """
-    if read_plan(folder) is None:
-        return forecast.stages(grid, plan.halving, plan.tuning)
-    if (plan.halving is None or plan.halving.over) and (plan.tuning is None or plan.tuning.over):
+    """The remaining runs, stage by stage; see `Forecast.stages`."""
+    begun = read_plan(folder) is not None
+    if begun and (plan.halving is None or plan.halving.over) and (plan.tuning is None or plan.tuning.over):
         return [_remaining(run_states(folder, plan))]
     stages = forecast.stages(grid, plan.halving, plan.tuning)
-    for place, rung in enumerate(begun_rungs(Comparison(folder, plan))):
+    for place, rung in enumerate(begun_rungs(Comparison(folder, plan)) if begun else ()):
         stages[place] = _remaining(rung.states)
     return stages
 
 
 def _remaining(states: Sequence[RunState]) -> list[RunShape]:
-    return [
-        RunShape(state.run.config.loss, state.run.config.fold, state.epochs, state.epoch)
-        for state in states
-        if not state.finished
-    ]
+    runs = [(state.run.config, state) for state in states if not state.finished]
+    return [RunShape(config.loss, config.fold, state.epochs, state.epoch) for config, state in runs]
 
 
 # The smallest difference that the patients could show.
@@ -193,67 +151,48 @@ ASSUMED_SD = 0.018
 
 
 def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iterator[str]:
-    """The least difference that would be detected, and its assumptions, line by line.
-
-    Args:
-        plan: with reference, metric and margin.
-        grid: its runs; with halving, as if no loss were dropped.
-        manifest: of the data set.
-    """
+    """The least difference that would be detected, and its assumptions, line by line."""
     patients = len({case.patient for fold in grid.folds for case in manifest.split(fold)[1]})
     losses = len(grid.losses)
     if plan.halving is not None and not plan.halving.over:
         losses = 1 + survivors(len(plan.halving.losses))
-    paired = plan.reference in (None, NO_REFERENCE)
-    comparisons = losses * (losses - 1) // 2 if paired else losses - 1
+    comparisons = losses - 1 if plan.has_reference else losses * (losses - 1) // 2
     count = counted(patients, "patient")
     if comparisons < 1:
         yield from item("evidence", f"{count}; one loss: there is nothing to compare")
         return
-    what = f"of {losses} losses" if paired else f"with {plan.reference}"
-    noun = "pair" if paired else "comparison"
-    yield from item("evidence", f"{count}; {counted(comparisons, noun)} {what}")
-    least = least_patients()
-    if patients < least:
-        yield from item(
-            "",
-            f"Too few cases: none of {counted(comparisons, noun)} can be significant below {least} patients, "
-            "whatever the losses do. Take more --folds.",
-        )
-    yield from _least_difference(plan, grid, patients, comparisons)
-
-
-def _least_difference(plan: Plan, grid: RunGrid, patients: int, comparisons: int) -> Iterator[str]:
+    what = f"with {plan.reference}" if plan.has_reference else f"of {losses} losses"
+    pairs = counted(comparisons, "comparison" if plan.has_reference else "pair")
+    yield from item("evidence", f"{count}; {pairs} {what}")
+    if patients < (least := least_patients()):
+        few = f"Too few cases: none of {pairs} can be significant below {least} patients, whatever the losses do."
+        yield from item("", f"{few} Take more --folds.")
     metric = METRICS[plan.metric]
     known = plan.metric == "dice"
     sd = ASSUMED_SD if known else 1.0
 
-    def shown(value: float | None) -> str:
+    def shown(number: int) -> str:
+        value = least_difference(sd, patients, comparisons=number)
         if value is None:
             return "none at all"
         return f"{value:.4f} {metric.label}" if known else f"{value:.2f} standard deviations"
 
-    single = f"{shown(least_difference(sd, patients))} where it is the only one tested"
-    family = f"{shown(least_difference(sd, patients, comparisons=comparisons))} as one of {comparisons}"
+    family = "" if comparisons == 1 else f"; {shown(comparisons)} as one of {comparisons}"
+    single = f"{shown(1)} where it is the only one tested"
+    yield from item("", f"Least true mean difference found with 80 % power: {single}{family}.")
+    if len(grid.folds) * len(grid.seeds) > 1:
+        retraining = "This does not include the variation of retraining, which the report estimates from several runs."
+        yield from item("", retraining)
+    if not known:
+        unknown = f"The standard deviation of the paired differences in {metric.label} is not known before training."
+        yield from item("", unknown)
+        return
     yield from item(
         "",
-        f"Least true mean difference found with 80 % power: {single if comparisons == 1 else f'{single}; {family}'}.",
+        f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over patients, as those of two "
+        "nnU-Nets on the hippocampus had. Yours is not known before training; the least difference grows in "
+        "proportion to it.",
     )
-    if len(grid.folds) * len(grid.seeds) > 1:
-        yield from item(
-            "", "This does not include the variation of retraining, which the report estimates from several runs."
-        )
-    if known:
-        yield from item(
-            "",
-            f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over patients, as those of "
-            "two nnU-Nets on the hippocampus had. Yours is not known before training; the least difference grows in "
-            "proportion to it.",
-        )
-        if plan.margin > 0:
-            needed = cases_needed(plan.margin, sd, comparisons=comparisons)
-            yield from item("", f"A difference as large as the margin, {plan.margin:g}, needs {needed} patients.")
-    else:
-        yield from item(
-            "", f"The standard deviation of the paired differences in {metric.label} is not known before training."
-        )
+    if plan.margin > 0:
+        needed = cases_needed(plan.margin, sd, comparisons=comparisons)
+        yield from item("", f"A difference as large as the margin, {plan.margin:g}, needs {needed} patients.")

@@ -16,40 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a plan is carried out.
+    """How a plan is carried out."""
 
-    Attributes:
-        jobs: runs at a time on this machine.
-        handover: has the runs trained elsewhere, and does not wait for them; None: they are trained here.
-        retry_failed: whether failed runs are trained again.
-        check: whether the whole data set is read, and refused if it has bad files, before anything is trained.
-        tracking_uri: an MLflow server's; None: a store in the comparison's folder.
-        register_model: the name under which MLflow registers the best network of the best loss; None: it does not.
-    """
-
-    jobs: int = 1
-    handover: Handover | None = None
+    jobs: int = 1  #: runs at a time on this machine
+    handover: Handover | None = None  #: has the runs trained elsewhere, and does not wait for them
     retry_failed: bool = False
-    check: bool = True
-    tracking_uri: str | None = None
-    register_model: str | None = None
+    check: bool = True  #: whether the whole data set is read, and refused if it has bad files, before anything else
+    tracking_uri: str | None = None  #: an MLflow server's; None: a store in the comparison's folder
+    register_model: str | None = None  #: the name under which MLflow registers the best network of the best loss
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison that is being carried out; each rung of its screening and trial of its tuning is one, too.
-
-    Attributes:
-        folder: where its plan and runs are.
-        plan: its runs.
-        execution: how it is carried out.
-        store: folder of the SQLite store of MLflow where no server is named; None: its own folder.
-    """
+    """A comparison that is being carried out; each rung of its screening and trial of its tuning is one, too."""
 
     folder: Path
     plan: Plan
     execution: Execution = Execution()
-    store: Path | None = None
+    store: Path | None = None  #: folder of the SQLite store of MLflow where no server is named; None: `folder`
 
     @property
     def states(self) -> list[RunState]:
@@ -70,7 +54,10 @@ class Comparison:
         """Its copy in MLflow."""
         from pipelines.tracking.mlflow_mirror import Mirror  # not above: `status` does not wait for MLflow
 
-        return Mirror(self.folder, self.plan, self.execution.tracking_uri, _warn, self.store)
+        def warn(message: str) -> None:
+            click.echo(f"warning: {message}", err=True)
+
+        return Mirror(self.folder, self.plan, self.execution.tracking_uri, warn, self.store)
 
     def with_plan(self, plan: Plan) -> "Comparison":
         """The comparison with another plan, which its folder has from now on."""
@@ -83,7 +70,3 @@ class Comparison:
             run_dir = run_folder(self.folder, run)
             if run_dir.result is not None and run_dir.result["state"] == "failed":
                 (run_dir.path / "result.json").unlink()
-
-
-def _warn(message: str) -> None:
-    click.echo(f"warning: {message}", err=True)

@@ -19,35 +19,20 @@ from pipelines.utils import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """What is asked for."""
 
-    Attributes:
-        configs: one per loss, with the epochs that are asked for, or the recipe's.
-        folds: validation folds.
-        seeds: of the runs.
-        manifest: of the data set.
-        about: reference, metric and margin, as `make_plan` takes them.
-        epochs: asked for; None: the recipe's.
-        budget: minutes, counted from `began`; None: no limit.
-        halving: whether losses are screened.
-        tune_lr: learning rates that are tried per loss; None: only the recipe's.
-        jobs: runs at a time.
-        cores: of the processor, divided among the jobs.
-        began: when the command started, by `time.monotonic`.
-    """
-
-    configs: list[RunConfig]
+    configs: list[RunConfig]  #: one per loss, with the epochs that are asked for, or the recipe's
     folds: list[int]
     seeds: list[int]
     manifest: Manifest
-    about: dict[str, Any]
-    epochs: int | None = None
-    budget: float | None = None
+    about: dict[str, Any]  #: reference, metric and margin, as `make_plan` takes them
+    epochs: int | None = None  #: asked for; None: the recipe's
+    budget: float | None = None  #: minutes, counted from `began`; None: no limit
     halving: bool = False
-    tune_lr: int | None = None
+    tune_lr: int | None = None  #: learning rates that are tried per loss; None: only the recipe's
     jobs: int = 1
-    cores: int = 1
-    began: float = field(default_factory=time.monotonic)
+    cores: int = 1  #: divided among the jobs
+    began: float = field(default_factory=time.monotonic)  #: when the command started
 
     @property
     def reference(self) -> str | None:
@@ -66,19 +51,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan.
-
-    Attributes:
-        plan: what is trained.
-        grid: its runs; with halving, as if no loss were dropped.
-        forecast: of times and sizes; None: nothing was measured.
-        seconds: of the whole command, where it was fitted into a budget.
-    """
+    """What is trained, and its forecast."""
 
     plan: Plan
-    grid: RunGrid
-    forecast: Forecast | None
-    seconds: float | None = None
+    grid: RunGrid  #: with halving, as if no loss were dropped
+    forecast: Forecast | None  #: None: nothing was measured
+    seconds: float | None = None  #: of the whole command, where it was fitted into a budget
 
 
 def plan_comparison(
@@ -89,16 +67,9 @@ def plan_comparison(
     message: Callable[[str], None] = lambda line: None,
     measure: Callable[..., Measured] = measure,
 ) -> Planned:
-    """Plan what is asked for; nothing is written into the folder.
+    """Plan what is asked for, with a forecast if it is `measured` or has a budget; nothing is written into the folder.
 
     A folder that has such a plan already keeps it: from new measurements, it would be a slightly different one.
-
-    Args:
-        folder: of the comparison.
-        request: what is asked for.
-        measured: whether a forecast is wanted even where the plan does not need one.
-        message: called with lines to print while losses are measured.
-        measure: measures the losses.
 
     Raises:
         UserError: the folder holds another comparison, nothing fits, or there is too little to screen.
@@ -130,15 +101,8 @@ def plan_comparison(
     # Until the screening is over, only the reference is known to survive.
     losses = grid.losses if halving is None else (str(request.reference),)
     runs = planned_runs([by_loss[loss] for loss in losses], list(grid.folds), list(grid.seeds))
-    plan = simple.model_copy(
-        update={
-            "runs": runs,
-            "asked": request.asked,
-            "told": list(fitted.reductions),
-            "halving": halving,
-            "tuning": tuning,
-        }
-    )
+    update = {"runs": runs, "asked": request.asked, "told": list(fitted.reductions)}
+    plan = simple.model_copy(update=update | {"halving": halving, "tuning": tuning})
     return Planned(plan, grid, forecast, fitted.seconds)
 
 
@@ -153,18 +117,13 @@ def _forecast(
 
 
 def _before(request: Request, grid: RunGrid) -> tuple[Halving | None, Tuning | None, tuple[int, ...]]:
-    """The screening and the tuning before a comparison, if asked for, and the folds that remain for it.
-
-    Both use the same fold, whose cases the comparison does not have.
-    """
-    known = request.manifest.folds()
+    """The screening and the tuning before a comparison, on the same fold, and the folds that remain for it."""
+    common = request.folds, request.seeds, grid.epochs, request.manifest.folds()
     halving, tuning, folds = None, None, list(grid.folds)
     if request.halving:
-        halving, folds = plan_halving(
-            list(grid.losses), str(request.reference), request.folds, request.seeds, grid.epochs, known
-        )
+        halving, folds = plan_halving(list(grid.losses), str(request.reference), *common)
     if request.tune_lr is not None:
-        tuning, folds = plan_tuning(request.tune_lr, request.configs, request.folds, request.seeds, grid.epochs, known)
+        tuning, folds = plan_tuning(request.tune_lr, request.configs, *common)
     return halving, tuning, tuple(folds)
 
 

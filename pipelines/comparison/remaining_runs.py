@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 import click
@@ -43,9 +42,7 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self.live.stop()
 
@@ -57,21 +54,20 @@ class Display:
             self.under_way = self.done_before is not None
             self.done_before, self.started = done, time.monotonic()
         left = seconds_left(states, time.monotonic() - self.started, self.done_before)
-        if self.console.is_terminal:
-            finished = sum(state.finished for state in states)
-            title = f"{finished} of {len(states)} runs{'' if left is None else f', about {duration(left)} left'}"
-            # Of many runs, the most recent ones are shown.
-            room = max(5, self.console.height - 6)
-            while True:
-                rows = state_rows(_most_interesting(states, room))
-                table = fitted_table(STATE_COLUMNS, rows, self.console.width, title=title, keys=STATE_KEYS)
-                # A narrow terminal takes several lines per run.
-                if room == 1 or len(self.console.render_lines(table)) < self.console.height:
-                    break
-                room //= 2
-            self.live.update(table)
+        if not self.console.is_terminal:
+            self._lines(states, left)
             return
-        self._lines(states, left)
+        finished = sum(state.finished for state in states)
+        title = f"{finished} of {len(states)} runs{'' if left is None else f', about {duration(left)} left'}"
+        # Of many runs, the most recent ones are shown; a narrow terminal takes several lines per run.
+        room = max(5, self.console.height - 6)
+        while True:
+            rows = state_rows(_most_interesting(states, room))
+            table = fitted_table(STATE_COLUMNS, rows, self.console.width, title=title, keys=STATE_KEYS)
+            if room == 1 or len(self.console.render_lines(table)) < self.console.height:
+                break
+            room //= 2
+        self.live.update(table)
 
     def message(self, line: str) -> None:
         """Print a line that stays, above the live table if there is one."""
@@ -82,18 +78,13 @@ class Display:
 
     def _lines(self, states: list[RunState], left: float | None) -> None:
         for number, state in enumerate(states, start=1):
-            now = (state.state, state.epoch)
-            before = self.shown.get(state.run.id)
+            now, before = (state.state, state.epoch), self.shown.get(state.run.id)
             self.shown[state.run.id] = now
-            if before == now or state.state == "waiting":
-                continue
-            if state.state == "interrupted" and (before is None or before[0] != "running"):
-                continue  # by an earlier process
-            if before is None and state.finished:
-                continue  # finished before this process began
-            what = f"epoch {state.epoch}/{state.epochs}" if state.state == "running" else state.state
-            if now == ("running", 0):
-                what = "started"
+            new = before is None or (state.state == "interrupted" and before[0] != "running")
+            if before == now or state.state == "waiting" or (new and state.state != "running"):
+                continue  # also what ended before this process began
+            running = "started" if state.epoch == 0 else f"epoch {state.epoch}/{state.epochs}"
+            what = running if state.state == "running" else state.state
             dice = "" if state.dice is None else f", dice {state.dice:.3f}"
             why = "" if state.error is None else f": {state.error}"
             rest = "" if left is None else f" ({duration(left)} left in all)"
@@ -114,10 +105,8 @@ def state_rows(states: list[RunState]) -> list[list[str | Text]]:
 
 
 def _most_interesting(states: list[RunState], room: int) -> list[RunState]:
-    if len(states) <= room:
-        return states
-    rank = {"running": 0, "failed": 1, "done": 2, "interrupted": 3, "waiting": 4}
-    kept = sorted(range(len(states)), key=lambda i: (rank[states[i].state], -i if states[i].state == "done" else i))
+    rank = ("running", "failed", "done", "interrupted", "waiting").index
+    kept = sorted(range(len(states)), key=lambda i: (rank(states[i].state), -i if states[i].state == "done" else i))
     return [states[i] for i in sorted(kept[:room])]
 
 
@@ -142,11 +131,7 @@ def prepare_cases(comparison: Comparison) -> None:
 
 
 def train_remaining(comparison: Comparison, to_mlflow: Callable[[list[RunState]], None]) -> None:
-    """Train every run that has not ended, and show the progress of all.
-
-    Args:
-        comparison: whose runs.
-        to_mlflow: takes the states of all runs, as often as they are read.
+    """Train every run that has not ended, and show the progress of all, also `to_mlflow`.
 
     Raises:
         KeyboardInterrupt: it was interrupted; no worker is left.

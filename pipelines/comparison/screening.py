@@ -1,34 +1,10 @@
-"""Screens losses and tunes learning rates before a comparison: successive halving, and trials of rates.
+"""Before a comparison: successive halving drops losses after short runs, and tuning picks each loss's learning rate.
 
-Successive halving screens all losses with short runs and drops the worse half, twice; the survivors are compared.
-
-After Karnin et al. (2013) and Jamieson and Talwalkar (2016, arXiv 1502.07943), with two changes:
-
-- **Every rung trains from scratch**, with its own whole schedule, instead of resuming from the checkpoint. The learning
-  rate follows the run's length: a run stopped at a quarter has never had a low rate, and differs from one that was
-  planned so short; resuming would compare networks in the middle of their schedules. Two rungs of a quarter and of
-  half the epochs cost at most half of what training all losses on one fold does.
-- **The cases that drop losses do not compare them.** The rungs run on a fold that the comparison does not have: one
-  that was not asked for, or, where all were, the first, which the comparison then goes without. Chosen and evaluated
-  on the same cases, survivors would look better than they are, and their p-values would be too small.
-
-The reference is never dropped, so it needs no screening. A loss whose run failed is dropped first.
-
-One rate for all losses decides more than the loss does. So `--tune-lr N` tries N rates per loss, factors of 3 around
-the recipe's, and the comparison trains each loss at its best. As in the successive halving:
-
-- **The cases that choose rates do not compare losses**: they are of the screening's fold, which the comparison does
-  not have.
-- **Every run has its own whole schedule**, of half the comparison's epochs: N trials then cost N halves of what one
-  fold of the comparison does.
-
-The reference is tuned as all others are. A trial, of all losses at one factor, is a comparison in `screening/`, as a
-rung is. Of equal scores the rate nearest to the recipe's is chosen; a loss whose runs all failed keeps the recipe's.
+Both use cases that the comparison does not have; rungs (halving) and trials (tuning) are comparisons in `screening/`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,61 +24,24 @@ from pipelines.runs.plan import (
     Tuning,
     better_half,
     planned_runs,
-)
+)  # fmt: skip
 from pipelines.runs.summary import dropped_note, rung_title
 from pipelines.training.auto_config import recipe_rate
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.text import counted
 
-#: With fewer losses next to the reference, or fewer epochs, there is nothing to halve.
-LEAST_LOSSES = LEAST_EPOCHS = 4
-
-
-def plan_halving(
-    losses: list[str], reference: str, folds: list[int], seeds: list[int], epochs: int, known: list[int]
-) -> tuple[Halving, list[int]]:
-    """How losses are screened, and the folds that remain to compare the survivors on.
-
-    Args:
-        losses: all losses of the comparison.
-        reference: the one that is never dropped.
-        folds: the folds asked for.
-        seeds: the seeds asked for; the first one screens.
-        epochs: of the comparison's runs.
-        known: the data set's folds.
-
-    Raises:
-        UserError: there are too few losses, epochs or folds.
-    """
-    racing = [loss for loss in losses if loss != reference]
-    if len(racing) < LEAST_LOSSES:
-        raise UserError(
-            f"--halving: got {len(racing)} losses next to the reference; expected {LEAST_LOSSES} or more: "
-            "compare so few without it"
-        )
-    if epochs < LEAST_EPOCHS:
-        raise UserError(
-            f"--halving: got {epochs} epochs; expected {LEAST_EPOCHS} or more, of which a quarter and half screen"
-        )
-    fold, remaining = screening_fold("--halving", folds, known)
-    rungs = [round(epochs * share) for share in SCREENING_SHARES]
-    return Halving(fold=fold, seed=seeds[0], losses=racing, rungs=rungs), remaining
-
 
 def screening_fold(flag: str, folds: list[int], known: list[int]) -> tuple[int, list[int]]:
     """The fold whose cases decide before the comparison, and the folds that remain to compare on.
 
-    Args:
-        flag: the option that needs one.
-        folds: the folds asked for.
-        known: the data set's folds.
+    That is a fold of the data (`known`) that was not asked for, or, where all were, the first: losses that are chosen
+    and compared on the same cases look better than they are.
 
     Raises:
-        UserError: there is only one fold.
+        UserError: there is only one fold; the message names `flag`, the option that needs another.
     """
-    unused = [fold for fold in known if fold not in folds]
-    fold = unused[0] if unused else folds[0]
+    fold = next((fold for fold in known if fold not in folds), folds[0])
     remaining = [other for other in folds if other != fold]
     if not remaining:
         raise UserError(
@@ -112,22 +51,7 @@ def screening_fold(flag: str, folds: list[int], known: list[int]) -> tuple[int, 
     return fold, remaining
 
 
-# The rungs of a screening and the trials of a tuning: each is a comparison in the folder of the whole one.
-
-
-@dataclass(frozen=True)
-class Score:
-    """The result of a rung's run.
-
-    Attributes:
-        score: mean of the primary metric; None: the run failed, or no case has the metric.
-        error: why it failed.
-        cases: how many it validated.
-    """
-
-    score: float | None
-    error: str | None
-    cases: int
+# Rounds: the rungs of a screening and the trials of a tuning. Each is a comparison in the folder of the whole one.
 
 
 def rung_folder(folder: Path, name: int | str) -> Path:
@@ -136,12 +60,7 @@ def rung_folder(folder: Path, name: int | str) -> Path:
 
 
 def adopt_rung(comparison: Comparison, name: int | str, changes: Mapping[str, Any]) -> Comparison:
-    """Begin a rung, or resume it.
-
-    Args:
-        comparison: the whole one.
-        name: as `rung_folder` takes it.
-        changes: what the rung's plan has in place of the comparison's: `id`, `rung`, `runs` and so on.
+    """Begin a rung, or resume it; its plan is the comparison's with `changes`: `id`, `rung`, `runs` and so on.
 
     Raises:
         UserError: its folder holds another one.
@@ -169,23 +88,45 @@ def begun_rungs(comparison: Comparison) -> list[Comparison]:
     return [_rung(comparison, path, plan) for path in paths if (plan := read_plan(path)) is not None]
 
 
-def scores(rung: Comparison) -> dict[str, Score]:
-    """The result of each loss's run in a rung whose runs have ended."""
-    found = {}
-    for run in rung.plan.runs:
-        run_dir = run_folder(rung.folder, run)
-        result = run_dir.result or {"state": "failed", "error": "it never ended"}
-        value = (result.get("metrics") or {}).get(rung.plan.metric) if result["state"] == "done" else None
-        error = result.get("error") if value is None else None
-        found[run.config.loss] = Score(value, error, len({row["case"] for row in run_dir.cases}))
-    return found
-
-
 def _rung(comparison: Comparison, folder: Path, plan: Plan) -> Comparison:
     return Comparison(folder, plan, comparison.execution, store=comparison.folder)
 
 
-# Learning rates.
+def results(rung: Comparison) -> list[Tried]:
+    """The result of each run of a rung whose runs have ended."""
+    found = []
+    for run in rung.plan.runs:
+        result = run_folder(rung.folder, run).result or {"state": "failed", "error": "it never ended"}
+        score = (result.get("metrics") or {}).get(rung.plan.metric) if result["state"] == "done" else None
+        error = result.get("error") if score is None else None
+        found.append(Tried(loss=run.config.loss, rate=recipe_rate(run.config), score=score, error=error))
+    return found
+
+
+def train_rung(rung: Comparison) -> None:
+    """Train the remaining runs of a rung, or a trial, on this machine; show and mirror them, and who is dropped.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, as MLflow shows.
+    """
+    # Not above: `status` imports this module, and does not wait for MLflow.
+    from pipelines.tracking.findings import Findings
+    from pipelines.tracking.mlflow_mirror import mirroring
+
+    if rung.unfinished:
+        prepare_cases(rung)
+        where = f"{counted(rung.epochs, 'epoch')} on fold {rung.plan.runs[0].config.fold}"
+        click.echo(f"{rung_title(rung.plan)}: {counted(len(rung.plan.runs), 'loss')}, {where}", err=True)
+        mirror = rung.mirror()
+        with mirroring(mirror) as to_mlflow:
+            train_remaining(rung, to_mlflow)
+        mirror.finish(rung.states, Findings())
+    if rung.plan.factor is None:  # nothing is decided before all rates were tried
+        for dropped in judge(rung)[1]:
+            click.echo(dropped_note(rung.plan, dropped), err=True)
+
+
+# Learning rates. Each trial has its own whole schedule, of half the comparison's epochs.
 
 _STEP, _SHARE = 3.0, 0.5
 #: Further from the recipe's rate than 3^4 nothing trains.
@@ -195,15 +136,7 @@ MOST_RATES = 9
 def plan_tuning(
     count: int, configs: Sequence[RunConfig], folds: list[int], seeds: list[int], epochs: int, known: list[int]
 ) -> tuple[Tuning, list[int]]:
-    """How the rates are tried, and the folds that remain to compare the losses on.
-
-    Args:
-        count: rates per loss.
-        configs: one per loss.
-        folds: the folds asked for.
-        seeds: the seeds asked for; the first one tries.
-        epochs: of the comparison's runs.
-        known: the data set's folds.
+    """How `count` rates per loss are tried, with the first seed, and the folds that remain to compare the losses on.
 
     Raises:
         UserError: too few or too many rates, or too few folds.
@@ -228,15 +161,7 @@ def tuned(config: RunConfig, tuning: Tuning | None) -> RunConfig:
 
 
 def tune(comparison: Comparison, configs: Sequence[RunConfig]) -> Comparison:
-    """Carry out a comparison's tuning, or what remains of it.
-
-    Args:
-        comparison: the trials are comparisons in its `screening/`.
-        configs: of all losses.
-
-    Returns:
-        The comparison with the chosen rates in its runs.
-    """
+    """Carry out a comparison's tuning, or what remains of it; returns it with the chosen rates in its runs."""
     plan = comparison.plan
     tuning = plan.tuning
     if tuning is None or tuning.over:
@@ -255,7 +180,7 @@ def tune(comparison: Comparison, configs: Sequence[RunConfig]) -> Comparison:
         if comparison.execution.retry_failed:
             trial.forget_failures()
         train_rung(trial)
-        tried += _tried(trial)
+        tried += results(trial)
     sign = METRICS[plan.metric].sign
     chosen = {}
     for config in configs:
@@ -267,12 +192,47 @@ def tune(comparison: Comparison, configs: Sequence[RunConfig]) -> Comparison:
     return comparison.with_plan(plan.model_copy(update={"runs": runs, "tuning": over}))
 
 
+def _times(config: RunConfig, factor: float) -> float:
+    """A config's rate times a factor, in a few digits: people read it."""
+    return float(f"{recipe_rate(config) * factor:.4g}")
+
+
+def _at_rate(config: RunConfig, rate: float, **changes: int) -> RunConfig:
+    return config.model_copy(update={"learning_rates": {**config.learning_rates, config.loss: rate}, **changes})
+
+
+# Successive halving (Karnin et al. 2013; Jamieson and Talwalkar 2016, arXiv 1502.07943), but each rung trains from
+# scratch with its own whole schedule: a run stopped at a quarter of its epochs has never had a low learning rate.
+
+#: With fewer losses next to the reference, or fewer epochs, there is nothing to halve.
+LEAST_LOSSES = LEAST_EPOCHS = 4
+
+
+def plan_halving(
+    losses: list[str], reference: str, folds: list[int], seeds: list[int], epochs: int, known: list[int]
+) -> tuple[Halving, list[int]]:
+    """How all losses but the reference are screened, with the first seed, and the folds that remain to compare on.
+
+    Raises:
+        UserError: there are too few losses, epochs or folds.
+    """
+    racing = [loss for loss in losses if loss != reference]
+    if len(racing) < LEAST_LOSSES:
+        raise UserError(
+            f"--halving: got {len(racing)} losses next to the reference; expected {LEAST_LOSSES} or more: "
+            "compare so few without it"
+        )
+    if epochs < LEAST_EPOCHS:
+        raise UserError(
+            f"--halving: got {epochs} epochs; expected {LEAST_EPOCHS} or more, of which a quarter and half screen"
+        )
+    fold, remaining = screening_fold("--halving", folds, known)
+    rungs = [round(epochs * share) for share in SCREENING_SHARES]
+    return Halving(fold=fold, seed=seeds[0], losses=racing, rungs=rungs), remaining
+
+
 def screen(comparison: Comparison, configs: Sequence[RunConfig]) -> Comparison:
     """Carry out a comparison's screening, or what remains of it: train each rung, and drop its worse half.
-
-    Args:
-        comparison: the rungs are comparisons in its `screening/`.
-        configs: of all losses.
 
     Returns:
         The comparison of the reference and the survivors.
@@ -299,8 +259,7 @@ def screen(comparison: Comparison, configs: Sequence[RunConfig]) -> Comparison:
         dropped += rung_dropped
         cases = max(cases, rung_cases)
     first = plan.runs[0].config
-    folds = list(dict.fromkeys(run.config.fold for run in plan.runs))
-    seeds = list(dict.fromkeys(run.config.seed for run in plan.runs))
+    folds, seeds = (list(dict.fromkeys(getattr(run.config, name) for run in plan.runs)) for name in ("fold", "seed"))
     full = [by_loss[loss].model_copy(update={"epochs": first.epochs}) for loss in (first.loss, *racing)]
     over = halving.model_copy(update={"over": True, "dropped": dropped, "cases": cases})
     return comparison.with_plan(plan.model_copy(update={"runs": planned_runs(full, folds, seeds), "halving": over}))
@@ -316,8 +275,8 @@ def judge(rung: Comparison) -> tuple[list[str], list[Dropped], int]:
     """
     plan = rung.plan
     metric = METRICS[plan.metric]
-    found = scores(rung)
-    cases = max(score.cases for score in found.values())
+    found = {result.loss: result for result in results(rung)}
+    cases = max(len({row["case"] for row in run_folder(rung.folder, run).cases}) for run in plan.runs)
 
     def rank(loss: str) -> float:
         value = found[loss].score
@@ -336,48 +295,6 @@ def judge(rung: Comparison) -> tuple[list[str], list[Dropped], int]:
     for loss in (loss for loss in order if loss not in kept):
         score = found[loss]
         error = None if score.score is not None else score.error or f"no case has a {metric.label}"
-        dropped.append(
-            Dropped(loss=loss, rung=plan.rung or 0, epochs=rung.epochs, score=score.score, bound=bound, error=error)
-        )
+        about: dict[str, Any] = {"score": score.score, "bound": bound, "error": error}
+        dropped.append(Dropped(loss=loss, rung=plan.rung or 0, epochs=rung.epochs, **about))
     return kept, dropped, cases
-
-
-def train_rung(rung: Comparison) -> None:
-    """Train the remaining runs of a rung, or a trial, on this machine; show and mirror them, and who is dropped.
-
-    Raises:
-        KeyboardInterrupt: it was interrupted, as MLflow shows.
-    """
-    # Not above: `status` imports this module, and does not wait for MLflow.
-    from pipelines.tracking.findings import Findings
-    from pipelines.tracking.mlflow_mirror import mirroring
-
-    if rung.unfinished:
-        prepare_cases(rung)
-        where = f"{counted(rung.epochs, 'epoch')} on fold {rung.plan.runs[0].config.fold}"
-        click.echo(f"{rung_title(rung.plan)}: {counted(len(rung.plan.runs), 'loss')}, {where}", err=True)
-        mirror = rung.mirror()
-        with mirroring(mirror) as to_mlflow:
-            train_remaining(rung, to_mlflow)
-        mirror.finish(rung.states, Findings())
-    if rung.plan.factor is None:  # nothing is decided before all rates were tried
-        for dropped in judge(rung)[1]:
-            click.echo(dropped_note(rung.plan, dropped), err=True)
-
-
-def _tried(trial: Comparison) -> list[Tried]:
-    found = scores(trial)
-    return [
-        Tried(loss=run.config.loss, rate=recipe_rate(run.config), score=found[run.config.loss].score,
-              error=found[run.config.loss].error)
-        for run in trial.plan.runs
-    ]  # fmt: skip
-
-
-def _times(config: RunConfig, factor: float) -> float:
-    """A config's rate times a factor, in a few digits: people read it."""
-    return float(f"{recipe_rate(config) * factor:.4g}")
-
-
-def _at_rate(config: RunConfig, rate: float, **changes: int) -> RunConfig:
-    return config.model_copy(update={"learning_rates": {**config.learning_rates, config.loss: rate}, **changes})

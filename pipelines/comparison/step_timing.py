@@ -10,17 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from pipelines.comparison.step_timing_process import (
-    Common,
-    Step,
-    go_file,
-    job_file,
-    megabytes,
-    ready_file,
-    result_file,
-)
+from pipelines.comparison.executors.local import cause_of_death, last_line
+from pipelines.comparison.step_timing_process import JOB, READY, Common, Step, megabytes
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import load_manifest
 from pipelines.preprocessing.case_store import EntryCache, content_key, take_fingerprint
@@ -39,105 +31,75 @@ _POLL_S = 0.05
 def time_steps(
     configs: Sequence[RunConfig], jobs: int, threads: int, folder: Path, message: Callable[[str], None]
 ) -> tuple[dict[str, Step], Common, float]:
-    """Measure losses in `jobs` processes.
-
-    Args:
-        configs: one per loss.
-        jobs: processes; those that have no loss to measure train, too.
-        threads: of the processor, per process.
-        folder: for the processes' files.
-        message: called with a line to print as each loss is done.
+    """Time the steps of losses in `jobs` processes, which write into `folder`.
 
     Returns:
         The steps by loss, what all losses have in common, and the seconds until a process is ready.
 
     Raises:
-        UserError: the processes end before they measure any loss.
+        UserError: the processes end before they time any loss.
     """
     folder.mkdir()
-    processes = [_TimingProcess(folder, number, configs, jobs, threads) for number in range(jobs)]
-    measured = 0
+    processes = [_TimingProcess(folder / str(number), configs, number, jobs, threads) for number in range(jobs)]
+    found: dict[str, Step] = {}
     try:
-        began = time.perf_counter()
         for process in processes:
             process.start()
-        while not all(process.ready() for process in processes):
+        while len(found) < len(configs):
             time.sleep(_POLL_S)
-        worker_s = time.perf_counter() - began
-        go_file(folder).touch()
-        busy = True
-        while busy:
-            time.sleep(_POLL_S)
-            busy = False
-            for process in processes:
-                busy |= not process.over()
-                for loss, step in process.news():
-                    measured += 1
-                    what = step.error if step.seconds is None else f"{step.seconds:.3f} s per step"
-                    message(f"measured {measured}/{len(configs)}: {loss}: {what}")
+            for loss, step in (pair for process in processes for pair in process.new_steps()):
+                found[loss] = step
+                what = step.error if step.seconds is None else f"{step.seconds:.3f} s per step"
+                message(f"measured {len(found)}/{len(configs)}: {loss}: {what}")
     finally:
         for process in processes:
             process.end()
-    found = {loss: step for process in processes for loss, step in process.steps.items()}
-    return {config.loss: found[config.loss] for config in configs}, _mean([p.common for p in processes]), worker_s
+    common = [process.common for process in processes if process.common is not None]
+    names = [field.name for field in fields(Common)] if common else []
+    mean = Common(**{name: fmean(getattr(one, name) for one in common) for name in names})
+    worker_s = max(process.ready_s for process in processes)
+    return {config.loss: found[config.loss] for config in configs}, mean, worker_s
 
 
 class _TimingProcess:
-    """One process, which measures every `jobs`-th loss."""
+    """One process, which times every `jobs`-th loss, and keeps the machine busy until all are timed."""
 
-    def __init__(self, folder: Path, number: int, configs: Sequence[RunConfig], jobs: int, threads: int) -> None:
-        self.folder, self.number, self.threads = folder, number, threads
-        self.measured = list(configs[number::jobs])
-        # A process without a loss to measure trains one, as load on the machine.
-        self.trained = self.measured or [configs[number % len(configs)]]
-        self.steps: dict[str, Step] = {}
+    def __init__(self, folder: Path, configs: Sequence[RunConfig], number: int, jobs: int, threads: int) -> None:
+        self.folder, self.threads = folder, threads
+        self.timed = configs[number::jobs]
+        self.configs = self.timed or [configs[number % len(configs)]]
+        self.done = 0
+        self.ready_s = 0.0
         self.common: Common | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.reported = 0
-
-    @property
-    def log(self) -> Path:
-        return self.folder / f"log{self.number}"
 
     def start(self) -> None:
-        """Start the process, at the first loss that is not measured yet."""
-        job: dict[str, Any] = {"configs": [config.model_dump(mode="json") for config in self.trained]}
-        write_json(job_file(self.folder, self.number), job | {"first": len(self.steps), "measured": len(self.measured)})
-        command = [sys.executable, "-m", "pipelines.comparison.step_timing_process", str(self.folder)]
-        command += [str(self.number), str(os.getpid())]
+        """Start the process, at the first loss that is not timed yet."""
+        self.folder.mkdir(exist_ok=True)
+        configs = [config.model_dump(mode="json") for config in self.configs]
+        job = {"configs": configs, "first": self.done, "timed": len(self.timed), "began": time.time()}
+        write_json(self.folder / JOB, job)
+        command = [sys.executable, "-m", "pipelines.comparison.step_timing_process", str(self.folder), str(os.getpid())]
         environment = os.environ | thread_environment(self.threads)
-        with self.log.open("ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
-    def ready(self) -> bool:
-        """Whether it can begin with its first loss."""
-        if self._died() is not None:
-            lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            raise UserError(f"nothing can be measured: {lines[-1][:300] if lines else 'its process died'}")
-        return ready_file(self.folder, self.number).exists()
-
-    def over(self) -> bool:
-        """Whether all its losses are measured; one that ends its process counts as failed."""
-        died = self._died()
-        while len(self.steps) < len(self.measured):
-            found = read_json(result_file(self.folder, self.number, len(self.steps)))
-            if found is None:
-                break
-            self._note(Step(**found["step"]))
+    def new_steps(self) -> Iterator[tuple[str, Step]]:
+        """The losses timed since the last call; one that ends the process counts as failed."""
+        died = None if self.process is None else self.process.poll()
+        ready = read_json(self.folder / READY)
+        if ready is None:
+            if died is not None:
+                raise UserError(f"nothing can be measured: {last_line(self.folder / 'log', 'its process died')}")
+            return
+        self.ready_s = self.ready_s or ready["seconds"]
+        while self.done < len(self.timed) and (found := read_json(self.folder / f"{self.done}.json")) is not None:
             self.common = self.common or (Common(**found["common"]) if found["common"] else None)
-        unfinished = len(self.steps) < len(self.measured)
-        if died is not None and unfinished:
-            cause = f"signal {-died}" if died < 0 else f"exit code {died}"
+            yield self._next(Step(**found["step"]))
+        if died is not None and self.done < len(self.timed):
             advice = "; often a lack of memory: fewer --jobs, or a lower --batch-size" if died == -9 else ""
-            self._note(Step(None, error=f"its process died ({cause}){advice}"))
+            yield self._next(Step(None, error=f"its process died ({cause_of_death(died)}){advice}"))
             self.start()
-        return not unfinished
-
-    def news(self) -> list[tuple[str, Step]]:
-        """The losses measured since the last call."""
-        new = list(self.steps.items())[self.reported :]
-        self.reported = len(self.steps)
-        return new
 
     def end(self) -> None:
         """End the process."""
@@ -145,18 +107,9 @@ class _TimingProcess:
             self.process.kill()
             self.process.wait()
 
-    def _note(self, step: Step) -> None:
-        self.steps[self.measured[len(self.steps)].loss] = step
-
-    def _died(self) -> int | None:
-        return None if self.process is None else self.process.poll()
-
-
-def _mean(found: Sequence[Common | None]) -> Common:
-    known = [common for common in found if common is not None]
-    if not known:
-        return Common()
-    return Common(**{field.name: fmean(getattr(common, field.name) for common in known) for field in fields(Common)})
+    def _next(self, step: Step) -> tuple[str, Step]:
+        self.done += 1
+        return self.timed[self.done - 1].loss, step
 
 
 # The measurement of all losses.
@@ -164,27 +117,16 @@ def _mean(found: Sequence[Common | None]) -> Common:
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurement's results.
+    """The measurement's results."""
 
-    Attributes:
-        config: planned, of the first loss.
-        device: `cpu` or `cuda`.
-        steps: by loss.
-        common: what all losses have in common.
-        worker_s: until a worker is ready, having imported its packages.
-        prepare_s: to read and prepare all cases once, for all folds.
-        cache_mb: of the prepared cases, over all folds.
-        labels_mb: of a fold's label files; its predictions will be about as large.
-    """
-
-    config: RunConfig
+    config: RunConfig  #: planned, of the first loss
     device: str
-    steps: dict[str, Step]
+    steps: dict[str, Step]  #: by loss
     common: Common
-    worker_s: float
-    prepare_s: float
-    cache_mb: float
-    labels_mb: float = 0.0
+    worker_s: float  #: until a worker is ready, having imported its packages
+    prepare_s: float  #: to read and prepare all cases once, for all folds
+    cache_mb: float  #: of the prepared cases, over all folds
+    labels_mb: float = 0.0  #: of a fold's label files; its predictions will be about as large
 
 
 def measure(
@@ -195,7 +137,7 @@ def measure(
     cache: Path | None,
     message: Callable[[str], None] = lambda line: None,
 ) -> Measured:
-    """Measure each config's loss, on the first fold; no file remains.
+    """Measure each config's loss, on the first fold, in `jobs` processes of `threads` threads; no file remains.
 
     Args:
         configs: one per loss.
@@ -220,16 +162,9 @@ def measure(
         labels = [data.validation.root / case.label for case in data.validation.cases]
         message(f"measuring: a few steps of each of {len(configs)} losses, {jobs} at a time")
         steps, common, worker_s = time_steps(configs, jobs, threads, folder / "timing", message)
-    return Measured(
-        config=data.config,
-        device=chosen_device(data.config.device).type,
-        steps=steps,
-        common=common,
-        worker_s=worker_s,
-        prepare_s=prepare_s * ways,
-        cache_mb=cache_mb,
-        labels_mb=sum(path.stat().st_size for path in labels) / 2**20,
-    )
+    labels_mb = sum(path.stat().st_size for path in labels) / 2**20
+    device = chosen_device(data.config.device).type
+    return Measured(data.config, device, steps, common, worker_s, prepare_s * ways, cache_mb, labels_mb)
 
 
 def _ways_to_prepare(config: RunConfig, folds: Sequence[int], folder: Path) -> int:
@@ -244,13 +179,12 @@ def _ways_to_prepare(config: RunConfig, folds: Sequence[int], folder: Path) -> i
     root = resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
     cache = EntryCache(folder)
     keys = {case.id: content_key(case, root) for case in manifest.cases}
+    reading = preprocessing(config, manifest)
     ways = set()
     for fold in folds:
-        facts = take_fingerprint(manifest, manifest.split(fold)[0], root, cache, keys)
-        on_fold = config.model_copy(update={"fold": fold})
-        ways.add(
-            preprocessing(planned(on_fold, manifest, facts, chosen_device(config.device)), manifest).model_dump_json()
-        )
+        facts = take_fingerprint(manifest, manifest.split(fold)[0], root, reading, cache, keys)
+        full = planned(config.model_copy(update={"fold": fold}), manifest, facts, chosen_device(config.device))
+        ways.add(preprocessing(full, manifest).model_dump_json())
     return len(ways)
 
 

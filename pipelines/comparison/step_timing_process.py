@@ -1,7 +1,6 @@
 """One process that measures losses: a few real steps each, some validated cases, a checkpoint; no file is kept.
 
-As many processes as jobs measure at the same time, since jobs slow each other down. A process that has measured its
-losses continues to train until all have finished.
+As many processes as jobs measure at a time, and train until all have finished, since jobs slow each other down.
 """
 
 import ctypes
@@ -13,7 +12,6 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ignite.engine import Events
 
@@ -33,55 +31,34 @@ _LONG_S = 8.0
 #: Epochs that a config has at least here, so that there are enough steps.
 _MOST_STEPS = 1000
 _VALIDATED = 3
-_POLL_S = 0.05
+#: Files of a process: its configs, of which the `first` and the following are `timed`; and when it could begin.
+JOB, READY = "job.json", "ready.json"
 
 
 @dataclass(frozen=True)
 class Step:
-    """The steps of one loss.
+    """The steps of one loss."""
 
-    Attributes:
-        seconds: median of the timed steps, loading and the optimizer included; None: it failed.
-        first_s: of the first step, including any compilation.
-        peak_mb: peak memory, MB, of the process; on a GPU, of its allocations.
-        error: why it failed.
-    """
-
-    seconds: float | None
-    first_s: float = 0.0
-    peak_mb: float = 0.0
+    seconds: float | None  #: median of the timed steps, loading and the optimizer included; None: it failed
+    first_s: float = 0.0  #: of the first step, including any compilation
+    peak_mb: float = 0.0  #: peak memory of the process; on a GPU, of its allocations
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Common:
-    """What all losses have in common.
+    """What all losses have in common."""
 
-    Attributes:
-        case_s: seconds to validate a case.
-        start_s: seconds to start a run whose cases are prepared.
-        save_s: seconds to write a checkpoint, at the end of each epoch.
-        checkpoint_mb: size of a checkpoint.
-        model_mb: size of a trained model.
-        peak_mb: peak memory of a validation.
-    """
-
-    case_s: float = 0.0
-    start_s: float = 0.0
-    save_s: float = 0.0
+    case_s: float = 0.0  #: to validate a case
+    start_s: float = 0.0  #: to start a run whose cases are prepared
+    save_s: float = 0.0  #: to write a checkpoint, at the end of each epoch
     checkpoint_mb: float = 0.0
     model_mb: float = 0.0
-    peak_mb: float = 0.0
+    peak_mb: float = 0.0  #: peak memory of a validation
 
 
 def measured(config: RunConfig, folder: Path, common: bool) -> tuple[Step, Common | None]:
-    """Measure a loss.
-
-    Args:
-        config: of its run, with the cache of prepared cases.
-        folder: for temporary files.
-        common: whether to measure also what does not depend on the loss.
-    """
+    """Measure a loss, and with `common` also what does not depend on the loss; temporary files go to `folder`."""
     try:
         return _measured(config, folder, common)
     except TrainingError as error:
@@ -169,45 +146,20 @@ def megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in files) / 2**20
 
 
-def job_file(folder: Path, number: int) -> Path:
-    """A process's task: its `configs`, which is the `first`, and how many are `measured`."""
-    return folder / f"job{number}.json"
-
-
-def result_file(folder: Path, number: int, index: int) -> Path:
-    """The result of a process's config, by its index."""
-    return folder / f"job{number}-{index}.json"
-
-
-def ready_file(folder: Path, number: int) -> Path:
-    """Exists once the process can begin."""
-    return folder / f"ready{number}"
-
-
-def go_file(folder: Path) -> Path:
-    """Exists once all processes may begin."""
-    return folder / "go"
-
-
-def main(folder: Path, number: int, parent: int) -> None:
-    """Measure the losses of a job, then train until the process is ended."""
+def main(folder: Path, parent: int) -> None:
+    """Time the losses of the job in `folder`, then train until the process is ended."""
     exit_with(parent)
-    job: dict[str, Any] = read_json(job_file(folder, number))
+    job = read_json(folder / JOB)
     configs = [RunConfig.model_validate(config) for config in job["configs"]]
-    ready_file(folder, number).touch()
-    while not go_file(folder).exists():
-        time.sleep(_POLL_S)
+    write_json(folder / READY, {"seconds": time.time() - job["began"]})
     known = None
-    for index in range(job["first"], job["measured"]):
+    for index in range(job["first"], job["timed"]):
         step, common = measured(configs[index], folder, common=known is None)
         known = known or common
-        write_json(
-            result_file(folder, number, index),
-            {"step": asdict(step), "common": None if common is None else asdict(common)},
-        )
+        write_json(folder / f"{index}.json", {"step": asdict(step), "common": common and asdict(common)})
     while True:
         measured(configs[-1], folder, common=False)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

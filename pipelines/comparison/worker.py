@@ -42,18 +42,19 @@ def work(folder: Path, index: int | None = None, threads: int | None = None, *, 
         DiskFullError: the current run keeps its last checkpoint, and has not failed.
     """
     plan = require_plan(folder)
+    first = plan.runs[0].config
     if plan.tuning is not None and not plan.tuning.over:
         raise UserError(
             f"{folder}: its learning rates are not chosen yet; run the same `medloss compare` until they are"
         )
     if not trust:
         refuse_foreign_losses(plan.losses, folder)
-        if plan.runs[0].config.nnunet is not None:
+        if first.nnunet is not None:
             raise UserError(
                 f"{folder}: refused: nnU-Net reads the folder's prepared cases as pickles, which can run any code; "
                 "pass --trust if you trust the folder"
             )
-    if (first := plan.runs[0].config).nnunet is not None:
+    if first.nnunet is not None:
         from pipelines.nnunet.datasets import find_prepared
 
         find_prepared(first, cache_folder(folder, first))  # else each run would fail by itself

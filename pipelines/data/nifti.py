@@ -67,11 +67,11 @@ class Orientation:
 
     def canonical(self, array: NDArray[Any]) -> NDArray[Any]:
         """An array `[..., *spatial]` along the file's axes, along the canonical ones; a view."""
-        return np.flip(np.moveaxis(array, self._last(self.order), self._last()), self._reversed())
+        return np.flip(np.moveaxis(array, self._last(self.order), self._last()), tuple(self._reversed()))
 
     def stored(self, array: NDArray[Any]) -> NDArray[Any]:
         """An array `[..., *spatial]` along the canonical axes, along the file's; a view."""
-        return np.moveaxis(np.flip(array, self._reversed()), self._last(), self._last(self.order))
+        return np.moveaxis(np.flip(array, tuple(self._reversed())), self._last(), self._last(self.order))
 
     def stored_order(self, values: Sequence[float]) -> tuple[float, ...]:
         """Values per canonical axis, such as spacings, in the order of the file's axes."""
@@ -249,7 +249,7 @@ def stacked(volumes: Sequence[Volume], grid: "Grid | None" = None) -> NDArray[np
     if len(volumes) == 1 and grid is None:
         return np.ascontiguousarray(channels[0][None]) if len(channels) == 1 else np.ascontiguousarray(channels)
     target = volumes[0] if grid is None else grid
-    for index, volume in enumerate(volumes if len(volumes) > 1 else volumes[:1] * len(channels)):
+    for index, volume in enumerate(volumes if len(volumes) > 1 else [volumes[0]] * len(channels)):
         problem = grid_problem(volume, target, "first channel")
         if problem is not None and grid is None:
             raise BadFileError(

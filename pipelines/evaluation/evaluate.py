@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from pipelines.data.checks import Offence
-from pipelines.data.nifti import BadFileError, grid_problem, grid_shift, read_labels, shift_note
+from pipelines.data.nifti import grid_shift, shift_note
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import ClassMasks
-from pipelines.evaluation.references import Matched, Reference, References, label_channels
+from pipelines.evaluation.references import Matched, Reference, References, read_pair
 from pipelines.utils import UserError
+from pipelines.utils.files import NamedFile
 from pipelines.utils.text import shown
 
 if TYPE_CHECKING:
@@ -46,12 +45,7 @@ def case_metrics(
 ) -> list[dict[str, float]]:
     """The metrics of each foreground class of one case, by name, in the order of `METRICS`.
 
-    Args:
-        prediction: labels 0..C-1, `[*spatial]`, of any integer type.
-        reference: labels 0..C-1, `[*spatial]`.
-        num_classes: C.
-        spacing: mm, in the order of the array's axes.
-        nsd_tolerance_mm: tolerance of the NSD, mm.
+    Prediction and reference are labels 0..C-1, `[*spatial]`; spacing (per axis) and tolerance of the NSD are in mm.
 
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
@@ -70,7 +64,7 @@ def region_metrics(
     ignored: int | None = None,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
 ) -> list[dict[str, float]]:
-    """The metrics of each region of one case; a region is a label or a union of labels.
+    """The metrics of each region of one case; a region is a label or a union of labels, and regions may overlap.
 
     A metric is NaN where it is undefined: all but specificity if reference and prediction are both empty, specificity
     if the reference fills the volume, sensitivity if the reference is empty. If only one of the two is empty, metrics
@@ -79,7 +73,7 @@ def region_metrics(
     Args:
         prediction: labels from 0, `[*spatial]`.
         reference: labels from 0, `[*spatial]`.
-        regions: the labels of each region; regions may overlap.
+        regions: the labels of each region.
         spacing: mm, in the order of the array's axes.
         ignored: label of voxels of the reference that do not count: they are outside the volume, in both maps, and the
             border of a region along them is no surface.
@@ -88,62 +82,48 @@ def region_metrics(
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
     """
-    # Imported late, since commands that only need the metrics' names need not wait for scipy.
-    from scipy.ndimage import find_objects
+    from scipy.ndimage import find_objects  # imported late, since not all commands need it
 
-    maps = prediction, reference
-    if maps[0].shape != maps[1].shape or len(spacing) != maps[0].ndim:
-        shapes = f"{maps[0].shape} and {maps[1].shape}"
-        raise ValueError(f"got shapes {shapes} and spacing {spacing}; expected the same axes")
-    diagonal = math.hypot(*(n * s for n, s in zip(maps[0].shape, spacing, strict=True)))
-    voxels = maps[0].size - (0 if ignored is None else int(np.count_nonzero(maps[1] == ignored)))
-    hidden = None if ignored is None else maps[1] == ignored
+    shape = reference.shape
+    if prediction.shape != shape or len(spacing) != len(shape):
+        raise ValueError(f"got shapes {prediction.shape} and {shape} and spacing {spacing}; expected the same axes")
+    diagonal = math.hypot(*(n * s for n, s in zip(shape, spacing, strict=True)))
+    hidden = None if ignored is None else reference == ignored
+    voxels = reference.size - (0 if hidden is None else int(np.count_nonzero(hidden)))
     if hidden is not None:
-        maps = np.where(hidden, maps[1], maps[0]), maps[1]
+        prediction = np.where(hidden, reference, prediction)
     # Metrics only depend on the bounding box of a class, so the volume is read once rather than once per class.
     highest = max((label for region in regions for label in region), default=0)
-    boxes_of_maps = [find_objects(labels, highest) for labels in maps]
-    whole = tuple(slice(0, n) for n in maps[0].shape)
+    boxes = [[tuple(slice(0, n) for n in shape), *find_objects(labels, highest)] for labels in (prediction, reference)]
     metrics = []
     for region in regions:
-        found = [whole if label == 0 else boxes[label - 1] for boxes in boxes_of_maps for label in region]
-        box = _union([one for one in found if one is not None])
-        if box is not None and hidden is not None:  # the neighbours decide what is surface
+        found = [box[label] for box in boxes for label in region if box[label] is not None]
+        # The smallest box around all of them; an empty one if there are none.
+        box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*found, strict=True))
+        if hidden is not None:  # the neighbours decide what is surface
             box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
-        empty = np.zeros((0,) * maps[0].ndim, bool)
-        pair = [empty if box is None else _mask(labels[box], region) for labels in maps]
-        outside = None if box is None or hidden is None else hidden[box]
-        masks = ClassMasks(*pair, voxels, spacing, diagonal, nsd_tolerance_mm, outside)
+        box = box or (slice(0),) * len(shape)
+        pair = [np.logical_or.reduce([labels[box] == label for label in region]) for labels in (prediction, reference)]
+        outside = None if hidden is None else hidden[box]
+        masks = ClassMasks(pair[0], pair[1], voxels, spacing, diagonal, nsd_tolerance_mm, outside)
         metrics.append({name: metric.compute(masks) for name, metric in METRICS.items()})
     return metrics
 
 
-def _mask(labels: NDArray[np.integer], region: tuple[int, ...]) -> NDArray[np.bool_]:
-    mask: NDArray[np.bool_] = labels == region[0]
-    for label in region[1:]:
-        mask |= labels == label
-    return mask
-
-
-def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | None:
-    """The smallest box around all boxes; None if there are none."""
-    if not boxes:
-        return None
-    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
-
-
 def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means over cases of the means over a case's classes; NaN if there are no values.
-
-    Args:
-        rows: one per case and class, each with `case` and the metrics.
-    """
+    """Means over cases (`case` of a row) of the means over a case's classes; NaN if there are no values."""
     cases: dict[object, list[dict[str, float]]] = {}
     for row in rows:
         cases.setdefault(row["case"], []).append(row)
     return {
         metric: nanmean([nanmean([row[metric] for row in classes]) for classes in cases.values()]) for metric in METRICS
     }
+
+
+def class_means(rows: list[dict[str, Any]], classes: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Means over cases for each class; NaN for a metric that no case has."""
+    return {name: {metric: nanmean([row[metric] for row in rows if row["class"] == name]) for metric in METRICS}
+            for name in classes}  # fmt: skip
 
 
 def nanmean(values: list[float]) -> float:
@@ -157,12 +137,9 @@ def nanmean(values: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation.
+    """Result of an evaluation: a row per case and class with `case`, `class` and the metrics.
 
-    Attributes:
-        classes: names of the foreground classes, in the order of their values.
-        rows: one per case and class: `case`, `class`, and the metrics.
-        note: on predictions that are slightly off their labels; None if there are none.
+    The note is on predictions that are slightly off their labels; None if there are none.
     """
 
     classes: list[str]
@@ -174,11 +151,8 @@ class Evaluation:
         return sum(row["class"] == name and not math.isnan(row["dice"]) for row in self.rows)
 
     def class_means(self) -> dict[str, dict[str, float]]:
-        """Means over cases for each class; NaN for a metric that no case has."""
-        return {
-            name: {metric: nanmean([row[metric] for row in self.rows if row["class"] == name]) for metric in METRICS}
-            for name in self.classes
-        }
+        """Means over cases for each class."""
+        return class_means(self.rows, self.classes)
 
     def foreground_means(self) -> dict[str, float]:
         """Means over cases of the means over a case's classes, as in training."""
@@ -197,7 +171,7 @@ def evaluate(
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
     progress: Callable[[], object] | None = None,
 ) -> Evaluation:
-    """Evaluate all pairs, several at a time.
+    """Evaluate all pairs of labels and files in the folder `predictions`, several at a time.
 
     Args:
         predictions: folder of NIfTI label maps.
@@ -212,55 +186,40 @@ def evaluate(
     """
     if not math.isfinite(nsd_tolerance_mm) or nsd_tolerance_mm < 0:
         raise UserError(f"--tolerance: got {nsd_tolerance_mm}; expected a finite number of mm, 0 or more")
-    names = list(references.classes.values())
+    scheme = references.scheme
+    ignored = None if scheme.ignore is None else len(scheme.values)
     offences: list[Offence] = []
     rows: list[dict[str, Any]] = []
     shifts: dict[str, float] = {}
     failed = Event()
-    evaluate_pair = partial(_evaluate_pair, predictions, references, nsd_tolerance_mm, failed)
+
+    def evaluate_pair(pair: tuple[Reference, str]) -> tuple[list[Offence], list[dict[str, float]], float]:
+        file = NamedFile(predictions / pair[1], pair[0].name)
+        maps, bad = read_pair(pair[0], file, scheme.values, ignore=scheme.ignore, dimensions=references.dimensions)
+        if bad:
+            failed.set()
+        # Once a file is bad, there will be no result, so the others are only checked.
+        if failed.is_set():
+            return bad, [], 0.0
+        (reference, truth), (prediction, predicted) = maps
+        metrics = region_metrics(
+            predicted, truth, scheme.members, reference.spacing, ignored=ignored, nsd_tolerance_mm=nsd_tolerance_mm
+        )
+        return [], metrics, grid_shift(prediction, reference)
+
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         results = pool.map(evaluate_pair, matched.pairs)
         for (label, file), (bad, metrics, shift) in zip(matched.pairs, results, strict=True):
             offences.extend(bad)
             shifts[str(predictions / file)] = shift
+            annotated = scheme.annotated(label.labelled)
             rows.extend(
-                {"case": label.case, "class": name, **of_class}
-                for name, of_class in zip(names, metrics, strict=False)  # no metrics if a file is bad
+                {"case": label.name, "class": name, **of_class}
+                for name, counts, of_class in zip(scheme.names, annotated, metrics, strict=False)  # none for a bad file
+                if counts
             )
             if progress is not None:
                 progress()
     if offences:
         raise UserError("\n".join(f"{shown(file)}: {reason}" for file, reason in offences))
-    return Evaluation(names, rows, shift_note(shifts, "prediction", "label"))
-
-
-def _evaluate_pair(
-    predictions: Path, references: References, tolerance: float, failed: Event, pair: tuple[Reference, str]
-) -> tuple[list[Offence], list[dict[str, float]], float]:
-    """The problems of a pair, or its metrics per class; and how far the prediction is off its label, mm."""
-    label, file = pair
-    offences, shift = [], 0.0
-    volumes, channels = [], []
-    values = [0, *references.classes]
-    reads = ((references.root / label.file, lambda: references.read(label)),
-             (predictions / file, lambda: read_labels(predictions / file, references.dimensions)))  # fmt: skip
-    for path, read in reads:
-        try:
-            volume = read()
-            channels.append(torch.from_numpy(label_channels(volume.data, values)))
-            volumes.append(volume)
-        except BadFileError as error:
-            offences.append(Offence(str(path), str(error)))
-    if len(volumes) == 2:
-        problem = grid_problem(volumes[1], volumes[0], "label")
-        if problem is not None:
-            offences.append(Offence(str(predictions / file), problem))
-        else:
-            shift = grid_shift(volumes[1], volumes[0])
-    if offences:
-        failed.set()
-    # Once a file is bad, there will be no result, so the others are only checked.
-    if failed.is_set():
-        return offences, [], 0.0
-    spacing = volumes[0].spacing
-    return [], case_metrics(channels[1], channels[0], len(values), spacing, nsd_tolerance_mm=tolerance), shift
+    return Evaluation(scheme.names, rows, shift_note(shifts, "prediction", "label"))

@@ -2,10 +2,9 @@
 
 import hashlib
 import inspect
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -14,59 +13,32 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.data import nifti
-from pipelines.data.checks import Offence, count_values, label_problem
-from pipelines.data.nifti import BadFileError, Volume, read_labels
+from pipelines.data.checks import Offence
 from pipelines.evaluation import evaluate, references, surface_distances
-from pipelines.evaluation.cached_tasks import ResultCache, work
 from pipelines.evaluation.metrics import METRICS, base
-from pipelines.evaluation.references import MAX_VALUES, NO_LABELS
+from pipelines.evaluation.references import MAX_VALUES, label_values
 from pipelines.evaluation.result_folders import Classes, summary_dice
-from pipelines.evaluation.sources import Method, References
+from pipelines.evaluation.sources import Method, ReferenceFiles
 from pipelines.utils import UserError
-from pipelines.utils.files import sha256
-from pipelines.utils.text import shown
-
-# Metrics of a pair, computed as by `medloss evaluate`.
+from pipelines.utils.files import NamedFile, sha256
+from pipelines.utils.text import Bar, shown
 
 #: Modules whose source affects the numbers, in addition to those of the metrics.
 _METRIC_MODULES: tuple[ModuleType, ...] = (evaluate, base, surface_distances, references, nifti)
 
 
 @dataclass(frozen=True)
-class HashedFile:
-    """A file and the SHA-256 of its bytes when it was hashed."""
-
-    path: Path
-    sha256: str
-
-    @property
-    def size(self) -> int:
-        """Size in bytes; 0 if the file no longer exists."""
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
-
-
-@dataclass(frozen=True)
 class Pair:
-    """A prediction and its reference, to be evaluated.
+    """A hashed prediction and its reference, evaluated as by `medloss evaluate` with a tolerance of the NSD in mm.
 
     The result has `measures`, for each class the metrics in the order of `METRICS`, NaN if undefined; and `shift`, how
     far the prediction is off its reference, mm.
-
-    Attributes:
-        prediction: a label map.
-        reference: a label map.
-        classes: the classes to evaluate.
-        tolerance: tolerance of the NSD, mm.
     """
 
-    prediction: HashedFile
-    reference: HashedFile
+    prediction: NamedFile
+    reference: NamedFile
     classes: Classes
     tolerance: float
 
@@ -75,120 +47,50 @@ class Pair:
         """Everything that the numbers depend on: files, classes (but not their names), tolerance, and code."""
         regions = [list(values) for values in self.classes.regions.values()]
         files = [self.prediction.sha256, self.reference.sha256]
-        return ["measures", code(), *files, regions, self.classes.ignore, self.tolerance]
+        return ["measures", metrics_code(), *files, regions, self.classes.ignore, self.tolerance]
 
     @property
     def size(self) -> int:
-        """Size of the two files in bytes."""
-        return self.prediction.size + self.reference.size
+        """Size of the two files in bytes; 0 for one that no longer exists."""
+        paths = (self.prediction.path, self.reference.path)
+        return sum(path.stat().st_size for path in paths if path.exists())
 
     def run(self, check_only: bool) -> tuple[dict[str, Any] | None, list[Offence]]:
         """The metrics and the shift, or why the files cannot be evaluated."""
-        offences, read = [], []
-        ignore = self.classes.ignore
-        for file, unlabelled in ((self.reference, ignore), (self.prediction, None)):
-            try:
-                volume = read_hashed(file)
-                values = [*self.classes.values, *([] if unlabelled is None else [unlabelled])]
-                read.append((volume, references.label_channels(volume.data, values)))
-            except BadFileError as error:
-                offences.append(Offence(str(file.path), str(error)))
-        if len(read) == 2:
-            problem = nifti.grid_problem(read[1][0], read[0][0], "label")
-            if problem is not None:
-                offences.append(Offence(str(self.prediction.path), problem))
+        values, ignore = self.classes.values, self.classes.ignore
+        changed = "has changed during the run; run the command again"
+        maps, offences = references.read_pair(self.reference, self.prediction, values, ignore=ignore, changed=changed)
         if offences or check_only:
             return None, offences
+        (reference, truth), (prediction, predicted) = maps
+        ignored = None if ignore is None else len(values)
         try:
-            metrics = [list(of_class.values()) for of_class in self._metrics(*read)]
-            return {"measures": metrics, "shift": nifti.grid_shift(read[1][0], read[0][0])}, []
+            regions = [tuple(map(values.index, labels)) for labels in self.classes.regions.values()]
+            found = evaluate.region_metrics(
+                predicted, truth, regions, reference.spacing, ignored=ignored, nsd_tolerance_mm=self.tolerance
+            )
         except MemoryError:
             return None, [Offence(str(self.prediction.path), "cannot be evaluated: out of memory")]
-
-    def _metrics(
-        self, reference: tuple[Volume, NDArray[np.integer]], prediction: tuple[Volume, NDArray[np.integer]]
-    ) -> list[dict[str, float]]:
-        """The metrics per class; the maps have indices of the classes' values, with the ignored label last."""
-        index = {value: number for number, value in enumerate(self.classes.values)}
-        ignored = None if self.classes.ignore is None else len(index)
-        return evaluate.region_metrics(
-            prediction[1],
-            reference[1],
-            [tuple(index[value] for value in values) for values in self.classes.regions.values()],
-            reference[0].spacing,
-            ignored=ignored,
-            nsd_tolerance_mm=self.tolerance,
-        )
+        shift = nifti.grid_shift(prediction, reference)
+        return {"measures": [list(of_class.values()) for of_class in found], "shift": shift}, []
 
 
-@dataclass(frozen=True)
-class LabelValues:
-    """A reference whose label values above 0 are to be read."""
-
-    reference: HashedFile
-
-    @property
-    def key(self) -> list[Any]:
-        """Everything that the values depend on."""
-        return ["values", code(), self.reference.sha256]
-
-    @property
-    def size(self) -> int:
-        """Size of the file in bytes."""
-        return self.reference.size
-
-    def run(self, check_only: bool) -> tuple[list[int] | None, list[Offence]]:
-        """The values in ascending order; None if the file cannot be used or is not a label map."""
-        try:
-            data = read_hashed(self.reference).data
-        except BadFileError:
-            return None, []  # reported when the file is evaluated
-        if label_problem(data) is not None:
-            return None, []  # reported when the file is evaluated
-        return sorted(value for value in count_values(data) if value > 0)[: MAX_VALUES + 1], []
-
-
-def read_hashed(file: HashedFile) -> Volume:
-    """Read a label map.
-
-    Raises:
-        BadFileError: it cannot be used, or has changed since it was hashed.
-    """
-    volume = read_labels(file.path)
-    if volume.sha256 != file.sha256:
-        raise BadFileError("has changed during the run; run the command again")
-    return volume
-
-
-def code() -> str:
+def metrics_code() -> str:
     """Hash of the metrics' code: cached numbers of other code are not used."""
-    return _code(tuple(METRICS))
+    return _metrics_code(tuple(METRICS))
 
 
 @cache
-def _code(names: tuple[str, ...]) -> str:
-    return hashlib.sha256("".join([*_sources(), *names]).encode()).hexdigest()
-
-
-def _sources() -> Iterator[str]:
+def _metrics_code(names: tuple[str, ...]) -> str:
     modules = dict.fromkeys(sys.modules[metric.compute.__module__] for metric in METRICS.values())
-    for module in (*_METRIC_MODULES, *modules):
-        yield inspect.getsource(module)
-    yield inspect.getsource(Pair)
-
-
-# Hashes of files, before any is evaluated.
-
-#: Number of bad files that are listed one by one.
-_MAX_LISTED = 30
+    sources = [*map(inspect.getsource, (*_METRIC_MODULES, *modules)), inspect.getsource(Pair)]
+    return hashlib.sha256("".join([*sources, *names]).encode()).hexdigest()
 
 
 def hash_files(files: Sequence[Path], progress: Callable[[int], object]) -> tuple[dict[Path, str], list[Offence]]:
     """The files' SHA-256, several files at a time; and the files that cannot be read.
 
-    Args:
-        files: the files.
-        progress: called with the number of files done since the last call.
+    `progress` is called with the number of files done since the last call.
     """
     hashed, offences = {}, []
     # Threads suffice, since reading and hashing release the GIL.
@@ -202,18 +104,6 @@ def hash_files(files: Sequence[Path], progress: Callable[[int], object]) -> tupl
     return hashed, offences
 
 
-def refuse(offences: Iterable[Offence]) -> None:
-    """Raise an error with one line per bad file, if there are any.
-
-    Raises:
-        UserError: there are bad files.
-    """
-    lines = list(dict.fromkeys(f"{shown(file)}: {reason}" for file, reason in offences))
-    if lines:
-        more = [f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
-        raise UserError("\n".join(lines[:_MAX_LISTED] + more))
-
-
 def _hash(file: Path) -> tuple[str, str | None]:
     if (problem := nifti.file_problem(file)) is not None:
         return "", problem
@@ -221,6 +111,17 @@ def _hash(file: Path) -> tuple[str, str | None]:
         return sha256(file), None
     except OSError as error:
         return "", f"cannot be read: {error.strerror or error}"
+
+
+def refuse(offences: Iterable[Offence], most: int = 30) -> None:
+    """Raise an error with one line per bad file, if there are any.
+
+    Raises:
+        UserError: there are bad files.
+    """
+    lines = list(dict.fromkeys(f"{shown(file)}: {reason}" for file, reason in offences))
+    if lines:
+        raise UserError("\n".join(lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])))
 
 
 # Default classes: nnU-Net's, or each label value in the references.
@@ -245,24 +146,13 @@ def agreed_classes(methods: Sequence[Method]) -> Classes | None:
     return first
 
 
-def found_classes(
-    references: References,
-    hashed: Mapping[Path, str],
-    cache: ResultCache,
-    jobs: int,
-    progress: Callable[[int], object],
-    notify: Callable[[str], None],
-) -> Classes:
-    """One class for each label value above 0 in the references, named by its value.
+def found_classes(references: ReferenceFiles, hashed: Mapping[Path, str], bar: Bar) -> Classes:
+    """One class for each label value above 0 in the hashed references, named by its value.
 
     Raises:
         UserError: the references have no such value, or so many that they are images.
     """
-    tasks = [LabelValues(HashedFile(file, hashed[file])) for file in references.files.values() if file in hashed]
-    done = work(tasks, cache, jobs=jobs, progress=progress, notify=notify)
-    values = sorted(set().union(*(result for result in done.results if result is not None)))
-    if not values:
-        raise UserError(f"--labels: the files of {shown(references.folder)} {NO_LABELS}")
+    values = label_values([file for file in references.files.values() if file in hashed], references.folder, bar)
     if len(values) > MAX_VALUES:
         raise UserError(
             f"--labels: the files of {shown(references.folder)} hold more than {MAX_VALUES} values above 0; "
@@ -273,19 +163,13 @@ def found_classes(
 
 # Comparison with nnU-Net's summaries: if they differ, files have changed since.
 
-#: Tolerance: both are ratios of the same whole numbers.
-_ROUNDING = 1e-6
-
 
 def summary_notes(
     methods: Sequence[Method], classes: Classes, dice: Mapping[tuple[str, str, str], float]
 ) -> tuple[list[str], list[str]]:
-    """The methods whose summaries all agree with the results here; and one sentence per summary that differs.
+    """The methods whose nnU-Net summaries all agree with the results here; and one sentence per summary that differs.
 
-    Args:
-        methods: the methods; those of nnU-Net have summaries.
-        classes: the evaluated classes.
-        dice: (method, path of the prediction, class) to Dice; NaN if undefined.
+    `dice` maps (method, path of the prediction, class) to Dice, NaN if undefined.
     """
     agreeing, differing = [], []
     for method in methods:
@@ -294,7 +178,8 @@ def summary_notes(
             compared = [(file, name, nnunet_dice, dice[key])
                         for (file, name), nnunet_dice in summary_dice(validation, classes).items()
                         if (key := (method.name, str(validation / file), name)) in dice]  # fmt: skip
-            off = [row for row in compared if not _same(row[2], row[3])]
+            # Rounding only: both are ratios of the same whole numbers.
+            off = [row for row in compared if not np.isclose(*row[2:], rtol=0, atol=1e-6, equal_nan=True)]
             if off:
                 file, name, there, here = off[0]
                 differing.append(
@@ -306,7 +191,3 @@ def summary_notes(
         if same and all(same):
             agreeing.append(method.name)
     return agreeing, differing
-
-
-def _same(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=0, abs_tol=_ROUNDING) or (math.isnan(one) and math.isnan(other))

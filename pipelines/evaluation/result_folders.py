@@ -1,15 +1,8 @@
 """Results of other tools (nnU-Net and MIST), and the classes to evaluate.
 
-MIST (github.com/mist-medical/MIST, `mist/evaluation`) writes a table `results.csv` with one row per case: `id`, and
-`<class>_<metric>` for each class and metric, such as `tumor_dice,tumor_haus95`. Its metrics are `dice`, `haus95` (mm),
-`surf_dice` (at 1 mm by default) and `avg_surf` (mm); lesion-wise and added ones are left out. Rows of statistics
-follow: Mean, Std, 25th Percentile, Median, 75th Percentile. If reference and prediction are both empty, MIST writes the
-best value; if one is, the worst, which for distances is the volume's diagonal.
-
+MIST (github.com/mist-medical/MIST) writes `results.csv`: `id`, and `<class>_<metric>` per class and metric.
 nnU-Net (version 2) writes `nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION/` with `dataset.json`,
-`plans.json` and a `fold_K` per fold. A fold's `validation/` has a label map for each of its cases and, once all are
-predicted, `summary.json`. `nnUNetv2_predict` and `nnUNetv2_accumulate_crossval_results` also write `dataset.json` next
-to their label maps.
+`plans.json` and a `fold_K` per fold, in whose `validation/` are label maps and, once all are predicted, `summary.json`.
 """
 
 import json
@@ -17,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +18,7 @@ import pandas as pd
 
 from pipelines.data.layouts import nifti_files
 from pipelines.utils import UserError
+from pipelines.utils.text import abbreviated
 
 # Classes: labels, regions that are unions of labels, and the ignored label.
 
@@ -38,8 +33,8 @@ class Classes:
 
     Attributes:
         regions: class name to label values; several values are a union, like nnU-Net's regions.
-        ignore: value of ignored voxels, if there is one. Voxels with this value in the reference are neither
-            foreground nor background in both maps, as in nnU-Net's evaluation, so surfaces end there.
+        ignore: value in the reference of voxels that are neither foreground nor background in both maps, so surfaces
+            end there, as in nnU-Net's evaluation; None: there is none.
     """
 
     regions: dict[str, tuple[int, ...]]
@@ -76,32 +71,6 @@ def read_classes(text: str) -> Classes:
     return _checked(named, "--classes")
 
 
-def dataset_classes(content: dict[str, Any], path: Path) -> Classes:
-    """The classes in nnU-Net's `dataset.json`: labels or regions in its order, without background.
-
-    Args:
-        content: content of the file.
-        path: path of the file, for the message.
-
-    Raises:
-        UserError: its labels are not in nnU-Net's format.
-    """
-    labels = content.get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise UserError(f"{path}: has no labels; expected nnU-Net's, or pass --classes")
-    named: dict[str, tuple[int, ...]] = {}
-    for name, given in labels.items():
-        values = given if isinstance(given, list) else [given]
-        if not values or not all(isinstance(value, int) and value >= 0 for value in values):
-            raise UserError(
-                f"{path}: labels: got {given!r} for '{name}'; expected a whole number, or several as a region, as in "
-                "nnU-Net version 2; or pass --classes"
-            )
-        if set(values) != {0}:
-            named[name] = tuple(dict.fromkeys(values))
-    return _checked(named, f"{path}: labels")
-
-
 def _checked(named: dict[str, tuple[int, ...]], where: str) -> Classes:
     ignore = named.pop(IGNORE, None)
     if not named:
@@ -131,12 +100,7 @@ def is_mist(path: Path) -> bool:
 
 
 def mist_rows(name: str, path: Path, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """One row per case and class from a table of MIST, and notes on it.
-
-    Args:
-        name: the method's name.
-        path: the file.
-        frame: its content, as text.
+    """One row per case and class from the content of MIST's table `path`, as text, and notes on it.
 
     Raises:
         UserError: it has no column of a known metric, or has a case twice.
@@ -149,12 +113,11 @@ def mist_rows(name: str, path: Path, frame: pd.DataFrame) -> tuple[pd.DataFrame,
     duplicates = frame["id"][frame["id"].duplicated()]
     if len(duplicates):
         raise UserError(f"{name}: {path}: case {duplicates.iloc[0]} appears twice; expected one row per case")
-    blocks = []
-    for class_name in dict.fromkeys(of_class for of_class, _ in columns.values()):
-        metrics = {column: metric for column, (of_class, metric) in columns.items() if of_class == class_name}
-        block = frame[list(metrics)].rename(columns=metrics)
-        blocks.append(block.assign(case=frame["id"], **{"class": class_name}))
-    table = pd.concat(blocks, ignore_index=True).assign(loss=name)
+    blocks: dict[str, pd.DataFrame] = {}
+    for column, (class_name, metric) in columns.items():
+        block = blocks.get(class_name, pd.DataFrame({"case": frame["id"], "class": class_name, "loss": name}))
+        blocks[class_name] = block.assign(**{metric: frame[column]})
+    table = pd.concat(blocks.values(), ignore_index=True)
     unknown = [column for column in frame.columns if column != "id" and column not in columns]
     notes = [f"{name}: columns of {path.name} that are left out: {', '.join(unknown)}."] if unknown else []
     return table, notes
@@ -200,21 +163,32 @@ class NnunetResults:
 
     @property
     def classes(self) -> Classes:
-        """The classes of `dataset.json`.
+        """The classes of `dataset.json`: labels or regions in its order, without background.
 
         Raises:
             UserError: its labels are not in nnU-Net's format.
         """
-        return dataset_classes(self.content, self.folder / "dataset.json")
+        path, labels = self.folder / "dataset.json", self.content.get("labels")
+        if not isinstance(labels, dict) or not labels:
+            raise UserError(f"{path}: has no labels; expected nnU-Net's, or pass --classes")
+        named: dict[str, tuple[int, ...]] = {}
+        for name, given in labels.items():
+            values = given if isinstance(given, list) else [given]
+            if not values or not all(isinstance(value, int) and value >= 0 for value in values):
+                raise UserError(
+                    f"{path}: labels: got {given!r} for '{name}'; expected a whole number, or several as a region, as "
+                    "in nnU-Net version 2; or pass --classes"
+                )
+            if set(values) != {0}:
+                named[name] = tuple(dict.fromkeys(values))
+        return _checked(named, f"{path}: labels")
 
 
 def read_results(path: Path, folds: tuple[int, ...] | None = None) -> NnunetResults | None:
-    """Read a results folder of nnU-Net; None for other folders.
+    """Read a results folder of nnU-Net, or only some of its folds; None for other folders.
 
-    Args:
-        path: a trainer's folder, one of its folds, a fold's `validation`, or a folder of predictions with a
-            `dataset.json`.
-        folds: only these folds.
+    The path is a trainer's folder, one of its folds, a fold's `validation`, or a folder of predictions with a
+    `dataset.json`.
 
     Raises:
         UserError: a fold is unfinished or does not exist, the folder has the results of several trainers, its files
@@ -228,9 +202,9 @@ def read_results(path: Path, folds: tuple[int, ...] | None = None) -> NnunetResu
     ending = content.get("file_ending", _READABLE[0])
     if ending not in _READABLE:
         raise UserError(f"{path}: its files end in {ending}; expected NIfTI, {' or '.join(_READABLE)}: convert them")
-    if fold is None and not _folds(folder):
-        return NnunetResults(folder, _dataset(folder), None, content, {})
     available = _folds(folder) if fold is None else [fold]
+    if not available:
+        return NnunetResults(folder, _dataset(folder), None, content, {})
     chosen = [name for name in available if name != "all"]
     if not chosen:
         raise UserError(
@@ -272,13 +246,9 @@ def found_references(results: NnunetResults) -> tuple[Path | None, list[Path]]:
 def found_images(results: NnunetResults, cases: Iterable[str]) -> dict[str, Path]:
     """The first channel of each case's image, if `nnUNet_raw` is found and has it."""
     folders = [root / (results.dataset or "") / "imagesTr" for root in _roots(results, "nnUNet_raw")]
-    found = {}
-    for case in cases:
-        files = [folder / f"{case}_0000{ending}" for folder in folders for ending in _READABLE]
-        image = next((file for file in files if file.is_file()), None)
-        if image is not None:
-            found[case] = image
-    return found
+    files = [(case, folder / f"{case}_0000{ending}") for case in cases for folder in folders[::-1]
+             for ending in _READABLE[::-1]]  # fmt: skip
+    return {case: file for case, file in files if file.is_file()}  # the last of a case, which is found first, counts
 
 
 def summary_dice(validation: Path, classes: Classes) -> dict[tuple[str, str], float]:
@@ -300,11 +270,8 @@ def summary_dice(validation: Path, classes: Classes) -> dict[tuple[str, str], fl
 def _roots(results: NnunetResults, variable: str) -> list[Path]:
     """The folder that the variable names, and the folder of that name next to the root of the results."""
     roots = [Path(named)] if (named := os.environ.get(variable)) else []
-    for folder in results.folder.resolve().parents:
-        if folder.name == results.dataset:
-            roots.append(folder.parent.parent / variable)
-            break
-    return list(dict.fromkeys(roots))
+    beside = (folder for folder in results.folder.resolve().parents if folder.name == results.dataset)
+    return list(dict.fromkeys([*roots, *(folder.parent.parent / variable for folder in islice(beside, 1))]))
 
 
 def _locate(path: Path) -> tuple[Path | None, str | None]:
@@ -335,12 +302,10 @@ def _dataset(folder: Path) -> str | None:
 
 def _refuse_several(path: Path) -> None:
     """Refuse a data set's folder, or the root of the results, which have the results of several trainers."""
-    trainers = sorted({fold.parent.parent for fold in path.glob("*/fold_*/validation")}) if path.is_dir() else []
-    trainers += sorted({fold.parent.parent for fold in path.glob("*/*/fold_*/validation")}) if not trainers else []
-    if trainers:
-        more = f" and {len(trainers) - 4} more" if len(trainers) > 4 else ""
-        shown = ", ".join(f"NAME={trainer}" for trainer in trainers[:4]) + more
-        raise UserError(f"{path}: holds the results of {len(trainers)} trainer(s); expected one each: {shown}")
+    for pattern in ("*/fold_*/validation", "*/*/fold_*/validation"):
+        if trainers := sorted({fold.parent.parent for fold in path.glob(pattern)}):
+            named = abbreviated((f"NAME={trainer}" for trainer in trainers), 4)
+            raise UserError(f"{path}: holds the results of {len(trainers)} trainer(s); expected one each: {named}")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data.checks import Offence
-from pipelines.data.layouts import PROBABILITIES, is_label_name, nifti_files, pair_predictions, stem
-from pipelines.evaluation.references import AMBIGUOUS
+from pipelines.data.layouts import PROBABILITIES, nifti_files, pair_predictions, stem
+from pipelines.evaluation.references import AMBIGUOUS, label_files
 from pipelines.evaluation.result_folders import NnunetResults, found_references, read_results
 from pipelines.utils import UserError
 from pipelines.utils.text import shown
@@ -20,15 +20,7 @@ _EXPECTED_TABLES = "expected one table, or NAME=TABLE.csv, two or more"
 
 @dataclass(frozen=True)
 class Method:
-    """A folder of predictions.
-
-    Attributes:
-        name: its name, which the report shows in place of a loss's.
-        path: the folder as the user named it.
-        files: the label maps.
-        folds: file to fold, in a cross-validation.
-        nnunet: nnU-Net's information on it, if it is a results folder of nnU-Net.
-    """
+    """A named folder of label maps, with the fold of each file in a cross-validation, and nnU-Net's results in it."""
 
     name: str
     path: Path
@@ -38,11 +30,7 @@ class Method:
 
 
 def read_names(given: Sequence[str], flag: str = "--predictions") -> dict[str, Path]:
-    """Parse names with paths, such as `dice=runs/dice`.
-
-    Args:
-        given: the values of the option.
-        flag: the option.
+    """Parse the values of the option `flag`, names with paths such as `dice=runs/dice`.
 
     Raises:
         UserError: a value has another form, a name is used twice, or there are fewer than two.
@@ -65,11 +53,7 @@ def read_names(given: Sequence[str], flag: str = "--predictions") -> dict[str, P
 
 
 def read_methods(named: dict[str, Path], folds: tuple[int, ...] | None) -> list[Method]:
-    """Read the contents of folders.
-
-    Args:
-        named: name to folder.
-        folds: only these folds of nnU-Net results.
+    """The label maps in named folders; of nnU-Net's results only those of the folds, if some are given.
 
     Raises:
         UserError: a folder does not exist or is empty, or the folds do not match.
@@ -96,58 +80,43 @@ def _method(name: str, path: Path, folds: tuple[int, ...] | None) -> Method:
         problem = "not a folder" if path.exists() else "no such folder"
         raise UserError(f"--predictions: {name}: {shown(path)}: {problem}; {_EXPECTED}")
     nnunet = read_results(path, folds)
-    if nnunet is None or not nnunet.validations:
-        files = tuple(path / file for file in nifti_files(path))
-        if not files:
-            raise UserError(f"--predictions: {name}: {shown(path)} holds no NIfTI file (.nii or .nii.gz)")
-        return Method(name, path, files, {}, nnunet)
-    fold_of = {validation / file: fold for fold, validation in nnunet.validations.items()
-               for file in nifti_files(validation)}  # fmt: skip
-    if not fold_of:
-        raise UserError(f"--predictions: {name}: the folds of {shown(path)} hold no NIfTI file (.nii or .nii.gz)")
-    return Method(name, path, tuple(fold_of), fold_of, nnunet)
+    validations = {} if nnunet is None else nnunet.validations
+    fold_of = {validation / file: fold for fold, validation in validations.items() for file in nifti_files(validation)}
+    files = tuple(fold_of) if validations else tuple(path / file for file in nifti_files(path))
+    if not files:
+        hold = f"the folds of {shown(path)} hold" if validations else f"{shown(path)} holds"
+        raise UserError(f"--predictions: {name}: {hold} no NIfTI file (.nii or .nii.gz)")
+    return Method(name, path, files, fold_of, nnunet)
 
 
 # References, and their predictions.
 
 
 @dataclass(frozen=True)
-class References:
-    """The references in a folder.
-
-    Attributes:
-        folder: the folder.
-        files: case to file; a case has the name of its reference.
-    """
+class ReferenceFiles:
+    """The references in a folder: case to file; a case has the name of its reference."""
 
     folder: Path
     files: dict[str, Path]
 
 
-def read_references(folder: Path | None, methods: Sequence[Method]) -> References:
+def read_references(folder: Path | None, methods: Sequence[Method]) -> ReferenceFiles:
     """The references in a folder; by default those that nnU-Net stores for its data set.
 
     Raises:
         UserError: the folder does not exist or is empty, or no folder was named and none is found.
     """
     folder = _found(methods) if folder is None else folder
-    if not folder.is_dir():
-        raise UserError(f"--labels: {shown(folder)}: no such folder")
-    names = nifti_files(folder)
-    if not any(method.folds for method in methods):
-        names = [name for name in names if is_label_name(name)] or names  # there may be images next to them
-    if not names:
-        raise UserError(f"--labels: {shown(folder)} holds no NIfTI file (.nii or .nii.gz)")
     files: dict[str, Path] = {}
-    for name in names:
-        if stem(name) in files:
-            both = f"{files[stem(name)].name} and {name}"
-            raise UserError(f"--labels: {shown(folder)}: {both} are both of {stem(name)}; expected one per case")
-        files[stem(name)] = folder / name
-    return References(folder, files)
+    for file in label_files(folder, among_images=not any(method.folds for method in methods)):
+        case = stem(file.name)
+        if (other := files.setdefault(case, file)) != file:
+            both = f"{other.name} and {file.name}"
+            raise UserError(f"--labels: {shown(folder)}: {both} are both of {case}; expected one per case")
+    return ReferenceFiles(folder, files)
 
 
-def match(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
+def match_method(references: ReferenceFiles, method: Method) -> tuple[dict[str, Path], list[Offence]]:
     """Find each case's prediction, if there is one, and the files that cannot be matched.
 
     nnU-Net's predictions have the names of their references; other names may differ in the suffix for label or first
@@ -170,7 +139,7 @@ def match(references: References, method: Method) -> tuple[dict[str, Path], list
     return found, [*offences, *(Offence(str(file), reason) for file in extra)]
 
 
-def _match_by_fold(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
+def _match_by_fold(references: ReferenceFiles, method: Method) -> tuple[dict[str, Path], list[Offence]]:
     predicted: dict[str, list[Path]] = defaultdict(list)
     for file in method.files:
         predicted[stem(file.name)].append(file)
@@ -182,7 +151,7 @@ def _match_by_fold(references: References, method: Method) -> tuple[dict[str, Pa
     return {case: files[0] for case, files in predicted.items() if case in references.files}, offences
 
 
-def _match_by_name(references: References, method: Method) -> tuple[dict[str, Path], list[Offence]]:
+def _match_by_name(references: ReferenceFiles, method: Method) -> tuple[dict[str, Path], list[Offence]]:
     files = {file.name: file for file in method.files}
     labels = {file.name: (case, file) for case, file in references.files.items()}
     found, duplicates, duplicate_labels = pair_predictions(list(files), list(labels))
@@ -194,23 +163,17 @@ def _match_by_name(references: References, method: Method) -> tuple[dict[str, Pa
 
 def _found(methods: Sequence[Method]) -> Path:
     """The folder in which nnU-Net stores the references of the methods' data set."""
-    found = {}
-    tried: list[Path] = []
-    for nnunet in (method.nnunet for method in methods if method.nnunet is not None):
-        folder, candidates = found_references(nnunet)
-        tried += candidates
-        if folder is not None:
-            found[folder.resolve()] = folder
+    searched = [found_references(method.nnunet) for method in methods if method.nnunet is not None]
+    found = {folder.resolve(): folder for folder, _ in searched if folder is not None}
     if len(found) > 1:
-        folders = " and ".join(shown(folder) for folder in found.values())
+        folders = " and ".join(map(shown, found.values()))
         raise UserError(
             f"--labels: got none, and nnU-Net's folders lead to {folders}; expected one folder of references"
         )
     if not found:
-        paths = ", ".join(map(shown, dict.fromkeys(tried)))
-        searched = f" (looked for {paths})" if paths else ""
+        tried = ", ".join(map(shown, dict.fromkeys(path for _, candidates in searched for path in candidates)))
         raise UserError(
-            f"--labels: got none; expected the folder of references, which only nnU-Net's cross-validations lead "
-            f"to{searched}"
+            "--labels: got none; expected the folder of references, which only nnU-Net's cross-validations lead to"
+            + (f" (looked for {tried})" if tried else "")
         )
     return next(iter(found.values()))

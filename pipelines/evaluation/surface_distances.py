@@ -14,24 +14,18 @@ class SurfaceDistances:
     r"""The directed distances between a prediction's surface P and a reference's surface R.
 
     For every voxel $p \in P$ the distance to the nearest voxel of R, $d(p, R) = \min_{r \in R} \lVert p - r \rVert$,
-    between voxel centres, in mm; and likewise $d(r, P)$ for every $r \in R$. Neither set is empty.
-
-    Attributes:
-        of_prediction: $d(p, R)$, `[|P|]`, in any order.
-        of_reference: $d(r, P)$, `[|R|]`, in any order.
+    between voxel centres, in mm: `of_prediction`, `[|P|]`, in any order; and likewise $d(r, P)$ for every $r \in R$:
+    `of_reference`, `[|R|]`. Neither set is empty.
     """
 
     of_prediction: NDArray[np.float64]
     of_reference: NDArray[np.float64]
 
     def hausdorff(self, percentile: float) -> float:
-        """The larger of the two directed percentiles, mm; the Hausdorff distance at 100.
+        """The larger of the two directed percentiles (0 to 100), mm; the Hausdorff distance at 100.
 
         Percentiles are interpolated between two distances, as in MONAI's `HausdorffDistanceMetric`. (Others take the
         percentile of both sets together, which is lower if one of the two has large distances.)
-
-        Args:
-            percentile: 0 to 100.
         """
         directed = [np.percentile(distances, percentile) for distances in (self.of_prediction, self.of_reference)]
         return float(max(directed))
@@ -41,23 +35,19 @@ class SurfaceDistances:
 
         $$\frac{\sum_{p \in P} d(p, R) + \sum_{r \in R} d(r, P)}{|P| + |R|}$$
 
-        All voxels have equal weight, as in MONAI's `SurfaceDistanceMetric(symmetric=True)` and Heimann et al. 2009.
-        (Others take the mean of the two directed means, which differs if |P| and |R| do.)
+        As in MONAI's `SurfaceDistanceMetric(symmetric=True)` and Heimann et al. 2009. (Others take the mean of the two
+        directed means, which differs if |P| and |R| do.)
         """
         total = self.of_prediction.sum() + self.of_reference.sum()
         return float(total / (self.of_prediction.size + self.of_reference.size))
 
     def within(self, tolerance: float) -> float:
-        r"""The normalised surface Dice (NSD) of Nikolov et al. 2018, arXiv 1809.04430, by counts of voxels.
+        r"""The normalised surface Dice (NSD) of Nikolov et al. 2018, arXiv 1809.04430, at tau mm, by counts of voxels.
 
         $$\frac{|\{p \in P: d(p, R) \le \tau\}| + |\{r \in R: d(r, P) \le \tau\}|}{|P| + |R|}$$
 
-        All surface voxels have equal weight, as in MONAI's `SurfaceDiceMetric` with its default `use_subvoxels=False`.
-        (Nikolov's code and `use_subvoxels=True` weight each voxel by the area of the surface in it, and place the
-        surface between voxels.)
-
-        Args:
-            tolerance: tau, mm.
+        As in MONAI's `SurfaceDiceMetric` with its default `use_subvoxels=False`. (Nikolov's code weights each voxel by
+        the area of the surface in it, and places the surface between voxels.)
         """
         limit = tolerance * (1 + _ROUNDING)
         near = (self.of_prediction <= limit).sum() + (self.of_reference <= limit).sum()
@@ -84,14 +74,10 @@ def surface_distances(
     spacing: tuple[float, ...],
     ignored: NDArray[np.bool_] | None = None,
 ) -> SurfaceDistances:
-    """The exact distances between the surfaces of two masks.
+    """The exact distances (mm) between the surfaces of two masks `[*spatial]`; they may be cropped to a box of both.
 
-    Args:
-        prediction: `[*spatial]`; may be cropped to a box that contains both masks.
-        reference: mask of the same shape.
-        spacing: mm, in the order of the array's axes.
-        ignored: voxels of unknown class, in neither mask; a voxel next to them is on the surface only if it has another
-            neighbour outside the mask (or if all of a mask is surrounded by them).
+    `ignored` voxels are of unknown class and in neither mask: a voxel next to them is on the surface only if it has
+    another neighbour outside the mask, or if a mask has no other surface.
 
     Raises:
         ValueError: a mask is empty, or shapes and spacing do not match.

@@ -47,12 +47,18 @@ def describe(entry: LossEntry) -> Description:
     headline, _, rest = body.partition("\n\n")
     formula = _FORMULA.search(rest)
     remarks = rest if formula is None else f"{rest[: formula.start()].rstrip()}\n\n{rest[formula.end() :].lstrip()}"
+    meanings = _meanings(text)
+    arguments = tuple(
+        Argument(p.name, "required" if p.default is p.empty else _short(p.default), meanings.get(p.name, ""))
+        for p in inspect.signature(entry.cls).parameters.values()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in CommonArguments.__annotations__
+    )
     return Description(
         headline=" ".join(headline.split()),
         formula=formula[1].strip() if formula else "",
         # Between backticks GitHub does not touch TeX's backslashes.
         remarks=_INLINE.sub(r"$`\1`$", remarks.strip()),
-        arguments=_specific_arguments(entry, _meanings(text)),
+        arguments=arguments,
     )
 
 
@@ -60,14 +66,6 @@ def paper_links(paper: str) -> str:
     """A paper as Markdown, its arXiv number and DOI as links."""
     linked = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
     return re.sub(r"doi (10\.\S+)", r"[doi \1](https://doi.org/\1)", linked)
-
-
-def _specific_arguments(entry: LossEntry, meanings: dict[str, str]) -> tuple[Argument, ...]:
-    return tuple(
-        Argument(p.name, "required" if p.default is p.empty else _short(p.default), meanings.get(p.name, ""))
-        for p in inspect.signature(entry.cls).parameters.values()
-        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in CommonArguments.__annotations__
-    )
 
 
 def _short(default: object) -> str:

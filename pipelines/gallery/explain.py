@@ -1,6 +1,7 @@
 """`medloss explain`: the negative gradient of a loss on a user's case."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import nn
 
 from medloss import CombinedLoss, create_loss
 from medloss.expression import parse_expression
@@ -26,31 +26,22 @@ _DIRECTIONS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S"
 
 @dataclass(frozen=True)
 class UserFile:
-    """An image of two or three axes.
-
-    Attributes:
-        path: as it was passed.
-        flag: the option that it was passed to.
-        data: the array.
-        affine: `[4, 4]`, array indices to mm.
-        spacing: mm, per axis.
-        directions: where each axis points, in words.
-    """
+    """An image of two or three axes, and the option that it was passed to; `affine` and `spacing` in mm."""
 
     path: Path
     flag: str
     data: NDArray
     affine: NDArray[np.float64]
     spacing: tuple[float, ...]
-    directions: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        return self.data.shape
 
 
 def read_user_file(path: Path, flag: str) -> UserFile:
     """Read a NIfTI file; a single slice as third axis is dropped.
-
-    Args:
-        path: `.nii` or `.nii.gz`; may be a symbolic link to one.
-        flag: the option that it was passed to, for messages.
 
     Raises:
         UserError: the file is missing, damaged, has another number of axes, or an invalid affine.
@@ -64,9 +55,7 @@ def read_user_file(path: Path, flag: str) -> UserFile:
     data, spacing = volume.data, volume.spacing
     if data.ndim == 3 and data.shape[2] == 1:
         data, spacing = data[..., 0], spacing[:2]
-    codes = nib.aff2axcodes(volume.affine)[: data.ndim]
-    directions = tuple(_DIRECTIONS.get(code or "", "nowhere") for code in codes)
-    return UserFile(path, flag, data, volume.affine, spacing, directions)
+    return UserFile(path, flag, data, volume.affine, spacing)
 
 
 def check_same_grid(first: UserFile, second: UserFile) -> str | None:
@@ -125,10 +114,12 @@ def explain_case(
     Raises:
         UserError: a file that cannot be used, or an argument out of its range.
     """
-    path = out or Path(f"explain-{_file_name(loss)}.png")
+    path = out or Path("explain-" + re.sub(r"[^\w.-]", "_", loss) + ".png")
     if path.suffix.lower() != ".png":
         raise UserError(f"--out: got {path}; expected a file name that ends in .png")
-    made = _make_loss(loss)
+    terms = parse_expression(loss)
+    alone = len(terms) == 1 and terms[0].weight == 1
+    made = create_loss(terms[0].name, sigmoid=True) if alone else CombinedLoss(loss, sigmoid=True)
     shown, target = read_user_file(image, "--image"), read_user_file(label, "--label")
     notes = [check_same_grid(shown, target)]
     reference = _structure(target, label_class)
@@ -143,31 +134,18 @@ def explain_case(
     gradients = negative_gradient(made, logits, reference, spacing)
     across = _axis(axis, spacing)
     index = 0 if across is None else densest_slice(reference, hard, across)
-    shown_axes = [a for a in range(reference.ndim) if a != across]
     cut: tuple[int | slice, ...] = tuple(index if a == across else slice(None) for a in range(reference.ndim))
     if across is not None:
         description = f"slice {index} of axis {across}; {description}"
-    down, right = shown_axes
-    piece = Slice(
-        reference[cut],
-        hard[cut],
-        (spacing[down], spacing[right]),
-        shown.data[cut],
-        (_axis_label(shown, down), _axis_label(shown, right)),
-    )
+    down, right = (a for a in range(reference.ndim) if a != across)
+    labels = _axis_label(shown, down), _axis_label(shown, right)
+    piece = Slice(reference[cut], hard[cut], (spacing[down], spacing[right]), shown.data[cut], labels)
     figure = gradient_figure(piece, gradients[cut], loss, note=description)
     try:
         write_png(figure, path)
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror}; name another file") from None
     return Explained(path, (description, *(f"note: {note}" for note in notes if note is not None)))
-
-
-def _make_loss(loss: str) -> nn.Module:
-    terms = parse_expression(loss)
-    if len(terms) == 1 and terms[0].weight == 1:
-        return create_loss(terms[0].name, sigmoid=True)
-    return CombinedLoss(loss, sigmoid=True)
 
 
 def _structure(label: UserFile, label_class: int) -> NDArray[np.bool_]:
@@ -218,8 +196,7 @@ def _predicted_logits(prediction: UserFile, label_class: int) -> tuple[NDArray[n
             f"--prediction: {prediction.path} has values from {data.min():.4g} to {data.max():.4g}; expected "
             "probabilities in [0, 1] or whole numbers"
         )
-    clamped = np.clip(data.astype(np.float64), 1e-6, 1 - 1e-6)
-    return np.log(clamped) - np.log1p(-clamped), "prediction: probabilities"
+    return logit(np.clip(data.astype(np.float64), 1e-6, 1 - 1e-6)), "prediction: probabilities"
 
 
 def _axis(axis: int | None, spacing: tuple[float, ...]) -> int | None:
@@ -238,8 +215,5 @@ def _axis(axis: int | None, spacing: tuple[float, ...]) -> int | None:
 
 
 def _axis_label(volume: UserFile, axis: int) -> str:
-    return f"axis {axis} in mm, towards {volume.directions[axis]}\n(voxels of {volume.spacing[axis]:.3g} mm)"
-
-
-def _file_name(loss: str) -> str:
-    return "".join(c if c.isalnum() or c in "_.-" else "_" for c in loss)
+    towards = _DIRECTIONS.get(nib.aff2axcodes(volume.affine)[axis] or "", "nowhere")
+    return f"axis {axis} in mm, towards {towards}\n(voxels of {volume.spacing[axis]:.3g} mm)"

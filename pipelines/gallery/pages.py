@@ -52,34 +52,29 @@ def loss_page(entry: LossEntry, voxelwise: bool) -> str:
         _MADE,
         f"# {entry.name}",
         f"`medloss.{entry.cls.__name__}` · {entry.family} family · [all losses](README.md)",
-    ]
-    parts.append(described.headline)
-    if described.formula:
+        described.headline,
         # In a fence GitHub does not touch TeX's backslashes.
-        parts.append(f"```math\n{described.formula}\n```")
-    parts += [described.remarks, f"**Paper.** {paper_links(entry.paper)}", f"**Trained as.** {_recipe(entry)}"]
-    parts += [f"**When to use it.** {advised.use}", f"**When not.** {advised.avoid}"]
-    parts += ["## Defaults", _defaults(described)]
+        f"```math\n{described.formula}\n```" if described.formula else "",
+        described.remarks,
+        f"**Paper.** {paper_links(entry.paper)}",
+        f"**Trained as.** {_recipe(entry)}",
+        f"**When to use it.** {advised.use}",
+        f"**When not.** {advised.avoid}",
+        "## Defaults",
+        _defaults(described),
+    ]
     for suffix, heading, caption in _PICTURES:
         parts.append(f"## {heading}")
         parts.append(f"![{heading}: {entry.name}]({PICTURES}/{entry.name}-{suffix}.png)")
         parts.append(caption.format(unit=_VOXELWISE if voxelwise else _STRUCTURE))
-    if advised.pictures:
-        parts.append(advised.pictures)
-    parts.append(
-        "The same map for one of your cases: "
-        f"`medloss explain --loss {entry.name} --image image.nii.gz --label label.nii.gz`"
-    )
+    parts.append(advised.pictures)
+    example = f"medloss explain --loss {entry.name} --image image.nii.gz --label label.nii.gz"
+    parts.append(f"The same map for one of your cases: `{example}`")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def index_page(entries: Iterable[LossEntry], overview: bool) -> str:
-    """The table of losses.
-
-    Args:
-        entries: those that have a page.
-        overview: whether the picture of all maps exists.
-    """
+    """The table of losses that have a page, with the picture of all maps if it exists."""
     rows = [f"| [{e.name}]({e.name}.md) | {e.family} | {_cell(e.summary)} | {_sum(e)} |" for e in entries]
     parts = [
         _MADE,

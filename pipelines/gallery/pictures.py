@@ -66,11 +66,15 @@ def imbalance_figure(name: str) -> Figure:
                 for axes, numbers in zip((left, right), imbalance_curve(other), strict=True):
                     axes.plot(SHARES, numbers, line, color=NEIGHBOUR_GREY, label=label if axes is left else None)
         for axes, numbers in zip((left, right), curves, strict=True):
-            axes.plot(SHARES, _positive(numbers), color=FOREGROUND, label=name if axes is left else None)
+            axes.plot(
+                SHARES, np.where(numbers > 0, numbers, np.nan), color=FOREGROUND, label=name if axes is left else None
+            )
             axes.set(xscale="log", yscale="log", xlabel="foreground's share of the image", xlim=(SHARES[0], SHARES[-1]))
             axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 0.5], ["0.01 %", "0.1 %", "1 %", "10 %", "50 %"])
             axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-            _few_decades(axes)
+            low, high = axes.get_ylim()
+            if high / low < 30:  # there would be one labelled tick only
+                axes.set_ylim(np.sqrt(low * high) / 6, np.sqrt(low * high) * 6)
         left.set(title=f"value{_zeros(curves[0])}", ylabel="L")
         right.set(title=f"gradient per foreground voxel{_zeros(curves[1])}", ylabel="|dL/dz|, z: logit")
         picture.legend(loc="outside upper center", ncols=3)
@@ -85,18 +89,6 @@ def _spread(axes: Axes) -> None:
         threshold = 10 ** np.floor(np.log10(np.median(heights)))
         axes.set_yscale("symlog", linthresh=threshold)
         axes.set_ylabel(f"{axes.get_ylabel()}  (log beyond {threshold:g})")
-
-
-def _few_decades(axes: Axes) -> None:
-    """Widen a logarithmic axis that would have one labelled tick only."""
-    low, high = axes.get_ylim()
-    if high / low < 30:
-        centre = np.sqrt(low * high)
-        axes.set_ylim(centre / 6, centre * 6)
-
-
-def _positive(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(numbers > 0, numbers, np.nan)
 
 
 def _zeros(numbers: NDArray[np.float64]) -> str:
@@ -115,14 +107,14 @@ class Slice:
         reference: the structure, `[rows, columns]`, rows drawn upwards.
         prediction: the hard prediction.
         spacing: mm, rows and columns.
-        image: intensities; None where there are none.
+        image: intensities.
         axis_labels: of rows and columns, with the unit.
     """
 
     reference: NDArray[np.bool_]
     prediction: NDArray[np.bool_]
     spacing: tuple[float, float]
-    image: NDArray | None
+    image: NDArray
     axis_labels: tuple[str, str]
 
 
@@ -145,8 +137,7 @@ def gradient_figure(shown: Slice, negative_gradient: NDArray[np.float64], title:
     Args:
         shown: the slice.
         negative_gradient: -dL/dz, `[rows, columns]`.
-        title: of the map.
-        note: a line below.
+        title: of the map; `note`: a line below.
     """
     height, width = (n * s for n, s in zip(shown.reference.shape, shown.spacing, strict=True))
     with styled():
@@ -202,7 +193,7 @@ def _draw_map(axes: Axes, shown: Slice, values: NDArray[np.float64]) -> None:
 
 def _draw_image(axes: Axes, shown: Slice, faint: bool = False) -> None:
     plain(axes)
-    image = np.zeros(shown.reference.shape) if shown.image is None else np.nan_to_num(shown.image.astype(float))
+    image = np.nan_to_num(shown.image.astype(float))
     low, high = np.percentile(image, (1, 99))
     high = max(high, low + 1e-9)
     # Faint: between light grey and white, so that colours keep their meaning.
@@ -213,18 +204,17 @@ def _draw_image(axes: Axes, shown: Slice, faint: bool = False) -> None:
 
 
 def _draw_outlines(axes: Axes, shown: Slice) -> None:
-    for mask, colour, line in ((shown.reference, "black", "solid"), (shown.prediction, PREDICTION, "dashed")):
-        if mask.any() and not mask.all():
-            _draw_outline(axes, mask, shown.spacing, colour, line)
-
-
-def _draw_outline(axes: Axes, mask: NDArray[np.bool_], spacing: tuple[float, float], colour: str, line: str) -> None:
     """Along the voxels' edges: each voxel is subdivided, so that the contour follows them."""
     parts = 4
-    fine = np.pad(mask.repeat(parts, 0).repeat(parts, 1), 1).astype(float)
-    rows, columns = ((np.arange(n) - 0.5) * s / parts - s / 2 for n, s in zip(fine.shape, spacing, strict=True))
-    drawn = axes.contour(columns, rows, fine, [0.5], colors=[colour], linewidths=1.3, linestyles=[line], zorder=3)
-    drawn.set_path_effects([withStroke(linewidth=2.4, foreground="white", alpha=0.85)])
+    for mask, colour, line in ((shown.reference, "black", "solid"), (shown.prediction, PREDICTION, "dashed")):
+        if not mask.any() or mask.all():
+            continue
+        fine = np.pad(mask.repeat(parts, 0).repeat(parts, 1), 1).astype(float)
+        rows, columns = (
+            (np.arange(n) - 0.5) * s / parts - s / 2 for n, s in zip(fine.shape, shown.spacing, strict=True)
+        )
+        drawn = axes.contour(columns, rows, fine, [0.5], colors=[colour], linewidths=1.3, linestyles=[line], zorder=3)
+        drawn.set_path_effects([withStroke(linewidth=2.4, foreground="white", alpha=0.85)])
 
 
 def _placement(shown: Slice) -> dict[str, Any]:

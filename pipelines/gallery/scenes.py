@@ -1,6 +1,7 @@
 """The scenes on which losses are shown, and a loss's values and gradients on them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ class Scene:
     """A case with one structure and a prediction of it.
 
     Attributes:
-        reference: the structure, an array of bool.
-        logits: the prediction, float64, the reference's shape.
+        reference: the structure.
+        logits: the prediction, of the same shape.
         spacing: mm, per axis.
         region: the voxels whose values and gradients are shown.
         image: intensities; None where there are none.
@@ -41,8 +42,7 @@ class Scene:
 def region_scene(foreground: bool) -> Scene:
     """A ball of 9 mm radius in 42 x 40 x 40 mm, on voxels of 3 x 2 x 2 mm; everything but the region is right.
 
-    Args:
-        foreground: whether the region is the ball, or an equal ball of background next to it.
+    The region is the ball, or, for background, an equal ball next to it.
     """
     shape, spacing = (14, 20, 20), (3.0, 2.0, 2.0)
     grid = _millimetres(shape, spacing)
@@ -53,8 +53,7 @@ def region_scene(foreground: bool) -> Scene:
 def imbalance_scene(share: float) -> Scene:
     """A disc in 256 x 256 mm, on pixels of 1 mm, one half of which is missed; the background is right.
 
-    Args:
-        share: the disc's share of the pixels, in (0, 0.7), rounded to an even number of pixels.
+    `share` is the disc's share of the pixels, in (0, 0.7), rounded to an even number of pixels.
     """
     shape = (256, 256)
     grid = _millimetres(shape, (1.0, 1.0))
@@ -101,9 +100,9 @@ def soft_logits(mask: NDArray[np.bool_], spacing: tuple[float, ...], width: floa
     return np.asarray(np.clip((inside - outside) / width, logit(0.001), logit(0.999)), np.float64)
 
 
-def logit(p: float) -> float:
-    """The logit of a probability."""
-    return float(np.log(p) - np.log1p(-p))
+def logit(p: Any) -> Any:
+    """The logit of a probability, or of an array of them."""
+    return np.log(p) - np.log1p(-p)
 
 
 def _millimetres(shape: tuple[int, ...], spacing: tuple[float, ...]) -> NDArray[np.float64]:

@@ -38,11 +38,7 @@ def label_type(model: Model) -> np.dtype[Any]:
 
 
 class Predictor:
-    """A trained network as `mlflow.pyfunc.load_model` returns it: arrays in, label maps out.
-
-    Args:
-        model: the trained model.
-    """
+    """A trained network as `mlflow.pyfunc.load_model` returns it: arrays in, label maps out."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -135,17 +131,10 @@ def predict(
     settings: Settings,
     report: Callable[[int, Source, str], None] | None = None,
 ) -> list[Offence]:
-    """Predict images, one at a time; files are written atomically, and existing ones are replaced.
+    """Predict images, one at a time; files in `folder` are written atomically, and existing ones are replaced.
 
-    Args:
-        model: the trained model.
-        sources: the images.
-        folder: the folder of predictions; it is created if needed.
-        settings: how images are predicted.
-        report: called after each image with the number of images done, the image, and its outcome in a word or two.
-
-    Returns:
-        The images that could not be predicted, with the reasons; all others were predicted.
+    `report` is called after each image with the number of images done, the image, and its outcome in a word or two.
+    Returned are the images that could not be predicted, with the reasons; all others were predicted.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -164,7 +153,7 @@ def predict(
 
 def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Settings) -> str | None:
     """Predict an image; return why it could not be predicted, or None."""
-    grid = ""
+    grid, on_gpu = "all its", model.device.type == "cuda"
     try:
         volumes = read_source(model, source)
         grid = by(model.preprocessing.shape(volumes[0].shape, volumes[0].spacing))
@@ -174,9 +163,12 @@ def _predict_or_reason(model: Model, source: Source, folder: Path, settings: Set
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        if model.device.type == "cuda":
+        if on_gpu:
             torch.cuda.empty_cache()
-        return f"out of memory, with {grid or 'all its'} voxels; {_advice(model, settings)}"
+        advice = [f"lower --batch-size ({settings.windows} windows at once)"] if settings.windows > 1 else []
+        advice += ["leave out --probabilities"] * settings.probabilities + ["pass --device cpu"] * on_gpu
+        what_to_do = ", or ".join(advice) or "crop it, or use a machine with more memory"
+        return f"out of memory, with {grid} voxels; {what_to_do}"
     return None
 
 
@@ -223,13 +215,3 @@ def _softmax(logits: Tensor) -> Tensor:
     """Probabilities, computed in place."""
     logits.sub_(logits.amax(0, keepdim=True)).exp_()
     return logits.div_(logits.sum(0, keepdim=True))
-
-
-def _advice(model: Model, settings: Settings) -> str:
-    """How to reduce the memory needed."""
-    advice = [
-        f"lower --batch-size ({settings.windows} windows at once)" if settings.windows > 1 else "",
-        "leave out --probabilities" if settings.probabilities else "",
-        "pass --device cpu" if model.device.type == "cuda" else "",
-    ]
-    return ", or ".join(filter(None, advice)) or "crop it, or use a machine with more memory"

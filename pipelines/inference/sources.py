@@ -12,8 +12,6 @@ from pipelines.data.layouts import PROBABILITIES, layout_labels, nifti_files, pa
 from pipelines.utils import UserError
 from pipelines.utils.text import shown
 
-_ENDING = ".nii.gz"
-
 
 @dataclass(frozen=True)
 class Source:
@@ -38,16 +36,16 @@ class Source:
 
     def labels(self, folder: Path) -> Path:
         """The file of its label map."""
-        return folder / (self.name + _ENDING)
+        return folder / f"{self.name}.nii.gz"
 
     def probabilities(self, folder: Path) -> Path:
         """The file of its probabilities."""
-        return folder / (self.name + PROBABILITIES)
+        return folder / f"{self.name}{PROBABILITIES}"
 
     def region(self, folder: Path, name: str) -> Path:
         """The file of the map of one region."""
         printable = re.sub(r"[^\w.-]", "_", name)
-        return folder / f"{self.name}_{printable}{_ENDING}"
+        return folder / f"{self.name}_{printable}.nii.gz"
 
     def outputs(self, folder: Path, *, probabilities: bool) -> list[Path]:
         """All files of its prediction; the label map is last, so if it exists, all exist."""
@@ -55,13 +53,10 @@ class Source:
 
 
 def image_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
-    """The images given by paths to files and folders, in that order; files in a folder are sorted, subfolders ignored.
+    """The images given by paths to files and folders, in that order, and the labels next to them that were left out.
 
-    Labels next to images are left out: in a folder, all files named as labels; of single files, the labels whose image
-    is also given.
-
-    Returns:
-        The images, and the labels that were left out.
+    Files in a folder are sorted, subfolders ignored. Labels are, in a folder, all files named as labels; of single
+    files, the labels whose image is also given.
 
     Raises:
         UserError: a path does not exist, a file has no NIfTI extension, or a folder has no NIfTI files or only labels.
@@ -69,16 +64,15 @@ def image_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
     found: list[Path] = []
     labels: list[Path] = []
     for path in paths:
-        files = nifti_files(path) if path.is_dir() else [path.name]
-        if not files:
-            raise UserError(f"{shown(path)} holds no NIfTI file (.nii or .nii.gz)")
         if not os.path.lexists(path):
             raise UserError(f"{shown(path)}: no such file or folder")
-        if not files[0].endswith((".nii", _ENDING)):
-            raise UserError(f"{shown(path)}: not a NIfTI file by its name; expected .nii or .nii.gz")
         if not path.is_dir():
+            if not path.name.endswith((".nii", ".nii.gz")):
+                raise UserError(f"{shown(path)}: not a NIfTI file by its name; expected .nii or .nii.gz")
             found.append(path)
             continue
+        if not (files := nifti_files(path)):
+            raise UserError(f"{shown(path)} holds no NIfTI file (.nii or .nii.gz)")
         of_layout = layout_labels(path, files)
         if len(of_layout) == len(files):
             raise UserError(
@@ -87,21 +81,15 @@ def image_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
             )
         found += [path / name for name in files if name not in of_layout]
         labels += [path / name for name in of_layout]
-    labels += (paired := _paired_labels(found))
-    return [Source(file.absolute(), stem(file.name)) for file in found if file not in paired], labels
-
-
-def _paired_labels(files: list[Path]) -> list[Path]:
-    """Labels, by their names, whose images are also among the files."""
     folders: dict[Path, list[str]] = defaultdict(list)
-    for file in files:
+    for file in found:
         folders[file.parent].append(file.name)
     paired = []
     for folder, names in folders.items():
-        labels = layout_labels(folder, names)
-        pairs = pair_by_name([name for name in names if name not in labels], labels).pairs
+        of_layout = layout_labels(folder, names)
+        pairs = pair_by_name([name for name in names if name not in of_layout], of_layout).pairs
         paired += [folder / label for _, _, label in pairs]
-    return paired
+    return [Source(file.absolute(), stem(file.name)) for file in found if file not in paired], labels + paired
 
 
 def manifest_sources(name: str, data_root: Path | None, fold: int | None = None) -> list[Source]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipelines.data import Configuration, nnunet_folder
 from pipelines.data.data_root import resolve_data
+from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import SPLITS
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.data.nifti import BadFileError, read_file, whole_labels, write_labels
@@ -36,36 +37,29 @@ _HIGHEST = 999
 
 
 def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | None = None) -> Path:
-    """Write `Dataset<number>_<name>` in nnU-Net's folder of raw data sets.
+    """Write `Dataset<number>_<name>` in nnU-Net's folder of raw data sets, and return it; None: the next free number.
 
     Files are not copied but hard-linked, or symbolically where the file system has no hard links. Labels that were not
     saved as whole numbers are rounded and written, as all commands here read them: nnU-Net truncates, so that 1.9999
     would be 1.
 
-    Args:
-        manifest: the data set.
-        root: the folder of its files.
-        raw: nnU-Net's folder; created if it is missing.
-        number: the data set's; None: the next free one.
-
-    Returns:
-        The folder written.
-
     Raises:
         UserError: labels that are not 0, 1, 2 and so on, files of different endings, missing files, 2D images that
             nnU-Net cannot read, a number that is taken.
     """
-    ending = _ending(manifest)
-    content = _dataset_json(manifest, ending)
+    content = _dataset_json(manifest)
+    ending = content["file_ending"]
     links, labels = {}, set()
     for case in manifest.cases:
-        links[f"imagesTr/{case.id}_0000{ending}"] = root / case.image
+        for number in range(len(manifest.image_channels)):
+            file = case.images[min(number, len(case.images) - 1)]
+            links[f"imagesTr/{case.id}_{number:04d}{ending}"] = root / file
         links[f"labelsTr/{case.id}{ending}"] = root / case.label
         labels.add(root / case.label)
     if missing := [source for source in links.values() if not source.is_file()]:
         raise UserError(f"{missing[0]}: missing, and so are {len(missing) - 1} other files of '{manifest.name}'")
     if manifest.dimensions == 2:
-        _refuse_unreadable(root / manifest.cases[0].image)
+        _refuse_unreadable(root / manifest.cases[0].images[0])
     folder = raw / f"Dataset{_free_number(raw, number):03d}_{manifest.name}"
     try:
         raw.mkdir(parents=True, exist_ok=True)
@@ -74,10 +68,20 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
             for name, source in links.items():
                 target = unfinished / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if source not in labels or not _written_whole(source, target, manifest.label_values):
-                    _link(source.resolve(), target)
+                if source in labels and _written_whole(source, target, manifest.scheme):
+                    continue
+                if source not in labels and _written_channel(source, target, len(manifest.image_channels)):
+                    continue
+                try:
+                    target.hardlink_to(source.resolve())
+                except OSError:
+                    target.symlink_to(source.resolve())
             write_json(unfinished / "dataset.json", content)
-            write_json(unfinished / SPLITS, splits_of(manifest))
+            splits = [manifest.split(fold) for fold in manifest.folds()]
+            write_json(
+                unfinished / SPLITS,
+                [{"train": [case.id for case in train], "val": [case.id for case in val]} for train, val in splits],
+            )
             unfinished.rename(folder)
     except OSError as error:
         raise UserError(f"--raw: {folder} cannot be written: {error.strerror}") from None
@@ -85,57 +89,53 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
 
 
 def refuse_unfit(manifest: Manifest) -> None:
-    """Refuse data sets that nnU-Net cannot take, by the manifest alone.
-
-    Raises:
-        UserError: labels that are not 0, 1, 2 and so on, or files of different endings.
-    """
-    _dataset_json(manifest, _ending(manifest))
+    """Raise a `UserError` for labels or endings of files that nnU-Net cannot take, by the manifest alone."""
+    _dataset_json(manifest)
 
 
-def splits_of(manifest: Manifest) -> list[dict[str, list[str]]]:
-    """The manifest's folds in the form of nnU-Net's `splits_final.json`."""
-    splits = []
-    for fold in manifest.folds():
-        train, val = manifest.split(fold)
-        splits.append({"train": [case.id for case in train], "val": [case.id for case in val]})
-    return splits
-
-
-def _dataset_json(manifest: Manifest, ending: str) -> dict[str, Any]:
-    if manifest.label_values != list(range(manifest.num_classes)):
-        raise UserError(
-            f"'{manifest.name}' has the labels {manifest.label_values}; nnU-Net requires 0, 1, 2 and so on without "
-            "gaps, and files that are linked keep their values"
-        )
-    labels = {"background": 0} | {manifest.classes[value]: value for value in manifest.label_values[1:]}
-    if len(labels) < manifest.num_classes or "ignore" in labels:
-        raise UserError(
-            f"'{manifest.name}' has a class named 'background' or 'ignore', which has a special meaning in nnU-Net"
-        )
-    return {
-        "name": manifest.name,
-        "description": manifest.description,
-        "reference": manifest.citation,
-        "licence": manifest.license,
-        "channel_names": {"0": manifest.modality},
-        "labels": labels,
-        "numTraining": len(manifest.cases),
-        "file_ending": ending,
-    }
-
-
-def _ending(manifest: Manifest) -> str:
-    files = [file for case in manifest.cases for file in (case.image, case.label)]
+def _dataset_json(manifest: Manifest) -> dict[str, Any]:
+    files = [file for case in manifest.cases for file in case.files]
     endings = {".nii.gz" if file.endswith(".nii.gz") else ".nii" for file in files}
     if len(endings) > 1:
         raise UserError(
             f"'{manifest.name}' has files that end in .nii and in .nii.gz; nnU-Net requires the same ending for all"
         )
-    ending = endings.pop()
-    if manifest.dimensions == 2 and ending == ".nii":
+    if manifest.dimensions == 2 and endings == {".nii"}:
         raise UserError(f"'{manifest.name}' is 2D and not compressed; nnU-Net reads 2D NIfTI only as .nii.gz")
-    return ending
+    if manifest.label_values != list(range(len(manifest.classes))):
+        raise UserError(
+            f"'{manifest.name}' has the labels {manifest.label_values}; nnU-Net requires 0, 1, 2 and so on without "
+            "gaps, and files that are linked keep their values"
+        )
+    scheme = manifest.scheme
+    if {"background", "ignore"} & set(scheme.names):
+        raise UserError(
+            f"'{manifest.name}' has a class named 'background' or 'ignore', which has a special meaning in nnU-Net"
+        )
+    if partial := [case.id for case in manifest.cases if case.labelled is not None]:
+        raise UserError(
+            f"'{manifest.name}' has cases that label some classes only, such as {partial[0]}, which nnU-Net cannot take"
+        )
+    labels: dict[str, Any] = {"background": 0}
+    labels |= {name: list(of) if scheme.regions else of[0] for name, of in scheme.parts.items()}
+    if scheme.ignore is not None:
+        labels["ignore"] = len(scheme.values)  # nnU-Net expects the highest value
+    regions = {"regions_class_order": list(scheme.region_order)} if scheme.regions else {}
+    return {
+        "name": manifest.name,
+        "description": manifest.description,
+        "reference": manifest.citation,
+        "licence": manifest.license,
+        # nnU-Net normalises by the name: `CT` is clipped by percentiles, all others are z-scored.
+        "channel_names": {
+            str(number): "CT" if channel.quantitative else "zscore" if channel.name.upper() == "CT" else channel.name
+            for number, channel in enumerate(manifest.image_channels)
+        },
+        "labels": labels,
+        **regions,
+        "numTraining": len(manifest.cases),
+        "file_ending": endings.pop(),
+    }
 
 
 def _refuse_unreadable(image: Path) -> None:
@@ -151,11 +151,9 @@ def _refuse_unreadable(image: Path) -> None:
 
 def _free_number(raw: Path, number: int | None) -> int:
     """A number that no data set has in any of nnU-Net's folders, where it finds them by number."""
-    others = (nnunet_folder("preprocessed"), nnunet_folder("results"))
-    folders = [raw, *(folder for folder in others if folder is not None)]
     taken: dict[int, Path] = {}
-    for folder in folders:
-        for path in folder.glob("Dataset*") if folder.is_dir() else ():
+    for folder in (raw, nnunet_folder("preprocessed"), nnunet_folder("results")):
+        for path in folder.glob("Dataset*") if folder is not None and folder.is_dir() else ():
             if found := _NUMBERED.match(path.name):
                 taken.setdefault(int(found[1]), path)
     if number is None:
@@ -167,43 +165,40 @@ def _free_number(raw: Path, number: int | None) -> int:
     return number
 
 
-def _written_whole(source: Path, target: Path, values: list[int]) -> bool:
-    """Write a label map with its values rounded, if they were not saved as whole numbers.
+def _written_channel(source: Path, target: Path, channels: int) -> bool:
+    """Write the channel that a target's name ends with, if a file has all channels; whether it was written."""
+    image = nib.load(source)
+    if channels == 1 or image.shape[-1] != channels or image.ndim < 4:
+        return False
+    number = int(target.name.split(".")[0].rsplit("_", 1)[1])
+    volume = np.asanyarray(image.dataobj)[..., number]
+    nib.save(type(image)(volume.squeeze(axis=tuple(range(3, volume.ndim))), image.affine, image.header), target)
+    return True
 
-    Args:
-        source: the label map.
-        target: the file to write.
-        values: that it may have: 0, 1, 2 and so on.
 
-    Returns:
-        Whether it was written.
+def _written_whole(source: Path, target: Path, scheme: LabelScheme) -> bool:
+    """Write a label map for nnU-Net, if it cannot be linked; whether it was written.
 
-    Raises:
-        UserError: the label map has other values.
+    Values that were not saved as whole numbers are rounded, and an ignored label gets the value that nnU-Net expects.
     """
     try:
         image = nib.load(source)
         is_whole = image.get_data_dtype().kind in "iu" and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
     except Exception:  # nibabel raises any kind of error for a damaged header; `medloss check` reports such files
         return False
-    if is_whole:
+    ignored = [] if scheme.ignore is None else [scheme.ignore]
+    moved = bool(ignored) and ignored[0] != len(scheme.values)
+    if is_whole and not moved:
         return False
     try:
         labels = read_file(source).data
         whole = whole_labels(labels)
-        if np.array_equal(whole, labels):
+        if np.array_equal(whole, labels) and not moved:
             return False
-        write_labels(target, label_channels(whole, values), image.header)
+        write_labels(target, label_channels(whole, [*scheme.values, *ignored]), image.header)
     except BadFileError as error:
         raise UserError(f"{source}: {error}") from None
     return True
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        target.symlink_to(source)
 
 
 # Planned and preprocessed
@@ -213,25 +208,17 @@ _MARK = "prepared.json"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set that nnU-Net has planned and preprocessed.
+    """A data set that nnU-Net has planned and preprocessed: its `Dataset<number>_<name>`, and its plans' name."""
 
-    Attributes:
-        folder: contains nnU-Net's `raw` and `preprocessed`.
-        dataset: `Dataset<number>_<name>`.
-        plans: name of its plans.
-    """
-
+    #: Contains nnU-Net's `raw` and `preprocessed`.
     folder: Path
     dataset: str
     plans: str
 
     def environment(self, results: Path) -> dict[str, str]:
         """The variables with nnU-Net's folders, `results` among them."""
-        return {
-            "nnUNet_raw": str(self.folder / "raw"),
-            "nnUNet_preprocessed": str(self.folder / "preprocessed"),
-            "nnUNet_results": str(results),
-        }
+        folders = {name: self.folder / name for name in ("raw", "preprocessed")} | {"results": results}
+        return {f"nnUNet_{name}": str(folder) for name, folder in folders.items()}
 
     def content(self, name: str) -> dict[str, Any]:
         """The content of one of its JSON files: `dataset`, or the plans by name."""
@@ -249,20 +236,13 @@ def require_nnunet() -> None:
 
 
 def prepare(config: RunConfig, cache: Path, processes: int, log: Path, notify: Callable[[str], None]) -> Prepared:
-    """Plan and preprocess a data set with nnU-Net, unless the cache has it.
-
-    Args:
-        config: of any of the runs.
-        cache: the folder of prepared cases.
-        processes: at a time.
-        log: file for nnU-Net's output.
-        notify: called with messages for the user.
+    """Plan and preprocess a data set with nnU-Net, whose output goes to `log`, unless the cache has it.
 
     Raises:
         UserError: nnU-Net cannot take the data, fails, or does not plan the configuration.
     """
-    manifest, settings = load_manifest(config.manifest), _settings(config)
-    folder = _folder(manifest, settings, cache)
+    manifest = load_manifest(config.manifest)
+    settings, folder = _place(config, manifest, cache)
     lock = folder.with_name(f"{folder.name}.lock")
     if is_held(lock):  # by another comparison on the same cases
         notify(f"waiting: another process prepares these cases, in {folder}")
@@ -282,13 +262,9 @@ def prepare(config: RunConfig, cache: Path, processes: int, log: Path, notify: C
 
 
 def find_prepared(config: RunConfig, cache: Path) -> Prepared:
-    """The data set that `prepare` has left in a cache.
-
-    Raises:
-        UserError: the cache does not have it, or nnU-Net is not installed.
-    """
+    """The data set that `prepare` has left in a cache; a `UserError` if there is none, or nnU-Net is not installed."""
     require_nnunet()
-    folder = _folder(load_manifest(config.manifest), _settings(config), cache)
+    folder = _place(config, load_manifest(config.manifest), cache)[1]
     found = _found(folder)
     if found is None:
         raise UserError(
@@ -297,15 +273,12 @@ def find_prepared(config: RunConfig, cache: Path) -> Prepared:
     return found
 
 
-def _settings(config: RunConfig) -> NnunetSettings:
-    assert config.nnunet is not None
-    return config.nnunet
-
-
-def _folder(manifest: Manifest, settings: NnunetSettings, cache: Path) -> Path:
-    """The folder, named by a hash of everything that determines its content."""
+def _place(config: RunConfig, manifest: Manifest, cache: Path) -> tuple[NnunetSettings, Path]:
+    """The settings, and the folder, named by a hash of everything that determines its content."""
+    settings = config.nnunet
+    assert settings is not None
     decisive = [manifest.sha256, settings.configuration, settings.planner or "", version("nnunetv2")]
-    return cache / f"nnunet-{hashlib.sha256(' '.join(decisive).encode()).hexdigest()[:12]}"
+    return settings, cache / f"nnunet-{hashlib.sha256(' '.join(decisive).encode()).hexdigest()[:12]}"
 
 
 def _found(folder: Path) -> Prepared | None:
@@ -318,10 +291,10 @@ def _prepare(
 ) -> Prepared:
     dataset = write_raw_dataset(manifest, root, folder / "raw").name
     named = Prepared(folder, dataset, "").environment(folder / "results")
-    limits = {"nnUNet_def_n_proc": str(processes), "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
-    number, at_once = dataset[len("Dataset") :].split("_")[0], str(processes)
-    command = [sys.executable, "-m", "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints", "-d", number]
-    command += ["-c", settings.configuration, "-np", at_once, "-npfp", at_once]
+    at_once = str(processes)
+    limits = {"nnUNet_def_n_proc": at_once, "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"]
+    command += ["-d", dataset[7:10], "-c", settings.configuration, "-np", at_once, "-npfp", at_once]
     command += [] if settings.planner is None else ["-pl", settings.planner]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -329,8 +302,7 @@ def _prepare(
             command, env=os.environ | named | limits, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     if ended.returncode != 0:
-        lines = [line.strip() for line in log.read_text(errors="replace").split("\n") if line.strip()]
-        reason = lines[-1] if lines else f"exit code {ended.returncode}"
+        reason = log.read_text(errors="replace").strip().split("\n")[-1].strip() or f"exit code {ended.returncode}"
         raise UserError(f"nnU-Net could not prepare the cases: {reason[:300]}; see {log}")
     files = (folder / "preprocessed" / dataset).glob("*.json")
     plans = next(path.stem for path in files if "plans_name" in read_json(path))

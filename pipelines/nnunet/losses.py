@@ -26,14 +26,11 @@ _TERM = re.compile(rf"(?:(?P<weight>[0-9]+(?:{_POINT}[0-9]+)?){_TIMES})?(?P<name
 
 @dataclass(frozen=True)
 class TrainerName:
-    """The parts of a trainer's name.
+    """The parts of a trainer's name."""
 
-    Attributes:
-        loss: a registered loss, or a sum such as `0.2*focal+0.8*dice`.
-        epochs: their number; None for nnU-Net's 1000.
-    """
-
+    #: A registered loss, or a sum such as `0.2*focal+0.8*dice`.
     loss: str
+    #: Their number; None for nnU-Net's 1000.
     epochs: int | None = None
 
     def __str__(self) -> str:
@@ -43,8 +40,10 @@ class TrainerName:
                 raise InputError(
                     f"loss: '{term.name}' is no registered loss; trainers are named after registered ones only"
                 )
-            weight = "" if term.weight == 1 else f"{_number(term.weight)}{_TIMES}"
-            parts.append(f"{weight}{term.name}")
+            weight = f"{term.weight:.10f}".rstrip("0").rstrip(".")
+            if float(weight) != term.weight:
+                raise InputError(f"loss: the weight {term.weight!r} has too many digits for a trainer's name")
+            parts.append(term.name if term.weight == 1 else f"{weight.replace('.', _POINT)}{_TIMES}{term.name}")
         ending = "" if self.epochs is None else f"_{self.epochs}epochs"
         return f"{PREFIX}{_PLUS.join(parts)}{ending}"
 
@@ -59,11 +58,9 @@ def trainer_name(name: str) -> TrainerName | None:
     """
     if not name.startswith(PREFIX):
         return None
-    losses, epochs = name.removeprefix(PREFIX), None
-    if found := _EPOCHS.fullmatch(losses):
-        losses, epochs = found["losses"], int(found["epochs"])
+    parts, epochs = _split(name)
     terms = []
-    for part in losses.split(_PLUS):
+    for part in parts:
         term = _TERM.fullmatch(part)
         if term is None or term["name"] not in loss_names():
             return None
@@ -74,23 +71,21 @@ def trainer_name(name: str) -> TrainerName | None:
     return TrainerName("+".join(terms), epochs)
 
 
+def _split(name: str) -> tuple[list[str], int | None]:
+    """The terms of a name with our prefix, as they are written, and the epochs."""
+    losses, epochs = name.removeprefix(PREFIX), None
+    if found := _EPOCHS.fullmatch(losses):
+        losses, epochs = found["losses"], int(found["epochs"])
+    return losses.split(_PLUS), epochs
+
+
 def hint(name: str) -> str:
     """A message about a name with our prefix that is not valid; names the loss nearest to the unknown one."""
-    losses = name.removeprefix(PREFIX)
-    if found := _EPOCHS.fullmatch(losses):
-        losses = found["losses"]
-    names = [part.rsplit(_TIMES, 1)[-1] for part in losses.split(_PLUS)]
+    names = [part.rsplit(_TIMES, 1)[-1] for part in _split(name)[0]]
     unknown = next((one for one in names if one not in loss_names()), None)
     if unknown is None:
         return f"medloss: no trainer '{name}': expected weights above 0, such as 0{_POINT}5{_TIMES}{names[0]}"
     return f"medloss: no trainer '{name}': {unknown_loss(unknown)}"
-
-
-def _number(weight: float) -> str:
-    text = f"{weight:.10f}".rstrip("0").rstrip(".")
-    if float(text) != weight:
-        raise InputError(f"loss: the weight {weight!r} has too many digits for a trainer's name")
-    return text.replace(".", _POINT)
 
 
 # The loss: nnU-Net's targets, ignore label and deep supervision, and the plan's spacing
@@ -98,7 +93,7 @@ def _number(weight: float) -> str:
 #: The item of nnU-Net's log, and so of its checkpoints, with the state that a loss keeps between epochs.
 LOSS_STATE = "medloss_loss_state"
 #: nnU-Net's default loss: Dice, in which an empty class counts as correct, plus cross entropy.
-_DEFAULT = ("binary_cross_entropy", "dice")
+_DEFAULT = [Term(1.0, name) for name in ("binary_cross_entropy", "dice")]
 _SMOOTH = 1e-5
 
 
@@ -129,8 +124,13 @@ class NnunetLoss(nn.Module):
         offset: float = 0.0,
     ) -> None:
         super().__init__()
-        if ignore_label is not None:
-            _refuse_maskless(loss)
+        for term in loss.losses if isinstance(loss, CombinedLoss) else [loss]:
+            names = accepted_keywords(term)
+            if ignore_label is not None and names is not None and "mask" not in names:
+                raise InputError(
+                    f"loss: {type(term).__name__} takes no mask, so it cannot leave out the voxels of the ignore "
+                    "label; expected a loss of medloss"
+                )
         self.loss = loss
         self.weights = tuple(float(weight) for weight in weights)
         self.spacing = tuple(float(s) for s in spacing)
@@ -151,25 +151,21 @@ class NnunetLoss(nn.Module):
         finest = outputs[0].shape[2:]
         total: Tensor | float = 0.0
         for weight, logits, target in zip(self.weights, outputs, targets, strict=True):
-            if weight:
-                spacing = scaled_spacing(self.spacing, finest, logits.shape[2:])
-                total = total + weight * (self._at_one_scale(logits, target, spacing) + self.offset)
+            if not weight:
+                continue
+            mask = None
+            if self.ignore_label is not None and self.regions:
+                target, mask = target[:, :-1], target[:, -1:] != 1
+            elif self.ignore_label is not None:
+                mask = target != self.ignore_label
+            spacing = scaled_spacing(self.spacing, finest, logits.shape[2:])
+            total = total + weight * (call_loss(self.loss, logits, target, mask=mask, spacing=spacing) + self.offset)
         assert isinstance(total, Tensor)
         return total
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights of a sum with a schedule; to be called before the epoch's first batch."""
         pass_epoch_on(self.loss, epoch)
-
-    def _at_one_scale(self, logits: Tensor, target: Tensor, spacing: tuple[float, ...]) -> Tensor:
-        mask = None
-        if self.ignore_label is not None:
-            if self.regions:
-                target, ignored = target[:, :-1], target[:, -1:]
-                mask = ignored != 1
-            else:
-                mask = target != self.ignore_label
-        return call_loss(self.loss, logits, target, mask=mask, spacing=spacing)
 
     def extra_repr(self) -> str:
         """The attributes that `print` shows next to the loss."""
@@ -179,14 +175,7 @@ class NnunetLoss(nn.Module):
 
 
 def create_nnunet_loss(
-    spec: str,
-    *,
-    heads: int,
-    regions: bool,
-    ignore_label: int | None,
-    batch_dice: bool,
-    weights: Sequence[float],
-    spacing: Sequence[float],
+    spec: str, *, heads: int, regions: bool, ignore_label: int | None, batch_dice: bool, **scales: Any
 ) -> NnunetLoss:
     """Create a loss by its recipe, with the plan's settings.
 
@@ -197,39 +186,29 @@ def create_nnunet_loss(
     Args:
         spec: in the form of `medloss.create_training_loss`.
         heads: number of the network's outputs.
-        regions: see `NnunetLoss`, also for the following.
+        regions: see `NnunetLoss`.
         ignore_label: the label whose voxels do not count.
         batch_dice: whether regions are first summed over the batch (of all ranks).
-        weights: one per scale.
-        spacing: mm.
+        scales: `weights` and `spacing` of `NnunetLoss`.
 
     Raises:
         InputError: an unknown loss, or one that takes no mask where there is an ignore label.
     """
-    default = _is_default(spec)
+    default = sorted(parse_expression(spec), key=lambda term: term.name) == _DEFAULT
     if default and regions and ignore_label is not None:
         spec = f"dice+{heads}*binary_cross_entropy"
     dice: dict[str, Any] = {"smooth_nr": _SMOOTH, "smooth_dr": _SMOOTH, "include_background": regions}
     # nnU-Net has checked the labels; a check per batch would synchronise with the GPU.
     common: dict[str, Any] = {"batch": batch_dice, "validate": False}
     loss = create_training_loss(spec, num_classes=heads, sigmoid=regions, common=common, terms={"dice": dice})
-    return NnunetLoss(
-        loss,
-        weights=weights,
-        spacing=spacing,
-        regions=regions,
-        ignore_label=ignore_label,
-        offset=-1.0 if default else 0.0,
-    )
+    return NnunetLoss(loss, regions=regions, ignore_label=ignore_label, offset=-1.0 if default else 0.0, **scales)
 
 
 def scale_weights(scales: int, *, keep_last: bool) -> list[float]:
     """nnU-Net's weights of its outputs, finest first: 1, 1/2, 1/4 and so on, the last one 0, divided by their sum.
 
-    Args:
-        scales: number of outputs.
-        keep_last: whether the last weight is 1e-6 instead of 0: data-parallel training without compilation refuses
-            parameters without a gradient.
+    With `keep_last` the last one is 1e-6: data-parallel training without compilation refuses parameters without a
+    gradient.
     """
     halves = [0.5**i for i in range(scales)]
     if scales > 1:
@@ -250,17 +229,3 @@ def restore_loss(loss: nn.Module, state: dict[str, list[float]]) -> None:
     if buffers.keys() == state.keys() and all(buffers[name].numel() == len(state[name]) for name in buffers):
         for name, value in buffers.items():
             value.copy_(torch.tensor(state[name], dtype=torch.float64).view(value.shape))
-
-
-def _is_default(spec: str) -> bool:
-    return sorted(parse_expression(spec), key=lambda term: term.name) == [Term(1.0, name) for name in _DEFAULT]
-
-
-def _refuse_maskless(loss: nn.Module) -> None:
-    for term in loss.losses if isinstance(loss, CombinedLoss) else [loss]:
-        names = accepted_keywords(term)
-        if names is not None and "mask" not in names:
-            raise InputError(
-                f"loss: {type(term).__name__} takes no mask, so it cannot leave out the voxels of the ignore label; "
-                "expected a loss of medloss"
-            )

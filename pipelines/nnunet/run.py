@@ -15,11 +15,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from pipelines.data.data_root import resolve_data
-from pipelines.data.manifest import Case, load_manifest
+from pipelines.data.manifest import load_manifest
 from pipelines.data.nifti import squeezed, write_labels
 from pipelines.evaluation.evaluate import Evaluation, evaluate
-from pipelines.evaluation.references import Reference, References, match
+from pipelines.evaluation.references import manifest_references, match
 from pipelines.evaluation.result_folders import STOCK
 from pipelines.nnunet.datasets import Prepared, find_prepared
 from pipelines.nnunet.losses import LOSS_STATE, PREFIX
@@ -39,24 +38,16 @@ from pipelines.utils.machine import (
 
 # Checkpoints
 
-#: Name of the exported file, next to the checkpoint.
-EXPORTED = "checkpoint_stock.pth"
-
 
 def export_checkpoint(path: Path, out: Path | None = None) -> Path:
     """Write a checkpoint of one of our trainers as one of nnU-Net's stock trainer, which has the same network.
 
-    Args:
-        path: the checkpoint.
-        out: the file to write; None: `checkpoint_stock.pth` next to it.
-
-    Returns:
-        The file written.
+    The file to write is by default `checkpoint_stock.pth` next to the checkpoint; it is returned.
 
     Raises:
         UserError: no checkpoint of one of our trainers; it contains code; the file to write exists.
     """
-    out = out or path.with_name(EXPORTED)
+    out = out or path.with_name("checkpoint_stock.pth")
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder; expected a file to write")
     if out.exists():
@@ -79,14 +70,12 @@ def export_checkpoint(path: Path, out: Path | None = None) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of nnU-Net without running any code in it.
-
-    Raises:
-        UserError: it is none, is damaged, or contains more than plain data.
-    """
+    """Read a checkpoint of nnU-Net without running code in it; a `UserError` if it is none or damaged."""
     try:
-        # Apart from tensors nnU-Net's checkpoints contain NumPy's numbers, in the log.
-        with torch.serialization.safe_globals(_numbers()), warnings.catch_warnings():
+        # Apart from tensors nnU-Net's checkpoints contain NumPy's numbers, in the log; their types run no code.
+        kinds = {type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "efd?"}
+        numbers = [np._core.multiarray.scalar, np.dtype, *kinds]  # type: ignore[attr-defined]
+        with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles in another format than torch's
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -100,17 +89,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _numbers() -> list[Any]:
-    """The types of a pickled number of NumPy; none of them runs code from the file."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
-    return [scalar, np.dtype, *kinds]
+def refuse_damaged(path: Path) -> None:
+    """Raise a `TrainingError` for a checkpoint that is damaged, or contains code, which nnU-Net would run."""
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        raise TrainingError(f"{error}; remove it, and train the run again with --retry-failed") from None
 
 
 # Runs: a run's folder has the same files as one of our engines
 
-#: Most processes for augmentation, as in nnU-Net.
-_AUGMENTING = 12
 #: nnU-Net's checkpoint of a finished training.
 _FINAL = "checkpoint_final.pth"
 
@@ -118,16 +106,10 @@ _FINAL = "checkpoint_final.pth"
 def train_nnunet_run(
     config: RunConfig, run_dir: Path, cache: Path, before_files: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Train or resume a run in its folder; nnU-Net's folder of results is `nnunet` in it.
+    """Train or resume a run in its folder, and return the content of its `result.json`.
 
-    Args:
-        config: the run's.
-        run_dir: the run's folder, see `RunFolder`.
-        cache: the folder with the cases that `prepare` has left.
-        before_files: called at the end of each epoch, before anything is written.
-
-    Returns:
-        The content of `result.json`.
+    nnU-Net's folder of results is `nnunet` in it. `cache` has the cases that `prepare` has left. `before_files` is
+    called at the end of each epoch, before anything is written.
 
     Raises:
         UserError: the cases are not prepared.
@@ -149,14 +131,7 @@ def train_nnunet_run(
 
 
 class NnunetRun:
-    """A run that nnU-Net trains.
-
-    Args:
-        config: the run's.
-        folder: the run's.
-        prepared: the cases.
-        before_files: called at the end of each epoch, before anything is written.
-    """
+    """A run that nnU-Net trains; the arguments are those of `train_nnunet_run`."""
 
     def __init__(
         self, config: RunConfig, folder: RunFolder, prepared: Prepared, before_files: Callable[[], None]
@@ -166,7 +141,6 @@ class NnunetRun:
 
         assert config.nnunet is not None
         self.manifest = load_manifest(config.manifest)
-        self.root = resolve_data(self.manifest, None if config.data_root is None else Path(config.data_root))
         self.device = chosen_device(config.device)
         self.folder = folder
         if config.threads is not None:
@@ -194,9 +168,8 @@ class NnunetRun:
             trainer.run_training()
         began = time.perf_counter()
         trainer.perform_actual_validation()
-        _, cases = self.manifest.split(self.config.fold)
-        evaluation = self._evaluate(cases)
-        patients = {case.id: case.patient for case in cases}
+        evaluation = self._evaluate()
+        patients = {case.id: case.patient for case in self.manifest.split(self.config.fold)[1]}
         rows = self._rows()
         rows[-1] |= {f"val_{name}": value for name, value in evaluation.foreground_means().items()}
         rows[-1]["val_s"] = round(time.perf_counter() - began, 3)
@@ -211,11 +184,9 @@ class NnunetRun:
         plan = self.trainer.configuration_manager
         forward = self.trainer.plans_manager.transpose_forward
         # nnU-Net reads files with reversed axes, and then permutes them; 2D has an additional axis of one slice.
-        dims = self.manifest.dimensions
-        axes = [len(forward) - 1 - axis for axis in forward][len(forward) - len(plan.patch_size) :]
-        order = sorted(range(len(axes)), key=lambda place: axes[place])
+        order = np.argsort([-axis for axis in forward[len(forward) - len(plan.patch_size) :]])
         found: dict[str, Any] = {"batch_size": plan.batch_size}
-        if len(axes) == dims:
+        if len(order) == self.manifest.dimensions:
             found["patch_size"] = tuple(int(plan.patch_size[place]) for place in order)
             found["spacing"] = tuple(float(plan.spacing[place]) for place in order)
         return found
@@ -236,22 +207,21 @@ class NnunetRun:
     def _rows(self) -> list[dict[str, Any]]:
         return [row | {"peak_mb": self.peaks.get(row["epoch"])} for row in self.trainer.rows()]
 
-    def _evaluate(self, cases: list[Case]) -> Evaluation:
+    def _evaluate(self) -> Evaluation:
         """Compute the metrics of nnU-Net's label maps, from files on the labels' grid as for our engines."""
-        written = Path(self.trainer.output_folder) / "validation"
-        for case in cases:
-            ending = self.trainer.dataset_json["file_ending"]
-            values = np.asanyarray(nib.load(written / f"{case.id}{ending}").dataobj)
-            label = nib.load(self.root / case.label)
-            write_labels(self.folder.prediction(case.id), values.reshape(squeezed(label.shape, 3)), label.header)
-        labels = [Reference(case.id, case.label, case.label_sha256, case.image) for case in cases]
-        classes = {value: self.manifest.classes[value] for value in self.manifest.label_values[1:]}
-        references = References(self.root, labels, classes, frozenset({self.manifest.dimensions}))
+        root = None if self.config.data_root is None else Path(self.config.data_root)
+        references = manifest_references(self.config.manifest, root, self.config.fold)
+        written, ending = Path(self.trainer.output_folder) / "validation", self.trainer.dataset_json["file_ending"]
+        predictions = [self.folder.prediction(label.name) for label in references.labels]
+        for label, path in zip(references.labels, predictions, strict=True):
+            values = np.asanyarray(nib.load(written / f"{label.name}{ending}").dataobj)
+            image = nib.load(label.path)
+            write_labels(path, values.reshape(squeezed(image.shape, 3)), image.header)
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder))
         if not self.config.keep_predictions:
-            for case in cases:
-                self.folder.prediction(case.id).unlink()
+            for path in predictions:
+                path.unlink()
             folder.rmdir()
         return found
 
@@ -281,24 +251,12 @@ def _checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
-def refuse_damaged(path: Path) -> None:
-    """Refuse a checkpoint that is damaged, or contains code, which nnU-Net would run.
-
-    Raises:
-        TrainingError: it is or does; the message says what to do.
-    """
-    try:
-        read_checkpoint(path)
-    except UserError as error:
-        raise TrainingError(f"{error}; remove it, and train the run again with --retry-failed") from None
-
-
 @contextmanager
 def _environment(prepared: Prepared, config: RunConfig, results: Path) -> Iterator[None]:
     """Set nnU-Net's environment variables; values that the user has set are kept."""
     threads = config.threads or available_cores()
-    # On the CPU, processes for augmentation would compete with the training for its cores.
-    augmenting = 0 if chosen_device(config.device).type == "cpu" else min(_AUGMENTING, threads)
+    # At most 12 processes augment, as in nnU-Net; on the CPU they would compete with the training for its cores.
+    augmenting = 0 if chosen_device(config.device).type == "cpu" else min(12, threads)
     before = dict(os.environ)
     limits = {"nnUNet_def_n_proc": str(threads), "nnUNet_n_proc_DA": str(augmenting)}
     os.environ.update(limits | before | prepared.environment(results))

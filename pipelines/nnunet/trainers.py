@@ -29,14 +29,11 @@ from pipelines.utils.machine import seed_everything
 
 
 class MedlossTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with another loss and no other change; subclasses name the loss.
+    """nnU-Net's trainer with another loss and no other change; subclasses name the loss."""
 
-    Attributes:
-        loss_spec: in the form of `medloss.create_training_loss`.
-        epochs: their number; None for nnU-Net's.
-    """
-
+    #: In the form of `medloss.create_training_loss`.
     loss_spec: ClassVar[str] = "dice+binary_cross_entropy"
+    #: Their number; None for nnU-Net's.
     epochs: ClassVar[int | None] = None
 
     def __init__(
@@ -59,14 +56,9 @@ class MedlossTrainer(nnUNetTrainer):
             weights = scale_weights(scales, keep_last=self.is_ddp and not self._do_i_compile())
         # Patches are resampled; their axes are in the plan's order, like its spacing.
         loss = create_nnunet_loss(
-            self.loss_spec,
-            heads=labels.num_segmentation_heads,
-            regions=labels.has_regions,
-            ignore_label=labels.ignore_label,
-            batch_dice=plan.batch_dice,
-            weights=weights,
-            spacing=plan.spacing,
-        )
+            self.loss_spec, heads=labels.num_segmentation_heads, regions=labels.has_regions,
+            ignore_label=labels.ignore_label, batch_dice=plan.batch_dice, weights=weights, spacing=plan.spacing,
+        )  # fmt: skip
         self.print_to_log_file(f"medloss: training with {self.loss_spec}:\n{loss}")
         # A sum's weights are float64, which MPS does not support: they stay on the CPU.
         return loss if self.device.type == "mps" else loss.to(self.device)
@@ -101,11 +93,7 @@ class MedlossTrainer(nnUNetTrainer):
 
 
 def trainer_class(loss: str, epochs: int | None = None) -> type[MedlossTrainer]:
-    """The trainer of a loss or of a sum of registered losses; always the same class.
-
-    Raises:
-        InputError: an unknown loss.
-    """
+    """The trainer of a registered loss or a sum of them (else an `InputError`); always the same class."""
     found: type[MedlossTrainer] = getattr(sys.modules[__name__], str(TrainerName(loss, epochs)))
     return found
 
@@ -118,14 +106,9 @@ def __getattr__(name: str) -> Any:
             print(hint(name), file=sys.stderr)
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     ending = "" if parsed.epochs is None else f", for {parsed.epochs} epochs"
-    attributes = {
-        "__module__": __name__,
-        "__doc__": f"nnU-Net's trainer with the loss {parsed.loss}{ending}.",
-        "loss_spec": parsed.loss,
-        "epochs": parsed.epochs,
-    }
-    created = type(name, (MedlossTrainer,), attributes)
-    globals()[name] = created
+    document = f"nnU-Net's trainer with the loss {parsed.loss}{ending}."
+    attributes = {"__module__": __name__, "__doc__": document, "loss_spec": parsed.loss, "epochs": parsed.epochs}
+    created = globals()[name] = type(name, (MedlossTrainer,), attributes)
     return created
 
 
@@ -135,17 +118,13 @@ trainer_class(MedlossTrainer.loss_spec)
 
 
 class ComparedTrainer(MedlossTrainer):
-    """The trainer of a comparison's run: seeded, and resumable after each epoch, which ends with a checkpoint.
+    """The trainer of a comparison's run: seeded, and resumable after each epoch, which ends with a checkpoint."""
 
-    Attributes:
-        seed: of the initial weights and, without separate processes for augmentation, of the patches.
-        iterations: steps per epoch.
-        before_files: called at the end of an epoch, before anything is written.
-        after_epoch: called when the epoch's files are written.
-    """
-
+    #: Of the initial weights and, without separate processes for augmentation, of the patches.
     seed: ClassVar[int] = 0
+    #: Steps per epoch.
     iterations: ClassVar[int] = 250
+    #: Called at the end of an epoch, before anything is written, and when its files are written.
     before_files: Callable[[], None] = staticmethod(lambda: None)
     after_epoch: Callable[[], None] = staticmethod(lambda: None)
 
@@ -163,11 +142,7 @@ class ComparedTrainer(MedlossTrainer):
         super().on_train_epoch_start()
 
     def on_epoch_end(self) -> None:
-        """Also refuse weights that are not finite, and report the end of the epoch.
-
-        Raises:
-            TrainingError: there are such weights.
-        """
+        """Also raise a `TrainingError` for weights that are not finite, and report the end of the epoch."""
         self.before_files()
         if not all(torch.isfinite(weights).all() for weights in self.network.parameters()):
             raise TrainingError(f"after epoch {self.current_epoch + 1} the network's weights are not finite any more")
@@ -189,14 +164,11 @@ class ComparedTrainer(MedlossTrainer):
         columns = [self.logger.get_value(name, step=None)[: self.current_epoch] for name in names]
         return [
             {
-                "epoch": number,
-                "train_loss": float(loss),
-                "pseudo_dice": float(dice),
-                "epoch_s": round(end - start, 3),
-                "time": round(end, 3),
+                "epoch": number, "train_loss": float(loss), "pseudo_dice": float(dice),
+                "epoch_s": round(end - start, 3), "time": round(end, 3),
             }
             for number, (loss, dice, start, end) in enumerate(zip(*columns, strict=True), start=1)
-        ]
+        ]  # fmt: skip
 
 
 def compared_trainer(config: RunConfig) -> type[ComparedTrainer]:
@@ -206,12 +178,9 @@ def compared_trainer(config: RunConfig) -> type[ComparedTrainer]:
         name = str(TrainerName(config.loss, config.epochs))
     except InputError:
         name = f"{PREFIX}of_another_package"
+    document = f"nnU-Net's trainer with the loss {config.loss}, in a comparison."
     attributes = {
-        "__module__": __name__,
-        "__doc__": f"nnU-Net's trainer with the loss {config.loss}, in a comparison.",
-        "loss_spec": config.loss,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "iterations": config.nnunet.iterations,
-    }
+        "__module__": __name__, "__doc__": document, "loss_spec": config.loss, "epochs": config.epochs,
+        "seed": config.seed, "iterations": config.nnunet.iterations,
+    }  # fmt: skip
     return type(name, (ComparedTrainer,), attributes)

@@ -10,13 +10,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Clip(BaseModel):
     """Clipping and normalisation of quantitative intensities, such as Hounsfield units.
 
-    The statistics are those of the foreground of all training cases.
-
-    Attributes:
-        low: lower bound for clipping, the 0.5th percentile.
-        high: upper bound for clipping, the 99.5th percentile.
-        mean: mean of the clipped values, subtracted after clipping.
-        std: standard deviation of the clipped values, by which they are then divided.
+    By statistics of the foreground of all training cases: intensities are clipped to `low` and `high`, the 0.5th and
+    99.5th percentiles; then the clipped values' `mean` is subtracted, and they are divided by their deviation `std`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

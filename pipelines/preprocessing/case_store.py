@@ -5,8 +5,9 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,10 @@ from pipelines.utils.files import sha256, write_atomically
 
 
 class EntryCache:
-    """Computed values by key, one file each, which processes can share.
+    """Computed values by key, one file each, which processes can share, in a folder that is created if needed.
 
     Each entry begins with its SHA-256, since torch reads flipped bits without an error; a damaged entry is computed
     again. Entries hold tensors and plain values only, so loading one cannot run code.
-
-    Args:
-        folder: the cache's folder; it is created if needed.
 
     Raises:
         UserError: the folder cannot be created.
@@ -43,42 +41,25 @@ class EntryCache:
             raise UserError(f"cache: cannot create {folder}: {error.strerror}") from None
 
     def get(self, key: list[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The value of a key: read from the cache, or computed and stored.
-
-        Args:
-            key: everything that the value depends on.
-            compute: computes the value.
-        """
+        """The value of a key, which is everything that it depends on: read from the cache, or computed and stored."""
         entry = self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.pt"
-        value = _read(entry)
-        if value is None:
-            value = compute()
-            _write(entry, value)
+        content = entry.read_bytes() if entry.exists() else None
+        if content is not None:
+            body = memoryview(content)[32:]
+            if hashlib.sha256(body).digest() != content[:32]:
+                warnings.warn(f"damaged cache entry {entry} is computed again", stacklevel=3)
+            else:
+                kept: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
+                return kept
+        value = compute()
+        file = io.BytesIO()
+        torch.save(value, file)
+        try:
+            write_atomically(entry, lambda out: out.write(hashlib.sha256(file.getbuffer()).digest() + file.getvalue()))
+        except OSError as error:
+            # A full disk costs time, not the run.
+            warnings.warn(f"cache entry {entry} cannot be written: {error.strerror}", stacklevel=3)
         return value
-
-
-def _read(entry: Path) -> dict[str, Any] | None:
-    try:
-        content = entry.read_bytes()
-    except FileNotFoundError:
-        return None
-    body = memoryview(content)[32:]
-    if hashlib.sha256(body).digest() != content[:32]:
-        warnings.warn(f"damaged cache entry {entry} is computed again", stacklevel=4)
-        return None
-    value: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
-    return value
-
-
-def _write(entry: Path, value: dict[str, Any]) -> None:
-    body = io.BytesIO()
-    torch.save(value, body)
-    content = hashlib.sha256(body.getbuffer()).digest() + body.getvalue()
-    try:
-        write_atomically(entry, lambda file: file.write(content))
-    except OSError as error:
-        # A full disk costs time, not the run.
-        warnings.warn(f"cache entry {entry} cannot be written: {error.strerror}", stacklevel=4)
 
 
 # Prepared cases.
@@ -117,30 +98,19 @@ class CaseStore(Sequence[dict[str, Any]]):
         memory_mb: float = 2048,
         keys: dict[str, list[str]] | None = None,
     ) -> None:
-        self.manifest = manifest
-        self.cases = list(cases)
-        self.root = root
+        self.manifest, self.cases, self.root, self.cache, self.memory_mb = manifest, list(cases), root, cache, memory_mb
         self.preprocessing = preprocessing or Preprocessing(dimensions=manifest.dimensions)
-        self.cache = cache
-        self.memory_mb = memory_mb
         self._kept: dict[int, dict[str, Any]] = {}
         self._kept_bytes = 0
         self._keys: list[list[str]] = []
         if cache is not None:
             recipe = [_CACHE_VERSION, *_data_key(manifest), self.preprocessing.model_dump_json()]
-            known = keys or {}
-            self._keys = [[*recipe, *(known.get(case.id) or content_key(case, root))] for case in self.cases]
+            self._keys = [[*recipe, *((keys or {}).get(case.id) or content_key(case, root))] for case in self.cases]
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: Any) -> Any:  # a number, not a slice
         index = range(len(self))[index]
         if index in self._kept:
             return self._kept[index]
@@ -156,12 +126,10 @@ class CaseStore(Sequence[dict[str, Any]]):
             self._kept_bytes += size
         return item
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> "CaseStore":
+    def prepare(self) -> "CaseStore":
         """Access all cases once: afterwards each is in memory or in the cache, and known to be readable."""
         for index in range(len(self)):
             self[index]
-            if progress is not None:
-                progress(index + 1, len(self))
         return self
 
 
@@ -181,12 +149,9 @@ def _data_key(manifest: Manifest) -> list[str]:
     return [manifest.scheme.model_dump_json(), str(len(manifest.image_channels))]
 
 
-def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
-    if isinstance(value, dict):
-        return sum(_bytes(part) for part in value.values())
-    return sum(_bytes(part) for part in value) if isinstance(value, list) else 0
+def _bytes(item: dict[str, Any]) -> int:
+    parts = [part for value in item.values() for part in (value if isinstance(value, list) else [value])]
+    return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
 
 # Fingerprints.
@@ -243,42 +208,33 @@ def take_fingerprint(
     cache: EntryCache | None = None,
     keys: dict[str, list[str]] | None = None,
 ) -> Fingerprint:
-    """Read the cases, one at a time, and collect their properties.
+    """Read the training cases, one at a time, and collect their properties; arguments are those of `CaseStore`.
 
-    Args:
-        manifest: the data set, whose label values are used.
-        cases: the training cases.
-        root: the data root.
-        reading: its orientation, and whether channels are resampled.
-        cache: cache of the properties.
-        keys: as of `CaseStore`.
+    `reading` says along which axes, and whether channels are resampled.
 
     Raises:
         UserError: a case cannot be read.
     """
-    shapes, spacings, intensities = [], [], []
+    facts = []
     for case in cases:
-
-        def compute(case: Case = case) -> dict[str, Any]:
-            return _facts(read_case(manifest, case, root, reading))
-
+        compute = partial(_facts, manifest, case, root, reading)
         if cache is None:
-            facts = compute()
+            facts.append(compute())
         else:
             content = (keys or {}).get(case.id) or content_key(case, root)
-            facts = cache.get([_VERSION, *_data_key(manifest), reading.model_dump_json(), *content], compute)
-        shapes.append(tuple(facts["shape"]))
-        spacings.append(tuple(facts["spacing"]))
-        intensities.append(facts["intensities"].numpy())
-    return Fingerprint(shapes, spacings, np.concatenate(intensities, axis=1))
+            facts.append(cache.get([_VERSION, *_data_key(manifest), reading.model_dump_json(), *content], compute))
+    intensities = np.concatenate([of_case["intensities"].numpy() for of_case in facts], axis=1)
+    shapes, spacings = ([tuple(of_case[name]) for of_case in facts] for name in ("shape", "spacing"))
+    return Fingerprint(shapes, spacings, intensities)
 
 
-def _facts(case: dict[str, Any]) -> dict[str, Any]:
-    label = case["label"][0]
-    values = case["image"][:, (label > 0) & (label != IGNORED)]
+def _facts(manifest: Manifest, case: Case, root: Path, reading: Preprocessing) -> dict[str, Any]:
+    read = read_case(manifest, case, root, reading)
+    label = read["label"][0]
+    values = read["image"][:, (label > 0) & (label != IGNORED)]
     step = max(1, values.shape[1] // _MAX_INTENSITIES)
     return {
-        "shape": list(case["label"].shape[1:]),
-        "spacing": case["spacing"].tolist(),
+        "shape": list(label.shape),
+        "spacing": read["spacing"].tolist(),
         "intensities": values[:, ::step].to(torch.float32).clone(),
     }

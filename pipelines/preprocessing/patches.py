@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from monai.transforms import (
 )
 from monai.transforms.utils import create_rotate, create_scale
 from numpy.random import Generator
+from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipelines.preprocessing import Augmentation
@@ -29,15 +30,9 @@ from pipelines.utils import UserError
 
 
 def random_matrix(settings: Augmentation, spacing: Sequence[float], random: Generator) -> np.ndarray | None:
-    """A random rotation and scaling, as a matrix from steps in the patch to steps in the volume, in voxels.
+    """A random rotation and scaling, as a matrix `[d, d]` from steps in the patch to steps in the volume, in voxels.
 
-    Args:
-        settings: the augmentation's settings.
-        spacing: mm per axis, since rotations are in physical space.
-        random: the random generator.
-
-    Returns:
-        `[d, d]`, or None for the identity.
+    None for the identity. Rotations are in physical space, by the spacing (mm per axis).
     """
     dims = len(spacing)
     # Always drawn, so that later random numbers do not depend on the settings' shares.
@@ -60,26 +55,18 @@ def random_matrix(settings: Augmentation, spacing: Sequence[float], random: Gene
     return voxel
 
 
-def sampled(volume: Tensor, centre: Sequence[float], matrix: np.ndarray, patch: Sequence[int], mode: str) -> Tensor:
-    """The patch `[K, *patch]` around a centre in a volume `[K, *spatial]`; voxels outside the volume are 0.
+def sampled(volume: Tensor, centre: ArrayLike, matrix: np.ndarray, patch: Sequence[int], mode: str) -> Tensor:
+    """The patch `[K, *patch]` around a centre (voxels) in a volume `[K, *spatial]`; outside the volume it is 0.
 
-    A single interpolation crops, rotates and scales, and reads only the part of the volume that it needs.
-
-    Args:
-        volume: image or label.
-        centre: voxel coordinates.
-        matrix: from `random_matrix`.
-        patch: voxels per axis.
-        mode: `bilinear` (also in 3D), or `nearest` for labels.
+    A single interpolation crops, rotates and scales by a `random_matrix`, and reads only the part of the volume that it
+    needs. The mode is `bilinear` (also in 3D), or `nearest` for labels.
     """
+    centre = np.asarray(centre)
     reach = np.abs(matrix) @ (np.array(patch) / 2) + 2
-    box = [
-        (max(0, math.floor(c - r)), min(n, math.ceil(c + r) + 1))
-        for c, r, n in zip(centre, reach, volume.shape[1:], strict=True)
-    ]
-    part = volume[(slice(None), *(slice(first, last) for first, last in box))].float()
-    size = np.array(part.shape[1:])
-    offset = np.array([c - first for c, (first, _) in zip(centre, box, strict=True)])
+    first = np.maximum(0, np.floor(centre - reach)).astype(int)
+    last = np.minimum(volume.shape[1:], np.ceil(centre + reach) + 1).astype(int)
+    part = volume[(slice(None), *map(slice, first, last))].float()
+    size, offset = np.array(part.shape[1:]), centre - first
     # `affine_grid` has coordinates from -1 to 1 over all voxels, and counts axes from the last.
     theta = np.concatenate([matrix * np.array(patch) / size[:, None], ((2 * offset + 1) / size - 1)[:, None]], axis=1)
     theta[:, :-1] = theta[::-1, -2::-1]
@@ -89,12 +76,7 @@ def sampled(volume: Tensor, centre: Sequence[float], matrix: np.ndarray, patch: 
 
 
 class Intensities:
-    """Augments a patch's intensities with MONAI's transforms.
-
-    Args:
-        settings: the augmentation's settings.
-        dims: 2 or 3.
-    """
+    """Augments the intensities of patches in 2 or 3 dimensions with MONAI's transforms."""
 
     def __init__(self, settings: Augmentation, dims: int) -> None:
         self.settings = settings
@@ -134,6 +116,7 @@ class Intensities:
 _Index = tuple[int, int]
 
 
+@dataclass(eq=False)
 class PatchDataset(Dataset):
     """Random patches of prepared cases, by (epoch, case number).
 
@@ -143,7 +126,7 @@ class PatchDataset(Dataset):
     It uses plain tensors and slices rather than MONAI's dictionary transforms, which took 4 ms per patch of
     40 x 56 x 40 voxels (a tenth of a step) and searched the whole volume for foreground each time.
 
-    Args:
+    Attributes:
         cases: from `CaseStore`.
         patch: voxels per axis; smaller cases are padded with 0, which is their mean intensity, and background.
         seed: random seed.
@@ -154,21 +137,14 @@ class PatchDataset(Dataset):
             a voxel that is not ignored in cases with ignored voxels.
     """
 
-    def __init__(
-        self,
-        cases: Sequence[dict[str, Any]],
-        patch: Sequence[int],
-        seed: int,
-        flip_axes: Sequence[int] = (),
-        augmentation: Augmentation | None = None,
-        foreground: float = 2 / 3,
-    ) -> None:
-        self.cases = cases
-        self.patch = tuple(patch)
-        self.seed = seed
-        self.flip_axes = tuple(flip_axes)
-        self.augmentation = augmentation or Augmentation()
-        self.foreground = foreground
+    cases: Sequence[dict[str, Any]]
+    patch: tuple[int, ...]
+    seed: int
+    flip_axes: Sequence[int] = ()
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    foreground: float = 2 / 3
+
+    def __post_init__(self) -> None:
         self.intensities = Intensities(self.augmentation, len(self.patch))
 
     def __len__(self) -> int:
@@ -184,22 +160,15 @@ class PatchDataset(Dataset):
         if matrix is None:
             image, label = (_cut(item[name], start, self.patch) for name in ("image", "label"))
         else:
-            centre = [
-                (n - 1) / 2 if p >= n else first + (p - 1) / 2
-                for first, p, n in zip(start, self.patch, shape, strict=True)
-            ]
+            covered = np.minimum(shape, self.patch)
+            centre = np.array(start) + (covered - 1) / 2
             image = sampled(item["image"], centre, matrix, self.patch, "bilinear")
             label = sampled(item["label"], centre, matrix, self.patch, "nearest")
         flipped = [1 + axis for axis in self.flip_axes if random.random() < 0.5]
         if flipped:
             image, label = image.flip(flipped), label.flip(flipped)
-        return {
-            "case": item["case"],
-            "image": self.intensities(image, random),
-            "label": label,
-            "spacing": item["spacing"],
-            "labelled": item["labelled"],
-        }
+        kept = {name: item[name] for name in ("case", "spacing", "labelled")}
+        return {**kept, "image": self.intensities(image, random), "label": label}
 
     def _start(self, shape: Sequence[int], item: dict[str, Any], random: Generator) -> tuple[int, ...]:
         """A patch's first voxel; 0 along axes that the patch covers completely."""
@@ -219,22 +188,15 @@ class PatchDataset(Dataset):
 class EpochBatches(Sampler[list[_Index]]):
     """The batches of an epoch: cases in an order that depends only on the seed and the epoch.
 
-    Each of several processes gets its part of every batch, so together they see the batches of a single process.
-
-    Args:
-        size: number of cases.
-        seed: random seed.
-        batch_size: batch size over all processes; incomplete batches are dropped.
-        rank: rank of this process.
-        ranks: number of processes.
+    Each of several processes gets its part of every batch, so together they see the batches of a single process. The
+    batch size is that over all processes; incomplete batches are dropped.
 
     Raises:
         UserError: the processes cannot share a batch evenly.
     """
 
     def __init__(self, size: int, seed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
-        self.size = size
-        self.seed = seed
+        self.size, self.seed, self.rank, self.epoch = size, seed, rank, 0
         self.batch_size = min(batch_size, size)
         if self.batch_size % ranks:
             raise UserError(
@@ -242,8 +204,6 @@ class EpochBatches(Sampler[list[_Index]]):
                 f"expected a multiple of {ranks}"
             )
         self.part = self.batch_size // ranks
-        self.rank = rank
-        self.epoch = 0
 
     def __len__(self) -> int:
         return self.size // self.batch_size
@@ -265,28 +225,21 @@ class _ReadAhead(DataLoader):
         with ThreadPoolExecutor(1, "loader") as thread:
             batches = super().__iter__()
             ahead = thread.submit(next, batches, None)
-            while (batch := _result(ahead)) is not None:
-                ahead = thread.submit(next, batches, None)
-                yield batch
-
-
-def _result(ahead: Future[Any]) -> Any:
-    try:
-        return ahead.result()
-    except UserError as error:
-        # An error of a loader process has that process's traceback as its message; the last line is the error's.
-        raise UserError(str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
+            try:
+                while (batch := ahead.result()) is not None:
+                    ahead = thread.submit(next, batches, None)
+                    yield batch
+            except UserError as error:
+                # That of a loader process has its traceback as its message; the last line is the error's.
+                line = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+                raise UserError(line) from None
 
 
 def training_loader(dataset: PatchDataset, batch_size: int, workers: int, rank: int = 0, ranks: int = 1) -> DataLoader:
-    """Batches of patches; `start_epoch` selects the epoch of the next pass.
+    """Batches of patches for process `rank` of `ranks`; `start_epoch` selects the epoch of the next pass.
 
-    Args:
-        dataset: the patches.
-        batch_size: batch size over all processes.
-        workers: loader processes; with 0, a thread prepares the next batch while the network computes.
-        rank: rank of this process.
-        ranks: number of processes that train together.
+    The batch size is that over all processes. Without loader processes (`workers`), a thread prepares the next batch
+    while the network computes.
     """
     return _ReadAhead(
         dataset,
@@ -317,18 +270,14 @@ def _cut(volume: Tensor, start: tuple[int, ...], patch: tuple[int, ...]) -> Tens
     missing = [length - n for length, n in zip(patch, volume.shape[1:], strict=True)]
     if any(missing):
         # `pad` counts axes from the last.
-        volume = pad(volume, [side for m in reversed(missing) for side in (m // 2, m - m // 2)])
+        volume = F.pad(volume, [side for m in reversed(missing) for side in (m // 2, m - m // 2)])
     return volume
 
 
 def _patches(items: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "case": [item["case"] for item in items],
-        "image": torch.stack([item["image"] for item in items]),
-        "label": torch.stack([item["label"] for item in items]),
-        "spacing": torch.stack([item["spacing"] for item in items]),
-        "labelled": torch.stack([item["labelled"] for item in items]),
-    }
+    names = ("image", "label", "spacing", "labelled")
+    stacked = {name: torch.stack([item[name] for item in items]) for name in names}
+    return {"case": [item["case"] for item in items], **stacked}
 
 
 def _whole(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Preprocessing of images and labels: reading cases, resampling, and normalisation of intensities."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +44,7 @@ class Preprocessing(BaseModel):
     resample_channels: bool = False
 
     def shape(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
-        """The shape (voxels) of an image on the network's grid.
-
-        Args:
-            shape: the image's shape, voxels.
-            spacing: the image's spacing, mm.
-        """
+        """The shape (voxels) on the network's grid of an image of a shape (voxels) and a spacing (mm)."""
         if self.spacing is None or all(
             abs(s / t - 1) < _SAME_SPACING for s, t in zip(spacing, self.spacing, strict=True)
         ):
@@ -57,12 +52,7 @@ class Preprocessing(BaseModel):
         return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, self.spacing, strict=True))
 
     def image(self, volume: Tensor, spacing: Sequence[float]) -> Tensor:
-        """An image as the network's input, `[K, *grid]`, float32.
-
-        Args:
-            volume: intensities `[K, *spatial]`, finite.
-            spacing: the image's spacing, mm.
-        """
+        """The network's input, `[K, *grid]`, float32, of finite intensities `[K, *spatial]` with a spacing (mm)."""
         clips = self.clip if isinstance(self.clip, tuple) else (self.clip,) * len(volume)
         channels = [_normalised(channel, clip) for channel, clip in zip(volume.float(), clips, strict=True)]
         return resampled(torch.stack(channels), self.shape(volume.shape[1:], spacing))
@@ -72,15 +62,8 @@ class Preprocessing(BaseModel):
         shape = self.shape(label.shape[1:], spacing)
         if shape == tuple(label.shape[1:]):
             return label
-        best = torch.full((1, *shape), -1.0)
-        winner = torch.zeros((1, *shape), dtype=label.dtype)
-        # Value by value, since a one-hot map of a large volume would take C times its memory.
-        for value in label.unique():
-            part = resampled((label == value).float(), shape)
-            ahead = part > best
-            winner[ahead] = value
-            best = torch.maximum(best, part)
-        return winner
+        values = label.unique()
+        return values[largest((resampled((label == value).float(), shape) for value in values), torch.long)]
 
     def oriented(self, volume: Volume) -> Volume:
         """A volume as it was read, along the axes of `orientation`."""
@@ -116,6 +99,16 @@ def resampled(volume: Tensor, shape: Sequence[int]) -> Tensor:
         return volume
     mode = "trilinear" if len(shape) == 3 else "bilinear"
     return F.interpolate(volume[None], size=tuple(shape), mode=mode, align_corners=False)[0]
+
+
+def largest(parts: Iterator[Tensor], dtype: torch.dtype) -> Tensor:
+    """The index of the largest of several maps per voxel; one map is made at a time, to save memory."""
+    best = next(parts).clone()
+    winner = torch.zeros(best.shape, dtype=dtype, device=best.device)
+    for index, part in enumerate(parts, start=1):
+        winner.masked_fill_(part > best, index)
+        torch.maximum(best, part, out=best)
+    return winner
 
 
 # Reading cases.
@@ -197,14 +190,8 @@ def prepared(case: dict[str, Any], preprocessing: Preprocessing, scheme: LabelSc
     """
     label, spacing = case["label"], case["spacing"].tolist()
     on_grid = preprocessing.labels(label, spacing)
-    item = {
-        "case": case["case"],
-        "image": preprocessing.image(case["image"], spacing),
-        "label": on_grid,
-        "spacing": case["spacing"],
-        "labelled": case["labelled"],
-        "centres": _centres(on_grid, scheme),
-    }
+    image = preprocessing.image(case["image"], spacing)
+    item = case | {"image": image, "label": on_grid, "centres": _centres(on_grid, scheme)}
     counted = on_grid.reshape(-1) != IGNORED
     if not counted.all():
         item["counted"] = _sampled(counted.nonzero()[:, 0])

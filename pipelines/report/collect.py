@@ -1,7 +1,7 @@
 """The contents of a report: the table of results and, for a comparison's folder, costs, curves and failures."""
 
 import statistics
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,20 @@ from pipelines.runs.comparison_folder import (
     stood_still,
     stood_still_notes,
 )
-from pipelines.runs.plan import NO_REFERENCE, Plan, PlannedRun, Tuning
+from pipelines.runs.plan import Plan, PlannedRun, Tuning
 from pipelines.runs.summary import case_table, screening_notes
 from pipelines.statistics.table import CaseTable, check_table, read_table, refuse_disjoint, with_failed_runs
 from pipelines.utils import UserError
 
 # The runs that can be compared if the comparison is not finished: the folds and seeds that all losses have.
 
+#: A fold with a seed.
 Block = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The runs that are compared. A block is a fold with a seed.
+    """The runs that are compared.
 
     Attributes:
         runs: finished or failed runs of the losses and blocks that are compared.
@@ -59,24 +60,18 @@ def select(runs: list[PlannedRun], ended: Set[str]) -> Selection:
     has: dict[str, set[Block]] = {run.config.loss: set() for run in runs}
     for run in runs:
         if run.id in ended:
-            has[run.config.loss].add(_block(run))
+            has[run.config.loss].add((run.config.fold, run.config.seed))
     kept = [loss for loss, blocks in has.items() if blocks]
     common: set[Block] = set()
     while kept and not (common := set.intersection(*(has[loss] for loss in kept))):
         # Losses are trained in the order of the plan: among equals, the last one is the least advanced.
-        fewest = min(len(has[loss]) for loss in kept)
-        kept.remove([loss for loss in kept if len(has[loss]) == fewest][-1])
-    started = {block for blocks in has.values() for block in blocks}
+        kept.remove(min(reversed(kept), key=lambda loss: len(has[loss])))
     return Selection(
-        runs=tuple(run for run in runs if run.config.loss in kept and _block(run) in common),
+        runs=tuple(r for r in runs if r.config.loss in kept and (r.config.fold, r.config.seed) in common),
         blocks=tuple(sorted(common)),
         left_out=tuple(loss for loss in has if loss not in kept),
-        dropped=tuple(sorted(started - common)),
+        dropped=tuple(sorted(set().union(*has.values()) - common)),
     )
-
-
-def _block(run: PlannedRun) -> Block:
-    return run.config.fold, run.config.seed
 
 
 # The predictions for the pictures of individual cases.
@@ -90,13 +85,9 @@ class PredictedCase:
     """One prediction that can be drawn. Loss, case, fold and seed are those of its rows in the table.
 
     Attributes:
-        loss: the loss.
-        case: the case.
         prediction: file of the label map; if it is missing, the report notes that.
         reference: file of the reference label, on the same grid.
         image: file of the image, on the same grid; `None`: the background is plain.
-        fold: the fold.
-        seed: the seed.
         values: the label values that were evaluated; others are drawn as background. `None`: all.
         ignore: label value of voxels that were not evaluated; they are drawn as background in both. `None`: none.
     """
@@ -113,38 +104,24 @@ class PredictedCase:
 
 
 def folder_predictions(
-    folder: Path, plan: Plan, done: Iterable[PlannedRun]
+    folder: Path, plan: Plan, done: list[PlannedRun]
 ) -> tuple[tuple[PredictedCase, ...], str | None]:
-    """The predictions that the finished runs of a comparison kept; if there are none, the reason.
-
-    Args:
-        folder: folder of the comparison.
-        plan: its plan.
-        done: its finished runs.
-    """
-    runs = list(done)
-    kept = [run for run in runs if (run_folder(folder, run).path / "predictions").is_dir()]
-    if not kept:
+    """The predictions that the finished runs of a comparison kept; if there are none, the reason."""
+    if not any((run_folder(folder, run).path / "predictions").is_dir() for run in done):
         return (), "the runs kept no predictions (--no-predictions, or trained by an earlier version)"
     try:
         manifest, root = _data(plan)
     except UserError as error:
         return (), str(error).splitlines()[0]
     cases = {case.id: case for case in manifest.cases}
-    return tuple(
-        PredictedCase(
-            loss=run.config.loss,
-            case=name,
-            prediction=run_folder(folder, run).prediction(name),
-            reference=root / cases[name].label,
-            image=root / cases[name].image,
-            fold=str(run.config.fold),
-            seed=str(run.config.seed),
-        )
-        for run in runs
-        for name in dict.fromkeys(row["case"] for row in run_folder(folder, run).cases)
-        if name in cases
-    ), None
+    found = []
+    for run in done:
+        run_dir, fold, seed = run_folder(folder, run), str(run.config.fold), str(run.config.seed)
+        for name in dict.fromkeys(row["case"] for row in run_dir.cases):
+            if name in cases:
+                files = run_dir.prediction(name), root / cases[name].label, root / cases[name].images[0]
+                found.append(PredictedCase(run.config.loss, name, *files, fold, seed))
+    return tuple(found), None
 
 
 def _data(plan: Plan) -> tuple[Manifest, Path]:
@@ -200,7 +177,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Collected:
-    """The contents of a report.
+    """The contents of a report. `reference` to `non_inferior` are those of the plan; see `write_report`.
 
     Attributes:
         title: name of the data set or the table.
@@ -210,12 +187,8 @@ class Collected:
         costs: loss -> its cost; empty for a table.
         curves: learning curves of all runs; empty for a table.
         failures: the failed runs.
-        reference: the reference loss of the plan, which may not have ended yet; `None`: there is no plan, or it is of
-            an earlier version.
-        metric: the primary metric of the plan.
-        margin: the equivalence margin of the plan.
-        empty: the plan's rule for cases whose reference is empty for a class.
-        non_inferior: whether the plan asks for non-inferiority.
+        reference: the reference loss, which may not have ended yet; `None`: there is no plan, or it is of an earlier
+            version.
         predictions: label maps of the finished runs, for the pictures of individual cases.
         no_pictures: the reason if a comparison has no pictures.
         names: loss -> the loss that was trained under this name, if known.
@@ -228,7 +201,7 @@ class Collected:
     table: CaseTable
     facts: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
-    costs: dict[str, Cost] | None = None
+    costs: dict[str, Cost] = field(default_factory=dict)
     curves: tuple[Curve, ...] = ()
     failures: tuple[Failure, ...] = ()
     reference: str | None = None
@@ -266,52 +239,48 @@ def from_folder(folder: Path) -> Collected:
     """
     plan = require_plan(folder)
     results = {run.id: run_folder(folder, run).result for run in plan.runs}
-    ended = {run.id for run in plan.runs if results[run.id] is not None}
-    done = {run.id for run in plan.runs if (results[run.id] or {}).get("state") == "done"}
-    selection = select(plan.runs, ended)
+    ended = {key: result for key, result in results.items() if result is not None}
+    done = {key: result for key, result in ended.items() if result.get("state") == "done"}
+    selection = select(plan.runs, ended.keys())
     compared = list(dict.fromkeys(run.config.loss for run in selection.runs))
-    if len(compared) < 2 or not any(run.id in done for run in selection.runs):
+    finished = [run for run in selection.runs if run.id in done]
+    if len(compared) < 2 or not finished:
+        losses = {run.config.loss for run in plan.runs if run.id in done}
         raise UserError(
-            f"{folder}: {len(done)} of {len(plan.runs)} runs are finished, of {_losses(plan, done)} loss(es); expected "
+            f"{folder}: {len(done)} of {len(plan.runs)} runs are finished, of {len(losses)} loss(es); expected "
             f"at least two losses that have ended on the same fold and seed: see `medloss status {folder}`"
         )
-    frame = _cases(folder, plan, [run for run in selection.runs if run.id in done])
-    failed = [run for run in plan.runs if run.id in ended - done]
+    failed = [run for run in plan.runs if run.id in ended and run.id not in done]
     worst = [(run.config.loss, run.config.fold, run.config.seed) for run in failed if run in selection.runs]
+    frame = _cases(folder, plan, finished)
     try:
         table = check_table(with_failed_runs(frame, worst), METRICS)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     still = stood_still(folder, plan)
-    predictions, no_pictures = folder_predictions(folder, plan, [run for run in selection.runs if run.id in done])
+    predictions, no_pictures = folder_predictions(folder, plan, finished)
     return Collected(
         title=plan.manifest_name,
         table=table,
-        facts=folder_facts(folder, plan, {key: result for key, result in results.items() if result and key in done}),
-        notes=(*_notes(plan, ended, selection), *_missing_metrics(table), *stood_still_notes(plan, still)),
-        costs={loss: _cost([results[r.id] or {} for r in plan.runs if r.id in done and r.config.loss == loss])
-               for loss in compared},
-        curves=tuple(_curve(folder, run, run.id not in done) for run in plan.runs if run.id in ended),
+        facts=folder_facts(folder, plan, done),
+        notes=(*_notes(plan, len(ended), selection), *_missing_metrics(table), *stood_still_notes(plan, still)),
+        costs={
+            loss: _cost([done[run.id] for run in plan.runs if run.id in done and run.config.loss == loss])
+            for loss in compared
+        },
+        curves=tuple(_curve(folder, run, run in failed) for run in plan.runs if run.id in ended),
         failures=tuple(
-            Failure(run.config.loss, run.config.fold, run.config.seed, str((results[run.id] or {}).get("error")))
+            Failure(run.config.loss, run.config.fold, run.config.seed, str(ended[run.id].get("error")))
             for run in failed
         ),
-        reference=plan.reference,
-        metric=plan.metric,
-        margin=plan.margin,
-        empty=plan.empty,
-        non_inferior=plan.non_inferior,
         predictions=predictions,
         no_pictures=no_pictures,
         names={run.config.loss: run.config.trained_as for run in plan.runs},
         still=still,
         steps=relative_steps(folder, plan),
         tuning=plan.tuning,
-    )  # fmt: skip
-
-
-def _losses(plan: Plan, ids: set[str]) -> int:
-    return len({run.config.loss for run in plan.runs if run.id in ids})
+        **{name: getattr(plan, name) for name in ("reference", "metric", "margin", "empty", "non_inferior")},
+    )
 
 
 def _cases(folder: Path, plan: Plan, runs: list[PlannedRun]) -> pd.DataFrame:
@@ -359,15 +328,15 @@ def _missing_metrics(table: CaseTable) -> list[str]:
     return [f"Left out, since some runs do not have these metrics: {', '.join(missing)}."] if missing else []
 
 
-def _notes(plan: Plan, ended: set[str], selection: Selection) -> tuple[str, ...]:
+def _notes(plan: Plan, ended: int, selection: Selection) -> tuple[str, ...]:
     notes = []
-    if len(ended) < len(plan.runs):
-        notes.append(f"The comparison is not finished: {len(ended)} of {len(plan.runs)} runs have ended.")
+    if ended < len(plan.runs):
+        notes.append(f"The comparison is not finished: {ended} of {len(plan.runs)} runs have ended.")
     if selection.left_out:
         notes.append(f"Not compared, since too few of their runs have ended: {', '.join(selection.left_out)}.")
     if selection.dropped:
         dropped = ", ".join(f"fold {fold} seed {seed}" for fold, seed in selection.dropped)
         notes.append(f"Left out, since not all losses have ended there: {dropped}.")
-    if plan.reference not in (None, NO_REFERENCE) and plan.reference in selection.left_out:
+    if plan.has_reference and plan.reference in selection.left_out:
         notes.append(f"The reference loss, {plan.reference}, has not ended: there is no verdict yet.")
     return (*notes, *plan.told, *screening_notes(plan))

@@ -1,6 +1,6 @@
 """Turns predictions and result tables of other tools into the contents of a report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +9,9 @@ import pandas as pd
 
 from pipelines.data.checks import Offence
 from pipelines.data.nifti import shift_note
-from pipelines.evaluation.cached_tasks import Done, ResultCache, work
+from pipelines.evaluation.cached_tasks import ResultCache, work
 from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
 from pipelines.evaluation.external_predictions import (
-    HashedFile,
     Pair,
     agreed_classes,
     found_classes,
@@ -22,12 +21,13 @@ from pipelines.evaluation.external_predictions import (
 )
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.result_folders import STOCK, Classes, found_images, is_mist, mist_rows
-from pipelines.evaluation.sources import Method, References, match, read_methods, read_references
+from pipelines.evaluation.sources import Method, ReferenceFiles, match_method, read_methods, read_references
 from pipelines.report.collect import ONLY, Collected, PredictedCase
 from pipelines.report.provenance import folders_facts, tables_facts, title
 from pipelines.statistics.table import check_table, in_report_order, refuse_disjoint
 from pipelines.utils import UserError
-from pipelines.utils.text import Bar, no_bar
+from pipelines.utils.files import NamedFile
+from pipelines.utils.text import Bar, counted, no_bar
 
 #: The page calls every method a loss.
 _METHODS_ARE_LOSSES = (
@@ -88,10 +88,10 @@ def from_tables(named: dict[str, Path]) -> ExternalResults:
     Raises:
         UserError: the files are not such tables, or have no metric in common.
     """
-    frames, notes = [], [_METHODS_ARE_LOSSES]
+    frames: dict[str, pd.DataFrame] = {}
+    notes = [_METHODS_ARE_LOSSES]
     for name, path in named.items():
-        frame, of_table = _read(name, path)
-        frames.append(frame)
+        frames[name], of_table = _read(name, path)
         notes += of_table
     mist = [name for name, path in named.items() if is_mist(path)]
     if mist and len(mist) < len(named):
@@ -104,45 +104,32 @@ def from_tables(named: dict[str, Path]) -> ExternalResults:
             "The metrics were computed by MIST: if reference and prediction are both empty, its Dice is 1 and its "
             "distance 0."
         )
-    _check_classes(dict(zip(named, frames, strict=True)))
+    # Missing classes would count as the worst.
+    classes = {name: set(frame["class"].str.strip()) for name, frame in frames.items() if "class" in frame.columns}
+    for (first, of_first), (second, of_second) in pairwise(classes.items()):
+        if of_first != of_second:
+            differing = ", ".join(sorted(of_first ^ of_second)[:6])
+            raise UserError(f"the tables {first} and {second} have different classes: {differing}")
     known = in_report_order(METRICS)
-    shared = [metric for metric in known if all(metric in frame.columns for frame in frames)]
+    columns = {column for frame in frames.values() for column in frame.columns}
+    shared = [metric for metric in known if all(metric in frame.columns for frame in frames.values())]
     if not shared:
         raise UserError(f"the tables have no metric in common; expected one of {', '.join(known)}")
-    keys = [key for key in ("case", "class", "loss", "patient", "fold", "seed")
-            if any(key in frame.columns for frame in frames)]  # fmt: skip
-    for name, frame in zip(named, frames, strict=True):
+    keys = [key for key in ("case", "class", "loss", "patient", "fold", "seed") if key in columns]
+    for name, frame in frames.items():
         if missing := [key for key in keys if key not in frame.columns]:
             raise UserError(f"{name}: {named[name]} has no column {missing[0]}, which other tables have")
-        extra = [metric for metric in known if metric in frame.columns and metric not in shared]
-        if extra:
+        if extra := [metric for metric in known if metric in frame.columns and metric not in shared]:
             notes.append(f"{name}: metrics that are not in every table are left out: {', '.join(extra)}.")
-    rows = pd.concat([frame[[*keys, *shared]] for frame in frames], ignore_index=True)
+    rows = pd.concat([frame[[*keys, *shared]] for frame in frames.values()], ignore_index=True)
     table = check_table(rows, METRICS)
     refuse_disjoint(table)
     collected = Collected(title=" and ".join(named), table=table, facts=tables_facts(named, table), notes=tuple(notes))
     return ExternalResults(collected, rows, None, tuple(notes[1:]))
 
 
-def _check_classes(frames: dict[str, pd.DataFrame]) -> None:
-    """Refuse tables with different classes: missing ones would count as the worst."""
-    classes = {name: set(frame["class"].str.strip()) for name, frame in frames.items() if "class" in frame.columns}
-    for (first, of_first), (second, of_second) in pairwise(classes.items()):
-        if of_first != of_second:
-            differing = ", ".join(sorted(of_first ^ of_second)[:6])
-            raise UserError(f"the tables {first} and {second} have different classes: {differing}")
-
-
 def _read(name: str, path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The results of one method as rows of a table of results, as text; and notes on them.
-
-    Args:
-        name: the method.
-        path: a CSV file.
-
-    Raises:
-        UserError: the file is not such a table.
-    """
+    """The results of one method as rows of a table of results, as text; and notes on them."""
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -184,9 +171,16 @@ def from_predictions(
     message = _sparingly(message)
     methods = read_methods(named, settings.folds)
     references = read_references(settings.labels, methods)
-    predictions, offences = _matched(methods, references)
+    predictions: dict[str, dict[str, Path]] = {}
+    offences: list[Offence] = []
+    for method in methods:
+        predictions[method.name], bad = match_method(references, method)
+        offences += bad
     if settings.folds is not None:
-        predictions, references = _of_the_folds(methods, predictions, references)
+        # Cases of other folds are not missing in folders without folds, nor in the references.
+        within = set().union(*(predictions[method.name] for method in methods if method.folds))
+        predictions = {name: {c: file for c, file in of.items() if c in within} for name, of in predictions.items()}
+        references = replace(references, files={c: file for c, file in references.files.items() if c in within})
     classes = settings.classes or agreed_classes(methods)
     predicted = set().union(*predictions.values())
     needed = [file for case, file in references.files.items() if classes is None or case in predicted]
@@ -198,50 +192,58 @@ def from_predictions(
     if classes is None:
         if not any(file in hashed for file in needed):
             refuse(offences)
-        with bar("looking for labels", len(needed)) as step:
-            classes = found_classes(references, hashed, store, settings.jobs, step, message)
+        classes = found_classes(references, hashed, bar)
     asked = [(method, case, file) for method in methods for case, file in sorted(predictions[method.name].items())
              if file in hashed and references.files[case] in hashed]  # fmt: skip
-    pairs = [Pair(HashedFile(file, hashed[file]), HashedFile(references.files[case], hashed[references.files[case]]),
-                  classes, settings.nsd_tolerance_mm) for _, case, file in asked]  # fmt: skip
+    named_files = {file: NamedFile(file, case, hashed[file])
+                   for _, case, prediction in asked for file in (prediction, references.files[case])}  # fmt: skip
+    pairs = [Pair(named_files[file], named_files[references.files[case]], classes, settings.nsd_tolerance_mm)
+             for _, case, file in asked]  # fmt: skip
     with bar("evaluating", len(pairs)) as step:
         done = work(pairs, store, jobs=settings.jobs, check_only=bool(offences), progress=step, notify=message)
     refuse([*offences, *done.offences])
 
+    images: dict[str, Path] = {}
+    for method in methods:
+        if method.nnunet is not None:
+            images = found_images(method.nnunet, references.files) | images
     fold_of = _fold_of(asked)
-    rows = _rows(asked, done, classes, fold_of)
-    agreed, differing = _agreement(methods, classes, asked, done)
-    notes = [*_notes(methods, references, predicted, classes), *_off_grid(asked, done), *differing]
+    rows, drawn, dice = [], [], {}
+    for (method, case, file), result in zip(asked, done.results, strict=True):
+        fold = fold_of.get(case, ONLY)
+        # Not resolved: the target of a link may have a name that is not one of NIfTI's.
+        image = images[case].absolute() if case in images else None
+        drawn.append(
+            PredictedCase(
+                method.name, case, file.absolute(), references.files[case].absolute(), image, fold=fold,
+                values=classes.values, ignore=classes.ignore,
+            )
+        )  # fmt: skip
+        for name, values in zip(classes.regions, result["measures"], strict=True):
+            metrics = dict(zip(METRICS, values, strict=True))
+            keys = {"case": case, "loss": method.name, "class": name} | ({"fold": fold} if fold_of else {})
+            rows.append(keys | metrics)
+            dice[method.name, str(file), name] = metrics["dice"]
+    table = pd.DataFrame(rows)
+    agreed, differing = summary_notes(methods, classes, dice)
+    shifts = {str(file): result["shift"] for (_, _, file), result in zip(asked, done.results, strict=True)}
+    off_grid = shift_note(shifts, "prediction", "reference")
+    notes = [*_notes(methods, references, predicted, classes), *([f"{off_grid}."] if off_grid else []), *differing]
     collected = Collected(
         title=title(methods, references),
-        table=check_table(rows, METRICS),
+        table=check_table(table, METRICS),
         facts=folders_facts(methods, references, classes, hashed, settings.nsd_tolerance_mm, predictions, agreed),
         notes=(_METHODS_ARE_LOSSES, *notes),
-        predictions=_drawn(asked, references, methods, classes, fold_of),
+        predictions=tuple(drawn),
     )
-    reference = next((m.name for m in methods if m.nnunet is not None and m.nnunet.trainer == STOCK), None)
-    return ExternalResults(collected, rows, reference, (_summary(predictions, classes, done), *notes))
-
-
-def _matched(methods: Sequence[Method], references: References) -> tuple[dict[str, dict[str, Path]], list[Offence]]:
-    """Method -> case -> prediction, and the files that cannot be matched."""
-    predictions, offences = {}, []
-    for method in methods:
-        predictions[method.name], bad = match(references, method)
-        offences += bad
-    return predictions, offences
-
-
-def _of_the_folds(
-    methods: Sequence[Method], predictions: dict[str, dict[str, Path]], references: References
-) -> tuple[dict[str, dict[str, Path]], References]:
-    """Restrict folders without folds and references to the cases of the selected folds: others are not missing."""
-    within = set().union(*(predictions[method.name] for method in methods if method.folds))
-
-    def of(files: dict[str, Path]) -> dict[str, Path]:
-        return {case: file for case, file in files.items() if case in within}
-
-    return {name: of(files) for name, files in predictions.items()}, replace(references, files=of(references.files))
+    # The analysis reports what is missing.
+    summary = (
+        f"{counted(len(predictions), 'folder')}, {counted(len(predicted), 'case')}, "
+        f"{counted(len(classes.regions), 'class')}: {counted(len(done.results) - done.kept, 'pair')} evaluated, "
+        f"{done.kept} read from the cache"
+    )
+    stock = next((m.name for m in methods if m.nnunet is not None and m.nnunet.trainer == STOCK), None)
+    return ExternalResults(collected, table, stock, (summary, *notes))
 
 
 def _sparingly(message: Callable[[str], None], most: int = 10) -> Callable[[str], None]:
@@ -261,81 +263,21 @@ def _fold_of(asked: Sequence[tuple[Method, str, Path]]) -> dict[str, str]:
 
     A case must have the same fold for all methods: two folds would be two results, and each method has only one.
     """
-    found: dict[str, set[str]] = {}
+    found: dict[str, str] = {}
     for method, case, file in asked:
-        if method.folds:
-            found.setdefault(case, set()).add(method.folds[file])
-    return (
-        {} if any(len(folds) > 1 for folds in found.values()) else {case: min(folds) for case, folds in found.items()}
-    )
+        if method.folds and found.setdefault(case, method.folds[file]) != method.folds[file]:
+            return {}
+    return found
 
 
-def _rows(
-    asked: Sequence[tuple[Method, str, Path]], done: Done, classes: Classes, fold_of: Mapping[str, str]
-) -> pd.DataFrame:
-    """A row per method, case and class; the statistics count a case without rows as the worst."""
-    rows = []
-    for (method, case, _), result in zip(asked, done.results, strict=True):
-        for name, values in zip(classes.regions, result["measures"], strict=True):
-            keys = {"case": case, "loss": method.name, "class": name}
-            keys |= {"fold": fold_of.get(case, ONLY)} if fold_of else {}
-            rows.append(keys | dict(zip(METRICS, values, strict=True)))
-    return pd.DataFrame(rows)
-
-
-def _agreement(
-    methods: Sequence[Method], classes: Classes, asked: Sequence[tuple[Method, str, Path]], done: Done
-) -> tuple[list[str], list[str]]:
-    """The methods whose Dice equals that of nnU-Net's summaries, and notes on those that differ."""
-    place = list(METRICS).index("dice")
-    dice = {
-        (method.name, str(file), name): values[place]
-        for (method, _, file), result in zip(asked, done.results, strict=True)
-        for name, values in zip(classes.regions, result["measures"], strict=True)
-    }
-    return summary_notes(methods, classes, dice)
-
-
-def _drawn(
-    asked: Sequence[tuple[Method, str, Path]],
-    references: References,
-    methods: Sequence[Method],
-    classes: Classes,
-    fold_of: Mapping[str, str],
-) -> tuple[PredictedCase, ...]:
-    """The predictions for the pictures of individual cases; with images if nnU-Net's raw data are found."""
-    images: dict[str, Path] = {}
-    for method in methods:
-        if method.nnunet is not None:
-            images = found_images(method.nnunet, references.files) | images
-    return tuple(
-        PredictedCase(
-            loss=method.name,
-            case=case,
-            # Not resolved: the target of a link may have a name that is not one of NIfTI's.
-            prediction=file.absolute(),
-            reference=references.files[case].absolute(),
-            image=images[case].absolute() if case in images else None,
-            fold=fold_of.get(case, ONLY),
-            values=classes.values,
-            ignore=classes.ignore,
-        )
-        for method, case, file in asked
-    )
-
-
-def _off_grid(asked: Sequence[tuple[Method, str, Path]], done: Done) -> list[str]:
-    shifts = {str(file): result["shift"] for (_, _, file), result in zip(asked, done.results, strict=True)}
-    note = shift_note(shifts, "prediction", "reference")
-    return [] if note is None else [f"{note}."]
-
-
-def _notes(methods: Sequence[Method], references: References, predicted: set[str], classes: Classes) -> list[str]:
+def _notes(methods: Sequence[Method], references: ReferenceFiles, predicted: set[str], classes: Classes) -> list[str]:
     """The first notes on the page."""
     notes = []
     left_out = [case for case in references.files if case not in predicted]
     if left_out:
-        notes.append(f"Left out, since no folder has a prediction: {_cases(left_out)} of {len(references.files)}.")
+        some = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
+        cases = f"{counted(len(left_out), 'case')} ({some})"
+        notes.append(f"Left out, since no folder has a prediction: {cases} of {len(references.files)}.")
     notes += [
         f"{method.name}: fold_all is left out, since it was validated on its training cases."
         for method in methods
@@ -347,22 +289,3 @@ def _notes(methods: Sequence[Method], references: References, predicted: set[str
             "prediction, reference and their surfaces end at these voxels."
         )
     return notes
-
-
-def _summary(predictions: Mapping[str, Mapping[str, Path]], classes: Classes, done: Done) -> str:
-    """What was evaluated; the analysis reports what is missing."""
-    cases = set().union(*predictions.values())
-    return (
-        f"{_count(len(predictions), 'folder')}, {_count(len(cases), 'case')}, "
-        f"{_count(len(classes.regions), 'class')}: {_count(len(done.results) - done.kept, 'pair')} evaluated, "
-        f"{done.kept} read from the cache"
-    )
-
-
-def _cases(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{_count(len(names), 'case')} ({', '.join(names[:most])}{more})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"

@@ -30,7 +30,6 @@ _HALO = "#101010"
 #: Opacity of the tints; pink is paler than the others.
 _TINT, _STRONG = 0.38, 0.6
 _BACK, _PLAIN = "#F2F2F2", "#3D3D3D"
-_DPI = 130
 _DASHES = (0, (2.2, 2.2))
 #: Panels per row in the picture of all losses.
 _COLUMNS = 6
@@ -40,11 +39,9 @@ _FINE = 90
 
 def loss_picture(loss: str, panels: Sequence[Panel], metric: str) -> bytes:
     """Draw the worst, median and best case of a loss, as PNG."""
-
     side, gap, bottom, height = 2.79, 0.215, 0.5, 3.98
 
-    def draw() -> Figure:
-        figure = _figure(height)
+    def draw(figure: Figure) -> None:
         figure.text(0.1 / WIDTH, 1 - 0.1 / height, short(loss, 70), fontsize=10.5, weight="bold", va="top")
         for number, panel in enumerate(panels):
             left = 0.1 + number * (side + gap)
@@ -57,54 +54,50 @@ def loss_picture(loss: str, panels: Sequence[Panel], metric: str) -> bytes:
             ):
                 figure.text(left / WIDTH, (bottom + up) / height, text, fontsize=size, color=colour)
             _draw_panel(axes, panel, 40, 1.35)
-        _legend(figure, panels, height)
-        return figure
+        _legend(figure, panels)
 
-    return _png(draw)
+    return _png(draw, height)
 
 
 def same_picture(panels: Sequence[Panel], metric: str) -> bytes:
     """Draw all losses on one slice, as PNG; the first panel shows the reference alone."""
     shown = next(panel.shown for panel in panels if panel.shown is not None)
-    columns = min(_COLUMNS, len(panels) + 1)
-    columns = ceil((len(panels) + 1) / ceil((len(panels) + 1) / columns))
-    rows = ceil((len(panels) + 1) / columns)
+    count = len(panels) + 1
+    columns = ceil(count / ceil(count / min(_COLUMNS, count)))
+    rows = ceil(count / columns)
     side = min((WIDTH - 0.2) / columns - 0.1, 2.86)
     height = 0.3 + rows * (side + 0.36) + 0.3
 
-    def draw() -> Figure:
-        figure = _figure(height)
+    def draw(figure: Figure) -> None:
         heading = ", ".join(filter(None, (short(panels[0].choice.predicted.case, 60), position_text(panels[0]))))
         figure.text(0.1 / WIDTH, 1 - 0.08 / height, heading, fontsize=10, va="top")
-        for number in range(len(panels) + 1):
+        for number, panel in enumerate([None, *panels]):
             row, column = divmod(number, columns)
             left, bottom = 0.1 + column * (side + 0.1), 0.3 + (rows - 1 - row) * (side + 0.36)
             axes = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
-            title = "reference label\n"
-            if number:
-                panel = panels[number - 1]
-                score = _shown(panel.choice.metrics.get(metric), metric)
-                title = f"{short(panel.choice.predicted.loss, round(18.3 * side))}\n{METRICS[metric].label} {score}"
-                _draw_panel(axes, panel, round(14 * side), 1.1, bare=True)
-            else:
+            if panel is None:
+                title = "reference label\n"
                 _draw_image(axes, shown)
                 _draw_outline(axes, shown.reference, shown, REFERENCE, "solid", 1.1)
                 _finish(axes, shown)
+            else:
+                score = _value(panel.choice.metrics.get(metric), metric)
+                title = f"{short(panel.choice.predicted.loss, round(18.3 * side))}\n{METRICS[metric].label} {score}"
+                _draw_panel(axes, panel, round(14 * side), 1.1, bare=True)
             figure.text(left / WIDTH, (bottom + side + 0.03) / height, title, fontsize=6.9, va="bottom")
-        _legend(figure, panels, height)
-        return figure
+        _legend(figure, panels)
 
-    return _png(draw)
+    return _png(draw, height)
 
 
 def scores_text(panel: Panel, metric: str) -> str:
     """The primary metric, Dice and HD95 of the run that is drawn."""
     metrics = panel.choice.metrics
     names = [name for name in dict.fromkeys((metric, "dice", "hd95_mm")) if name in metrics]
-    return ", ".join(f"{METRICS[name].label} {_shown(metrics[name], name)}" for name in names)
+    return ", ".join(f"{METRICS[name].label} {_value(metrics[name], name)}" for name in names)
 
 
-def _shown(value: float | None, metric: str) -> str:
+def _value(value: float | None, metric: str) -> str:
     return "–" if value is None else METRICS[metric].shown(value, decimals=METRICS[metric].decimals - 1)
 
 
@@ -115,7 +108,7 @@ def position_text(panel: Panel, metric: str | None = None) -> str:
         parts.append(f"{panel.shown.plane.name} slice {panel.shown.index + 1} of {panel.shown.slices}")
     if metric is not None and choice.runs > 1:
         parts.append(f"fold {choice.predicted.fold} seed {choice.predicted.seed}")
-        parts.append(f"mean of {choice.runs} runs {_shown(choice.score, metric)}")
+        parts.append(f"mean of {choice.runs} runs {_value(choice.score, metric)}")
     if panel.shown is not None and panel.shown.no_image is not None:
         parts.append("image missing")
     return ", ".join(parts)
@@ -137,11 +130,6 @@ def tints(reference: NDArray[Any], prediction: NDArray[Any]) -> NDArray[np.float
     return painted
 
 
-def _figure(height: float) -> Figure:
-    # Laid out by hand: matplotlib's layout engines take longer than all the drawing.
-    return Figure(figsize=(WIDTH, height), dpi=_DPI, facecolor="white")
-
-
 def _draw_panel(axes: Axes, panel: Panel, letters: int, line: float, bare: bool = False) -> None:
     shown = panel.shown
     if shown is None:
@@ -153,64 +141,56 @@ def _draw_panel(axes: Axes, panel: Panel, letters: int, line: float, bare: bool 
     if max(prediction.shape) > _FINE:
         line *= 0.75
     _draw_image(axes, shown)
-    axes.imshow(tints(shown.reference, prediction), **_placement(shown))
+    axes.imshow(tints(shown.reference, prediction), **_placed(shown))
     _draw_outline(axes, shown.reference, shown, REFERENCE, "solid", line)
     _draw_outline(axes, prediction, shown, PREDICTION, _DASHES, line)
     _finish(axes, shown, bare)
 
 
+def _placed(shown: Shown) -> dict[str, Any]:
+    width, height = shown.size
+    return {"extent": (0, width, 0, height), "origin": "lower", "aspect": "equal", "interpolation": "nearest"}
+
+
 def _draw_image(axes: Axes, shown: Shown) -> None:
     if shown.image is None:
-        axes.imshow(np.full((*shown.reference.shape, 3), to_rgb(_PLAIN)), **_placement(shown))
+        axes.imshow(np.full((*shown.reference.shape, 3), to_rgb(_PLAIN)), **_placed(shown))
         return
     usable = shown.image[np.isfinite(shown.image)]
     low, high = np.percentile(usable, (1, 99)) if usable.size else (0.0, 1.0)
     high = max(high, low + 1e-6 * max(abs(low), 1.0))
     image = np.nan_to_num(shown.image.astype(np.float64), nan=low, posinf=high, neginf=low)
-    axes.imshow(image, cmap="gray", vmin=low, vmax=high, **_placement(shown))
+    axes.imshow(image, cmap="gray", vmin=low, vmax=high, **_placed(shown))
 
 
 def _draw_outline(axes: Axes, labels: NDArray[Any], shown: Shown, colour: str, style: Any, width: float) -> None:
     lines = outlines(labels, shown.plane.spacing)
     if lines:
-        drawn = LineCollection(lines, colors=[colour], linestyles=[style], linewidths=[width], capstyle="butt")
-        halo = withStroke(linewidth=width + 1.0, foreground=_HALO, alpha=0.55)
-        drawn.set_path_effects([halo])
+        halo = [withStroke(linewidth=width + 1.0, foreground=_HALO, alpha=0.55)]
+        drawn = LineCollection(
+            lines, colors=[colour], linestyles=[style], linewidths=[width], capstyle="butt", path_effects=halo
+        )
         axes.add_collection(drawn, autolim=False)
-
-
-def _placement(shown: Shown) -> dict[str, Any]:
-    width, height = _size(shown)
-    return {"extent": (0, width, 0, height), "origin": "lower", "aspect": "equal", "interpolation": "nearest"}
-
-
-def _size(shown: Shown) -> tuple[float, float]:
-    """Width and height in mm."""
-    (rows, columns), (down, across) = shown.reference.shape, shown.plane.spacing
-    return columns * across, rows * down
 
 
 def _finish(axes: Axes, shown: Shown | None, bare: bool = False) -> None:
     axes.set_facecolor(_BACK)
     axes.grid(False)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
     if shown is None:
         return
-    width, height = _size(shown)
+    width, height = shown.size
     side = max(width, height)
     # All panels are square; a section that is not leaves a part of its panel empty.
-    axes.set_xlim(width / 2 - side / 2, width / 2 + side / 2)
-    axes.set_ylim(height / 2 - side / 2, height / 2 + side / 2)
+    axes.set(xlim=((width - side) / 2, (width + side) / 2), ylim=((height - side) / 2, (height + side) / 2))
     if bare:
         return
-    halo = [withStroke(linewidth=1.8, foreground=_HALO)]
     length = scale_bar(width)
     x, y = 0.05 * width, 0.05 * height
     axes.plot([x, x + length], [y, y], color="white", linewidth=2.2, solid_capstyle="butt",
               path_effects=[withStroke(linewidth=3.6, foreground=_HALO)])  # fmt: skip
+    halo = [withStroke(linewidth=1.8, foreground=_HALO)]
     at: dict[str, Any] = {"fontsize": 7.5, "color": "white", "path_effects": halo}
     axes.text(x, y + 0.02 * side, f"{length:g} mm", va="bottom", ha="left", **at)
     places = ((0.012, 0.5), (0.988, 0.5), (0.5, 0.012), (0.5, 0.988))
@@ -219,7 +199,7 @@ def _finish(axes: Axes, shown: Shown | None, bare: bool = False) -> None:
         axes.text(right * width, up * height, letter, ha=ha, va=va, **at)
 
 
-def _legend(figure: Figure, panels: Sequence[Panel], height: float) -> None:
+def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
     halo = [withStroke(linewidth=2.4, foreground=_HALO, alpha=0.55)]
     keys: list[Any] = [
         Line2D([], [], color=REFERENCE, linewidth=1.4, label="reference label", path_effects=halo),
@@ -232,8 +212,8 @@ def _legend(figure: Figure, panels: Sequence[Panel], height: float) -> None:
     if any(len(np.unique(labels[labels != 0])) > 1 for labels in maps):
         keys.append(Patch(color=_flat(WRONG_CLASS), label="wrong class"))
     figure.legend(
-        handles=keys, loc="lower left", bbox_to_anchor=(0.08 / WIDTH, 0.01 / height), ncols=len(keys), fontsize=8,
-        borderaxespad=0, borderpad=0.2, handlelength=2.2, columnspacing=1.6,
+        handles=keys, loc="lower left", bbox_to_anchor=(0.08 / WIDTH, 0.01 / figure.get_figheight()), ncols=len(keys),
+        fontsize=8, borderaxespad=0, borderpad=0.2, handlelength=2.2, columnspacing=1.6,
     )  # fmt: skip
 
 
@@ -244,10 +224,13 @@ def _flat(colour: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _png(draw: Callable[[], Figure]) -> bytes:
+def _png(draw: Callable[[Figure], None], height: float) -> bytes:
     """Draw, and write with a palette of 256 colours to a third of the size; the same data give the same bytes."""
     with styled(), names_as_text():
-        canvas = FigureCanvasAgg(draw())
+        # Laid out by hand: matplotlib's layout engines take longer than all the drawing.
+        figure = Figure(figsize=(WIDTH, height), dpi=130, facecolor="white")
+        draw(figure)
+        canvas = FigureCanvasAgg(figure)
         canvas.draw()
     small = BytesIO()
     indexed(Image.fromarray(np.asarray(canvas.buffer_rgba())), _palette()).save(small, format="PNG")

@@ -14,11 +14,6 @@ from pipelines.statistics.table import CaseTable
 
 # The cases: worst, median and best of each loss, and the one on which the losses differ most.
 
-#: Metrics that every picture reports, next to the primary metric.
-_REPORTED = ("dice", "hd95_mm")
-#: Metrics by loss, case, fold and seed.
-MetricsOfRuns = dict[tuple[str, str, str, str], dict[str, float | None]]
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -44,10 +39,8 @@ def case_scores(table: CaseTable, metric: str, empty: str = "one") -> dict[str, 
     # The statistics average over the cases of a patient; a picture shows a single case.
     single = replace(table, frame=table.frame.assign(patient="case " + table.frame["case"]))
     found = scores(single, metric, empty=empty)
-    return {
-        loss: dict(zip(found.patients, values, strict=True))
-        for loss, values in zip(found.losses, found.by_patient.tolist(), strict=True)
-    }
+    of_losses = zip(found.losses, found.by_patient.tolist(), strict=True)
+    return {loss: dict(zip(found.patients, values, strict=True)) for loss, values in of_losses}
 
 
 def choose(
@@ -63,21 +56,15 @@ def choose(
         predictions: predictions of the finished runs.
         empty: the rule for cases whose reference is empty for a class, as in the statistics.
     """
-    by_case = case_scores(table, metric, empty)
-    of_runs = _metrics_of_runs(table, metric)
-    chosen = {}
-    for loss, of_loss in _grouped(predictions, by_case).items():
-        sign = table.metrics[metric].sign
-        order = sorted(of_loss, key=lambda case: (sign * by_case[loss][case], case))
+    sign, chosen = table.metrics[metric].sign, {}
+    for loss, of_loss in _candidates(table, metric, predictions, empty).items():
+        order = sorted(of_loss.values(), key=lambda choice: (sign * choice.score, choice.predicted.case))
         places = {"worst": 0, "median": (len(order) - 1) // 2, "best": len(order) - 1}
         if len(order) == 2:
             del places["median"]
         if len(order) == 1:
             places = {"only": 0}
-        chosen[loss] = [
-            _choice(which, of_loss[order[place]], by_case[loss][order[place]], of_runs, metric)
-            for which, place in places.items()
-        ]
+        chosen[loss] = [replace(order[place], which=which) for which, place in places.items()]
     return chosen
 
 
@@ -89,76 +76,58 @@ def most_different(
     Only cases with predictions of the largest number of losses are considered. Among equals, the first by name is
     selected.
     """
-    by_case = case_scores(table, metric, empty)
-    groups = _grouped(predictions, by_case)
-    losses: dict[str, list[str]] = {}
-    for loss, of_loss in groups.items():
-        for case in of_loss:
-            losses.setdefault(case, []).append(loss)
-    most = max((len(found) for found in losses.values()), default=0)
+    by_case: dict[str, list[Choice]] = {}
+    for of_loss in _candidates(table, metric, predictions, empty).values():
+        for case, choice in of_loss.items():
+            by_case.setdefault(case, []).append(choice)
+    most = max(map(len, by_case.values()), default=0)
     spread = {
-        case: float(np.std([by_case[loss][case] for loss in found]))
-        for case, found in losses.items()
-        if len(found) == most
+        case: round(float(np.std([choice.score for choice in choices])), 9)
+        for case, choices in by_case.items()
+        if len(choices) == most
     }
-    if most < 2 or max(spread.values()) == 0:
+    if most < 2 or not any(spread.values()):
         return []
-    case = min(spread, key=lambda name: (-round(spread[name], 9), name))
-    of_runs = _metrics_of_runs(table, metric)
-    return [
-        _choice("most different", groups[loss][case], by_case[loss][case], of_runs, metric) for loss in losses[case]
-    ]
+    case = min(spread, key=lambda name: (-spread[name], name))
+    return [replace(choice, which="most different") for choice in by_case[case]]
 
 
-def _grouped(
-    predictions: Iterable[PredictedCase], by_case: dict[str, dict[str, float]]
-) -> dict[str, dict[str, list[PredictedCase]]]:
-    """Loss -> case -> the predictions of its runs, for the cases and losses that were compared."""
-    groups: dict[str, dict[str, list[PredictedCase]]] = {}
+def _candidates(
+    table: CaseTable, metric: str, predictions: Iterable[PredictedCase], empty: str
+) -> dict[str, dict[str, Choice]]:
+    """Loss -> case -> the prediction of the run that is closest to the mean of all runs."""
+    by_case = case_scores(table, metric, empty)
+    # Every picture reports Dice and HD95, next to the primary metric.
+    names = [name for name in dict.fromkeys((metric, "dice", "hd95_mm")) if name in table.metrics]
+    means = table.frame.groupby(["loss", "case", "fold", "seed"])[names].mean()
+    of_runs: Any = means.astype(object).where(np.isfinite(means), None).to_dict("index")
+    groups: dict[tuple[str, str], list[PredictedCase]] = {}
     for one in predictions:
         if one.case in by_case.get(one.loss, {}):
-            groups.setdefault(one.loss, {}).setdefault(one.case, []).append(one)
-    return groups
+            groups.setdefault((one.loss, one.case), []).append(one)
+    found: dict[str, dict[str, Choice]] = {}
+    for (loss, case), runs in groups.items():
+        score = by_case[loss][case]
 
+        def distance(one: PredictedCase, score: float = score) -> tuple[float, str, str]:
+            value = of_runs.get((one.loss, one.case, one.fold, one.seed), {}).get(metric)
+            return np.inf if value is None else round(abs(value - score), 9), one.fold, one.seed
 
-def _metrics_of_runs(table: CaseTable, metric: str) -> MetricsOfRuns:
-    """The metrics of each run per case, averaged over the classes."""
-    names = [name for name in dict.fromkeys((metric, *_REPORTED)) if name in table.metrics]
-    means = table.frame.groupby(["loss", "case", "fold", "seed"])[names].mean()
-    return {
-        (str(loss), str(case), str(fold), str(seed)): {
-            name: float(value) if np.isfinite(value) else None for name, value in zip(names, row, strict=True)
-        }
-        for (loss, case, fold, seed), row in zip(means.index, means.to_numpy(), strict=True)
-    }
-
-
-def _choice(which: str, predictions: list[PredictedCase], score: float, of_runs: MetricsOfRuns, metric: str) -> Choice:
-    """Select the run that is closest to the mean of all runs."""
-    metrics = {one: of_runs.get((one.loss, one.case, one.fold, one.seed), {}) for one in predictions}
-
-    def distance(one: PredictedCase) -> float:
-        value = metrics[one].get(metric)
-        return np.inf if value is None else round(abs(value - score), 9)
-
-    nearest = min(predictions, key=lambda one: (distance(one), one.fold, one.seed))
-    return Choice(which, nearest, score, metrics[nearest], len(predictions))
+        nearest = min(runs, key=distance)
+        metrics = of_runs.get((loss, case, nearest.fold, nearest.seed), {})
+        found.setdefault(loss, {})[case] = Choice("", nearest, score, metrics, len(runs))
+    return found
 
 
 # The plane, the slice, and the section around the object; in mm.
 
 #: Spacings of at least this share of the largest one count as equal to it.
 _AS_COARSE = 0.9
-#: The margin around the object, as shares of the longer side of the object and of the slice.
-_OF_OBJECT, _OF_SLICE = 0.3, 0.1
-#: The smallest margin in voxels.
-_LEAST_VOXELS = 4
 #: The planes perpendicular to the world axes x, y, z (right, anterior, superior).
 PLANES = ("sagittal", "coronal", "axial")
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 Labels = NDArray[Any]
-Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -204,37 +173,32 @@ def planes(shape: Sequence[int], spacing: Sequence[float], affine: NDArray[np.fl
         spacing: spacing per axis in mm.
         affine: `[4, 4]`, from voxels to mm (right, anterior, superior).
     """
-    world, rising = _directions(affine, len(shape))
+    orientation = nib.io_orientation(affine)[: len(shape)]
+    # The world axis that each array axis follows, and whether in its positive direction.
+    world, rising = [int(axis) for axis, _ in orientation], [bool(sign > 0) for _, sign in orientation]
+
+    def plane(across: int | None) -> Plane:
+        columns, rows = sorted((axis for axis in range(len(world)) if axis != across), key=lambda axis: world[axis])
+        return Plane(
+            name="" if across is None else PLANES[world[across]],
+            across=across,
+            rows=rows,
+            columns=columns,
+            flips=(not rising[rows], rising[columns]),
+            spacing=(float(spacing[rows]), float(spacing[columns])),
+            letters=() if across is None else (*_LETTERS[world[columns]][::-1], *_LETTERS[world[rows]]),
+        )
+
     if len(shape) == 2:
-        return [_plane(None, world, rising, spacing)]
+        return [plane(None)]
     single = [axis for axis in range(3) if shape[axis] == 1]
     coarse = [axis for axis in range(3) if spacing[axis] >= _AS_COARSE * max(spacing)]
-    return [_plane(across, world, rising, spacing) for across in single[-1:] or coarse]
-
-
-def _directions(affine: NDArray[np.float64], axes: int) -> tuple[list[int], list[bool]]:
-    """For each array axis, the world axis that it follows, and whether in its positive direction."""
-    orientation = nib.io_orientation(affine)[:axes]
-    return [int(axis) for axis, _ in orientation], [bool(sign > 0) for _, sign in orientation]
-
-
-def _plane(across: int | None, world: list[int], rising: list[bool], spacing: Sequence[float]) -> Plane:
-    columns, rows = sorted((axis for axis in range(len(world)) if axis != across), key=lambda axis: world[axis])
-    return Plane(
-        name="" if across is None else PLANES[world[across]],
-        across=across,
-        rows=rows,
-        columns=columns,
-        flips=(not rising[rows], rising[columns]),
-        spacing=(float(spacing[rows]), float(spacing[columns])),
-        letters=() if across is None else (*_LETTERS[world[columns]][::-1], *_LETTERS[world[rows]]),
-    )
+    return [plane(across) for across in single[-1:] or coarse]
 
 
 def largest_section(labels: Labels, plane: Plane) -> float:
     """The area of the object's largest section in a plane, mm2."""
-    counts = _counts(labels != 0, plane)
-    return float(counts.max(initial=0)) * plane.spacing[0] * plane.spacing[1]
+    return float(_counts(labels != 0, plane).max(initial=0)) * plane.spacing[0] * plane.spacing[1]
 
 
 def select_slice(reference: Labels, predictions: Iterable[Labels], plane: Plane) -> int:
@@ -243,16 +207,10 @@ def select_slice(reference: Labels, predictions: Iterable[Labels], plane: Plane)
     If there are none, it is the slice with the largest section of the reference; if the reference is empty, the middle.
     Among equals it is the first.
     """
-    wrong = np.zeros(_length(reference, plane), np.int64)
-    for prediction in predictions:
-        wrong += _counts(prediction != reference, plane)
-    if not wrong.any():
-        wrong = _counts(reference != 0, plane)
-    return int(np.argmax(wrong)) if wrong.any() else len(wrong) // 2
-
-
-def _length(labels: Labels, plane: Plane) -> int:
-    return 1 if plane.across is None else labels.shape[plane.across]
+    counts = _counts(reference != 0, plane)
+    wrong = sum((_counts(labels != reference, plane) for labels in predictions), np.zeros_like(counts))
+    counts = wrong if wrong.any() else counts
+    return int(np.argmax(counts)) if counts.any() else len(counts) // 2
 
 
 def _counts(mask: NDArray[np.bool_], plane: Plane) -> NDArray[np.int64]:
@@ -260,11 +218,11 @@ def _counts(mask: NDArray[np.bool_], plane: Plane) -> NDArray[np.int64]:
     return np.asarray(np.count_nonzero(mask, axis=(plane.rows, plane.columns)), np.int64).reshape(-1)
 
 
-def window(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> Window:
+def window(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:
     """The section of a slice that is shown: the object with a margin, as square (in mm) as the slice allows.
 
-    The margin is 0.3 of the object's longer side plus 0.1 of the slice's, so that the position of a small object
-    remains visible. Without an object the whole slice is shown.
+    The margin is 0.3 of the object's longer side plus 0.1 of the slice's, and at least 4 voxels, so that the position
+    of a small object remains visible. Without an object the whole slice is shown.
 
     Args:
         mask: the object, `[rows, columns]`.
@@ -275,15 +233,12 @@ def window(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> Window:
     extents = [n * s for n, s in zip(mask.shape, spacing, strict=True)]
     bounds = [np.flatnonzero(mask.any(1 - axis))[[0, -1]] for axis in (0, 1)]
     sides = [(last + 1 - first) * s for (first, last), s in zip(bounds, spacing, strict=True)]
-    margin = max(_OF_OBJECT * max(sides) + _OF_SLICE * max(extents), _LEAST_VOXELS * max(spacing))
+    margin = max(0.3 * max(sides) + 0.1 * max(extents), 4 * max(spacing))
     side = max(sides) + 2 * margin
-    rows, columns = (_span(bounds[axis], side / spacing[axis], mask.shape[axis]) for axis in (0, 1))
-    return rows, columns
-
-
-def _span(bounds: NDArray[np.int64], length: float, available: int) -> slice:
-    """A range of voxels centred on the object, moved inwards at the border of the slice."""
-    voxels = min(int(np.ceil(length)), available)
-    start = round((bounds.sum() + 1 - voxels) / 2)
-    start = min(max(start, 0), available - voxels)
-    return slice(int(start), int(start + voxels))
+    spans = []
+    for (first, last), available, step in zip(bounds, mask.shape, spacing, strict=True):
+        # Centred on the object, and moved inwards at the border of the slice.
+        voxels = min(int(np.ceil(side / step)), available)
+        start = int(min(max(round((first + last + 1 - voxels) / 2), 0), available - voxels))
+        spans.append(slice(start, start + voxels))
+    return spans[0], spans[1]

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,18 +37,17 @@ def outlines(labels: NDArray[Any], spacing: tuple[float, float]) -> list[NDArray
     """
     padded = np.pad(labels, 1)
     neighbours: dict[Point, list[Point]] = defaultdict(list)
+    edges: list[tuple[Point, Point]] = []
     # Two voxels that differ within a column have an edge along the row; corners are counted from the padding.
     for row, column in np.argwhere(padded[:-1, :] != padded[1:, :]).tolist():
-        _join(neighbours, (row, column - 1), (row, column))
+        edges.append(((row, column - 1), (row, column)))
     for row, column in np.argwhere(padded[:, :-1] != padded[:, 1:]).tolist():
-        _join(neighbours, (row - 1, column), (row, column))
+        edges.append(((row - 1, column), (row, column)))
+    for one, other in edges:
+        neighbours[one].append(other)
+        neighbours[other].append(one)
     scale = np.array([spacing[1], spacing[0]])
     return [np.array(line, np.float64)[:, ::-1] * scale for line in _lines(neighbours)]
-
-
-def _join(neighbours: dict[Point, list[Point]], one: Point, other: Point) -> None:
-    neighbours[one].append(other)
-    neighbours[other].append(one)
 
 
 def _lines(neighbours: dict[Point, list[Point]]) -> list[list[Point]]:
@@ -77,11 +76,8 @@ def _next(line: list[Point], others: list[Point]) -> Point:
 
 def _corners(line: list[Point]) -> list[Point]:
     """The line without the inner points of straight segments."""
-    inner = [
-        now
-        for before, now, after in zip(line, line[1:], line[2:], strict=False)
-        if (now[0] - before[0], now[1] - before[1]) != (after[0] - now[0], after[1] - now[1])
-    ]
+    inner = [now for before, now, after in zip(line, line[1:], line[2:], strict=False)
+             if (now[0] - before[0], now[1] - before[1]) != (after[0] - now[0], after[1] - now[1])]  # fmt: skip
     return [line[0], *inner, line[-1]]
 
 
@@ -90,6 +86,8 @@ def _corners(line: list[Point]) -> list[Point]:
 Labels = NDArray[Any]
 #: What predictions that are read together share: label, image, evaluated label values, and the value to ignore.
 _Case = tuple[Path, Path | None, tuple[int, ...] | None, int | None]
+#: Predictions of a case that are drawn on the same slice.
+_Group = tuple[PredictedCase, ...]
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,12 @@ class Shown:
     image: NDArray[np.float32] | None
     no_image: str | None
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in mm."""
+        (rows, columns), (down, across) = self.reference.shape, self.plane.spacing
+        return columns * across, rows * down
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -122,15 +126,6 @@ class Panel:
     choice: Choice
     shown: Shown | None
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class _Read:
-    """The sections of one case per possible plane, the area of its largest section, and problems with predictions."""
-
-    pictures: dict[str, list[Shown]]
-    sections: dict[str, float]
-    problems: dict[PredictedCase, str]
 
 
 def read_panels(choices: Sequence[Choice], same: Sequence[Choice]) -> tuple[list[Panel], list[Panel]]:
@@ -146,74 +141,78 @@ def read_panels(choices: Sequence[Choice], same: Sequence[Choice]) -> tuple[list
     Returns:
         A panel for each of `choices` and for each of `same`.
     """
-    wanted: dict[_Case, list[tuple[PredictedCase, ...]]] = {}
-    for group in [*((choice.predicted,) for choice in choices), tuple(choice.predicted for choice in same)]:
-        if group:
-            groups = wanted.setdefault(_case(group), [])
-            if group not in groups:
-                groups.append(group)
+    wanted: dict[_Case, dict[_Group, None]] = {}
+    together = tuple(choice.predicted for choice in same)
+    for group in [*((choice.predicted,) for choice in choices), *([together] if same else [])]:
+        wanted.setdefault(_case(group), {})[group] = None
     # nibabel logs every header that it corrects.
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         found = dict(zip(wanted, pool.map(_read_case, wanted, wanted.values()), strict=True))
-    sections: dict[str, float] = {}
-    for read in found.values():
-        if len(read.sections) > 1:
-            for plane, area in read.sections.items():
-                sections[plane] = sections.get(plane, 0.0) + area
+    areas: dict[str, float] = defaultdict(float)
+    for _, sections, _ in found.values():
+        if len(sections) > 1:
+            for plane, area in sections.items():
+                areas[plane] += area
 
-    def panel(choice: Choice, group: tuple[PredictedCase, ...]) -> Panel:
-        read = found[_case(group)]
-        if choice.predicted in read.problems:
-            return Panel(choice, None, read.problems[choice.predicted])
-        plane = max(read.pictures, key=lambda name: sections.get(name, 0.0))
-        return Panel(choice, read.pictures[plane][wanted[_case(group)].index(group)])
+    def panel(choice: Choice, group: _Group) -> Panel:
+        pictures, _, problems = found[_case(group)]
+        if choice.predicted in problems:
+            return Panel(choice, None, problems[choice.predicted])
+        return Panel(choice, pictures[max(pictures, key=lambda plane: areas[plane])][group])
 
-    together = tuple(choice.predicted for choice in same)
     return [panel(choice, (choice.predicted,)) for choice in choices], [panel(choice, together) for choice in same]
 
 
-def _case(group: Sequence[PredictedCase]) -> _Case:
+def _case(group: _Group) -> _Case:
     return group[0].reference, group[0].image, group[0].values, group[0].ignore
 
 
-def _read_case(case: _Case, groups: list[tuple[PredictedCase, ...]]) -> _Read:
-    """Read one case: a slice for each group of predictions, in each possible plane."""
+def _read_case(
+    case: _Case, groups: Iterable[_Group]
+) -> tuple[dict[str, dict[_Group, Shown]], dict[str, float], dict[PredictedCase, str]]:
+    """Read one case.
+
+    Returns:
+        Plane -> group of predictions -> its slice; plane -> area of the largest section; and the predictions that
+        cannot be drawn, with the reasons.
+    """
     label, image_file, values, ignore = case
-    predicted = list(dict.fromkeys(one for group in groups for one in group))
-    try:
-        reference = _labels(label, "the label")
-    except BadFileError as error:
-        return _Read({}, {}, dict.fromkeys(predicted, str(error)))
-    uncounted = None if ignore is None else reference.data == ignore
-    truth = _counted(reference.data, values, uncounted)
+    predicted = dict.fromkeys(one for group in groups for one in group)
     predictions: dict[PredictedCase, Labels] = {}
     problems: dict[PredictedCase, str] = {}
+    try:
+        reference = _read(label, "the label")
+    except BadFileError as error:
+        return {}, {}, dict.fromkeys(predicted, str(error))
+
+    def evaluated(labels: Labels) -> Labels:
+        if labels.dtype.kind == "f":
+            labels = labels.astype(np.int32)
+        if values is not None:
+            labels = np.where(np.isin(labels, values), labels, 0)
+        return labels if ignore is None else np.where(reference.data == ignore, 0, labels)
+
+    truth = evaluated(reference.data)
     for one in predicted:
         try:
-            predictions[one] = _counted(_labels(one.prediction, "the prediction", reference).data, values, uncounted)
+            predictions[one] = evaluated(_read(one.prediction, "the prediction", reference).data)
         except BadFileError as error:
             problems[one] = str(error)
     image, no_image = None, None
     if image_file is not None and predictions:
         try:
-            image = _volume(image_file, "the image", reference).data
+            image = _read(image_file, "the image", reference, labels=False).data
         except BadFileError as error:
             no_image = str(error)
-    found = _Read({}, {}, problems)
-    for plane in planes(truth.shape, reference.spacing, reference.affine):
-        found.pictures[plane.name] = [
-            _picture(plane, truth, {one: predictions[one] for one in group if one in predictions}, image, no_image)
+    found = planes(truth.shape, reference.spacing, reference.affine)
+    pictures = {
+        plane.name: {
+            group: _picture(plane, truth, {o: predictions[o] for o in group if o in predictions}, image, no_image)
             for group in groups
-        ]
-        found.sections[plane.name] = largest_section(truth, plane)
-    return found
-
-
-def _counted(labels: Labels, values: tuple[int, ...] | None, uncounted: NDArray[np.bool_] | None) -> Labels:
-    """The labels without those that were not evaluated."""
-    if values is not None:
-        labels = np.where(np.isin(labels, values), labels, 0)
-    return labels if uncounted is None else np.where(uncounted, 0, labels)
+        }
+        for plane in found
+    }
+    return pictures, {plane.name: largest_section(truth, plane) for plane in found}, problems
 
 
 def _picture(
@@ -226,10 +225,7 @@ def _picture(
     index = select_slice(reference, predictions.values(), plane)
     flat = plane.cut(reference, index)
     cut = {one: plane.cut(labels, index) for one, labels in predictions.items()}
-    mask = flat != 0
-    for labels in cut.values():
-        mask = mask | (labels != 0)
-    section = window(mask, plane.spacing)
+    section = window(np.any([labels != 0 for labels in (flat, *cut.values())], axis=0), plane.spacing)
     return Shown(
         plane=plane,
         index=index,
@@ -242,19 +238,16 @@ def _picture(
     )
 
 
-def _labels(path: Path, what: str, on: Volume | None = None) -> Volume:
-    volume = _volume(path, what, on, read_labels)
-    if (problem := label_problem(volume.data)) is not None:
-        raise BadFileError(f"{what} {path}: {problem}")
-    return volume if volume.data.dtype.kind != "f" else replace(volume, data=volume.data.astype(np.int32))
-
-
-def _volume(path: Path, what: str, on: Volume | None, read: Callable[[Path], Volume] = read_file) -> Volume:
+def _read(path: Path, what: str, on: Volume | None = None, labels: bool = True) -> Volume:
     try:
-        volume = read(path)
+        volume = read_labels(path) if labels else read_file(path, channels=None)
+        if volume.data.ndim > len(volume.spacing):  # of several channels, the first is drawn
+            volume = replace(volume, data=volume.data[0])
     except BadFileError as error:
         raise BadFileError(f"{what} {path}: {error}") from None
     problem = None if on is None else grid_problem(volume, on, "label")
+    if problem is None and labels:
+        problem = label_problem(volume.data)
     if problem is not None:
         raise BadFileError(f"{what} {path}: {problem}")
     return volume

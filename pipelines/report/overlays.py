@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 import pandas as pd
 
@@ -20,14 +21,7 @@ SAME = "overlay_same_case"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of cases.
-
-    Attributes:
-        name: name of the file, without `.png`.
-        title: what it shows.
-        png: content of the file.
-        description: the alternative text, for readers who cannot see the picture.
-    """
+    """A picture of cases: name of its file without `.png`, title, content of the file, and alternative text."""
 
     name: str
     title: str
@@ -79,50 +73,39 @@ def every_overlay(analysis: Analysis, collected: Collected) -> Overlays:
     chosen = choose(collected.table, metric, collected.predictions, analysis.empty)
     different = most_different(collected.table, metric, collected.predictions, analysis.empty)
     different.sort(key=lambda choice: order.index(choice.predicted.loss))
-    flat = [choice for loss in order for choice in chosen.get(loss, [])]
-    panels, together = read_panels(flat, different)
+    panels, together = read_panels([choice for loss in order for choice in chosen.get(loss, [])], different)
     names = _names(order)
-    pictures, rows, notes = {}, [], _missing(analysis, collected, chosen)
+    pictures, rows = {}, []
     for loss in order:
         of_loss = [panel for panel in panels if panel.choice.predicted.loss == loss]
-        drawn = any(panel.shown is not None for panel in of_loss)
-        if drawn:
+        if any(panel.shown is not None for panel in of_loss):
             png = loss_picture(loss, of_loss, metric)
             pictures[loss] = Picture(names[loss], loss, png, _description(of_loss, metric))
-        rows += [_row(panel, names[loss] if drawn else "") for panel in of_loss]
+        rows += [_row(panel, names[loss]) for panel in of_loss]
+    rows += [_row(panel, SAME) for panel in together]
     same = None
     if any(panel.shown is not None for panel in together):
         title = f"All losses on one case: {together[0].choice.predicted.case}"
         same = Picture(SAME, title, same_picture(together, metric), _description(together, metric, by_loss=True))
-    rows += [_row(panel, SAME if same is not None else "") for panel in together]
-    notes += _problems([*panels, *together])
-    first = [loss for loss in _first(analysis, order) if loss in pictures]
+    first = order if len(order) <= _AT_ONCE else [order[0], analysis.reference, order[-1]]
     return Overlays(
         same=same,
-        shown=tuple(pictures[loss] for loss in first),
+        shown=tuple(picture for loss, picture in pictures.items() if loss in first),
         folded=tuple(picture for loss, picture in pictures.items() if loss not in first),
-        notes=tuple(notes),
+        notes=(*_missing(analysis, collected, chosen), *_problems([*panels, *together])),
         table=pd.DataFrame(rows),
     )
-
-
-def _first(analysis: Analysis, order: Sequence[str]) -> list[str]:
-    """The losses whose pictures are visible at once, the best first."""
-    if len(order) <= _AT_ONCE:
-        return list(order)
-    return [loss for loss in order if loss in (order[0], analysis.reference, order[-1])]
 
 
 def _names(losses: Sequence[str]) -> dict[str, str]:
     """Names of the files, distinct even if the file system ignores case."""
     names: dict[str, str] = {}
+    taken = {SAME}
     for loss in losses:
-        name = f"overlay_{file_name(loss)}"
-        taken = {other.casefold() for other in (*names.values(), SAME)}
-        number = 2
-        while (free := name if number == 2 else f"{name}_{number - 1}").casefold() in taken:
-            number += 1
-        names[loss] = free
+        base = f"overlay_{file_name(loss)}"
+        candidates = chain((base,), (f"{base}_{number}" for number in count(2)))
+        names[loss] = next(name for name in candidates if name.casefold() not in taken)
+        taken.add(names[loss].casefold())
     return names
 
 
@@ -135,48 +118,44 @@ def _description(panels: Sequence[Panel], metric: str, by_loss: bool = False) ->
 
 
 def _row(panel: Panel, picture: str) -> dict[str, object]:
-    choice, shown = panel.choice, panel.shown
-    return {
-        "loss": choice.predicted.loss,
-        "which": choice.which,
-        "case": choice.predicted.case,
-        "fold": choice.predicted.fold,
-        "seed": choice.predicted.seed,
-        "score": choice.score,
-        **choice.metrics,
-        "plane": shown.plane.name if shown is not None else None,
-        "axis": shown.plane.across if shown is not None else None,
-        "slice": shown.index if shown is not None else None,
-        "picture": f"{picture}.png" if picture and shown is not None else None,
-        "problem": panel.problem or (shown.no_image if shown is not None else None),
-    }
+    choice, one, shown = panel.choice, panel.choice.predicted, panel.shown
+    row = {"loss": one.loss, "which": choice.which, "case": one.case, "fold": one.fold, "seed": one.seed}
+    row |= {"score": choice.score, **choice.metrics}  # type: ignore[dict-item]
+    if shown is None:
+        drawn = dict.fromkeys(("plane", "axis", "slice", "picture"))
+    else:
+        drawn = {
+            "plane": shown.plane.name,
+            "axis": shown.plane.across,
+            "slice": shown.index,
+            "picture": f"{picture}.png",
+        }
+    return row | drawn | {"problem": panel.problem or (shown.no_image if shown is not None else None)}
 
 
 def _missing(analysis: Analysis, collected: Collected, chosen: dict[str, list[Choice]]) -> list[str]:
     """Notes on losses without predictions for some or all cases; such cases are not shown."""
     notes = []
-    has: dict[str, set[str]] = {}
-    for one in collected.predictions:
-        has.setdefault(one.loss, set()).add(one.case)
     cases = set(collected.table.frame["case"])
-    for ranked in analysis.primary.ranking:
-        missing = len(cases - has.get(ranked.loss, set()))
-        if ranked.loss not in chosen:
-            notes.append(f"{ranked.loss}: no pictures, since none of its runs finished.")
+    for loss in (ranked.loss for ranked in analysis.primary.ranking):
+        missing = len(cases - {one.case for one in collected.predictions if one.loss == loss})
+        if loss not in chosen:
+            notes.append(f"{loss}: no pictures, since none of its runs finished.")
         elif missing:
             notes.append(
-                f"{ranked.loss}: {missing} of {len(cases)} cases have no prediction (they count as the worst); the "
-                "worst, median and best are selected from the others."
+                f"{loss}: {missing} of {len(cases)} cases have no prediction (they count as the worst); the worst, "
+                "median and best are selected from the others."
             )
     return notes
 
 
 def _problems(panels: Sequence[Panel]) -> list[str]:
     """Notes on what could not be drawn, each reason once."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for panel in panels:
-        reason = panel.problem or (panel.shown.no_image if panel.shown is not None else None)
-        if reason is not None:
-            what = "not drawn" if panel.problem else "drawn without its image"
-            reasons.setdefault(f"{what}: {reason}", []).append(panel.choice.predicted.case)
-    return [f"{', '.join(dict.fromkeys(cases))}: {reason}." for reason, cases in reasons.items()]
+        if panel.problem is not None:
+            reasons.setdefault(f"not drawn: {panel.problem}", {})[panel.choice.predicted.case] = None
+        elif panel.shown is not None and panel.shown.no_image is not None:
+            reason = f"drawn without its image: {panel.shown.no_image}"
+            reasons.setdefault(reason, {})[panel.choice.predicted.case] = None
+    return [f"{', '.join(cases)}: {reason}." for reason, cases in reasons.items()]

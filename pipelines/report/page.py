@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from pipelines.report.plots.base import Plot
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.verdict_text import NOT_CONTROLLED
 
-# The tables of the report as data frames: those of the page in full, and the numbers of the plots.
-
 #: Every table that a report can have.
 TABLES = (
     "ranking", "comparisons", "pairs", "groups", "classes", "secondary", "claim_check", "costs", "failures",
@@ -28,49 +27,28 @@ TABLES = (
 
 def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFrame]:
     """All tables of a report that are not empty, by name."""
-    tables = {
+    tuning, omnibus = collected.tuning, analysis.primary.omnibus
+    rows: dict[str, list[dict[str, Any]]] = {
         "ranking": _ranking(analysis.primary),
         "comparisons": _comparisons(analysis.primary),
         "pairs": _pairs(analysis.primary),
-        "groups": pd.DataFrame(
-            [
-                {"group": number, "loss": loss}
-                for number, group in enumerate(analysis.primary.omnibus.groups, 1)
-                for loss in group
-            ]
-        ),
+        "groups": [{"group": i, "loss": loss} for i, group in enumerate(omnibus.groups, 1) for loss in group],
         "classes": _secondary(analysis.classes.values()),
         "secondary": _secondary(analysis.secondary.values()),
-        "claim_check": claim_check(analysis),
-        "costs": pd.DataFrame(
-            [
-                {
-                    "loss": loss,
-                    "epoch_s": cost.epoch_s,
-                    "peak_mb": cost.peak_mb,
-                    "seconds": cost.seconds,
-                    "runs": cost.runs,
-                }
-                for loss, cost in (collected.costs or {}).items()
-            ]
-        ),
-        "failures": pd.DataFrame([vars(failure) for failure in collected.failures]),
-        "learning_curves": pd.DataFrame(
-            [
-                {"loss": curve.loss, "fold": curve.fold, "seed": curve.seed, "failed": curve.failed, **row}
-                for curve in collected.curves
-                for row in curve.epochs
-            ]
-        ),
-        "learning_rates": pd.DataFrame(
-            [
-                {**trial.model_dump(), "chosen": tuning.chosen.get(trial.loss) == trial.rate}
-                for tuning in (collected.tuning,)
-                if tuning is not None
-                for trial in tuning.tried
-            ]
-        ),
+        "costs": [{"loss": loss, **vars(cost)} for loss, cost in collected.costs.items()],
+        "failures": [vars(failure) for failure in collected.failures],
+        "learning_curves": [
+            {"loss": curve.loss, "fold": curve.fold, "seed": curve.seed, "failed": curve.failed, **row}
+            for curve in collected.curves
+            for row in curve.epochs
+        ],
+        "learning_rates": [
+            {**trial.model_dump(), "chosen": tuning.chosen.get(trial.loss) == trial.rate} for trial in tuning.tried
+        ]
+        if tuning is not None
+        else [],
     }
+    tables = {name: pd.DataFrame(of_table) for name, of_table in rows.items()} | {"claim_check": claim_check(analysis)}
     return {name: table for name, table in tables.items() if len(table)}
 
 
@@ -80,7 +58,7 @@ def claim_check(analysis: Analysis) -> pd.DataFrame:
     return pd.DataFrame({"case_id": analysis.patients, **columns})
 
 
-def _ranking(analysed: MetricAnalysis) -> pd.DataFrame:
+def _ranking(analysed: MetricAnalysis) -> list[dict[str, Any]]:
     rows = []
     for ranked in analysed.ranking:
         resampled = analysed.bootstrap.losses[ranked.loss]
@@ -101,10 +79,10 @@ def _ranking(analysed: MetricAnalysis) -> pd.DataFrame:
                 "false_alarms": ranked.false_alarms,
             }
         )
-    return pd.DataFrame(rows)
+    return rows
 
 
-def _comparisons(analysed: MetricAnalysis) -> pd.DataFrame:
+def _comparisons(analysed: MetricAnalysis) -> list[dict[str, Any]]:
     rows = []
     for comparison in analysed.comparisons:
         row = dict(vars(comparison))
@@ -112,36 +90,30 @@ def _comparisons(analysed: MetricAnalysis) -> pd.DataFrame:
         variance = row.pop("variance")
         row |= {} if variance is None else {f"variance_{name}": value for name, value in vars(variance).items()}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return rows
 
 
-def _pairs(analysed: MetricAnalysis) -> pd.DataFrame:
+def _pairs(analysed: MetricAnalysis) -> list[dict[str, Any]]:
     pairs = analysed.omnibus
-    return pd.DataFrame(
-        [
-            {"loss": first, "other": second, "p": pairs.p[i][j], "p_adjusted": pairs.p_adjusted[i][j]}
-            for i, first in enumerate(pairs.losses)
-            for j, second in enumerate(pairs.losses)
-            if i < j
-        ]
-    )
+    return [
+        {"loss": pairs.losses[i], "other": pairs.losses[j], "p": pairs.p[i][j], "p_adjusted": pairs.p_adjusted[i][j]}
+        for i, j in combinations(range(len(pairs.losses)), 2)
+    ]
 
 
-def _secondary(analyses: Iterable[MetricAnalysis]) -> pd.DataFrame:
-    blocks = []
+def _secondary(analyses: Iterable[MetricAnalysis]) -> list[dict[str, Any]]:
+    columns = ("difference", "difference_low", "difference_high", "p", "p_adjusted", "verdict")
+    rows = []
     for analysed in analyses:
-        compared = _comparisons(analysed)
-        ranking = _ranking(analysed)
-        if len(compared):
-            columns = ["loss", "difference", "difference_low", "difference_high", "p", "p_adjusted", "verdict"]
-            ranking = ranking.merge(compared[columns], on="loss", how="left")
-        ranking.insert(0, "class", analysed.class_name or "")
-        ranking.insert(0, "metric", analysed.metric)
-        blocks.append(ranking)
-    return pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame()
+        compared = {row["loss"]: row for row in _comparisons(analysed)}
+        for row in _ranking(analysed):
+            start = {"metric": analysed.metric, "class": analysed.class_name or ""}
+            of_loss = compared.get(row["loss"], {})
+            rows.append(start | row | {name: of_loss.get(name) for name in columns if compared})
+    return rows
 
 
-def _interval(name: str, interval: tuple[float, float] | tuple[int, int] | None) -> dict[str, float | None]:
+def _interval(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}
 
@@ -161,15 +133,12 @@ def page(
         overlays: pictures of individual cases; without pictures and notes the section is left out.
         notes: notes that come before the caveats of the analysis.
     """
+    # Names come from untrusted tables.
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        # Names come from untrusted tables.
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
-    )
-    environment.filters |= {"p": p_value, "interval": interval, "shown": shown, "bare": bare, "number": number}
+    )  # fmt: skip
+    environment.filters |= {"p": _p, "interval": _span, "shown": _shown, "bare": _bare, "number": _number}
     environment.filters["trained_as"] = lambda loss: _breakable(collected.names.get(loss) or loss)
     primary = analysis.primary
     return environment.get_template("template.html").render(
@@ -178,7 +147,12 @@ def page(
         metric=analysis.metric,
         notes=notes,
         not_controlled=NOT_CONTROLLED,
-        plots=_sections(analysis, plots),
+        plots=[
+            # The SVG is made by matplotlib, which escapes all text.
+            {"name": name, "svg": Markup(plot.inline)}
+            | {kind: PLOTS[name].text(kind, analysis) for kind in ("title", "link", "note")}
+            for name, plot in plots.items()
+        ],
         overlays=overlays,
         ranks={ranked.loss: ranked.rank for ranked in primary.ranking},
         rows=_rows(analysis, collected),
@@ -186,46 +160,28 @@ def page(
         misses=any(ranked.missed or ranked.false_alarms for ranked in primary.ranking),
         detectable=_detectable(analysis),
         friedman=_friedman(primary),
-        classes=_grid(primary, analysis.classes, list(analysis.classes)),
+        classes=_grid(primary, analysis.classes, analysis.classes),
         less_is_better=[METRICS[name].label for name in analysis.secondary if not METRICS[name].higher_is_better],
         secondary=_grid(primary, analysis.secondary, [METRICS[name].label for name in analysis.secondary]),
     )
 
 
-def _sections(analysis: Analysis, plots: dict[str, Plot]) -> list[dict[str, str]]:
-    return [
-        {
-            "name": name,
-            "title": PLOTS[name].text("title", analysis),
-            "link": PLOTS[name].text("link", analysis),
-            "note": PLOTS[name].text("note", analysis),
-            # The SVG is made by matplotlib, which escapes all text.
-            "svg": Markup(plot.inline),
-        }
-        for name, plot in plots.items()
-    ]
-
-
-def p_value(p: float) -> str:
-    """A p-value as text."""
+def _p(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def shown(value: float | None, metric: str, signed: bool = False) -> str:
-    """A metric's value with its unit."""
+def _shown(value: float | None, metric: str, signed: bool = False) -> str:
     return "–" if value is None else METRICS[metric].shown(value, signed=signed)
 
 
-def interval(pair: tuple[float, float] | None, metric: str, signed: bool = False) -> str:
-    """An interval as text, without the unit."""
+def _span(pair: tuple[float, float] | None, metric: str, signed: bool = False) -> str:
     if pair is None:
         return "–"
     low, high = (f"{value:{'+' if signed else ''}.{METRICS[metric].decimals}f}" for value in pair)
     return f"{low} to {high}"
 
 
-def bare(value: float | None, metric: str) -> str:
-    """A value of a metric as text without its unit, for a column whose heading has it."""
+def _bare(value: float | None, metric: str) -> str:
     return "–" if value is None else f"{value:.{METRICS[metric].decimals}f}"
 
 
@@ -234,7 +190,7 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_+])", r"\1<wbr>", str(escape(name))))
 
 
-def number(value: float | None, digits: int = 1) -> str:
+def _number(value: float | None, digits: int = 1) -> str:
     """A number as text; whole numbers, such as most ranks, without decimals."""
     if value is None:
         return "–"
@@ -249,32 +205,30 @@ def _rows(analysis: Analysis, collected: Collected) -> list[dict[str, Any]]:
             "ranked": ranked,
             "resampled": analysis.primary.bootstrap.losses[ranked.loss],
             "comparison": comparisons.get(ranked.loss),
-            "cost": (collected.costs or {}).get(ranked.loss),
+            "cost": collected.costs.get(ranked.loss),
             "stood_still": [still for still in collected.still if still.run.config.loss == ranked.loss],
         }
         for ranked in analysis.primary.ranking
     ]
 
 
-def _grid(primary: MetricAnalysis, analyses: dict[str, MetricAnalysis], heads: list[str]) -> dict[str, Any]:
+def _grid(primary: MetricAnalysis, analyses: dict[str, MetricAnalysis], heads: Iterable[str]) -> dict[str, Any]:
     """A table with a row per loss and a column per analysis."""
-    rows = []
-    for loss in (ranked.loss for ranked in primary.ranking):
-        cells = []
-        for analysed in analyses.values():
-            ranked = next(ranked for ranked in analysed.ranking if ranked.loss == loss)
-            cells.append(
+    rows: dict[str, list[dict[str, Any]]] = {ranked.loss: [] for ranked in primary.ranking}
+    for analysed in analyses.values():
+        compared = {comparison.loss: comparison for comparison in analysed.comparisons}
+        for ranked in analysed.ranking:
+            rows[ranked.loss].append(
                 {
                     "metric": analysed.metric,
                     "mean": ranked.mean,
-                    "interval": analysed.bootstrap.losses[loss].mean_interval,
+                    "interval": analysed.bootstrap.losses[ranked.loss].mean_interval,
                     "best": ranked.rank == analysed.ranking[0].rank,
-                    "compared": next((compared for compared in analysed.comparisons if compared.loss == loss), None),
+                    "compared": compared.get(ranked.loss),
                 }
             )
-        rows.append((loss, cells))
     patients = [analysed.patients for analysed in analyses.values()]
-    return {"heads": list(zip(heads, patients, strict=True)), "rows": rows}
+    return {"heads": list(zip(heads, patients, strict=True)), "rows": rows.items()}
 
 
 def _detectable(analysis: Analysis) -> str | None:
@@ -297,5 +251,5 @@ def _friedman(primary: MetricAnalysis) -> str | None:
     if test is None:
         return None
     f = f"F({test.freedom[0]}, {test.freedom[1]}) {'is infinite' if test.f is None else f'= {test.f:.2f}'}"
-    p = p_value(test.p)
+    p = _p(test.p)
     return f"Friedman's test in Iman and Davenport's form: {f}, p {p if p.startswith('<') else f'= {p}'}."

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.result_folders import Classes
-from pipelines.evaluation.sources import Method, References
+from pipelines.evaluation.sources import Method, ReferenceFiles
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import Plan, PlannedRun
 from pipelines.statistics.table import CaseTable
 from pipelines.training.run_config import NnunetSettings, RunConfig
 from pipelines.utils.files import sha256
 from pipelines.utils.text import counted
-
-# The provenance of a table or of a comparison's folder.
 
 Facts = tuple[tuple[str, str], ...]
 #: Settings that a reader needs to judge a score, and their headings.
@@ -46,14 +44,12 @@ def csv_facts(path: Path, table: CaseTable) -> Facts:
 
 
 def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -> Facts:
-    """The provenance of a comparison.
-
-    Args:
-        folder: folder of the comparison.
-        plan: its plan.
-        results: results of the finished runs, by id.
-    """
+    """The provenance of a comparison, with the results of its finished runs by id."""
     configs = [_config(folder, run) for run in plan.runs if run.id in results]
+    settings = [config.settings() for config in configs]
+    rates = {c.loss: c.learning_rates[c.loss] for c in configs if c.loss in c.learning_rates}
+    versions: list[dict[str, str]] = [result.get("versions") or {} for result in results.values()]
+    packages = dict.fromkeys(name for of_run in versions for name in of_run if name != _COMMIT)
     facts = [
         ("data set", plan.manifest_name),
         ("manifest's SHA-256", plan.manifest_sha256),
@@ -62,24 +58,15 @@ def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -
         ("folds", _distinct(run.config.fold for run in plan.runs)),
         ("seeds", _distinct(run.config.seed for run in plan.runs)),
         ("runs finished", f"{len(results)} of {len(plan.runs)}"),
+        ("trainer", _distinct(_nnunet(config.nnunet) for config in configs if config.nnunet is not None)),
+        *((heading, _distinct(of_run.get(name) for of_run in settings)) for name, heading in _SETTINGS.items()),
+        ("learning rates of their own", ", ".join(f"{loss} {rate:g}" for loss, rate in rates.items())),
+        ("precision", _distinct(result.get("precision") for result in results.values())),
+        _machines([result.get("machine") or {} for result in results.values()]),
+        *((f"version of {name}", _distinct(of_run.get(name) for of_run in versions)) for name in packages),
+        (_COMMIT, "; ".join(dict.fromkeys(of_run[_COMMIT] for of_run in versions if _COMMIT in of_run))),
+        _report_by(),
     ]
-    facts.append(("trainer", _distinct(_nnunet(config.nnunet) for config in configs if config.nnunet is not None)))
-    settings = [config.settings() for config in configs]
-    facts += [
-        (heading, values)
-        for field, heading in _SETTINGS.items()
-        if (values := _distinct(of_run.get(field) for of_run in settings))
-    ]
-    rates = {c.loss: c.learning_rates[c.loss] for c in configs if c.loss in c.learning_rates}
-    if rates:
-        facts.append(("learning rates of their own", ", ".join(f"{loss} {rate:g}" for loss, rate in rates.items())))
-    facts.append(("precision", _distinct(result.get("precision") for result in results.values())))
-    facts.append(_machines([result.get("machine") or {} for result in results.values()]))
-    versions: list[dict[str, str]] = [result.get("versions") or {} for result in results.values()]
-    packages = dict.fromkeys(name for of_run in versions for name in of_run if name != _COMMIT)
-    facts += [(f"version of {name}", _distinct(of_run.get(name) for of_run in versions)) for name in packages]
-    facts.append((_COMMIT, "; ".join(dict.fromkeys(of_run[_COMMIT] for of_run in versions if _COMMIT in of_run))))
-    facts.append(_report_by())
     return tuple(fact for fact in facts if fact[1])
 
 
@@ -110,10 +97,9 @@ def _machines(found: list[dict[str, str]]) -> tuple[str, str]:
 
 
 def _machine(machine: dict[str, str]) -> str:
-    cores = machine.get("cores")
-    parts = [machine.get("processor"), cores and ("1 core" if cores == "1" else f"{cores} cores")]
-    parts += [machine.get("memory"), machine.get("gpu"), machine.get("system")]
-    return ", ".join(str(part) for part in parts if part)
+    cores = {"cores": counted(int(machine["cores"]), "core")} if "cores" in machine else {}
+    parts = machine | cores
+    return ", ".join(parts[name] for name in ("processor", "cores", "memory", "gpu", "system") if parts.get(name))
 
 
 def _distinct(values: Any) -> str:
@@ -131,13 +117,11 @@ def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
-# The provenance of external predictions and tables.
-
 #: Names of folders that do not describe their contents.
 _PLAIN = {"labels", "labelsTr", "labelsTs", "gt_segmentations", "references", "labels_test", "gt"}
 
 
-def title(methods: Sequence[Method], references: References) -> str:
+def title(methods: Sequence[Method], references: ReferenceFiles) -> str:
     """The name of the data set: nnU-Net's, or that of the folder of references."""
     datasets = {method.nnunet.dataset for method in methods if method.nnunet is not None} - {None}
     if len(datasets) == 1:
@@ -148,7 +132,7 @@ def title(methods: Sequence[Method], references: References) -> str:
 
 def folders_facts(
     methods: Sequence[Method],
-    references: References,
+    references: ReferenceFiles,
     classes: Classes,
     hashed: Mapping[Path, str],
     tolerance: float,

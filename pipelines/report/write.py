@@ -1,15 +1,13 @@
 """Writes the folder of a report: the page, plots and tables, and all numbers as JSON."""
 
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipelines.report.collect import Collected
-from pipelines.report.overlays import Overlays, every_overlay
+from pipelines.report.overlays import every_overlay
 from pipelines.report.page import TABLES, every_table, page
 from pipelines.report.plots import PLOTS
 from pipelines.report.plots.base import Plot, drawn
@@ -18,30 +16,6 @@ from pipelines.statistics.analysis import analyse
 from pipelines.statistics.results import Analysis
 from pipelines.utils import UserError
 from pipelines.utils.files import write_atomically, write_json, write_text
-from pipelines.utils.machine import available_cores, end_with_parent, kill_pool
-
-# Drawing: plots and pictures of cases, in two processes if there are many.
-
-#: Smallest number of losses for a second process: it takes a second to start, and each picture takes 0.2 s.
-_MANY = 9
-
-
-def draw_all(analysis: Analysis, collected: Collected) -> tuple[dict[str, Plot], Overlays]:
-    """Draw the plots, by name, and the pictures of cases."""
-    if not collected.predictions or len(collected.table.losses) < _MANY or available_cores() < 2:
-        return every_plot(analysis, collected), every_overlay(analysis, collected)
-    # Not by fork: the copy of a process with threads may wait for a lock forever.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
-        pictures = pool.submit(every_overlay, analysis, collected)
-        try:
-            plots = every_plot(analysis, collected)
-            return plots, pictures.result()
-        except KeyboardInterrupt:
-            kill_pool(pool)
-            raise
-        except BrokenProcessPool:  # most likely out of memory
-            return plots, every_overlay(analysis, collected)
 
 
 def every_plot(analysis: Analysis, collected: Collected) -> dict[str, Plot]:
@@ -51,9 +25,6 @@ def every_plot(analysis: Analysis, collected: Collected) -> dict[str, Plot]:
         for name, entry in PLOTS.items()
         if entry.applies(analysis, collected)
     }
-
-
-# The folder of a report.
 
 
 def write_report(
@@ -89,33 +60,23 @@ def write_report(
     """
     named = {"reference": reference, "metric": metric, "margin": margin, "empty": empty, "non_inferior": non_inferior}
     notes = collected.notes + _after_the_fact(collected, named)
-    metric = collected.metric if metric is None else metric
-    margin = collected.margin if margin is None else margin
-    empty = collected.empty if empty is None else empty
-    non_inferior = collected.non_inferior if non_inferior is None else non_inferior
-    if reference is None and collected.reference is not None:
-        # If its runs have not ended yet, no other loss replaces it.
-        reference = collected.reference if collected.reference in collected.table.losses else NO_REFERENCE
-    if reference == NO_REFERENCE:
-        reference = None
-    elif reference is None and DEFAULT_REFERENCE in collected.table.losses:
-        reference = DEFAULT_REFERENCE
-    elif reference is None:
-        notes += (
-            f"The default reference, {DEFAULT_REFERENCE}, is not among the losses, and no other was named "
-            "(--reference, before the results are known): all pairs of losses are compared, and equivalence is not "
-            "tested.",
-        )
-    analysis = analyse(
-        collected.table,
-        metric=metric,
-        reference=reference,
-        margin=margin,
-        empty=empty,
-        non_inferior=non_inferior,
-        bootstraps=bootstraps,
-    )
-    plots, overlays = draw_all(analysis, collected)
+    options: dict[str, Any] = {
+        name: getattr(collected, name) if value is None else value for name, value in named.items()
+    }
+    losses = collected.table.losses
+    if reference is None and collected.reference is None:
+        options["reference"] = DEFAULT_REFERENCE if DEFAULT_REFERENCE in losses else None
+        if options["reference"] is None:
+            notes += (
+                f"The default reference, {DEFAULT_REFERENCE}, is not among the losses, and no other was named "
+                "(--reference, before the results are known): all pairs of losses are compared, and equivalence is not "
+                "tested.",
+            )
+    elif options["reference"] == NO_REFERENCE or (reference is None and collected.reference not in losses):
+        # If the runs of the plan's reference have not ended yet, no other loss replaces it.
+        options["reference"] = None
+    analysis = analyse(collected.table, bootstraps=bootstraps, **options)
+    plots, overlays = every_plot(analysis, collected), every_overlay(analysis, collected)
     tables = every_table(analysis, collected)
     if overlays.table is not None:
         tables["overlays"] = overlays.table
@@ -161,18 +122,14 @@ def _provenance(collected: Collected, notes: tuple[str, ...]) -> dict[str, objec
         "title": collected.title,
         "notes": list(notes),
         "facts": dict(collected.facts),
-        "costs": {loss: asdict(cost) for loss, cost in (collected.costs or {}).items()},
+        "costs": {loss: asdict(cost) for loss, cost in collected.costs.items()},
         "failures": [asdict(failure) for failure in collected.failures],
         "trained_as": collected.names,
         "relative_steps": collected.steps,
         "stood_still": [
-            {
-                "loss": still.run.config.loss,
-                "fold": still.run.config.fold,
-                "seed": still.run.config.seed,
-                "epochs": still.epochs,
-            }
+            {"loss": run.loss, "fold": run.fold, "seed": run.seed, "epochs": still.epochs}
             for still in collected.still
+            for run in (still.run.config,)
         ],
     }
 

@@ -6,113 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs.plan import NO_REFERENCE, Plan, PlannedRun
+from pipelines.runs.plan import Plan, PlannedRun
 from pipelines.training.run_config import INCIDENTAL, RunConfig
 from pipelines.training.run_folder import RunFolder
 from pipelines.utils import UserError
 from pipelines.utils.files import read_json, write_json
 from pipelines.utils.locks import is_held
-
-# Runs whose optimizer stood still: such a run's score says little about its loss.
-
-#: A run stands still below this share of the reference's ratio of update to weights, per epoch, fold and seed.
-SHARE = 0.01
-
-
-@dataclass(frozen=True)
-class StoodStill:
-    """A run whose optimizer steps were far smaller than the reference's.
-
-    Attributes:
-        run: the planned run.
-        epochs: in which that was so, from 1.
-    """
-
-    run: PlannedRun
-    epochs: tuple[int, ...]
-
-    @property
-    def when(self) -> str:
-        """`epoch 3`, `epochs 2, 6 to 20`."""
-        spans: list[list[int]] = []
-        for epoch in self.epochs:
-            if spans and epoch == spans[-1][1] + 1:
-                spans[-1][1] = epoch
-            else:
-                spans.append([epoch, epoch])
-        text = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in spans)
-        return f"epoch{'' if len(self.epochs) == 1 else 's'} {text}"
-
-
-def stood_still(folder: Path, plan: Plan) -> tuple[StoodStill, ...]:
-    """The runs of a comparison that stood still, so far.
-
-    A run is compared with the reference's of the same fold and seed, epoch by epoch; in a plan without a reference,
-    with the median over the losses. Runs of an earlier version, and nnU-Net's, have no ratio and are left out.
-
-    Args:
-        folder: of the comparison.
-        plan: its plan.
-    """
-    relative = _relative(folder, plan)
-    found = ((run, tuple(epoch for epoch, share in relative[run.id].items() if share < SHARE)) for run in plan.runs)
-    return tuple(StoodStill(run, epochs) for run, epochs in found if epochs)
-
-
-def relative_steps(folder: Path, plan: Plan) -> dict[str, float]:
-    """Loss -> the median, over its runs and epochs, of its ratio of update to weights over the reference's.
-
-    Args:
-        folder: of the comparison.
-        plan: its plan; without a reference, as in `stood_still`.
-    """
-    relative = _relative(folder, plan)
-    shares: dict[str, list[float]] = {loss: [] for loss in plan.losses}
-    for run in plan.runs:
-        shares[run.config.loss] += relative[run.id].values()
-    return {loss: statistics.median(values) for loss, values in shares.items() if values}
-
-
-def stood_still_notes(plan: Plan, found: tuple[StoodStill, ...]) -> tuple[str, ...]:
-    """A sentence per run that stood still."""
-    named = plan.reference not in (None, NO_REFERENCE)
-    norm = f"that of {plan.reference}" if named else "the median of the losses"
-    return tuple(
-        f"{still.run.title}: the optimizer stood still in {still.when}: its ratio of update to weights "
-        f"(train/update_ratio) was below a hundredth of {norm}. The scores say little about the loss; try another "
-        "learning rate (--tune-lr, --loss-lr)."
-        for still in found
-    )
-
-
-def _relative(folder: Path, plan: Plan) -> dict[str, dict[int, float]]:
-    """Run id -> epoch -> ratio of update to weights over the reference's."""
-    ratios = {run.id: _ratios(folder, run) for run in plan.runs}
-    found: dict[str, dict[int, float]] = {}
-    for run in plan.runs:
-        peers = [other for other in plan.runs if _block(other) == _block(run)]
-        if plan.reference not in (None, NO_REFERENCE):
-            peers = [other for other in peers if other.config.loss == plan.reference]
-        found[run.id] = {}
-        for epoch, ratio in ratios[run.id].items():
-            known = [ratios[other.id][epoch] for other in peers if epoch in ratios[other.id]]
-            if known and (norm := statistics.median(known)) > 0:
-                found[run.id][epoch] = ratio / norm
-    return found
-
-
-def _ratios(folder: Path, run: PlannedRun) -> dict[int, float]:
-    try:
-        rows = run_folder(folder, run).epochs
-    except (ValueError, TypeError):
-        return {}  # damaged; what needs the file reports that
-    ratios = {int(row["epoch"]): row.get("update_ratio", math.nan) for row in rows}
-    return {epoch: ratio for epoch, ratio in ratios.items() if math.isfinite(ratio)}
-
-
-def _block(run: PlannedRun) -> tuple[int, int]:
-    return run.config.fold, run.config.seed
-
 
 # `plan.json`, which is written before any run starts.
 
@@ -131,8 +30,8 @@ def adopt_plan(folder: Path, plan: Plan) -> Plan:
     if existing is None:
         keep_plan(folder, plan)
         return plan
-    configs = {run.id: run.config.model_dump(include=INCIDENTAL) for run in plan.runs}
-    runs = [run.model_copy(update={"config": run.config.model_copy(update=configs[run.id])}) for run in existing.runs]
+    new = {run.id: run.config.model_dump(include=INCIDENTAL) for run in plan.runs}
+    runs = [run.model_copy(update={"config": run.config.model_copy(update=new[run.id])}) for run in existing.runs]
     if runs != existing.runs:
         existing = existing.model_copy(update={"runs": runs})
         keep_plan(folder, existing)
@@ -140,10 +39,7 @@ def adopt_plan(folder: Path, plan: Plan) -> Plan:
 
 
 def refuse_another(folder: Path, plan: Plan) -> Plan | None:
-    """Refuse a folder that holds another comparison.
-
-    Returns:
-        The folder's plan; None where there is none.
+    """Refuse a folder that holds another comparison; returns the folder's plan, None where there is none.
 
     Raises:
         UserError: the folder holds another comparison; the message names the difference.
@@ -245,24 +141,14 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of a run.
-
-    Attributes:
-        run: the planned run.
-        state: `waiting`, `running`, `interrupted`, `done` or `failed`.
-        epoch: epochs that are finished.
-        epochs: of the whole run.
-        seconds_left: expected, of a running one.
-        dice: of the last validation.
-        error: why it failed.
-    """
+    """The state of a run."""
 
     run: PlannedRun
-    state: str
-    epoch: int
-    epochs: int
-    seconds_left: float | None = None
-    dice: float | None = None
+    state: str  #: `waiting`, `running`, `interrupted`, `done` or `failed`
+    epoch: int  #: epochs that are finished
+    epochs: int  #: of the whole run
+    seconds_left: float | None = None  #: expected, of a running one
+    dice: float | None = None  #: of the last validation
     error: str | None = None
 
     @property
@@ -311,12 +197,87 @@ def seconds_left(states: list[RunState], elapsed: float, done_before: int) -> fl
     if done <= 0:
         return None
     # Epochs of different losses take different times; the mean so far is the best guess available.
-    return max(
-        elapsed / done * remaining, max((s.seconds_left or 0.0 for s in states if s.state == "running"), default=0.0)
-    )
+    return max([elapsed / done * remaining, *(s.seconds_left or 0.0 for s in states if s.state == "running")])
 
 
 def attempts(folder: Path, run: PlannedRun) -> int:
     """How often a run was started."""
     content = read_json(run_folder(folder, run).path / "attempts.json")
     return 0 if content is None else int(content["attempts"])
+
+
+# Runs whose optimizer stood still: such a run's score says little about its loss.
+
+#: A run stands still below this share of the reference's ratio of update to weights, per epoch, fold and seed.
+_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class StoodStill:
+    """A run whose optimizer steps were far smaller than the reference's, and in which epochs, from 1."""
+
+    run: PlannedRun
+    epochs: tuple[int, ...]
+
+    @property
+    def when(self) -> str:
+        """`epoch 3`, `epochs 2, 6 to 20`."""
+        first = [epoch for epoch in self.epochs if epoch - 1 not in self.epochs]
+        last = [epoch for epoch in self.epochs if epoch + 1 not in self.epochs]
+        text = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(first, last, strict=True))
+        return f"epoch{'' if len(self.epochs) == 1 else 's'} {text}"
+
+
+def stood_still(folder: Path, plan: Plan) -> tuple[StoodStill, ...]:
+    """The runs of a comparison that stood still, so far.
+
+    A run is compared with the reference's of the same fold and seed, epoch by epoch; in a plan without a reference,
+    with the median over the losses. Runs of an earlier version, and nnU-Net's, have no ratio and are left out.
+    """
+    relative = _relative(folder, plan)
+    found = ((run, tuple(epoch for epoch, share in relative[run.id].items() if share < _SHARE)) for run in plan.runs)
+    return tuple(StoodStill(run, epochs) for run, epochs in found if epochs)
+
+
+def relative_steps(folder: Path, plan: Plan) -> dict[str, float]:
+    """Loss -> the median, over its runs and epochs, of its ratio of update to weights over the reference's."""
+    relative = _relative(folder, plan)
+    shares: dict[str, list[float]] = {loss: [] for loss in plan.losses}
+    for run in plan.runs:
+        shares[run.config.loss] += relative[run.id].values()
+    return {loss: statistics.median(values) for loss, values in shares.items() if values}
+
+
+def stood_still_notes(plan: Plan, found: tuple[StoodStill, ...]) -> tuple[str, ...]:
+    """A sentence per run that stood still."""
+    norm = f"that of {plan.reference}" if plan.has_reference else "the median of the losses"
+    return tuple(
+        f"{still.run.title}: the optimizer stood still in {still.when}: its ratio of update to weights "
+        f"(train/update_ratio) was below a hundredth of {norm}. The scores say little about the loss; try another "
+        "learning rate (--tune-lr, --loss-lr)."
+        for still in found
+    )
+
+
+def _relative(folder: Path, plan: Plan) -> dict[str, dict[int, float]]:
+    """Run id -> epoch -> ratio of update to weights over the reference's."""
+    ratios = {run.id: _ratios(folder, run) for run in plan.runs}
+    found: dict[str, dict[int, float]] = {run.id: {} for run in plan.runs}
+    for run in plan.runs:
+        same = [
+            peer for peer in plan.runs if (peer.config.fold, peer.config.seed) == (run.config.fold, run.config.seed)
+        ]
+        peers = [peer.id for peer in same if not plan.has_reference or peer.config.loss == plan.reference]
+        for epoch, ratio in ratios[run.id].items():
+            known = [ratios[peer][epoch] for peer in peers if epoch in ratios[peer]]
+            if known and (norm := statistics.median(known)) > 0:
+                found[run.id][epoch] = ratio / norm
+    return found
+
+
+def _ratios(folder: Path, run: PlannedRun) -> dict[int, float]:
+    try:
+        rows = run_folder(folder, run).epochs
+    except (ValueError, TypeError):
+        return {}  # damaged; what needs the file reports that
+    return {int(row["epoch"]): ratio for row in rows if math.isfinite(ratio := row.get("update_ratio", math.nan))}

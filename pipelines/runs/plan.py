@@ -14,119 +14,84 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from pipelines.training.run_config import RunConfig, stored_config
 from pipelines.utils import UserError
 
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
 # How a plan came about: what was asked for, how rates are tuned, and how losses are screened.
 
 
-class Asked(BaseModel):
-    """What was asked for, where the plan is fitted into a budget of time, tunes learning rates, or screens losses.
+class Asked(_Frozen):
+    """What was asked for, where the plan is fitted into a budget of time, tunes learning rates, or screens losses."""
 
-    Attributes:
-        losses: all losses, the reference included.
-        folds: validation folds.
-        seeds: of the runs.
-        epochs: asked for; None: the recipe's.
-        budget_minutes: for the whole comparison; None: no limit.
-        halving: whether the worse losses are dropped before the comparison.
-        tune_lr: how many learning rates are tried per loss; None: only the recipe's.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    losses: list[str]
+    losses: list[str]  #: all losses, the reference included
     folds: list[int]
     seeds: list[int]
-    epochs: int | None = None
-    budget_minutes: float | None = None
-    halving: bool = False
-    tune_lr: int | None = None
+    epochs: int | None = None  #: asked for; None: the recipe's
+    budget_minutes: float | None = None  #: for the whole comparison; None: no limit
+    halving: bool = False  #: whether the worse losses are dropped before the comparison
+    tune_lr: int | None = None  #: how many learning rates are tried per loss; None: only the recipe's
 
 
-class Tried(BaseModel):
-    """A learning rate that was tried.
-
-    Attributes:
-        loss: its name.
-        rate: the highest of the schedule.
-        score: mean of the primary metric over the cases that decide; None: the run failed.
-        error: why it failed.
-    """
-
-    model_config = ConfigDict(frozen=True)
+class Tried(_Frozen):
+    """A learning rate that was tried."""
 
     loss: str
-    rate: float
-    score: float | None = None
+    rate: float  #: the highest of the schedule
+    score: float | None = None  #: mean of the primary metric over the cases that decide; None: the run failed
     error: str | None = None
 
 
-class Tuning(BaseModel):
-    """How each loss's learning rate is chosen before the comparison; see `comparison/screening.py`.
+class Tuning(_Frozen):
+    """How each loss's learning rate is chosen before the comparison; see `comparison/screening.py`."""
 
-    Attributes:
-        fold: whose cases decide; not one of the comparison's folds.
-        seed: of the runs.
-        epochs: of each run.
-        factors: of the recipe's rate, in the order in which they are tried.
-        over: whether all were tried; until then the plan's runs have the recipe's rates.
-        tried: every loss at every rate; empty until then.
-        chosen: loss -> rate; empty until then.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    fold: int
+    fold: int  #: whose cases decide; not one of the comparison's folds
     seed: int
-    epochs: int
-    factors: list[float]
-    over: bool = False
-    tried: list[Tried] = []
-    chosen: dict[str, float] = {}
+    epochs: int  #: of each run
+    factors: list[float]  #: of the recipe's rate, in the order in which they are tried
+    over: bool = False  #: whether all were tried; until then the plan's runs have the recipe's rates
+    tried: list[Tried] = []  #: every loss at every rate; empty until then
+    chosen: dict[str, float] = {}  #: loss -> rate; empty until then
 
 
-class Dropped(BaseModel):
-    """A loss that halving has dropped, and the evidence.
-
-    Attributes:
-        loss: its name.
-        rung: of the screening, from 1.
-        epochs: of its screening run.
-        score: mean of the primary metric over the screening cases; None: it failed.
-        bound: the lowest-ranked survivor's, of the same rung.
-        error: why it failed.
-    """
-
-    model_config = ConfigDict(frozen=True)
+class Dropped(_Frozen):
+    """A loss that halving has dropped, and the evidence."""
 
     loss: str
-    rung: int
-    epochs: int
-    score: float | None = None
-    bound: float | None = None
+    rung: int  #: of the screening, from 1
+    epochs: int  #: of its screening run
+    score: float | None = None  #: mean of the primary metric over the screening cases; None: it failed
+    bound: float | None = None  #: the lowest-ranked survivor's, of the same rung
     error: str | None = None
 
 
-class Halving(BaseModel):
-    """How losses are screened before the comparison; see `comparison/screening.py`.
+class Halving(_Frozen):
+    """How losses are screened before the comparison; see `comparison/screening.py`."""
 
-    Attributes:
-        fold: whose cases decide; not one of the comparison's folds.
-        seed: of the screening runs.
-        losses: the screened ones: all but the reference.
-        rungs: epochs of each rung's runs.
-        over: whether it has ended; until then the plan has only the reference's runs.
-        dropped: which losses, in the order in which they were dropped.
-        cases: how many decided; 0 until then.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    fold: int
+    fold: int  #: whose cases decide; not one of the comparison's folds
     seed: int
-    losses: list[str]
-    rungs: list[int]
-    over: bool = False
-    dropped: list[Dropped] = []
-    cases: int = 0
+    losses: list[str]  #: the screened ones: all but the reference
+    rungs: list[int]  #: epochs of each rung's runs
+    over: bool = False  #: whether it has ended; until then the plan has only the reference's runs
+    dropped: list[Dropped] = []  #: which losses, in the order in which they were dropped
+    cases: int = 0  #: how many decided; 0 until then
+
+
+#: Epochs of the screening's rungs, as shares of the comparison's.
+SCREENING_SHARES = (0.25, 0.5)
+
+
+def survivors(count: int) -> int:
+    """How many of `count` losses are left after both rungs."""
+    for _ in SCREENING_SHARES:
+        count = better_half(count)
+    return count
+
+
+def better_half(count: int) -> int:
+    """How many of `count` losses are left after a rung: half, rounded up."""
+    return math.ceil(count / 2)
 
 
 # Which runs a comparison has.
@@ -144,14 +109,7 @@ class RunGrid:
 
 @dataclass(frozen=True)
 class RunShape:
-    """A run, or its remaining epochs, as far as it matters to a forecast.
-
-    Attributes:
-        loss: its name.
-        fold: validation fold.
-        epochs: of the whole run.
-        done: epochs that are finished.
-    """
+    """A run of `epochs`, of which `done` are finished, as far as it matters to a forecast."""
 
     loss: str
     fold: int
@@ -170,10 +128,8 @@ DEFAULT_REFERENCE = "dice+binary_cross_entropy"
 NO_REFERENCE = "none"
 
 
-class PlannedRun(BaseModel):
+class PlannedRun(_Frozen):
     """One run of a comparison; its folder is `runs/<id>`."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     config: RunConfig
@@ -189,84 +145,52 @@ class PlannedRun(BaseModel):
         return f"{self.config.loss} fold {self.config.fold} seed {self.config.seed}"
 
 
-class Plan(BaseModel):
-    """A comparison: every loss on every fold with every seed.
+class Plan(_Frozen):
+    """A comparison: every loss on every fold with every seed."""
 
-    Attributes:
-        id: of the comparison, also MLflow's tag `medloss.comparison`.
-        created: unix time, seconds.
-        manifest_name: the data set's name.
-        manifest_sha256: the manifest's content.
-        runs: in the order in which they are trained.
-        reference: the loss that the others are compared with, or `NO_REFERENCE`; None: not named before training, in
-            plans of an earlier version.
-        metric: the primary metric.
-        margin: of equivalence, in the metric's unit.
-        empty: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`.
-        non_inferior: whether *non-inferior* takes the place of *equivalent*.
-        asked: what was asked for, where that is not simply what is planned.
-        told: why less is planned than was asked for, one sentence per reason.
-        tuning: the choice of learning rates, which comes first; None without one.
-        halving: the screening before the comparison; None without one.
-        rung: number of this rung of a comparison's screening, or of this trial of its tuning; None: a whole comparison.
-        factor: in a trial of a tuning, of the recipe's learning rates; None elsewhere.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    created: float
+    id: str  #: of the comparison, also MLflow's tag `medloss.comparison`
+    created: float  #: unix time, seconds
     manifest_name: str
-    manifest_sha256: str
-    runs: list[PlannedRun]
+    manifest_sha256: str  #: the manifest's content
+    runs: list[PlannedRun]  #: in the order in which they are trained
+    #: the loss that the others are compared with, or `NO_REFERENCE`; None: not named before training, in plans of an
+    #: earlier version
     reference: str | None = None
-    metric: str = "dice"
-    margin: float = 0.01
-    empty: str = "one"
-    non_inferior: bool = False
-    asked: Asked | None = None
-    told: list[str] = []
-    tuning: Tuning | None = None
-    halving: Halving | None = None
+    metric: str = "dice"  #: the primary metric
+    margin: float = 0.01  #: of equivalence, in the metric's unit
+    empty: str = "one"  #: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`
+    non_inferior: bool = False  #: whether *non-inferior* takes the place of *equivalent*
+    asked: Asked | None = None  #: what was asked for, where that is not simply what is planned
+    told: list[str] = []  #: why less is planned than was asked for, one sentence per reason
+    tuning: Tuning | None = None  #: the choice of learning rates, which comes first; None without one
+    halving: Halving | None = None  #: the screening before the comparison; None without one
+    #: number of this rung of a comparison's screening, or of this trial of its tuning; None: a whole comparison
     rung: int | None = None
-    factor: float | None = None
+    factor: float | None = None  #: in a trial of a tuning, of the recipe's learning rates; None elsewhere
 
     @property
     def losses(self) -> list[str]:
         """The losses, in the order of the plan."""
         return list(dict.fromkeys(run.config.loss for run in self.runs))
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the losses are compared with one of them, and not each pair."""
+        return self.reference not in (None, NO_REFERENCE)
+
 
 def make_plan(
-    configs: list[RunConfig],
-    folds: list[int],
-    seeds: list[int],
-    manifest_name: str,
-    manifest_sha256: str,
-    **about: Any,
+    configs: list[RunConfig], folds: list[int], seeds: list[int], manifest_name: str, manifest_sha256: str, **about: Any
 ) -> Plan:
-    """Plan each config (one per loss) on each fold with each seed; a fold is finished before the next begins.
-
-    Args:
-        configs: one per loss.
-        folds: validation folds.
-        seeds: of the runs.
-        manifest_name: the data set's name.
-        manifest_sha256: the manifest's content.
-        about: further attributes of the plan, such as `reference`, `metric` and `margin`.
+    """Plan each config (one per loss) on each fold with each seed; `about` has further attributes of the plan.
 
     Raises:
         UserError: a loss, fold or seed is repeated.
     """
     refuse_repeated([config.loss for config in configs], folds, seeds)
-    return Plan(
-        id=uuid.uuid4().hex[:12],
-        created=time.time(),
-        manifest_name=manifest_name,
-        manifest_sha256=manifest_sha256,
-        runs=planned_runs(configs, folds, seeds),
-        **about,
-    )
+    runs = planned_runs(configs, folds, seeds)
+    return Plan(id=uuid.uuid4().hex[:12], created=time.time(), manifest_name=manifest_name,
+                manifest_sha256=manifest_sha256, runs=runs, **about)  # fmt: skip
 
 
 def refuse_repeated(losses: Sequence[str], folds: Sequence[int], seeds: Sequence[int]) -> None:
@@ -278,7 +202,7 @@ def refuse_repeated(losses: Sequence[str], folds: Sequence[int], seeds: Sequence
     given: dict[str, Sequence[object]] = {"losses": losses, "folds": folds, "seeds": seeds}
     for what, values in given.items():
         if len(set(values)) < len(values):
-            raise UserError(f"--{what}: one is repeated in {', '.join(str(v) for v in values)}")
+            raise UserError(f"--{what}: one is repeated in {', '.join(map(str, values))}")
     if min(seeds) < 0:
         raise UserError(f"--seeds: got {min(seeds)}; expected 0 or more")
 
@@ -287,12 +211,11 @@ def planned_runs(configs: list[RunConfig], folds: list[int], seeds: list[int]) -
     """Each config (one per loss) on each fold with each seed; a fold is finished before the next begins."""
     return [
         PlannedRun(
-            id=f"{file_name(config.loss)}-fold{fold}-seed{seed}",
-            config=config.model_copy(update={"fold": fold, "seed": seed}),
+            id=f"{file_name(c.loss)}-fold{fold}-seed{seed}", config=c.model_copy(update={"fold": fold, "seed": seed})
         )
         for fold in folds
         for seed in seeds
-        for config in configs
+        for c in configs
     ]
 
 
@@ -301,19 +224,3 @@ def file_name(loss: str) -> str:
     name = re.sub(r"[^\w.]+", "_", loss.replace("*", "x").replace("+", "_plus_")).strip("_.") or "loss"
     # File systems allow 255 bytes.
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(loss.encode()).hexdigest()[:8]}"
-
-
-#: Epochs of the screening's rungs, as shares of the comparison's.
-SCREENING_SHARES = (0.25, 0.5)
-
-
-def survivors(count: int) -> int:
-    """How many of `count` losses are left after both rungs."""
-    for _ in SCREENING_SHARES:
-        count = better_half(count)
-    return count
-
-
-def better_half(count: int) -> int:
-    """How many of `count` losses are left after a rung: half, rounded up."""
-    return math.ceil(count / 2)

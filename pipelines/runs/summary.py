@@ -1,14 +1,15 @@
 """A comparison in words and as a table: the plan, chosen rates, dropped losses, and one row per loss."""
 
 import statistics
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.evaluation.metrics import METRICS
-from pipelines.runs.comparison_folder import StoodStill, run_folder, stood_still
-from pipelines.runs.plan import NO_REFERENCE, Dropped, Plan, PlannedRun, RunGrid, Tuning, survivors
+from pipelines.runs.comparison_folder import RunState, StoodStill, run_folder, stood_still
+from pipelines.runs.plan import Dropped, Halving, Plan, PlannedRun, RunGrid, Tuning, survivors
 from pipelines.statistics.table import having, in_report_order
 from pipelines.training.run_folder import case_columns
 from pipelines.utils.files import write_text
@@ -21,44 +22,27 @@ if TYPE_CHECKING:  # the command imports this module, and does not wait for it
 
 
 def plan_lines(plan: Plan, grid: RunGrid, seconds: float | None = None) -> Iterator[str]:
-    """The plan, line by line.
-
-    Args:
-        plan: of the comparison.
-        grid: its runs; with halving, as if no loss were dropped.
-        seconds: that the whole comparison takes; None: not known.
-    """
+    """The plan, line by line; `grid` has its runs as if halving dropped no loss, `seconds` are of everything."""
     halving = None if plan.halving is None or plan.halving.over else plan.halving
     tuning = None if plan.tuning is None or plan.tuning.over else plan.tuning
     count = len(grid.losses) if halving is None else 1 + survivors(len(halving.losses))
     runs = count * len(grid.folds) * len(grid.seeds)
     losses = counted(count, "loss") if halving is None else f"{count} of {len(grid.losses)} losses"
     shape = f"{losses} x {counted(len(grid.folds), 'fold')} x {counted(len(grid.seeds), 'seed')}"
-    folds, seeds = listed("fold", grid.folds), listed("seed", grid.seeds)
-    yield from item(
-        "runs",
-        f"{shape} = {counted(runs, 'run')} of {counted(grid.epochs, 'epoch')} on {plan.manifest_name}; "
-        f"{folds}; {seeds}",
-    )
+    shape += f" = {counted(runs, 'run')} of {counted(grid.epochs, 'epoch')} on {plan.manifest_name}"
+    yield from item("runs", f"{shape}; {listed('fold', grid.folds)}; {listed('seed', grid.seeds)}")
     metric = METRICS[plan.metric]
-    named = (
-        "no reference, every pair compared" if plan.reference in (None, NO_REFERENCE) else f"reference {plan.reference}"
-    )
+    named = f"reference {plan.reference}" if plan.has_reference else "no reference, every pair compared"
     margin = f"{plan.margin:g} {metric.unit or metric.label}"
     yield from item("verdict", f"{named}; primary metric {metric.label}; margin of equivalence {margin}")
     if tuning is not None:
-        yield from item(
-            "rates",
-            f"before that, each of {counted(len(grid.losses), 'loss')} is trained on fold {tuning.fold} at "
-            f"{len(tuning.factors)} learning rates ({_factors(tuning)} of the recipe's) for "
-            f"{counted(tuning.epochs, 'epoch')}, and then at its best",
-        )
+        each = f"each of {counted(len(grid.losses), 'loss')} is trained on fold {tuning.fold} at {_rates(tuning)}"
+        yield from item("rates", f"before that, {each} for {counted(tuning.epochs, 'epoch')}, and then at its best")
     if halving is not None:
-        yield from item(
-            "halving",
-            f"before that, {counted(len(halving.losses), 'loss')} are screened on fold {halving.fold} for "
-            f"{_rungs(plan)} epochs; the worse half is dropped each time, the reference never",
+        what = (
+            f"{counted(len(halving.losses), 'loss')} are screened on fold {halving.fold} for {_rungs(halving)} epochs"
         )
+        yield from item("halving", f"before that, {what}; the worse half is dropped each time, the reference never")
     for reason in plan.told:
         yield from item("cut", reason)
     if seconds is not None:
@@ -75,15 +59,15 @@ def tuning_notes(plan: Plan) -> tuple[str, ...]:
     tuning = plan.tuning
     if tuning is None:
         return ()
-    what = f"{len(tuning.factors)} learning rates per loss ({_factors(tuning)} of the recipe's)"
+    what = _rates(tuning, " per loss")
     if not tuning.over:
         return (f"Tuning is under way: {what} are tried for {counted(tuning.epochs, 'epoch')}.",)
-    failed = [
-        loss for loss in tuning.chosen if all(trial.score is None for trial in tuning.tried if trial.loss == loss)
-    ]
+    label = METRICS[plan.metric].label
+    scored = {trial.loss for trial in tuning.tried if trial.score is not None}
+    failed = [loss for loss in tuning.chosen if loss not in scored]
     note = (
         f"Learning rates: {what} were tried on fold {tuning.fold}, in one run each of "
-        f"{counted(tuning.epochs, 'epoch')}, and each loss is trained at its best by {_label(plan)}. None of these "
+        f"{counted(tuning.epochs, 'epoch')}, and each loss is trained at its best by {label}. None of these "
         "cases is in the verdict. The choice is one run's: near-equal rates were decided by chance. Schedule and all "
         "else are common to all losses."
     )
@@ -98,11 +82,12 @@ def halving_notes(plan: Plan) -> tuple[str, ...]:
     if halving is None:
         return ()
     if not halving.over:
-        return (f"Halving is under way: {len(halving.losses)} losses are screened for {_rungs(plan)} epochs.",)
+        return (f"Halving is under way: {len(halving.losses)} losses are screened for {_rungs(halving)} epochs.",)
+    label = METRICS[plan.metric].label
     note = (
         f"Successive halving: {len(halving.losses)} losses were screened on fold {halving.fold} "
-        f"({counted(halving.cases, 'case')}) in one run each of {_rungs(plan)} epochs, with its whole schedule; "
-        f"the worse half by {_label(plan)} was dropped each time. None of these cases is in the verdict, so the choice "
+        f"({counted(halving.cases, 'case')}) in one run each of {_rungs(halving)} epochs, with its whole schedule; "
+        f"the worse half by {label} was dropped each time. None of these cases is in the verdict, so the choice "
         "does not favour the survivors. This is not a significance test: near the bound chance decided, and a loss "
         "that learns slowly may have been dropped too early. Dropped losses are not ranked, and not counted as worst."
     )
@@ -114,30 +99,35 @@ def dropped_note(plan: Plan, dropped: Dropped) -> str:
     when = f"{dropped.loss}: dropped after {counted(dropped.epochs, 'epoch')}"
     if dropped.score is None:
         return f"{when}: it failed ({dropped.error})."
-    shown = METRICS[plan.metric].shown
-    bound = "" if dropped.bound is None else f"; the lowest kept had {shown(dropped.bound)}"
-    return f"{when}: {_label(plan)} {shown(dropped.score)}{bound}."
-
-
-def _factors(tuning: Tuning) -> str:
-    words = [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in sorted(tuning.factors)]
-    return ", ".join(words)
-
-
-def _rungs(plan: Plan) -> str:
-    return "" if plan.halving is None else " and ".join(str(epochs) for epochs in plan.halving.rungs)
-
-
-def _label(plan: Plan) -> str:
-    return METRICS[plan.metric].label
+    metric = METRICS[plan.metric]
+    bound = "" if dropped.bound is None else f"; the lowest kept had {metric.shown(dropped.bound)}"
+    return f"{when}: {metric.label} {metric.shown(dropped.score)}{bound}."
 
 
 def rung_title(plan: Plan) -> str:
     """The title of a rung or a trial: `screening, rung 1` or `tuning, learning rates x 3`."""
-    if plan.factor is None:
-        return f"screening, rung {plan.rung}"
-    factor = f"{plan.factor:g}" if plan.factor >= 1 else f"1/{1 / plan.factor:g}"
-    return f"tuning, learning rates x {factor}"
+    return f"screening, rung {plan.rung}" if plan.factor is None else f"tuning, learning rates x {_shown(plan.factor)}"
+
+
+def _rates(tuning: Tuning, of: str = "") -> str:
+    return (
+        f"{len(tuning.factors)} learning rates{of} ({', '.join(map(_shown, sorted(tuning.factors)))} of the recipe's)"
+    )
+
+
+def _shown(factor: float) -> str:
+    return f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}"
+
+
+def _rungs(halving: Halving) -> str:
+    return " and ".join(map(str, halving.rungs))
+
+
+def state_counts(states: Sequence[RunState], *, waiting: bool = True) -> str:
+    """`3 done, 1 running`; without `waiting` runs, empty where none was begun."""
+    count = Counter(state.state for state in states)
+    words = ("done", "failed", "running", "interrupted", *(["waiting"] if waiting else []))
+    return ", ".join(f"{count[word]} {word}" for word in words if count[word])
 
 
 # The table of a comparison: one row per loss.
@@ -145,36 +135,26 @@ def rung_title(plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """The comparison's table.
+    """The comparison's table."""
 
-    Attributes:
-        rows: a row per loss with all metrics, best Dice first, those of `partial` after the others; a loss without a
-            finished run has NaN, and is last.
-        failed: losses whose runs all failed.
-        cases: how many cases the finished runs validated.
-        seeds: how many seeds.
-        partial: losses with finished and unfinished or failed runs: their means are over other cases.
-        still: runs whose optimizer stood still.
-    """
-
+    #: a row per loss with all metrics, best Dice first, those of `partial` after the others; a loss without a finished
+    #: run has NaN, and is last
     rows: "pd.DataFrame"
-    failed: frozenset[str]
-    cases: int
-    seeds: int
+    failed: frozenset[str]  #: losses whose runs all failed
+    cases: int  #: how many cases the finished runs validated
+    seeds: int  #: how many seeds
+    #: losses with finished and unfinished or failed runs: their means are over other cases
     partial: tuple[str, ...] = ()
-    still: tuple[StoodStill, ...] = ()
+    still: tuple[StoodStill, ...] = ()  #: runs whose optimizer stood still
 
     @property
     def caveat(self) -> str:
         """How far means over these cases and seeds can be trusted."""
-        seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        cases = "one case" if self.cases == 1 else f"{self.cases} cases"
+        cases, seeds = ("one " + noun if count == 1 else counted(count, noun) for count, noun in
+                        ((self.cases, "case"), (self.seeds, "seed")))  # fmt: skip
         note = f"means over {cases} and {seeds}: small differences may be chance"
-        if self.partial:
-            note += (
-                f"; {', '.join(self.partial)}: not all runs are finished, so on fewer cases or seeds than the others"
-            )
-        return note
+        few = f"; {', '.join(self.partial)}: not all runs are finished, so on fewer cases or seeds than the others"
+        return note + (few if self.partial else "")
 
 
 def case_table(folder: Path, plan: Plan) -> "pd.DataFrame":
@@ -196,9 +176,7 @@ def case_table(folder: Path, plan: Plan) -> "pd.DataFrame":
 def with_empty(cases: "pd.DataFrame", empty: str) -> "pd.DataFrame":
     """Fill in the metrics of classes that a label does not have, as in the report: a false alarm never looks better.
 
-    Args:
-        cases: as `case_table` makes it, where all metrics but specificity are NaN if label and prediction are empty.
-        empty: `one`, `exclude` or `worst`.
+    Where label and prediction are empty, all metrics but specificity are NaN; `empty` is `one`, `exclude` or `worst`.
     """
     if not len(cases):
         return cases
@@ -219,24 +197,21 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
     import pandas as pd
 
     cases = with_empty(case_table(folder, plan), plan.empty)
-    metrics = list(METRICS)
-    rows = []
-    failed = set()
-    partial = []
     still = stood_still(folder, plan)
+    rows, failed, partial = [], set(), []
     for loss in plan.losses:
         runs = [run for run in plan.runs if run.config.loss == loss]
         results = [run_folder(folder, run).result for run in runs]
         done = [result for result in results if result is not None and result["state"] == "done"]
         row: dict[str, object] = {"loss": loss, "runs": f"{len(done)}/{len(runs)}"}
-        found = [run for run in still if run.run.config.loss == loss]
-        row |= {"trained_as": runs[0].config.trained_as, "stood_still": _stood_still(found, len(runs))}
+        when = [found.when for found in still if found.run.config.loss == loss]
+        some = f"{len(when)} of {len(runs)} runs" if when else ""
+        row |= {"trained_as": runs[0].config.trained_as, "stood_still": when[0] if when and len(runs) == 1 else some}
         if 0 < len(done) < len(runs):
             partial.append(loss)
         if done:
-            by_class = cases[cases["loss"] == loss].groupby(["case", "class"])[metrics].mean()
-            means = by_class.groupby("case").mean().mean()
-            row |= {metric: float(means[metric]) for metric in metrics}
+            by_class = cases[cases["loss"] == loss].groupby(["case", "class"])[list(METRICS)].mean()
+            row |= {str(name): mean for name, mean in by_class.groupby("case").mean().mean().items()}
             row["epoch_s"] = statistics.median(result["epoch_s"] for result in done)
         elif None not in results:
             failed.add(loss)
@@ -250,13 +225,6 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
     return Table(frame.reset_index(drop=True), frozenset(failed), count, seeds, tuple(partial), still)
 
 
-def _stood_still(found: list[StoodStill], runs: int) -> str:
-    """In which epochs; of several runs, in how many."""
-    if not found:
-        return ""
-    return found[0].when if runs == 1 else f"{len(found)} of {runs} runs"
-
-
 def formatted_rows(table: Table) -> list[list[str]]:
     """The table as text, its headings first."""
     import pandas as pd
@@ -264,19 +232,11 @@ def formatted_rows(table: Table) -> list[list[str]]:
     shown = {name: metric for name, metric in in_report_order(METRICS).items() if METRICS[name].in_table}
     headings = {"trained_as": "loss"} | {name: metric.heading for name, metric in shown.items()}
     headings |= {"epoch_s": "s/epoch", "runs": "runs"} | ({"stood_still": "stood still"} if table.still else {})
-    decimals = {name: metric.decimals for name, metric in shown.items()} | {"epoch_s": 1}
-    rows = [list(headings.values())]
-    for _, row in table.rows.iterrows():
-        failed = row["loss"] in table.failed
-        cells = []
-        for name in headings:
-            value = row[name]
-            if name in decimals:
-                nothing = "failed" if failed and name == next(iter(shown)) else "-"
-                value = nothing if pd.isna(value) else f"{value:.{decimals[name]}f}"
-            cells.append(str(value))
-        rows.append(cells)
-    return rows
+    cells = table.rows[list(headings)].astype(object)
+    for name, decimals in {**{name: metric.decimals for name, metric in shown.items()}, "epoch_s": 1}.items():
+        cells[name] = ["-" if pd.isna(value) else f"{value:.{decimals}f}" for value in cells[name]]
+    cells.loc[table.rows["loss"].isin(table.failed), next(iter(shown))] = "failed"
+    return [list(headings.values()), *cells.astype(str).to_numpy().tolist()]
 
 
 def write_table(folder: Path, table: Table) -> list[Path]:
@@ -312,11 +272,10 @@ def best_run(folder: Path, plan: Plan, table: Table) -> PlannedRun | None:
     best = best_mean(plan, table)
     if best is None:
         return None
-    scores: dict[str, float] = {}
-    runs = [run for run in plan.runs if run.config.loss == best[0]]
-    for run in runs:
-        result = run_folder(folder, run).result
-        # A metric that no case has (a distance, where all are empty) is null there.
-        if result is not None and result["state"] == "done" and result["metrics"].get(plan.metric) is not None:
-            scores[run.id] = METRICS[plan.metric].sign * result["metrics"][plan.metric]
-    return max((run for run in runs if run.id in scores), key=lambda run: scores[run.id], default=None)
+    results = [(run, run_folder(folder, run).result) for run in plan.runs if run.config.loss == best[0]]
+    # A metric that no case has (a distance, where all are empty) is null there.
+    scores = [
+        (run, result["metrics"].get(plan.metric)) for run, result in results if result and result["state"] == "done"
+    ]
+    sign = METRICS[plan.metric].sign
+    return max((pair for pair in scores if pair[1] is not None), key=lambda pair: sign * pair[1], default=(None,))[0]

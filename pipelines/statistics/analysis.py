@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import rankdata
 
 from pipelines.statistics.bootstrap import bootstrap
 from pipelines.statistics.mean_difference import least_patients
@@ -59,10 +60,10 @@ def analyse(
 
     def analyse_scores(of: Scores, class_name: str | None = None) -> MetricAnalysis:
         name = of.metric.name
+        # The margin was named for the primary metric alone: no other has the same scale.
+        named = margin if name == metric else None
         comparisons: tuple[Comparison, ...] = ()
         if reference is not None:
-            # The margin was named for the primary metric alone: no other has the same scale.
-            named = margin if name == metric else None
             comparisons = compare_with(of, reference, margin=named, non_inferior=non_inferior, seed=seed)
         pairs = all_pairs(of, seed=seed)
         ranking = _ranking(of, pairs, misses(table, class_name))
@@ -84,9 +85,8 @@ def analyse(
     found = scores(table, metric, empty=empty)
     if not found.patients:
         raise UserError(f"metric {metric}: no loss has a value for any case; expected some")
-    of_classes = {
-        name: scores(table, metric, name, empty=empty) for name in (table.classes if len(table.classes) > 1 else ())
-    }
+    classes = table.classes if len(table.classes) > 1 else ()
+    of_classes = {name: scores(table, metric, name, empty=empty) for name in classes}
     of_metrics = {name: scores(table, name, empty=empty) for name in table.metrics if name != metric}
     folds, seeds = int(found.folds.max(initial=0)) + 1, found.values.shape[-1]
     analysis = Analysis(
@@ -122,11 +122,11 @@ def _unit(table: CaseTable) -> str:
 def _ranking(found: Scores, omnibus: Omnibus, missed: dict[str, tuple[int, int]]) -> tuple[Ranked, ...]:
     average = dict(zip(omnibus.losses, omnibus.average_ranks, strict=True))
     means = np.round(found.values.mean((1, 2)), DIGITS)
-    gains = found.metric.sign * means
+    ranks = rankdata(-found.metric.sign * means)
     ranked = [
         Ranked(
             loss=loss,
-            rank=float(1 + (gains > gain).sum() + ((gains == gain).sum() - 1) / 2),
+            rank=float(rank),
             mean=float(mean),
             median=float(np.median(values)),
             sd=float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -137,7 +137,7 @@ def _ranking(found: Scores, omnibus: Omnibus, missed: dict[str, tuple[int, int]]
             missed=missed[loss][0],
             false_alarms=missed[loss][1],
         )
-        for loss, gain, mean, values in zip(found.losses, gains, means, found.by_patient, strict=True)
+        for loss, rank, mean, values in zip(found.losses, ranks, means, found.by_patient, strict=True)
     ]
     return tuple(sorted(ranked, key=lambda place: (place.rank, place.loss)))
 

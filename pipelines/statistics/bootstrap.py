@@ -1,18 +1,4 @@
-r"""The bootstrap over patients and seeds: intervals of the means, and the stability of first place.
-
-Each replicate draws n patients with replacement, the same for all losses, averages their values, and ranks the losses
-by mean. With S seeds, it also draws S seeds in each fold, the same for all patients and losses of the fold. A draw of S
-from S has only $(S-1)/S$ of the variance over seeds, half of it with two seeds. To correct for that, each value's
-deviation from the patient's mean over seeds is first scaled by $\sqrt{S / (S-1)}$.
-
-The intervals of the means are expanded percentile intervals (Hesterberg 2015), which also cover with few cases: the
-percentiles are moved outwards to make up for the difference between the t and the normal quantile, and for the sample's
-smaller spread. There are no percentile intervals of ranks, since these cover badly (`paired` has valid rank sets).
-
-Not controlled: the loss that is first in the sample tends to be first in its resamples. P(rank 1) therefore shows how
-stable the ranking is against the choice of patients, not the probability of being the best loss. It does not include
-retraining with one seed, and never the effect of the training data of other folds.
-"""
+"""The bootstrap over patients and seeds: intervals of the means, and the stability of first place."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -61,12 +47,14 @@ class Bootstrap:
 
 
 def bootstrap(scores: Scores, *, bootstraps: int = 10_000, seed: int = 0) -> Bootstrap:
-    """Resample patients, and seeds if there are several.
+    """Resample patients, and seeds if there are several, and rank the losses by mean.
 
-    Args:
-        scores: the scores of one metric.
-        bootstraps: number of replicates.
-        seed: seed of the draws.
+    The intervals of the means are expanded percentile intervals (Hesterberg 2015), which also cover with few cases: the
+    percentiles are moved outwards to make up for the difference between the t and the normal quantile, and for the
+    sample's smaller spread. There are no such intervals of ranks, since these cover badly.
+
+    Not controlled: the loss that is first in the sample tends to be first in its resamples. P(rank 1) shows how stable
+    the ranking is against the choice of patients, not the probability of being the best loss.
     """
     gains = scores.metric.sign * scores.values
     means = resampled_means(gains, scores.folds, bootstraps=bootstraps, seed=seed)
@@ -75,22 +63,24 @@ def bootstrap(scores: Scores, *, bootstraps: int = 10_000, seed: int = 0) -> Boo
     first = ranks == ranks.min(1, keepdims=True)
     p_first = (first / first.sum(1, keepdims=True)).mean(0)
     taus = _kendall(-ranks, observed)
-    tail = _tail(len(scores.patients))
-    quantiles = None if tail is None else [100 * tail, 100 * (1 - tail)]
-    natural = means * scores.metric.sign
+    intervals: list[tuple[float, float] | None] = [None] * len(scores.losses)
+    if (n := len(scores.patients)) > 1:
+        tail = float(ndtr(-sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
+        natural = means * scores.metric.sign
+        intervals = list(map(tuple, np.percentile(natural, [100 * tail, 100 * (1 - tail)], axis=0).T.tolist()))
     losses = {
-        loss: Resampled(
-            mean_interval=None if quantiles is None else _pair(np.percentile(natural[:, i], quantiles)),
-            p_first=float(p_first[i]),
-            retraining=retraining_share(scores.values[i]),
-        )
+        loss: Resampled(intervals[i], float(p_first[i]), retraining_share(scores.values[i]))
         for i, loss in enumerate(scores.losses)
     }
     return Bootstrap(losses, float(taus.mean()), float(np.percentile(taus, 2.5)))
 
 
 def resampled_means(values: Floats, folds: NDArray[np.intp], *, bootstraps: int, seed: int) -> Floats:
-    """Means over resampled patients and seeds `[bootstraps, L]`.
+    r"""Means over resampled patients and seeds `[bootstraps, L]`.
+
+    Each replicate draws n patients with replacement, the same for all losses; with S seeds also S seeds in each fold,
+    the same for all patients and losses of the fold. A draw of S from S has only $(S-1)/S$ of the variance over seeds:
+    each value's deviation from the patient's mean over seeds is scaled by $\sqrt{S / (S-1)}$.
 
     Args:
         values: `[L, n, S]`.
@@ -122,15 +112,6 @@ def _drawn(random: np.random.Generator, size: int, n: int) -> Floats:
     """How often each of n items was drawn, divided by n: `[size, n]`."""
     draws = random.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
     return np.bincount(draws.ravel(), minlength=size * n).reshape(size, n) / n
-
-
-def _tail(n: int) -> float | None:
-    return None if n < 2 else float(ndtr(-sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
-
-
-def _pair(values: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = values.tolist()
-    return low, high
 
 
 def _kendall(replicates: Floats, observed: Floats) -> Floats:

@@ -1,47 +1,7 @@
-r"""Mean paired differences: intervals, tests, and the adjustment over several comparisons.
+"""Mean paired differences: intervals, tests, and the adjustment over several comparisons.
 
-The estimand is the mean over patients of the difference between two losses. $d_i$ is the difference of a patient (runs
-averaged), n the number of patients, and $\bar d$, $s$ and $g$ are the sample's mean, standard deviation and skewness.
-
-**The statistic** is Student's t corrected for skewness (Johnson 1978; made monotone by Hall 1992): with
-$t = \sqrt n\, \bar d / s$ and $a = g / \sqrt n$,
-
-$$h = t + \frac a6 + \frac{a t^2}3 + \frac{a^2 t^3}{27}.$$
-
-With fewer than 20 patients the test uses only a part of the skewness, $1/2 + n / 40$ of it: its estimate is then too
-rough, and the full correction costs more power than it prevents false verdicts (both found by simulation).
-
-**The test** is Westfall and Young's step-down max-T over joint sign flips: if no loss differs, a patient's differences
-in all comparisons are as likely as with all their signs flipped. All $2^{n-1}$ patterns are used up to n = 14,
-otherwise 10,000 are drawn. If the differences are jointly symmetric around 0, the family-wise error is at most the
-level for any n and any dependence between the comparisons; for skewed differences the corrected statistic makes it hold
-approximately.
-
-**The interval** of the mean is, on each side, the wider one of Student's and of the inverse of h. To show that a
-difference is small (equivalence, non-inferiority), 1.5 times the skewness is used: a few cases underestimate it, and
-the unseen tail is what matters there.
-
-**Several runs** (a run is a fold with a seed; seeds are nested in folds): the variance of $\bar d$ is split,
-
-$$v = v_\text{patient} + v_\text{retraining} + v_\text{fold}, \qquad
-\bar d \pm \sqrt{t^2_{n-F} v_\text{patient} + t^2_{\nu_r} v_\text{retraining} + t^2_{\nu_f} v_\text{fold}}$$
-
-(Howe 1974), with F folds and S seeds. The component of retraining is the variance between seeds within folds, with
-F(S-1) degrees of freedom. The component of folds is estimated from the fold means, with F-1 degrees of freedom; with
-one seed it includes retraining, and the interval is then never narrower than Student's over the fold means. Since these
-degrees of freedom are so few, both components are pooled over all L losses of the table, as in a mixed model, with L-1
-times as many degrees of freedom; if the estimate from the comparison alone is larger, it is used instead. A loss whose
-runs vary far more than those of the others is not pooled: its comparisons use their separate variance and degrees of
-freedom.
-
-With several runs there is a second p-value: the level at which that interval would end at 0 (without the correction for
-skewness), adjusted over the comparisons by Holm. With one fold and one seed the effect of retraining is unknown, and
-all results describe these networks only.
-
-`p_adjusted` is the largest p-value that applies: the step-down max-T p, Holm's p over runs, and the level at which the
-95 % interval would end at 0. Not controlled: patients that are not independent, and the training data that folds share.
-
-Every function accepts further leading axes, so that simulations can process many tables at once.
+`docs/statistics.md` describes the method, and what it does not control. Every function accepts further leading axes, so
+that simulations can process many tables at once.
 """
 
 from dataclasses import dataclass
@@ -72,11 +32,8 @@ class Parts:
 
     Attributes:
         patient: variance over patients.
-        patient_freedom: its degrees of freedom.
         retraining: variance over the seeds within folds; 0 with one seed.
-        retraining_freedom: its degrees of freedom.
         fold: variance over folds beyond the other two; 0 with one fold.
-        fold_freedom: its degrees of freedom.
         fold_total: the whole variance as estimated from the fold means; 0 with one fold, or with several seeds.
     """
 
@@ -94,14 +51,11 @@ class Inference:
     """Intervals and p-values of k mean differences; arrays `[..., k]`.
 
     Attributes:
-        mean: the mean differences.
-        low: lower end of the 95 % interval; NaN with one patient.
-        high: upper end.
+        low: lower end of the 95 % interval; NaN with one patient; `high`: upper end.
         p: unadjusted p-value: by sign flips; with several runs the larger of that and `p_trainings`.
         p_adjusted: family-wise p-value; at most `ALPHA` only if the interval excludes 0.
         p_trainings: unadjusted p-value of the interval over runs; NaN with one run.
-        skew: the quantity a of the module's formula.
-        parts: the components of the variance.
+        skew: the quantity a of `_statistic`.
     """
 
     mean: Floats
@@ -125,15 +79,22 @@ class Inference:
 def infer(
     values: Floats, first: Indices, second: Indices, folds: Indices, *, flips: int = FLIPS, seed: int = 0
 ) -> Inference:
-    """Compare pairs of losses, all of them as one family.
+    r"""Compare pairs of losses, all of them as one family.
+
+    The interval of the mean $\bar d$ is, on each side, the wider one of Student's and of the inverse of the corrected
+    statistic. With several runs its variance is split (Howe 1974), with F folds and S seeds:
+
+    $$\bar d \pm \sqrt{t^2_{n-F} v_\text{patient} + t^2_{\nu_r} v_\text{retraining} + t^2_{\nu_f} v_\text{fold}}$$
+
+    `p_adjusted` is the largest p-value that applies: the step-down max-T p, Holm's p over runs, and the level at which
+    the 95 % interval would end at 0.
 
     Args:
         values: `[..., L, n, S]`, losses, patients and seeds; more is better. Seeds are nested in folds.
         first: `[k]`, index of the first loss of each pair.
         second: `[k]`, index of the loss that it is compared with.
         folds: `[n]`, the number of each patient's fold, from 0.
-        flips: number of sign patterns that are drawn if there are more.
-        seed: seed of the draws.
+        flips: number of sign patterns that are drawn if there are more, with `seed`.
     """
     d = values[..., first, :, :] - values[..., second, :, :]
     by_patient = np.round(d.mean(-1), DIGITS)
@@ -164,12 +125,8 @@ def sign_flip_p(differences: Floats, *, flips: int = FLIPS, seed: int = 0) -> tu
     """Two-sided p-values of joint sign flips: unadjusted, and by step-down max-T over all comparisons.
 
     Args:
-        differences: `[..., k, n]`, n at least 2.
-        flips: number of sign patterns that are drawn if there are more.
-        seed: seed of the draws.
-
-    Returns:
-        Both, each `[..., k]`.
+        differences: `[..., k, n]`, n at least 2; the p-values are `[..., k]`.
+        flips: number of sign patterns that are drawn if there are more, with `seed`.
     """
     n = differences.shape[-1]
     signs = _signs(n, flips, seed)
@@ -203,7 +160,11 @@ def _signs(n: int, flips: int, seed: int) -> Floats:
 
 
 def _statistic(first: Floats, square: Floats, third: Floats, n: int) -> Floats:
-    """|h| of the first three moments around 0."""
+    """|h| of the first three moments around 0: Student's t corrected for skewness (Johnson 1978, Hall 1992).
+
+    h = t + a / 6 + a t^2 / 3 + a^2 t^3 / 27, where a is the skewness over the root of n. With fewer than 20 patients
+    only a part of the skewness is used, 1/2 + n / 40 of it: its estimate is then too rough (found by simulation).
+    """
     # Differences that are all equal are treated as if they varied by a millionth.
     variance = np.maximum(square - first * first, 1e-12 * square)
     deviation = np.sqrt(np.where(variance > 0, variance, 1.0))
@@ -213,7 +174,6 @@ def _statistic(first: Floats, square: Floats, third: Floats, n: int) -> Floats:
     a = min(1.0, 0.5 + n / 40) * np.clip(skewness - shift * (3 + shift * shift), -most, most) / sqrt(n)
     t = shift * sqrt(n - 1)
     scaled = a * t
-    # h = t + a / 6 + a t^2 / 3 + a^2 t^3 / 27
     return np.abs(t * (1 + scaled * (1 / 3 + scaled / 27)) + a / 6)
 
 
@@ -234,10 +194,7 @@ class _Variances(NamedTuple):
 
 
 def _variances(rows: Floats, folds: Indices) -> _Variances:
-    """Estimate the variance of the rows' means over patients, residuals, seeds and folds.
-
-    The estimates over patients and residuals are within folds; the one over patients includes the residual variance.
-    """
+    """Estimate them over patients (within folds, with the residual variance), residuals, seeds and folds."""
     n, seeds = rows.shape[-2:]
     count = int(folds.max()) + 1
     member = np.asarray(folds == np.arange(count)[:, None], float)
@@ -261,13 +218,16 @@ def _variances(rows: Floats, folds: Indices) -> _Variances:
 
 
 def variance_parts(values: Floats, d: Floats, first: Indices, second: Indices, folds: Indices) -> Parts:
-    """Split the variance of mean differences into components, as the module describes.
+    """Split the variance of mean differences into components.
+
+    Those of retraining and folds are pooled over the losses, as in a mixed model; if the estimate from the comparison
+    alone is larger, it is used instead. A loss whose runs vary far more than those of the others is not pooled.
 
     Args:
         values: `[..., L, n, S]`.
-        d: the differences `[..., k, n, S]`.
-        first: `[k]`, index of the first loss of each pair.
-        second: `[k]`, index of the loss that it is compared with.
+        d: the differences `[..., k, n, S]`, of the losses `first` and `second`.
+        first: `[k]`.
+        second: `[k]`.
         folds: `[n]`, the number of each patient's fold.
     """
     n, seeds = d.shape[-2:]

@@ -1,39 +1,6 @@
-r"""Paired comparisons per patient: every loss with the reference, and every pair of losses.
+"""Paired comparisons per patient: every loss with the reference, and every pair of losses.
 
-**All losses.** Friedman's test is used in Iman and Davenport's form. With $r_{ij}$ the rank of loss j of k for patient
-i of N (1 is the best, ties have midranks), and $R_j$ its mean over patients,
-
-$$\chi^2 = \frac{N (k - 1) \left(N \sum_j R_j^2 - C\right)}{\sum_{ij} r_{ij}^2 - C}, \quad
-C = \tfrac14 N k (k+1)^2, \qquad F = \frac{(N - 1) \chi^2}{N (k - 1) - \chi^2}$$
-
-with $k - 1$ and $(k - 1)(N - 1)$ degrees of freedom. The denominator corrects for ties; without ties it is
-$N k (k+1)(k-1) / 12$, which Demsar (2006) always uses. F is reported, but decides nothing.
-
-**Pairs** are tested like comparisons with a reference (`mean_difference`), all of them as one family. Nemenyi's test of
-average ranks is not used, since its result for two losses depends on the other losses in the table (Benavoli et al.
-2016).
-
-**Rank sets** (Mogstad et al. 2024): if b losses are significantly better than a loss and w significantly worse, its
-rank lies between 1 + b and L - w. All sets together contain all true ranks if no pair is falsely called different,
-which holds in at least 95 % of tables.
-
-**Verdicts** describe the mean difference from the reference (`mean_difference` has the interval and the tests):
-
-- *better*, *worse*: the family-wise p over all comparisons with the reference is at most 0.05, which requires an
-  interval that excludes 0. If the mean is also shown to lie within the margin, the verdict is *better* or *worse,
-  within the margin*: the difference is certain, but too small to matter.
-- *equivalent*: neither better nor worse, and the 95 % interval lies within the margin on both sides (two one-sided
-  tests at 2.5 % each). This interval allows for more skewness than the one that is reported.
-- *non-inferior*, tested in place of *equivalent* on request: the lower end of that interval is above minus the margin.
-- *undecided*: everything else, and every comparison with fewer patients than `least_patients`: the narrow interval of
-  three cases is no evidence.
-
-`wins`, `effect` and `p_ranks` (Wilcoxon) answer another question, on how many patients a loss is better. They decide no
-verdict.
-
-Not controlled: *equivalent* and *non-inferior* hold at 2.5 % per comparison, not over all comparisons
-(`p_equivalence_holm` does). Each metric and each class is a separate family. Friedman's test and the average ranks
-ignore the variance of retraining. What none of n patients shows may still happen in 3 / n of them (`unseen`).
+`docs/statistics.md` describes verdicts, pairs and rank sets, and what they do not control.
 """
 
 from dataclasses import dataclass
@@ -71,12 +38,7 @@ class Omnibus:
 
 
 def all_pairs(scores: Scores, *, seed: int = 0) -> Omnibus:
-    """Test all losses together, and every pair.
-
-    Args:
-        scores: the scores of one metric.
-        seed: seed of the sign patterns.
-    """
+    """Test all losses together, and every pair; `seed` is that of the sign patterns."""
     ranks = case_ranks(scores.metric.sign * scores.by_patient)
     average = ranks.mean(1)
     order = np.argsort(np.round(average, 9), kind="stable")
@@ -86,14 +48,19 @@ def all_pairs(scores: Scores, *, seed: int = 0) -> Omnibus:
     names = [scores.losses[i] for i in order]
     differ = found.p_adjusted <= ALPHA
     low, high = rank_sets(found.mean, differ, first, second, size)
-    linked = _matrix(~differ, first, second, size).astype(bool)
+
+    def matrix(of_pairs: NDArray[np.generic]) -> Floats:
+        full = np.ones((size, size))
+        full[first, second] = full[second, first] = of_pairs
+        return full
+
     return Omnibus(
         losses=tuple(names),
         average_ranks=tuple(average[order].tolist()),
         friedman=friedman(ranks) if ranks.shape[1] > 1 else None,
-        p=_rows(_matrix(found.p, first, second, size)),
-        p_adjusted=_rows(_matrix(found.p_adjusted, first, second, size)),
-        groups=tuple(tuple(names[i] for i in group) for group in cliques(linked)),
+        p=tuple(map(tuple, matrix(found.p).tolist())),
+        p_adjusted=tuple(map(tuple, matrix(found.p_adjusted).tolist())),
+        groups=tuple(tuple(names[i] for i in group) for group in cliques(matrix(~differ).astype(bool))),
         rank_sets=dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
     )
 
@@ -103,11 +70,14 @@ def rank_sets(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The lowest and highest rank of each loss that the pairs leave open, each `[..., L]`; 1 is the best.
 
+    If b losses are significantly better than a loss and w significantly worse, its rank lies between 1 + b and L - w
+    (Mogstad et al. 2024).
+
     Args:
         means: `[..., k]`, mean of first minus second; more is better.
         differ: `[..., k]`, whether the pair differs significantly.
         first: `[k]`, index of the first loss of each pair.
-        second: `[k]`, index of the second loss of each pair.
+        second: `[k]`, index of the second loss.
         losses: number of losses.
     """
     is_first, is_second = (np.eye(losses, dtype=np.int64)[index] for index in (first, second))
@@ -118,25 +88,11 @@ def rank_sets(
 
 
 def cliques(linked: NDArray[np.bool_]) -> list[tuple[int, ...]]:
-    """All maximal cliques of two or more members, sorted.
-
-    Args:
-        linked: `[L, L]`, symmetric adjacency matrix.
-    """
+    """All maximal cliques of two or more members, sorted; `linked` is a symmetric adjacency matrix `[L, L]`."""
     import networkx  # not above: it takes a quarter of a second
 
     graph = networkx.from_numpy_array(linked & ~np.eye(len(linked), dtype=bool))
     return sorted(tuple(sorted(clique)) for clique in networkx.find_cliques(graph) if len(clique) > 1)
-
-
-def _matrix(p: NDArray[np.generic], first: Indices, second: Indices, size: int) -> Floats:
-    full = np.ones((size, size))
-    full[first, second] = full[second, first] = p
-    return full
-
-
-def _rows(matrix: Floats) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in matrix.tolist())
 
 
 BETTER, WORSE, EQUIVALENT, NON_INFERIOR, UNDECIDED = VERDICTS = (
@@ -149,13 +105,10 @@ class VarianceParts:
     """The components of the variance of a mean difference.
 
     Attributes:
-        patient: variance over patients.
-        patient_freedom: its degrees of freedom.
+        patient: variance over patients, with its degrees of freedom in `patient_freedom`; so for the others.
         retraining: variance over the seeds within folds; `None` with one seed.
-        retraining_freedom: its degrees of freedom.
         fold: variance over folds beyond the other two (with one seed, of retraining and folds together); `None` with
             one fold.
-        fold_freedom: its degrees of freedom.
     """
 
     patient: float
@@ -171,15 +124,11 @@ class Comparison:
     """One loss compared with the reference.
 
     Attributes:
-        loss: the loss.
         difference: mean of loss minus reference, in the metric's unit; for a distance, less is better.
         interval: 95 % interval of the mean difference; `None` with one patient.
         sd: standard deviation of the differences over patients, runs averaged; `None` with one patient.
-        wins: number of patients for whom the loss is better than the reference.
-        losses: number of patients for whom it is worse.
-        ties: number of patients without a difference.
-        w_plus: Wilcoxon's sum of ranks in favour of the loss.
-        w_minus: Wilcoxon's sum of ranks in favour of the reference.
+        wins: number of patients for whom the loss is better than the reference; `losses`, worse; `ties`, neither.
+        w_plus: Wilcoxon's sum of ranks in favour of the loss; `w_minus`, of the reference.
         exact: whether Wilcoxon's distribution was computed exactly.
         effect: the matched-pairs rank-biserial correlation; 1: better for every patient, -1: worse for every patient.
         p_wilcoxon: p-value of Wilcoxon's signed-rank test, two-sided, runs averaged.
@@ -233,7 +182,10 @@ class Comparison:
 def compare_with(
     scores: Scores, reference: str, *, margin: float | None = None, non_inferior: bool = False, seed: int = 0
 ) -> tuple[Comparison, ...]:
-    """Compare every loss with the reference.
+    """Compare every loss with the reference: one comparison per other loss, in the order of `scores.losses`.
+
+    *Better* and *worse*: the family-wise p is at most 0.05. Otherwise *equivalent* or *non-inferior*: one-sided tests
+    against the margin at 2.5 %. Everything else is *undecided*, and all with fewer patients than `least_patients`.
 
     Args:
         scores: the scores of one metric.
@@ -241,9 +193,6 @@ def compare_with(
         margin: the largest difference that does not matter, in the metric's unit; `None`: equivalence is not tested.
         non_inferior: whether to test non-inferiority in place of equivalence.
         seed: seed of the sign patterns.
-
-    Returns:
-        One comparison per loss other than the reference, in the order of `scores.losses`.
     """
     sign = scores.metric.sign
     base = scores.losses.index(reference)
@@ -253,11 +202,11 @@ def compare_with(
     ranks = [signed_rank(gain.mean(1)) for gain in gains]
     p_ranks = holm(np.array([rank.p for rank in ranks]))
     known = len(scores.patients) > 1
-    same = above = None
+    same = above = same_holm = None
     if margin is not None:
         above = found.p_below(-margin) if known else np.ones(len(others))
         same = np.maximum(above, found.p_above(margin)) if known else above
-    same_holm = None if same is None else holm(same)
+        same_holm = holm(same)
     enough = len(scores.patients) >= least_patients()
     comparisons = []
     for i, (other, gain, rank) in enumerate(zip(others, gains, ranks, strict=True)):
@@ -289,7 +238,7 @@ def compare_with(
                 p_ranks=float(p_ranks[i]),
                 p=float(found.p[i]),
                 p_adjusted=float(found.p_adjusted[i]),
-                p_trainings=_known(found.p_trainings[i]),
+                p_trainings=None if np.isnan(found.p_trainings[i]) else float(found.p_trainings[i]),
                 p_equivalence=None if same is None else float(same[i]),
                 p_equivalence_holm=None if same_holm is None else float(same_holm[i]),
                 p_non_inferior=None if above is None else float(above[i]),
@@ -304,16 +253,7 @@ def compare_with(
 
 
 def _variance(parts: Parts, i: int, patients: int, seeds: int) -> VarianceParts:
-    several_seeds, several_folds = seeds > 1, patients - parts.patient_freedom > 1
-    return VarianceParts(
-        patient=float(parts.patient[i]),
-        patient_freedom=parts.patient_freedom,
-        retraining=float(parts.retraining[i]) if several_seeds else None,
-        retraining_freedom=float(parts.retraining_freedom[i]) if several_seeds else None,
-        fold=float(parts.fold[i]) if several_folds else None,
-        fold_freedom=float(parts.fold_freedom[i]) if several_folds else None,
-    )
-
-
-def _known(value: Floats) -> float | None:
-    return None if np.isnan(value) else float(value)
+    runs = (float(parts.retraining[i]), float(parts.retraining_freedom[i])) if seeds > 1 else (None, None)
+    several_folds = patients - parts.patient_freedom > 1
+    folds = (float(parts.fold[i]), float(parts.fold_freedom[i])) if several_folds else (None, None)
+    return VarianceParts(float(parts.patient[i]), parts.patient_freedom, *runs, *folds)

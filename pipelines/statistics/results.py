@@ -1,22 +1,12 @@
-r"""The contents of an analysis, and the differences that a number of cases can detect with one run per loss.
-
-**Detectable difference.** Step-down max-T over k comparisons with one reference (`mean_difference`) rejects about where
-Student's t does at the level $\alpha_k$ at which any of k equally correlated (0.5) normal tests rejects with
-probability $\alpha$. From that quantile q, the noncentral t distribution gives the difference that is detected with
-80 % power; no simulation is needed, so the number is reproducible. With few cases, sign flips and the correction for
-skewness need a larger difference, by a factor of about $1 + (q / \sqrt n)^{2.2} / 6$ (found by simulation; the tests
-compare it with simulated comparisons). Differences are assumed to be normally distributed.
-
-**Too few cases.** The smallest two-sided p-value of n sign flips is $2 / 2^n$: with 6 cases a difference can be
-significant, with 5 none can, however large, and whatever the number of comparisons.
-"""
+"""The contents of an analysis, and the differences that a number of cases can detect with one run per loss."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -25,7 +15,9 @@ from scipy.special import nctdtr, ndtr, stdtrit
 from pipelines.statistics.bootstrap import Bootstrap
 from pipelines.statistics.mean_difference import ALPHA, least_patients
 from pipelines.statistics.paired import Comparison, Omnibus
-from pipelines.statistics.table import MetricInfo
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.metrics.base import Metric
 
 
 @lru_cache(maxsize=256)
@@ -42,7 +34,12 @@ def _level(comparisons: int, level: float) -> float:
 
 
 def power(difference: float, sd: float, cases: int, *, comparisons: int = 1, level: float = ALPHA) -> float:
-    """The probability that a mean difference is detected, with the right sign.
+    r"""The probability that a mean difference is detected, with the right sign.
+
+    Step-down max-T over k comparisons with one reference rejects about where Student's t does at the level $\alpha_k$
+    at which any of k equally correlated (0.5) normal tests rejects with probability $\alpha$. From that quantile q, the
+    noncentral t distribution gives the power. With few cases, sign flips and the correction for skewness need a larger
+    difference, by a factor of about $1 + (q / \sqrt n)^{2.2} / 6$ (found by simulation).
 
     Args:
         difference: the true mean difference.
@@ -61,14 +58,9 @@ def power(difference: float, sd: float, cases: int, *, comparisons: int = 1, lev
 def least_difference(
     sd: float, cases: int, *, comparisons: int = 1, wanted: float = 0.8, level: float = ALPHA
 ) -> float | None:
-    """The smallest mean difference that is detected with the given power; `None` if there are too few cases.
+    """The smallest mean difference that is detected with the power `wanted`; `None` if there are too few cases.
 
-    Args:
-        sd: standard deviation of the paired differences over cases.
-        cases: number of cases.
-        comparisons: number of comparisons with the reference, of which this is one.
-        wanted: the power.
-        level: the family-wise level.
+    The other arguments are those of `power`.
     """
     if cases < least_patients(level):
         return None
@@ -85,24 +77,12 @@ def least_difference(
 
 
 def cases_needed(difference: float, sd: float, *, comparisons: int = 1, wanted: float = 0.8) -> int:
-    """The number of cases that detect a mean difference with the given power.
-
-    Args:
-        difference: the true mean difference, not 0.
-        sd: standard deviation of the paired differences over cases; above 0.
-        comparisons: number of comparisons with the reference, of which this is one.
-        wanted: the power.
-    """
-    low, high = 1, 2
+    """The number of cases that detect a mean difference, not 0, with the power `wanted`; see `power`."""
+    high = 2
     while power(difference, sd, high, comparisons=comparisons) < wanted:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if power(difference, sd, middle, comparisons=comparisons) < wanted:
-            low = middle
-        else:
-            high = middle
-    return high
+        high *= 2
+    cases = range(high // 2 + 1, high + 1)
+    return cases[bisect_left(cases, wanted, key=lambda n: power(difference, sd, n, comparisons=comparisons))]
 
 
 # The contents of an analysis.
@@ -113,11 +93,8 @@ class Ranked:
     """One loss in the ranking.
 
     Attributes:
-        loss: the loss.
         rank: rank by mean, 1 is the best; ties have midranks.
-        mean: mean over patients and runs.
-        median: median over patients, runs averaged.
-        sd: standard deviation over patients, runs averaged; `None` with one patient.
+        mean: mean over patients and runs; `median` and `sd` over patients, runs averaged.
         average_rank: mean over patients of the rank within the patient.
         rank_set: the lowest and highest rank by mean that the pairs leave open, for all losses at once (95 %).
         failed: number of empty cells, which counted as the worst.
@@ -144,7 +121,6 @@ class Reach:
     """The differences that the comparison can detect.
 
     Attributes:
-        cases: number of patients.
         least_cases: the number of patients below which no difference can be significant.
         sd: standard deviation of the paired differences, median over the comparisons; `None` with one patient or
             without a reference.
@@ -173,9 +149,6 @@ class MetricAnalysis:
         empty: cases whose reference is empty for a class.
         ranking: all losses, best mean first.
         comparisons: comparisons with the reference, in the order of the ranking; empty without a reference.
-        omnibus: all losses together, and every pair.
-        bootstrap: intervals of the means, and the stability of first place.
-        reach: the differences that could be detected.
     """
 
     metric: str
@@ -193,26 +166,18 @@ class MetricAnalysis:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The analysis of a table.
+    """The analysis of a table. `analyse` describes its arguments, from `reference` to `non_inferior`.
 
     Attributes:
         verdict: one sentence.
         caveats: what the verdict does not cover, one sentence each.
         reference: the loss that the others were compared with; `None`: only pairs were compared.
-        margin: the largest difference that does not matter, in the unit of the primary metric.
-        bootstraps: number of bootstrap replicates.
-        seed: seed of the replicates and sign patterns.
-        empty: the rule for cases whose reference is empty for a class; see `scores`.
-        non_inferior: whether non-inferiority was tested in place of equivalence.
         unit: the statistical unit, `patient`, or `case` if the table does not name patients.
         trainings: number of runs per loss: folds times seeds.
         folds: number of folds if each patient is in one fold; otherwise 1.
         seeds: number of seeds per fold.
-        patients: names of the patients.
         scores: loss -> the primary metric per patient, in the order of `patients`; failures counted as the worst.
-        primary: the analysis of the primary metric.
         classes: class -> the analysis of the primary metric for this class; empty with fewer than two classes.
-        secondary: metric -> its analysis.
         metrics: the metrics of the table by name; not part of `to_dict`.
     """
 
@@ -233,10 +198,10 @@ class Analysis:
     primary: MetricAnalysis
     classes: dict[str, MetricAnalysis]
     secondary: dict[str, MetricAnalysis]
-    metrics: Mapping[str, MetricInfo]
+    metrics: Mapping[str, "Metric"]
 
     @property
-    def metric(self) -> MetricInfo:
+    def metric(self) -> "Metric":
         """The primary metric."""
         return self.metrics[self.primary.metric]
 

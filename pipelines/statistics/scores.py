@@ -25,13 +25,16 @@ cross-validation), every fold with every seed is a run.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.statistics.table import ABSENT, RIGHTLY_EMPTY, CaseTable, MetricInfo, having, of_overlap
+from pipelines.statistics.table import ABSENT, RIGHTLY_EMPTY, CaseTable, having, of_overlap
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.metrics.base import Metric
 
 Floats = NDArray[np.float64]
 #: Values that agree to this many digits are equal: further digits are rounding errors of sums.
@@ -45,7 +48,6 @@ class Scores:
     """The values of one metric.
 
     Attributes:
-        metric: the metric.
         losses: names of the losses `[L]`.
         patients: names of the patients `[n]`.
         values: `[L, n, S]`, patients by runs (S = 1: one run), in the metric's unit.
@@ -57,7 +59,7 @@ class Scores:
         empty: cases whose reference is empty for a class.
     """
 
-    metric: MetricInfo
+    metric: "Metric"
     losses: tuple[str, ...]
     patients: tuple[str, ...]
     values: Floats
@@ -75,13 +77,9 @@ class Scores:
 
 
 def scores(table: CaseTable, name: str, class_name: str | None = None, *, empty: str = "one") -> Scores:
-    """The values of one metric, per loss and patient.
+    """The values of one metric per loss and patient, for one class or as the mean over the classes of a case.
 
-    Args:
-        table: the checked table.
-        name: the metric's column.
-        class_name: the class to take alone; `None`: the mean over the classes of a case.
-        empty: the rule for cases whose reference is empty for a class: `one`, `exclude` or `worst`.
+    `empty` is the rule for cases whose reference is empty for a class: `one`, `exclude` or `worst`.
     """
     metric = table.metrics[name]
     frame = table.frame if class_name is None else table.frame[table.frame["class"] == class_name]
@@ -118,7 +116,9 @@ def scores(table: CaseTable, name: str, class_name: str | None = None, *, empty:
     # A row that one loss has, all should have.
     wanted = (count > 0).any(0) & ~left_out[:, :, None, None]
     missing = wanted & (count == 0)
-    by_case = _mean(np.where(missing, worst, total), wanted, 2)
+    # Over the classes of a case; which ones count is the same for all losses.
+    sums = np.where(wanted, np.where(missing, worst, total), 0.0).sum(2)
+    by_case = sums / np.maximum(wanted.sum(1), 1)
 
     cases = axes[1][1]
     owner = frame.groupby("case")["patient"].first().reindex(cases)
@@ -132,11 +132,14 @@ def scores(table: CaseTable, name: str, class_name: str | None = None, *, empty:
     values, kept, balanced = _align_runs(values.reshape(*values.shape[:2], -1), has.reshape(len(has), -1) > 0)
     folds = np.zeros(int(kept.sum()), np.intp) if several else np.unique(fold[kept], return_inverse=True)[1].ravel()
 
+    names = [str(patient) for patient in patients[np.flatnonzero(kept)]]
+    # Without the prefixes `case` and `patient`, if they are unique without them.
+    short = [name.split(" ", 1)[1] for name in names]
     worst_cells = np.bincount(codes[0][failed & ~left_out[codes[1], codes[2]]], minlength=shape[0])
     return Scores(
         metric=metric,
         losses=table.losses,
-        patients=_short([str(patient) for patient in patients[np.flatnonzero(kept)]]),
+        patients=tuple(short if len(set(short)) == len(short) else names),
         values=values,
         balanced=balanced,
         missing={
@@ -155,10 +158,6 @@ def misses(table: CaseTable, class_name: str | None = None) -> dict[str, tuple[i
     """The numbers of complete misses and of false alarms over all predictions, per loss.
 
     A complete miss finds nothing of a class that the reference contains; a false alarm finds a class that it does not.
-
-    Args:
-        table: the checked table.
-        class_name: the class to count alone; `None`: all classes.
     """
     frame = table.frame if class_name is None else table.frame[table.frame["class"] == class_name]
     absent = frame[ABSENT].to_numpy(bool)
@@ -166,24 +165,11 @@ def misses(table: CaseTable, class_name: str | None = None) -> dict[str, tuple[i
     nothing = ((overlap == 0) | overlap.isna()).to_numpy().all(1) & (overlap == 0).to_numpy().any(1)
     alarms = absent & nothing
     for name in having(table.metrics, "value"):
-        gap = table.metrics[name].sign * (table.metrics[name].best - frame[name].to_numpy(float))
-        wrong = ~frame[RIGHTLY_EMPTY].to_numpy(bool) & (gap > 0)
-        alarms = alarms | (absent & wrong)
+        imperfect = table.metrics[name].sign * (table.metrics[name].best - frame[name].to_numpy(float)) > 0
+        alarms = alarms | (absent & imperfect & ~frame[RIGHTLY_EMPTY].to_numpy(bool))
     found = pd.DataFrame({"loss": frame["loss"], "missed": nothing & ~absent, "alarms": alarms})
     sums = found.groupby("loss")[["missed", "alarms"]].sum().reindex(list(table.losses), fill_value=0)
     return {str(loss): (int(row["missed"]), int(row["alarms"])) for loss, row in sums.iterrows()}
-
-
-def _short(patients: list[str]) -> tuple[str, ...]:
-    """The names without the prefixes `case` and `patient`, if they are unique without them."""
-    short = tuple(patient.split(" ", 1)[1] for patient in patients)
-    return short if len(set(short)) == len(short) else tuple(patients)
-
-
-def _mean(values: Floats, counted: NDArray[np.bool_], axis: int) -> Floats:
-    """The mean of the counted values; which ones count is the same for all losses (the first axis)."""
-    total: Any = np.where(counted, values, 0.0).sum(axis)
-    return np.asarray(total / np.maximum(counted.sum(axis - 1), 1))
 
 
 def _align_runs(values: Floats, has: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_], bool]:

@@ -1,18 +1,6 @@
-r"""Wilcoxon's signed-rank test, Friedman's test of all losses, and Holm's adjustment over several tests.
+"""Wilcoxon's signed-rank test, exact also with ties and zeros; Friedman's test of all losses; Holm's adjustment.
 
-Wilcoxon's test is exact also with ties and zeros. Let $d_i$ be the differences of n pairs, and $r_i$ the (mid)ranks of
-$|d_i|$ among all of them, zeros included:
-
-$$W^+ = \sum_{d_i > 0} r_i, \qquad W^- = \sum_{d_i < 0} r_i.$$
-
-Under the null hypothesis every sign is a fair coin flip. The distribution of $W^+$ given the $|d_i|$ is therefore that
-of a sum of ranks, each included with probability 1/2; it is computed exactly up to n = 50, as scipy does without ties.
-Ties then need no correction, and zeros only raise the other ranks (Pratt 1959). Dropping zeros before ranking could
-turn a smaller difference into a smaller p-value; giving half of a zero's rank to each side (`zsplit`) leads to the same
-test as here. Above 50, the normal approximation is used with the exact variance $\frac14 \sum_{d_i \ne 0} r_i^2$.
-
-The null hypothesis is symmetry around zero, which for skewed differences is not the same as a mean of zero. So the test
-decides no verdict: it answers on which side most patients are.
+`docs/statistics.md` describes what they decide: no verdict depends on the first two.
 """
 
 from collections import Counter
@@ -61,11 +49,19 @@ def case_ranks(gains: Floats) -> Floats:
 
 
 def friedman(ranks: Floats, *, correct_ties: bool = True) -> Friedman:
-    """Friedman's test.
+    r"""Friedman's test in Iman and Davenport's form.
+
+    With $R_j$ the mean rank of loss j of k over N patients,
+
+    $$\chi^2 = \frac{N (k - 1) \left(N \sum_j R_j^2 - C\right)}{\sum_{ij} r_{ij}^2 - C}, \quad
+    C = \tfrac14 N k (k+1)^2, \qquad F = \frac{(N - 1) \chi^2}{N (k - 1) - \chi^2}$$
+
+    with $k - 1$ and $(k - 1)(N - 1)$ degrees of freedom. The denominator corrects for ties; without ties it is
+    $N k (k+1)(k-1) / 12$, which Demsar (2006) always uses.
 
     Args:
         ranks: `[L, n]`, 1 to L within each patient; n at least 2.
-        correct_ties: whether to correct for ties, as `paired` describes; otherwise Demsar's form.
+        correct_ties: whether to correct for ties; otherwise Demsar's form.
     """
     k, n = ranks.shape
     middle = n * k * (k + 1) ** 2 / 4
@@ -104,12 +100,7 @@ def holm(p: Floats) -> Floats:
 
 
 def unsorted(ordered: Floats, order: Indices) -> Floats:
-    """Put values back into the order that they had before they were sorted.
-
-    Args:
-        ordered: `[..., m]`, the sorted values.
-        order: `[..., m]`, the sorting indices, as `np.argsort` returns them.
-    """
+    """Put sorted values `[..., m]` back into the order that they had before `np.argsort` returned `order`."""
     back = np.empty_like(ordered)
     np.put_along_axis(back, order, ordered, -1)
     return back
@@ -136,7 +127,12 @@ class SignedRank:
 
 
 def signed_rank(differences: Floats) -> SignedRank:
-    """Test paired differences.
+    r"""Test paired differences: $W^+ = \sum_{d_i > 0} r_i$ with $r_i$ the (mid)ranks of $|d_i|$, zeros included.
+
+    Under the null hypothesis every sign is a fair coin flip, so $W^+$ given the $|d_i|$ is a sum of ranks, each
+    included with probability 1/2. Its distribution is computed exactly up to n = 50, as scipy does without ties; ties
+    need no correction, and zeros only raise the other ranks (Pratt 1959). Above 50, the normal approximation is used
+    with the exact variance $\frac14 \sum_{d_i \ne 0} r_i^2$.
 
     Args:
         differences: `[n]`; values that agree to ten decimals are ties.

@@ -21,91 +21,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pipelines.utils import UserError
 
-if TYPE_CHECKING:  # the command imports this module, and does not wait for it
+if TYPE_CHECKING:  # the command imports this module, and does not wait for pandas
     import pandas as pd
 
-# What the statistics need to know about a metric; the metrics themselves are in `pipelines.evaluation`.
+    from pipelines.evaluation.metrics.base import Metric
 
 
-class MetricInfo(Protocol):
-    """A metric as `pipelines.evaluation.metrics.base.Metric` describes it, without its computation."""
-
-    @property
-    def name(self) -> str:
-        """The name of its column."""
-
-    @property
-    def label(self) -> str:
-        """The name that reports show."""
-
-    @property
-    def unit(self) -> str:
-        """The unit, such as `mm`; empty for a share."""
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a higher value is better."""
-
-    @property
-    def sign(self) -> int:
-        """1 if a higher value is better, else -1."""
-
-    @property
-    def lower(self) -> float:
-        """The smallest possible value."""
-
-    @property
-    def upper(self) -> float:
-        """The largest possible value; infinite if there is none."""
-
-    @property
-    def bounded(self) -> bool:
-        """Whether there is a largest possible value."""
-
-    @property
-    def best(self) -> float:
-        """The value of a perfect prediction."""
-
-    @property
-    def decimals(self) -> int:
-        """The number of decimals that reports show."""
-
-    @property
-    def heading(self) -> str:
-        """The label with the unit."""
-
-    @property
-    def empty_reference(self) -> str:
-        """How it counts if the reference is empty for the class: `option`, `left out` or `value`."""
-
-    @property
-    def zero_without_overlap(self) -> bool:
-        """Whether it is 0 exactly if prediction and reference share no voxel."""
-
-    def worst(self, largest: float) -> float:
-        """The value of a failed prediction, where `largest` is the largest value in the table."""
-
-    def shown(self, value: float, *, signed: bool = False, decimals: int | None = None) -> str:
-        """A value as text, with its unit."""
-
-
-def in_report_order(metrics: Mapping[str, MetricInfo]) -> dict[str, MetricInfo]:
+def in_report_order(metrics: Mapping[str, "Metric"]) -> dict[str, "Metric"]:
     """Sort metrics as reports show them: shares before metrics with a unit, those of one kind of error last.
 
     The order within each group is kept.
     """
 
-    def place(metric: MetricInfo) -> tuple[bool, bool]:
-        return bool(metric.unit), metric.empty_reference != "option"
-
-    return {metric.name: metric for metric in sorted(metrics.values(), key=place)}
+    order = sorted(metrics.values(), key=lambda metric: (bool(metric.unit), metric.empty_reference != "option"))
+    return {metric.name: metric for metric in order}
 
 
-def having(metrics: Mapping[str, MetricInfo], empty_reference: str) -> list[str]:
+def having(metrics: Mapping[str, "Metric"], empty_reference: str) -> list[str]:
     """The names of the metrics with this `empty_reference`."""
     return [name for name, metric in metrics.items() if metric.empty_reference == empty_reference]
 
@@ -129,24 +65,19 @@ class CaseTable:
     Attributes:
         frame: all of `KEYS` as text, the metrics as numbers, `ABSENT` and `RIGHTLY_EMPTY`; rows sorted by the keys.
         metrics: the metrics of the table by name, in the order of reports.
-        losses: names of the losses, sorted.
-        classes: names of the classes, sorted; empty without that column.
+        classes: names of the classes, sorted like `losses`; empty without that column.
         given: those of `KEYS` that the table had as columns.
     """
 
     frame: "pd.DataFrame"
-    metrics: Mapping[str, MetricInfo]
+    metrics: Mapping[str, "Metric"]
     losses: tuple[str, ...]
     classes: tuple[str, ...]
     given: frozenset[str]
 
 
-def read_table(path: Path, metrics: Mapping[str, MetricInfo]) -> CaseTable:
-    """Read and check a CSV file.
-
-    Args:
-        path: the file.
-        metrics: the known metrics, by name.
+def read_table(path: Path, metrics: Mapping[str, "Metric"]) -> CaseTable:
+    """Read and check a CSV file, given the known metrics by name.
 
     Raises:
         UserError: the file does not exist, is not CSV, or is not a table of results.
@@ -166,12 +97,8 @@ def read_table(path: Path, metrics: Mapping[str, MetricInfo]) -> CaseTable:
         raise UserError(f"{path}: {error}") from None
 
 
-def check_table(frame: "pd.DataFrame", metrics: Mapping[str, MetricInfo]) -> CaseTable:
-    """Check a table.
-
-    Args:
-        frame: the table, with the columns that the module describes.
-        metrics: the known metrics, by name.
+def check_table(frame: "pd.DataFrame", metrics: Mapping[str, "Metric"]) -> CaseTable:
+    """Check a table with the columns that the module describes, given the known metrics by name.
 
     Raises:
         UserError: columns are missing or unknown, a row is repeated, a cell is not a number or out of range, a case
@@ -185,7 +112,7 @@ def check_table(frame: "pd.DataFrame", metrics: Mapping[str, MetricInfo]) -> Cas
     checked = pd.DataFrame({key: _names(frame, key) for key in KEYS})
     for name, metric in metrics.items():
         checked[name] = _numbers(frame[name], metric, checked)
-    key = [*KEYS[:-1]]
+    key = list(KEYS[:-1])
     twice = checked[checked.duplicated(key)]
     if len(twice):
         row = ", ".join(f"{name} {value}" for name, value in twice.iloc[0][key].items() if name in given)
@@ -196,14 +123,20 @@ def check_table(frame: "pd.DataFrame", metrics: Mapping[str, MetricInfo]) -> Cas
     losses = tuple(sorted(checked["loss"].unique()))
     if len(losses) < 2:
         raise UserError(f"got {len(losses)} loss(es) ({', '.join(losses)}); expected at least two to compare")
-    _check_seeds(checked)
+    # The table does not show whether missing runs failed or were never planned: only failed ones count as the worst.
+    for loss, of_loss in checked.groupby("loss")["seed"]:
+        if missing := sorted(set(checked["seed"]) - set(of_loss)):
+            raise UserError(
+                f"loss {loss}: no row for seed {', '.join(missing)}, which other losses have; expected the same seeds "
+                "for all: add the rows, without values if a run failed (they rank worst), or leave the seed out"
+            )
     _find_empty(checked, frame, metrics)
     classes = tuple(sorted(checked["class"].unique())) if "class" in given else ()
     ordered = checked.sort_values(key, ignore_index=True)
     return CaseTable(ordered, metrics, losses, classes, given)
 
 
-def of_overlap(metrics: Mapping[str, MetricInfo]) -> list[str]:
+def of_overlap(metrics: Mapping[str, "Metric"]) -> list[str]:
     """The names of the metrics that are 0 without any overlap."""
     return [name for name, metric in metrics.items() if metric.zero_without_overlap]
 
@@ -242,7 +175,7 @@ def with_failed_runs(frame: "pd.DataFrame", runs: Iterable[tuple[str, int | str,
     return pd.concat(blocks, ignore_index=True)
 
 
-def _checked_columns(columns: list[str], known: Mapping[str, MetricInfo]) -> dict[str, MetricInfo]:
+def _checked_columns(columns: list[str], known: Mapping[str, "Metric"]) -> dict[str, "Metric"]:
     if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
         raise UserError(f"columns are separated by {'tabs' if mark != ';' else 'semicolons'}; expected commas")
     for column in columns:
@@ -281,7 +214,7 @@ def _names(frame: "pd.DataFrame", key: str) -> "pd.Series":
     return names
 
 
-def _numbers(column: "pd.Series", metric: MetricInfo, keys: "pd.DataFrame") -> "pd.Series":
+def _numbers(column: "pd.Series", metric: "Metric", keys: "pd.DataFrame") -> "pd.Series":
     import numpy as np
     import pandas as pd
 
@@ -304,7 +237,7 @@ def _numbers(column: "pd.Series", metric: MetricInfo, keys: "pd.DataFrame") -> "
     return numbers
 
 
-def _find_empty(checked: "pd.DataFrame", frame: "pd.DataFrame", metrics: Mapping[str, MetricInfo]) -> None:
+def _find_empty(checked: "pd.DataFrame", frame: "pd.DataFrame", metrics: Mapping[str, "Metric"]) -> None:
     """Add `ABSENT` and `RIGHTLY_EMPTY`."""
     import numpy as np
     import pandas as pd
@@ -326,15 +259,3 @@ def _find_empty(checked: "pd.DataFrame", frame: "pd.DataFrame", metrics: Mapping
     of_all = groups.groupby(["case", "class"])[["absent", "present"]].transform("any")
     checked[ABSENT] = of_all["absent"] & ~of_all["present"]
     checked[RIGHTLY_EMPTY] = checked[ABSENT] & empty
-
-
-def _check_seeds(checked: "pd.DataFrame") -> None:
-    # The table does not show whether these runs failed or were never planned: only failed ones count as the worst.
-    seeds = set(checked["seed"])
-    for loss, of_loss in checked.groupby("loss")["seed"]:
-        missing = sorted(seeds - set(of_loss))
-        if missing:
-            raise UserError(
-                f"loss {loss}: no row for seed {', '.join(missing)}, which other losses have; expected the same seeds "
-                "for all: add the rows, without values if a run failed (they rank worst), or leave the seed out"
-            )

@@ -1,11 +1,17 @@
 """The verdict in one sentence, and what the analysis does not cover."""
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.scores import Scores
-from pipelines.statistics.table import CaseTable, MetricInfo
+from pipelines.statistics.table import CaseTable
 from pipelines.utils.text import counted
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.metrics.base import Metric
 
 # The verdict in one sentence, from the numbers alone.
 
@@ -21,22 +27,24 @@ def verdict_sentence(analysis: Analysis) -> str:
         among = "pairs" if reference is None else f"comparisons with {reference}"
         return (
             f"Too few cases to tell: with {cases} no difference, however large, could be significant in the {among} "
-            f"(at least {needed} are needed); {_best(primary, metric)}."
+            f"(at least {needed} are needed); {_best(analysis)}."
         )
     if reference is None:
-        return f"{start}: {_leader(primary, metric)}."
+        return f"{start}: {_leader(analysis)}."
     groups: dict[str, list[Comparison]] = {}
     for comparison in primary.comparisons:
         groups.setdefault(comparison.words, []).append(comparison)
     within = metric.shown(analysis.margin)
-    clauses = [
-        _clause(groups, f"{BETTER}, within the margin", f"better, by less than the margin of {within}"),
-        _clause(groups, EQUIVALENT, f"equivalent to it within {within}"),
-        _clause(groups, NON_INFERIOR, f"non-inferior to it within {within}"),
-        _clause(groups, f"{WORSE}, within the margin", f"worse, by less than the margin of {within}"),
-        _clause(groups, WORSE, "worse"),
-        f"{_names(groups[UNDECIDED])} remained undecided" if UNDECIDED in groups else "",
-    ]
+    texts = {
+        f"{BETTER}, within the margin": f"better, by less than the margin of {within}",
+        EQUIVALENT: f"equivalent to it within {within}",
+        NON_INFERIOR: f"non-inferior to it within {within}",
+        f"{WORSE}, within the margin": f"worse, by less than the margin of {within}",
+        WORSE: "worse",
+    }
+    clauses = [f"{_names(groups[w])} {_were(groups[w])} {text}" for w, text in texts.items() if w in groups]
+    if UNDECIDED in groups:
+        clauses.append(f"{_names(groups[UNDECIDED])} remained undecided")
     if BETTER in groups:
         first, *others = groups[BETTER]
         if others:
@@ -45,7 +53,7 @@ def verdict_sentence(analysis: Analysis) -> str:
     else:
         relevant = " by more than the margin" if f"{BETTER}, within the margin" in groups else ""
         head = f"no loss was shown to be better than the reference {reference} in {metric.label}{relevant}"
-    return f"{start}: {'; '.join([head, *filter(None, clauses)])}."
+    return f"{start}: {'; '.join([head, *clauses])}."
 
 
 def _runs(analysis: Analysis) -> str:
@@ -63,27 +71,32 @@ def _listed(names: list[str], at_most: int = 6) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _best(primary: MetricAnalysis, metric: MetricInfo) -> str:
+def _best(analysis: Analysis) -> str:
     """The best mean, and all losses that share it."""
-    first = primary.ranking[0]
-    tied = [ranked.loss for ranked in primary.ranking if ranked.rank == first.rank]
+    first = analysis.primary.ranking[0]
+    tied = [ranked.loss for ranked in analysis.primary.ranking if ranked.rank == first.rank]
     subject = f"{_listed(tied)} share" if len(tied) > 1 else f"{first.loss} had"
-    return f"{subject} the best mean {metric.label}, {metric.shown(first.mean)}"
+    return f"{subject} the best mean {analysis.metric.label}, {analysis.metric.shown(first.mean)}"
 
 
-def _leader(primary: MetricAnalysis, metric: MetricInfo) -> str:
-    best = primary.ranking[0]
-    if sum(ranked.rank == best.rank for ranked in primary.ranking) > 1:
-        return _best(primary, metric)
-    pairs = primary.omnibus
-    row = pairs.p_adjusted[pairs.losses.index(best.loss)]
-    alike = [name for name, p in zip(pairs.losses, row, strict=True) if p > ALPHA and name != best.loss]
+def _leader(analysis: Analysis) -> str:
+    best, second = analysis.primary.ranking[:2]
+    if best.rank == second.rank:
+        return _best(analysis)
+    alike = _alike(analysis.primary, best.loss, analysis.primary.omnibus.losses)
     if not alike:
-        return f"{_best(primary, metric)}, and was significantly better than every other loss"
-    return f"{_best(primary, metric)}, without a significant difference from {_listed(alike)}"
+        return f"{_best(analysis)}, and was significantly better than every other loss"
+    return f"{_best(analysis)}, without a significant difference from {_listed(alike)}"
 
 
-def _size(comparison: Comparison, metric: MetricInfo) -> str:
+def _alike(primary: MetricAnalysis, loss: str, others: Iterable[str]) -> list[str]:
+    """Those of the others without a significant difference from the loss."""
+    pairs = primary.omnibus
+    p = dict(zip(pairs.losses, pairs.p_adjusted[pairs.losses.index(loss)], strict=True))
+    return [other for other in others if p[other] > ALPHA and other != loss]
+
+
+def _size(comparison: Comparison, metric: "Metric") -> str:
     size = metric.shown(comparison.difference, signed=True)
     p = "< 0.0001" if comparison.p_adjusted < 1e-4 else f"= {comparison.p_adjusted:.2g}"
     if comparison.interval is None:
@@ -94,18 +107,12 @@ def _size(comparison: Comparison, metric: MetricInfo) -> str:
 
 def _ties_at_the_top(primary: MetricAnalysis, first: Comparison, others: list[Comparison]) -> str:
     """The better losses without a significant difference from the first, whose first place may be chance."""
-    pairs = primary.omnibus
-    row = pairs.p_adjusted[pairs.losses.index(first.loss)]
-    alike = [other.loss for other in others if row[pairs.losses.index(other.loss)] > ALPHA]
+    alike = _alike(primary, first.loss, [other.loss for other in others])
     if not alike:
         return ""
     if len(alike) == len(others):
         return ", and which of them is best remains open"
     return f" (no significant difference from {_listed(alike) if len(alike) < 4 else f'{len(alike)} of them'})"
-
-
-def _clause(groups: dict[str, list[Comparison]], words: str, text: str) -> str:
-    return f"{_names(groups[words])} {_were(groups[words])} {text}" if words in groups else ""
 
 
 def _were(comparisons: list[Comparison]) -> str:
@@ -136,13 +143,38 @@ NOT_CONTROLLED = (
 
 def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, ...]:
     """The caveats of this analysis, the most serious first."""
-    return (
-        *_size_caveats(analysis),
-        *gap_notes(analysis),
-        *_run_caveats(scores, analysis),
-        *_verdict_caveats(analysis),
-        *_table_caveats(table, analysis),
-    )
+    notes = [*_size_caveats(analysis), *gap_notes(analysis), *_run_caveats(scores, analysis)]
+    primary, unit = analysis.primary, analysis.unit
+    alike = [compared.loss for compared in primary.comparisons if compared.verdict in (EQUIVALENT, NON_INFERIOR)]
+    if alike:
+        notes.append(
+            f"{_listed(alike)}: {'non-inferior' if analysis.non_inferior else 'equivalent'} on average. What none of "
+            f"{counted(primary.patients, unit)} showed, such as a collapse, may still happen in up to "
+            f"{primary.comparisons[0].unseen:.0%} of {unit}s (3/n)."
+        )
+    notes += [
+        f"{compared.loss}: the mean and the ranks point in opposite directions (a few large differences one way, many "
+        "small ones the other way); the verdict is about the mean."
+        for compared in primary.comparisons
+        if min(compared.p_adjusted, compared.p_ranks) <= ALPHA
+        and compared.effect * analysis.metric.sign * compared.difference < 0
+    ]
+    if unit == "case":
+        notes.append(
+            "Patients are not named, so every case counts as independent; a patient with several cases would be given "
+            "too much weight."
+        )
+    if analysis.folds > 1:
+        notes.append("The cases are from several folds, whose networks share training data: they are not independent.")
+    if len(table.losses) > 2:
+        notes.append("The best of several losses, selected and evaluated on the same cases, looks better than it is.")
+    if analysis.secondary or analysis.classes:
+        notes.append(
+            "Other metrics and individual classes are secondary: p is adjusted for the losses within each of them, not "
+            "across them, so some small p-values there are due to chance. The equivalence margin applies to the "
+            "primary metric alone."
+        )
+    return tuple(notes)
 
 
 def empty_notes(analysis: Analysis) -> list[str]:
@@ -199,13 +231,12 @@ def gap_notes(analysis: Analysis) -> list[str]:
     return notes
 
 
-def _noun(metric: MetricInfo) -> str:
+def _noun(metric: "Metric") -> str:
     return "distance" if metric.unit == "mm" else "value"
 
 
 def _size_caveats(analysis: Analysis) -> list[str]:
-    primary, unit = analysis.primary, analysis.unit
-    n, least = primary.patients, primary.reach.least_cases
+    n, least, unit = analysis.primary.patients, analysis.primary.reach.least_cases, analysis.unit
     notes = []
     if n < least:
         notes.append(
@@ -213,12 +244,11 @@ def _size_caveats(analysis: Analysis) -> list[str]:
             "Every verdict is therefore undecided."
         )
     if n < FEW:
-        effects = "and small differences go undetected"
-        if n < 20:
-            effects = (
-                "small differences go undetected, and with skewed differences the rate of false verdicts may exceed 5 %"
-            )
-        notes.append(f"Only {counted(n, unit)} (fewer than {FEW}): intervals and p-values are rough, {effects}.")
+        skewed = ", and with skewed differences the rate of false verdicts may exceed 5 %" if n < 20 else ""
+        notes.append(
+            f"Only {counted(n, unit)} (fewer than {FEW}): intervals and p-values are rough, "
+            f"{'' if skewed else 'and '}small differences go undetected{skewed}."
+        )
     return notes
 
 
@@ -243,46 +273,5 @@ def _run_caveats(scores: Scores, analysis: Analysis) -> list[str]:
         notes.append(
             f"Not every {analysis.unit} has all runs: the mean of the available ones replaces the missing ones, which "
             "understates the effect of retraining."
-        )
-    return notes
-
-
-def _verdict_caveats(analysis: Analysis) -> list[str]:
-    primary, unit = analysis.primary, analysis.unit
-    sign = analysis.metric.sign
-    notes = []
-    alike = [compared.loss for compared in primary.comparisons if compared.verdict in (EQUIVALENT, NON_INFERIOR)]
-    if alike:
-        n = primary.patients
-        notes.append(
-            f"{_listed(alike)}: {'non-inferior' if analysis.non_inferior else 'equivalent'} on average. What none of "
-            f"{counted(n, unit)} showed, such as a collapse, may still happen in up to {min(1.0, 3 / n):.0%} of "
-            f"{unit}s (3/n)."
-        )
-    notes += [
-        f"{compared.loss}: the mean and the ranks point in opposite directions (a few large differences one way, many "
-        "small ones the other way); the verdict is about the mean."
-        for compared in primary.comparisons
-        if min(compared.p_adjusted, compared.p_ranks) <= ALPHA and compared.effect * sign * compared.difference < 0
-    ]
-    return notes
-
-
-def _table_caveats(table: CaseTable, analysis: Analysis) -> list[str]:
-    notes = []
-    if analysis.unit == "case":
-        notes.append(
-            "Patients are not named, so every case counts as independent; a patient with several cases would be given "
-            "too much weight."
-        )
-    if analysis.folds > 1:
-        notes.append("The cases are from several folds, whose networks share training data: they are not independent.")
-    if len(table.losses) > 2:
-        notes.append("The best of several losses, selected and evaluated on the same cases, looks better than it is.")
-    if analysis.secondary or analysis.classes:
-        notes.append(
-            "Other metrics and individual classes are secondary: p is adjusted for the losses within each of them, not "
-            "across them, so some small p-values there are due to chance. The equivalence margin applies to the "
-            "primary metric alone."
         )
     return notes

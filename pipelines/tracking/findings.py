@@ -22,34 +22,18 @@ _EXAMPLE = 16
 
 @dataclass(frozen=True)
 class Findings:
-    """The result of a comparison.
+    """The result of a comparison."""
 
-    Attributes:
-        table: the table's files.
-        metrics: of the parent run.
-        verdict: the report's sentence; None without a report.
-        report: the report's folder; None without a report.
-        best: the best run of the best loss, whose network is logged; None without a finished run.
-        register: the name under which the network is registered; None: it is not.
-    """
-
-    table: list[Path] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    verdict: str | None = None
-    report: Path | None = None
-    best: PlannedRun | None = None
-    register: str | None = None
+    table: list[Path] = field(default_factory=list)  #: its files
+    metrics: dict[str, float] = field(default_factory=dict)  #: of the parent run
+    verdict: str | None = None  #: the report's sentence
+    report: Path | None = None  #: its folder
+    best: PlannedRun | None = None  #: the best run of the best loss, whose network is logged
+    register: str | None = None  #: the name under which that network is registered
 
 
 def send_numbers(client: Any, run_id: str, findings: Findings, ended: float) -> None:
-    """Send the verdict and the parent's metrics.
-
-    Args:
-        client: MLflow's.
-        run_id: of the parent.
-        findings: the comparison's.
-        ended: end of its last run, unix time: metrics that are sent again are the same.
-    """
+    """Send the verdict and the parent's metrics, timed at the end of its last run: sent again, they are the same."""
     from mlflow.entities import Metric
 
     if findings.verdict is not None:
@@ -61,15 +45,7 @@ def send_numbers(client: Any, run_id: str, findings: Findings, ended: float) -> 
 
 
 def send_files(client: Any, run_id: str, findings: Findings, folder: Path, plan: Plan) -> None:
-    """Send the tables, the validation cases of all runs as `cases.csv`, and the report to `report/`.
-
-    Args:
-        client: MLflow's.
-        run_id: of the parent.
-        findings: the comparison's.
-        folder: the comparison's.
-        plan: the comparison's.
-    """
+    """Send the tables, the validation cases of all runs as `cases.csv`, and the report to `report/`."""
     for path in findings.table:
         client.log_artifact(run_id, str(path))
     cases = case_table(folder, plan)
@@ -87,19 +63,7 @@ def send_files(client: Any, run_id: str, findings: Findings, folder: Path, plan:
 
 
 def send_network(client: Any, experiment: str, run_id: str, findings: Findings, folder: Path, plan: Plan) -> str | None:
-    """Send the best run's network, and register it if a name is given.
-
-    Args:
-        client: MLflow's.
-        experiment: its number.
-        run_id: of the best run.
-        findings: the comparison's.
-        folder: the comparison's.
-        plan: the comparison's.
-
-    Returns:
-        `NAME version N`; None if nothing is registered.
-    """
+    """Send the best run's network, and register it if a name is given: returns `NAME version N`, else None."""
     assert findings.best is not None
     file = run_folder(folder, findings.best).path / MODEL
     if not file.is_file():
@@ -115,31 +79,19 @@ def send_network(client: Any, experiment: str, run_id: str, findings: Findings, 
 
 
 def send_model(client: Any, experiment: str, run_id: str, tags: dict[str, str], file: Path) -> str:
-    """Log a run's `model.pt`, unless it is logged already.
+    """Log a run's `model.pt`, unless it is logged already; returns the logged model's number.
 
     The upload is that file and MLflow's description of it: no pickled code.
-
-    Args:
-        client: MLflow's.
-        experiment: its number.
-        run_id: the run that trained it.
-        tags: of the logged model.
-        file: the weights.
-
-    Returns:
-        The logged model's number.
     """
-    query = f"source_run_id = '{run_id}' AND name = '{_NAME}'"
-    found = client.search_logged_models([experiment], query)
-    for model in found:
-        if str(model.status) == "READY":
-            return str(model.model_id)
-    # A model that is not ready was begun by a process that was killed.
-    begun = (
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{_NAME}'")
+    # One that is not ready was begun by a process that was killed.
+    found.sort(key=lambda model: str(model.status) != "READY")
+    logged = (
         found[0] if found else client.create_logged_model(experiment, _NAME, run_id, tags, model_type="segmentation")
     )
-    _upload(client, run_id, begun, file)
-    return str(begun.model_id)
+    if str(logged.status) != "READY":
+        _upload(client, run_id, logged, file)
+    return str(logged.model_id)
 
 
 def _upload(client: Any, run_id: str, logged: Any, file: Path) -> None:
@@ -153,26 +105,19 @@ def _upload(client: Any, run_id: str, logged: Any, file: Path) -> None:
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model as Description
 
-    model = load_model(file, torch.device("cpu"), "float32")
-    described = Description(
-        artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id
-    )
+    model, number = load_model(file, torch.device("cpu"), "float32"), logged.model_id
+    described = Description(logged.artifact_location, run_id, model_uuid=number, model_id=number)
     with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "model"
+        folder = str(Path(parent) / "model")
         mlflow.pyfunc.save_model(
-            str(folder),
-            loader_module=_LOADER,
-            data_path=str(file),
-            signature=_signature(model),
-            input_example=_example(model),
-            pip_requirements=[f"medloss=={version('medloss')}"],
-            mlflow_model=described,
-        )
-        client.log_model_artifacts(logged.model_id, str(folder))
+            folder, loader_module=_LOADER, data_path=str(file), signature=_signature(model),
+            input_example=_example(model), pip_requirements=[f"medloss=={version('medloss')}"], mlflow_model=described,
+        )  # fmt: skip
+        client.log_model_artifacts(number, folder)
     outputs = client.get_run(run_id).outputs
-    if all(output.model_id != logged.model_id for output in (outputs.model_outputs if outputs else [])):
-        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    client.finalize_logged_model(logged.model_id, "READY")
+    if all(output.model_id != number for output in (outputs.model_outputs if outputs else [])):
+        client.log_outputs(run_id, [LoggedModelOutput(number, step=0)])
+    client.finalize_logged_model(number, "READY")
 
 
 def register(client: Any, name: str, model_id: str, run_id: str) -> str:

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from pipelines.tracking.mlflow_store import (
     make_local_store,
     open_client,
     page_address,
-    save_view,
     without_password,
 )
 from pipelines.utils.files import read_json, write_json
@@ -57,12 +55,7 @@ class Mirror:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        plan: Plan,
-        tracking_uri: str | None,
-        warn: Callable[[str], None],
-        store: Path | None = None,
+        self, folder: Path, plan: Plan, tracking_uri: str | None, warn: Callable[[str], None], store: Path | None = None
     ) -> None:
         self.folder = folder
         self.plan = plan
@@ -72,7 +65,7 @@ class Mirror:
         self.pause = threading.Event()
         self.registered: str | None = None
         self.state: dict[str, Any] = {}
-        with suppress(ValueError):  # damaged; the store has the runs, which are found by their tags
+        with contextlib.suppress(ValueError):  # damaged; the store has the runs, which are found by their tags
             self.state = read_json(folder / _NAME) or {}
         if without_password(self.state.get("uri", "")) != without_password(self.uri):
             self.state = {"runs": {}}
@@ -82,67 +75,37 @@ class Mirror:
         self._failed_at: float | None = None
         self._warned: set[str] = set()
 
-    def sync(self, states: list[RunState], *, final: bool = False) -> bool:
-        """Bring MLflow up to date with the folders.
-
-        Args:
-            states: of all runs.
-            final: try even if the server did not answer a moment ago.
-
-        Returns:
-            Whether that worked.
-        """
-        recently = self._failed_at is not None and time.monotonic() - self._failed_at < _RETRY_S
-        if recently and not final:
+    def sync(self, states: list[RunState]) -> bool:
+        """Bring MLflow up to date with the folders, unless it failed a moment ago; returns whether that worked."""
+        if self._failed_at is not None and time.monotonic() - self._failed_at < _RETRY_S:
             return False
-        return self._numbers(states, final) and self._files(states)
+        return self._try(_UNREACHED, self._send_numbers, states) and self._try(_NO_FILES, self._send_files, states)
 
     def finish(self, states: list[RunState], findings: Findings) -> bool:
         """Bring MLflow up to date and close the parent run, with the findings if all runs are finished.
 
-        Args:
-            states: of all runs.
-            findings: of the comparison.
-
         Returns:
             Whether that worked.
         """
-        if not self._numbers(states, final=True):
+        if not self._try(_UNREACHED, self._send_numbers, states, True):
             return False
         ended = all(state.finished for state in states)
         # Numbers first: they do not depend on the store for files, whose disk may be full.
-        closed = self._try(_UNREACHED, lambda: self._close(states, findings if ended else None))
-        if not closed or not self._files(states):
+        closed = self._try(_UNREACHED, self._close, states, findings if ended else None)
+        if not closed or not self._try(_NO_FILES, self._send_files, states):
             return False
-        return not ended or self._try(_NO_FILES, lambda: self._send_findings(findings))
+        return not ended or self._try(_NO_FILES, self._send_findings, findings)
 
     def page(self, server: str | None = None) -> str | None:
-        """The address of the charts; None if it is not known.
-
-        Args:
-            server: address of a server for this store; None: the store is a server.
-        """
+        """The address of the charts on `server`, or on the store if that is a server; None if it is not known."""
         server = server or (self.uri if self.uri.startswith(("http://", "https://")) else None)
         if server is None or "experiment" not in self.state:
             return None
-        return page_address(
-            without_password(server), self.state["experiment"], self.plan, self.state.get("view", False)
-        )
+        return page_address(without_password(server), self.state["experiment"], self.plan)
 
-    @property
-    def known(self) -> bool:
-        """Whether MLflow has the comparison already, by the record in its folder."""
-        return bool(self.state.get("parent"))
-
-    def _numbers(self, states: list[RunState], final: bool) -> bool:
-        return self._try(_UNREACHED, lambda: self._send_numbers(states, final))
-
-    def _files(self, states: list[RunState]) -> bool:
-        return self._try(_NO_FILES, lambda: self._send_files(states))
-
-    def _try(self, what: str, work: Callable[[], None]) -> bool:
+    def _try(self, what: str, work: Callable[..., None], *given: Any) -> bool:
         try:
-            work()
+            work(*given)
         except Exception as error:
             self._failed_at = time.monotonic()
             if what == _UNREACHED:
@@ -157,7 +120,7 @@ class Mirror:
         self._failed_at = None
         return True
 
-    def _send_numbers(self, states: list[RunState], final: bool) -> None:
+    def _send_numbers(self, states: list[RunState], final: bool = False) -> None:
         self._connect()
         if not all(state.finished for state in states):
             self._set_status(self.state["parent"], "RUNNING")
@@ -170,9 +133,8 @@ class Mirror:
             entry = self.state["runs"].get(state.run.id)
             if self.pause.is_set() or not state.finished or entry is None or entry.get("files"):
                 continue
-            run_dir = run_folder(self.folder, state.run)
-            for path in (run_dir.path / name for name in _FILES):
-                if path.is_file():
+            for name in _FILES:
+                if (path := run_folder(self.folder, state.run).path / name).is_file():
                     self._client.log_artifact(entry["id"], str(path))
             entry["files"] = True
             self._save()
@@ -197,8 +159,6 @@ class Mirror:
                 client.set_tag(entry["id"], "mlflow.parentRunId", parent)
             self.state["parent"] = {"id": parent, "status": None}
             self._save()
-        with suppress(Exception):  # the view is optional; the next call shows whether the server answers
-            self.state["view"] = save_view(client, self.state["experiment"], self.plan)
         self._client = client
 
     def _send_run(self, state: RunState, final: bool) -> None:
@@ -222,15 +182,12 @@ class Mirror:
             return
         result = run_dir.result if state.finished else None
         if result is not None:
-            self._send_end(state, entry["id"])
+            self._client.set_tag(entry["id"], "medloss.attempt", str(max(1, attempts(self.folder, state.run))))
+            if state.error is not None:
+                self._client.set_tag(entry["id"], "medloss.error", state.error)
+            elif "medloss.error" in self._client.get_run(entry["id"]).data.tags:
+                self._client.delete_tag(entry["id"], "medloss.error")  # of an earlier attempt
         self._set_status(entry, status, None if result is None else result["finished"])
-
-    def _send_end(self, state: RunState, run_id: str) -> None:
-        self._client.set_tag(run_id, "medloss.attempt", str(max(1, attempts(self.folder, state.run))))
-        if state.error is not None:
-            self._client.set_tag(run_id, "medloss.error", state.error)
-        elif "medloss.error" in self._client.get_run(run_id).data.tags:
-            self._client.delete_tag(run_id, "medloss.error")  # of an earlier attempt
 
     def _set_status(self, entry: dict[str, Any], status: str, ended: float | None = None) -> None:
         if entry["status"] == status:
@@ -287,9 +244,6 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
     The end of the block waits for the run that is being sent; `Mirror.finish` sends the rest. An interrupted block
     waits for MLflow for a few seconds only.
 
-    Args:
-        mirror: of the comparison.
-
     Yields:
         A function that takes the current states of all runs, and returns at once.
     """
@@ -311,30 +265,25 @@ def mirroring(mirror: Mirror) -> Iterator[Callable[[list[RunState]], None]]:
 
     thread = threading.Thread(target=work, name="MLflow", daemon=True)
     thread.start()
-    patience = None
+    interrupted = False
     try:
         yield hand_over
     except KeyboardInterrupt:
-        patience = _PATIENCE_S
+        interrupted = True
         raise
     finally:
         over.set()
         mirror.pause.set()
-        if patience is None:
+
+        def close() -> None:
             thread.join()
             mirror.pause.clear()
-        elif mirror.known:
-            _close(mirror, thread, patience)
+            if interrupted:
+                mirror.finish(run_states(mirror.folder, mirror.plan), Findings())
 
-
-def _close(mirror: Mirror, thread: threading.Thread, patience: float) -> None:
-    """Mark the runs as interrupted in MLflow, once the thread has ended; give up after `patience` seconds."""
-
-    def work() -> None:
-        thread.join()
-        mirror.pause.clear()
-        mirror.finish(run_states(mirror.folder, mirror.plan), Findings())
-
-    closing = threading.Thread(target=work, name="MLflow, closing", daemon=True)
-    closing.start()
-    closing.join(patience)
+        if not interrupted:
+            close()
+        elif mirror.state.get("parent"):  # else MLflow has not got the comparison
+            closing = threading.Thread(target=close, name="MLflow, closing", daemon=True)
+            closing.start()
+            closing.join(_PATIENCE_S)

@@ -5,7 +5,7 @@ import getpass
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -43,16 +43,7 @@ def parent_run(client: Any, experiment: str, plan: Plan) -> str:
 
 
 def child_run(client: Any, experiment: str, plan: Plan, run: PlannedRun, run_dir: RunFolder, parent: str) -> str:
-    """Find or create the MLflow run of one of the comparison's runs.
-
-    Args:
-        client: MLflow's.
-        experiment: its number.
-        plan: the comparison's.
-        run: the comparison's.
-        run_dir: its folder.
-        parent: the comparison's MLflow run.
-    """
+    """Find or create the MLflow run of one of the comparison's runs, below that of the comparison, `parent`."""
     from mlflow.entities import Param
 
     config = run.config
@@ -95,23 +86,36 @@ def _run(client: Any, experiment: str, plan: Plan, key: str, name: str, began: f
 
 #: Most metrics that MLflow accepts in one request.
 _MOST_METRICS = 1000
+#: Column of `epochs.csv` -> MLflow's key.
+_KEYS = {
+    "train_loss": "train/loss", "grad_norm": "train/grad_norm", "update_ratio": "train/update_ratio",
+    "pseudo_dice": "val/pseudo_dice", "epoch_s": "time/epoch_s", "data_share": "time/data_share",
+    "peak_mb": "mem/peak_mb", **{f"val_{name}": f"val/{name}" for name in METRICS},
+}  # fmt: skip
 
 
 def send_curves(client: Any, run_id: str, run_dir: RunFolder, sent: dict[str, Any]) -> bool:
-    """Send the epochs, and the samples of the machine, that MLflow does not have yet.
+    """Send the epochs, and the samples of the machine, that MLflow does not have yet; returns whether there were any.
 
-    Args:
-        client: MLflow's.
-        run_id: the run there.
-        run_dir: the run's folder.
-        sent: the last `epoch` and the last sample, `system`, that MLflow has; updated.
-
-    Returns:
-        Whether there were any.
+    `sent` has the last `epoch` and the last sample, `system`, that MLflow has, and is updated.
     """
+    from mlflow.entities import Metric
+
     epochs = [row for row in run_dir.epochs if row["epoch"] > sent["epoch"]]
     samples = [(step, row) for step, row in read_samples(run_dir.path) if step > sent.get("system", 0)]
-    metrics = [*_of_epochs(epochs), *_of_samples(samples)]
+    # The time is the epoch's end and not the present: a row that is sent again is the same.
+    metrics = [
+        Metric(_KEYS[column], value, int(1000 * row["time"]) if row.get("time", math.nan) > 0 else 0, int(row["epoch"]))
+        for row in epochs
+        for column, value in row.items()
+        if column in _KEYS and not math.isnan(value)
+    ]
+    metrics += [
+        Metric(f"system/{name}", value, int(1000 * row["time"]), step)
+        for step, row in samples
+        for name, value in row.items()
+        if name != "time"
+    ]
     for start in range(0, len(metrics), _MOST_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
     if epochs:
@@ -119,41 +123,6 @@ def send_curves(client: Any, run_id: str, run_dir: RunFolder, sent: dict[str, An
     if samples:
         sent["system"] = samples[-1][0]
     return bool(metrics)
-
-
-def _keys() -> dict[str, str]:
-    """Column of `epochs.csv` -> MLflow's key."""
-    return {
-        "train_loss": "train/loss",
-        "grad_norm": "train/grad_norm",
-        "update_ratio": "train/update_ratio",
-        "pseudo_dice": "val/pseudo_dice",
-        **{f"val_{name}": f"val/{name}" for name in METRICS},
-        "epoch_s": "time/epoch_s",
-        "data_share": "time/data_share",
-        "peak_mb": "mem/peak_mb",
-    }
-
-
-def _of_epochs(rows: list[dict[str, float]]) -> Iterator[Any]:
-    from mlflow.entities import Metric
-
-    keys = _keys()
-    for row in rows:
-        # The epoch's end and not the present: a row that is sent again is the same.
-        time = row.get("time", math.nan)
-        for column, name in keys.items():
-            if not math.isnan(row.get(column, math.nan)):  # folders of earlier versions have fewer columns
-                yield Metric(name, row[column], 0 if math.isnan(time) else int(1000 * time), int(row["epoch"]))
-
-
-def _of_samples(rows: list[tuple[int, dict[str, float]]]) -> Iterator[Any]:
-    from mlflow.entities import Metric
-
-    for step, row in rows:
-        for name, value in row.items():
-            if name != "time":
-                yield Metric(f"system/{name}", value, int(1000 * row["time"]), step)
 
 
 # The data sets
@@ -166,9 +135,6 @@ class DataInputs:
     """The data set in the form of `MlflowClient.log_inputs`; its digest is the start of the manifest's SHA-256.
 
     `profile` describes the data by the manifest, as long as that has not changed since the comparison was planned.
-
-    Args:
-        plan: the comparison's.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -201,25 +167,14 @@ class DataInputs:
 
         manifest = self._manifest
         kind, source = _source(manifest) if manifest else ("local", {"uri": self.plan.runs[0].config.manifest})
-        dataset = Dataset(
-            name=name,
-            digest=self.plan.manifest_sha256[:_DIGEST],
-            source_type=kind,
-            source=json.dumps(source),
-            schema=json.dumps(_schema(manifest)) if manifest else None,
-            profile=json.dumps(_profile(manifest, cases or ())) if manifest else None,
-        )
+        about = (_schema(manifest), _profile(manifest, cases or ())) if manifest else ()
+        digest = self.plan.manifest_sha256[:_DIGEST]
+        dataset = Dataset(name, digest, kind, json.dumps(source), *map(json.dumps, about))
         return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def send_inputs(client: Any, run_id: str, inputs: list[Any]) -> None:
-    """Log data sets as a run's inputs.
-
-    Args:
-        client: MLflow's.
-        run_id: the run.
-        inputs: as `DataInputs` makes them.
-    """
+    """Log data sets, as `DataInputs` makes them, as a run's inputs."""
     from mlflow.exceptions import MlflowException
 
     for tries_left in reversed(range(5)):
@@ -235,7 +190,7 @@ def send_inputs(client: Any, run_id: str, inputs: list[Any]) -> None:
 
 def _source(manifest: Manifest) -> tuple[str, dict[str, str]]:
     address = next((word for word in manifest.source.split() if word.startswith(("http://", "https://"))), None)
-    return ("local", {"uri": manifest.source}) if address is None else ("http", {"url": address.rstrip(".,;)")})
+    return ("http", {"url": address.rstrip(".,;)")}) if address else ("local", {"uri": manifest.source})
 
 
 def _schema(manifest: Manifest) -> dict[str, Any]:

@@ -1,11 +1,6 @@
-"""MLflow's store: its address and client, and the saved view of a comparison.
-
-The view shows the curves of all losses side by side, the best first; by default MLflow's page draws the first ten runs,
-with headings in alphabetical order. It is saved as a tag of the experiment, as MLflow keeps the views of users.
-"""
+"""MLflow's store: its address, its client and the page of a comparison in it."""
 
 import atexit
-import json
 import logging
 import os
 import re
@@ -18,94 +13,7 @@ from urllib.parse import quote, urlencode
 
 from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.plan import Plan
-from pipelines.tracking.mlflow_runs import comparison_name
 from pipelines.utils import UserError
-
-# The view
-
-_TAG = "mlflow.sharedViewState."
-#: MLflow's page allows 40: some are left to users.
-_MOST_VIEWS = 30
-_COLUMNS = ("val/dice", "val/nsd", "val/hd95_mm", "time/epoch_s", "mem/peak_mb")
-_SECTIONS = ("val", "train", "time", "mem", "Model metrics", "System metrics")
-_LARGE = {"columns": 2, "cardHeight": 520}
-#: A line chart in the form that the page saves.
-_LINE = {
-    "type": "LINE", "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {},
-    "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
-    "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
-}  # fmt: skip
-
-
-def save_view(client: Any, experiment: str, plan: Plan) -> bool:
-    """Save the view, unless the experiment has it, and return whether it has; a screening needs none."""
-    if plan.rung is not None:
-        return False
-    tags = client.get_experiment(experiment).tags
-    if _TAG + _key(plan) in tags:
-        return True
-    if sum(name.startswith(_TAG) for name in tags) >= _MOST_VIEWS:
-        return False
-    begun = int(1000 * plan.created)
-    view = {"name": comparison_name(plan), "createdAt": begun, "updatedAt": begun, "state": json.dumps(_state(plan))}
-    client.set_experiment_tag(experiment, _TAG + _key(plan), json.dumps(view))
-    return True
-
-
-def page_address(server: str, experiment: str, plan: Plan, saved: bool) -> str:
-    """The address of the comparison's charts.
-
-    Args:
-        server: its address.
-        experiment: its number.
-        plan: the comparison's.
-        saved: whether its view is saved.
-    """
-    query = {"viewStateShareKey": _key(plan)} if saved else {"searchFilter": _runs(plan)}
-    query["compareRunsMode"] = "CHART"
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
-
-
-def _key(plan: Plan) -> str:
-    return f"medloss-{plan.id}"
-
-
-def _runs(plan: Plan) -> str:
-    """A filter for the comparison's runs, without their parent."""
-    return f"tags.`medloss.comparison` = '{plan.id}' and params.loss != ''"
-
-
-def _state(plan: Plan) -> dict[str, Any]:
-    primary = f"val/{plan.metric}"
-    line = _LINE | {"selectedMetricKeys": [primary]}
-    state: dict[str, Any] = {
-        "searchFilter": _runs(plan),
-        "orderByKey": f"metrics.`{primary}`",
-        "orderByAsc": not METRICS[plan.metric].higher_is_better,
-        "selectedColumns": [f"metrics.`{name}`" for name in dict.fromkeys((primary, *_COLUMNS))],
-        "runsHiddenMode": "SHOW_ALL",
-        "isAccordionReordered": True,
-        "compareRunSections": [_section(name) for name in _SECTIONS],
-        "compareRunCharts": [_chart(primary, line), _chart(primary, {"type": "BAR"})],
-    }
-    if len(plan.runs) > len(plan.losses):
-        # One line per loss: the mean over its folds and seeds.
-        by_loss = [{"mode": "param", "groupByData": "loss"}]
-        state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": by_loss}
-    return state
-
-
-def _section(name: str) -> dict[str, Any]:
-    section = {"uuid": f"medloss-{name}", "name": name, "display": True, "isReordered": True, "isGenerated": True}
-    return section | (_LARGE if name == _SECTIONS[0] else {})
-
-
-def _chart(metric: str, settings: dict[str, Any]) -> dict[str, Any]:
-    chart = {"uuid": f"medloss-{settings['type']}", "metricKey": metric, "metricSectionId": f"medloss-{_SECTIONS[0]}"}
-    return chart | {"runsCountToCompare": 20, "isGenerated": False, "deleted": False} | settings
-
-
-# The store and its client
 
 _NAME = "mlflow.db"
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
@@ -113,7 +21,7 @@ _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databric
 
 def local_uri(folder: Path) -> str:
     """The tracking URI of the SQLite store in a comparison's folder."""
-    return _uri(folder / _NAME)
+    return f"sqlite:///{(folder / _NAME).resolve()}"
 
 
 def make_local_store(folder: Path) -> None:
@@ -129,15 +37,22 @@ def make_local_store(folder: Path) -> None:
     remove = partial(shutil.rmtree, temporary, ignore_errors=True)
     atexit.register(remove)  # an interrupted comparison does not wait for this thread
     try:
-        open_client(_uri(temporary / _NAME))._tracking_client.store.engine.dispose()
+        open_client(local_uri(temporary))._tracking_client.store.engine.dispose()
         (temporary / _NAME).rename(folder / _NAME)
     finally:
         remove()
         atexit.unregister(remove)
 
 
-def _uri(file: Path) -> str:
-    return f"sqlite:///{file.resolve()}"
+def page_address(server: str, experiment: str, plan: Plan) -> str:
+    """The address of the charts of a comparison's runs, without their parent, the best first."""
+    query = {
+        "searchFilter": f"tags.`medloss.comparison` = '{plan.id}' and params.loss != ''",
+        "orderByKey": f"metrics.`val/{plan.metric}`",
+        "orderByAsc": "false" if METRICS[plan.metric].higher_is_better else "true",
+        "compareRunsMode": "CHART",
+    }
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
 
 
 def without_password(text: str) -> str:
@@ -184,19 +99,24 @@ def checked_model_name(name: str | None) -> str | None:
     return name
 
 
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "PGCONNECT_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # else a model includes files of the current folder
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+
+
 def quiet_mlflow() -> None:
     """Silence MLflow on the terminal, switch off its telemetry, and shorten its timeouts."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else a model includes files of the current folder
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault(
-        "MLFLOW_LOGGING_LEVEL", "ERROR"
-    )  # for an MLflow that is imported later; the next lines for one that is already
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    # For an MLflow that is imported already.
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -214,16 +134,7 @@ def open_client(uri: str) -> Any:
 
 
 def experiment_of(client: Any, name: str, location: str | None) -> str:
-    """Find or create an experiment.
-
-    Args:
-        client: MLflow's.
-        name: the experiment's.
-        location: of a new one's artifacts; None: the server's default.
-
-    Returns:
-        Its number.
-    """
+    """Find or create an experiment; `location` is of a new one's artifacts, None: the server's. Returns its number."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.manifest import Manifest
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 
 if TYPE_CHECKING:  # `refuse_settings` runs without the seconds that torch and MONAI take to import
     import torch
+    from torch import nn
 
     from pipelines.preprocessing import Clip
     from pipelines.preprocessing.case_store import Fingerprint
@@ -47,14 +49,23 @@ def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
         UserError: the settings do not fit the data, or each other.
         InputError: there is no such loss, or it does not take the arguments.
     """
+    refuse_settings(config, manifest)
+    create_loss(config, manifest.scheme)
+
+
+def create_loss(config: RunConfig, scheme: LabelScheme) -> nn.Module:
+    """The loss of a config.
+
+    Raises:
+        InputError: there is no such loss, or it does not take the arguments.
+    """
     from medloss import create_training_loss
 
-    refuse_settings(config, manifest)
-    create_training_loss(
+    return create_training_loss(
         config.loss,
-        num_classes=manifest.scheme.channels,
+        num_classes=scheme.channels,
         arguments=config.loss_arguments,
-        sigmoid=manifest.scheme.sigmoid or None,
+        sigmoid=scheme.sigmoid or None,
         schedule=config.loss_schedule,
         epochs=config.epochs,
     )
@@ -82,21 +93,21 @@ def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
 
 
 def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, device: torch.device) -> RunConfig:
-    """The config with all open settings filled in.
-
-    Args:
-        config: the requested settings; those that are set are kept.
-        manifest: the data set's.
-        fingerprint: of the training cases.
-        device: where the run will be trained.
+    """The config with all open settings filled in from the training cases, for training on the device.
 
     Raises:
         UserError: the settings do not fit the data, or each other.
     """
+    import torch
+
     from pipelines.preprocessing.resampling import Preprocessing
+    from pipelines.training.distributed import ranks
 
     refuse_misfit(config, manifest)
-    dims = manifest.dimensions
+    dims, on_gpu = manifest.dimensions, device.type == "cuda"
+    memory_gb = config.memory_gb or _CPU_MEMORY_GB
+    if config.memory_gb is None and on_gpu:
+        memory_gb = round(0.8 * torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     spacing = config.spacing or fingerprint.target_spacing()
     clip = config.intensity_clip or _clip(config, manifest, fingerprint)
     config = config.model_copy(
@@ -104,15 +115,20 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
             "spacing": spacing,
             "intensity": _one_intensity(clip),
             "intensity_clip": clip,
-            "base_channels": config.base_channels or (32 if device.type == "cuda" else 16),
+            "base_channels": config.base_channels or (32 if on_gpu else 16),
             "learning_rate": recipe_rate(config),
-            "memory_gb": config.memory_gb or _memory_gb(device),
+            "memory_gb": memory_gb,
         }
     )
     grid = Preprocessing(dimensions=dims, spacing=spacing)
     shapes = [grid.shape(s, m) for s, m in zip(fingerprint.shapes, fingerprint.spacings, strict=True)]
     config = _with_patch(config, manifest, np.median(np.array(shapes), axis=0).tolist())
-    return config if config.batch_size else config.model_copy(update={"batch_size": _batch(config)})
+    if config.batch_size:
+        return config
+    fits = int((config.memory_gb or 0) / activations_gb(config, config.patch_size or ()))
+    share = ranks()  # processes share a batch evenly
+    batch = math.ceil(min(max(fits, _LEAST_BATCH), _MOST_BATCH) / share) * share
+    return config.model_copy(update={"batch_size": batch})
 
 
 def _clip(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint) -> Clip | tuple[Clip | None, ...] | None:
@@ -164,31 +180,23 @@ def divisor(config: RunConfig, dims: int) -> tuple[int, ...]:
 def topology(
     patch: Sequence[int], spacing: Sequence[float], most_levels: int = _MOST_LEVELS
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Strides and kernels per level for a patch: fine axes are halved first, until all are alike.
+    """Strides and kernels per level for a patch (voxels) with a spacing (mm), at most `most_levels` of them.
 
-    Args:
-        patch: voxels per axis.
-        spacing: mm per axis.
-        most_levels: the maximum number of levels.
+    Fine axes are halved first, until all are alike.
     """
     size, mm = list(patch), list(spacing)
-    strides, kernels = [(1,) * len(size)], [_kernel(mm)]
-    while len(strides) < most_levels:
-        possible = [axis for axis, n in enumerate(size) if n >= 2 * _LEAST_MAP]
-        if not possible:
-            break
-        finest = min(mm[axis] for axis in possible)
-        halved = [axis for axis in possible if mm[axis] < _COARSE * finest]
-        stride = tuple(2 if axis in halved else 1 for axis in range(len(size)))
+    stride = (1,) * len(size)
+    strides, kernels = [], []
+    while True:
         size = [math.ceil(n / s) for n, s in zip(size, stride, strict=True)]
         mm = [m * s for m, s in zip(mm, stride, strict=True)]
         strides.append(stride)
-        kernels.append(_kernel(mm))
-    return tuple(strides), tuple(kernels)
-
-
-def _kernel(mm: list[float]) -> tuple[int, ...]:
-    return tuple(3 if m < _COARSE * min(mm) else 1 for m in mm)
+        kernels.append(tuple(3 if m < _COARSE * min(mm) else 1 for m in mm))
+        possible = [m for n, m in zip(size, mm, strict=True) if n >= 2 * _LEAST_MAP]
+        if not possible or len(strides) == most_levels:
+            return tuple(strides), tuple(kernels)
+        limit = _COARSE * min(possible)
+        stride = tuple(2 if n >= 2 * _LEAST_MAP and m < limit else 1 for n, m in zip(size, mm, strict=True))
 
 
 def _with_patch(config: RunConfig, manifest: Manifest, median: list[float]) -> RunConfig:
@@ -216,11 +224,9 @@ def _with_patch(config: RunConfig, manifest: Manifest, median: list[float]) -> R
 def _refuse_patch(config: RunConfig, manifest: Manifest, patch: tuple[int, ...]) -> None:
     steps = divisor(config, manifest.dimensions)
     if len(patch) != manifest.dimensions or any(n % s for n, s in zip(patch, steps, strict=True)):
-        divisors = str(steps[0]) if len(set(steps)) == 1 else ", ".join(map(str, steps))
-        raise UserError(
-            f"patch size: got {patch}; '{config.network}' on '{manifest.name}' needs "
-            f"{manifest.dimensions} numbers divisible by {divisors}"
-        )
+        by = ", ".join(map(str, steps if len(set(steps)) > 1 else steps[:1]))
+        needed = f"{manifest.dimensions} numbers divisible by {by}"
+        raise UserError(f"patch size: got {patch}; '{config.network}' on '{manifest.name}' needs {needed}")
 
 
 def _with_topology(config: RunConfig, patch: tuple[int, ...]) -> RunConfig:
@@ -235,20 +241,3 @@ def _with_topology(config: RunConfig, patch: tuple[int, ...]) -> RunConfig:
 def activations_gb(config: RunConfig, patch: Sequence[int]) -> float:
     """Estimate of the memory (GB) that a training step takes per patch in float32."""
     return _MAPS * (config.base_channels or 16) * math.prod(patch) * 4 / 2**30
-
-
-def _batch(config: RunConfig) -> int:
-    from pipelines.training.distributed import ranks
-
-    fits = int((config.memory_gb or 0) / activations_gb(config, config.patch_size or ()))
-    share = ranks()
-    # Processes share a batch evenly.
-    return math.ceil(min(max(fits, _LEAST_BATCH), _MOST_BATCH) / share) * share
-
-
-def _memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        import torch
-
-        return round(0.8 * torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
-    return _CPU_MEMORY_GB

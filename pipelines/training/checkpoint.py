@@ -14,11 +14,9 @@ _NEW = "checkpoint.new.pt"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write `checkpoint.pt` and its checksum; the previous one is kept as `checkpoint.previous.pt`.
+    """Write `checkpoint.pt` and its checksum in a run's folder; the previous one becomes `checkpoint.previous.pt`.
 
-    Args:
-        folder: the run's folder.
-        state: tensors, numbers, strings, and lists and dictionaries of them.
+    The state holds tensors, numbers, strings, and lists and dictionaries of them.
     """
     import torch  # here: `has_checkpoint` does without the seconds that the import takes
 

@@ -21,12 +21,12 @@ from pipelines.evaluation.metrics import METRICS
 from pipelines.preprocessing.case_store import CaseStore, EntryCache, content_key, take_fingerprint
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.preprocessing.resampling import Preprocessing
-from pipelines.training.auto_config import planned, preprocessing, refuse_misfit
+from pipelines.training.auto_config import create_loss, planned, preprocessing, refuse_misfit
 from pipelines.training.distributed import broadcast_buffers, data_parallel, gather_metrics, rank, ranks
-from pipelines.training.engines import Compute, Optimization, create_evaluator, create_trainer
+from pipelines.training.engines import TrainingStep, create_evaluator, create_trainer
 from pipelines.training.networks import autocast_dtype, create_network
 from pipelines.training.run_config import RunConfig
-from pipelines.training.saved_model import channels_last
+from pipelines.training.saved_model import AutocastInferer, channels_last
 from pipelines.utils.machine import chosen_device, seed_everything
 
 #: nnU-Net's.
@@ -35,12 +35,10 @@ _MOMENTUM, _EXPONENT = 0.99, 0.9
 
 def create_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """The optimizer of a planned config."""
-    rate = config.learning_rate or 0.0
+    rate, decay = config.learning_rate or 0.0, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), rate, momentum=_MOMENTUM, nesterov=True, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(network.parameters(), rate, weight_decay=config.weight_decay)
+        return torch.optim.SGD(network.parameters(), rate, momentum=_MOMENTUM, nesterov=True, weight_decay=decay)
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
 
 
 def create_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, batches_per_epoch: int) -> LRScheduler:
@@ -100,27 +98,14 @@ def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedD
 class Training:
     """The components of one run; the command line and MONAI bundles share this class.
 
+    They are its attributes: the planned `config`, `manifest`, `device`, `dtype` (under autocast; None for float32),
+    `preprocessing`, the stores of cases, `dataset` and `loader` of patches, `validation_loader` of whole cases,
+    `network`, `average` (Ignite's handler of the averaged weights; None without `ema`), `loss`, `optimizer`,
+    `scheduler`, `scaler` (for float16; else None), and MONAI's `trainer` and `evaluator`, which `validate` runs.
+
     Args:
         config: what to train; what it leaves open is planned.
         cache_dir: where prepared cases are kept if the config names no other folder.
-
-    Attributes:
-        config: the planned config: nothing is left open.
-        manifest: the data set's.
-        device: where the network is.
-        dtype: under autocast; None for float32.
-        preprocessing: applied to every image.
-        network: the network that is trained.
-        average: the averaged weights, by Ignite's handler; None without `ema`.
-        loss: the loss.
-        optimizer: the optimizer.
-        scheduler: the schedule of its learning rate.
-        scaler: for float16; None otherwise.
-        dataset: the patches.
-        loader: batches of patches.
-        validation_loader: whole cases.
-        trainer: MONAI's trainer.
-        evaluator: MONAI's evaluator; `validate` runs it.
 
     Raises:
         UserError: the config does not fit the data, or a case cannot be read.
@@ -131,18 +116,12 @@ class Training:
             torch.set_num_threads(config.threads)
         data = prepared_data(config, cache_dir)
         config = self.config = data.config
+        patch = config.patch_size or ()
         self.manifest, self.device = data.manifest, chosen_device(config.device)
-        self.dtype = autocast_dtype(config, self.device, config.patch_size or ())
-        self.preprocessing = data.preprocessing
-        self.cases, self.validation_cases = data.training, data.validation
-        self._cases_by_id = {case.id: case for case in data.validation.cases}
+        self.dtype = autocast_dtype(config, self.device, patch)
+        self.preprocessing, self.cases, self.validation_cases = data.preprocessing, data.training, data.validation
         self.dataset = PatchDataset(
-            self.cases,
-            config.patch_size or (),
-            config.seed,
-            config.flip_axes,
-            config.augmentation,
-            config.foreground,
+            self.cases, patch, config.seed, config.flip_axes, config.augmentation, config.foreground
         )
         self.loader = training_loader(self.dataset, config.batch_size or 1, config.workers, rank(), ranks())
         self.validation_loader = validation_loader(self.validation_cases, rank(), ranks())
@@ -155,57 +134,40 @@ class Training:
         scheme, inputs = manifest.scheme, len(manifest.image_channels)
         network = create_network(config, manifest.dimensions, scheme.channels, inputs)
         self.network: nn.Module = network.to(self.device).to(memory_format=channels_last(manifest.dimensions))  # type: ignore[call-overload]
-        self.loss = medloss.create_training_loss(
-            config.loss,
-            num_classes=scheme.channels,
-            arguments=config.loss_arguments,
-            sigmoid=scheme.sigmoid or None,
-            schedule=config.loss_schedule,
-            epochs=config.epochs,
-        ).to(self.device)
+        self.loss = create_loss(config, scheme).to(self.device)
         self.optimizer = create_optimizer(self.network, config)
         self.scheduler = create_schedule(self.optimizer, config, len(self.loader))
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype is torch.float16 else None
-        self.average: EMAHandler | None = None
-        if config.ema is not None:
-            self.average = EMAHandler(self.network, 1 - config.ema)
+        self.average = None if config.ema is None else EMAHandler(self.network, 1 - config.ema)
 
     def _make_engines(self) -> None:
         config, manifest = self.config, self.manifest
-        compute = Compute(self.device, self.dtype, manifest.dimensions)
+        run = AutocastInferer(self.dtype, self.device, channels_last(manifest.dimensions))
         trained: Any = torch.compile(self.network) if config.compile else self.network
         loss = medloss.DeepSupervision(self.loss) if config.deep_supervision else self.loss
         clip = recipe_clip(config.loss, config.loss_schedule) if config.clip is None else config.clip
+        network = data_parallel(trained, self.device)
+        step = TrainingStep(network, config.accumulate, clip, self.scaler, self.scheduler.step)
         self.trainer = create_trainer(
-            data_parallel(trained, self.device),
-            loss,
-            self.loader,
-            Optimization(self.optimizer, self.scheduler, config.accumulate, clip, self.scaler),
-            compute,
-            scheme=manifest.scheme,
-            epochs=config.epochs,
+            step, loss, self.loader, self.optimizer, run, scheme=manifest.scheme, epochs=config.epochs
         )
-        if self.average is not None:
-            self._attach(self.average)
-        self._evaluated: list[dict[str, Any]] = []
-        self._keep: Callable[[Case, Tensor], None] | None = None
+        if (average := self.average) is not None:
+            # At first the average forgets fast: else the untrained first weights would stay in it for long. By the
+            # number of the batch, not by Ignite's scheduler, which would start again in a resumed run.
+            @self.trainer.on(Events.ITERATION_STARTED)
+            def _set_momentum() -> None:
+                self.trainer.state.ema_momentum = max(average.momentum, 9 / (10 + self.trainer.state.iteration))
+
+            average.attach(self.trainer)
+        self._collect: Callable[[dict[str, Any]], None] = lambda done: None
         self.evaluator = create_evaluator(
             self.best_network,
             self.validation_loader,
-            self._collect,
-            compute,
+            lambda done: self._collect(done),
+            run,
             scheme=manifest.scheme,
             patch=config.patch_size or (),
         )
-
-    def _attach(self, average: EMAHandler) -> None:
-        # At first the average forgets fast: else the untrained first weights would stay in it for long. By the number
-        # of the batch, not by Ignite's scheduler, which would start again in a resumed run.
-        @self.trainer.on(Events.ITERATION_STARTED)
-        def _set_momentum() -> None:
-            self.trainer.state.ema_momentum = max(average.momentum, 9 / (10 + self.trainer.state.iteration))
-
-        average.attach(self.trainer)
 
     @property
     def best_network(self) -> nn.Module:
@@ -217,11 +179,6 @@ class Training:
         """The type that the network computes in, such as `bfloat16`."""
         return "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
-    def _collect(self, done: dict[str, Any]) -> None:
-        self._evaluated.append({"case": done["case"], "metrics": done["metrics"]})
-        if self._keep is not None:
-            self._keep(self._cases_by_id[done["case"]], done["labels"])
-
     def validate(self, keep: Callable[[Case, Tensor], None] | None = None) -> list[dict[str, Any]]:
         """Predict and evaluate every validation case once, over all processes.
 
@@ -231,45 +188,49 @@ class Training:
         Returns:
             A row per case and class, in the manifest's order: `case`, `patient`, `class` and the metrics.
         """
-        self._evaluated.clear()
-        self._keep = keep
+        cases = self.validation_cases.cases
+        numbers = {case.id: number for number, case in enumerate(cases)}
+        local: dict[int, list[dict[str, float]]] = {}
+
+        def collect(done: dict[str, Any]) -> None:
+            number = numbers[done["case"]]
+            local[number] = done["metrics"]
+            if keep is not None:
+                keep(cases[number], done["labels"])
+
+        self._collect = collect
         broadcast_buffers(self.best_network)
         self.evaluator.run()
-        numbers = {case.id: number for number, case in enumerate(self.validation_cases.cases)}
-        local = {numbers[done["case"]]: done["metrics"] for done in self._evaluated}
-        rows = []
-        everywhere = gather_metrics(local, tuple(METRICS), len(numbers))
+        everywhere = gather_metrics(local, tuple(METRICS), len(cases))
         scheme = self.manifest.scheme
-        for number, case in enumerate(self.validation_cases.cases):
-            annotated = scheme.annotated(case.labelled)
-            for name, shown, values in zip(scheme.names, annotated, everywhere[number], strict=True):
-                if not shown:
-                    continue
-                row = {"case": case.id, "patient": case.patient, "class": name}
-                rows.append(row | dict(zip(METRICS, values, strict=True)))
-        return rows
+        return [
+            {"case": case.id, "patient": case.patient, "class": name, **dict(zip(METRICS, values, strict=True))}
+            for number, case in enumerate(cases)
+            for name, annotated, values in zip(
+                scheme.names, scheme.annotated(case.labelled), everywhere[number], strict=True
+            )
+            if annotated  # a class that the case does not annotate has no row
+        ]
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "average": None if self.average is None else self.average.ema_model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+            "loss": self.loss,
+        }
 
     def state(self) -> dict[str, Any]:
         """The state to resume from; random numbers follow from the seed and the epoch."""
-        return {
-            "network": self.network.state_dict(),
-            "average": None if self.average is None else self.average.ema_model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "loss": self.loss.state_dict(),
-        }
+        return {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
-        self.network.load_state_dict(state["network"])
-        if self.average is not None:
-            self.average.ema_model.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
-        self.loss.load_state_dict(state["loss"])
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(state[name])
 
     def start_epoch(self, epoch: int) -> None:
         """Set what depends on the epoch, counted from 1: random numbers, order, and the loss's schedule."""

@@ -28,8 +28,7 @@ _TIMEOUT = timedelta(hours=6)
 def joined_ranks(device: str = "auto") -> Iterator[None]:
     """Join the other processes, if `torchrun` started this one among several; leave them at the end.
 
-    Args:
-        device: `cpu` joins by gloo; `cuda`, or `auto` where there are GPUs, by nccl.
+    The device `cpu` joins by gloo; `cuda`, or `auto` where there are GPUs, by nccl.
 
     Raises:
         UserError: there are fewer GPUs than processes.
@@ -56,9 +55,8 @@ def joined_ranks(device: str = "auto") -> Iterator[None]:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
             time.sleep(_PATIENCE_S)
-            raise TrainingError(
-                "another process of this run has ended, and this one cannot continue without it"
-            ) from None
+            message = "another process of this run has ended, and this one cannot continue without it"
+            raise TrainingError(message) from None
     # Not after an error: the process is about to end, and `finalize` might wait for the others.
     idist.finalize()
 
@@ -75,15 +73,13 @@ def ranks() -> int:
 
 def wait_for_all() -> None:
     """Continue once all processes have arrived."""
-    if ranks() > 1:
-        idist.barrier()
+    idist.barrier()
 
 
 def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """The network with its gradients averaged over all processes; unchanged in a single process."""
-    if ranks() == 1:
-        return network
-    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+    devices = [device.index] if device.type == "cuda" else None
+    return network if ranks() == 1 else DistributedDataParallel(network, device_ids=devices)
 
 
 def broadcast_buffers(network: nn.Module) -> None:
@@ -94,46 +90,34 @@ def broadcast_buffers(network: nn.Module) -> None:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of all processes' values, float64; unchanged in a single process."""
-    if ranks() == 1:
-        return value
+    """The mean of all processes' values, float64."""
     total: Tensor = idist.all_reduce(value.double(), "SUM")
     return total / ranks()
 
 
 def max_over_ranks(value: float) -> float:
     """The largest of all processes' values."""
-    if ranks() == 1:
-        return value
     largest = torch.tensor(value, dtype=torch.float64, device=idist.device())
     return float(idist.all_reduce(largest, "MAX"))
 
 
 def texts_over_ranks(texts: list[str]) -> list[str]:
     """The texts of all processes, in their order."""
-    if ranks() == 1:
-        return texts
     return [text for encoded in idist.all_gather(json.dumps(texts)) for text in json.loads(encoded)]
 
 
 def gather_metrics(rows: dict[int, list[dict[str, Any]]], metrics: tuple[str, ...], count: int) -> dict[int, Any]:
-    """The metrics of all cases from all processes, in every process.
+    """The values `[classes][metrics]` of all cases by number, from all processes, in every process.
 
     Args:
         rows: of this process: the case's number to its rows, one per class, each with all metrics.
         metrics: their names.
-        count: how many cases there are, over all processes.
-
-    Returns:
-        The case's number to its values `[classes][metrics]`.
+        count: number of cases, over all processes.
     """
-    classes = max((len(r) for r in rows.values()), default=0)
-    if ranks() > 1:
-        classes = int(idist.all_reduce(classes, "MAX"))
+    classes = int(max_over_ranks(max((len(r) for r in rows.values()), default=0)))
     values = torch.zeros(count, classes, len(metrics), dtype=torch.float64)
     for number, case_rows in rows.items():
         values[number] = torch.tensor([[row[metric] for metric in metrics] for row in case_rows], dtype=torch.float64)
-    if ranks() > 1:
-        # Each case is evaluated by one process, and the others add zeros: nothing is rounded, and NaN stays NaN.
-        values = idist.all_reduce(values.to(idist.device()), "SUM").cpu()
+    # Each case is evaluated by one process, and the others add zeros: nothing is rounded, and NaN stays NaN.
+    values = idist.all_reduce(values.to(idist.device()), "SUM").cpu()
     return {number: values[number].tolist() for number in range(count)}

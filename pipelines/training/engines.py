@@ -18,7 +18,7 @@ from medloss.errors import InputError
 from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.evaluation.evaluate import region_metrics
 from pipelines.training.distributed import mean_over_ranks, texts_over_ranks
-from pipelines.training.saved_model import AutocastInferer, WindowInferer, channels_last, label_map
+from pipelines.training.saved_model import AutocastInferer, WindowInferer, label_map
 from pipelines.utils import TrainingError
 from pipelines.utils.machine import is_out_of_memory
 
@@ -35,21 +35,16 @@ logging.getLogger("ignite.engine").addHandler(logging.NullHandler())
 class StepSize:
     r"""The ratio of a step's update to the weights: $\|w' - (1 - \eta \lambda) w\| / \|w\|$.
 
-    w, w': the weights before and after the step; eta: the learning rate; lambda: the decoupled weight decay, which
-    AdamW applies whatever the gradient is, and which is therefore no part of the update here (0 for SGD, whose decay is
-    a part of the gradient). Norms are over all trained parameters. A small ratio shows that the optimizer hardly moves
-    the weights. Costs three passes over the weights, and a copy of them during the step.
-
-    Args:
-        optimizer: before its step; call `ratio` after it.
+    w, w': the weights before and after the step; eta: the learning rate; lambda: AdamW's decoupled weight decay, which
+    does not depend on the gradient (0 for SGD). Norms are over all trained parameters. Make it before the optimizer's
+    step, which it takes a copy of the weights for, and call `ratio` after it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.kept: list[Tensor] = []
         self.weights: list[Tensor] = []
         for group in optimizer.param_groups:
-            weights = [w.detach() for w in group["params"] if w.grad is not None]
-            if weights:
+            if weights := [w.detach() for w in group["params"] if w.grad is not None]:
                 decay = group["lr"] * group["weight_decay"] if isinstance(optimizer, torch.optim.AdamW) else 0.0
                 self.kept += torch._foreach_mul(weights, 1 - float(decay))
                 self.weights += weights
@@ -61,40 +56,31 @@ class StepSize:
         return nn.utils.get_total_norm(self.kept) / self.size
 
 
+@dataclass
 class TrainingStep:
     """MONAI's training step for a batch, on any device: MONAI's supports mixed precision on CUDA only.
 
     A loss or a gradient that is not finite stops the run before the optimizer's step. With float16, whose scaled
     gradients overflow now and then, such steps are skipped, and the scale is lowered.
 
-    Args:
+    Attributes:
         network: the network whose gradients are checked.
         accumulate: batches per optimizer step.
         clip: largest norm of a step's gradient; None: any.
         scaler: for float16; None otherwise.
-        stepped: called after each optimizer step.
+        stepped: called after each optimizer step, such as the `step` of a schedule.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        accumulate: int = 1,
-        clip: float | None = None,
-        scaler: torch.amp.GradScaler | None = None,
-        stepped: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.network = network
-        self.accumulate = accumulate
-        self.clip = clip
-        self.scaler = scaler
-        self.stepped = stepped
+    network: nn.Module
+    accumulate: int = 1
+    clip: float | None = None
+    scaler: torch.amp.GradScaler | None = None
+    stepped: Callable[[], object] = lambda: None
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
         """Train on a batch; the engine's output."""
         inputs, targets = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
-        output: dict[str, Any] = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
-        engine.state.output = output
+        engine.state.output = output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
         number, length = (engine.state.iteration - 1) % engine.state.epoch_length, engine.state.epoch_length
         # The last batches of an epoch make a step of their mean, even if there are fewer of them.
         group = min(self.accumulate, length - number // self.accumulate * self.accumulate)
@@ -155,104 +141,47 @@ def _not_finite(engine: SupervisedTrainer, what: str, value: float) -> TrainingE
     )
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Where and in which precision a network computes.
-
-    Attributes:
-        device: where the network is.
-        dtype: under autocast; None for float32.
-        spatial_dims: 2 or 3.
-    """
-
-    device: torch.device
-    dtype: torch.dtype | None
-    spatial_dims: int
-
-    def inferer(self) -> AutocastInferer:
-        """What runs the network on a batch."""
-        return AutocastInferer(self.dtype, self.device, channels_last(self.spatial_dims))
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How the weights are updated.
-
-    Attributes:
-        optimizer: steps once every `accumulate` batches.
-        scheduler: is stepped after each optimizer step.
-        accumulate: batches per optimizer step.
-        clip: largest norm of a step's gradient; None: any.
-        scaler: for float16; None otherwise.
-    """
-
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    accumulate: int = 1
-    clip: float | None = None
-    scaler: torch.amp.GradScaler | None = None
-
-
 def create_trainer(
-    network: nn.Module,
+    step: TrainingStep,
     loss: nn.Module,
     loader: DataLoader,
-    optimization: Optimization,
-    compute: Compute,
+    optimizer: torch.optim.Optimizer,
+    run: AutocastInferer,
     *,
     scheme: LabelScheme,
     epochs: int,
 ) -> SupervisedTrainer:
-    """A trainer that takes the batches of `training_loader`.
+    """A trainer of the step's network on `run`'s device, in its precision.
 
     The loss gets float32 logits; the class indices `[B, 1, *patch]`, or 0 and 1 per region `[B, C, *patch]`; and each
     item's spacing in mm. If voxels are ignored or classes not annotated, it gets `mask` and `labelled_classes` as well.
-
-    Args:
-        network: the network.
-        loss: the loss.
-        loader: from `training_loader`.
-        optimization: optimizer, schedule, accumulation, clipping and loss scaling.
-        compute: device and precision.
-        scheme: the classes or regions of the labels.
-        epochs: number of epochs.
 
     Raises:
         TrainingError: from `run`, when a loss or a gradient is not finite; names the cases whose logits are not finite,
             or else all cases of the batch.
     """
-    step = TrainingStep(
-        network,
-        accumulate=optimization.accumulate,
-        clip=optimization.clip,
-        scaler=optimization.scaler,
-        stepped=optimization.scheduler.step,
-    )
     return SupervisedTrainer(
-        device=compute.device,
+        device=run.device,
         max_epochs=epochs,
         train_data_loader=loader,
-        network=network,
-        optimizer=optimization.optimizer,
-        # Its `targets` is the batch: the engine passes on whatever `prepare_batch` made.
+        network=step.network,
+        optimizer=optimizer,
         loss_function=_LossCall(loss, scheme),
         prepare_batch=_prepare_batch,
-        inferer=compute.inferer(),
+        inferer=run,
         iteration_update=step,
         decollate=False,
     )
 
 
 class _LossCall:
-    """The value of a loss for a batch. If an external loss cannot take the first batch, the error is one line.
-
-    A later failure is a defect, which needs its traceback.
-    """
+    """If an external loss cannot take the first batch, the error is one line; a later one needs its traceback."""
 
     def __init__(self, loss: nn.Module, scheme: LabelScheme) -> None:
         self.loss = loss
         self.scheme = scheme
-        self.untried = [type(part).__name__ for part in loss.modules() if _is_foreign(part)]
+        ours = ("medloss.", "torch.nn.modules.container")
+        self.untried = [type(part).__name__ for part in loss.modules() if not type(part).__module__.startswith(ours)]
 
     def __call__(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         target, extras = loss_target(batch["label"], batch["labelled"], self.scheme)
@@ -300,39 +229,24 @@ def _one_of(label: Tensor, members: tuple[int, ...]) -> Tensor:
     return found.to(torch.uint8)
 
 
-def _is_foreign(part: nn.Module) -> bool:
-    module = type(part).__module__
-    return not module.startswith(("medloss.", "torch.nn.modules.container"))
-
-
 def create_evaluator(
     network: nn.Module,
     loader: DataLoader,
     on_case: Callable[[dict[str, Any]], None],
-    compute: Compute,
+    run: AutocastInferer,
     *,
     scheme: LabelScheme,
     patch: tuple[int, ...],
 ) -> SupervisedEvaluator:
-    """An evaluator that predicts whole cases by sliding windows, and passes on the metrics of each case.
+    """An evaluator that predicts whole cases by sliding windows of a size (voxels), and passes on each case's metrics.
 
-    Args:
-        network: the network.
-        loader: from `validation_loader`.
-        on_case: gets `{"case": id, "labels": [*spatial] of 0..C-1, "metrics": [{name: value}, ...]}`, one
-            per foreground class or region.
-        compute: device and precision.
-        scheme: the classes or regions of the labels.
-        patch: the window, voxels.
+    `on_case` gets `{"case": id, "labels": [*spatial] of 0..C-1, "metrics": [{name: value}, ...]}`, one per foreground
+    class or region of the scheme.
     """
     evaluator = SupervisedEvaluator(
-        device=compute.device,
-        val_data_loader=loader,
-        network=network,
-        prepare_batch=_prepare_batch,
-        inferer=WindowInferer(patch, compute.inferer()),
-        decollate=False,
-    )
+        device=run.device, val_data_loader=loader, network=network, prepare_batch=_prepare_batch,
+        inferer=WindowInferer(patch, run), decollate=False
+    )  # fmt: skip
 
     @evaluator.on(Events.ITERATION_COMPLETED)
     def _evaluate_cases(engine: SupervisedEvaluator) -> None:

@@ -16,15 +16,10 @@ _MOST_CHANNELS = 320
 
 
 def create_network(config: RunConfig, spatial_dims: int, out_channels: int, in_channels: int = 1) -> nn.Module:
-    """A network from images `[B, K, *spatial]` to logits `[B, C, *spatial]`.
+    """A network from images `[B, K, *spatial]` to logits `[B, C, *spatial]`, by a planned config.
 
-    In training mode, a network with deep supervision returns a list of logits, finest first.
-
-    Args:
-        config: planned: `strides`, `kernels` and `base_channels` are set (a V-Net needs none).
-        spatial_dims: 2 or 3.
-        out_channels: C, the number of classes, background included, or of regions.
-        in_channels: K, the number of channels of an image.
+    C is the number of classes, background included, or of regions; K the number of channels of an image. In training
+    mode, a network with deep supervision returns a list of logits, finest first.
     """
     if config.network == "vnet":
         # MONAI's default drops half of the channels, which suits runs of hundreds of epochs.
@@ -34,20 +29,14 @@ def create_network(config: RunConfig, spatial_dims: int, out_channels: int, in_c
     channels = [min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides))]
     norm = ("INSTANCE", {"affine": True})
     if config.network == "unet":
-        return UNet(
-            spatial_dims,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            channels=channels,
-            strides=[list(stride) for stride in strides[1:]],
-            num_res_units=1,
-            norm=norm,
-        )
+        outer = {"in_channels": in_channels, "out_channels": out_channels}
+        steps = list(map(list, strides[1:]))
+        return UNet(spatial_dims, **outer, channels=channels, strides=steps, num_res_units=1, norm=norm)
     kernels = config.kernels or ((3,) * spatial_dims,) * len(strides)
     plain: dict[str, Any] = {
-        "kernel_size": [list(kernel) for kernel in kernels],
-        "strides": [list(stride) for stride in strides],
-        "upsample_kernel_size": [list(stride) for stride in strides[1:]],
+        "kernel_size": list(map(list, kernels)),
+        "strides": list(map(list, strides)),
+        "upsample_kernel_size": list(map(list, strides[1:])),
     }
     # The two coarsest levels have no heads: they are too coarse to show shapes.
     heads = min(config.deep_supervision, len(strides) - 2)
@@ -66,22 +55,15 @@ class SupervisedDynUNet(DynUNet):
     def forward(self, x: Tensor) -> Any:
         """Logits `[B, C, *spatial]`; in training mode with deep supervision, a list of them, finest first."""
         out = self.output_block(self.skip_layers(x))
-        if self.training and self.deep_supervision:
-            return [out, *self.heads]
-        return out
+        return [out, *self.heads] if self.training and self.deep_supervision else out
 
 
 def autocast_dtype(config: RunConfig, device: torch.device, patch: Sequence[int]) -> torch.dtype | None:
     """The type under autocast, or None for float32.
 
     `auto`: bfloat16 on a processor with instructions for it (AMX or AVX512-BF16; a training step of the small 3D U-Net
-    then takes 0.7 to 0.8 of float32's time) if the feature maps are large enough, or on a GPU that supports it; else
-    float32.
-
-    Args:
-        config: planned; its `precision` is `auto`, `float32`, `bfloat16` or `float16`.
-        device: where the network computes.
-        patch: the training patch, voxels.
+    then takes 0.7 to 0.8 of float32's time) if the feature maps of the training patch (voxels) are large enough, or on
+    a GPU that supports it; else float32.
 
     Raises:
         UserError: bfloat16 was requested where it would give wrong gradients, or float16 without a GPU.
@@ -109,8 +91,7 @@ def has_maps_below_kernels(config: RunConfig, patch: Sequence[int]) -> bool:
     """Whether a convolution gets maps that are smaller than its kernel along an axis.
 
     There the gradients of its weights are garbage in bfloat16 on a CPU (torch 2.13 with oneDNN on AVX512-BF16:
-    uninitialised memory, up to 1e37 or NaN, and at times a corrupt heap; seen for kernels of 3 and 5 in 3D, and for
-    strides of 2 in 2D). Float32, transposed convolutions and larger maps were right in every case tried.
+    uninitialised memory, and at times a corrupt heap). Float32, transposed convolutions and larger maps are right.
     """
     below = []
 

@@ -13,15 +13,14 @@ import click
 import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
+from ignite.handlers import ProgressBar, Timer
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.utils import CommonKeys
 from torch import Tensor
 
 from pipelines.data.manifest import Case
 from pipelines.data.nifti import write_labels
-from pipelines.evaluation.evaluate import mean_metrics, nanmean
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.evaluate import class_means, mean_metrics
 from pipelines.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from pipelines.training.components import Training
 from pipelines.training.distributed import max_over_ranks, rank
@@ -40,15 +39,10 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a run after an epoch.
+    """Progress of a run after `epoch` of `epochs`.
 
-    Attributes:
-        epoch: completed epochs.
-        epochs: all epochs of the run.
-        train_loss: mean over the epoch's batches.
-        val_dice: mean over the validation cases; None without a validation.
-        epoch_s: seconds of the epoch's training, without validation.
-        seconds_left: estimate for the remaining epochs, with validation.
+    `train_loss` is the mean over the epoch's batches; `val_dice` that over the validation cases, None without a
+    validation; `epoch_s` are the seconds of training; `seconds_left` is an estimate, with validation.
     """
 
     epoch: int
@@ -86,18 +80,15 @@ def train_run(
     report: Callable[[Progress], None] | None = None,
     attach: Callable[[SupervisedTrainer, SupervisedEvaluator], None] | None = None,
 ) -> dict[str, Any]:
-    """Train one run in its folder.
+    """Train one run in its folder (see `RunFolder`), and return the content of `result.json`.
 
     Args:
         config: what to train, or the components already made from it.
-        run_dir: the run's folder, see `RunFolder`.
+        run_dir: the run's folder.
         resume: resume from the folder's checkpoint, if it has one; on a CPU a resumed run ends with exactly the
             weights of an uninterrupted one.
         report: called after each epoch.
         attach: called with the engines before they run, to add handlers.
-
-    Returns:
-        The content of `result.json`.
 
     Raises:
         UserError: the config does not fit the data, every checkpoint is damaged, or the folder holds another run.
@@ -137,19 +128,10 @@ def _what_to_lower(planned: RunConfig | None) -> str:
 
 
 class Run:
-    """A run in its folder, epoch by epoch; of several processes the first one writes.
-
-    Args:
-        training: the components of the run.
-        folder: the run's folder.
-        report: called after each epoch.
-    """
+    """A run in its folder, epoch by epoch; of several processes the first one writes."""
 
     def __init__(self, training: Training, folder: RunFolder, report: Callable[[Progress], None] | None = None) -> None:
-        self.training = training
-        self.config = training.config
-        self.folder = folder
-        self.report = report
+        self.training, self.config, self.folder, self.report = training, training.config, folder, report
         self.rows: list[dict[str, Any]] = []
         self.cases: list[dict[str, Any]] = []
 
@@ -172,22 +154,16 @@ class Run:
         trainer = self.training.trainer
         losses: list[float] = []
         steps: list[tuple[float, float]] = []
-        clock = {"epoch": 0.0, "batch": 0.0, "waited": 0.0}
+        timer, waited = Timer(), Timer()
 
         @trainer.on(Events.EPOCH_STARTED)
         def _start() -> None:
             self.training.start_epoch(trainer.state.epoch)
             losses.clear()
             steps.clear()
-            clock.update(epoch=time.perf_counter(), waited=0.0)
 
-        @trainer.on(Events.GET_BATCH_STARTED)
-        def _request() -> None:
-            clock["batch"] = time.perf_counter()
-
-        @trainer.on(Events.GET_BATCH_COMPLETED)
-        def _receive() -> None:
-            clock["waited"] += time.perf_counter() - clock["batch"]
+        timer.attach(trainer, Events.EPOCH_STARTED)
+        waited.attach(trainer, Events.EPOCH_STARTED, Events.GET_BATCH_COMPLETED, Events.GET_BATCH_STARTED)
 
         @trainer.on(Events.ITERATION_COMPLETED)
         def _record() -> None:
@@ -199,11 +175,11 @@ class Run:
 
         @trainer.on(Events.EPOCH_COMPLETED)
         def _end() -> None:
-            seconds = time.perf_counter() - clock["epoch"]
+            seconds = timer.value()
             row = {"epoch": trainer.state.epoch, "train_loss": statistics.fmean(losses), "epoch_s": round(seconds, 3)}
             if steps:
                 row |= zip((GRAD_NORM, UPDATE_RATIO), map(statistics.fmean, zip(*steps, strict=True)), strict=True)
-            share = max_over_ranks(clock["waited"] / seconds)
+            share = max_over_ranks(waited.value() / seconds)
             self._end_epoch(row | {"data_share": round(share, 4)})
 
     def _end_epoch(self, row: dict[str, Any]) -> None:
@@ -223,7 +199,7 @@ class Run:
         # The checkpoint first: an epoch that a killed run has to train again was then never reported.
         save_checkpoint(self.folder.path, self._state(epoch))
         self.folder.write_epochs(self.rows)
-        left = self._seconds_left(epoch)
+        left = (epochs - epoch) * statistics.fmean(row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows)
         dice = row.get("val_dice")
         self.folder.write_progress(epoch, epochs, left, None if dice is None or math.isnan(dice) else dice)
         if self.report is not None:
@@ -242,10 +218,6 @@ class Run:
             reason = error.strerror or error
             raise TrainingError(f"the prediction of case '{case.id}' cannot be written: {reason}") from None
 
-    def _seconds_left(self, epoch: int) -> float:
-        spent = [row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows]
-        return (self.config.epochs - epoch) * statistics.fmean(spent)
-
     def _state(self, epoch: int) -> dict[str, Any]:
         return {
             "format": _FORMAT,
@@ -262,11 +234,11 @@ class Run:
         state = load_checkpoint(self.folder.path)
         if state is None:
             return 0
-        where, precision = self.folder.path, self.training.precision
+        made, precision = f"{self.folder.path}: its checkpoint was made", self.training.precision
         if state.get("format") != _FORMAT:
-            raise UserError(f"{where}: its checkpoint was made by another version of medloss; name another folder")
+            raise UserError(f"{made} by another version of medloss; name another folder")
         if state["manifest_sha256"] != self.training.manifest.sha256:
-            raise UserError(f"{where}: its checkpoint was made with other data: the manifest has changed")
+            raise UserError(f"{made} with other data: the manifest has changed")
         before = {"orientation": "file", **state["config"]}
         differing = sorted(
             name
@@ -276,11 +248,10 @@ class Run:
             and name not in INCIDENTAL | {"precision"}
         )
         if differing:
-            raise UserError(f"{where}: its checkpoint was made with another {', '.join(differing)}")
-        if state["precision"] != precision:
+            raise UserError(f"{made} with another {', '.join(differing)}")
+        if (before := state["precision"]) != precision:
             raise UserError(
-                f"{where}: its checkpoint was made in {state['precision']}, and this machine would resume in "
-                f"{precision}; pass --precision {state['precision']}"
+                f"{made} in {before}, and this machine would resume in {precision}; pass --precision {before}"
             )
         self.training.load_state(state["training"])
         self.rows, self.cases = state["rows"], state["cases"]
@@ -290,15 +261,11 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         training = self.training
-        by_class: dict[str, dict[str, float]] = {}
-        for name in training.manifest.scheme.names:
-            rows = [row for row in self.cases if row["class"] == name]
-            by_class[name] = {metric: nanmean([row[metric] for row in rows]) for metric in METRICS}
         result = {
             "state": "done",
             "error": None,
             "metrics": mean_metrics(self.cases),
-            "per_class": by_class,
+            "per_class": class_means(self.cases, training.manifest.scheme.names),
             "seconds": round(sum(row["epoch_s"] + row.get("val_s", 0.0) for row in self.rows), 3),
             "epoch_s": statistics.median(row["epoch_s"] for row in self.rows),
             "data_share": statistics.median(row["data_share"] for row in self.rows),

@@ -22,8 +22,7 @@ NNUNET_PLANS = {
     "network", "levels", "strides", "kernels", "base_channels", "deep_supervision", "optimizer",
     "learning_rate", "learning_rates", "schedule", "warmup", "weight_decay", "ema", "clip", "accumulate", "batch_size",
     "patch_size", "memory_gb", "spacing", "intensity", "intensity_clip", "orientation", "resample_channels",
-    "foreground", "flip_axes", "augmentation",
-    "precision", "compile", "workers", "memory_mb", "val_interval",
+    "foreground", "flip_axes", "augmentation", "precision", "compile", "workers", "memory_mb", "val_interval"
 }  # fmt: skip
 #: Those of them that nnU-Net's plans contain, and that a run's folder records.
 _NNUNET_RECORDED = {"batch_size", "patch_size", "spacing"}
@@ -34,10 +33,9 @@ INCIDENTAL = {"manifest", "threads", "workers", "cache_dir", "data_root", "memor
 
 
 class NnunetSettings(BaseModel):
-    """How nnU-Net trains a run; everything else it plans itself.
+    """How nnU-Net trains a run, by the configuration of its plans; everything else it plans itself.
 
     Attributes:
-        configuration: the configuration of its plans.
         planner: the class that makes the plans; None: nnU-Net's default.
         iterations: steps per epoch; nnU-Net takes 250. A fifth as many validate, like nnU-Net's 50.
     """
@@ -61,8 +59,8 @@ class RunConfig(BaseModel):
         loss: as in `medloss.create_training_loss`.
         loss_arguments: arguments of that loss.
         loss_schedule: schedule of a sum's weights, as in `medloss.create_training_loss`.
-        network: `unet` (MONAI's, residual), `vnet` (MONAI's), or `dynunet` (MONAI's, of nnU-Net's design). Several
-            processes train a `vnet` slightly differently from one: its batch norm sees one process's part of a batch.
+        network: MONAI's `unet` (residual), `vnet`, or `dynunet` (of nnU-Net's design). Several processes train a `vnet`
+            slightly differently from one: its batch norm sees one process's part of a batch.
         levels: resolutions of a `unet` or `dynunet`; a number halves every axis, None plans axis by axis.
         strides: of each level along each axis, the first being ones; None: by `levels`.
         kernels: of the convolutions of each level; None: by `strides` and spacing.
@@ -92,9 +90,8 @@ class RunConfig(BaseModel):
         resample_channels: whether channels on other grids are resampled to the label's, linearly, when a case is
             prepared; otherwise such cases are refused.
         foreground: fraction of patches that are centred on foreground.
-        flip_axes: axes along which patches are flipped at random. None by default: anatomy is not
-            symmetric along every axis (on the hippocampus, whose classes are front and back, flips of all axes
-            cost 4 points of Dice in 8 epochs).
+        flip_axes: axes along which patches are flipped at random. None by default: anatomy is not symmetric (on the
+            hippocampus, whose classes are front and back, flips of all axes cost 4 points of Dice in 8 epochs).
         augmentation: how patches are augmented.
         precision: `auto` takes bfloat16 where the device supports it; float16 scales the loss.
         compile: whether `torch.compile` compiles the network; worthwhile in long runs.
@@ -204,10 +201,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def recipe_settings(name_or_path: str) -> dict[str, Any]:
-    """A recipe's settings: fields of `RunConfig`.
-
-    Args:
-        name_or_path: `quick`, `full`, or a YAML file's path.
+    """The settings, fields of `RunConfig`, of a recipe: `quick`, `full`, or a YAML file's path.
 
     Raises:
         UserError: there is none, or it is no mapping.

@@ -91,25 +91,14 @@ class RunFolder:
 
     def write_progress(self, epoch: int, epochs: int, seconds_left: float | None, dice: float | None) -> None:
         """Write `progress.json` after `epoch` of `epochs`."""
-        write_json(
-            self.path / "progress.json",
-            {
-                "state": "running",
-                "epoch": epoch,
-                "epochs": epochs,
-                "seconds_left": seconds_left,
-                "val_dice": dice,
-                "updated": time.time(),
-            },
-        )
+        progress = {"state": "running", "epoch": epoch, "epochs": epochs, "seconds_left": seconds_left}
+        write_json(self.path / "progress.json", progress | {"val_dice": dice, "updated": time.time()})
 
     @property
     def epochs(self) -> list[dict[str, float]]:
         """The rows of `epochs.csv`; missing values are NaN."""
-        return [
-            {name: float(value) if value else float("nan") for name, value in row.items()}
-            for row in _read_csv(self.path / "epochs.csv")
-        ]
+        rows = _read_csv(self.path / "epochs.csv")
+        return [{name: float(value or "nan") for name, value in row.items()} for row in rows]
 
     def write_epochs(self, rows: list[dict[str, Any]]) -> None:
         """Write `epochs.csv`."""

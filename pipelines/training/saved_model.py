@@ -4,7 +4,9 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.manifest import Manifest
-from pipelines.preprocessing.resampling import Preprocessing, resampled
+from pipelines.preprocessing.resampling import Preprocessing, largest, resampled
 from pipelines.training.networks import autocast_dtype, create_network
 from pipelines.training.run_config import RunConfig, stored_config
 from pipelines.utils import UserError
@@ -36,9 +38,7 @@ class AutocastInferer(Inferer):
 
     def __init__(self, dtype: torch.dtype | None, device: torch.device, memory_format: torch.memory_format) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.device = device
-        self.memory_format = memory_format
+        self.dtype, self.device, self.memory_format = dtype, device, memory_format
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Logits, or a list of them where the network returns one."""
@@ -61,12 +61,7 @@ class WindowInferer(Inferer):
     """
 
     def __init__(
-        self,
-        patch: Sequence[int],
-        run: AutocastInferer,
-        *,
-        windows: int = WINDOWS,
-        flip_axes: Sequence[int] = (),
+        self, patch: Sequence[int], run: AutocastInferer, *, windows: int = WINDOWS, flip_axes: Sequence[int] = ()
     ) -> None:
         super().__init__()
         self.patch, self.windows = tuple(patch), windows
@@ -85,18 +80,13 @@ class WindowInferer(Inferer):
                 total = total + self._run(window.flip(axes), network, *args, **kwargs).flip(axes)
             return total / len(self._flips) if len(self._flips) > 1 else total
 
+        device = self._run.device
+        slide = partial(SlidingWindowInferer, self.patch, self.windows, OVERLAP, "gaussian", sw_device=device)
         try:
-            return self._slide(inputs, predict, self._run.device)
+            return slide(device=device)(inputs, predict)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-        return self._slide(inputs.cpu(), predict, torch.device("cpu"))
-
-    def _slide(self, inputs: Tensor, predict: Callable[[Tensor], Tensor], stitched_on: torch.device) -> Tensor:
-        slide = SlidingWindowInferer(
-            self.patch, self.windows, OVERLAP, "gaussian", sw_device=self._run.device, device=stitched_on
-        )
-        logits: Tensor = slide(inputs, predict)
-        return logits
+        return slide(device=torch.device("cpu"))(inputs.cpu(), predict)
 
 
 def channels_last(spatial_dims: int) -> torch.memory_format:
@@ -105,26 +95,20 @@ def channels_last(spatial_dims: int) -> torch.memory_format:
 
 
 def label_map(logits: Tensor, shape: Sequence[int], scheme: LabelScheme | None = None) -> Tensor:
-    """The class indices on another grid, `[*shape]`, of logits `[C, *grid]`.
+    """The class indices on another grid, `[*shape]`, whole numbers, of logits `[C, *grid]`.
 
-    Of classes it is that of the largest logit. Of the regions of a scheme, those with a logit above 0 are written in their order,
-    each as the class of `region_order`, later ones over earlier ones.
-
-    Channel by channel: all of them on a large image's grid would take C times its size.
+    Of classes it is that of the largest logit. Of the regions of a scheme, those with a logit above 0 are written in
+    their order, each as the class of `region_order`, later ones over earlier ones.
     """
+    # Channel by channel: all of them on a large image's grid would take C times its size.
     if scheme is not None and scheme.regions:
         written = torch.zeros(tuple(shape), dtype=torch.uint8, device=logits.device)
         for channel, value in enumerate(scheme.region_order):
             inside = resampled(logits[channel : channel + 1], shape)[0] > 0
             written.masked_fill_(inside, scheme.values.index(value))
         return written
-    best = resampled(logits[:1], shape).clone()
-    winner = torch.zeros(best.shape, dtype=torch.uint8 if len(logits) <= 256 else torch.int32, device=logits.device)
-    for c in range(1, len(logits)):
-        part = resampled(logits[c : c + 1], shape)
-        winner.masked_fill_(part > best, c)
-        torch.maximum(best, part, out=best)
-    return winner[0]
+    dtype = torch.uint8 if len(logits) <= 256 else torch.int32
+    return largest((resampled(logits[c : c + 1], shape) for c in range(len(logits))), dtype)[0]
 
 
 @dataclass
@@ -132,12 +116,11 @@ class Model:
     """A trained network, ready to predict.
 
     Attributes:
-        network: in evaluation mode.
+        network: in evaluation mode, on `device`.
         config: the run's planned config.
         preprocessing: applied to every image first.
         scheme: the classes or regions that it predicts.
         channels: names of an image's channels, in their order; empty if the model was saved without them.
-        device: where the network is.
         dtype: under autocast; None for float32.
     """
 
@@ -155,12 +138,10 @@ class Model:
         return max(1, len(self.channels))
 
     def logits(self, image: Tensor, *, flips: bool = False, windows: int = WINDOWS) -> Tensor:
-        """Logits `[C, *grid]` of a prepared image `[K, *grid]`, as validation makes them.
+        """Logits `[C, *grid]` of an image `[K, *grid]` from `preprocessing.image`, as validation makes them.
 
-        Args:
-            image: from `preprocessing.image`.
-            flips: average over flipped images, along the axes that training flipped.
-            windows: windows per forward pass.
+        With `flips` they are averaged over images flipped along the axes that training flipped; `windows` is the number
+        of windows per forward pass.
         """
         patch = self.config.patch_size or ()
         run = AutocastInferer(self.dtype, self.device, channels_last(len(patch)))
@@ -170,15 +151,7 @@ class Model:
 
 
 def save_model(path: Path, network: nn.Module, config: RunConfig, manifest: Manifest, processed: Preprocessing) -> None:
-    """Write a model, atomically.
-
-    Args:
-        path: the file.
-        network: the network with its weights.
-        config: the run's planned config.
-        manifest: of the data set, with its classes.
-        processed: the preprocessing of its images.
-    """
+    """Write a network with its planned config, its manifest's classes and its preprocessing, atomically."""
     # Prediction needs neither the heads of coarser outputs nor folders of this machine.
     unused = {"deep_supervision": 0, "data_root": None, "cache_dir": None, "manifest": manifest.name}
     slim = config.model_copy(update=unused)
@@ -201,12 +174,9 @@ def save_model(path: Path, network: nn.Module, config: RunConfig, manifest: Mani
 
 
 def load_model(path: Path, device: torch.device, precision: str | None = None) -> Model:
-    """Read a model; no code in the file is run.
+    """Read a model from its file or a finished run's folder; no code in the file is run.
 
-    Args:
-        path: the file, or a finished run's folder.
-        device: where it is to compute.
-        precision: as in `RunConfig`; None: the run's, or `auto` where the device does not support that.
+    `precision` is as in `RunConfig`; None: the run's, or `auto` where the device does not support that.
 
     Raises:
         UserError: there is none, it is damaged, of another version, or holds more than plain data; or the device does
@@ -250,14 +220,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged, or no model{reason}; expected the file {NAME} of a finished run") from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise UserError(f"{path}: no model of this version of medloss (format {_FORMAT})")
-    try:
-        intact = state.pop("sha256") == _digest(state)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        intact = False
-    if not intact:
-        # Torch reads tensors without checking their checksums: a weight of 1e30 would go unnoticed.
-        raise UserError(f"{path}: damaged: its content does not match its SHA-256")
-    return state
+    # Torch reads tensors without checking their checksums: a weight of 1e30 would go unnoticed.
+    with suppress(KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        if state.pop("sha256") == _digest(state):
+            return state
+    raise UserError(f"{path}: damaged: its content does not match its SHA-256")
 
 
 def _digest(state: dict[str, Any]) -> str:

@@ -15,11 +15,7 @@ class UserError(Exception):
 
 
 class DiskFullError(UserError):
-    """The disk is full; the same command resumes the work once there is space.
-
-    Args:
-        where: the folder that is written to.
-    """
+    """The disk of a folder is full; the same command resumes the work once there is space."""
 
     #: Exit code of the process (`EX_IOERR`), by which a comparison recognises why its worker ended.
     exit_code = 74
@@ -33,10 +29,9 @@ class TrainingError(Exception):
 
 
 def let_first_rank_report() -> None:
-    """Wait a moment in all processes of `torchrun` but the first.
+    """Wait a moment in all processes of `torchrun` but the first, so that an error of all is reported once.
 
-    If all of them fail alike, the first has reported the error by then and `torchrun` has ended the others, so that it
-    is reported once.
+    By then the first has reported it, and `torchrun` has ended the others.
     """
     if os.environ.get("RANK", "0") != "0":
         time.sleep(_HEAD_START_S)

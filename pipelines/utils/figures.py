@@ -80,10 +80,7 @@ def indexed(image: Image.Image, palette: NDArray[np.uint8]) -> Image.Image:
 
 @cache
 def _palette() -> NDArray[np.uint8]:
-    """The gradient's colours, greys, and the lines' colours down to white; Pillow would choose too few of these.
-
-    `[256, 3]`, red, green and blue.
-    """
+    """`[256, 3]`: the gradient's colours, greys, and the lines' to white, of which Pillow would choose too few."""
     white = (1.0, 1.0, 1.0)
     shades = [GRADIENT_COLOURS(np.linspace(0, 1, 136))[:, :3], np.linspace((0.0, 0.0, 0.0), white, 72)]
     shades += [np.linspace(to_rgb(line), white, 16, endpoint=False) for line in (FOREGROUND, BACKGROUND, PREDICTION)]

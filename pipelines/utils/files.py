@@ -8,7 +8,8 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,9 +33,7 @@ SHARED_MODE = _shared_mode()
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file such that readers, even after a crash, see the old or the new file, never a partial one.
 
-    Args:
-        path: the file.
-        write: called with an open temporary file in the same folder.
+    `write` is called with an open temporary file in the same folder.
 
     Raises:
         OSError: the file cannot be written; also if `write` reports a full disk by another exception.
@@ -55,7 +54,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if is_disk_full(error) and not isinstance(error, OSError):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         raise
-    _flush_folder(path.parent)
+    # The file's new name is an entry of the folder and not of the file.
+    handle = os.open(path.parent, os.O_RDONLY)
+    with suppress(OSError):  # not supported by some network file systems
+        os.fsync(handle)
+    os.close(handle)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -66,58 +69,36 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if isinstance(error, RuntimeError) and _is_torch_write_error(str(error)):
+        message = str(error) if isinstance(error, RuntimeError) else ""
+        if "PytorchStreamWriter failed" in message or (
+            "inline_container.cc" in message and "PytorchStreamReader" not in message
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def _is_torch_write_error(message: str) -> bool:
-    return "PytorchStreamWriter failed" in message or (
-        "inline_container.cc" in message and "PytorchStreamReader" not in message
-    )
-
-
 @contextmanager
 def naming_a_full_disk(folder: Path) -> Iterator[None]:
-    """Turn an error from a full disk into a message that names the folder.
-
-    Raises:
-        DiskFullError: the disk is full.
-    """
+    """Turn an error from a full disk into a `DiskFullError`, whose message names the folder."""
     try:
         yield
-    except DiskFullError:
-        raise
     except Exception as error:
-        if is_disk_full(error):
+        if is_disk_full(error) and not isinstance(error, DiskFullError):
             raise DiskFullError(folder) from None
         raise
 
 
-def _flush_folder(folder: Path) -> None:
-    """Flush the file's new name, which is an entry of the folder and not of the file."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        return  # not supported by some network file systems
-    finally:
-        os.close(handle)
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise a `UserError` if the file to write, named by `--out`, exists and `--force` is not given, or is a folder."""
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; expected a file to write")
+    if path.exists() and not force:
+        raise UserError(f"--out: {path} is there already; pass --force to overwrite it, or name another file")
 
 
 def refuse_unwritable(path: Path, flag: str) -> None:
-    """Check before the work that its result can be written.
-
-    Args:
-        path: the file; its folder is created if needed.
-        flag: the option that named the file.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Raise a `UserError` if the file that a flag names cannot be written; its folder is created if needed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -127,15 +108,9 @@ def refuse_unwritable(path: Path, flag: str) -> None:
 
 
 def refuse_unwritable_folder(folder: Path, flag: str) -> None:
-    """Check that files can be written in a folder without creating it: its nearest existing parent is tried.
-
-    Args:
-        folder: the folder, which need not exist.
-        flag: the option that named the folder.
-
-    Raises:
-        UserError: nothing can be written there.
-    """
+    """Raise a `UserError` if nothing can be written in the folder that a flag names, which is not created."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{flag}: {folder} is no folder; name another")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -162,6 +137,15 @@ def read_json(path: Path) -> Any:
         return None
 
 
+@dataclass(frozen=True)
+class NamedFile:
+    """A file, the name of its case, and its SHA-256 if known."""
+
+    path: Path
+    name: str
+    sha256: str | None = None
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -178,13 +162,12 @@ def _finite(value: Any) -> Any:
 
 # Shipped files, in the checkout or in the installed wheel.
 
-_PACKAGE = Path(__file__).parents[1]
-_SHIPPED = _PACKAGE / "_shipped"
-
 
 def resource_folder(name: str) -> Path:
     """The shipped folder `name` (`data_manifests` or `configs`) of the wheel or the checkout."""
-    return (_SHIPPED if _SHIPPED.is_dir() else _PACKAGE.parent) / name
+    package = Path(__file__).parents[1]
+    shipped = package / "_shipped"
+    return (shipped if shipped.is_dir() else package.parent) / name
 
 
 def shipped_manifests() -> dict[str, Path]:
@@ -193,10 +176,7 @@ def shipped_manifests() -> dict[str, Path]:
 
 
 def manifest_path(name_or_path: str | Path) -> Path:
-    """Find a manifest by path, or by the name of a shipped one.
-
-    Args:
-        name_or_path: an existing file, or a name such as `phantom`, with or without `.yaml`.
+    """Find a manifest by path, or by the name of a shipped one, such as `phantom`, with or without `.yaml`.
 
     Raises:
         UserError: neither a file nor a shipped name; the message names the nearest one.

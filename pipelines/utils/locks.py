@@ -1,15 +1,11 @@
 """Locks between processes, on one machine and between machines that share a folder.
 
-On one machine `flock` suffices: the system releases it whenever its holder dies. Between machines it does not. An NFS
-server may keep the lock of a node that never comes back, and on some cluster file systems or mounts a lock is not
-visible to other machines at all. A holder therefore also writes its name into the file and touches the file every two
-seconds (a heartbeat). Another machine's lock is never taken over while it is touched. It is stale after two minutes
-without a heartbeat, of which at least ten seconds were watched. The time is that of the file system's clock, and looks
-are counted, so that neither clocks that differ nor a file server that hung make a lock look stale. A rebooted machine
-counts as another machine.
-
-A holder that finds its lock taken over (after it was frozen for minutes) ends its process. It checks every two seconds
-and in every call of `end_if_lost`.
+On one machine `flock` suffices: the system releases it whenever its holder dies. Between machines it does not: an NFS
+server may keep the lock of a node that never comes back, and some file systems do not show a lock to other machines.
+A holder therefore also writes its name into the file and touches the file every two seconds (a heartbeat). Another
+machine's lock (a rebooted one is another) is stale after two minutes without a heartbeat, of which at least ten seconds
+were watched, by the file system's clock and in counted looks: clocks may differ, and a file server may hang. A holder
+that finds its lock taken over, after it was frozen for minutes, ends its process.
 
 Assumptions: all machines see each other's files and their times within seconds, and the kernel's boot id is unique. If
 `flock` is not visible to other machines, two that start at the same moment may both continue for two seconds.
@@ -24,116 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from pipelines.utils import UserError
 from pipelines.utils.files import SHARED_MODE
-
-#: Seconds for which a measured difference of two clocks is reused.
-_CLOCK_S = 60.0
-_clock_offsets: dict[int, tuple[float, float]] = {}
-
-
-@cache
-def machine_id() -> str:
-    """A unique id of this machine until its next reboot."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.is_file() else socket.gethostname()
-
-
-@cache
-def this_host() -> str:
-    """This machine's host name at the first call: a holder must still recognise its lock if the host is renamed."""
-    return socket.gethostname()
-
-
-def lock_text() -> str:
-    """What this process writes into a lock that it holds: its process id, the machine's id, and the host name."""
-    return f"{os.getpid()}\n{machine_id()}\n{this_host()}\n"
-
-
-def lock_words(path: Path) -> list[str]:
-    """The words in a lock's file; empty if there is no file."""
-    try:
-        return path.read_text(errors="replace").split()
-    except FileNotFoundError:
-        return []
-
-
-def is_elsewhere(handle: int) -> bool:
-    """Whether a process on another machine has the lock, or died with it."""
-    words = os.pread(handle, 1000, 0).split()
-    return len(words) > 1 and words[1].decode(errors="replace") != machine_id()
-
-
-def write_lock(handle: int, text: str) -> None:
-    """Write a lock's file, and flush it to the server."""
-    # Write before truncating: an empty file would have no holder.
-    os.ftruncate(handle, os.pwrite(handle, text.encode(), 0))
-    os.fsync(handle)  # otherwise other machines see it half a minute later
-
-
-def new_lock_file(path: Path) -> None:
-    """Replace a lock's file by a new one held by this process, with permissions as the umask says."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.fchmod(handle, SHARED_MODE)
-    write_lock(handle, lock_text())
-    os.close(handle)
-    Path(name).replace(path)
-
-
-def same_file(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one at its path."""
-    try:
-        current = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        return os.path.sameopenfile(handle, current)
-    finally:
-        os.close(current)
-
-
-def folder_clock(folder: Path) -> float:
-    """The time by the clock of the folder's file system, which sets the files' modification times."""
-    with tempfile.NamedTemporaryFile(prefix=".clock.", dir=folder) as file:
-        return os.fstat(file.fileno()).st_mtime
-
-
-def clock_ahead(folder: Path) -> float:
-    """Seconds that the file system's clock is ahead of this machine's; 0 if nothing can be written."""
-    device = folder.stat().st_dev
-    measured_at, ahead = _clock_offsets.get(device, (-_CLOCK_S, 0.0))
-    if time.monotonic() - measured_at >= _CLOCK_S:
-        with suppress(OSError):
-            ahead = folder_clock(folder) - time.time()
-        _clock_offsets[device] = (time.monotonic(), ahead)
-    return ahead
-
-
-def try_lock(handle: int, kind: int, path: Path) -> bool:
-    """Try to take the system's lock; whether it was free.
-
-    Args:
-        handle: the open file.
-        kind: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
-        path: path of the file, for the message.
-
-    Raises:
-        UserError: the file system does not support locks.
-    """
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(
-            f"{path}: this file system does not support locks ({error.strerror}); name a folder on another one, or "
-            "mount it with lock support (flock)"
-        ) from None
-    return True
-
 
 #: Seconds between two heartbeats.
 _BEAT_S = 2.0
@@ -141,6 +33,9 @@ _BEAT_S = 2.0
 _STALE_S = 120.0
 #: Heartbeats that must be missed while the lock is watched.
 _MISSED_BEATS = 5
+#: Seconds for which a measured difference of two clocks is reused.
+_CLOCK_S = 60.0
+_clock_offsets: dict[int, tuple[float, float]] = {}
 
 
 @contextmanager
@@ -160,7 +55,6 @@ def held_lock(path: Path, patience: float = 0.3, *, wait: Callable[[str], None] 
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     watch = _Watch(path)
-    notified = False
     while (handle := _take(path, watch)) is None:
         if time.monotonic() < deadline:
             time.sleep(0.02)
@@ -168,8 +62,8 @@ def held_lock(path: Path, patience: float = 0.3, *, wait: Callable[[str], None] 
         if wait is None or not watch.undecided:
             yield False
             return
-        if not notified:
-            notified = True
+        if not watch.announced:
+            watch.announced = True
             host = holder_host(path) or "another machine"
             wait(f"{path}: held by {host}, which may be active: waiting for a heartbeat, at most two minutes")
         time.sleep(_BEAT_S / 2)
@@ -183,7 +77,7 @@ def held_lock(path: Path, patience: float = 0.3, *, wait: Callable[[str], None] 
         beats.join()
         with suppress(OSError):
             if not _lost(path):
-                write_lock(handle, f"{os.getpid()}\n")  # without a machine: released in order
+                _write(handle, f"{os.getpid()}\n")  # without a machine: released in order
         os.close(handle)
 
 
@@ -198,39 +92,140 @@ def end_if_lost(path: Path) -> None:
 def is_held(path: Path) -> bool:
     """Whether a live process holds the lock, as far as one look can show."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        file = path.open("rb")
     except FileNotFoundError:
         return False
-    try:
-        free = try_lock(handle, fcntl.LOCK_SH, path)
-        if is_elsewhere(handle):
-            return time.time() + clock_ahead(path.parent) - os.fstat(handle).st_mtime < _STALE_S
+    with file:
+        free = _try_lock(file.fileno(), fcntl.LOCK_SH, path)
+        if _is_elsewhere(file.fileno()):
+            return time.time() + _clock_ahead(path.parent) - os.fstat(file.fileno()).st_mtime < _STALE_S
         return not free
-    finally:
-        os.close(handle)
 
 
 def holder(path: Path) -> int | None:
     """Process id of the lock's current or last holder."""
-    words = lock_words(path)
+    words = _words(path)
     return int(words[0]) if words and words[0].isdecimal() else None
 
 
 def holder_host(path: Path) -> str | None:
     """Host name of the machine whose process has the lock, or died with it."""
-    words = lock_words(path)
+    words = _words(path)
     return words[2] if len(words) > 2 else None
 
 
+def _beat(path: Path, stop: threading.Event) -> None:
+    """Touch the lock's file regularly; end the process if another one took over the lock."""
+    while not stop.wait(_BEAT_S):
+        end_if_lost(path)
+        with suppress(OSError):  # the file server hangs, or the folder was removed
+            os.utime(path)
+
+
+# What is in the file
+
+
+@cache
+def machine_id() -> str:
+    """A unique id of this machine until its next reboot."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.is_file() else socket.gethostname()
+
+
+@cache
+def this_host() -> str:
+    """This machine's host name at the first call: a holder must still recognise its lock if the host is renamed."""
+    return socket.gethostname()
+
+
+def _text() -> str:
+    return f"{os.getpid()}\n{machine_id()}\n{this_host()}\n"
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").split()
+    except FileNotFoundError:
+        return []
+
+
+def _is_elsewhere(handle: int) -> bool:
+    """Whether a process on another machine has the lock, or died with it."""
+    words = os.pread(handle, 1000, 0).split()
+    return len(words) > 1 and words[1].decode(errors="replace") != machine_id()
+
+
+def _write(handle: int, text: str) -> None:
+    # Write before truncating: an empty file would have no holder.
+    os.ftruncate(handle, os.pwrite(handle, text.encode(), 0))
+    os.fsync(handle)  # otherwise other machines see it half a minute later
+
+
+def _lost(path: Path) -> bool:
+    """Whether the lock's file no longer names this process."""
+    try:
+        # Opened again, since over NFS only that asks the server.
+        return path.read_bytes() != _text().encode()
+    except OSError:
+        return False  # no other holder
+
+
+# The clock of the folder's file system, which sets the files' modification times
+
+
+def folder_clock(folder: Path) -> float:
+    """The time by that clock."""
+    with tempfile.NamedTemporaryFile(prefix=".clock.", dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def _clock_ahead(folder: Path) -> float:
+    """Seconds that it is ahead of this machine's; 0 if nothing can be written."""
+    device = folder.stat().st_dev
+    measured_at, ahead = _clock_offsets.get(device, (-_CLOCK_S, 0.0))
+    if time.monotonic() - measured_at >= _CLOCK_S:
+        with suppress(OSError):
+            ahead = folder_clock(folder) - time.time()
+        _clock_offsets[device] = (time.monotonic(), ahead)
+    return ahead
+
+
+# Taking the lock
+
+
+def _try_lock(handle: int, kind: int, path: Path) -> bool:
+    """Try to take the system's lock, exclusive or shared; whether it was free."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{path}: this file system does not support locks ({error.strerror}); name a folder on another one, or "
+            "mount it with lock support (flock)"
+        ) from None
+    return True
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at its path."""
+    try:
+        with path.open("rb") as current:
+            return os.path.sameopenfile(handle, current.fileno())
+    except FileNotFoundError:
+        return False
+
+
+@dataclass
 class _Watch:
     """Heartbeats of another machine's holder, look by look."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.last: tuple[int, int] | None = None
-        self.looked_at = 0.0
-        self.missed_beats = 0
-        self.undecided = False
+    path: Path
+    last: tuple[int, int] | None = None
+    looked_at: float = 0.0
+    missed_beats: int = 0
+    undecided: bool = False
+    announced: bool = False
 
     def is_stale(self, handle: int) -> bool:
         """Look again; whether the lock is stale by now."""
@@ -255,10 +250,10 @@ def _take(path: Path, watch: _Watch) -> int | None:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     taken = False
     try:
-        free = try_lock(handle, fcntl.LOCK_EX, path)
-        if not same_file(handle, path):
+        free = _try_lock(handle, fcntl.LOCK_EX, path)
+        if not _same_file(handle, path):
             watch.undecided = True  # taken over a moment ago
-        elif not is_elsewhere(handle):
+        elif not _is_elsewhere(handle):
             watch.undecided = False  # the system knows whether a holder on this machine is alive
             taken = free
         elif watch.is_stale(handle):
@@ -266,7 +261,7 @@ def _take(path: Path, watch: _Watch) -> int | None:
             if not free:
                 _take_over(handle, path)
         if taken:
-            write_lock(handle, lock_text())
+            _write(handle, _text())
         return handle if taken else None
     finally:
         if not taken:
@@ -275,29 +270,13 @@ def _take(path: Path, watch: _Watch) -> int | None:
 
 def _take_over(handle: int, path: Path) -> None:
     """Replace a file whose lock the server keeps for a dead machine by a new one that this machine holds."""
-    guard_path = path.with_name(f"{path.name}.takeover")
-    guard = os.open(guard_path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    guard = path.with_name(f"{path.name}.takeover")
+    with guard.open("ab") as file:
         # If several processes found it stale, one replaces it, and the others see another file.
-        if try_lock(guard, fcntl.LOCK_EX, path) and same_file(handle, path):
-            new_lock_file(path)
-            guard_path.unlink(missing_ok=True)
-    finally:
-        os.close(guard)
-
-
-def _beat(path: Path, stop: threading.Event) -> None:
-    """Touch the lock's file regularly; end the process if another one took over the lock."""
-    while not stop.wait(_BEAT_S):
-        end_if_lost(path)
-        with suppress(OSError):  # the file server hangs, or the folder was removed
-            os.utime(path)
-
-
-def _lost(path: Path) -> bool:
-    """Whether the lock's file no longer names this process."""
-    try:
-        # Opened again, since over NFS only that asks the server.
-        return path.read_bytes() != lock_text().encode()
-    except OSError:
-        return False  # no other holder
+        if _try_lock(file.fileno(), fcntl.LOCK_EX, path) and _same_file(handle, path):
+            new, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            os.fchmod(new, SHARED_MODE)
+            _write(new, _text())
+            os.close(new)
+            Path(name).replace(path)
+            guard.unlink(missing_ok=True)

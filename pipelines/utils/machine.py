@@ -42,11 +42,7 @@ def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
 
 
 def chosen_device(name: str) -> "torch.device":
-    """The device of a name; `auto` is the GPU if there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """The device of a name, or a `UserError`; `auto` is the GPU if there is one."""
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available():
@@ -64,17 +60,13 @@ def chosen_device(name: str) -> "torch.device":
 
 # Versions, machine and memory.
 
-_STATUS = Path("/proc/self/status")
-
 
 def versions() -> dict[str, str]:
     """Versions of the software that a result depends on."""
     found = {"python": platform.python_version()}
     for package in ("medloss", "torch", "monai", "pytorch-ignite", "SimpleITK", "nibabel", "mlflow", "numpy"):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     commit = _commit()
     return found | ({"medloss commit": commit} if commit else {})
 
@@ -84,7 +76,7 @@ def machine(device: "torch.device") -> dict[str, str]:
     import torch
 
     found = {
-        "processor": _processor(),
+        "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": str(available_cores()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": platform.platform(terse=True),
@@ -92,13 +84,13 @@ def machine(device: "torch.device") -> dict[str, str]:
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _field(path: str, name: str) -> str | None:
+    """The value of the first `name: value` in a file of Linux's /proc."""
+    with suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(name):
+                return line.partition(":")[2].strip()
+    return None
 
 
 def _commit() -> str | None:
@@ -110,14 +102,16 @@ def _commit() -> str | None:
         commit = None
     root = Path(__file__).resolve().parents[2]
     if commit is None and (root / ".git").exists():
-        git = ["git", "-C", str(root)]
         try:
-            head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-            state = [*git, "status", "--porcelain", "--untracked-files=no"]
-            changed = subprocess.run(state, capture_output=True, text=True, timeout=10, check=True)
+            commit, changed = (
+                subprocess.run(
+                    ["git", "-C", str(root), *words.split()], capture_output=True, text=True, timeout=10, check=True
+                ).stdout.strip()
+                for words in ("rev-parse HEAD", "status --porcelain --untracked-files=no")
+            )
         except (OSError, subprocess.SubprocessError):
             return None
-        commit = head.stdout.strip() + (", changed since" if changed.stdout.strip() else "")
+        commit += ", changed since" if changed else ""
     return commit
 
 
@@ -127,11 +121,9 @@ def reset_peak_memory() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with suppress(OSError):
         # Linux: resets VmHWM to the current size, since one process trains many runs.
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
 
 
 def peak_memory_mb(device: "torch.device") -> float:
@@ -140,10 +132,8 @@ def peak_memory_mb(device: "torch.device") -> float:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if _STATUS.is_file():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
+    if peak_kb := _field("/proc/self/status", "VmHWM"):
+        return int(peak_kb.split()[0]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
@@ -177,9 +167,13 @@ def thread_environment(threads: int) -> dict[str, str]:
 def end_with_parent() -> None:
     """Ignore Ctrl-C, which the parent handles, and end when the parent ends for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+    def end_after(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=end_after, args=(parent.sentinel,), daemon=True).start()
 
 
 def kill_pool(pool: ProcessPoolExecutor) -> None:
@@ -188,11 +182,6 @@ def kill_pool(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.kill()
-
-
-def _end_after(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
 
 
 # Imports.
@@ -215,18 +204,12 @@ def without_mlflow() -> Iterator[None]:
         del sys.modules["mlflow"]
 
 
-#: Warnings that other packages cause themselves, which users cannot change.
-_FOREIGN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # Ignite and MONAI import a part of torch that scripts its functions.
-    (r"`torch\.jit\.[a-z_]*` is deprecated", DeprecationWarning),
-    (r"The ``noload`` loader strategy is deprecated", DeprecationWarning),  # MLflow, of SQLAlchemy 2.1
-)
-
-
 def ignore_foreign_warnings() -> None:
     """Ignore warnings of other packages, so that they are no errors under `python -W error` either."""
-    for message, category in _FOREIGN_WARNINGS:
-        warnings.filterwarnings("ignore", message, category)
+    # Ignite and MONAI import a part of torch that scripts its functions.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.[a-z_]*` is deprecated", DeprecationWarning)
+    # MLflow, of SQLAlchemy 2.1
+    warnings.filterwarnings("ignore", "The ``noload`` loader strategy is deprecated", DeprecationWarning)
 
 
 # Samples of the machine while a run trains.
@@ -243,19 +226,18 @@ _SHARE = 0.005
 def sampled(folder: Path, min_interval_s: float = _MIN_INTERVAL_S) -> Iterator[None]:
     """Sample the machine while the block runs, and once at its end.
 
-    The file grows line by line, so samples taken before a kill are kept. Errors here never end the block.
-
-    Args:
-        folder: the run's folder.
-        min_interval_s: seconds between samples at the start.
+    The run's folder has a file that grows line by line, so samples taken before a kill are kept. Errors here never end
+    the block. `min_interval_s` are the seconds between samples at the start.
     """
     stop = threading.Event()
 
     def sample() -> None:
         # A run is worth more than its samples, so errors of the disk, /proc or a driver are ignored.
         with suppress(Exception), (folder / NAME).open("a+b") as file, _gpus() as gpus:
-            if file.tell() and not _ends_with_newline(file):
-                file.write(b"\n")  # after an incomplete line left by a kill or a full disk
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")  # after an incomplete line left by a kill or a full disk
             start = time.monotonic()
             psutil.cpu_percent()  # the next call reports the utilisation since this one
             ended = False
@@ -290,11 +272,6 @@ def read_samples(folder: Path) -> list[tuple[int, dict[str, float]]]:
             if "time" in sample and all(map(math.isfinite, sample.values())):
                 samples.append((number, sample))
     return samples
-
-
-def _ends_with_newline(file: Any) -> bool:
-    file.seek(-1, 2)
-    return bool(file.read(1) == b"\n")
 
 
 def _sample(gpus: list[Any]) -> dict[str, float]:

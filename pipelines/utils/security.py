@@ -8,18 +8,13 @@ import yaml
 from medloss.expression import parse_expression
 from pipelines.utils import UserError
 
-# YAML: aliases may share values, but not expand a small file to a huge content.
-
-#: Number of values that aliases may add to the written ones. Thousands of cases that share a few fields are far below;
-#: nine lists of nine aliases each, in 442 bytes, are 9^9.
+#: Number of values that YAML's aliases may add to the written ones. Thousands of cases that share a few fields are far
+#: below; nine lists of nine aliases each, in 442 bytes, are 9^9.
 _MAX_ADDED = 100_000
 
 
 def parse_yaml(text: str) -> Any:
     """The content of a YAML text: mappings, lists and plain values.
-
-    Args:
-        text: the complete text.
 
     Raises:
         ValueError: it is not valid YAML, or its aliases expand to too many values; the message begins with
@@ -32,29 +27,18 @@ def parse_yaml(text: str) -> Any:
             return None
         sizes: dict[int, int | None] = {}
         added = _expanded_size(root, sizes) - len(sizes)
-        if added > _MAX_ADDED:
-            raise _TooLargeError(
-                f"refused: its aliases (*name) expand {len(sizes)} values to {added + len(sizes):.3g}; expected at "
-                f"most {_MAX_ADDED} more than are written"
-            )
-        return loader.construct_document(root)
-    except _TooLargeError:
-        raise
+        if added <= _MAX_ADDED:
+            return loader.construct_document(root)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())[:200]}") from None
-
-
-class _TooLargeError(ValueError):
-    pass
+    raise ValueError(
+        f"refused: its aliases (*name) expand {len(sizes)} values to {added + len(sizes):.3g}; expected at most "
+        f"{_MAX_ADDED} more than are written"
+    )
 
 
 def _expanded_size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
-    """Number of values in a node if each alias were a copy; each node is visited once.
-
-    Args:
-        node: a node.
-        sizes: known sizes by the nodes' ids; None for the nodes that contain this one.
-    """
+    """Number of values in a node if each alias were a copy; `sizes` has the nodes seen, None for those around it."""
     if id(node) in sizes:
         known = sizes[id(node)]
         if known is None:
@@ -66,8 +50,7 @@ def _expanded_size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
         parts = node.value
     elif isinstance(node, yaml.MappingNode):
         parts = [part for pair in node.value for part in pair]
-    size = 1 + sum(_expanded_size(part, sizes) for part in parts)
-    sizes[id(node)] = size
+    size = sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
     return size
 
 
@@ -76,15 +59,7 @@ ALLOWED = ("medloss", "monai", "torch")
 
 
 def refuse_code(content: Any, where: object) -> None:
-    """Refuse content that MONAI's bundle parser would evaluate: `$` expressions, `_target_`, imports.
-
-    Args:
-        content: mappings, lists and plain values.
-        where: the file, for the message.
-
-    Raises:
-        UserError: there is such content; the message names the first place.
-    """
+    """Raise a `UserError` for a file's content that MONAI's bundle parser would evaluate: `$`, `_target_`, imports."""
     for path, what in _code(content, (), set()):
         raise UserError(
             f"{where}: refused: {'.'.join(path)} is {what}, which could run any code; expected plain values"
@@ -92,15 +67,7 @@ def refuse_code(content: Any, where: object) -> None:
 
 
 def refuse_foreign_losses(losses: list[str], where: object) -> None:
-    """Refuse to import losses that a file names from packages other than the allowed ones.
-
-    Args:
-        losses: names, sums and dotted paths.
-        where: the file, for the message.
-
-    Raises:
-        UserError: there is such a loss; the message names the first one and the option that allows it.
-    """
+    """Raise a `UserError` for losses that a file names from other packages than the allowed ones."""
     for loss in losses:
         for term in parse_expression(loss):
             if "." in term.name and term.name.split(".")[0] not in ALLOWED:

@@ -1,7 +1,7 @@
 """Text on the terminal: tables, progress bars, durations, counts, lists and aligned lines."""
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command imports this module, and does not wait for it
     from rich.console import Console, Group
-    from rich.table import Table
     from rich.text import Text
 
 # Progress: a bar is passed to the function that does the work, which prints nothing by itself.
@@ -60,6 +59,12 @@ def shown(path: str | Path) -> str:
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
+def abbreviated(items: Iterable[object], most: int = 5) -> str:
+    """The first items in one line, such as paths, and the number of others: `a, b and 3 more`."""
+    words = [shown(str(item)) for item in items]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
 # Aligned paragraphs, no wider than a terminal.
 
 _WIDTH = 100
@@ -69,18 +74,14 @@ _LABEL = 10
 def item(label: str, text: str) -> Iterator[str]:
     """Lines of a labelled paragraph; without a label it continues the previous one."""
     yield from textwrap.wrap(
-        text,
-        _WIDTH,
-        initial_indent=f"{label:<{_LABEL}}",
-        subsequent_indent=" " * _LABEL,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        text, _WIDTH, initial_indent=f"{label:<{_LABEL}}", subsequent_indent=" " * _LABEL,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def counted(count: int, noun: str) -> str:
     """`1 loss`, `2 losses`."""
-    plural = f"{noun}es" if noun in ("loss", "patch") else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"
 
 
@@ -98,13 +99,7 @@ _GAP = 2
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading and format.
-
-    Attributes:
-        heading: the heading.
-        right: whether the cells are right-aligned, as for numbers.
-        wraps: whether the cells are text that may take several lines.
-    """
+    """A column's heading and format: right-aligned, as for numbers, or text that may take several lines."""
 
     heading: str
     right: bool = False
@@ -119,26 +114,55 @@ def numbers(*headings: str) -> list[Column]:
 def fitted_table(
     columns: Sequence[Column], rows: "Sequence[Sequence[str | Text]]", width: int, *, title: str = "", keys: int = 1
 ) -> "Group":
-    """A table that is no wider than the terminal.
+    """A table no wider than the terminal; its cells are strings, or `Text` if they have a colour.
 
-    Columns that do not fit next to the others follow in a table below that repeats the columns that name a row, as
-    pandas prints a wide frame.
-
-    Args:
-        columns: the columns.
-        rows: the rows' cells; `Text` if a cell has a colour.
-        width: width of the terminal in characters.
-        title: a line above the table.
-        keys: number of leading columns that name a row.
+    Columns that do not fit follow in a table below that repeats the first `keys` columns, which name a row, as pandas
+    prints a wide frame.
     """
     from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
     cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
-    needed = [_needed(column, [row[place] for row in cells], width) for place, column in enumerate(columns)]
-    shown = [Text(title, overflow="fold")] if title else []
-    tables = [_table(columns, cells, part, needed, width) for part in _parts(needed, width, keys)]
-    return Group(*shown, *(line for table in tables for line in (Text(), table)) if len(tables) > 1 else tables)
+    needed = []  # the smallest width of each column
+    for place, column in enumerate(columns):
+        natural = max(cell.cell_len for cell in [Text(column.heading), *(row[place] for row in cells)])
+        needed.append(min(natural, _MIN_TEXT, max(width // 3, 1)) if column.wraps else natural)
+    shown: list[Text | Table] = [Text(title, overflow="fold")] if title else []
+    parts = _parts(needed, width, keys)
+    for part in parts:
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        # If even a name and a number do not fit, the name is wrapped.
+        narrow = _total(needed, part) > width
+        for place in part:
+            column = columns[place]
+            table.add_column(
+                Text(column.heading),
+                justify="right" if column.right else "left",
+                overflow="fold",
+                no_wrap=not (column.wraps or (narrow and not column.right)),
+                min_width=None if narrow else needed[place],
+            )
+        for row in cells:
+            table.add_row(*(row[place] for place in part))
+        shown += [Text(), table] if len(parts) > 1 else [table]
+    return Group(*shown)
+
+
+def _parts(needed: Sequence[int], width: int, keys: int) -> list[list[int]]:
+    """Indices of columns that fit side by side; each part has the keys, or only the first key if they are too wide."""
+    if any(_total(needed, [*range(keys), place]) > width for place in range(keys, len(needed))):
+        keys = 1
+    parts = [list(range(keys))]
+    for place in range(keys, len(needed)):
+        if len(parts[-1]) > keys and _total(needed, [*parts[-1], place]) > width:
+            parts.append(list(range(keys)))
+        parts[-1].append(place)
+    return parts
+
+
+def _total(needed: Sequence[int], part: Sequence[int]) -> int:
+    return sum(needed[place] for place in part) + _GAP * (len(part) - 1)
 
 
 def print_table(
@@ -149,15 +173,7 @@ def print_table(
     keys: int = 1,
     console: "Console | None" = None,
 ) -> None:
-    """Print a table as wide as the terminal; in a pipe or a file, one line per row.
-
-    Args:
-        columns: as of `fitted_table`.
-        rows: as of `fitted_table`.
-        title: as of `fitted_table`.
-        keys: as of `fitted_table`.
-        console: the console to print to; default: standard output.
-    """
+    """Print a table as wide as the terminal; in a pipe or a file, one line per row. Arguments as of `fitted_table`."""
     from rich.console import Console
 
     console = console or Console()
@@ -176,70 +192,15 @@ def table_lines(
 ) -> list[str]:
     """The lines that `print_table` prints, without colours."""
     from rich.console import Console
+    from rich.text import Text
 
     console = console or Console()
-    width = console.width if console.is_terminal else _one_line(columns, rows, title)
+    width = console.width
+    if not console.is_terminal:  # the title and each row in one line
+        lines = [[column.heading for column in columns], *rows]
+        widest = (max(Text(str(cell)).cell_len for cell in place) for place in zip(*lines, strict=True))
+        width = max(sum(widest) + _GAP * len(columns), Text(title).cell_len)
     plain = Console(width=width, color_system=None, force_terminal=False)
     with plain.capture() as capture:
         plain.print(fitted_table(columns, rows, width, title=title))
     return [line.rstrip() for line in capture.get().splitlines()]
-
-
-def _one_line(columns: Sequence[Column], rows: "Sequence[Sequence[str | Text]]", title: str) -> int:
-    """Width in characters with which the title and each row fit in one line."""
-    from rich.text import Text
-
-    lines = [[column.heading for column in columns], *rows]
-    widest = (max(Text(str(cell)).cell_len for cell in place) for place in zip(*lines, strict=True))
-    return max(sum(widest) + _GAP * len(columns), Text(title).cell_len)
-
-
-def _needed(column: Column, cells: "Sequence[Text]", width: int) -> int:
-    """The smallest width in characters of a column."""
-    from rich.text import Text
-
-    natural = max(cell.cell_len for cell in [Text(column.heading), *cells])
-    return min(natural, _MIN_TEXT, max(width // 3, 1)) if column.wraps else natural
-
-
-def _parts(needed: Sequence[int], width: int, keys: int) -> list[list[int]]:
-    """Indices of columns that fit side by side; each part has the keys, or only the first key if they are too wide."""
-    if any(_total(needed, [*range(keys), place]) > width for place in range(keys, len(needed))):
-        keys = 1
-    named = list(range(keys))
-    parts = [list(named)]
-    for place in range(keys, len(needed)):
-        part = [*parts[-1], place]
-        if len(parts[-1]) > keys and _total(needed, part) > width:
-            parts.append([*named, place])
-        else:
-            parts[-1] = part
-    return parts
-
-
-def _total(needed: Sequence[int], part: Sequence[int]) -> int:
-    return sum(needed[place] for place in part) + _GAP * (len(part) - 1)
-
-
-def _table(
-    columns: Sequence[Column], rows: "Sequence[Sequence[Text]]", part: list[int], needed: Sequence[int], width: int
-) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-    # If even a name and a number do not fit, the name is wrapped.
-    narrow = _total(needed, part) > width
-    for place in part:
-        column = columns[place]
-        wraps = column.wraps or (narrow and not column.right)
-        table.add_column(
-            Text(column.heading),
-            justify="right" if column.right else "left",
-            overflow="fold",
-            no_wrap=not wraps,
-            min_width=None if narrow else needed[place],
-        )
-    for row in rows:
-        table.add_row(*(row[place] for place in part))
-    return table

@@ -26,13 +26,7 @@ class Handover(Protocol):
         """
 
     def hand_over(self, folder: Path, plan: "Plan", indices: list[int], message: Callable[[str], None]) -> None:
-        """Have runs trained elsewhere.
-
-        Args:
-            folder: of the comparison.
-            plan: of the comparison.
-            indices: in the plan, of the runs that are neither finished nor running.
-            message: called with lines to print.
+        """Have the runs of `indices` in the plan, neither finished nor running, trained elsewhere.
 
         Raises:
             UserError: the runs were refused.
@@ -41,23 +35,14 @@ class Handover(Protocol):
 
 @dataclass(frozen=True)
 class ExecutorOption:
-    """An option of `compare` that belongs to one executor.
+    """An option of `compare` that belongs to one executor."""
 
-    Attributes:
-        flag: `--<executor>-<word>`.
-        help: one line.
-        metavar: placeholder of its value in the help.
-        type: of its value; a type of click.
-        multiple: whether it may be repeated; its value is then a tuple.
-        key: its name, where that is not the flag's.
-    """
-
-    flag: str
+    flag: str  #: `--<executor>-<word>`
     help: str
     metavar: str | None = None
-    type: Any = str
-    multiple: bool = False
-    key: str | None = None
+    type: Any = str  #: a type of click
+    multiple: bool = False  #: whether it may be repeated; its value is then a tuple
+    key: str | None = None  #: its name, where that is not the flag's
 
     @property
     def name(self) -> str:
@@ -70,21 +55,15 @@ Make = Callable[[int | None, int | None, Mapping[str, Any]], Handover | None]
 
 @dataclass(frozen=True)
 class Executor:
-    """A value of `--executor`.
+    """A value of `--executor`."""
 
-    Attributes:
-        name: the value.
-        help: its words in the help.
-        make: called with `--jobs` and `--threads` (None: not given), and with the given options of this executor by
-            `ExecutorOption.name`; returns what takes the runs, or None where the command trains them itself. Raises
-            `UserError`, which begins with the flag, for a value that is not allowed.
-        options: its options of the command.
-    """
-
-    name: str
-    help: str
+    name: str  #: the value
+    help: str  #: its words in the help
+    #: called with `--jobs` and `--threads` (None: not given), and with the given options of this executor by
+    #: `ExecutorOption.name`; returns what takes the runs, or None where the command trains them itself. Raises
+    #: `UserError`, which begins with the flag, for a value that is not allowed
     make: Make
-    options: tuple[ExecutorOption, ...] = ()
+    options: tuple[ExecutorOption, ...] = ()  #: its options of the command
 
 
 #: All registered executors, by name, in the order of registration.

@@ -11,6 +11,7 @@ import click
 
 from pipelines.comparison.executors.base import Handover, register
 from pipelines.utils import UserError
+from pipelines.utils.text import counted
 
 if TYPE_CHECKING:  # importing a plan takes a second, too long for `--help`
     from pipelines.runs.plan import Plan
@@ -18,13 +19,9 @@ if TYPE_CHECKING:  # importing a plan takes a second, too long for `--help`
 
 @dataclass(frozen=True)
 class CommandLines:
-    """Prints the worker's command line of each run, and nothing else, on standard output.
+    """Prints the worker's command line of each run, and nothing else, on standard output."""
 
-    Attributes:
-        threads: of the processor, per worker; None: all that are available.
-    """
-
-    threads: int | None = None
+    threads: int | None = None  #: per worker; None: all that are available
     for_programs: ClassVar[bool] = True
 
     def check(self) -> None:
@@ -32,12 +29,10 @@ class CommandLines:
 
     def hand_over(self, folder: Path, plan: "Plan", indices: list[int], message: Callable[[str], None]) -> None:
         """Print a command line per run, and their number as a message."""
+        threads = [] if self.threads is None else ["--threads", str(self.threads)]
         for index in indices:
-            click.echo(shlex.join([*worker_command(folder, plan), "--index", str(index), *self._threads()]))
-        message(f"{len(indices)} command {'line' if len(indices) == 1 else 'lines'}, one per run")
-
-    def _threads(self) -> list[str]:
-        return [] if self.threads is None else ["--threads", str(self.threads)]
+            click.echo(shlex.join([*worker_command(folder, plan), "--index", str(index), *threads]))
+        message(f"{counted(len(indices), 'command line')}, one per run")
 
 
 @register("none", help="print one command line per run")

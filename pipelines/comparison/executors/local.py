@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.runs.comparison_folder import run_folder
-from pipelines.runs.plan import Plan
+from pipelines.runs.plan import Plan, PlannedRun
 from pipelines.utils import DiskFullError, UserError, locks
 from pipelines.utils.locks import holder, holder_host, is_held
 from pipelines.utils.machine import available_cores, thread_environment
@@ -24,14 +24,9 @@ _GRACE_S = 3.0
 
 
 def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], message: Callable[[str], None]) -> None:
-    """Train all runs of a plan that are not finished, `jobs` at a time.
+    """Train all runs of a plan that are not finished, in `jobs` processes, whose output goes to `logs/`.
 
-    Args:
-        folder: of the comparison; the workers' output goes to `logs/`.
-        plan: of the comparison.
-        jobs: worker processes; the processor's cores are divided among them.
-        watch: called a few times per second.
-        message: called with a line to print when a process died and its run is restarted.
+    `watch` is called a few times per second.
 
     Raises:
         UserError: workers end before they start any run.
@@ -59,9 +54,11 @@ def execute(folder: Path, plan: Plan, jobs: int, watch: Callable[[], None], mess
                 del workers[number]
                 if worker.returncode == DiskFullError.exit_code:
                     raise DiskFullError(folder)
-                if worker.returncode != 0:
-                    _note_death(folder, plan, worker, number, deaths, message)
-                    if any(run_folder(folder, run).result is None for run in remaining):
+                unfinished = [run for run in remaining if run_folder(folder, run).result is None]
+                if worker.returncode != 0 and unfinished:
+                    if line := _note_death(folder, unfinished, worker, _log(folder, number), deaths):
+                        message(line)
+                    if any(run_folder(folder, run).result is None for run in unfinished):
                         workers[number] = start_worker(_log(folder, number), folder, threads)
     except KeyboardInterrupt:
         message(f"stopping {counted(len(workers), 'worker')}: each run resumes after its last epoch")
@@ -84,14 +81,7 @@ def _end(workers: list[subprocess.Popen[bytes]]) -> None:
 
 
 def start_worker(log_file: Path, folder: Path, threads: int, index: int | None = None) -> subprocess.Popen[bytes]:
-    """Start a worker that ends with this process.
-
-    Args:
-        log_file: for its output.
-        folder: of the comparison.
-        threads: of the processor.
-        index: in the plan, of the only run to train; None: all runs.
-    """
+    """Start a worker, of all runs or of the one of this index, that ends with this process."""
     log_file.parent.mkdir(exist_ok=True)
     arguments = ["worker", str(folder), *([] if index is None else ["--index", str(index)])]
     # The user named the losses to this process.
@@ -107,18 +97,10 @@ def _log(folder: Path, number: int) -> Path:
 
 
 def _note_death(
-    folder: Path,
-    plan: Plan,
-    worker: subprocess.Popen[bytes],
-    number: int,
-    deaths: Counter[str],
-    message: Callable[[str], None],
-) -> None:
-    """Count the death for the run that the worker had; after too many the run has failed."""
+    folder: Path, remaining: list[PlannedRun], worker: subprocess.Popen[bytes], log: Path, deaths: Counter[str]
+) -> str | None:
+    """Count the death for the run that the worker had, which after too many has failed; returns a line to print."""
     had = None
-    remaining = [run for run in plan.runs if run_folder(folder, run).result is None]
-    if not remaining:
-        return
     for run in remaining:
         lock = run_folder(folder, run).path / "lock"
         if holder(lock) == worker.pid and holder_host(lock) in (None, locks.this_host()):
@@ -128,18 +110,18 @@ def _note_death(
     deaths[key] += 1
     cause = cause_of_death(worker.returncode)
     if deaths[key] < MOST_DEATHS:
-        if had is not None:
-            message(f"{had.title}: its process died ({cause}) and is started again")
-        return
+        return None if had is None else f"{had.title}: its process died ({cause}) and is started again"
     if had is None:
-        log = _log(folder, number)
-        lines = log.read_text(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        raise UserError(f"workers die before they train anything ({cause}): {last[:300]}; see {log}")
-    advice = f"see {_log(folder, number)}"
-    if worker.returncode == -signal.SIGKILL:
-        advice = "often a lack of memory: lower --batch-size or --patch, or run fewer jobs"
-    run_folder(folder, had).write_result({"state": "failed", "error": died_too_often(cause, advice)})
+        raise UserError(f"workers die before they train anything ({cause}): {last_line(log, 'no message')}; see {log}")
+    advice = "lower --batch-size or --patch, or run fewer jobs"
+    run_folder(folder, had).write_result({"state": "failed", "error": died_too_often(worker.returncode, advice, log)})
+    return None
+
+
+def last_line(log: Path, default: str) -> str:
+    """The last line of a process's output that is not blank, at most 300 characters."""
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), default)[:300]
 
 
 def cause_of_death(returncode: int) -> str:
@@ -147,6 +129,7 @@ def cause_of_death(returncode: int) -> str:
     return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
 
 
-def died_too_often(cause: str, advice: str) -> str:
-    """The error of a run whose process died again and again."""
-    return f"its process died {MOST_DEATHS} times ({cause}); {advice}"
+def died_too_often(returncode: int, advice: str, log: Path) -> str:
+    """The error of a run whose process died again and again; the advice is for a lack of memory."""
+    what = f"often a lack of memory: {advice}" if returncode == -signal.SIGKILL else f"see {log}"
+    return f"its process died {MOST_DEATHS} times ({cause_of_death(returncode)}); {what}"

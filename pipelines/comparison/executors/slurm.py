@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipelines.comparison.executors.local import MOST_DEATHS, cause_of_death, died_too_often, start_worker
+from pipelines.comparison.executors.local import MOST_DEATHS, died_too_often, start_worker
 from pipelines.comparison.worker import ENDED_BY
 from pipelines.runs.comparison_folder import require_plan, run_folder
 from pipelines.runs.plan import Plan
@@ -36,15 +36,10 @@ _PATIENCE_S = 30
 
 @dataclass(frozen=True)
 class Job:
-    """One run in SLURM.
+    """One run in SLURM."""
 
-    Attributes:
-        name: SLURM's: `17_3`.
-        state: SLURM's; None where SLURM does not know the job any more.
-    """
-
-    name: str
-    state: str | None
+    name: str  #: SLURM's: `17_3`
+    state: str | None  #: SLURM's; None where SLURM does not know the job any more
 
     @property
     def queued(self) -> bool:
@@ -53,14 +48,7 @@ class Job:
 
 
 def note_submission(folder: Path, job: str, runs: list[str], array: bool) -> None:
-    """Note which runs a job trains.
-
-    Args:
-        folder: of the comparison.
-        job: SLURM's number.
-        runs: their ids, by the array's index.
-        array: whether it is a job array; that of a single run is not.
-    """
+    """Note which runs, by the array's index, a job trains; that of a single run is no `array`."""
     submissions = _submissions(folder)
     submissions.append({"job": job, "runs": runs, "array": array, "submitted": round(time.time(), 3)})
     write_json(folder / _NAME, {"submissions": submissions})
@@ -139,18 +127,12 @@ _GONE_S = 15.0
 class Task:
     """Trains one run; submitit pickles it, calls it in the job, and calls `checkpoint` before the job's end.
 
-    A separate process trains, so that its death, often for lack of memory, can be noted.
-
-    Args:
-        folder: of the comparison.
-        index: of the run in the plan.
-        in_vain: number of jobs in a row, before this one, that ended before an epoch was finished.
+    A separate process trains, so that its death, often for lack of memory, can be noted. Before this job, `in_vain`
+    jobs in a row ended before an epoch was finished.
     """
 
     def __init__(self, folder: str, index: int, in_vain: int = 0) -> None:
-        self.folder = folder
-        self.index = index
-        self.in_vain = in_vain
+        self.folder, self.index, self.in_vain = folder, index, in_vain
         self.epochs_before = 0
         self.worker: subprocess.Popen[bytes] | None = None
 
@@ -179,7 +161,8 @@ class Task:
             elif returncode != 0:
                 deaths += 1
                 if deaths >= MOST_DEATHS:
-                    run_dir.write_result({"state": "failed", "error": _error(returncode, log)})
+                    error = died_too_often(returncode, "raise --slurm-mem, or lower --batch-size or --patch", log)
+                    run_dir.write_result({"state": "failed", "error": error})
         return str((run_dir.result or {})["state"])
 
     def checkpoint(self) -> Any:
@@ -232,13 +215,6 @@ def _stays_held(run_dir: RunFolder) -> bool:
     return False
 
 
-def _error(returncode: int, log: Path) -> str:
-    advice = f"see {log}"
-    if returncode == -signal.SIGKILL:
-        advice = "often a lack of memory: raise --slurm-mem, or lower --batch-size or --patch"
-    return died_too_often(cause_of_death(returncode), advice)
-
-
 # The submission: all runs as one job array.
 
 #: How often a job may be re-queued after its time limit; one that makes no progress stops earlier.
@@ -250,29 +226,17 @@ _MOST_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Slurm:
-    """Submits runs to SLURM.
+    """Submits runs to SLURM; what is None is the cluster's default."""
 
-    Attributes:
-        minutes: time limit per job, after which it re-queues itself and resumes.
-        partition: None: the cluster's default.
-        memory: per job, in SLURM's notation such as `16G`; None: the cluster's default.
-        cpus: cores per job, and threads of its run; None: the cluster's default.
-        gres: generic resources per job: `gpu:1` or `gpu:a100:1`; None: none.
-        account: that is charged; None: the user's default.
-        setup: a shell command before each job; None: none.
-        at_once: jobs at a time; None: 256.
-        more: other options of sbatch.
-    """
-
-    minutes: int = 240
+    minutes: int = 240  #: time limit per job, after which it re-queues itself and resumes
     partition: str | None = None
-    memory: str | None = None
-    cpus: int | None = None
-    gres: str | None = None
+    memory: str | None = None  #: per job, in SLURM's notation such as `16G`
+    cpus: int | None = None  #: cores per job, and threads of its run
+    gres: str | None = None  #: generic resources per job: `gpu:1` or `gpu:a100:1`
     account: str | None = None
-    setup: str | None = None
-    at_once: int | None = None
-    more: dict[str, str | bool] = field(default_factory=dict)
+    setup: str | None = None  #: a shell command before each job
+    at_once: int | None = None  #: jobs at a time; None: 256
+    more: dict[str, str | bool] = field(default_factory=dict)  #: other options of sbatch
     for_programs: ClassVar[bool] = False
 
     def check(self) -> None:
@@ -283,10 +247,8 @@ class Slurm:
         """
         missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
         if missing:
-            raise UserError(
-                f"--executor slurm: no {', '.join(missing)} here; run it where jobs are submitted, or pass "
-                "--executor none"
-            )
+            advice = "run it where jobs are submitted, or pass --executor none"
+            raise UserError(f"--executor slurm: no {', '.join(missing)} here; {advice}")
         if importlib.util.find_spec("submitit") is None:
             raise UserError("--executor slurm: no submitit here; pip install submitit")
 
@@ -309,9 +271,8 @@ class Slurm:
         for run in (plan.runs[index] for index in wanted):
             last = jobs.get(run.id)
             if last is not None and last.state not in (None, "COMPLETED"):
-                message(
-                    f"{run.title}: submitted again; its job {last.name} ended as {last.state}, see {folder / 'slurm'}"
-                )
+                ended = f"its job {last.name} ended as {last.state}, see {folder / 'slurm'}"
+                message(f"{run.title}: submitted again; {ended}")
         more = len(indices) - len(wanted)
         rest = f"; {more} more in its queue" if more else ""
         message(f"submitted {counted(len(wanted), 'run')} as SLURM's job {job}{rest}")
@@ -336,20 +297,13 @@ class Slurm:
 
     def _parameters(self) -> dict[str, Any]:
         given = {
-            "partition": self.partition,
-            "mem": self.memory,
-            "cpus_per_task": self.cpus,
-            "gres": self.gres,
-            "account": self.account,
-            "setup": None if self.setup is None else [self.setup],
+            "partition": self.partition, "mem": self.memory, "cpus_per_task": self.cpus, "gres": self.gres,
+            "account": self.account, "setup": self.setup and [self.setup],
             # A step does not inherit the job's cores since SLURM 22.05.
-            "srun_args": None if self.cpus is None else [f"--cpus-per-task={self.cpus}"],
-        }
+            "srun_args": self.cpus and [f"--cpus-per-task={self.cpus}"],
+        }  # fmt: skip
         return {name: value for name, value in given.items() if value is not None} | {
-            "job_name": "medloss",
-            "time": self.minutes,
-            "array_parallelism": self.at_once or _MOST_AT_ONCE,
-            "signal_delay_s": _NOTICE_S,
+            "job_name": "medloss", "time": self.minutes, "array_parallelism": self.at_once or _MOST_AT_ONCE,
+            "signal_delay_s": _NOTICE_S, "additional_parameters": {"requeue": True, **self.more},
             "wckey": None,  # submitit's default is unknown to clusters with a list of them
-            "additional_parameters": {"requeue": True, **self.more},
-        }
+        }  # fmt: skip

@@ -9,31 +9,32 @@ import click
 from pipelines.comparison.executors.base import ExecutorOption, Handover, register
 from pipelines.utils import UserError
 
+_TIME = "Time limit per job, default 4:00:00; a longer run is resumed by another job."
+_MORE = "Any other option of sbatch, such as qos=low or exclusive. May be repeated."
 _OPTIONS = (
     ExecutorOption("--slurm-partition", "Default: the cluster's, as for the following.", "NAME"),
-    ExecutorOption(
-        "--slurm-time", "Time limit per job, default 4:00:00; a longer run is resumed by another job.", "TIME"
-    ),
+    ExecutorOption("--slurm-time", _TIME, "TIME"),
     ExecutorOption("--slurm-mem", "Memory per job, such as 16G.", "SIZE"),
     ExecutorOption("--slurm-cpus", "Cores per job.", "N", type=click.IntRange(min=1)),
     ExecutorOption("--slurm-gres", "Generic resources per job, such as gpu:1 or gpu:a100:1.", "GRES"),
     ExecutorOption("--slurm-account", "Account that is charged.", "NAME"),
     ExecutorOption("--slurm-setup", "Shell command before each job, such as 'module load cuda'.", "COMMAND"),
-    ExecutorOption(
-        "--slurm-option",
-        "Any other option of sbatch, such as qos=low or exclusive. May be repeated.",
-        "KEY=VALUE",
-        multiple=True,
-        key="slurm_options",
-    ),
+    ExecutorOption("--slurm-option", _MORE, "KEY=VALUE", multiple=True, key="slurm_options"),
+)
+#: Key of a value, the pattern it must match, and what that is.
+_PATTERNS = (
+    ("partition", r"[\w.,@-]+", "a partition's name"),
+    ("account", r"[\w.@-]+", "an account's name"),
+    ("mem", r"[1-9]\d*[KMGTkmgt]?[Bb]?", "a size such as 16G"),
+    ("gres", r"[\w.,:/()-]+", "generic resources such as gpu:1 or gpu:a100:1"),
+    ("setup", r".*\S.*", "a shell command in one line"),
 )
 
 #: A job is signalled to re-queue itself up to two and a half minutes before its time limit.
 _LEAST_MINUTES = 5
-_FLAGS = {
-    "account": "--slurm-account", "cpus-per-task": "--slurm-cpus", "gres": "--slurm-gres", "mem": "--slurm-mem",
-    "partition": "--slurm-partition", "setup": "--slurm-setup", "time": "--slurm-time",
-}  # fmt: skip
+_FLAGS = {"cpus-per-task": "--slurm-cpus"} | {
+    key: f"--slurm-{key}" for key in ("account", "gres", "mem", "partition", "setup", "time")
+}
 #: Options that submitit or the executor sets, or that submit nothing.
 _TAKEN = {
     "array", "error", "help", "input", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode",
@@ -56,28 +57,13 @@ def slurm(jobs: int | None, threads: int | None, options: Mapping[str, Any]) -> 
 
     if threads is not None:
         raise UserError("--threads: a run has its job's cores; pass --slurm-cpus instead")
-    _refuse("--slurm-partition", options, r"[\w.,@-]+", "a partition's name")
-    _refuse("--slurm-account", options, r"[\w.@-]+", "an account's name")
-    _refuse("--slurm-mem", options, r"[1-9]\d*[KMGTkmgt]?[Bb]?", "a size such as 16G")
-    _refuse("--slurm-gres", options, r"[\w.,:/()-]+", "generic resources such as gpu:1 or gpu:a100:1")
-    _refuse("--slurm-setup", options, r".*\S.*", "a shell command in one line")
-    return Slurm(
-        minutes=minutes(options.get("slurm_time", "4:00:00")),
-        partition=options.get("slurm_partition"),
-        memory=options.get("slurm_mem"),
-        cpus=options.get("slurm_cpus"),
-        gres=options.get("slurm_gres"),
-        account=options.get("slurm_account"),
-        setup=options.get("slurm_setup"),
-        at_once=jobs,
-        more=sbatch_options(options.get("slurm_options", ())),
-    )
-
-
-def _refuse(flag: str, options: Mapping[str, Any], pattern: str, expected: str) -> None:
-    value = options.get(flag.removeprefix("--").replace("-", "_"))
-    if value is not None and not re.fullmatch(pattern, value):
-        raise UserError(f"{flag}: got '{value}'; expected {expected}")
+    given = {key.removeprefix("slurm_"): value for key, value in options.items() if key.startswith("slurm_")}
+    for key, pattern, expected in _PATTERNS:
+        if (value := given.get(key)) is not None and not re.fullmatch(pattern, value):
+            raise UserError(f"--slurm-{key}: got '{value}'; expected {expected}")
+    limit, more = minutes(given.get("time", "4:00:00")), sbatch_options(given.get("options", ()))
+    partition, memory, cpus, gres = (given.get(key) for key in ("partition", "mem", "cpus", "gres"))
+    return Slurm(limit, partition, memory, cpus, gres, given.get("account"), given.get("setup"), jobs, more)
 
 
 def minutes(text: str) -> int:

@@ -25,16 +25,7 @@ Draw = Callable[[Analysis, Collected], Figure]
 
 @dataclass(frozen=True)
 class PlotEntry:
-    """A plot of the report.
-
-    Attributes:
-        name: name of its section and of its files: `plots/<name>.svg` and `.png`.
-        title: heading of its section, and its text for screen readers.
-        link: text of the link to its section, in the list of contents.
-        note: the paragraph below it: what it shows, and what it does not.
-        draw: function that draws it.
-        applies: whether there is anything to draw.
-    """
+    """A plot of the report; `register` describes its attributes."""
 
     name: str
     title: Text
@@ -53,25 +44,21 @@ class PlotEntry:
 REGISTERED: dict[str, PlotEntry] = {}
 
 
-def _always(analysis: Analysis, collected: Collected) -> bool:
-    return True
-
-
 def register(
     name: str,
     *,
     title: Text,
     note: Text,
     link: Text | None = None,
-    applies: Callable[[Analysis, Collected], bool] = _always,
+    applies: Callable[[Analysis, Collected], bool] = lambda analysis, collected: True,
 ) -> Callable[[Draw], Draw]:
     """Return a decorator that registers the function that draws a plot.
 
     Args:
-        name: name of the plot and of its files.
-        title: heading of its section.
-        note: the paragraph below it.
-        link: text of the link to it; by default its title.
+        name: name of its section and of its files: `plots/<name>.svg` and `.png`.
+        title: heading of its section, and its text for screen readers.
+        note: the paragraph below it: what it shows, and what it does not.
+        link: text of the link to it, in the list of contents; by default its title.
         applies: whether there is anything to draw; by default always.
     """
 
@@ -102,13 +89,7 @@ WIDTH = 9.0
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot.
-
-    Attributes:
-        name: name of its files, without the ending.
-        svg: content of the SVG file.
-        png: content of the PNG file.
-    """
+    """A drawn plot: the name of its files without the ending, and their contents."""
 
     name: str
     svg: str
@@ -158,11 +139,6 @@ def name_rows(axes: Axes, losses: list[str], reference: str | None) -> None:
     axes.set_ylim(len(losses) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-
-
-def unit(analysis: Analysis) -> str:
-    """The label of the primary metric for an axis: `Dice`, `HD95 (mm)`."""
-    return analysis.metric.heading
 
 
 def p_text(p: float) -> str:

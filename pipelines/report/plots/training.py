@@ -8,19 +8,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipelines.report.collect import Collected, Cost, Curve
-from pipelines.report.plots.base import BLUE, GREY, ORANGE, PALE, WIDTH, register, short, unit
+from pipelines.report.plots.base import BLUE, GREY, ORANGE, PALE, WIDTH, register, short
 from pipelines.statistics.results import Analysis
 from pipelines.utils.figures import NEIGHBOUR_GREY, figure
 
 # Learning curves: the validation metric over the epochs, one small panel per loss; for nnU-Net its pseudo Dice.
 
 _COLUMNS = 4
-Points = tuple[list[float], list[float]]
-
-
-def _curves_applies(analysis: Analysis, collected: Collected) -> bool:
-    """Whether a run was validated more than once."""
-    return any(len(_points(curve, analysis.primary.metric)[0]) > 1 for curve in collected.curves)
 
 
 @register(
@@ -28,15 +22,17 @@ def _curves_applies(analysis: Analysis, collected: Collected) -> bool:
     title="Learning curves",
     note="Validation score over the epochs: the runs of each loss (blue; failed ones dashed orange) in front of those "
     "of all other losses (grey). If a curve still rises at the end, more epochs would help.",
-    applies=_curves_applies,
+    # A run was validated more than once.
+    applies=lambda analysis, collected: any(
+        len(_points(curve, analysis.primary.metric)[0]) > 1 for curve in collected.curves
+    ),
 )
 def draw_curves(analysis: Analysis, collected: Collected) -> Figure:
     """Draw a panel per loss: its runs in front of all others, which are grey; failed runs are dashed."""
-    curves = collected.curves
-    drawn_curves = [(curve, _points(curve, analysis.primary.metric)) for curve in curves]
+    drawn_curves = [(curve, _points(curve, analysis.primary.metric)) for curve in collected.curves]
     drawn_curves = [(curve, points) for curve, points in drawn_curves if points[0]]
-    order = [ranked.loss for ranked in analysis.primary.ranking]
-    losses = [loss for loss in order if any(curve.loss == loss for curve, _ in drawn_curves)]
+    with_points = {curve.loss for curve, _ in drawn_curves}
+    losses = [ranked.loss for ranked in analysis.primary.ranking if ranked.loss in with_points]
     columns = min(_COLUMNS, len(losses))
     rows = ceil(len(losses) / columns)
     drawn = figure(WIDTH, 0.6 + (1.6 if columns > 2 else 2.4) * rows)
@@ -57,17 +53,16 @@ def draw_curves(analysis: Analysis, collected: Collected) -> Figure:
         panel.tick_params(labelsize=7.5)
         panel.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     drawn.supxlabel("epoch", fontsize=9)
-    pseudo = any(_is_pseudo(curve) for curve in curves)
-    drawn.supylabel("pseudo Dice (on patches)" if pseudo else f"validation {unit(analysis)}", fontsize=9)
+    pseudo = any(_is_pseudo(curve) for curve in collected.curves)
+    drawn.supylabel("pseudo Dice (on patches)" if pseudo else f"validation {analysis.metric.heading}", fontsize=9)
     return drawn
 
 
-def _points(curve: Curve, metric: str) -> Points:
+def _points(curve: Curve, metric: str) -> tuple[list[float], list[float]]:
     # nnU-Net validates whole cases only once, at the end.
     column = "pseudo_dice" if _is_pseudo(curve) else f"val_{metric}"
-    pairs = [(row["epoch"], row.get(column, np.nan)) for row in curve.epochs if "epoch" in row]
-    kept = [(epoch, value) for epoch, value in pairs if np.isfinite(value)]
-    return [epoch for epoch, _ in kept], [value for _, value in kept]
+    kept = [row for row in curve.epochs if "epoch" in row and np.isfinite(row.get(column, np.nan))]
+    return [row["epoch"] for row in kept], [row[column] for row in kept]
 
 
 def _is_pseudo(curve: Curve) -> bool:
@@ -82,16 +77,11 @@ def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
     sign = analysis.metric.sign
     times = _times(costs)
     points = [(times[one.loss], sign * one.mean, one.loss) for one in analysis.primary.ranking if one.loss in times]
-    front = [
-        (time, gain, loss)
-        for time, gain, loss in points
+    return [
+        loss
+        for time, gain, loss in sorted(points, key=lambda point: point[:2])
         if not any(t <= time and g >= gain and (t < time or g > gain) for t, g, _ in points)
     ]
-    return [loss for _, _, loss in sorted(front, key=lambda point: point[:2])]
-
-
-def _cost_applies(analysis: Analysis, collected: Collected) -> bool:
-    return bool(collected.costs and pareto_front(analysis, collected.costs))
 
 
 @register(
@@ -99,13 +89,11 @@ def _cost_applies(analysis: Analysis, collected: Collected) -> bool:
     title="Time and score",
     note="Diamonds and bold names: the Pareto front, that is, the losses that no other loss beats in both time and "
     "score. The times were measured on this machine, possibly with several runs at once.",
-    applies=_cost_applies,
+    applies=lambda analysis, collected: bool(pareto_front(analysis, collected.costs)),
 )
 def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
     """Draw a point per loss, with its name at the side; the front is blue."""
-    costs = collected.costs or {}
-    front = pareto_front(analysis, costs)
-    times = _times(costs)
+    front, times = pareto_front(analysis, collected.costs), _times(collected.costs)
     sign = analysis.metric.sign
     placed = [ranked for ranked in analysis.primary.ranking if ranked.loss in times]
     means = {ranked.loss: ranked.mean for ranked in placed}
@@ -121,7 +109,7 @@ def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
         axes.plot([time], [ranked.mean], marker="D" if in_front else "o", markersize=6, color=colour)
     axes.margins(x=0.06)
     axes.set_xlabel("seconds per epoch (median of the finished runs)")
-    axes.set_ylabel(f"mean {unit(analysis)}, 95 % interval ({'higher' if sign > 0 else 'lower'} is better)")
+    axes.set_ylabel(f"mean {analysis.metric.heading}, 95 % interval ({'higher' if sign > 0 else 'lower'} is better)")
     _name(axes, times, means, set(front))
     return drawn
 
@@ -152,10 +140,6 @@ def _name(axes: Axes, times: dict[str, float], means: dict[str, float], front: s
 def _spread(heights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Move heights, sorted from the top, as little as needed for a line of text each."""
     step = min(0.075, 1.0 / max(len(heights), 1))
-    placed = heights.copy()
-    for i in range(1, len(placed)):
-        placed[i] = min(placed[i], placed[i - 1] - step)
-    floor = step / 2
-    for i in reversed(range(len(placed))):
-        placed[i] = max(placed[i], floor + step * (len(placed) - 1 - i))
-    return placed
+    steps = step * np.arange(len(heights))
+    placed = np.minimum.accumulate(heights + steps) - steps
+    return np.asarray(np.maximum(placed, step / 2 + steps[::-1]))

@@ -1,11 +1,12 @@
 """Plots of the verdict: scores, differences from the reference, all pairs, average ranks and first places."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cbook import boxplot_stats
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
@@ -23,7 +24,6 @@ from pipelines.report.plots.base import (
     p_text,
     register,
     short,
-    unit,
 )
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import Comparison
@@ -38,18 +38,6 @@ _LEAST = 5
 _STRETCHED = 2.5
 
 
-class _Box(NamedTuple):
-    low: float
-    quartile: float
-    median: float
-    third: float
-    high: float
-
-
-def _boxes_title(analysis: Analysis) -> str:
-    return f"Scores per {analysis.unit}"
-
-
 def _boxes_note(analysis: Analysis) -> str:
     averaged = ", averaged over the runs" if analysis.seeds > 1 else ""
     boxes = f"No boxes are drawn for fewer than {_LEAST} {analysis.unit}s."
@@ -61,14 +49,14 @@ def _boxes_note(analysis: Analysis) -> str:
     return f"{analysis.metric.label} per {analysis.unit} for each loss, best mean first{averaged}. {boxes}"
 
 
-@register("boxes", title=_boxes_title, note=_boxes_note)
+@register("boxes", title=lambda analysis: f"Scores per {analysis.unit}", note=_boxes_note)
 def draw_boxes(analysis: Analysis, collected: Collected) -> Figure:
     """Draw a row per loss, best mean first: points, quartiles, whiskers (within 1.5 box lengths), median and mean."""
     losses = [ranked.loss for ranked in analysis.primary.ranking]
     scores = [np.array(analysis.scores[loss]) for loss in losses]
-    boxes = [_box(values) for values in scores]
+    boxes: list[dict[str, Any]] = boxplot_stats(scores)
     drawn = figure(WIDTH, 0.9 + 0.38 * len(losses))
-    low, high = min(box.low for box in boxes), max(box.high for box in boxes)
+    low, high = min(box["whislo"] for box in boxes), max(box["whishi"] for box in boxes)
     span = max(values.max() for values in scores) - min(values.min() for values in scores)
     enlarged = len(analysis.patients) >= _LEAST and high > low and span > _STRETCHED * (high - low)
     panels = drawn.subplots(1, 2, sharey=True, width_ratios=[1, 1.6]) if enlarged else [drawn.add_subplot()]
@@ -81,30 +69,23 @@ def draw_boxes(analysis: Analysis, collected: Collected) -> Figure:
         panels[1].set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         panels[1].tick_params(axis="y", length=0, labelleft=False)
         panels[1].grid(False, axis="y")
-    panels[-1].set_xlabel(f"{unit(analysis)} (point: one {analysis.unit}, line: median, diamond: mean)")
+    panels[-1].set_xlabel(f"{analysis.metric.heading} (point: one {analysis.unit}, line: median, diamond: mean)")
     return drawn
 
 
-def _box(values: NDArray[np.float64]) -> _Box:
-    quartile, median, third = (float(value) for value in np.percentile(values, [25, 50, 75]))
-    longest = 1.5 * (third - quartile)
-    low, high = values[values >= quartile - longest].min(), values[values <= third + longest].max()
-    return _Box(float(low), quartile, median, third, float(high))
-
-
-def _draw_row(axes: Axes, row: int, values: NDArray[np.float64], box: _Box) -> None:
+def _draw_row(axes: Axes, row: int, values: NDArray[np.float64], box: dict[str, Any]) -> None:
     n = len(values)
     # Even and reproducible, unlike random jitter.
     jitter = ((np.arange(n) * 0.618034) % 1 - 0.5) * 0.46
     size = 20 if n <= 20 else 11 if n <= 100 else 6
     axes.scatter(values, row + jitter, s=size, color=BLUE, alpha=0.45, linewidths=0, zorder=2)
     if n >= _LEAST:
-        for start, end in ((box.low, box.quartile), (box.third, box.high)):
+        for start, end in ((box["whislo"], box["q1"]), (box["q3"], box["whishi"])):
             axes.plot([start, end], [row, row], color=GREY, linewidth=1, zorder=3)
-        corner, width = (box.quartile, row - 0.3), box.third - box.quartile
+        corner, width = (box["q1"], row - 0.3), box["q3"] - box["q1"]
         axes.add_patch(Rectangle(corner, width, 0.6, fill=False, edgecolor=GREY, linewidth=1, zorder=3))
-    axes.plot([box.median, box.median], [row - 0.3, row + 0.3], color="black", linewidth=1.6, zorder=4)
-    axes.scatter([values.mean()], [row], s=34, marker="D", facecolor="white", edgecolor=ORANGE, zorder=5)
+    axes.plot([box["med"], box["med"]], [row - 0.3, row + 0.3], color="black", linewidth=1.6, zorder=4)
+    axes.scatter([box["mean"]], [row], s=34, marker="D", facecolor="white", edgecolor=ORANGE, zorder=5)
 
 
 # The forest plot: the paired differences from the reference, and the equivalence margin.
@@ -128,11 +109,12 @@ def _forest_note(analysis: Analysis) -> str:
     )
 
 
-def _forest_applies(analysis: Analysis, collected: Collected) -> bool:
-    return bool(analysis.primary.comparisons)
-
-
-@register("forest", title="Comparison with the reference", note=_forest_note, applies=_forest_applies)
+@register(
+    "forest",
+    title="Comparison with the reference",
+    note=_forest_note,
+    applies=lambda analysis, collected: bool(analysis.primary.comparisons),
+)
 def draw_forest(analysis: Analysis, collected: Collected) -> Figure:
     """Draw a row per loss, best mean first."""
     comparisons = analysis.primary.comparisons
@@ -157,7 +139,9 @@ def draw_forest(analysis: Analysis, collected: Collected) -> Figure:
         axes.text(1.01, row, label, transform=axes.get_yaxis_transform(), va="center", color="#222222")
     name_rows(axes, [compared.loss for compared in comparisons], None)
     better = "right" if analysis.metric.higher_is_better else "left"
-    axes.set_xlabel(f"difference in {unit(analysis)} from {analysis.reference}, 95 % interval ({better} is better)")
+    axes.set_xlabel(
+        f"difference in {analysis.metric.heading} from {analysis.reference}, 95 % interval ({better} is better)"
+    )
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return drawn
 
@@ -203,13 +187,14 @@ def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color="#BBBBBB", linewidth=0))
                 continue
             p = pairs.p_adjusted[row][column]
-            style = _style(p, sign * (means[first] - means[second]))
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
+            better = sign * (means[first] - means[second]) > 0
+            colour = _NONE if p > ALPHA else _PALE_BLUE if better else _PALE_ORANGE
+            corner = (column - 0.5, row - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
             weight = "bold" if p <= ALPHA else "normal"
             size_pt = 9 if size <= 8 else 6.5
             axes.text(column, row, p_text(p), ha="center", va="center", fontsize=size_pt, weight=weight)
-    axes.set_xlim(-0.5, size - 0.5)
-    axes.set_ylim(size - 0.5, -0.5)
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
     axes.set_yticks(range(size), [short(loss, 30) for loss in pairs.losses])
     axes.set_xticks(range(size), [short(loss, 24) for loss in pairs.losses], rotation=40, ha="left")
     axes.xaxis.tick_top()
@@ -222,11 +207,6 @@ def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
     ]
     drawn.legend(handles=keys, loc="outside lower center", ncols=3)
     return drawn
-
-
-def _style(p: float, gain: float) -> dict[str, Any]:
-    colour = _NONE if p > ALPHA else _PALE_BLUE if gain > 0 else _PALE_ORANGE
-    return {"facecolor": colour, "edgecolor": "white", "linewidth": 1.5}
 
 
 # The critical-difference diagram, vertical: average ranks, and the groups without a significant difference.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pipelines.bundle import workflow as bundle
 from pipelines.bundle.inference import ReadImage, ToLabels, sources
 from pipelines.data.data_root import resolve_data
+from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.manifest import load_manifest
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.run import train_run
@@ -186,7 +187,14 @@ def test_monais_command_predicts_what_medloss_predict_does(folder: Path, tmp_pat
 def test_a_volume_in_time_is_predicted_as_a_volume(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.zeros((4, 5, 6, 1), np.float32), np.eye(4))
     image.to_filename(tmp_path / "x.nii.gz")
-    model = Model(torch.nn.Identity(), None, Preprocessing(dimensions=3), LabelScheme(classes={0: "background", 7: "organ"}), (), CPU)  # type: ignore[arg-type]
+    model = Model(
+        torch.nn.Identity(),
+        None,
+        Preprocessing(dimensions=3),
+        LabelScheme(classes={0: "background", 7: "organ"}),
+        (),
+        CPU,
+    )  # type: ignore[arg-type]
     (source,) = sources(str(tmp_path))
     read = ReadImage(model)({"image": source})
     assert read["image"].shape == (1, 4, 5, 6)

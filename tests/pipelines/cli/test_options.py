@@ -10,9 +10,8 @@ from cli_call import call_medloss
 
 from pipelines.cli.compare import compare
 from pipelines.cli.report import report
-from pipelines.cli.settings import keys_without_option, with_settings
-from pipelines.cli.train_predict_evaluate import train
-from pipelines.cli.training_options import run_config
+from pipelines.cli.settings import keys_without_option, run_config, with_settings
+from pipelines.cli.train import train
 from pipelines.evaluation.metrics import METRICS
 from pipelines.training.run_config import RunConfig
 

@@ -1,6 +1,7 @@
 """Dry runs: measured, printed, and no trace left."""
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -56,11 +57,11 @@ class _ThreadProcess:
 
     def __init__(self, command: list[str], **_: Any) -> None:
         self.returncode: int | None = None
-        folder, number, parent = command[-3:]
+        folder, parent = command[-2:]
 
         def run() -> None:
             with contextlib.suppress(_Killed):
-                step_timing_process.main(Path(folder), int(number), int(parent))
+                step_timing_process.main(Path(folder), int(parent))
             self.returncode = -9
 
         self.thread = threading.Thread(target=run)
@@ -200,7 +201,7 @@ def test_failing_losses_are_reported_and_the_others_measured(
         "    def forward(self, logits, target):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "failing", raising=False)
     losses = "failing.Diverges,failing.Dies,dice"

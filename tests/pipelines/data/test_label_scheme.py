@@ -32,7 +32,10 @@ def test_a_region_is_annotated_if_all_of_its_classes_are() -> None:
     ("changes", "message"),
     [
         ({}, None),
-        ({"regions": {"whole": [2, 9]}, "region_order": [2]}, "regions: 'whole' has the label 9; the foreground labels"),
+        (
+            {"regions": {"whole": [2, 9]}, "region_order": [2]},
+            "regions: 'whole' has the label 9; the foreground",
+        ),
         ({"regions": {"whole": [0, 2]}, "region_order": [2]}, "regions: 'whole' has the label 0"),
         ({"regions": {"whole": []}, "region_order": [2]}, "regions: 'whole' has no label"),
         ({"regions": {"a": [2, 5], "b": [5, 2]}, "region_order": [2, 5]}, "regions: 'b' is the same as 'a'"),

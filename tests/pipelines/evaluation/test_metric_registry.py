@@ -16,7 +16,7 @@ from page_reader import read_page
 from tiny import tiny_manifest
 
 from pipelines.evaluation.evaluate import region_metrics
-from pipelines.evaluation.external_predictions import code
+from pipelines.evaluation.external_predictions import metrics_code
 from pipelines.evaluation.metrics import METRICS, base
 from pipelines.evaluation.metrics.base import ClassMasks, Metric, register
 from pipelines.runs.comparison_folder import require_plan
@@ -127,9 +127,9 @@ def test_runs_without_a_new_metric_do_not_fail(tmp_path: Path) -> None:
 
 
 def test_cached_numbers_without_a_new_metric_are_not_used(volume_error: Metric) -> None:
-    with_it = code()
+    with_it = metrics_code()
     del METRICS[_NAME]
-    without = code()
+    without = metrics_code()
     METRICS[_NAME] = volume_error
     assert with_it != without
 

@@ -68,7 +68,9 @@ SPACINGS: list[tuple[float, ...]] = [(3.0, 1.0, 0.6), (0.5, 2.0, 1.5)]
 def test_cases_stay_in_memory_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, root = _set(tmp_path, [*SPACINGS, *SPACINGS])
     decoded: list[str] = []
-    monkeypatch.setattr(case_store, "read_case", lambda m, case, *rest: decoded.append(case.id) or read_case(m, case, *rest))
+    monkeypatch.setattr(
+        case_store, "read_case", lambda m, case, *rest: decoded.append(case.id) or read_case(m, case, *rest)
+    )
     one_mb = case_store._bytes(decode_cases(manifest, manifest.cases, root)[0]) / 2**20
     for allowed, again in ((0, 4), (2.5 * one_mb, 2), (10 * one_mb, 0)):
         cases = CaseStore(manifest, manifest.cases, root, memory_mb=allowed)

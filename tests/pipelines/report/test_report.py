@@ -49,7 +49,7 @@ def test_pairs_have_both_p_values() -> None:
     random = np.random.default_rng(0)
     table = long_table({loss: 0.8 + 0.02 * random.standard_normal(14) for loss in "abcd"})
     analysis = analyse(check_table(table, METRICS), reference=None)
-    pairs, omnibus = _pairs(analysis.primary), analysis.primary.omnibus
+    pairs, omnibus = pd.DataFrame(_pairs(analysis.primary)), analysis.primary.omnibus
     for name, expected in (("p", omnibus.p), ("p_adjusted", omnibus.p_adjusted)):
         assert list(pairs[name]) == [expected[i][j] for i in range(4) for j in range(4) if i < j]
     assert (pairs["p"] < pairs["p_adjusted"]).any()

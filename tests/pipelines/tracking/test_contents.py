@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from mirrored import (
@@ -162,48 +163,21 @@ def test_a_loss_has_one_colour_and_no_other_has_it(folder: Path) -> None:
     assert len(pairs) == len(losses) == len({colour for _, colour in pairs})
 
 
-@pytest.mark.parametrize("folds", [[0], [0, 1]], ids=["one run a loss", "several"])
-def test_the_saved_view(folder: Path, folds: list[int]) -> None:
-    configs = [RunConfig(manifest="phantom", loss=loss, epochs=3) for loss in ("dice", "focal")]
-    plan = make_plan(configs, folds, [5], "phantom", "a" * 64, metric="hd95_mm")
-    leave_run(folder, plan, 0, epochs=1)
-    synced(folder, plan)
-    client = client_of(local_uri(folder))
-    experiment = client.get_experiment_by_name("phantom")
-    (tag,) = [value for name, value in experiment.tags.items() if name.startswith("mlflow.sharedViewState.")]
-    assert len(tag) < 5000  # the most that older servers take
-    state = json.loads(json.loads(tag)["state"])
-    found = client.search_runs([experiment.experiment_id], state["searchFilter"])
-    assert [run.data.tags["medloss.run"] for run in found] == ["dice-fold0-seed5"]  # not the parent
-    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val/hd95_mm`", True)  # shorter is better
-    assert ("groupBy" in state) == (len(folds) > 1)
-
-
-def test_views_of_many_comparisons_leave_users_room_for_theirs(folder: Path) -> None:
-    client = client_of(local_uri(folder))
-    experiment = client.create_experiment("phantom")
-    for number in range(30):
-        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{number}", "{}")
-    plan = small_plan(("dice",))
-    leave_run(folder, plan, 0, epochs=1)
-    mirror, warnings = mirror_of(folder, plan)
-    assert mirror.sync(run_states(folder, plan)), warnings
-    assert len([name for name in client.get_experiment(experiment).tags if "sharedViewState" in name]) == 30
-    page = mirror.page("http://127.0.0.1:5000")
-    assert page is not None and "viewStateShareKey" not in page and plan.id in page
-
-
 def test_where_its_page_is(folder: Path) -> None:
-    plan = small_plan(("dice",))
+    plan = small_plan(("dice",)).model_copy(update={"metric": "hd95_mm"})
+    leave_run(folder, plan, 0, epochs=1)
     mirror, _ = mirror_of(folder, plan)
     assert mirror.page("http://127.0.0.1:5000") is None  # it is in no experiment yet
     assert mirror.sync(run_states(folder, plan))
     assert mirror.page() is None  # the store is a file
+    address, query = str(mirror.page("http://127.0.0.1:5000/")).split("?")
     experiment = mirror.state["experiment"]
-    assert mirror.page("http://127.0.0.1:5000/") == (
-        f"http://127.0.0.1:5000/#/experiments/{experiment}/runs"
-        f"?viewStateShareKey=medloss-{plan.id}&compareRunsMode=CHART"
-    )
+    assert address == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs"
+    asked = dict(parse_qsl(query))
+    runs = client_of(local_uri(folder)).search_runs([experiment], asked.pop("searchFilter"))
+    assert [run.data.tags["medloss.run"] for run in runs] == [plan.runs[0].id]  # not the parent
+    by_score = {"orderByKey": "metrics.`val/hd95_mm`", "orderByAsc": "true"}  # shorter is better
+    assert asked == by_score | {"compareRunsMode": "CHART"}
 
 
 def test_an_experiment_that_was_removed_is_restored(folder: Path) -> None:
@@ -257,14 +231,15 @@ def _numbers_are_there(folder: Path, plan: Plan, warnings: list[str]) -> None:
     assert runs["parent"].data.tags["medloss.verdict"] == "both are alike."
 
 
-def test_a_place_for_files_that_cannot_be_written(folder: Path) -> None:
+def test_a_place_for_files_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.tracking.mlflow_mirror._RETRY_S", 0.0)
     plan = small_plan(("dice", "focal"))
     _end(folder, plan)
     (folder / "mlartifacts").write_text("a file, where a folder is wanted")
     mirror, warnings = mirror_of(folder, plan)
     findings = Findings(metrics={"best/dice": 0.3}, verdict="both are alike.")
     for _ in range(3):
-        assert not mirror.sync(run_states(folder, plan), final=True)
+        assert not mirror.sync(run_states(folder, plan))
     assert not mirror.finish(run_states(folder, plan), findings)
     _numbers_are_there(folder, plan, warnings)
 

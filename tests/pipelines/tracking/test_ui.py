@@ -40,6 +40,8 @@ class Page:
     def open(self, address: str) -> Browser:
         """Load a page as a first visitor."""
         self.browser.open("about:blank")
+        # MLflow's page keeps its last filter there.
+        self.browser.call("Storage.clearDataForOrigin", origin=self.server, storageTypes="local_storage")
         self.browser.open(address)
         return self.browser
 
@@ -84,6 +86,16 @@ def _order(text: str) -> list[str]:
     return sorted(_NAMES, key=text.index)
 
 
+def _wait_for_charts(browser: Browser) -> None:
+    """Until the curves of val/dice are drawn, which they are when they come into sight."""
+    browser.wait_for(
+        "(() => { for (const e of document.querySelectorAll('*')) if (e.scrollHeight > e.clientHeight + 50)"
+        f" e.scrollTop += 300; return {[f'{name} (val/dice)' for name in _NAMES]}.every("
+        "text => document.body.innerText.includes(text)); })()",
+        what="curves of val/dice",
+    )
+
+
 def test_the_list_shows_the_runs_by_name(page: Page) -> None:
     browser = page.open(page.runs)
     browser.wait_for_text("comparison of 3 losses · ")
@@ -96,15 +108,10 @@ def test_the_list_shows_the_runs_by_name(page: Page) -> None:
 def test_the_charts_compare_the_losses(page: Page) -> None:
     """The address that `medloss compare` prints."""
     browser = page.open(page.charts)
-    for name in _NAMES:
-        browser.wait_for_text(f"{name} (val/dice)")  # the legend of the lines
-    for what, drawn in (("bars", ".barlayer .point"), ("lines", ".scatterlayer .trace")):
-        browser.wait_for(f"document.querySelectorAll('.js-plotly-plot {drawn}').length >= 3", what=f"three {what}")
-    text = browser.text()
-    assert _order(text) == _NAMES
-    assert text.index("\nval\n") < text.index("\ntrain\n")
-    assert "comparison of 3 losses" in text  # the view's name
-    assert all(value in text for value in ("0.80", "0.78", "0.76"))  # the last val/dice of each
+    browser.wait_for_text(_NAMES[0])
+    assert _order(browser.text()) == _NAMES
+    assert "comparison of" not in browser.text()  # the parent has no curves
+    _wait_for_charts(browser)
     _assert_nothing_is_wrong(page)
 
 
@@ -113,24 +120,8 @@ def test_the_chart_view_without_the_address(page: Page) -> None:
     browser = page.open(f"{page.runs}?compareRunsMode=CHART")
     for name in _NAMES:
         browser.wait_for_text(name)
-    # Charts are drawn when they come into sight.
-    browser.wait_for(
-        "(() => { for (const e of document.querySelectorAll('*')) if (e.scrollHeight > e.clientHeight + 50)"
-        " e.scrollTop += 300; return document.body.innerText.includes('val/dice'); })()",
-        what="a chart of val/dice",
-    )
-    for name in _NAMES:
-        browser.wait_for_text(f"{name} (val/dice)")
+    _wait_for_charts(browser)
     _assert_nothing_is_wrong(page)
-
-
-def test_the_view_is_among_the_saved_ones(page: Page) -> None:
-    browser = page.open(page.runs)
-    browser.wait_for_text(_NAMES[0])
-    browser.click("[data-testid=saved-views-trigger]")
-    browser.wait_for_text("SAVED VIEWS")
-    menu = str(browser.evaluate("[...document.querySelectorAll('[role=menu]')].at(-1).innerText"))
-    assert menu.count("comparison of 3 losses") == 1
 
 
 def test_the_comparison_shows_its_verdict(page: Page) -> None:

@@ -43,6 +43,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=made, time=made))
+    monkeypatch.setattr("ignite.handlers.timing.perf_counter", made)
     return made
 
 

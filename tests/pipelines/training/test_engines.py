@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.training.components import Training, create_optimizer, create_schedule
-from pipelines.training.engines import Compute, Optimization, TrainingStep, create_evaluator, create_trainer
+from pipelines.training.engines import TrainingStep, create_evaluator, create_trainer
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig
 from pipelines.training.saved_model import AutocastInferer, WindowInferer, channels_last
@@ -73,9 +73,9 @@ def _trainer(
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     loader = training_loader(PatchDataset(items, items[0]["image"].shape[1:], seed=0), batch_size=2, workers=0)
     start_epoch(loader, 1)
-    compute = Compute(CPU, dtype, items[0]["image"].ndim - 1)
-    optimization = Optimization(optimizer, schedule)
-    trainer = create_trainer(network, _Loss(loss), loader, optimization, compute, scheme=SCHEME, epochs=epochs)
+    run = AutocastInferer(dtype, CPU, channels_last(items[0]["image"].ndim - 1))
+    step = TrainingStep(network, stepped=schedule.step)
+    trainer = create_trainer(step, _Loss(loss), loader, optimizer, run, scheme=SCHEME, epochs=epochs)
     return trainer, network
 
 
@@ -191,10 +191,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step() -> None:
 
 def _evaluate(network: nn.Module, items: list[dict[str, Any]], patch: tuple[int, ...]) -> list[dict[str, Any]]:
     evaluated: list[dict[str, Any]] = []
-    compute = Compute(CPU, None, len(patch))
-    evaluator = create_evaluator(
-        network, validation_loader(items), evaluated.append, compute, scheme=SCHEME, patch=patch
-    )
+    run = AutocastInferer(None, CPU, channels_last(len(patch)))
+    evaluator = create_evaluator(network, validation_loader(items), evaluated.append, run, scheme=SCHEME, patch=patch)
     evaluator.run()
     return evaluated
 

@@ -18,7 +18,7 @@ from pipelines.comparison.execution import Comparison
 from pipelines.comparison.remaining_runs import Display
 from pipelines.runs.comparison_folder import run_states
 from pipelines.runs.summary import comparison_table
-from pipelines.utils.text import Column, numbers, print_table
+from pipelines.utils.text import Column, abbreviated, numbers, print_table
 
 _WIDTHS = (100, 80, 60, 40)
 _SUM = "0.5*binary_cross_entropy+0.5*structural_similarity"
@@ -112,3 +112,11 @@ def test_in_a_pipe_a_row_is_a_line() -> None:
     assert head.split() == ["loss", "Dice", "left"]
     assert first == f"{_SUM}  0.1234  {text.rstrip()}"
     assert second.split() == ["[dice]", "1"]
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [([], ""), (["a", Path("b")], "a, b"), (range(4), "0, 1, 2 and 1 more"), (["a\nb", 1], r"'a\nb', 1")],
+)
+def test_only_the_first_items_are_listed(items: list[object], expected: str) -> None:
+    assert abbreviated(items, 3) == expected

@@ -1,0 +1,215 @@
+"""`medloss predict` and `medloss evaluate`: predictions by one network, and their metrics."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.cli import PATH, combined, take
+from pipelines.utils import UserError
+from pipelines.utils.text import abbreviated, terminal_bar
+
+if TYPE_CHECKING:  # the commands' help does not wait for torch
+    from pipelines.evaluation.evaluate import Evaluation
+    from pipelines.inference.sources import Source
+
+
+def _manifest_options(replaced: str) -> Any:
+    return combined(
+        click.option("--manifest", help=f"In place of {replaced}: a path, or the name of a shipped manifest."),
+        click.option("--data-root", type=PATH, help="Folder of the manifest's data [MEDLOSS_DATA]."),
+        click.option("--fold", type=int, help="Only the manifest's cases of this fold."),
+    )
+
+
+def _cases_of_manifest(options: dict[str, Any], is_replaced: bool, refusal: str) -> tuple[Any, ...] | None:
+    """Take the manifest, its data's folder and the fold; None if there is no manifest but what it replaces."""
+    manifest, data_root, fold = take(options, "manifest", "data_root", "fold").values()
+    if is_replaced == (manifest is not None):
+        raise UserError(refusal)
+    if manifest is None and (data_root is not None or fold is not None):
+        flag = "--data-root" if fold is None else "--fold"
+        raise UserError(f"{flag}: belongs to a manifest; pass --manifest with it")
+    return None if manifest is None else (manifest, data_root, fold)
+
+
+@click.command()
+@click.argument("images", nargs=-1, type=PATH)
+@click.option("--run", "run_dir", type=PATH, help="A finished run's folder, whose network predicts.")
+@click.option("--model", "model_file", type=PATH, help="In place of --run: the file model.pt of such a run.")
+@click.option("--out", type=PATH, required=True, help="Folder of the predictions.")
+@_manifest_options("IMAGES")
+@click.option("--probabilities", is_flag=True, help="Write <name>_probabilities.nii.gz, too: 4D, a volume per class.")
+@click.option("--flips", is_flag=True, help="Average over images flipped along the axes that training flipped.")
+@click.option("--force", is_flag=True, help="Overwrite existing predictions.")
+@click.option("--resume", is_flag=True, help="Leave out images that have predictions already.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Default: the run's.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True, help="Windows per batch.")
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+def predict(images: tuple[Path, ...], out: Path, probabilities: bool, flips: bool, **options: Any) -> None:
+    """Predict IMAGES, NIfTI files and folders of them, by a trained network: a label map per image.
+
+    A map lies on its image's own grid, has the label values of the network's classes, and is named as the image is, or,
+    with a manifest, as the case is: <name>.nii.gz. Probabilities are float32, in the order of the classes' values, the
+    background first.
+
+    Of a folder with images and labels side by side, files named as labels (a_label, a_seg, a_mask, a_gt) are left out.
+
+    An image that cannot be predicted does not stop the others: it is named at the end, and the exit code is 1. It is 2
+    where the call itself is wrong, and nothing is predicted.
+    """
+    from pipelines.utils.text import shown
+
+    path = _network(**take(options, "run_dir", "model_file"))
+    either = "pass the images as one of the two: IMAGES, files and folders, or --manifest NAME_OR_FILE"
+    of_manifest = _cases_of_manifest(options, bool(images), either)
+    sources, remaining = _remaining_images(images, of_manifest, out, probabilities, **take(options, "force", "resume"))
+    # Not above, for the seconds that torch and MONAI take.
+    import torch
+
+    from pipelines.utils.machine import chosen_device, without_mlflow
+
+    with without_mlflow():
+        from pipelines.inference.predict import Settings
+        from pipelines.inference.predict import predict as predict_images
+        from pipelines.training.saved_model import load_model
+
+    if options["threads"] is not None:
+        torch.set_num_threads(options["threads"])
+    settings = Settings(probabilities=probabilities, flips=flips, windows=options["batch_size"])
+    model = load_model(path, chosen_device(options["device"]), options["precision"])
+    if flips and not model.config.flip_axes:
+        raise UserError("--flips: this network's training flipped no axis; leave it out")
+
+    def report(done: int, source: "Source", outcome: str) -> None:
+        click.echo(f"[{done}/{len(remaining)}] {shown(source.name)}: {outcome}", err=True)
+
+    failed = predict_images(model, remaining, out, settings, report)
+    if len(remaining) > len(failed):
+        values = ", ".join(f"{value} {name}" for value, name in model.scheme.classes.items())
+        click.echo(f"{len(remaining) - len(failed)} predicted in {out}: {values}")
+    if len(remaining) < len(sources):
+        click.echo(f"{len(sources) - len(remaining)} were there already")
+    if failed:
+        for file, reason in failed:
+            click.echo(f"error: {shown(file)}: {reason}", err=True)
+        sys.exit(1)
+
+
+def _network(run_dir: Path | None, model_file: Path | None) -> Path:
+    """The finished run's folder, or the model's file."""
+    from pipelines.training.run_folder import RunFolder
+
+    if run_dir is not None and model_file is None:
+        if not run_dir.is_dir():
+            raise UserError(f"--run: {run_dir}: no such folder")
+        result = RunFolder(run_dir).result
+        if result is None or result.get("state") != "done":
+            raise UserError(f"--run: {run_dir} holds no finished run; finish it by `medloss train --resume`")
+        return run_dir
+    if model_file is None or run_dir is not None:
+        raise UserError("pass the network as one of the two: --run FOLDER or --model FILE")
+    if model_file.is_dir():
+        raise UserError(f"--model: {model_file} is a folder; expected a file model.pt, or --run with a run's folder")
+    return model_file
+
+
+def _remaining_images(
+    images: tuple[Path, ...],
+    of_manifest: tuple[Any, ...] | None,
+    out: Path,
+    probabilities: bool,
+    *,
+    force: bool,
+    resume: bool,
+) -> "tuple[list[Source], list[Source]]":
+    """All images that are named, and those that remain to be predicted."""
+    from pipelines.inference.sources import image_sources, manifest_sources, refuse_collisions
+    from pipelines.utils.files import refuse_unwritable_folder
+
+    if force and resume:
+        raise UserError("--force and --resume: the one predicts again what is there, the other does not; pass one")
+    refuse_unwritable_folder(out, "--out")
+    sources, labels = image_sources(images) if of_manifest is None else (manifest_sources(*of_manifest), [])
+    refuse_collisions(sources, out, probabilities=probabilities)
+    outputs = {source: source.outputs(out, probabilities=probabilities) for source in sources}
+    existing = [file for files in outputs.values() for file in files if file.exists()]
+    if existing and not force and not resume:
+        raise UserError(
+            f"--out: there already: {abbreviated(existing)}; pass --force to overwrite, or --resume to leave out what "
+            "is predicted"
+        )
+    if labels:
+        click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)
+    remaining = [source for source, files in outputs.items() if force or not all(file.exists() for file in files)]
+    return sources, remaining
+
+
+@click.command()
+@click.argument("predictions", type=PATH)
+@click.option("--labels", type=PATH, help="Folder of labels, named as the predictions are.")
+@_manifest_options("--labels")
+@click.option("--out", type=PATH, help="CSV with a row per case and class.")
+@click.option("--force", is_flag=True, help="Overwrite the CSV.")
+@click.option("--tolerance", type=float, default=1.0, show_default=True, help="Tolerance of the NSD, mm.")
+@click.option("--allow-missing", is_flag=True, help="Leave out labels without a prediction.")
+def evaluate(
+    predictions: Path, labels: Path | None, out: Path | None, tolerance: float, allow_missing: bool, **options: Any
+) -> None:
+    """Compare PREDICTIONS, a folder of NIfTI label maps, with labels: a mean per class, and each case in a CSV.
+
+    A prediction is named as its label is, or, with a manifest, as its case, label or image is. It lies on its label's
+    grid; up to a tenth of a voxel off it passes, with a note.
+    """
+    from pipelines.evaluation.references import folder_references, manifest_references, match
+    from pipelines.utils.files import refuse_existing, refuse_unwritable, write_text
+
+    either = "pass the labels as one of the two: --labels FOLDER or --manifest NAME_OR_FILE"
+    of_manifest = _cases_of_manifest(options, labels is not None, either)
+    if out is not None:
+        refuse_existing(out, options["force"])
+        refuse_unwritable(out, "--out")
+    references = folder_references(labels, terminal_bar) if labels else manifest_references(*of_manifest or ())
+    matched = match(references, predictions)
+    missing = abbreviated(label.path for label in matched.unpredicted)
+    if missing and not allow_missing:
+        raise UserError(f"labels without a prediction: {missing}; pass --allow-missing to leave them out")
+    fold = None if of_manifest is None else of_manifest[2]
+    unknown = "predictions without a label" + ("" if fold is None else f" in fold {fold}")
+    unlabelled = abbreviated(predictions / file for file in matched.unlabelled)
+    for what, left_out in ((unknown, unlabelled), ("labels without a prediction", missing)):
+        if left_out:
+            click.echo(f"left out, {what}: {left_out}", err=True)
+    # Not above, for the seconds that torch, pandas and scipy take.
+    from pipelines.evaluation.evaluate import evaluate as compute_metrics
+
+    with terminal_bar("computing metrics", len(matched.pairs), "case") as step:
+        evaluation = compute_metrics(
+            predictions, references, matched, nsd_tolerance_mm=tolerance, progress=lambda: step(1)
+        )
+    if evaluation.note is not None:
+        click.echo(f"note: {evaluation.note}", err=True)
+    _print_means(evaluation, tolerance)
+    if out is not None:
+        try:
+            write_text(out, evaluation.csv())
+        except OSError as error:
+            raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
+        click.echo(f"written to {out}")
+
+
+def _print_means(evaluation: "Evaluation", tolerance: float) -> None:
+    from pipelines.evaluation.metrics import METRICS
+    from pipelines.utils.text import Column, numbers, print_table
+
+    headings = [
+        f"{entry.label} ({tolerance:g} mm)" if entry.by_tolerance else entry.heading for entry in METRICS.values()
+    ]
+    rows = []
+    counted = [(name, str(evaluation.cases(name)), means) for name, means in evaluation.class_means().items()]
+    for name, cases, means in [*counted, ("mean foreground", "", evaluation.foreground_means())]:
+        values = [(means[key], entry.decimals) for key, entry in METRICS.items()]
+        rows.append([name, cases, *("-" if value != value else f"{value:.{digits}f}" for value, digits in values)])
+    print_table([Column("class"), *numbers("cases", *headings)], rows)
