@@ -232,12 +232,15 @@ def _print_tables(report: "CheckReport") -> None:
         cells = [f"{x:.0f}" for x in (voxels.min(), np.median(voxels), voxels.max())]
         cells += [f"{x:.4g}" for x in (size.min(), np.median(size), size.max())]
         volumes.append([f"{value} {name}", str(int((voxels > 0).sum())), *cells])
-    geometry = []
+    found, geometry = report.orientations.most_common(1)[0][0], []
+    names = [
+        name for letters, name in (("RL", "right"), ("AP", "anterior"), ("SI", "superior")) if {*letters} & {*found}
+    ]
     for title, rows in (("spacing, mm", report.spacings), ("shape, voxels", report.shapes)):
         lengths = np.array([row for row in rows if len(row) == axes])
-        for axis, column in enumerate(lengths.T):
+        for axis, column in zip(names, lengths.T, strict=True):
             extremes = (column.min(), np.median(column), column.max())
-            geometry.append([f"{title}, axis {axis}", *(f"{x:.6g}" for x in extremes)])
+            geometry.append([f"{title}, {axis}", *(f"{x:.6g}" for x in extremes)])
     extremes_of_both = [f"{what}: {extreme}" for what in ("voxels", unit) for extreme in ("min", "median", "max")]
     print_table([Column("class"), *numbers("cases", *extremes_of_both)], volumes)
-    print_table([Column(""), *numbers("min", "median", "max")], geometry)
+    print_table([Column(f"axes: {', '.join(names)}"), *numbers("min", "median", "max")], geometry)

@@ -152,8 +152,9 @@ def _compare(facts: CaseFacts, images: Sequence[Volume], label: Volume, resample
             facts.offences.append(Offence(case.label, problem))
         else:
             facts.shift = grid_shift(label, image)
-    facts.shape, facts.spacing, facts.orientation = label.shape, label.spacing, image.orientation.name
-    facts.stored_spacing = label.as_stored().spacing
+    grid = label if resample and len(images) > 1 else image
+    facts.shape, facts.spacing, facts.stored_spacing = grid.shape, grid.spacing, grid.as_stored().spacing
+    facts.orientation = image.orientation.name
     facts.channels = len(images) if len(images) > 1 or image.data.ndim == len(image.spacing) else len(image.data)
     facts.voxels = count_values(label.data)
 

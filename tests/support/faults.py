@@ -189,19 +189,19 @@ FAULTS = [
         "label of another shape",
         on(LABEL, reshaped, (12, 16, 15)),
         LABEL,
-        "^12 x 16 x 15 voxels, but its image has 12 x 16 x 14",
+        "^15 x 16 x 12 voxels, but its image has 14 x 16 x 12",
     ),
     Fault(
         "label with axes turned",
         on(LABEL, reshaped, (14, 16, 12)),
         LABEL,
-        "^14 x 16 x 12 voxels, but its image has 12 x 16 x 14",
+        "^12 x 16 x 14 voxels, but its image has 14 x 16 x 12",
     ),
     Fault(
         "label of other spacing",
         on(LABEL, stretched),
         LABEL,
-        r"^spacing 3.6 x 1.2 x 2.4 mm, but its image has 3 x 1 x 2",
+        r"^spacing 2.4 x 1.2 x 3.6 mm, but its image has 2 x 1 x 3",
     ),
     Fault(
         "label moved", on(LABEL, moved, 1, 0.5), LABEL, "^its affine differs from its image's: it lies up to 0.5 mm off"
@@ -216,7 +216,7 @@ FAULTS = [
         "label of a slightly other spacing",
         on(LABEL, stretched, 1.004),
         LABEL,
-        r"^spacing 3.012 x 1.004 x 2.008 mm, but its image has 3 x 1 x 2 mm$",
+        r"^spacing 2.008 x 1.004 x 3.012 mm, but its image has 2 x 1 x 3 mm$",
     ),
     Fault(
         "image moved",

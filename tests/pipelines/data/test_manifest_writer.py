@@ -13,7 +13,7 @@ from cli_call import call_medloss
 from faults import cut, sheared, with_voxel
 from hypothesis import given
 from hypothesis import strategies as st
-from small_files import SPACING, affine_of, array_of, rewrite, small_folder
+from small_files import CANONICAL_SPACING, affine_of, array_of, rewrite, small_folder
 
 from pipelines.data.checks import check_data
 from pipelines.data.data_root import resolve_data
@@ -77,7 +77,7 @@ def test_msd_folder_without_dataset_json(msd: Path) -> None:
     manifest = round_trip(msd)
     assert manifest.name == manifest.folder == "Task99_Thing"
     assert manifest.classes == {0: "background", 1: "class_1", 2: "class_2", 3: "class_3"}
-    assert manifest.spacing == SPACING
+    assert manifest.spacing == CANONICAL_SPACING
     assert (manifest.modality, manifest.dimensions, manifest.spacing_tolerance) == ("MR", 3, 0.05)
     assert [case.id for case in manifest.cases] == ["a", "b", "c", "d"]
     first = manifest.cases[0]
@@ -241,7 +241,7 @@ def test_differing_spacings_widen_the_tolerance(paired: Path) -> None:
         affine[:3, :3] *= 1.5
         rewrite(paired / kind / "a.nii.gz", affine=affine)
     manifest = round_trip(paired)
-    assert manifest.spacing == SPACING
+    assert manifest.spacing == CANONICAL_SPACING
     assert manifest.spacing_tolerance == pytest.approx(0.5, abs=2e-3)
 
 
@@ -249,7 +249,7 @@ def test_2d_images(paired: Path) -> None:
     for file in sorted(paired.rglob("*.nii*")):
         rewrite(file, array_of(file)[6])
     manifest = round_trip(paired)
-    assert (manifest.dimensions, manifest.spacing) == (2, SPACING[:2])
+    assert (manifest.dimensions, manifest.spacing) == (2, CANONICAL_SPACING[1:])
 
 
 def test_a_folder_that_contains_one_of_the_same_name_is_the_root(paired: Path) -> None:
