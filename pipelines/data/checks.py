@@ -352,8 +352,8 @@ def channel_order_offences(cases: Sequence[Case], channels: Sequence[Channel]) -
             index = next(i for i, word in enumerate(of_case) if word != usual[i])
             yield Offence(
                 case.images[index],
-                f"channels in another order: by its name it is channel {usual.index(of_case[index])}; '{case.id}' lists "
-                f"it as channel {index}",
+                f"channels in another order: by its name it is channel {usual.index(of_case[index])}, but '{case.id}' "
+                f"lists it as channel {index}",
             )
 
 

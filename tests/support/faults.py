@@ -40,6 +40,12 @@ def with_voxel(path: Path, value: float, dtype: type = np.float32, count: int = 
     rewrite(path, array)
 
 
+def with_colours(path: Path) -> None:
+    """NIfTI's RGB24: three numbers per voxel."""
+    colours = np.zeros(array_of(path).shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, affine_of(path)), path)
+
+
 def resaved_from_float(path: Path) -> None:
     """As a script does that computes in float64: nibabel scales the values, and 3 is read as 3.00000006."""
     image = nib.Nifti1Image(array_of(path).astype(np.float64), affine_of(path))
@@ -184,6 +190,12 @@ FAULTS = [
     Fault("unknown data type", on(IMAGE, with_header, {"datatype": 999}), IMAGE, "^damaged: "),
     Fault(
         "complex numbers", on(IMAGE, with_voxel, 1j, np.complex64), IMAGE, "^holds complex64; expected one integer or"
+    ),
+    Fault(
+        "colours",
+        on(IMAGE, with_colours),
+        IMAGE,
+        r"^holds \[\('R', 'u?\|?u1'\), .*\]; expected one integer or real number per voxel$",
     ),
     Fault(
         "label of another shape",

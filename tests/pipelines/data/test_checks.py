@@ -478,7 +478,7 @@ def test_the_command_lists_all_files_if_all_are_bad(root: Path, written: Path) -
             ["check", "{tmp}/small.yaml", "--data-root", "{tmp}/folder"],
             "folder holds no file of 'data', for example images/a.nii.gz: pass the folder that does as --data-root\n",
         ),
-        (["check", "{tmp}/folder"], "folder: no pairs of image and label found"),
+        (["check", "{tmp}/folder"], "folder: holds no files"),
         (["check", "{tmp}/folder", "--data-root", "{tmp}"], "is the folder of the data already"),
     ],
 )
