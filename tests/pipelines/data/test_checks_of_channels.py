@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,6 @@ class Broken:
     make: Callable[[Path, dict[str, Any]], None]
     file: str
     reason: str
-    options: dict[str, bool] = field(default_factory=dict)
 
 
 SECOND, LABEL = "imagesTr/h_1_0001.nii.gz", "labelsTr/h_1.nii.gz"
@@ -124,12 +123,12 @@ BROKEN = [
         SECOND,
         "^channels in another order: by its name it is channel 1, but 'h_1' lists it as channel 0$",
     ),
-    Broken("nnunet_v2", _other_grid, SECOND, r"^spacing 1.6 x 1.2 x 2.5 mm, but its first channel \S+h_1_0000.nii.gz has"),
-    Broken("nnunet_v2", _other_shape, SECOND, r"^3 x 5 x 4 voxels, but its first channel \S+h_1_0000\S+ has 6 x 5 x 4; --res"),
-    Broken("nnunet_v2", _channel_of_several_volumes, SECOND, r"^4 axes \(6 x 5 x 4 x 2 voxels\); expected 3, one volume"),
+    Broken("nnunet_v2", _other_grid, SECOND, r"^spacing 1.6 x 1.2 x 2.5 mm, but its first channel \S+_0000\S+ has"),
+    Broken("nnunet_v2", _other_shape, SECOND, r"^3 x 5 x 4 voxels, but its first channel \S+_0000\S+ has 6 x 5 x 4; --"),
+    Broken("nnunet_v2", _channel_of_several_volumes, SECOND, r"^4 axes \(6 x 5 x 4 x 2 voxels\); expected 3, one vol"),
     Broken("nnunet_v2", _same_channel_twice, SECOND, r"^duplicate: its bytes are those of imagesTr/h_1_0000.nii.gz$"),
     Broken("nnunet_v2", _complex, SECOND, "^holds complex64; expected one integer or real number per voxel$"),
-    Broken("nnunet_v2", _unlisted_channel, "imagesTr/h_1_0002.nii.gz", "^channel 2 of 'h_1', which is not among its images;"),
+    Broken("nnunet_v2", _unlisted_channel, "imagesTr/h_1_0002.nii.gz", "^channel 2 of 'h_1', which is not among its"),
     Broken("decathlon_4d", _volumes, "imagesTr/brain_1.nii.gz", "^3 volumes in one file; expected 2, one per channel$"),
     Broken("decathlon_4d", _one_volume, "imagesTr/brain_1.nii.gz", "^one volume .*; expected 2, one per channel$"),
     Broken("decathlon_4d", _nan, "imagesTr/brain_1.nii.gz", "^NaN in 1 voxel$"),
@@ -199,13 +198,10 @@ def test_files_of_different_orientations_pass_with_a_note(tmp_path: Path) -> Non
         old = nib.load(path)
         nib.save(old.as_reoriented(nib.orientations.axcodes2ornt("PSL")), path)
     out = tmp_path / "made.yaml"
-    note = "note: orientations differ (2 x RAS, 1 x ASL"
     code, printed, _ = call_medloss("manifest", tmp_path, "--folds", 3, "--out", out)
     assert code == 0
     (line,) = (line for line in printed.splitlines() if line.startswith("note: orientations"))
-    assert re.fullmatch(r"note: orientations differ \(2 x RAS, 1 x \w{3}\); all are brought to .* when read", line), (
-        note
-    )
+    assert line.startswith("note: orientations differ (2 x RAS, 1 x PSL); all are brought to the closest canonical one")
     code, printed, _ = call_medloss("check", out, "--data-root", tmp_path)
     assert code == 0 and line in printed
     assert re.search(r"^spacing, mm, right +0.8 +0.8 +0.8$", printed, re.MULTILINE)
