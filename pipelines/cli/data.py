@@ -104,7 +104,13 @@ def manifest(folder: Path, out: Path | None, force: bool, hashed: bool, data_roo
 
     A raw data set of nnU-Net keeps its folds, if it has a splits_final.json.
     """
+    from pipelines.utils import UserError
+
     _refuse_existing(out, force)
+    if hashed and (needless := [option for option, value in given.items() if value]):
+        raise UserError(f"--hash: adds checksums to a manifest; --{needless[0].replace('_', '-')} is for a folder")
+    if data_root is not None and not hashed:
+        raise UserError("--data-root: for --hash; a folder's own files are read")
     if hashed:
         _write_with_checksums(folder, out or folder, data_root, force)
     else:

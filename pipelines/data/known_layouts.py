@@ -4,13 +4,13 @@ import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipelines.data.layouts import image_name, is_label_name, names_of, pair_by_name, path_problem, stem
 from pipelines.utils import UserError
-from pipelines.utils.text import shown
+from pipelines.utils.text import counted, shown
 
 
 @dataclass(frozen=True)
@@ -253,8 +253,11 @@ def _by_table(path: Path) -> Groups:
     except UnicodeDecodeError:
         raise UserError(f"--pairs: {path} is not text in UTF-8") from None
     header = text.partition("\n")[0]
-    rows = csv.DictReader(text.splitlines(), delimiter=";" if ";" in header and "," not in header else ",")
-    columns = list(rows.fieldnames or [])
+    reader = csv.DictReader(text.splitlines(), delimiter=";" if ";" in header and "," not in header else ",")
+    try:
+        columns, rows = list(reader.fieldnames or []), list(reader)
+    except csv.Error as error:
+        raise UserError(f"--pairs: {path} is not CSV: {error}") from None
     images = [column for column in columns if column.startswith("image")]
     if not images or not {"case", "label"} <= set(columns) or set(columns) - {"case", "patient", "label", *images}:
         raise UserError(
@@ -264,14 +267,15 @@ def _by_table(path: Path) -> Groups:
     groups = Groups()
     for number, row in enumerate(rows, start=2):
         case = (row["case"] or "").strip()
-        if not case or case in groups.labels:
-            raise UserError(f"--pairs: {path}, line {number}: {f'{case!r} is listed twice' if case else 'no case'}")
+        patient = (row.get("patient") or "").strip() or case
+        if not case or case in groups.patients or not patient.isprintable():
+            problem = f"{case!r} is listed twice" if case in groups.patients else "no case" if not case else "patient"
+            raise UserError(f"--pairs: {path}, line {number}: {problem}")
+        groups.patients[case] = patient
         for column, file in row.items():
             if column in (*images, "label") and file and file.strip():
                 channel = None if column == "label" else str(images.index(column))
                 groups.add(case, str(PurePosixPath(file.strip())), channel)
-        if patient := (row.get("patient") or "").strip():
-            groups.patients[case] = patient
     return groups
 
 
@@ -402,33 +406,31 @@ def _why_nothing(folder: Path, files: list[str], nifti: list[str], found: Found 
     if not files:
         return "holds no files"
     if not nifti:
-        return f"no NIfTI file (.nii or .nii.gz), but {hint or f'{len(files)} others, such as {shown(files[0])}'}"
-    more = f" ({hint})" if hint else ""
-    choices = "pass --images and --labels, or --pairs"
+        return f"no NIfTI file (.nii or .nii.gz), but {hint or _such(files, 'other')}"
+    choices = f"pass --images and --labels, or --pairs{f' ({hint})' if hint else ''}"
     if found is None:
-        return f"{len(nifti)} NIfTI files in no known layout, such as {shown(nifti[0])}: {choices}{more}"
+        return f"{_such(nifti, 'NIfTI file')}, in no known layout: {choices}"
     by_reason: dict[str, list[str]] = defaultdict(list)
     for file, reason in found.left_out:
         by_reason[reason].append(file)
     images, labels = by_reason.pop("image without a label", []), by_reason.pop("label without an image", [])
     if by_reason:
         reason, of_reason = next(iter(by_reason.items()))
-        return f"no case can be used; the first: {reason.removeprefix('duplicate: ')}: {_listed(of_reason)}{more}"
+        named = ", ".join(shown(file) for file in of_reason[:4])
+        return f"no case can be used; the first: {reason.removeprefix('duplicate: ')}: {named}"
     if images and labels:
-        return (
-            f"names that do not match: no image has a label's name, for example {shown(images[0])} and "
-            f"{shown(labels[0])}: {choices}{more}"
-        )
+        example = f"{shown(images[0])} and {shown(labels[0])}"
+        return f"names that do not match: no image has a label's name, for example {example}: {choices}"
     if labels:
-        return f"labels but no images: {len(labels)} labels, such as {shown(labels[0])}{more}"
+        return f"labels but no images: {_such(labels, 'label')}: {choices}"
     return (
-        f"images but no labels: {len(images)} images, such as {shown(images[0])}; expected labelsTr next to imagesTr, "
-        f"labels next to images, or a_label.nii.gz next to a_image.nii.gz: {choices}{more}"
+        f"images but no labels: {_such(images, 'image')}; expected labelsTr next to imagesTr, labels next to images, "
+        f"or a_label.nii.gz next to a_image.nii.gz: {choices}"
     )
 
 
-def _listed(files: Iterable[str]) -> str:
-    return ", ".join(shown(file) for file in list(files)[:4])
+def _such(files: list[str], noun: str) -> str:
+    return f"{counted(len(files), noun)}, such as {shown(files[0])}"
 
 
 def _other_format(folder: Path, files: list[str]) -> str:
@@ -441,10 +443,11 @@ def _other_format(folder: Path, files: list[str]) -> str:
     ending, count = endings.most_common(1)[0]
     reader = _OTHER_FORMATS[ending]
     if reader == "":
-        return f"{count} {ending} files: only NIfTI is read; unpack them"
+        return f"{counted(count, f'{ending} file')}: only NIfTI is read; unpack them"
     what = "DICOM" if ending == ".dcm" else ending
     reader = reader or f'sitk.ReadImage("a{ending}")'
-    return f'{count} {what} files: only NIfTI is read; SimpleITK converts: sitk.WriteImage({reader}, "a.nii.gz")'
+    given = counted(count, f"{what} file")
+    return f'{given}: only NIfTI is read; SimpleITK converts: sitk.WriteImage({reader}, "a.nii.gz")'
 
 
 def _is_dicom(file: Path) -> bool:

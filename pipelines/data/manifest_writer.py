@@ -33,6 +33,7 @@ from pipelines.data.manifest import UNKNOWN, Case, Manifest
 from pipelines.data.nifti import WRONG_CHECKSUM, file_problem
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256
+from pipelines.utils.text import counted
 
 #: Default tolerance of spacings, unless the files need a wider one.
 _TOLERANCE = 0.05
@@ -81,7 +82,9 @@ def scan_folder(folder: Path, progress: Progress | None = None, options: FolderO
         Case(id=name, patient=case.patient or name, fold=0, image=case.images, label=case.label)
         for name, case in zip(names, found.cases, strict=True)
     ]
-    expected = Expected(channels=len(found.channels) or None, resample=options.resample_channels)
+    # A single suffix does not say how many channels its files have; `dataset.json` and the user do.
+    named = len(found.channels) if len(found.channels) != 1 or card.channels else None
+    expected = Expected(channels=named or None, resample=options.resample_channels)
     facts = read_cases(cases, folder, expected, progress)
     channels = Counter(fact.channels for fact in facts if fact.channels).most_common(1)
     dimensions = Counter(len(fact.shape) for fact in facts if fact.shape is not None).most_common(1)
@@ -283,11 +286,12 @@ def _channels(
     count, names = scan.channels, scan.found.channels
     if len(names) != count:
         if options.channels:
-            raise UserError(f"--channels: {len(names)} names for {count} channels")
+            raise UserError(f"--channels: {counted(len(names), 'name')} for {counted(count, 'channel')}")
         names = tuple(f"channel_{index}" for index in range(count))
     given = [part.strip() for part in (modality or "").split(",") if part.strip()]
     if given and len(given) not in (1, count):
-        raise UserError(f"--modality: got {len(given)} for {count} channels; expected one for all, or one per channel")
+        number = counted(count, "channel")
+        raise UserError(f"--modality: got {len(given)} for {number}; expected one for all, or one per channel")
     modalities = given * (count // len(given)) if given else [guess_modality(name) for name in names]
     if count == 1:
         named = names[0] if scan.found.channels else None
@@ -376,6 +380,8 @@ def with_checksums(manifest: Manifest, root: Path) -> Manifest:
     Raises:
         UserError: a file is missing, or has another checksum than the one that the manifest has already.
     """
+    if manifest.generator is not None:
+        raise UserError(f"--hash: '{manifest.name}' is generated, and its checksums are stored with its files")
     made = []
     for case in manifest.cases:
         found = {}

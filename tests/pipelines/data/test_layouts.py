@@ -210,6 +210,15 @@ def test_volumes_of_one_file_are_channels_and_many_a_time_series(folder: Path) -
     assert len(manifest.channels) == 9
 
 
+def test_a_single_suffix_may_have_several_channels(folder: Path) -> None:
+    MADE["kits"](folder)
+    for n in range(3):
+        write_image(folder / f"case_{n}/imaging.nii.gz", (*SHAPE, 2))
+    assert names(manifest_of(folder)[0]) == ["channel_0", "channel_1"]
+    code, _, err = call_medloss("manifest", folder, "--channels", "imaging", "--out", folder.parent / "x.yaml")
+    assert code == 2 and "--channels: 1 name for 2 channels" in err
+
+
 def test_channels_on_different_grids(folder: Path) -> None:
     MADE["nnunet_v1"](folder)
     for n in range(3):
@@ -306,12 +315,13 @@ def _pairs(*lines: str) -> tuple[Callable[[Path], object], list[str]]:
         (*_pairs(""), "has the columns none; expected"),
         (*_pairs("case,image,label", ",a.nii.gz,a_seg.nii.gz"), "p.csv, line 2: no case"),
         (*_pairs("case,image,label", *["a,a.nii.gz,a_seg.nii.gz"] * 2), "p.csv, line 3: 'a' is listed twice"),
+        (*_pairs("case,patient,image,label", "a,p\a,a.nii.gz,a_seg.nii.gz"), "p.csv, line 2: patient"),
         (*_pairs("case,image,label", "a,/etc/a.nii.gz,a_seg.nii.gz"), "'/etc/a.nii.gz' is absolute"),
         (*_pairs("case,image,label", "a,../a.nii.gz,a_seg.nii.gz"), "'../a.nii.gz' leaves the data root"),
         (*_pairs("case,image,label", "a,a.nrrd,a_seg.nii.gz"), "'a.nrrd' is not a NIfTI file"),
         (*_pairs("case,image,label", "a,x.nii.gz,a_seg.nii.gz"), "none of 1 pairs can be used; the first: x.nii.gz: m"),
         (None, ["--channels", "T1,T2"], "a.nii.gz: one volume (6 x 5 x 4 voxels); expected 2, one per channel"),
-        (None, ["--modality", "CT,PET"], "--modality: got 2 for 1 channels; expected one for all, or one per channel"),
+        (None, ["--modality", "CT,PET"], "--modality: got 2 for 1 channel; expected one for all, or one per channel"),
     ],
 )  # fmt: skip
 def test_wrong_names_of_files_are_refused_in_one_line(
@@ -326,9 +336,21 @@ def test_wrong_names_of_files_are_refused_in_one_line(
     assert message in err
 
 
-def test_options_of_folders_are_refused_for_a_manifest(folder: Path) -> None:
-    code, _, err = call_medloss("check", "phantom", "--channels", "T1", "--data-root", folder)
-    assert code == 2 and "--channels: for a folder without a manifest" in err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "phantom", "--channels", "T1", "--data-root", "x"), "--channels: for a folder without a manifest"),
+        (("manifest", "phantom", "--hash", "--resample-channels"), "--resample-channels is for a folder"),
+        (("manifest", "phantom", "--hash", "--out", "x.yaml", "--data-root", "."), "'phantom' is generated"),
+        (("manifest", ".", "--data-root", "x"), "--data-root: for --hash"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(
+    arguments: tuple[str, ...], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    code, _, err = call_medloss(*arguments)
+    assert code == 2 and message in err
 
 
 # Nothing found: the true cause, in one line.
@@ -394,7 +416,7 @@ NOTHING: list[tuple[Callable[[Path], object], str]] = [
     (of("decathlon", unlinked("labelsTr/*")), "images but no labels: 3 images, such as imagesTr/liver_0.nii.gz"),
     (of("side_by_side", unlinked("?_seg.nii.gz")), "images but no labels: 3 images, such as a.nii.gz"),
     (of("side_by_side", unlinked("?.nii.gz")), "labels but no images: 3 labels, such as a_seg.nii.gz"),
-    (of("brats", unlinked("*/*-seg.nii.gz")), "12 NIfTI files in no known layout, such as BraTS-0/BraTS-0-t1c.nii.gz"),
+    (of("brats", unlinked("*/*-seg.nii.gz")), "12 NIfTI files, such as BraTS-0/BraTS-0-t1c.nii.gz, in no known layout"),
     (of("bids", unlinked("derivatives/*/*/*/*/*")), "images but no labels: 18 images, such as sub-01/ses-1/anat/"),
     (
         niftis("images/a.nii.gz", "images/b.nii.gz", "labels/1.nii.gz", "labels/2.nii.gz"),
@@ -408,10 +430,10 @@ NOTHING: list[tuple[Callable[[Path], object], str]] = [
         of("nnunet_v1", unlinked("imagesTr/*_0001.nii.gz")),
         "no case can be used; the first: channel 1 (PET) is missing: imagesTr/h_0_0000.nii.gz",
     ),
-    (niftis("scans/a.nii.gz", "masks/a.nii.gz"), "2 NIfTI files in no known layout, such as masks/a.nii.gz: pass"),
+    (niftis("scans/a.nii.gz", "masks/a.nii.gz"), "2 NIfTI files, such as masks/a.nii.gz, in no known layout: pass"),
     (
         half_converted,
-        "labels but no images: 1 labels, such as labels/a.nii.gz (1 .mha files: only NIfTI is read; SimpleITK",
+        "labels but no images: 1 label, such as labels/a.nii.gz: pass --images and --labels, or --pairs (1 .mha file: o",
     ),
 ]  # fmt: skip
 
