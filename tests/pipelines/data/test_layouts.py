@@ -433,7 +433,7 @@ NOTHING: list[tuple[Callable[[Path], object], str]] = [
     (niftis("scans/a.nii.gz", "masks/a.nii.gz"), "2 NIfTI files, such as masks/a.nii.gz, in no known layout: pass"),
     (
         half_converted,
-        "labels but no images: 1 label, such as labels/a.nii.gz: pass --images and --labels, or --pairs (1 .mha file: o",
+        "labels but no images: 1 label, such as labels/a.nii.gz: pass --images and --labels, or --pairs (1 .mha file",
     ),
 ]  # fmt: skip
 
