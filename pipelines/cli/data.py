@@ -114,16 +114,19 @@ def manifest(folder: Path, out: Path | None, force: bool, hashed: bool, data_roo
     if hashed:
         _write_with_checksums(folder, out or folder, data_root, force)
     else:
-        _write_manifest(folder, out, force, **given)
+        _write_manifest(folder, out, force, given)
 
 
 def _write_with_checksums(source: Path, path: Path, data_root: Path | None, force: bool) -> None:
     from pipelines.data.data_root import resolve_data
     from pipelines.data.manifest import load_manifest
     from pipelines.data.manifest_writer import manifest_text, with_checksums
+    from pipelines.utils import UserError
 
     _refuse_existing(path, force)
     loaded = load_manifest(source)
+    if loaded.generator is not None:
+        raise UserError(f"--hash: '{loaded.name}' is generated, and its checksums are stored with its files")
     before = sum(len(case.checksums) for case in loaded.cases)
     made = with_checksums(loaded, resolve_data(loaded, data_root))
     _write(path, manifest_text(made))
@@ -140,22 +143,12 @@ def _write(path: Path, text: str) -> None:
         raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None
 
 
-def _write_manifest(
-    folder: Path,
-    out: Path | None,
-    force: bool,
-    *,
-    folds: int | None,
-    seed: int | None,
-    patient: str | None,
-    name: str | None,
-    modality: str | None,
-    **given: Any,
-) -> None:
+def _write_manifest(folder: Path, out: Path | None, force: bool, given: dict[str, Any]) -> None:
     from pipelines.data.layouts import find_splits
     from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
 
     lines: list[str] = []
+    name, modality, patient, folds, seed = (given.pop(key) for key in ("name", "modality", "patient", "folds", "seed"))
     splits = find_splits(folder) if folds is None and seed is None else None
     with _progress() as progress:
         made = make_manifest(

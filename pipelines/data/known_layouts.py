@@ -253,7 +253,8 @@ def _by_table(path: Path) -> Groups:
     except UnicodeDecodeError:
         raise UserError(f"--pairs: {path} is not text in UTF-8") from None
     header = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(), delimiter=";" if ";" in header and "," not in header else ",")
+    delimiter = ";" if ";" in header and "," not in header else ","
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
     try:
         columns, rows = list(reader.fieldnames or []), list(reader)
     except csv.Error as error:
@@ -269,7 +270,7 @@ def _by_table(path: Path) -> Groups:
         case = (row["case"] or "").strip()
         patient = (row.get("patient") or "").strip() or case
         if not case or case in groups.patients or not patient.isprintable():
-            problem = f"{case!r} is listed twice" if case in groups.patients else "no case" if not case else "patient"
+            problem = f"{case!r} is listed twice" if case in groups.patients else f"case {case!r}, patient {patient!r}"
             raise UserError(f"--pairs: {path}, line {number}: {problem}")
         groups.patients[case] = patient
         for column, file in row.items():

@@ -224,7 +224,8 @@ def make_manifest(
         )
     notify(f"layout: {scan.found.layout}")
     channels = _channels(scan, options, modality, notify)
-    for note in summarise(usable, [], scan.classes).notes:
+    empty = region_offences(usable, LabelScheme(classes=scan.classes, regions=scan.card.regions))
+    for note in (*summarise(usable, [], scan.classes).notes, *(offence.reason for offence in empty)):
         notify(f"note: {note}")
     unusable = unusable_files(scan)
     patients = _patients({fact.case.id: fact.case.patient for fact in usable}, folds.patient)
@@ -380,8 +381,6 @@ def with_checksums(manifest: Manifest, root: Path) -> Manifest:
     Raises:
         UserError: a file is missing, or has another checksum than the one that the manifest has already.
     """
-    if manifest.generator is not None:
-        raise UserError(f"--hash: '{manifest.name}' is generated, and its checksums are stored with its files")
     made = []
     for case in manifest.cases:
         found = {}

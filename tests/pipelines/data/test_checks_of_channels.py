@@ -185,6 +185,8 @@ def test_a_folders_regions_and_ignored_voxels_are_checked(tmp_path: Path) -> Non
     assert [offence.reason.split(";")[0] for offence in check_folder(tmp_path).offences] == [
         "regions: 'core' is empty in all cases"
     ]
+    _, printed, _ = call_medloss("manifest", tmp_path, "--out", tmp_path / "made.yaml")
+    assert "note: regions: 'core' is empty in all cases; remove it, or correct its labels\n" in printed
     _all_ignored(tmp_path, {})
     assert "all voxels have the ignored label 3; exclude the case" in [
         offence.reason for offence in check_folder(tmp_path).offences

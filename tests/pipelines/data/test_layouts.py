@@ -284,7 +284,7 @@ def test_a_table_lists_the_cases(odd: Path, tmp_path: Path) -> None:
     assert printed.startswith(f"layout: as listed in {table}\n")
     assert [(case.id, case.patient) for case in manifest.cases] == [("c0", "q0"), ("c1", "q0"), ("c2", "q1")]
     assert manifest.cases[0].images == ("scans/p0/pet.nii.gz", "scans/p0/t1 pre.nii.gz")
-    table.write_text("case,image,image2,label\n" + "\n".join(
+    table.write_text("case, image, image2, label\n" + "\n".join(
         f"c{n},scans/p{n}/pet.nii.gz,{'' if n == 1 else f'scans/p{n}/t1 pre.nii.gz'},truth/p{n}-mask-final.nii.gz"
         for n in range(3)
     ))  # fmt: skip
@@ -313,9 +313,9 @@ def _pairs(*lines: str) -> tuple[Callable[[Path], object], list[str]]:
         (*_pairs("case,label", "a,a_seg.nii.gz"), "has the columns case, label; expected case, image, label"),
         (*_pairs("case,image,label,fold"), "has the columns case, image, label, fold; expected"),
         (*_pairs(""), "has the columns none; expected"),
-        (*_pairs("case,image,label", ",a.nii.gz,a_seg.nii.gz"), "p.csv, line 2: no case"),
+        (*_pairs("case,image,label", ",a.nii.gz,a_seg.nii.gz"), "p.csv, line 2: case '', patient ''"),
         (*_pairs("case,image,label", *["a,a.nii.gz,a_seg.nii.gz"] * 2), "p.csv, line 3: 'a' is listed twice"),
-        (*_pairs("case,patient,image,label", "a,p\a,a.nii.gz,a_seg.nii.gz"), "p.csv, line 2: patient"),
+        (*_pairs("case,patient,image,label", "a,p\a,a.nii.gz,a_seg.nii.gz"), "line 2: case 'a', patient 'p\\x07'"),
         (*_pairs("case,image,label", "a,/etc/a.nii.gz,a_seg.nii.gz"), "'/etc/a.nii.gz' is absolute"),
         (*_pairs("case,image,label", "a,../a.nii.gz,a_seg.nii.gz"), "'../a.nii.gz' leaves the data root"),
         (*_pairs("case,image,label", "a,a.nrrd,a_seg.nii.gz"), "'a.nrrd' is not a NIfTI file"),
