@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import yaml
 from cli_call import call_medloss
+from hypothesis import given
+from hypothesis import strategies as st
 from made_layouts import AFFINE, MADE, SHAPE, write_card, write_files, write_image, write_label
 
 from pipelines.data.checks import check_data
 from pipelines.data.dataset_json import read_card
-from pipelines.data.known_layouts import LAYOUTS, FolderOptions, find_cases
+from pipelines.data.known_layouts import LAYOUTS, FolderOptions, _assembled, find_cases
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.data.manifest_writer import guess_modality, manifest_text
 from pipelines.utils import UserError
@@ -242,6 +245,30 @@ def test_nested_and_linked_folders_are_found_once(folder: Path) -> None:
     assert [case.images[0] for case in find_cases(folder, FolderOptions()).cases] == [
         f"linked/batch/volume-{n}.nii" for n in range(3)
     ]
+
+
+#: Paths of which any layout can make something.
+PATHS = st.from_regex(
+    r"((imagesTr|labelsTr|images|labels|c[12]|sub-[12]/anat|derivatives/x/sub-[12]/anat|patient1)/)?"
+    r"(a|b|sub-1|patient1|volume-1|segmentation-1)(_0000|_0001|_0002|_T1w|_FLAIR|_frame01|_4d|-t1)?"
+    r"(_gt|_seg|_mask|_label|_image)?\.nii(\.gz)?",
+    fullmatch=True,
+)
+
+
+@given(paths=st.lists(PATHS, unique=True, max_size=12), names=st.sampled_from([(), ("T1",), ("T1", "T2")]))
+def test_each_file_is_in_one_case_or_left_out(paths: list[str], names: tuple[str, ...]) -> None:
+    for layout in LAYOUTS.values():
+        if (groups := layout(paths, ())) is None:
+            continue
+        found = _assembled("", groups, names, chosen=False, files=paths)
+        used = Counter(file for case in found.cases for file in (*case.images, case.label))
+        left_out = dict(found.left_out)
+        assert not used or set(used.values()) == {1}
+        assert used.keys() | left_out.keys() <= set(paths) and not used.keys() & left_out.keys()
+        folders = {file.rpartition("/")[0] for file in used}
+        assert {path for path in paths if path.rpartition("/")[0] in folders} <= used.keys() | left_out.keys()
+        assert len({len(case.images) for case in found.cases}) <= 1
 
 
 # The user names the files.
