@@ -148,16 +148,27 @@ def _compare(facts: CaseFacts, images: Sequence[Volume], label: Volume, resample
             facts.offences.append(
                 Offence(file, f"{problem}; --resample-channels brings all channels to the label's grid")
             )
-    if not (resample and len(images) > 1):
-        if problem := grid_problem(label, image, "image"):
-            facts.offences.append(Offence(case.label, problem))
-        else:
-            facts.shift = grid_shift(label, image)
+    if resample and len(images) > 1:
+        for file, volume in zip(case.images, images, strict=True):
+            if not _holds_centre(volume, label):
+                facts.offences.append(Offence(file, "lies elsewhere: the centre of its label's grid is outside of it"))
+    elif problem := grid_problem(label, image, "image"):
+        facts.offences.append(Offence(case.label, problem))
+    else:
+        facts.shift = grid_shift(label, image)
     grid = label if resample and len(images) > 1 else image
     facts.shape, facts.spacing, facts.stored_spacing = grid.shape, grid.spacing, grid.as_stored().spacing
     facts.orientation = image.orientation.name
     facts.channels = len(images) if len(images) > 1 or image.data.ndim == len(image.spacing) else len(image.data)
     facts.voxels = count_values(label.data)
+
+
+def _holds_centre(volume: Volume, label: Volume) -> bool:
+    """Whether the centre of a label's grid lies in a volume: it could not be resampled from anything otherwise."""
+    axes = len(volume.spacing)
+    centre = label.affine[:3, 3] + label.affine[:3, : len(label.shape)] @ ((np.array(label.shape) - 1) / 2)
+    index = np.linalg.lstsq(volume.affine[:3, :axes], centre - volume.affine[:3, 3], rcond=None)[0]
+    return bool(np.all((index > -0.5) & (index < np.array(volume.shape) - 0.5)))
 
 
 def count_values(label: NDArray[Any]) -> dict[int, int]:

@@ -178,6 +178,16 @@ def test_channels_on_other_grids_pass_on_request(
     assert check_folder(tmp_path, options=FolderOptions(resample_channels=True)).ok
 
 
+def test_a_channel_that_lies_elsewhere_is_refused(tmp_path: Path) -> None:
+    MADE["nnunet_v2"](tmp_path)
+    moved = COARSE.copy()
+    moved[1, 3] = 8.0  # 5 voxels of 1.2 mm are 6 mm long
+    write_image(tmp_path / SECOND, affine=moved)
+    assert check_folder(tmp_path, options=FolderOptions(resample_channels=True)).offences == [
+        (SECOND, "lies elsewhere: the centre of its label's grid is outside of it")
+    ]
+
+
 def test_a_folders_regions_and_ignored_voxels_are_checked(tmp_path: Path) -> None:
     MADE["nnunet_v2"](tmp_path)
     assert check_folder(tmp_path).ok
