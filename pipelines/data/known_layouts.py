@@ -175,7 +175,7 @@ def _folder_per_case(files: list[str], channels: Sequence[str]) -> Groups | None
 def _side_by_side(files: list[str], channels: Sequence[str]) -> Groups | None:
     top = [file for file in files if "/" not in file]
     labels = [file for file in top if is_label_name(file)]
-    return _by_name([file for file in top if file not in labels], labels) if top else None
+    return _by_name([file for file in top if not is_label_name(file)], labels) if top else None
 
 
 def _two_folders(files: list[str], images: str, labels: str) -> Groups | None:
@@ -197,8 +197,9 @@ def _by_name(images: list[str], labels: list[str]) -> Groups:
         if channel:
             groups.add(name, image, str(channel))
             del groups.left_out[image]
-    for label in labels:  # of cases that lack only the first channel
-        for name in names_of([label]) & groups.images.keys() - groups.labels.keys():
+    without_first = groups.images.keys() - groups.labels.keys()
+    for label in labels:
+        for name in names_of([label]) & without_first:
             if groups.left_out.get(label) == "label without an image":
                 del groups.left_out[label]
                 groups.add(name, label, None)
