@@ -1,7 +1,8 @@
 """`medloss check`, `medloss manifest` and `medloss nnunet`: checks and formats of data sets."""
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,21 +11,49 @@ import click
 
 from pipelines.cli import PATH
 from pipelines.utils import UserError
+from pipelines.utils.files import refuse_existing, write_text
 from pipelines.utils.text import Column, numbers, print_table, shown
 
 if TYPE_CHECKING:  # the commands' help does not wait for pydantic
     from pipelines.data.checks import CheckReport
+    from pipelines.data.known_layouts import FolderOptions
     from pipelines.data.manifest import Manifest
+
+
+def _folder_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that say what a folder's files are."""
+    for option in (
+        click.option("--resample-channels", is_flag=True, help="Accept channels of a case on different grids."),
+        click.option("--pairs", metavar="FILE.csv", type=PATH, help="Table of the cases: case, "
+                     "patient, image, image2, ..., label; paths relative to FOLDER."),
+        click.option("--labels", metavar="GLOB", help="The labels, such as 'masks/*_lesion.nii.gz'."),
+        click.option("--images", metavar="GLOB", multiple=True, help="The images, such as 'scans/*/t1.nii.gz'; once "
+                     "per channel; what * matches pairs them with --labels."),
+        click.option("--channels", metavar="NAMES", help="Names of the channels in order, such as T1w,FLAIR; where "
+                     "files are named by channel, those to use."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _as_options(
+    channels: str | None, images: tuple[str, ...], labels: str | None, pairs: Path | None, resample_channels: bool
+) -> "FolderOptions":
+    from pipelines.data.known_layouts import FolderOptions
+
+    names = tuple(name.strip() for name in (channels or "").split(",") if name.strip())
+    return FolderOptions(names, images, labels, pairs, resample_channels)
 
 
 @click.command()
 @click.argument("manifest")
 @click.option("--data-root", type=PATH, help="Folder of the data [MEDLOSS_DATA].")
-def check(manifest: str, data_root: Path | None) -> None:
+@_folder_options
+def check(manifest: str, data_root: Path | None, resample_channels: bool, **given: Any) -> None:
     """Read all of MANIFEST's data (a path, a shipped name, or a folder without a manifest), and list every bad file.
 
     Exit code 1 where there are any, or where the manifest itself breaks rules. A label that lies within a tenth of a
-    voxel of its image's grid passes, with a note.
+    voxel of its image's grid passes, with a note. --channels, --images, --labels and --pairs are for folders.
     """
     from pipelines.data.checks import check_data
     from pipelines.data.data_root import resolve_data
@@ -35,14 +64,19 @@ def check(manifest: str, data_root: Path | None) -> None:
     is_folder = Path(manifest).is_dir() and manifest not in shipped_manifests()
     if is_folder and data_root is not None:
         raise UserError(f"--data-root: '{manifest}' is the folder of the data already; pass one of the two")
+    if not is_folder and (needless := [name for name, value in given.items() if value]):
+        raise UserError(f"--{needless[0]}: for a folder without a manifest; the manifest '{manifest}' says it")
     with _progress() as progress:
         if is_folder:
-            report = check_folder(Path(manifest), progress)
+            report = check_folder(Path(manifest), progress, _as_options(**given, resample_channels=resample_channels))
         else:
             loaded = _load_or_report(manifest)
-            report = check_data(loaded, resolve_data(loaded, data_root), progress)
+            root = resolve_data(loaded, data_root)
+            report = check_data(loaded, root, progress, resample_channels=resample_channels)
     for file, reason in report.offences:
         click.echo(f"{shown(file)}: {reason}")
+    if report.layout:
+        click.echo(f"layout: {report.layout}")
     for note in report.notes:
         click.echo(f"note: {note}")
     _print_tables(report)
@@ -56,46 +90,80 @@ def check(manifest: str, data_root: Path | None) -> None:
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, help="File to write; default: the name with .yaml, here.")
 @click.option("--name", help="The manifest's name; default: that of dataset.json, else the folder's.")
-@click.option("--modality", help="MR, CT and so on; default: that of dataset.json, else MR.")
+@click.option("--modality", help="MR, CT and so on, one per channel (CT,PET); default: as the channels' names say.")
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds; default: nnU-Net's splits, else 5.")
 @click.option("--seed", type=int, help="Seed of the folds; default: nnU-Net's splits, else 0.")
 @click.option("--patient", help="Regular expression for the patient at the start of a case's name, such as 'p[0-9]+'.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
-def manifest(
-    folder: Path, out: Path | None, name: str | None, modality: str | None, force: bool, **options: Any
-) -> None:
-    """Write a manifest for FOLDER: imagesTr with labelsTr, images with labels, or pairs side by side.
+@_folder_options
+@click.option("--hash", "hashed", is_flag=True, help="FOLDER is a manifest: add the checksums that it leaves out.")
+@click.option("--data-root", type=PATH, help="With --hash: folder of the data [MEDLOSS_DATA].")
+def manifest(folder: Path, out: Path | None, force: bool, hashed: bool, data_root: Path | None, **given: Any) -> None:
+    """Write a manifest for FOLDER, whose layout is recognised (docs/data.md lists those that are).
 
-    Symbolic links in it are followed, wherever they lead.
+    The Decathlon's, nnU-Net's, BIDS, BraTS's, ACDC's and LiTS's are, images and labels in two folders, and pairs side
+    by side. For other folders, pass --images and --labels, or --pairs. Symbolic links are followed, wherever they lead.
 
     A raw data set of nnU-Net keeps its folds, if it has a splits_final.json.
     """
-    from pipelines.data.layouts import find_splits, read_card
-    from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
-    from pipelines.utils.files import refuse_existing, write_text
 
     if out is not None:
         refuse_existing(out, force)
-    notes: list[str] = []
-    folds, seed = options["folds"], options["seed"]
+    if hashed and (needless := [option for option, value in given.items() if value]):
+        raise UserError(f"--hash: adds checksums to a manifest; --{needless[0].replace('_', '-')} is for a folder")
+    if data_root is not None and not hashed:
+        raise UserError("--data-root: for --hash; a folder's own files are read")
+    if hashed:
+        _write_with_checksums(folder, out or folder, data_root, force)
+    else:
+        _write_manifest(folder, out, force, given)
+
+
+def _write_with_checksums(source: Path, path: Path, data_root: Path | None, force: bool) -> None:
+    from pipelines.data.data_root import resolve_data
+    from pipelines.data.manifest import load_manifest
+    from pipelines.data.manifest_writer import manifest_text, with_checksums
+
+    refuse_existing(path, force)
+    loaded = load_manifest(source)
+    if loaded.generator is not None:
+        raise UserError(f"--hash: '{loaded.name}' is generated, and its checksums are stored with its files")
+    before = sum(len(case.checksums) for case in loaded.cases)
+    made = with_checksums(loaded, resolve_data(loaded, data_root))
+    _write(path, manifest_text(made))
+    click.echo(f"{sum(len(case.checksums) for case in made.cases) - before} checksums added: written to {path}")
+
+
+def _write(path: Path, text: str) -> None:
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None
+
+
+def _write_manifest(folder: Path, out: Path | None, force: bool, given: dict[str, Any]) -> None:
+    from pipelines.data.layouts import find_splits
+    from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
+
+    lines: list[str] = []
+    name, modality, patient, folds, seed = (given.pop(key) for key in ("name", "modality", "patient", "folds", "seed"))
     splits = find_splits(folder) if folds is None and seed is None else None
-    settings = FoldSettings(folds or 5, seed or 0, options["patient"], splits)
     with _progress() as progress:
         made = make_manifest(
-            folder, name=name, modality=modality, folds=settings, progress=progress, notify=notes.append
+            folder,
+            name=name,
+            modality=modality,
+            folds=FoldSettings(folds or 5, seed or 0, patient, splits),
+            options=_as_options(**given),
+            progress=progress,
+            notify=lines.append,
         )
     path = out or Path(f"{made.name}.yaml")
     refuse_existing(path, force)
-    try:
-        write_text(path, manifest_text(made))
-    except OSError as error:
-        raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None
-    for entry in made.excluded:
-        click.echo(f"left out: {shown(entry.file)}: {entry.reason}")
-    for line in notes:
-        click.echo(f"note: {line}")
-    if modality is None and not read_card(folder).modality:
-        click.echo(f"modality: {made.modality} is assumed; pass --modality if it is another")
+    _write(path, manifest_text(made))
+    for line in (*lines, *_summed((entry.file, entry.reason) for entry in made.excluded)):
+        click.echo(line)
     if splits is not None:
         click.echo(f"folds: as in {splits}; pass --folds to have others drawn")
     if made.spacing_tolerance > 0.05:
@@ -188,6 +256,16 @@ def _progress() -> Iterator[Any]:
         yield progress
 
 
+def _summed(left_out: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """One line per kind of reason, with an example: reasons that differ in names or numbers only are of one kind."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for file, reason in left_out:
+        kinds.setdefault(re.sub(r"'[^']*'|\S+\.nii(\.gz)?|-?\d[\d.]*", "", reason), []).append((file, reason))
+    for files in kinds.values():
+        many = f"{len(files)} files, such as " if len(files) > 1 else ""
+        yield f"left out: {many}{shown(files[0][0])}: {files[0][1]}"
+
+
 def _print_tables(report: "CheckReport") -> None:
     import numpy as np
 
@@ -203,10 +281,14 @@ def _print_tables(report: "CheckReport") -> None:
     for value, name in report.classes.items():
         cells = [*extremes(report.voxels[name], ".0f"), *extremes(report.volumes[name], ".4g")]
         volumes.append([f"{value} {name}", str(np.count_nonzero(report.voxels[name])), *cells])
-    geometry = []
+    found, geometry = report.orientations.most_common(1)[0][0], []
+    directions = [
+        name for letters, name in (("RL", "right"), ("AP", "anterior"), ("SI", "superior")) if {*letters} & {*found}
+    ]
     for title, rows in (("spacing, mm", report.spacings), ("shape, voxels", report.shapes)):
         columns = np.array([row for row in rows if len(row) == axes]).T
-        geometry += [[f"{title}, axis {axis}", *extremes(column, ".6g")] for axis, column in enumerate(columns)]
+        named = zip(directions, columns, strict=True)
+        geometry += [[f"{title}, {axis}", *extremes(column, ".6g")] for axis, column in named]
     extremes_of_both = [f"{what}: {extreme}" for what in ("voxels", unit) for extreme in ("min", "median", "max")]
     print_table([Column("class"), *numbers("cases", *extremes_of_both)], volumes)
-    print_table([Column(""), *numbers("min", "median", "max")], geometry)
+    print_table([Column(f"axes: {', '.join(directions)}"), *numbers("min", "median", "max")], geometry)

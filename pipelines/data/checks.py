@@ -1,6 +1,7 @@
 """Checks of a data set: every image and label is read, and every problem is reported with file and reason."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipelines.data.data_root import CHECKSUMS, recorded_checksums, refuse_other_data, resolve_data
 from pipelines.data.label_scheme import LabelScheme
-from pipelines.data.layouts import is_label_name, nifti_files, pair_by_name
-from pipelines.data.manifest import Case, Excluded, Manifest, load_manifest
+from pipelines.data.layouts import is_label_name, nifti_files, pair_by_name, stem
+from pipelines.data.manifest import Case, Channel, Excluded, Manifest, load_manifest
 from pipelines.data.nifti import (
     WRONG_CHECKSUM,
     BadFileError,
@@ -147,15 +148,27 @@ def _compare(facts: CaseFacts, images: Sequence[Volume], label: Volume, resample
             facts.offences.append(
                 Offence(file, f"{problem}; --resample-channels brings all channels to the label's grid")
             )
-    if not (resample and len(images) > 1):
-        if problem := grid_problem(label, image, "image"):
-            facts.offences.append(Offence(case.label, problem))
-        else:
-            facts.shift = grid_shift(label, image)
-    facts.shape, facts.spacing, facts.orientation = label.shape, label.spacing, image.orientation.name
-    facts.stored_spacing = label.as_stored().spacing
+    if resample and len(images) > 1:
+        for file, volume in zip(case.images, images, strict=True):
+            if not _holds_centre(volume, label):
+                facts.offences.append(Offence(file, "lies elsewhere: the centre of its label's grid is outside of it"))
+    elif problem := grid_problem(label, image, "image"):
+        facts.offences.append(Offence(case.label, problem))
+    else:
+        facts.shift = grid_shift(label, image)
+    grid = label if resample and len(images) > 1 else image
+    facts.shape, facts.spacing, facts.stored_spacing = grid.shape, grid.spacing, grid.as_stored().spacing
+    facts.orientation = image.orientation.name
     facts.channels = len(images) if len(images) > 1 or image.data.ndim == len(image.spacing) else len(image.data)
     facts.voxels = count_values(label.data)
+
+
+def _holds_centre(volume: Volume, label: Volume) -> bool:
+    """Whether the centre of a label's grid lies in a volume: it could not be resampled from anything otherwise."""
+    axes = len(volume.spacing)
+    centre = label.affine[:3, 3] + label.affine[:3, : len(label.shape)] @ ((np.array(label.shape) - 1) / 2)
+    index = np.linalg.lstsq(volume.affine[:3, :axes], centre - volume.affine[:3, 3], rcond=None)[0]
+    return bool(np.all((index > -0.5) & (index < np.array(volume.shape) - 0.5)))
 
 
 def count_values(label: NDArray[Any]) -> dict[int, int]:
@@ -223,6 +236,7 @@ class CheckReport:
         spacings: mm per axis, one entry per readable case.
         shapes: voxels per axis, one entry per readable case.
         orientations: axis directions of the images' files, such as `LAS`, to their number.
+        layout: of a folder without a manifest.
         notes: on what is accepted, but worth knowing, such as labels that are slightly off their images.
     """
 
@@ -234,6 +248,7 @@ class CheckReport:
     spacings: list[tuple[float, ...]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     orientations: Counter[str] = field(default_factory=Counter)
+    layout: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -267,6 +282,7 @@ def check_data(
         offences.extend(spacing_offences(fact, manifest.spacing, manifest.spacing_tolerance))
     offences.extend(offence for _, offence in duplicate_images(facts))
     offences.extend(region_offences(facts, manifest.scheme))
+    offences.extend(channel_order_offences(manifest.cases, manifest.channels))
     offences.extend(unlisted(manifest.cases, manifest.excluded, root))
     return summarise(facts, offences, manifest.classes)
 
@@ -331,6 +347,25 @@ def region_offences(facts: Sequence[CaseFacts], scheme: LabelScheme) -> Iterator
     for name, values in scheme.regions.items():
         if not any(fact.voxels.get(value) for fact in facts for value in values):
             yield Offence("the manifest", f"regions: '{name}' is empty in all cases; remove it, or correct its labels")
+
+
+def channel_order_offences(cases: Sequence[Case], channels: Sequence[Channel]) -> Iterator[Offence]:
+    """Cases that list their channels in another order, where the files' last words say it: `_0000`, `_T1w`."""
+    words = [tuple(re.split(r"[-_.]", stem(file))[-1].casefold() for file in case.images) for case in cases]
+    known = Counter(of_case for of_case in words if len(set(of_case)) == len(of_case) > 1)
+    if not known:
+        return
+    usual = known.most_common(1)[0][0]
+    names = tuple(channel.name.casefold() for channel in channels)
+    usual = names if set(names) == set(usual) else usual
+    for case, of_case in zip(cases, words, strict=True):
+        if of_case != usual and sorted(of_case) == sorted(usual):
+            index = next(i for i, word in enumerate(of_case) if word != usual[i])
+            yield Offence(
+                case.images[index],
+                f"channels in another order: by its name it is channel {usual.index(of_case[index])}, but '{case.id}' "
+                f"lists it as channel {index}",
+            )
 
 
 def spacing_offences(facts: CaseFacts, expected: tuple[float, ...], tolerance: float) -> Iterator[Offence]:

@@ -82,7 +82,7 @@ def scheme_problems(content: Mapping[str, Any]) -> Iterator[str]:
     classes, regions, ignore = (content.get(name) for name in ("classes", "regions", "ignore"))
     if not isinstance(classes, Mapping):
         return
-    if ignore is not None and ignore in classes:
+    if isinstance(ignore, int) and ignore in classes:
         yield f"ignore: {ignore} is also the class '{classes[ignore]}'; expected a label value that no class has"
     if not isinstance(regions, Mapping) or not all(isinstance(values, list | tuple) for values in regions.values()):
         return

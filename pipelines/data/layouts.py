@@ -1,4 +1,4 @@
-"""Layouts of data sets: which image belongs to which label, `dataset.json`, and nnU-Net's folds."""
+"""Names of images and labels: which belong together, and in which of nnU-Net's folds they are."""
 
 import json
 import re
@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-
-from pydantic import BaseModel, Field
 
 from pipelines.data import nnunet_folder
 from pipelines.utils import UserError
@@ -28,96 +26,6 @@ def path_problem(path: str) -> str | None:
 
 #: Suffix of an image's file of probabilities, after the image's name.
 PROBABILITIES = "_probabilities.nii.gz"
-
-
-# `dataset.json`, of the Medical Segmentation Decathlon or of nnU-Net.
-
-NAME = "dataset.json"
-
-
-class DatasetCard(BaseModel):
-    """The fields that a `dataset.json` shares with a manifest; empty where it has none."""
-
-    name: str = ""
-    description: str = ""
-    license: str = ""
-    citation: str = ""
-    modality: str = ""
-    classes: dict[int, str] = Field(default_factory=dict)
-
-
-def read_card(folder: Path) -> DatasetCard:
-    """Read a folder's `dataset.json`; an empty card if there is none.
-
-    Raises:
-        UserError: it is not valid JSON; its labels are not values with names (but regions, for example); or its files
-            are not NIfTI.
-    """
-    path = folder / NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return DatasetCard()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object with labels and other fields; got {type(content).__name__}")
-    ending = content.get("file_ending")
-    if isinstance(ending, str) and ending not in (".nii", ".nii.gz"):
-        raise UserError(f"{path}: file_ending: got '{ending}'; only NIfTI is read, .nii or .nii.gz")
-    channels = content.get("modality") or content.get("channel_names")
-    channel = channels.get("0") if isinstance(channels, dict) else channels
-    modality = str(channel or "")
-    return DatasetCard(
-        name=_text(content, "name"),
-        description=_text(content, "description"),
-        license=_text(content, "licence") or _text(content, "license"),
-        citation=_text(content, "reference"),
-        modality="MR" if modality.upper() == "MRI" else modality,
-        classes=_classes(content["labels"], path) if "labels" in content else {},
-    )
-
-
-def _text(content: dict[str, Any], field: str) -> str:
-    value = content.get(field)
-    return value.strip() if isinstance(value, str) else ""
-
-
-def _classes(labels: Any, path: Path) -> dict[int, str]:
-    """Label value to name, whichever of the two is the key."""
-    classes: dict[int, str] = {0: "background"}
-    seen: set[int] = set()
-    if isinstance(labels, dict):
-        _refuse_nnunet_only_labels(labels, path)
-    try:
-        for key, item in labels.items():
-            # The Decathlon has {"1": "liver"}, nnU-Net {"liver": 1}.
-            value, name = (item, key) if isinstance(item, int) else (int(key), item)
-            if not isinstance(name, str) or not name.strip() or value < 0 or value in seen:
-                raise ValueError
-            seen.add(value)
-            classes[value] = name.strip()
-    except (AttributeError, TypeError, ValueError):
-        raise UserError(
-            f'{path}: labels: got {labels!r}; expected values with names, such as {{"1": "liver"}}'
-        ) from None
-    return dict(sorted(classes.items()))
-
-
-def _refuse_nnunet_only_labels(labels: dict[str, Any], path: Path) -> None:
-    for name, value in labels.items():
-        if isinstance(value, list):
-            raise UserError(
-                f"{path}: labels: '{name}' is a region of the values {value}; a manifest has one class per value, and "
-                "its classes are mutually exclusive: train regions with nnU-Net itself (medloss nnunet path)"
-            )
-        if name == "ignore":
-            raise UserError(
-                f"{path}: labels: 'ignore' marks unlabelled voxels, which a manifest cannot exclude: train such data "
-                "with nnU-Net itself (medloss nnunet path)"
-            )
 
 
 # nnU-Net's folds: `splits_final.json`.
@@ -176,11 +84,9 @@ def _is_split(split: Any) -> bool:
 
 # Pairs of image and label, by folders and file names.
 
-#: Folders of images and labels: those of the Medical Segmentation Decathlon and of nnU-Net, and plain ones.
-_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _LABEL_ENDING = re.compile(r"[_\-.](labels?|seg|segmentation|mask|gt)$", re.IGNORECASE)
 _IMAGE_ENDING = re.compile(r"[_\-.](image|img)$", re.IGNORECASE)
-#: nnU-Net numbers an image's channels; the first is the image.
+#: nnU-Net numbers an image's channels.
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -216,7 +122,7 @@ def layout_labels(folder: Path, files: list[str]) -> list[str]:
 
 def is_label_name(file: str) -> bool:
     """Whether a file among images is a label, by its name."""
-    return _LABEL_ENDING.search(stem(file)) is not None
+    return _LABEL_ENDING.search(f"_{stem(file)}") is not None or stem(file).startswith("segmentation-")
 
 
 def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
@@ -226,14 +132,14 @@ def pair_by_name(images: list[str], labels: list[str]) -> Pairing:
     which is right. The same holds for an image named like a label (`a_seg`) together with an image named like that
     label without its suffix (`a`).
     """
-    named = {stem(label) for label in labels} | {_LABEL_ENDING.sub("", stem(label)) for label in labels}
+    named = names_of(labels)
     groups: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     pairs: list[tuple[str, str, str]] = []
     unpaired = []
     for image in images:
-        name, channel = _image_name(image, named)
+        name, channel = image_name(image, named)
         if channel > 0:
-            unpaired.append((image, f"channel {channel} of '{name}': one image per case is used, channel 0"))
+            unpaired.append((image, f"channel {channel} of '{name}', which is not among its images"))
         else:
             groups[name][0].append(image)
     bare = set(groups)
@@ -281,36 +187,12 @@ def pair_predictions(predictions: list[str], labels: list[str]) -> tuple[dict[st
     return {label[2:]: prediction[2:] for _, prediction, label in pairing.pairs}, of_side["p/"], of_side["l/"]
 
 
-def pair_folder(folder: Path) -> Pairing:
-    """Pair the files of a data set's folder; paths are relative to it.
-
-    The folder has `imagesTr` and `labelsTr`, `images` and `labels`, or files side by side (`a_image.nii.gz` with
-    `a_label.nii.gz`, `a.nii.gz` with `a_seg.nii.gz`).
-
-    Raises:
-        UserError: the folder does not exist or has no pairs.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    for image_folder, label_folder in _FOLDERS:
-        if (folder / image_folder).is_dir() and (folder / label_folder).is_dir():
-            images = [f"{image_folder}/{name}" for name in nifti_files(folder / image_folder)]
-            labels = [f"{label_folder}/{name}" for name in nifti_files(folder / label_folder)]
-            break
-    else:
-        files = nifti_files(folder)
-        labels = [name for name in files if is_label_name(name)]
-        images = [name for name in files if not is_label_name(name)]
-    pairing = pair_by_name(images, labels)
-    if not pairing.pairs:
-        raise UserError(
-            f"{folder}: no pairs of image and label found; expected imagesTr with labelsTr, images with labels, "
-            "or a_image.nii.gz with a_label.nii.gz side by side"
-        )
-    return pairing
+def names_of(labels: Iterable[str]) -> set[str]:
+    """Names that the labels' images may have: the labels' own, with and without their suffixes."""
+    return {name for label in labels for name in (stem(label), _LABEL_ENDING.sub("", stem(label)))}
 
 
-def _image_name(image: str, named: set[str]) -> tuple[str, int]:
+def image_name(image: str, named: set[str]) -> tuple[str, int]:
     """The name by which an image's label is looked up, and the image's channel."""
     name = stem(image)
     if name in named:

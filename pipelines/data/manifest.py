@@ -117,7 +117,7 @@ def _labelled(cases: list[dict[str, Any]], classes: list[Any]) -> Iterator[str]:
             if name not in classes[1:]:
                 near = difflib.get_close_matches(str(name), [str(one) for one in classes[1:]], n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
-                yield f"cases: '{case.get('id')}': labelled: no foreground class '{_short.repr(name)}'{hint}"
+                yield f"cases: '{case.get('id')}': labelled: no foreground class {_short.repr(name)}{hint}"
 
 
 def _duplicates(what: str, values: list[str]) -> list[str]:

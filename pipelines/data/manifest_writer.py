@@ -16,17 +16,24 @@ from pydantic import ValidationError
 from pipelines.data.checks import (
     CaseFacts,
     CheckReport,
+    Expected,
     Offence,
     Progress,
     duplicate_images,
-    label_note,
     label_offences,
     read_cases,
+    region_offences,
     summarise,
 )
-from pipelines.data.layouts import DatasetCard, folds_of, pair_folder, path_problem, read_card
+from pipelines.data.dataset_json import DatasetCard, read_card
+from pipelines.data.known_layouts import FolderOptions, Found, find_cases
+from pipelines.data.label_scheme import LabelScheme
+from pipelines.data.layouts import folds_of, path_problem
 from pipelines.data.manifest import UNKNOWN, Case, Manifest
+from pipelines.data.nifti import WRONG_CHECKSUM, file_problem
 from pipelines.utils import UserError
+from pipelines.utils.files import sha256
+from pipelines.utils.text import counted
 
 #: Default tolerance of spacings, unless the files need a wider one.
 _TOLERANCE = 0.05
@@ -38,44 +45,58 @@ class FolderScan:
 
     Attributes:
         card: its `dataset.json`.
-        facts: one entry per pair.
+        found: its layout.
+        facts: one entry per case.
         offences: case name to the problems of its files.
-        unpaired: files that are in no pair.
         dimensions: number of axes of most cases.
         spacing: median over the cases, mm per axis; None if no case can be read.
         tolerance: relative tolerance of the spacing that all cases meet.
         classes: from the card, else from the label values.
+        channels: number of channels of most cases.
     """
 
     card: DatasetCard
+    found: Found
     facts: list[CaseFacts]
     offences: dict[str, list[Offence]]
-    unpaired: list[Offence]
     dimensions: int
     spacing: tuple[float, ...] | None
     tolerance: float
     classes: dict[int, str]
+    channels: int
 
 
-def scan_folder(folder: Path, progress: Progress | None = None) -> FolderScan:
-    """Pair and read everything in a folder.
+_NO_OPTIONS = FolderOptions()
+
+
+def scan_folder(folder: Path, progress: Progress | None = None, options: FolderOptions = _NO_OPTIONS) -> FolderScan:
+    """Find and read all cases of a folder.
 
     Raises:
-        UserError: the folder does not exist or has no pairs, or its `dataset.json` is invalid.
+        UserError: the folder does not exist or has no complete case, or its `dataset.json` is invalid.
     """
-    pairing = pair_folder(folder)
     card = read_card(folder)
-    names = _case_names([name for name, _, _ in pairing.pairs])
+    found = find_cases(folder, options, card.channels)
+    names = _case_names([case.name for case in found.cases])
     cases = [
-        Case(id=name, patient=name, fold=0, image=image, label=label)
-        for name, (_, image, label) in zip(names, pairing.pairs, strict=True)
+        Case(id=name, patient=case.patient or name, fold=0, image=case.images, label=case.label)
+        for name, case in zip(names, found.cases, strict=True)
     ]
-    facts = read_cases(cases, folder, progress=progress)
+    # A single suffix does not say how many channels its files have; `dataset.json` and the user do.
+    named = len(found.channels) if len(found.channels) != 1 or card.channels else None
+    expected = Expected(channels=named or None, resample=options.resample_channels)
+    facts = read_cases(cases, folder, expected, progress)
+    channels = Counter(fact.channels for fact in facts if fact.channels).most_common(1)
     dimensions = Counter(len(fact.shape) for fact in facts if fact.shape is not None).most_common(1)
     axes = dimensions[0][0] if dimensions else 3
     classes = card.classes or _classes_of(facts)
     offences = {
-        fact.case.id: [*fact.offences, *_odd_axes(fact, axes), *label_offences(fact, classes)] for fact in facts
+        fact.case.id: [
+            *fact.offences,
+            *_odd_axes(fact, axes, channels[0][0] if channels else 1),
+            *label_offences(fact, classes, card.ignore),
+        ]
+        for fact in facts
     }
     for fact, offence in duplicate_images(facts):
         offences[fact.case.id].append(offence)
@@ -83,25 +104,29 @@ def scan_folder(folder: Path, progress: Progress | None = None) -> FolderScan:
     spacing = tuple(round(float(s), 6) for s in np.median(spacings, axis=0)) if spacings else None
     return FolderScan(
         card,
+        found,
         facts,
         offences,
-        [Offence(*entry) for entry in pairing.unpaired],
         axes,
         spacing,
         _tolerance(spacings, spacing),
         classes,
+        channels[0][0] if channels else 1,
     )
 
 
-def check_folder(folder: Path, progress: Progress | None = None) -> CheckReport:
+def check_folder(folder: Path, progress: Progress | None = None, options: FolderOptions = _NO_OPTIONS) -> CheckReport:
     """Check a folder without a manifest: everything that can be checked without one.
 
     Raises:
         UserError: as `scan_folder`.
     """
-    scan = scan_folder(folder, progress)
+    scan = scan_folder(folder, progress, options)
     offences = [offence for of_case in scan.offences.values() for offence in of_case]
-    return summarise(scan.facts, [*offences, *scan.unpaired], scan.classes)
+    offences += region_offences(scan.facts, LabelScheme(classes=scan.classes, regions=scan.card.regions))
+    report = summarise(scan.facts, [*offences, *(Offence(*entry) for entry in scan.found.left_out)], scan.classes)
+    report.layout = scan.found.layout
+    return report
 
 
 def _case_names(names: Sequence[str]) -> list[str]:
@@ -125,9 +150,11 @@ def _classes_of(facts: Sequence[CaseFacts]) -> dict[int, str]:
     return {0: "background"} | {value: f"class_{value}" for value in values}
 
 
-def _odd_axes(facts: CaseFacts, axes: int) -> Iterator[Offence]:
+def _odd_axes(facts: CaseFacts, axes: int, channels: int) -> Iterator[Offence]:
     if facts.shape is not None and len(facts.shape) != axes:
-        yield Offence(facts.case.image, f"{len(facts.shape)} axes; the other cases have {axes}")
+        yield Offence(facts.case.images[0], f"{len(facts.shape)} axes; the other cases have {axes}")
+    elif facts.channels not in (None, channels):
+        yield Offence(facts.case.images[0], f"{facts.channels} volumes; the other cases have {channels}")
 
 
 def _tolerance(spacings: Sequence[tuple[float, ...]], median: tuple[float, ...] | None) -> float:
@@ -166,36 +193,42 @@ def make_manifest(
     name: str | None = None,
     modality: str | None = None,
     folds: FoldSettings = _DEFAULT_FOLDS,
+    options: FolderOptions = _NO_OPTIONS,
     progress: Progress | None = None,
     notify: Callable[[str], object] = lambda line: None,
 ) -> Manifest:
     """Make a manifest for a folder; its `excluded` lists the files that cannot be used, with the reason.
 
     Args:
-        folder: `imagesTr` and `labelsTr`, with or without `dataset.json`; `images` and `labels`; or pairs side by side.
+        folder: a folder in one of the `LAYOUTS`, with or without `dataset.json`.
         name: the manifest's name; default: from `dataset.json`, else the folder's.
-        modality: `MR`, `CT`, ...; default: from `dataset.json`, else `MR`.
+        modality: `MR`, `CT`, ..., one for all channels or one per channel, separated by commas; default: guessed from
+            the channels' names, else `MR`.
         folds: how cases are assigned to folds; by default at random to 5.
+        options: what the user says about the folder's files.
         progress: called with the number of cases done and their total.
-        notify: called with a note if labels are slightly off their images.
+        notify: called with lines on the layout, the channels, and what is accepted, but worth knowing.
 
     Raises:
-        UserError: the folder does not exist or has no usable pair; there are fewer patients than folds; or the splits
+        UserError: the folder does not exist or has no usable case; there are fewer patients than folds; or the splits
             do not hold out each case once.
     """
     if name is not None and (not name or _clean(name) != name):
         raise UserError(f"name: got '{name}'; expected letters, digits, '_', '.' and '-'")
-    scan = scan_folder(folder, progress)
+    scan = scan_folder(folder, progress, options)
     usable = [fact for fact in scan.facts if not scan.offences[fact.case.id]]
     if not usable or scan.spacing is None:
         first = next(offence for of_case in scan.offences.values() for offence in of_case)
         raise UserError(
             f"{folder}: none of {len(scan.facts)} pairs can be used; the first: {first.file}: {first.reason}"
         )
-    if (note := label_note(usable)) is not None:
-        notify(note)
+    notify(f"layout: {scan.found.layout}")
+    channels = _channels(scan, options, modality, notify)
+    empty = region_offences(usable, LabelScheme(classes=scan.classes, regions=scan.card.regions))
+    for note in (*summarise(usable, [], scan.classes).notes, *(offence.reason for offence in empty)):
+        notify(f"note: {note}")
     unusable = unusable_files(scan)
-    patients = _patients([fact.case.id for fact in usable], folds.patient)
+    patients = _patients({fact.case.id: fact.case.patient for fact in usable}, folds.patient)
     if folds.splits is not None:
         case_folds = folds_of(folds.splits, patients)
     else:
@@ -208,15 +241,18 @@ def make_manifest(
         return Manifest(
             name=name or _clean(scan.card.name or folder_name) or "dataset",
             description=scan.card.description or UNKNOWN,
-            task=f"Segment {', '.join(label for value, label in scan.classes.items() if value)}",
+            task=f"Segment {', '.join(scan.card.regions or (name for value, name in scan.classes.items() if value))}",
             license=scan.card.license or UNKNOWN,
             citation=scan.card.citation or UNKNOWN,
             source=UNKNOWN,
-            modality=modality or scan.card.modality or "MR",
+            **channels,
             dimensions=scan.dimensions,  # type: ignore[arg-type]  # the reader accepts 2 or 3 axes only
             spacing=scan.spacing,
             spacing_tolerance=scan.tolerance,
             classes=scan.classes,
+            regions=scan.card.regions,
+            region_order=scan.card.region_order,
+            ignore=scan.card.ignore,
             folder=folder_name if is_unambiguous else None,
             cases=[
                 _case(fact, patients[fact.case.id], case_folds[fact.case.id])  # type: ignore[misc]
@@ -229,17 +265,70 @@ def make_manifest(
         raise UserError(f"{folder}: {' '.join(message.split())}") from None
 
 
+#: Modalities by a word in a channel's name.
+_MODALITIES = {
+    "MR": r"MRI?|T[12][a-z]{0,4}|FLAIR|ADC|DWI|SWI|PDw?|DCE",
+    "CT": r"CTA?|CBCT|NCCT|CECT",
+    "PET": r"PET|PT|SUV|FDG",
+}
+
+
+def guess_modality(channel: str) -> str | None:
+    """The modality that a channel's name says, such as MR for `T1w`; None if it says none, or several."""
+    words = re.split(r"[\W_]+", channel)
+    found = [m for m, pattern in _MODALITIES.items() if any(re.fullmatch(pattern, w, re.IGNORECASE) for w in words)]
+    return found[0] if len(found) == 1 else None
+
+
+def _channels(
+    scan: FolderScan, options: FolderOptions, modality: str | None, notify: Callable[[str], object]
+) -> dict[str, Any]:
+    """The manifest's `modality` and `channels`; notes what is assumed."""
+    count, names = scan.channels, scan.found.channels
+    if len(names) != count:
+        if options.channels:
+            raise UserError(f"--channels: {counted(len(names), 'name')} for {counted(count, 'channel')}")
+        names = tuple(f"channel_{index}" for index in range(count))
+    given = [part.strip() for part in (modality or "").split(",") if part.strip()]
+    if given and len(given) not in (1, count):
+        number = counted(count, "channel")
+        raise UserError(f"--modality: got {len(given)} for {number}; expected one for all, or one per channel")
+    modalities = given * (count // len(given)) if given else [guess_modality(name) for name in names]
+    if count == 1:
+        named = names[0] if scan.found.channels else None
+        only = modalities[0] or (named if scan.card.channels else None)
+        if only is None:
+            notify("modality: MR is assumed; pass --modality if it is another")
+        only = only or "MR"
+        is_plain = named is None or named.upper() in ("MRI", only.upper()) or guess_modality(named) is None
+        is_plain = is_plain and not options.channels
+        return {"modality": only, "channels": [] if is_plain else [{"name": named, "modality": only}]}
+    both = list(zip(names, modalities, strict=True))
+    listed = ", ".join(name if known in (None, name) else f"{name} ({known})" for name, known in both)
+    notify(f"channels: {listed}{'' if scan.found.channels else '; pass --channels to name them'}")
+    if unknown := [name for name, known in both if known is None]:
+        example = ",".join(known or "MR" for known in modalities)
+        notify(
+            f"modality of {', '.join(unknown)} is not known: pass --modality, one per channel such as {example} (CT is "
+            "normalised alike in all images, all others per image)"
+        )
+    return {
+        "modality": " + ".join(dict.fromkeys(known or name for name, known in both)),
+        "channels": [{"name": name, "modality": known} for name, known in both],
+    }
+
+
 def unusable_files(scan: FolderScan) -> list[Offence]:
     """Every file that a manifest has to exclude: unpaired files, and pairs in which a file is bad."""
-    files: dict[str, str] = dict(scan.unpaired)
+    files: dict[str, str] = dict(scan.found.left_out)
     for fact in scan.facts:
         reasons: dict[str, list[str]] = {}
         for offence in scan.offences[fact.case.id]:
             reasons.setdefault(offence.file, []).append(offence.reason)
         files |= {file: "; ".join(of_file) for file, of_file in reasons.items()}
         if reasons:
-            files.setdefault(fact.case.image, "its label cannot be used")
-            files.setdefault(fact.case.label, "its image cannot be used")
+            others = "its label cannot be used" if fact.case.label in reasons else "another channel cannot be used"
+            files = dict.fromkeys(fact.case.images, others) | {fact.case.label: "its image cannot be used"} | files
     # A manifest is printable text, so a pattern represents an unprintable name.
     return [
         Offence("".join(c if c.isprintable() else "?" for c in file), reason) for file, reason in sorted(files.items())
@@ -252,12 +341,14 @@ def manifest_text(manifest: Manifest) -> str:
     lines = [f"# {len(manifest.cases)} cases, in {len(manifest.folds())} folds by patient."]
     content["cases"] = content.pop("cases")  # the long list comes last
     for field, value in content.items():
-        if field in ("excluded", "cases"):
+        if field in ("channels", "regions", "region_order") and not value:
+            continue
+        if field in ("excluded", "cases", "channels"):
             lines += [f"{field}:", *(f"  - {_flow(entry)}" for entry in value)] if value else []
         elif field == "classes":
             lines.append(f"classes: {_flow({int(key): name for key, name in value.items()})}")
-        elif field == "spacing":
-            lines.append(f"spacing: {_flow(value)}")
+        elif field in ("spacing", "regions", "region_order"):
+            lines.append(f"{field}: {_flow(value)}")
         else:
             lines.append(_yaml({field: value}))
     return "\n".join(lines) + "\n"
@@ -271,15 +362,45 @@ def _case(facts: CaseFacts, patient: str, fold: int) -> dict[str, Any]:
         "fold": fold,
         "image": case.image,
         "label": case.label,
-        "image_sha256": facts.checksums[case.image],
+        "image_sha256": _one_or_all([facts.checksums[file] for file in case.images]),
         "label_sha256": facts.checksums[case.label],
     }
 
 
-def _patients(names: Sequence[str], pattern: str | None) -> dict[str, str]:
-    """Case name to patient name."""
+def _one_or_all(checksums: list[str]) -> str | list[str]:
+    return checksums[0] if len(checksums) == 1 else checksums
+
+
+def with_checksums(manifest: Manifest, root: Path) -> Manifest:
+    """Add the checksums that a manifest leaves out.
+
+    Args:
+        manifest: of listed files.
+        root: the folder to which its paths are relative.
+
+    Raises:
+        UserError: a file is missing, or has another checksum than the one that the manifest has already.
+    """
+    made = []
+    for case in manifest.cases:
+        found = {}
+        for file in case.files:
+            problem = file_problem(root / file)
+            if problem is None:
+                found[file] = sha256(root / file)
+                problem = WRONG_CHECKSUM if case.checksums.get(file, found[file]) != found[file] else None
+            if problem is not None:
+                raise UserError(f"'{case.id}': {file}: {problem}")
+        images = tuple(found[file] for file in case.images)
+        update = {"image_sha256": images[0] if len(images) == 1 else images, "label_sha256": found[case.label]}
+        made.append(case.model_copy(update=update))
+    return manifest.model_copy(update={"cases": made})
+
+
+def _patients(names: dict[str, str], pattern: str | None) -> dict[str, str]:
+    """Case name to patient name, given those that the layout says."""
     if pattern is None:
-        return {name: name for name in names}
+        return names
     try:
         expression = re.compile(pattern)
     except re.error as error:

@@ -191,6 +191,8 @@ def _split_shape(full: Sequence[int], allowed: list[int], channels: int | None) 
             f"{len(shape)} axes ({by(shape)} voxels); expected {expected}, one volume per file"
             f"{several if 1 < shape[-1] <= MOST_CHANNELS else ''}"
         )
+    if len(shape) == allowed[-1]:
+        raise BadFileError(f"one volume ({by(shape)} voxels); expected {channels}, one per channel")
     spatial = squeezed(full[:-1], allowed[-1])
     if len(full) < 3 or len(spatial) not in allowed:
         raise BadFileError(f"{len(shape)} axes ({by(shape)} voxels); expected {expected} and one for the channels")

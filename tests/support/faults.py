@@ -40,6 +40,12 @@ def with_voxel(path: Path, value: float, dtype: type = np.float32, count: int = 
     rewrite(path, array)
 
 
+def with_colours(path: Path) -> None:
+    """NIfTI's RGB24: three numbers per voxel."""
+    colours = np.zeros(array_of(path).shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, affine_of(path)), path)
+
+
 def resaved_from_float(path: Path) -> None:
     """As a script does that computes in float64: nibabel scales the values, and 3 is read as 3.00000006."""
     image = nib.Nifti1Image(array_of(path).astype(np.float64), affine_of(path))
@@ -186,22 +192,28 @@ FAULTS = [
         "complex numbers", on(IMAGE, with_voxel, 1j, np.complex64), IMAGE, "^holds complex64; expected one integer or"
     ),
     Fault(
+        "colours",
+        on(IMAGE, with_colours),
+        IMAGE,
+        r"^holds \[\('R', 'u?\|?u1'\), .*\]; expected one integer or real number per voxel$",
+    ),
+    Fault(
         "label of another shape",
         on(LABEL, reshaped, (12, 16, 15)),
         LABEL,
-        "^12 x 16 x 15 voxels, but its image has 12 x 16 x 14",
+        "^15 x 16 x 12 voxels, but its image has 14 x 16 x 12",
     ),
     Fault(
         "label with axes turned",
         on(LABEL, reshaped, (14, 16, 12)),
         LABEL,
-        "^14 x 16 x 12 voxels, but its image has 12 x 16 x 14",
+        "^12 x 16 x 14 voxels, but its image has 14 x 16 x 12",
     ),
     Fault(
         "label of other spacing",
         on(LABEL, stretched),
         LABEL,
-        r"^spacing 3.6 x 1.2 x 2.4 mm, but its image has 3 x 1 x 2",
+        r"^spacing 2.4 x 1.2 x 3.6 mm, but its image has 2 x 1 x 3",
     ),
     Fault(
         "label moved", on(LABEL, moved, 1, 0.5), LABEL, "^its affine differs from its image's: it lies up to 0.5 mm off"
@@ -216,7 +228,7 @@ FAULTS = [
         "label of a slightly other spacing",
         on(LABEL, stretched, 1.004),
         LABEL,
-        r"^spacing 3.012 x 1.004 x 2.008 mm, but its image has 3 x 1 x 2 mm$",
+        r"^spacing 2.008 x 1.004 x 3.012 mm, but its image has 2 x 1 x 3 mm$",
     ),
     Fault(
         "image moved",

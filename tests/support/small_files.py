@@ -14,6 +14,8 @@ from pipelines.data.manifest import load_manifest
 
 SHAPE = (12, 16, 14)
 SPACING = (3.0, 1.0, 2.0)
+#: The same along the canonical axes: the files' axes run to the superior, anterior and right.
+CANONICAL_SHAPE, CANONICAL_SPACING = SHAPE[::-1], SPACING[::-1]
 CASES = ("a", "b", "c", "d")
 
 

@@ -26,7 +26,7 @@ from faults import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_folder
+from small_files import CANONICAL_SHAPE, CANONICAL_SPACING, SHAPE, affine_of, array_of, rewrite, small_folder
 from tiny import tiny_manifest
 
 from pipelines.data.checks import check_data, count_values, refuse_bad_data
@@ -85,8 +85,8 @@ def test_volumes_match_the_files(root: Path, manifest: Manifest) -> None:
         for value, name in manifest.classes.items():
             assert report.voxels[name][index] == (label == value).sum()
             assert report.volumes[name][index] == pytest.approx((label == value).sum() * 6.0 / 1000)  # 3 x 1 x 2 mm
-    assert report.shapes == [SHAPE] * 4
-    assert report.spacings == [SPACING] * 4
+    assert report.shapes == [CANONICAL_SHAPE] * 4
+    assert report.spacings == [CANONICAL_SPACING] * 4
 
 
 def test_broken_files_do_not_hide_others(root: Path, manifest: Manifest) -> None:
@@ -105,7 +105,7 @@ def test_broken_files_do_not_hide_others(root: Path, manifest: Manifest) -> None
         "images/d.nii",
         "labels/stray.nii.gz",
     }
-    assert report.shapes == [SHAPE]  # only both files of b can be read
+    assert report.shapes == [CANONICAL_SHAPE]  # only both files of b can be read
 
 
 def test_two_faults_of_one_file_are_both_reported(root: Path, manifest: Manifest) -> None:
@@ -121,7 +121,7 @@ def test_only_spacing_beyond_the_tolerance_is_reported(root: Path, manifest: Man
     stretched(root / LABEL)
     strict = with_actual_checksums(manifest, root)
     (offence,) = check_data(strict, root).offences
-    assert offence == (IMAGE, "spacing 3.6 x 1.2 x 2.4 mm; expected 3 x 1 x 2 mm within 5 %")
+    assert offence == (IMAGE, "spacing 2.4 x 1.2 x 3.6 mm; expected 2 x 1 x 3 mm within 5 %")
     assert check_data(strict.model_copy(update={"spacing_tolerance": 0.2}), root).ok
 
 
@@ -230,11 +230,11 @@ def test_a_label_within_a_tenth_of_a_voxel_passes_with_a_note(
     root: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved(root / "labels/a.nii.gz", 1, 0.009)  # as float32 headers round
-    assert check_folder(root).note is None
+    assert check_folder(root).notes == []
     moved(root / LABEL, 1, 0.035)
     report = check_data(with_actual_checksums(manifest, root), root)
     message = "labels/b.nii.gz lies 0.035 mm off its image; up to 0.1 voxels count as the same grid"
-    assert (report.ok, report.note) == (True, message)
+    assert (report.ok, report.notes) == (True, [message])
     stretched(root / "labels/d.nii", 1.002)  # by 0.08 mm at the corners
     several = r"2 labels lie up to 0.0\d+ mm off their images, most of all labels/d.nii; up to 0.1 voxels count as"
     for command in (("check", root), ("manifest", root, "--folds", 2, "--out", tmp_path / "made.yaml")):
@@ -317,7 +317,7 @@ def test_2d_images_are_checked(tmp_path: Path) -> None:
     root = resolve_data(manifest, tmp_path / "root")
     report = check_data(manifest, root)
     assert report.ok
-    assert report.spacings == [(1.5, 0.8)] * 3
+    assert report.spacings == [(0.8, 1.5)] * 3
     assert report.volumes["organ"][0] == pytest.approx(report.voxels["organ"][0] * 1.2)  # mm2
     moved(root / manifest.cases[0].label, 2, 3.0)
     assert "its affine differs from its image's: it lies up to 3 mm off" in [
@@ -382,7 +382,7 @@ def test_real_files_linked_resaved_from_floats_and_slightly_off(hippocampus_root
             (tmp_path / file).parent.mkdir(exist_ok=True)
             (tmp_path / file).symlink_to((hippocampus_root / file).absolute())
     before = check_data(manifest, tmp_path)
-    assert (before.offences, before.note) == ([], None)
+    assert (before.offences, before.notes) == ([], [])
     for case, mm in zip(manifest.cases, (0.0, 0.035, 0.2), strict=True):
         label = tmp_path / case.label
         image = nib.Nifti1Image(3.0 * (array_of(label) == 2) + (array_of(label) == 1), affine_of(label))
@@ -395,7 +395,7 @@ def test_real_files_linked_resaved_from_floats_and_slightly_off(hippocampus_root
     assert after.offences == [
         (manifest.cases[2].label, "its affine differs from its image's: it lies up to 0.2 mm off")
     ]
-    assert after.note is not None and after.note.startswith(f"{manifest.cases[1].label} lies 0.035 mm off its image;")
+    assert [note.split(";")[0] for note in after.notes] == [f"{manifest.cases[1].label} lies 0.035 mm off its image"]
 
 
 def test_the_real_sarcoma_manifest_passes(data_root: Path) -> None:
@@ -421,8 +421,9 @@ def test_the_command_prints_tables_and_exits_with_0(root: Path, written: Path) -
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "4 cases: no bad files"
     assert re.search(r"^1 class_1 +4 +\d+", out, re.MULTILINE)
-    assert re.search(r"^spacing, mm, axis 0 +3 +3 +3", out, re.MULTILINE)
-    assert re.search(r"^shape, voxels, axis 1 +16 +16 +16", out, re.MULTILINE)
+    assert re.search(r"^axes: right, anterior, superior +min", out, re.MULTILINE)
+    assert re.search(r"^spacing, mm, right +2 +2 +2", out, re.MULTILINE)
+    assert re.search(r"^shape, voxels, superior +12 +12 +12", out, re.MULTILINE)
     assert "ml: min" in out
 
 
@@ -477,7 +478,7 @@ def test_the_command_lists_all_files_if_all_are_bad(root: Path, written: Path) -
             ["check", "{tmp}/small.yaml", "--data-root", "{tmp}/folder"],
             "folder holds no file of 'data', for example images/a.nii.gz: pass the folder that does as --data-root\n",
         ),
-        (["check", "{tmp}/folder"], "folder: no pairs of image and label found"),
+        (["check", "{tmp}/folder"], "folder: holds no files"),
         (["check", "{tmp}/folder", "--data-root", "{tmp}"], "is the folder of the data already"),
     ],
 )

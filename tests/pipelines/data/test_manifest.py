@@ -89,6 +89,14 @@ def drop(*path: Any) -> Change:
     return change
 
 
+def both(*changes: Change) -> Change:
+    return lambda content: [change(content) for change in changes]
+
+
+def regions(order: list[int], **named: list[int]) -> Change:
+    return both(put("regions", to=named), put("region_order", to=order))
+
+
 REFUSALS: list[tuple[Change, str]] = [
     (drop("name"), "name: missing"),
     (put("name", to="two words"), "name: should match pattern"),
@@ -147,9 +155,40 @@ REFUSALS: list[tuple[Change, str]] = [
     (put("cases", 1, "fold", to=5), "cases: the folds are [0, 1, 5]; expected 0, 1, 2, ... without gaps"),
     (put("cases", 1, "patient", to=""), "cases[1] (case_1).patient: should have at least 1 character; got ''"),
     (put("cases", 1, "patient", to="p0"), "cases: patient 'p0' is in folds [0, 1]: in both training and validation"),
-    (drop("cases", 1, "image_sha256"), "cases: 'case_1' has no image_sha256"),
     (put("cases", 1, "label_sha256", to="abc"), "cases[1] (case_1).label_sha256: should match pattern"),
     (put("cases", 1, "label_sha256", to="A" * 64), "cases[1] (case_1).label_sha256: should match pattern"),
+    (put("channels", to=[{"nme": "T1"}]), "channels[0].nme: unknown field; did you mean 'name'?"),
+    (put("channels", to=[{"name": "T1", "intensity": "log"}]), "channels[0].intensity: should be '"),
+    (put("channels", to=[{"name": "T1"}] * 2), "channels: name 'T1' appears 2 times"),
+    (
+        both(put("channels", to=[{"name": n} for n in "abc"]), put("cases", 1, "image", to=["a.nii", "b.nii"])),
+        "cases: 'case_1' has 2 images for 3 channels; expected one per channel",
+    ),
+    (put("cases", 1, "image", to=["a.nii", "b.nii"]), "cases: 'case_1' has 2 images for 1 channels"),
+    (
+        both(
+            put("channels", to=[{"name": "a"}, {"name": "b"}]),
+            put("cases", 1, "image", to=["a.nii", "b.nii"]),
+            put("cases", 1, "image_sha256", to=["0" * 64]),
+        ),
+        "cases: 'case_1': image_sha256: expected one per image",
+    ),
+    (put("cases", 1, "image", to=[]), "cases[1] (case_1).image: expected a file, or one per channel"),
+    (put("cases", 1, "image", to=["a.nii", "../b.nii"]), "cases[1] (case_1).image: '../b.nii' leaves the data root"),
+    (put("ignore", to=4), "ignore: 4 is also the class 'tumour'; expected a label value that no class has"),
+    (put("ignore", to=-1), "ignore: should be greater than or equal to 0; got -1"),
+    (put("ignore", to=[]), "ignore: should be a valid integer; got []"),
+    (regions([1], all=[1, 7]), "regions: 'all' has the label 7; the foreground labels are 1, 4"),
+    (regions([1], all=[0, 1]), "regions: 'all' has the label 0; the foreground labels are 1, 4"),
+    (regions([1], all=[]), "regions: 'all' has no label; expected one or more"),
+    (regions([1, 4], all=[1, 4], same=[4, 1]), "regions: 'same' is the same as 'all'"),
+    (regions([1], all=[1, 4], core=[4]), "region_order: 1 labels for 2 regions; expected the label that each region's"),
+    (regions([1, 1], all=[1, 4], core=[4]), "region_order: 1 for 'core', which consists of 4"),
+    (regions([4, 4], all=[1, 4], core=[4]), "region_order: [4, 4]; expected a different label for each region"),
+    (put("region_order", to=[1]), "region_order: given without regions"),
+    (put("cases", 1, "labelled", to=[]), "cases: 'case_1' labels nothing; leave it out, or 'labelled' if it labels"),
+    (put("cases", 1, "labelled", to=["livr"]), "'case_1': labelled: no foreground class 'livr'; did you mean 'liver'?"),
+    (put("cases", 1, "labelled", to=["background"]), "'case_1': labelled: no foreground class 'background'"),
     (put("excluded", to=[{"file": "x.nii"}]), "excluded[0].reason: missing"),
     (put("excluded", to=[{"file": "x.nii", "reason": ""}]), "excluded[0].reason: should have at least 1 character"),
     (put("excluded", to=[{"file": "imagesTr/case_0.nii.gz", "reason": "x"}]), "is also a case's file"),
@@ -173,7 +212,7 @@ GENERATOR_REFUSALS: list[tuple[Change, str]] = [
 
 def test_a_valid_manifest_is_read(tmp_path: Path) -> None:
     manifest = load_manifest(written(listed(), tmp_path))
-    assert manifest.foreground == ["liver", "tumour"]
+    assert manifest.scheme.names == ["liver", "tumour"]
     assert manifest.label_values == [0, 1, 4]
     assert manifest.scheme.channels == 3
     assert manifest.spacing == (1.0, 1.0, 2.5)
@@ -204,7 +243,6 @@ TOGETHER: list[tuple[Change, str]] = [
     (put("classes", 4, to="liver"), "classes: name 'liver' appears 2 times"),
     (put("folder", to="/data"), "folder: '/data' is absolute"),
     (put("cases", 0, "label_sha256", to="abc"), "cases[0] (case_0).label_sha256: should match"),
-    (drop("cases", 1, "image_sha256"), "cases: 'case_1' has no image_sha256"),
     (put("cases", 1, "image", to="../a.nii"), "cases[1] (case_1).image: '../a.nii' leaves the data root"),
     (put("cases", 2, "id", to="case_0"), "cases: id 'case_0' appears 2 times"),
     (put("cases", 2, "label", to="labelsTr/case_0.nii.gz"), "cases: file 'labelsTr/case_0.nii.gz' appears 2 times"),

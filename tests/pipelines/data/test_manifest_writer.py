@@ -13,7 +13,7 @@ from cli_call import call_medloss
 from faults import cut, sheared, with_voxel
 from hypothesis import given
 from hypothesis import strategies as st
-from small_files import SPACING, affine_of, array_of, rewrite, small_folder
+from small_files import CANONICAL_SPACING, affine_of, array_of, rewrite, small_folder
 
 from pipelines.data.checks import check_data
 from pipelines.data.data_root import resolve_data
@@ -77,7 +77,7 @@ def test_msd_folder_without_dataset_json(msd: Path) -> None:
     manifest = round_trip(msd)
     assert manifest.name == manifest.folder == "Task99_Thing"
     assert manifest.classes == {0: "background", 1: "class_1", 2: "class_2", 3: "class_3"}
-    assert manifest.spacing == SPACING
+    assert manifest.spacing == CANONICAL_SPACING
     assert (manifest.modality, manifest.dimensions, manifest.spacing_tolerance) == ("MR", 3, 0.05)
     assert [case.id for case in manifest.cases] == ["a", "b", "c", "d"]
     first = manifest.cases[0]
@@ -126,7 +126,7 @@ def test_an_nnunet_folder_with_channels(msd: Path) -> None:
     assert manifest.modality == "CT"
     assert [case.id for case in manifest.cases] == ["a", "b", "c", "d"]
     assert manifest.cases[0].image == "imagesTr/a_0000.nii.gz"
-    assert reasons(manifest) == {"imagesTr/a_0001.nii.gz": "channel 1 of 'a': one image per case is used, channel 0"}
+    assert reasons(manifest) == {"imagesTr/a_0001.nii.gz": "not one of the channels CT"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,9 @@ def test_an_nnunet_folder_with_channels(msd: Path) -> None:
         ("[]", "dataset.json: expected an object with labels and other fields; got list"),
         ('{"labels": ["a"]}', "labels: got .'a'.; expected values with names"),
         ('{"labels": {"one": "two"}}', "labels: got"),
-        ('{"labels": {"whole": [1, 2]}}', "labels: .whole. is a region of the values"),
+        ('{"labels": {"whole": [1, 2]}}', "regions_class_order: got None"),
+        ('{"labels": {"all": [1, 2]}, "regions_class_order": [1, 2]}', "region_order: 2 labels for 1 regions"),
+        ('{"labels": {"a": [1, 2], "b": [2, 1]}, "regions_class_order": [1, 2]}', "'b' is the same as 'a'"),
         ('{"labels": {"1": ""}}', "labels: got"),
         ('{"labels": {"a": 1, "b": 1}}', "labels: got"),
         ('{"labels": {"-1": "a"}}', "labels: got"),
@@ -241,7 +243,7 @@ def test_differing_spacings_widen_the_tolerance(paired: Path) -> None:
         affine[:3, :3] *= 1.5
         rewrite(paired / kind / "a.nii.gz", affine=affine)
     manifest = round_trip(paired)
-    assert manifest.spacing == SPACING
+    assert manifest.spacing == CANONICAL_SPACING
     assert manifest.spacing_tolerance == pytest.approx(0.5, abs=2e-3)
 
 
@@ -249,7 +251,7 @@ def test_2d_images(paired: Path) -> None:
     for file in sorted(paired.rglob("*.nii*")):
         rewrite(file, array_of(file)[6])
     manifest = round_trip(paired)
-    assert (manifest.dimensions, manifest.spacing) == (2, SPACING[:2])
+    assert (manifest.dimensions, manifest.spacing) == (2, CANONICAL_SPACING[1:])
 
 
 def test_a_folder_that_contains_one_of_the_same_name_is_the_root(paired: Path) -> None:
@@ -379,7 +381,10 @@ def test_the_command_writes_a_manifest_that_passes(msd: Path, tmp_path: Path) ->
         "manifest", msd, "--out", out, "--name", "thing", "--modality", "CT", "--folds", 3
     )
     assert (code, err) == (0, "")
-    assert printed == (f"left out: imagesTr/a.nii.gz: image without a label\n3 cases in 3 folds: written to {out}\n")
+    assert printed == (
+        "layout: Medical Segmentation Decathlon (imagesTr, labelsTr)\n"
+        f"left out: imagesTr/a.nii.gz: image without a label\n3 cases in 3 folds: written to {out}\n"
+    )
     manifest = load_manifest(out)
     assert (manifest.name, manifest.modality) == ("thing", "CT")
     assert call_medloss("check", out, "--data-root", msd)[0] == 0
@@ -443,8 +448,8 @@ def _nothing(folder: Path) -> None:
     [
         (_nothing, ["{msd}/none"], "none: no such folder"),
         (_nothing, ["{msd}/imagesTr/a.nii.gz"], "a.nii.gz: no such folder"),
-        (_nothing, ["{msd}/imagesTr"], "no pairs of image and label found; expected imagesTr with labelsTr"),
-        (_empty, ["{msd}"], "no pairs of image and label found"),
+        (_nothing, ["{msd}/imagesTr"], "images but no labels: 4 images, such as a.nii.gz; expected labelsTr"),
+        (_empty, ["{msd}"], "holds no files"),
         (_all_broken, ["{msd}"], "none of 4 pairs can be used; the first: imagesTr/a.nii.gz: 0 bytes"),
         (
             _nothing,
