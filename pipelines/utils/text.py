@@ -81,7 +81,7 @@ def item(label: str, text: str) -> Iterator[str]:
 
 def counted(count: int, noun: str) -> str:
     """`1 loss`, `2 losses`."""
-    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
+    plural = f"{noun}es" if noun in ("loss", "class", "patch") else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"
 
 
