@@ -80,13 +80,13 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
         cases = list(reader)
     held_out = [case for case in manifest.cases if case.fold == 0]
     assert [(row["case"], row["patient"], row["class"]) for row in cases] == [
-        (case.id, case.patient, name) for case in held_out for name in manifest.foreground
+        (case.id, case.patient, name) for case in held_out for name in manifest.scheme.names
     ]
     result = json.loads((folder / "result.json").read_text())
     assert (result["state"], result["error"]) == ("done", None)
     assert set(result["metrics"]) == set(METRICS)
-    assert set(result["per_class"]) == set(manifest.foreground)
-    for name in manifest.foreground:
+    assert set(result["per_class"]) == set(manifest.scheme.names)
+    for name in manifest.scheme.names:
         values = [float(row["dice"]) for row in cases if row["class"] == name and row["dice"]]
         assert result["per_class"][name]["dice"] == pytest.approx(sum(values) / len(values))
     for metric in METRICS:
