@@ -385,7 +385,7 @@ def test_what_reaches_the_loss(sets: dict[int, _Set], tmp_path: Path, probe: typ
     config = sets[dims].config(loss=f"{__name__}.ProbeLoss", epochs=1, precision="bfloat16")
     patch = tuple(train_run(config, tmp_path)["patch_size"])
     assert len(probe.seen) == 2
-    spacing = {2: [1.5, 0.8], 3: [3.0, 1.0, 2.0]}[dims]
+    spacing = {2: [0.8, 1.5], 3: [2.0, 1.0, 3.0]}[dims]  # along the canonical axes
     for logits, target, spacings in probe.seen:
         assert torch.as_tensor(spacings) == pytest.approx(torch.tensor([spacing] * 2), abs=1e-6)
         assert logits.shape == (2, 4, *patch)
