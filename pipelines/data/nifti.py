@@ -242,24 +242,23 @@ def stacked(volumes: Sequence[Volume], grid: "Grid | None" = None) -> NDArray[np
     Raises:
         BadFileError: the channels are on different grids, and there is no `grid`.
     """
-    with np.errstate(over="ignore"):  # Inf is reported by the caller
-        channels = [
-            np.asarray(channel, np.float32)
-            for volume in volumes
-            for channel in (volume.data[None] if volume.data.ndim == len(volume.spacing) else volume.data)
-        ]
-    if len(volumes) == 1 and grid is None:
-        return np.ascontiguousarray(channels[0][None]) if len(channels) == 1 else np.ascontiguousarray(channels)
     target = volumes[0] if grid is None else grid
-    for index, volume in enumerate(volumes if len(volumes) > 1 else [volumes[0]] * len(channels)):
-        problem = grid_problem(volume, target, "first channel")
+    channels = [
+        (channel, volume)
+        for volume in volumes
+        for channel in (volume.data[None] if volume.data.ndim == len(volume.spacing) else volume.data)
+    ]
+    # Each channel is copied once, from any type and any order of axes.
+    image = np.empty((len(channels), *target.shape), np.float32)
+    for index, (channel, volume) in enumerate(channels):
+        problem = None if volume is target else grid_problem(volume, target, "first channel")
         if problem is not None and grid is None:
             raise BadFileError(
                 f"channel {index}: {problem}; pass --resample-channels to bring all channels to one grid"
             )
-        if problem is not None:
-            channels[index] = _on_grid(channels[index], volume, target)
-    return np.stack(channels)
+        with np.errstate(over="ignore"):  # Inf is reported by the caller
+            image[index] = channel if problem is None else _on_grid(channel.astype(np.float32), volume, target)
+    return image
 
 
 def _on_grid(channel: NDArray[np.float32], volume: Volume, target: "Grid") -> NDArray[np.float32]:
@@ -315,20 +314,23 @@ def _content(raw: bytes, file: str) -> tuple[Any, bytes]:
         raise BadFileError("not a gzip file, though its name ends in .gz")
     stream: Any = gzip.GzipFile(fileobj=BytesIO(raw)) if packed else BytesIO(raw)
     try:
-        content = bytearray(stream.read(nib.Nifti2Header.sizeof_hdr))
-        kind, size = _kind_and_size(bytes(content))
+        head = stream.read(nib.Nifti2Header.sizeof_hdr)
+        kind, size = _kind_and_size(head)
+        content = BytesIO()
+        read = content.write(head)
         # Read to the end, where gzip's checksum is, but at most a chunk past the size in the header.
-        while len(content) <= size + _PADDING and (chunk := stream.read(_CHUNK)):
-            content += chunk
+        while read <= size + _PADDING and (chunk := stream.read(_CHUNK)):
+            read += content.write(chunk)
     except EOFError:
         raise BadFileError("truncated: its gzip stream ends early") from None
     except (zlib.error, gzip.BadGzipFile) as error:
         raise BadFileError(f"damaged: {error}") from None
-    if len(content) < size:
-        raise BadFileError(f"truncated: {len(content)} bytes; its header says {size}")
-    if len(content) > size + _PADDING:
+    if read < size:
+        raise BadFileError(f"truncated: {read} bytes; its header says {size}")
+    if read > size + _PADDING:
         raise BadFileError(f"more bytes than the {size} that its header says and {_PADDING} of padding")
-    return kind, bytes(content[:size])
+    content.truncate(size)
+    return kind, content.getvalue()  # without a copy
 
 
 def _kind_and_size(head: bytes) -> tuple[Any, int]:

@@ -26,7 +26,7 @@ class Source:
 
     path: Path
     name: str
-    sha256: Mapping[Path, str] = field(default_factory=dict)
+    sha256: Mapping[Path, str] = field(default_factory=dict, hash=False)
     others: tuple[Path, ...] = ()
 
     @property

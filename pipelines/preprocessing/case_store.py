@@ -216,6 +216,8 @@ def take_fingerprint(
         UserError: a case cannot be read.
     """
     facts = []
+    # What else it says does not matter before the cases are resampled.
+    reading = reading.model_copy(update={"spacing": None, "clip": None})
     for case in cases:
         compute = partial(_facts, manifest, case, root, reading)
         if cache is None:

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pipelines.data.label_scheme import IGNORED
 from pipelines.preprocessing import Augmentation
 from pipelines.preprocessing.case_store import ANISOTROPIC
 from pipelines.utils import UserError
@@ -164,6 +165,8 @@ class PatchDataset(Dataset):
             centre = np.array(start) + (covered - 1) / 2
             image = sampled(item["image"], centre, matrix, self.patch, "bilinear")
             label = sampled(item["label"], centre, matrix, self.patch, "nearest")
+            if "counted" in item and (label == IGNORED).all():  # they were rotated out of it
+                image, label = (_cut(item[name], start, self.patch) for name in ("image", "label"))
         flipped = [1 + axis for axis in self.flip_axes if random.random() < 0.5]
         if flipped:
             image, label = image.flip(flipped), label.flip(flipped)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.data.manifest import Case, Manifest
-from pipelines.data.nifti import BadFileError, Volume, digits, grid_problem, read_image, read_labels, stacked
+from pipelines.data.nifti import BadFileError, Volume, by, digits, grid_problem, read_image, read_labels, stacked
 from pipelines.preprocessing import Clip
 from pipelines.utils import UserError
 
@@ -55,7 +55,8 @@ class Preprocessing(BaseModel):
         """The network's input, `[K, *grid]`, float32, of finite intensities `[K, *spatial]` with a spacing (mm)."""
         clips = self.clip if isinstance(self.clip, tuple) else (self.clip,) * len(volume)
         channels = [_normalised(channel, clip) for channel, clip in zip(volume.float(), clips, strict=True)]
-        return resampled(torch.stack(channels), self.shape(volume.shape[1:], spacing))
+        image = channels[0][None] if len(channels) == 1 else torch.stack(channels)
+        return resampled(image, self.shape(volume.shape[1:], spacing))
 
     def labels(self, label: Tensor, spacing: Sequence[float]) -> Tensor:
         """A label map `[1, *spatial]` on the network's grid: the value with the largest part of each voxel."""
@@ -63,7 +64,8 @@ class Preprocessing(BaseModel):
         if shape == tuple(label.shape[1:]):
             return label
         values = label.unique()
-        return values[largest((resampled((label == value).float(), shape) for value in values), torch.long)]
+        found = largest((resampled((label == value).float(), shape) for value in values), torch.uint8)
+        return values[found.int()]
 
     def oriented(self, volume: Volume) -> Volume:
         """A volume as it was read, along the axes of `orientation`."""
@@ -165,20 +167,21 @@ def _class_indices(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
     Raises:
         BadFileError: a value that is no class, or a map in which all voxels are ignored.
     """
-    labels = np.ascontiguousarray(labels)
-    indices = np.zeros(labels.shape, np.uint8)
-    known = np.zeros(labels.shape, bool)
-    numbered = [*enumerate(scheme.values), *([] if scheme.ignore is None else [(IGNORED, scheme.ignore)])]
-    for index, value in numbered:
+    indices = np.zeros_like(labels, np.uint8)
+    known = 0
+    numbered = {value: index for index, value in enumerate(scheme.values)}
+    if scheme.ignore is not None:
+        numbered[scheme.ignore] = IGNORED
+    for value, index in numbered.items():
         voxels = labels == value
-        indices[voxels] = index
-        known |= voxels
-    if not known.all():
-        named = ", ".join(str(value) for _, value in numbered)
-        raise BadFileError(f"holds {digits(labels[~known][0])}; the manifest names {named}")
+        known += np.count_nonzero(voxels)
+        np.putmask(indices, voxels, index)
+    if known < labels.size:
+        unknown = labels[~np.isin(labels, list(numbered))]
+        raise BadFileError(f"holds {digits(unknown[0])}; the manifest names {', '.join(map(str, numbered))}")
     if scheme.ignore is not None and (indices == IGNORED).all():
         raise BadFileError(f"all voxels have the ignored label {scheme.ignore}")
-    return indices
+    return np.ascontiguousarray(indices)
 
 
 def prepared(case: dict[str, Any], preprocessing: Preprocessing, scheme: LabelScheme) -> dict[str, Any]:
@@ -187,12 +190,20 @@ def prepared(case: dict[str, Any], preprocessing: Preprocessing, scheme: LabelSc
     `image`, `label` and `spacing` are on the grid; `centres` are flat indices of voxels of each foreground class or
     region in the label, and `counted` of voxels that are not ignored, if some are. If the case was resampled,
     `reference` and `reference_spacing` are the original label, for validation.
+
+    Raises:
+        UserError: on the grid all voxels are ignored.
     """
     label, spacing = case["label"], case["spacing"].tolist()
     on_grid = preprocessing.labels(label, spacing)
     image = preprocessing.image(case["image"], spacing)
     item = case | {"image": image, "label": on_grid, "centres": _centres(on_grid, scheme)}
     counted = on_grid.reshape(-1) != IGNORED
+    if not counted.any():
+        raise UserError(
+            f"case '{case['case']}': all voxels are ignored on the training grid of {by(preprocessing.spacing or ())} "
+            "mm; pass a finer one as --spacing"
+        )
     if not counted.all():
         item["counted"] = _sampled(counted.nonzero()[:, 0])
     if on_grid.shape != label.shape:

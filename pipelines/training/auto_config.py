@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # `refuse_settings` runs without the seconds that torch and M
 
 #: The V-Net halves every axis four times.
 _VNET_DIVISOR = 16
+#: The V-Net repeats an image's channels until there are so many.
+_VNET_FEATURES = 16
 #: Feature maps keep at least so many voxels per axis; below that a convolution sees mostly padding.
 _LEAST_MAP = 4
 #: An axis twice as coarse as the finest is not halved, nor convolved along, until the others are as coarse.
@@ -50,7 +52,20 @@ def refuse_misfit(config: RunConfig, manifest: Manifest) -> None:
         InputError: there is no such loss, or it does not take the arguments.
     """
     refuse_settings(config, manifest)
-    create_loss(config, manifest.scheme)
+    loss = create_loss(config, manifest.scheme)
+    needed = {"mask": "an ignored label"} if manifest.ignore is not None else {}
+    if any(case.labelled is not None for case in manifest.cases):
+        needed["labelled_classes"] = "partial labels"
+    from medloss import CombinedLoss
+    from medloss.create import accepted_keywords
+
+    for part in loss.losses if isinstance(loss, CombinedLoss) else [loss]:
+        taken = accepted_keywords(part)
+        if missing := [name for name in needed if taken is not None and name not in taken]:
+            raise UserError(
+                f"loss: {type(part).__name__} takes no {missing[0]}, which '{manifest.name}' needs for "
+                f"{needed[missing[0]]}; expected a loss of medloss"
+            )
 
 
 def create_loss(config: RunConfig, scheme: LabelScheme) -> nn.Module:
@@ -84,6 +99,17 @@ def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
     if config.levels is not None and config.levels < _LEAST_LEVELS.get(config.network, 0):
         least = _LEAST_LEVELS[config.network]
         raise UserError(f"levels: got {config.levels}; '{config.network}' has at least {least}")
+    inputs = len(manifest.image_channels)
+    if config.network == "vnet" and _VNET_FEATURES % inputs:
+        raise UserError(
+            f"network: 'vnet' cannot take the {inputs} channels of '{manifest.name}', only a divisor of "
+            f"{_VNET_FEATURES}; expected unet or dynunet"
+        )
+    if isinstance(config.intensity_clip, tuple) and len(config.intensity_clip) != inputs:
+        raise UserError(
+            f"intensity clip: got {len(config.intensity_clip)} entries; expected one per channel of "
+            f"'{manifest.name}', which has {inputs}"
+        )
     if config.deep_supervision and config.network != "dynunet":
         raise UserError(f"deep supervision: '{config.network}' has one output; expected 0, or the network dynunet")
     if config.spacing is not None and len(config.spacing) != dims:
@@ -109,7 +135,7 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
     if config.memory_gb is None and on_gpu:
         memory_gb = round(0.8 * torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     spacing = config.spacing or fingerprint.target_spacing()
-    clip = config.intensity_clip or _clip(config, manifest, fingerprint)
+    clip = _clip(config, manifest, fingerprint)
     config = config.model_copy(
         update={
             "spacing": spacing,
@@ -133,6 +159,8 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
 
 def _clip(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint) -> Clip | tuple[Clip | None, ...] | None:
     """How intensities are clipped, of one channel or one entry per channel; None if none are."""
+    if config.intensity_clip is not None and config.intensity != "zscore":
+        return config.intensity_clip
     clips = []
     for number, channel in enumerate(manifest.image_channels):
         clipped = channel.quantitative if config.intensity is None else config.intensity == "clip"

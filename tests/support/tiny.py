@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from pipelines.data.data_root import resolve_data
+from pipelines.data.manifest import load_manifest
 from pipelines.training.run_config import RunConfig
 
 
@@ -59,3 +61,45 @@ def tiny_manifest(folder: Path, dims: int = 3, cases: int = 6, **changes: Any) -
     path = folder / f"{content['name']}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+def tiny_regions(folder: Path, shape: tuple[int, ...] = (12, 14, 16), cases: int = 6, **changes: Any) -> Path:
+    """Write a manifest of the phantom of regions: two channels, nested regions, ignored voxels and two spacings."""
+    fields: dict[str, Any] = {
+        "name": "tiny_regions",
+        "modality": None,
+        "channels": [{"name": "PET"}, {"name": "CT"}],
+        "spacing": [3.0, 1.5, 1.5],
+        "spacing_tolerance": 0.25,
+        "classes": {0: "background", 1: "rim", 2: "core", 3: "centre"},
+        "regions": {"whole": [1, 2, 3], "core": [2, 3], "centre": [3]},
+        "region_order": [1, 2, 3],
+        "ignore": 255,
+        "generator": {"name": "phantom_regions", "shape": list(shape)},
+    }
+    return tiny_manifest(folder, cases=cases, **(fields | changes))
+
+
+def listed(manifest: Path, data: Path, **changes: Any) -> tuple[Path, Path]:
+    """A manifest that lists the files of a made data set, without checksums, so that they may be written again.
+
+    Args:
+        manifest: of the made data set, from `tiny_manifest`.
+        data: the data root, in which it is made.
+        changes: fields of the manifest to set; None drops one.
+
+    Returns:
+        The new manifest's path, and the folder of the files.
+    """
+    loaded = load_manifest(manifest)
+    content = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+    del content["generator"]
+    content["cases"] = [
+        case.model_dump(include={"id", "patient", "fold", "label"})
+        | {"image": list(case.images) if len(case.images) > 1 else case.image}
+        for case in loaded.cases
+    ]
+    content = {name: value for name, value in {**content, **changes}.items() if value is not None}
+    path = manifest.with_name(f"{content['name']}_listed.yaml")
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path, resolve_data(loaded, data)

@@ -86,7 +86,7 @@ def test_the_csv_has_every_case_and_class(folder: Path, manifest: bool) -> None:
     expected = _expected(folder, 2.5)
     rows = _rows(folder / "new" / "all.csv")
     assert [row["case"] for row in rows] == [case for case in "abcd" for _ in range(3)]
-    names = load_manifest(folder / "set.yaml").foreground if manifest else ["1", "2", "3"]
+    names = load_manifest(folder / "set.yaml").scheme.names if manifest else ["1", "2", "3"]
     assert [row["class"] for row in rows] == names * 4
     for row, wanted in zip(rows, expected, strict=True):
         values = [float(row[name]) if row[name] else math.nan for name in METRICS]
@@ -184,8 +184,8 @@ def _matched(folder: Path) -> Any:
 
 
 BAD: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("another shape", lambda p: reshaped(p, (12, 16, 15)), "12 x 16 x 15 voxels, but its label has 12 x 16 x 14"),
-    ("another spacing", stretched, "spacing 3.6 x 1.2 x 2.4 mm, but its label has 3 x 1 x 2 mm"),
+    ("another shape", lambda p: reshaped(p, (12, 16, 15)), "15 x 16 x 12 voxels, but its label has 14 x 16 x 12"),
+    ("another spacing", stretched, "spacing 2.4 x 1.2 x 3.6 mm, but its label has 2 x 1 x 3 mm"),
     ("moved", lambda p: moved(p, 1, 0.5), "its affine differs from its label's: it lies up to 0.5 mm off"),
     ("flipped", lambda p: rewrite(p, affine=affine_of(p) @ np.diag([-1, 1, 1, 1])), "its affine differs from its la"),
     ("sheared", sheared, "its direction matrix is sheared: "),

@@ -31,12 +31,12 @@ def test_labels_keep_their_volume_and_their_values() -> None:
     label[:, 3:9, 6:18, 6:18] = 7
     label[:, 5:7, 10:14, 10:14] = 2
     grid = Preprocessing(dimensions=3, spacing=(1.0, 1.0, 1.0))
-    fine = grid.labels(label, (3.0, 1.0, 1.0), 8)
+    fine = grid.labels(label, (3.0, 1.0, 1.0))
     assert fine.shape == (1, 36, 24, 24) and fine.dtype == torch.uint8
     assert fine.unique().tolist() == [0, 2, 7]
     for value in (2, 7):
         assert (fine == value).sum() == pytest.approx(3 * int((label == value).sum()), rel=0.1)
-    assert torch.equal(grid.labels(fine, (1.0, 1.0, 1.0), 8), fine)
+    assert torch.equal(grid.labels(fine, (1.0, 1.0, 1.0)), fine)
 
 
 def test_intensities_have_mean_0_and_deviation_1() -> None:

@@ -19,7 +19,7 @@ FLAT = load_manifest("phantom_2d")
 
 
 def _fingerprint(shapes: list[tuple[int, ...]], spacings: list[tuple[float, ...]]) -> Fingerprint:
-    return Fingerprint(shapes, spacings, np.linspace(-1000, 2000, 3001, dtype=np.float32))
+    return Fingerprint(shapes, spacings, np.linspace(-1000, 2000, 3001, dtype=np.float32)[None])
 
 
 def _planned(shape: tuple[int, ...], mm: tuple[float, ...], **settings: Any) -> RunConfig:

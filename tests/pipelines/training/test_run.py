@@ -80,13 +80,13 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
         cases = list(reader)
     held_out = [case for case in manifest.cases if case.fold == 0]
     assert [(row["case"], row["patient"], row["class"]) for row in cases] == [
-        (case.id, case.patient, name) for case in held_out for name in manifest.foreground
+        (case.id, case.patient, name) for case in held_out for name in manifest.scheme.names
     ]
     result = json.loads((folder / "result.json").read_text())
     assert (result["state"], result["error"]) == ("done", None)
     assert set(result["metrics"]) == set(METRICS)
-    assert set(result["per_class"]) == set(manifest.foreground)
-    for name in manifest.foreground:
+    assert set(result["per_class"]) == set(manifest.scheme.names)
+    for name in manifest.scheme.names:
         values = [float(row["dice"]) for row in cases if row["class"] == name and row["dice"]]
         assert result["per_class"][name]["dice"] == pytest.approx(sum(values) / len(values))
     for metric in METRICS:
@@ -385,7 +385,7 @@ def test_what_reaches_the_loss(sets: dict[int, _Set], tmp_path: Path, probe: typ
     config = sets[dims].config(loss=f"{__name__}.ProbeLoss", epochs=1, precision="bfloat16")
     patch = tuple(train_run(config, tmp_path)["patch_size"])
     assert len(probe.seen) == 2
-    spacing = {2: [1.5, 0.8], 3: [3.0, 1.0, 2.0]}[dims]
+    spacing = {2: [0.8, 1.5], 3: [2.0, 1.0, 3.0]}[dims]  # along the canonical axes
     for logits, target, spacings in probe.seen:
         assert torch.as_tensor(spacings) == pytest.approx(torch.tensor([spacing] * 2), abs=1e-6)
         assert logits.shape == (2, 4, *patch)

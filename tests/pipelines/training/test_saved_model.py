@@ -73,7 +73,7 @@ def test_round_trip(tmp_path: Path, manifests: dict[int, Manifest], changes: dic
     assert {name for name in weights if name not in kept} == {
         name for name in weights if "heads" in name or "super_head" in name
     }
-    assert model.classes == {0: "background", 2: "organ", 5: "shell", 300: "lesion"}
+    assert model.scheme.classes == {0: "background", 2: "organ", 5: "shell", 300: "lesion"}
     assert model.preprocessing == processed
     assert model.dtype is None
     image = torch.rand(1, *(20, 16, 23)[:dims])
@@ -176,7 +176,7 @@ def test_every_flipped_bit_is_reported_or_harmless(tmp_path: Path, manifests: di
             continue
         # In the archive's padding, for example: then nothing else has changed.
         assert all(torch.equal(tensor, weights[name]) for name, tensor in model.network.state_dict().items())
-        assert model.classes == {0: "background", 2: "organ", 5: "shell", 300: "lesion"}
+        assert model.scheme.classes == {0: "background", 2: "organ", 5: "shell", 300: "lesion"}
     assert "damaged:" in messages  # by the SHA-256: Torch itself does not notice
 
 
