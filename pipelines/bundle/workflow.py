@@ -110,7 +110,7 @@ def before_training(config: RunConfig, output_dir: str, resume: bool, check: boo
         raise UserError(f"resume: {output_dir} holds no checkpoint; start the run without --resume")
     if check and rank() == 0:
         try:
-            refuse_bad_data(config.manifest, config.data_root)
+            refuse_bad_data(config.manifest, config.data_root, resample_channels=config.resample_channels)
         except UserError as error:
             raise UserError(str(error).replace("--no-check", "--check False")) from None
     wait_for_all()
