@@ -232,9 +232,7 @@ def test_what_it_cannot_predict(comparison: tuple[Path, Plan], change: dict[str,
     dims = model.model.preprocessing.dimensions
     image = np.full((8,) * change.get("axes", dims), change.get("value", 1.0), np.float32)
     with pytest.raises(UserError, match=message):
-        model.predict(
-            image, {name: change[key] for key, name in (("spacing",) * 2, ("axes_of", "axes")) if key in change}
-        )
+        model.predict(image, change.get("params"))
 
 
 def test_a_second_call_registers_nothing(
