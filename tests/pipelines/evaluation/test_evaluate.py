@@ -86,7 +86,7 @@ def test_the_csv_has_every_case_and_class(folder: Path, manifest: bool) -> None:
     expected = _expected(folder, 2.5)
     rows = _rows(folder / "new" / "all.csv")
     assert [row["case"] for row in rows] == [case for case in "abcd" for _ in range(3)]
-    names = load_manifest(folder / "set.yaml").foreground if manifest else ["1", "2", "3"]
+    names = load_manifest(folder / "set.yaml").scheme.names if manifest else ["1", "2", "3"]
     assert [row["class"] for row in rows] == names * 4
     for row, wanted in zip(rows, expected, strict=True):
         values = [float(row[name]) if row[name] else math.nan for name in METRICS]
