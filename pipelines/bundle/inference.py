@@ -14,7 +14,7 @@ from monai.utils import CommonKeys
 from pipelines.data.manifest import load_manifest
 from pipelines.data.nifti import BadFileError, Orientation, write_labels
 from pipelines.inference.predict import read_source
-from pipelines.inference.sources import Source, image_sources, refuse_collisions
+from pipelines.inference.sources import Source, by_channel, image_sources, refuse_collisions
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig, recipe_settings
@@ -41,13 +41,16 @@ def bundle_model(model_file: str | None, network_name: str, device: torch.device
     return Model(network.to(device).eval(), config, processed, manifest.scheme, (), device)
 
 
-def sources(dataset_dir: str | Sequence[str] | None) -> list[Source]:
-    """The images in a folder, or in files and folders, without the labels next to them; none if none are named."""
+def sources(dataset_dir: str | Sequence[str] | None, channels: Sequence[str] = ()) -> list[Source]:
+    """The images in a folder, or in files and folders, without the labels next to them; none if none are named.
+
+    The files of an image's `channels`, if there are several, are found by their names, as in `by_channel`.
+    """
     named = [dataset_dir] if isinstance(dataset_dir, str) else dataset_dir or []
     found, labels = image_sources([Path(str(path)) for path in named])
     if labels:
         click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)
-    return found
+    return by_channel(found, channels)
 
 
 def before_prediction(model_file: str | None, images: list[Source], output_dir: str, overwrite: bool) -> None:

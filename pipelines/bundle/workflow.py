@@ -1,5 +1,6 @@
 """The parts that the bundle's `train.yaml` and `evaluate.yaml` name: a `Training` under MONAI's names."""
 
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from pipelines.data.checks import refuse_bad_data
 from pipelines.data.manifest import load_manifest
 from pipelines.evaluation.evaluate import mean_metrics
 from pipelines.evaluation.metrics import METRICS
-from pipelines.training.auto_config import refuse_misfit
+from pipelines.training.auto_config import divisor, refuse_misfit
 from pipelines.training.checkpoint import has_checkpoint
 from pipelines.training.components import Training
 from pipelines.training.distributed import rank, ranks, wait_for_all
@@ -25,9 +26,12 @@ from pipelines.training.run_config import RunConfig, checked_config, recipe_sett
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saved_model import Model
 from pipelines.utils import TrainingError, UserError, let_first_rank_report
-from pipelines.utils.files import write_json
+from pipelines.utils.files import read_json, resource_folder, write_json
 from pipelines.utils.locks import held_lock
 from pipelines.utils.machine import chosen_device
+
+#: Voxels per axis that a network of any of ours takes, at least.
+_LEAST_SIDE = 16
 
 
 def one_line_errors() -> None:
@@ -110,7 +114,7 @@ def before_training(config: RunConfig, output_dir: str, resume: bool, check: boo
         raise UserError(f"resume: {output_dir} holds no checkpoint; start the run without --resume")
     if check and rank() == 0:
         try:
-            refuse_bad_data(config.manifest, config.data_root)
+            refuse_bad_data(config.manifest, config.data_root, resample_channels=config.resample_channels)
         except UserError as error:
             raise UserError(str(error).replace("--no-check", "--check False")) from None
     wait_for_all()
@@ -135,10 +139,35 @@ def run_training(training: Training, output_dir: str, resume: bool) -> dict[str,
             if not mine:
                 raise UserError(f"output_dir: another process trains in {output_dir}; name another folder")
             result = train_run(training, folder, resume=resume, report=print_epoch)
+        write_json(folder / "metadata.json", run_metadata(training))
     except OSError as error:
         raise UserError(f"output_dir: cannot write in {output_dir}: {error.strerror or error}") from None
     _print(result["metrics"], folder)
     return result
+
+
+def run_metadata(training: Training) -> dict[str, Any]:
+    """The bundle's metadata for the network of a run: its channels, classes or regions in place of the phantom's."""
+    manifest, scheme = training.manifest, training.manifest.scheme
+    content: dict[str, Any] = read_json(resource_folder("configs") / "metadata.json")
+    channels = [channel.name for channel in manifest.image_channels]
+    outputs = scheme.names if scheme.sigmoid else [scheme.classes[value] for value in scheme.values]
+    labels = ", ".join(f"{value} {scheme.classes[value]}" for value in scheme.values)
+    shape = [f"{math.lcm(step, _LEAST_SIDE)}*n" for step in divisor(training.config, manifest.dimensions)]
+    data = content["network_data_format"]
+    for entry, names in ((data["inputs"]["image"], channels), (data["outputs"]["pred"], outputs)):
+        entry |= {"num_channels": len(names), "spatial_shape": shape}
+        entry["channel_def"] = {str(number): name for number, name in enumerate(names)}
+    data["inputs"]["image"]["modality"] = manifest.modality
+    return content | {
+        "name": manifest.name,
+        "task": manifest.task,
+        "description": f"{training.config.network} trained by medloss with {training.config.loss}",
+        "data_source": manifest.source,
+        "image_classes": f"channels: {', '.join(channels)}",
+        "label_classes": f"one channel: {labels}",
+        "pred_classes": f"logits, of a {'sigmoid' if scheme.sigmoid else 'softmax'}: {', '.join(outputs)}",
+    }
 
 
 def evaluated_config(

@@ -109,7 +109,7 @@ def compare(
             for line in plan_lines(planned.plan, planned.grid, planned.seconds):
                 click.echo(line, err=True)
         execution = Execution(jobs, handover, **how)
-        code = compare_losses(out, planned.plan, execution, configs)
+        code = compare_losses(out, planned.plan, execution, planned.configs)
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """`medloss losses`, `medloss explain` and `medloss gallery`: the losses listed, described and drawn."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,24 +42,23 @@ def losses(name: str | None) -> None:
 
 @click.command()
 @click.option("--loss", required=True, help="A name, a sum (0.2*focal+0.8*dice) or a dotted path.")
-@click.option("--image", type=PATH, required=True, help="NIfTI image, 2D or 3D.")
+@click.option("--image", type=PATH, required=True, help="NIfTI image, 2D or 3D, or 4D with channels last.")
 @click.option("--label", type=PATH, required=True, help="NIfTI label on the same grid.")
 @click.option(
     "--prediction", type=PATH, help="NIfTI prediction: probabilities, or labels; default: the label, shifted."
 )
 @click.option("--label-class", default=1, show_default=True, help="The structure's value in the label.")
 @click.option("--axis", type=int, help="Array axis to cut across; default: that of the largest spacing.")
+@click.option("--channel", type=int, help="Channel of a 4D image to draw, from 0; default: the first.")
 @click.option("--out", type=PATH, help="The figure, .png; default: explain-LOSS.png.")
-def explain(
-    loss: str, image: Path, label: Path, prediction: Path | None, label_class: int, axis: int | None, out: Path | None
-) -> None:
+def explain(loss: str, image: Path, label: Path, **options: Any) -> None:
     """Draw the negative gradient of a loss on your own case, on the slice with most error."""
     from medloss.names import refuse_unknown_losses
 
     refuse_unknown_losses(loss)
     from pipelines.gallery.explain import explain_case  # not above, for the seconds that it takes
 
-    explained = explain_case(loss, image, label, prediction=prediction, label_class=label_class, axis=axis, out=out)
+    explained = explain_case(loss, image, label, **options)
     for line in explained.notes:
         click.echo(line)
     click.echo(f"written to {explained.path}")

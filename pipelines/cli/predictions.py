@@ -1,6 +1,7 @@
 """`medloss predict` and `medloss evaluate`: predictions by one network, and their metrics."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ def _cases_of_manifest(options: dict[str, Any], is_replaced: bool, refusal: str)
 @click.option("--out", type=PATH, required=True, help="Folder of the predictions.")
 @_manifest_options("IMAGES")
 @click.option("--probabilities", is_flag=True, help="Write <name>_probabilities.nii.gz, too: 4D, a volume per class.")
+@click.option("--regions", is_flag=True, help="Write <name>_<region>.nii.gz, too: a map of 0 and 1 per region.")
 @click.option("--flips", is_flag=True, help="Average over images flipped along the axes that training flipped.")
 @click.option("--force", is_flag=True, help="Overwrite existing predictions.")
 @click.option("--resume", is_flag=True, help="Leave out images that have predictions already.")
@@ -48,12 +50,17 @@ def _cases_of_manifest(options: dict[str, Any], is_replaced: bool, refusal: str)
 @click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True, help="Windows per batch.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
-def predict(images: tuple[Path, ...], out: Path, probabilities: bool, flips: bool, **options: Any) -> None:
+def predict(
+    images: tuple[Path, ...], out: Path, probabilities: bool, regions: bool, flips: bool, **options: Any
+) -> None:
     """Predict IMAGES, NIfTI files and folders of them, by a trained network: a label map per image.
 
     A map lies on its image's own grid, has the label values of the network's classes, and is named as the image is, or,
     with a manifest, as the case is: <name>.nii.gz. Probabilities are float32, in the order of the classes' values, the
-    background first.
+    background first, or of the regions.
+
+    Images with several channels are 4D files, channels last, or a file per channel: those of <name> are named
+    <name>_0000, <name>_0001 and so on, or by their channels, such as <name>_T1 and <name>_T2.
 
     Of a folder with images and labels side by side, files named as labels (a_label, a_seg, a_mask, a_gt) are left out.
 
@@ -65,10 +72,12 @@ def predict(images: tuple[Path, ...], out: Path, probabilities: bool, flips: boo
     path = _network(**take(options, "run_dir", "model_file"))
     either = "pass the images as one of the two: IMAGES, files and folders, or --manifest NAME_OR_FILE"
     of_manifest = _cases_of_manifest(options, bool(images), either)
-    sources, remaining = _remaining_images(images, of_manifest, out, probabilities, **take(options, "force", "resume"))
+    force, resume = take(options, "force", "resume").values()
+    sources = _images(images, of_manifest, out, force=force, resume=resume)
     # Not above, for the seconds that torch and MONAI take.
     import torch
 
+    from pipelines.inference.sources import by_channel
     from pipelines.utils.machine import chosen_device, without_mlflow
 
     with without_mlflow():
@@ -78,10 +87,18 @@ def predict(images: tuple[Path, ...], out: Path, probabilities: bool, flips: boo
 
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
-    settings = Settings(probabilities=probabilities, flips=flips, windows=options["batch_size"])
+    settings = Settings(probabilities, regions, flips, options["batch_size"])
     model = load_model(path, chosen_device(options["device"]), options["precision"])
     if flips and not model.config.flip_axes:
         raise UserError("--flips: this network's training flipped no axis; leave it out")
+    if regions and not model.scheme.regions:
+        raise UserError("--regions: this network predicts classes and no regions; leave it out")
+    if of_manifest is None:
+        sources = by_channel(sources, model.channels)
+    else:
+        _refuse_other_channels(of_manifest[0], model.channels)
+    named = model.scheme.regions if regions else ()
+    remaining = _remaining(sources, out, probabilities, list(named), force=force, resume=resume)
 
     def report(done: int, source: "Source", outcome: str) -> None:
         click.echo(f"[{done}/{len(remaining)}] {shown(source.name)}: {outcome}", err=True)
@@ -116,35 +133,51 @@ def _network(run_dir: Path | None, model_file: Path | None) -> Path:
     return model_file
 
 
-def _remaining_images(
-    images: tuple[Path, ...],
-    of_manifest: tuple[Any, ...] | None,
-    out: Path,
-    probabilities: bool,
-    *,
-    force: bool,
-    resume: bool,
-) -> "tuple[list[Source], list[Source]]":
-    """All images that are named, and those that remain to be predicted."""
-    from pipelines.inference.sources import image_sources, manifest_sources, refuse_collisions
+def _images(
+    images: tuple[Path, ...], of_manifest: tuple[Any, ...] | None, out: Path, *, force: bool, resume: bool
+) -> "list[Source]":
+    """The images that are named, each file for itself."""
+    from pipelines.inference.sources import image_sources, manifest_sources
     from pipelines.utils.files import refuse_unwritable_folder
 
     if force and resume:
         raise UserError("--force and --resume: the one predicts again what is there, the other does not; pass one")
     refuse_unwritable_folder(out, "--out")
     sources, labels = image_sources(images) if of_manifest is None else (manifest_sources(*of_manifest), [])
-    refuse_collisions(sources, out, probabilities=probabilities)
-    outputs = {source: source.outputs(out, probabilities=probabilities) for source in sources}
-    existing = [file for files in outputs.values() for file in files if file.exists()]
+    if labels:
+        click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)
+    return sources
+
+
+def _refuse_other_channels(manifest: str, channels: Sequence[str]) -> None:
+    """Raise a `UserError` if a manifest's channels are not those of the network, by number and, of several, name."""
+    from pipelines.data.manifest import load_manifest
+
+    names = [channel.name for channel in load_manifest(manifest).image_channels]
+    if len(names) != max(1, len(channels)) or (len(names) > 1 and names != list(channels)):
+        expected = ", ".join(channels) or "one"
+        raise UserError(f"--manifest: '{manifest}' has the channels {', '.join(names)}; the network's are {expected}")
+
+
+def _remaining(
+    sources: "Sequence[Source]", out: Path, probabilities: bool, regions: Sequence[str], *, force: bool, resume: bool
+) -> "list[Source]":
+    """The images that remain to be predicted."""
+    from pipelines.inference.sources import refuse_collisions
+
+    refuse_collisions(sources, out, probabilities=probabilities, regions=regions)
+    outputs = [source.outputs(out, probabilities=probabilities, regions=regions) for source in sources]
+    existing = [file for files in outputs for file in files if file.exists()]
     if existing and not force and not resume:
         raise UserError(
             f"--out: there already: {abbreviated(existing)}; pass --force to overwrite, or --resume to leave out what "
             "is predicted"
         )
-    if labels:
-        click.echo(f"left out, labels by their names: {abbreviated(labels)}", err=True)
-    remaining = [source for source, files in outputs.items() if force or not all(file.exists() for file in files)]
-    return sources, remaining
+    return [
+        source
+        for source, files in zip(sources, outputs, strict=True)
+        if force or not all(file.exists() for file in files)
+    ]
 
 
 @click.command()

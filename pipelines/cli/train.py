@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # `--help` does not wait for it
 training_options = combined(
     option("--data-root", DATA, "DIR", "Folder of the data; default: $MEDLOSS_DATA.", type=PATH),
     option("--check/--no-check", DATA, None, "Check all files before training.", default=True),
+    option("--resample-channels/--no-resample-channels", DATA, None,
+           "Resample channels on other grids to the label's; refused by default.", rare=True, default=None),
     option("--cache-dir", DATA, "DIR", "Folder of the preprocessed cases; default: in the folder of --out.", rare=True),
     option("--recipe", RECIPE, "NAME", "quick, full or a YAML file.", default="quick"),
     option("--network", RECIPE, "NAME", "unet, vnet or dynunet; default: set by the recipe.",
@@ -160,7 +162,7 @@ def train(manifest: str, loss: str, out: Path, resume: bool, check: bool, **opti
     try:
         with joined_ranks(config.device):
             if rank() == 0 and check:
-                refuse_bad_data(config.manifest, config.data_root)
+                refuse_bad_data(config.manifest, config.data_root, resample_channels=config.resample_channels)
             wait_for_all()
             result = _train(config, out, resume, rank() == 0)
     except TrainingError as error:

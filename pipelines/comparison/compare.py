@@ -74,7 +74,8 @@ def _begin(folder: Path, plan: Plan, execution: Execution) -> Comparison:
     if read_plan(folder) is not None:
         plan = adopt_plan(folder, plan)
     if execution.check and Comparison(folder, plan).unfinished:
-        refuse_bad_data(plan.runs[0].config.manifest, plan.runs[0].config.data_root)
+        config = plan.runs[0].config
+        refuse_bad_data(config.manifest, config.data_root, resample_channels=config.resample_channels)
     # A new plan is not kept before the check: bad files are replaced, and the manifest then is another one.
     comparison = Comparison(folder, adopt_plan(folder, plan), execution)
     if execution.retry_failed:

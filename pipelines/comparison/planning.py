@@ -54,6 +54,7 @@ class Planned:
     """What is trained, and its forecast."""
 
     plan: Plan
+    configs: list[RunConfig]  #: the request's, along the axes of a plan that has begun
     grid: RunGrid  #: with halving, as if no loss were dropped
     forecast: Forecast | None  #: None: nothing was measured
     seconds: float | None = None  #: of the whole command, where it was fitted into a budget
@@ -74,6 +75,11 @@ def plan_comparison(
     Raises:
         UserError: the folder holds another comparison, nothing fits, or there is too little to screen.
     """
+    refuse_foreign(folder)
+    begun = read_plan(folder)
+    if begun is not None and begun.runs[0].config.orientation == "file":  # also of older versions, which had no other
+        configs = [config.model_copy(update={"orientation": "file"}) for config in request.configs]
+        request = replace(request, configs=configs)
     # Refuses repeated losses, folds and seeds.
     simple = make_plan(request.configs, request.folds, request.seeds, request.manifest.name, request.manifest.sha256,
                        **request.about)  # fmt: skip
@@ -83,12 +89,11 @@ def plan_comparison(
         raise UserError("--halving: got no reference; expected one, which is never dropped: name a --reference")
     asked = RunGrid(tuple(simple.losses), tuple(request.folds), tuple(request.seeds), request.configs[0].epochs)
     asked = replace(asked, folds=_before(request, asked)[2])
-    refuse_foreign(folder)
-    begun = read_plan(folder)
     if begun is not None and (begun.asked is None) == (request.asked is None):
         plan = _resumed(folder, begun, simple, request)
         refuse_another(folder, plan)
-        return Planned(plan, _grid(plan), _forecast(folder, request, message, measure) if measured else None)
+        forecast = _forecast(folder, request, message, measure) if measured else None
+        return Planned(plan, request.configs, _grid(plan), forecast)
     # Before the measurement, which takes time.
     refuse_another(folder, simple.model_copy(update={"asked": request.asked}))
     forecast = _forecast(folder, request, message, measure) if measured or request.budget is not None else None
@@ -103,7 +108,7 @@ def plan_comparison(
     runs = planned_runs([by_loss[loss] for loss in losses], list(grid.folds), list(grid.seeds))
     update = {"runs": runs, "asked": request.asked, "told": list(fitted.reductions)}
     plan = simple.model_copy(update=update | {"halving": halving, "tuning": tuning})
-    return Planned(plan, grid, forecast, fitted.seconds)
+    return Planned(plan, request.configs, grid, forecast, fitted.seconds)
 
 
 def _forecast(

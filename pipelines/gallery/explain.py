@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -40,8 +40,13 @@ class UserFile:
         return self.data.shape
 
 
-def read_user_file(path: Path, flag: str) -> UserFile:
+def read_user_file(path: Path, flag: str, channels: int | None = 1) -> UserFile:
     """Read a NIfTI file; a single slice as third axis is dropped.
+
+    Args:
+        path: the file.
+        flag: the option that it was passed to.
+        channels: as in `read_file`; of several the array is `[channels, *spatial]`.
 
     Raises:
         UserError: the file is missing, damaged, has another number of axes, or an invalid affine.
@@ -49,10 +54,12 @@ def read_user_file(path: Path, flag: str) -> UserFile:
     try:
         # nibabel logs everything in a header that it corrects by itself.
         with LoggingOutputSuppressor():
-            volume = read_file(path)
+            volume = read_file(path, channels=channels)
     except BadFileError as error:
         raise UserError(f"{flag}: {path}: {error}; expected a NIfTI image, 2D or 3D") from None
     data, spacing = volume.data, volume.spacing
+    if data.ndim > len(spacing):
+        return UserFile(path, flag, data, volume.affine, spacing)
     if data.ndim == 3 and data.shape[2] == 1:
         data, spacing = data[..., 0], spacing[:2]
     return UserFile(path, flag, data, volume.affine, spacing)
@@ -97,18 +104,20 @@ def explain_case(
     prediction: Path | None = None,
     label_class: int = 1,
     axis: int | None = None,
+    channel: int | None = None,
     out: Path | None = None,
 ) -> Explained:
     """Draw the negative gradient -dL/dz on one slice of a case; the loss is computed on the whole volume.
 
     Args:
         loss: a name (the loss alone, without its recipe), a sum, or a dotted path.
-        image: NIfTI, 2D or 3D.
+        image: NIfTI, 2D or 3D, or 4D with channels last.
         label: NIfTI on the same grid, whole numbers.
         prediction: NIfTI on the same grid: probabilities of the structure, or labels. None: a stand-in, the label
             shifted and blurred.
         label_class: the structure's value.
         axis: array axis perpendicular to the slice. None: that of the largest spacing (the last of equals).
+        channel: of a 4D image, the one that is drawn, from 0. None: the first.
         out: the picture, `.png`.
 
     Raises:
@@ -120,7 +129,8 @@ def explain_case(
     terms = parse_expression(loss)
     alone = len(terms) == 1 and terms[0].weight == 1
     made = create_loss(terms[0].name, sigmoid=True) if alone else CombinedLoss(loss, sigmoid=True)
-    shown, target = read_user_file(image, "--image"), read_user_file(label, "--label")
+    shown, drawn = _channel(read_user_file(image, "--image", channels=None), channel)
+    target = read_user_file(label, "--label")
     notes = [check_same_grid(shown, target)]
     reference = _structure(target, label_class)
     spacing = shown.spacing
@@ -135,6 +145,7 @@ def explain_case(
     across = _axis(axis, spacing)
     index = 0 if across is None else densest_slice(reference, hard, across)
     cut: tuple[int | slice, ...] = tuple(index if a == across else slice(None) for a in range(reference.ndim))
+    description = drawn + description
     if across is not None:
         description = f"slice {index} of axis {across}; {description}"
     down, right = (a for a in range(reference.ndim) if a != across)
@@ -146,6 +157,17 @@ def explain_case(
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror}; name another file") from None
     return Explained(path, (description, *(f"note: {note}" for note in notes if note is not None)))
+
+
+def _channel(image: UserFile, channel: int | None) -> tuple[UserFile, str]:
+    """One channel of an image, and which of several it is."""
+    channels = len(image.data) if image.data.ndim > len(image.spacing) else 1
+    if channel is not None and not 0 <= channel < channels:
+        expected = f"0 to {channels - 1}" if channels > 1 else "none, for an image with one channel"
+        raise UserError(f"--channel: got {channel} for {image.path}; expected {expected}")
+    if image.data.ndim == len(image.spacing):
+        return image, ""
+    return replace(image, data=image.data[channel or 0]), f"channel {channel or 0} of {channels}; "
 
 
 def _structure(label: UserFile, label_class: int) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +47,16 @@ class Source:
         printable = re.sub(r"[^\w.-]", "_", name)
         return folder / f"{self.name}_{printable}.nii.gz"
 
-    def outputs(self, folder: Path, *, probabilities: bool) -> list[Path]:
-        """All files of its prediction; the label map is last, so if it exists, all exist."""
-        return [*([self.probabilities(folder)] if probabilities else []), self.labels(folder)]
+    def outputs(self, folder: Path, *, probabilities: bool, regions: Sequence[str] = ()) -> list[Path]:
+        """All files of its prediction, in the order in which they are written: the label map is last.
+
+        Args:
+            folder: where they are.
+            probabilities: whether probabilities are written as well.
+            regions: the regions of which maps are written as well.
+        """
+        made = [self.region(folder, name) for name in regions]
+        return [*made, *([self.probabilities(folder)] if probabilities else []), self.labels(folder)]
 
 
 def image_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
@@ -121,7 +128,7 @@ def by_channel(sources: Sequence[Source], channels: Sequence[str]) -> list[Sourc
         channels: names of the channels; of one channel, or none, nothing is joined.
 
     Raises:
-        UserError: an image lacks a channel.
+        UserError: an image lacks a channel, or has one twice.
     """
     if len(channels) < 2:
         return list(sources)
@@ -134,7 +141,12 @@ def by_channel(sources: Sequence[Source], channels: Sequence[str]) -> list[Sourc
         if end is None or source.others:
             joined[source.path, source.name] = dict.fromkeys(range(len(channels)), source)
         else:
-            joined.setdefault((source.path.parent, source.name[: -len(end)]), {})[ends[end]] = source
+            files = joined.setdefault((source.path.parent, source.name[: -len(end)]), {})
+            if (other := files.setdefault(ends[end], source)) is not source:
+                raise UserError(
+                    f"{shown(other.path)} and {shown(source.path)} are both channel {ends[end]} "
+                    f"({channels[ends[end]]}) of one image; leave one out"
+                )
     images = []
     for (_, name), files in joined.items():
         missing = [number for number in range(len(channels)) if number not in files]
@@ -152,7 +164,9 @@ def by_channel(sources: Sequence[Source], channels: Sequence[str]) -> list[Sourc
     return images
 
 
-def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities: bool) -> None:
+def refuse_collisions(
+    sources: Sequence[Source], folder: Path, *, probabilities: bool, regions: Sequence[str] = ()
+) -> None:
     """Refuse images whose predictions would be the same file, and predictions that would overwrite an image.
 
     Raises:
@@ -161,7 +175,13 @@ def refuse_collisions(sources: Sequence[Source], folder: Path, *, probabilities:
     images = {location: source for source in sources for path in source.paths for location in _locations(path)}
     written: dict[Path, Source] = {}
     for source in sources:
-        for target in source.outputs(folder, probabilities=probabilities):
+        targets = source.outputs(folder, probabilities=probabilities, regions=regions)
+        if twice := [target for target, count in Counter(targets).items() if count > 1]:
+            raise UserError(
+                f"--regions: {shown(twice[0].name)} would be written twice, for the regions {', '.join(regions)}; "
+                "leave out --regions"
+            )
+        for target in targets:
             other = written.setdefault(target, source)
             if other is not source:
                 both = f"{shown(other.path)} and {shown(source.path)}"

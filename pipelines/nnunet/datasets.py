@@ -23,7 +23,7 @@ from pipelines.data.data_root import resolve_data
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import SPLITS
 from pipelines.data.manifest import Manifest, load_manifest
-from pipelines.data.nifti import BadFileError, read_file, whole_labels, write_labels
+from pipelines.data.nifti import BadFileError, by, read_file, squeezed, whole_labels, write_labels
 from pipelines.evaluation.references import label_channels
 from pipelines.training.run_config import NnunetSettings, RunConfig
 from pipelines.utils import UserError
@@ -39,9 +39,9 @@ _HIGHEST = 999
 def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | None = None) -> Path:
     """Write `Dataset<number>_<name>` in nnU-Net's folder of raw data sets, and return it; None: the next free number.
 
-    Files are not copied but hard-linked, or symbolically where the file system has no hard links. Labels that were not
-    saved as whole numbers are rounded and written, as all commands here read them: nnU-Net truncates, so that 1.9999
-    would be 1.
+    Files are not copied but hard-linked, or symbolically where the file system has no hard links. Written are: each
+    channel of a file with several, since nnU-Net reads a file per channel; and labels that were not saved as whole
+    numbers, rounded as all commands here read them: nnU-Net truncates, so that 1.9999 would be 1.
 
     Raises:
         UserError: labels that are not 0, 1, 2 and so on, files of different endings, missing files, 2D images that
@@ -49,11 +49,14 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
     """
     content = _dataset_json(manifest)
     ending = content["file_ending"]
-    links, labels = {}, set()
+    links, joined, labels = {}, {}, set()
+    channels = len(manifest.image_channels)
     for case in manifest.cases:
-        for number in range(len(manifest.image_channels)):
-            file = case.images[min(number, len(case.images) - 1)]
-            links[f"imagesTr/{case.id}_{number:04d}{ending}"] = root / file
+        for channel in range(channels):
+            name = f"imagesTr/{case.id}_{channel:04d}{ending}"
+            if len(case.images) < channels:
+                joined[name] = channel
+            links[name] = root / case.images[0 if name in joined else channel]
         links[f"labelsTr/{case.id}{ending}"] = root / case.label
         labels.add(root / case.label)
     if missing := [source for source in links.values() if not source.is_file()]:
@@ -70,7 +73,8 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if source in labels and _written_whole(source, target, manifest.scheme):
                     continue
-                if source not in labels and _written_channel(source, target, len(manifest.image_channels)):
+                if name in joined:
+                    _write_channel(source, target, joined[name], channels)
                     continue
                 try:
                     target.hardlink_to(source.resolve())
@@ -128,7 +132,7 @@ def _dataset_json(manifest: Manifest) -> dict[str, Any]:
         "licence": manifest.license,
         # nnU-Net normalises by the name: `CT` is clipped by percentiles, all others are z-scored.
         "channel_names": {
-            str(number): "CT" if channel.quantitative else "zscore" if channel.name.upper() == "CT" else channel.name
+            str(number): "CT" if channel.quantitative else _named_for_zscore(channel.name)
             for number, channel in enumerate(manifest.image_channels)
         },
         "labels": labels,
@@ -136,6 +140,11 @@ def _dataset_json(manifest: Manifest) -> dict[str, Any]:
         "numTraining": len(manifest.cases),
         "file_ending": endings.pop(),
     }
+
+
+def _named_for_zscore(name: str) -> str:
+    """The name of a channel, unless nnU-Net would normalise a channel of this name in another way."""
+    return "zscore" if name.lower() in ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1") else name
 
 
 def _refuse_unreadable(image: Path) -> None:
@@ -165,15 +174,19 @@ def _free_number(raw: Path, number: int | None) -> int:
     return number
 
 
-def _written_channel(source: Path, target: Path, channels: int) -> bool:
-    """Write the channel that a target's name ends with, if a file has all channels; whether it was written."""
-    image = nib.load(source)
-    if channels == 1 or image.shape[-1] != channels or image.ndim < 4:
-        return False
-    number = int(target.name.split(".")[0].rsplit("_", 1)[1])
-    volume = np.asanyarray(image.dataobj)[..., number]
-    nib.save(type(image)(volume.squeeze(axis=tuple(range(3, volume.ndim))), image.affine, image.header), target)
-    return True
+def _write_channel(source: Path, target: Path, channel: int, channels: int) -> None:
+    """Write one channel of a file that has all, along the last axis."""
+    try:
+        image = nib.load(source)
+        if image.ndim < 3 or image.shape[-1] != channels:
+            raise BadFileError(f"{by(image.shape)} voxels; expected {channels} channels along the last axis")
+        volume = np.asanyarray(image.dataobj)[..., channel]
+    except BadFileError as error:
+        raise UserError(f"{source}: {error}") from None
+    except Exception as error:  # nibabel raises whatever a damaged file leads to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{source}: {reason}; `medloss check` lists every bad file") from None
+    nib.save(type(image)(volume.reshape(squeezed(volume.shape, 3)), image.affine, image.header), target)
 
 
 def _written_whole(source: Path, target: Path, scheme: LabelScheme) -> bool:

@@ -216,7 +216,7 @@ class NnunetRun:
         for label, path in zip(references.labels, predictions, strict=True):
             values = np.asanyarray(nib.load(written / f"{label.name}{ending}").dataobj)
             image = nib.load(label.path)
-            write_labels(path, values.reshape(squeezed(image.shape, 3)), image.header)
+            write_labels(path, values.reshape(squeezed(image.shape, 3)), image.header, canonical=False)
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder))
         if not self.config.keep_predictions:

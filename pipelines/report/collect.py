@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines.data.data_root import resolve_data
-from pipelines.data.manifest import Manifest, load_manifest
+from pipelines.data.manifest import Case, Manifest, load_manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.report.provenance import csv_facts, folder_facts
 from pipelines.runs.comparison_folder import (
@@ -120,8 +120,18 @@ def folder_predictions(
         for name in dict.fromkeys(row["case"] for row in run_dir.cases):
             if name in cases:
                 files = run_dir.prediction(name), root / cases[name].label, root / cases[name].images[0]
-                found.append(PredictedCase(run.config.loss, name, *files, fold, seed))
+                counted = _evaluated_values(manifest, cases[name]), manifest.ignore
+                found.append(PredictedCase(run.config.loss, name, *files, fold, seed, *counted))
     return tuple(found), None
+
+
+def _evaluated_values(manifest: Manifest, case: Case) -> tuple[int, ...] | None:
+    """The label values that count in a case: of regions, and of classes that it annotates; None: all."""
+    if not manifest.regions and case.labelled is None:
+        return None
+    scheme = manifest.scheme
+    parts = zip(scheme.parts.values(), scheme.annotated(case.labelled), strict=True)
+    return tuple(sorted({value for values, counts in parts if counts for value in values}))
 
 
 def _data(plan: Plan) -> tuple[Manifest, Path]:

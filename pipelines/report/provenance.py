@@ -12,7 +12,7 @@ from pipelines.evaluation.result_folders import Classes
 from pipelines.evaluation.sources import Method, ReferenceFiles
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import Plan, PlannedRun
-from pipelines.statistics.table import CaseTable
+from pipelines.statistics.table import CaseTable, cases_by_class
 from pipelines.training.run_config import NnunetSettings, RunConfig
 from pipelines.utils.files import sha256
 from pipelines.utils.text import counted
@@ -39,7 +39,7 @@ def csv_facts(path: Path, table: CaseTable) -> Facts:
     ]
     facts += [(f"{key}s", _distinct(frame[key].unique())) for key in ("fold", "seed") if key in table.given]
     if table.classes:
-        facts.append(("classes", ", ".join(table.classes)))
+        facts.append(("classes", _classes(table)))
     return (*facts, _report_by())
 
 
@@ -173,8 +173,14 @@ def folders_facts(
 def tables_facts(named: Mapping[str, Path], table: CaseTable) -> Facts:
     """The provenance of tables of one method each."""
     facts = [(name, f"{path}; SHA-256 {sha256(path)}") for name, path in named.items()]
-    facts += [("cases", str(table.frame["case"].nunique())), ("classes", ", ".join(table.classes) or "one")]
+    facts += [("cases", str(table.frame["case"].nunique())), ("classes", _classes(table) or "one")]
     return (*facts, _report_by())
+
+
+def _classes(table: CaseTable) -> str:
+    """The names of the classes, with their numbers of cases if these differ."""
+    cases = cases_by_class(table)
+    return ", ".join(f"{name} ({counted(cases[name], 'case')})" if cases else name for name in table.classes)
 
 
 def _digest(digests: Iterable[str]) -> str:

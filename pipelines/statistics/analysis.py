@@ -12,7 +12,7 @@ from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.paired import Comparison, Omnibus, all_pairs, compare_with
 from pipelines.statistics.results import Analysis, MetricAnalysis, Ranked, Reach, least_difference
 from pipelines.statistics.scores import DIGITS, EMPTY, Scores, misses, scores
-from pipelines.statistics.table import CaseTable
+from pipelines.statistics.table import CaseTable, cases_by_class
 from pipelines.statistics.verdict_text import caveats, verdict_sentence
 from pipelines.utils import UserError
 
@@ -108,6 +108,7 @@ def analyse(
         classes={name: analyse_scores(of, name) for name, of in of_classes.items() if of.patients},
         secondary={name: analyse_scores(of) for name, of in of_metrics.items() if of.patients},
         metrics=table.metrics,
+        class_cases=cases_by_class(table),
     )
     return replace(analysis, verdict=verdict_sentence(analysis), caveats=caveats(table, found, analysis))
 

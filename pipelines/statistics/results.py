@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from math import sqrt
 from typing import TYPE_CHECKING, Any
@@ -179,6 +179,7 @@ class Analysis:
         scores: loss -> the primary metric per patient, in the order of `patients`; failures counted as the worst.
         classes: class -> the analysis of the primary metric for this class; empty with fewer than two classes.
         metrics: the metrics of the table by name; not part of `to_dict`.
+        class_cases: class -> number of cases that any loss has a row for; empty if all classes have all cases.
     """
 
     verdict: str
@@ -199,6 +200,7 @@ class Analysis:
     classes: dict[str, MetricAnalysis]
     secondary: dict[str, MetricAnalysis]
     metrics: Mapping[str, "Metric"]
+    class_cases: dict[str, int] = field(default_factory=dict)
 
     @property
     def metric(self) -> "Metric":
@@ -209,6 +211,8 @@ class Analysis:
         """The analysis as dicts, lists, numbers, text and `None`, ready for JSON."""
         content = asdict(replace(self, metrics={}))
         del content["metrics"]
+        if not self.class_cases:
+            del content["class_cases"]
         return dict(_plain(content))
 
 

@@ -2,7 +2,8 @@
 
 The columns are `case`, `loss`, and at least one of the known metrics. Optional columns:
 
-- `class`: the foreground class; the score of a case is the mean over its classes.
+- `class`: the foreground class; the score of a case is the mean over its classes. A case that was not annotated for a
+  class has no row for it, with any loss.
 - `patient`: the patient, if several cases belong to one. The patient is the statistical unit, and the cases are
   averaged. Without this column, or in an empty cell, each case is a patient.
 - `seed`: the seed of the run; seeds are averaged within the case.
@@ -139,6 +140,17 @@ def check_table(frame: "pd.DataFrame", metrics: Mapping[str, "Metric"]) -> CaseT
 def of_overlap(metrics: Mapping[str, "Metric"]) -> list[str]:
     """The names of the metrics that are 0 without any overlap."""
     return [name for name, metric in metrics.items() if metric.zero_without_overlap]
+
+
+def cases_by_class(table: CaseTable) -> dict[str, int]:
+    """Class -> number of cases for which any loss has a row; empty if all classes have all cases.
+
+    They differ where not every case was annotated for every class.
+    """
+    counts = table.frame.groupby("class")["case"].nunique()
+    if (counts == table.frame["case"].nunique()).all():
+        return {}
+    return {str(name): int(count) for name, count in counts.items()}
 
 
 def refuse_disjoint(table: CaseTable) -> None:

@@ -203,7 +203,7 @@ def empty_notes(analysis: Analysis) -> list[str]:
 
 
 def gap_notes(analysis: Analysis) -> list[str]:
-    """Missing and failed results and how they count, per loss; the notes of `empty_notes`; and excluded cases."""
+    """Missing and failed results and how they count; the notes of `empty_notes`; excluded cases; cases per class."""
     primary = analysis.primary
     metric = analysis.metric
     worst = f"the largest {_noun(metric)} in the table, which may understate it"
@@ -227,6 +227,12 @@ def gap_notes(analysis: Analysis) -> list[str]:
         notes.append(
             f"Left out for all losses, entirely or for one class: {counted(len(others), 'case')} ({_listed(others)}). "
             f"{metric.label} is undefined there, or no loss has a value."
+        )
+    if analysis.class_cases:
+        numbers = ", ".join(f"{name}: {count}" for name, count in analysis.class_cases.items())
+        notes.append(
+            f"Not every case has every class (cases per class: {numbers}). The score of a case is the mean over the "
+            "classes that it has."
         )
     return notes
 

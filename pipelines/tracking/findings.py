@@ -111,7 +111,8 @@ def _upload(client: Any, run_id: str, logged: Any, file: Path) -> None:
         folder = str(Path(parent) / "model")
         mlflow.pyfunc.save_model(
             folder, loader_module=_LOADER, data_path=str(file), signature=_signature(model),
-            input_example=_example(model), pip_requirements=[f"medloss=={version('medloss')}"], mlflow_model=described,
+            input_example=_example(model), metadata=_metadata(model),
+            pip_requirements=[f"medloss=={version('medloss')}"], mlflow_model=described,
         )  # fmt: skip
         client.log_model_artifacts(number, folder)
     outputs = client.get_run(run_id).outputs
@@ -145,21 +146,35 @@ def _signature(model: Model) -> Any:
     from pipelines.inference.predict import label_type
 
     grid = (-1,) * model.preprocessing.dimensions
+    channels = (model.in_channels,) if model.in_channels > 1 else ()
     spacing = ParamSpec("spacing", "double", _spacing(model), (-1,))
+    axes = ParamSpec("axes", "string", _axes(model))
     return ModelSignature(
-        Schema([TensorSpec(np.dtype(np.float32), grid)]),
+        Schema([TensorSpec(np.dtype(np.float32), (*channels, *grid))]),
         Schema([TensorSpec(label_type(model), grid)]),
-        ParamSchema([spacing, ParamSpec("flips", "boolean", False)]),
+        ParamSchema([spacing, axes, ParamSpec("flips", "boolean", False)]),
     )
+
+
+def _metadata(model: Model) -> dict[str, Any] | None:
+    """What the signature does not say: the names of several channels, and the regions; None if there are none."""
+    several = {"channels": list(model.channels)} if model.in_channels > 1 else {}
+    regions = {name: list(values) for name, values in model.scheme.regions.items()}
+    return several | ({"regions": regions} if regions else {}) or None
 
 
 def _example(model: Model) -> Any:
     """A synthetic image, which shows the format: a patient's image would be copied along with the model."""
     import numpy as np
 
-    axes = np.indices((_EXAMPLE,) * model.preprocessing.dimensions, np.float32)
-    return axes.sum(0), {"spacing": _spacing(model), "flips": False}
+    ramp = np.indices((_EXAMPLE,) * model.preprocessing.dimensions, np.float32).sum(0)
+    image = np.stack([ramp] * model.in_channels) if model.in_channels > 1 else ramp
+    return image, {"spacing": _spacing(model), "axes": _axes(model), "flips": False}
 
 
 def _spacing(model: Model) -> list[float]:
     return list(model.preprocessing.spacing or (1.0,) * model.preprocessing.dimensions)
+
+
+def _axes(model: Model) -> str:
+    return "RAS"[: model.preprocessing.dimensions]

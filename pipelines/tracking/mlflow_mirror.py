@@ -153,7 +153,7 @@ class Mirror:
         runs = self.state["runs"].items()
         self.state["runs"] = {name: entry for name, entry in runs if is_active(client, entry["id"])}
         if not self.state.get("parent"):
-            parent = parent_run(client, self.state["experiment"], self.plan)
+            parent = parent_run(client, self.state["experiment"], self.plan, self._data.tags)
             send_inputs(client, parent, self._data.whole())
             for entry in self.state["runs"].values():
                 client.set_tag(entry["id"], "mlflow.parentRunId", parent)
@@ -171,7 +171,7 @@ class Mirror:
             return
         if entry is None:
             experiment, parent = self.state["experiment"], self.state["parent"]["id"]
-            child = child_run(self._client, experiment, self.plan, state.run, run_dir, parent)
+            child = child_run(self._client, experiment, self.plan, state.run, run_dir, parent, self._data.tags)
             send_inputs(self._client, child, self._data.split(state.run.config.fold))
             entry = {"id": child, "epoch": 0, "system": 0, "status": None}
             self.state["runs"][state.run.id] = entry

@@ -5,7 +5,7 @@ import getpass
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -34,21 +34,27 @@ def comparison_name(plan: Plan) -> str:
     return f"{what} {losses} · {datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M}"
 
 
-def parent_run(client: Any, experiment: str, plan: Plan) -> str:
-    """Find or create the comparison's run."""
-    tags = {"medloss.manifest_sha256": plan.manifest_sha256, "medloss.metric": plan.metric}
+def parent_run(client: Any, experiment: str, plan: Plan, data: Mapping[str, str]) -> str:
+    """Find or create the comparison's run, with the tags of its data set."""
+    tags = dict(data) | {"medloss.manifest_sha256": plan.manifest_sha256, "medloss.metric": plan.metric}
     if plan.reference is not None:
         tags["medloss.reference"] = plan.reference
     return _run(client, experiment, plan, "parent", comparison_name(plan), plan.created, tags)
 
 
-def child_run(client: Any, experiment: str, plan: Plan, run: PlannedRun, run_dir: RunFolder, parent: str) -> str:
-    """Find or create the MLflow run of one of the comparison's runs, below that of the comparison, `parent`."""
+def child_run(
+    client: Any, experiment: str, plan: Plan, run: PlannedRun, run_dir: RunFolder, parent: str, data: Mapping[str, str]
+) -> str:
+    """Find or create the MLflow run of one of the comparison's runs, below that of the comparison, `parent`.
+
+    `data` are the tags of the data set.
+    """
     from mlflow.entities import Param
 
     config = run.config
     epochs = run_dir.epochs
     tags = {
+        **data,
         "mlflow.parentRunId": parent,
         # MLflow's page folds the children of other runs; of this type it shows them, and their curves.
         "mlflow.runType": "evaluation",
@@ -155,6 +161,11 @@ class DataInputs:
             self._input(f"{name} fold {fold}", "validation", validation),
         ]
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """Channels, regions and the ignored label, of a data set that has several, or has them."""
+        return {f"medloss.{name}": text for name, text in _about(self._manifest).items()} if self._manifest else {}
+
     @cached_property
     def _manifest(self) -> Manifest | None:
         try:
@@ -197,11 +208,23 @@ def _source(manifest: Manifest) -> tuple[str, dict[str, str]]:
 def _schema(manifest: Manifest) -> dict[str, Any]:
     """MLflow's schema of arrays; -1 is any length."""
 
-    def array(name: str, dtype: str) -> str:
-        shape = [-1] * manifest.dimensions
+    def array(name: str, dtype: str, leading: list[int]) -> str:
+        shape = [*leading, *([-1] * manifest.dimensions)]
         return json.dumps([{"type": "tensor", "name": name, "tensor-spec": {"dtype": dtype, "shape": shape}}])
 
-    return {"mlflow_tensorspec": {"features": array("image", "float32"), "targets": array("label", "uint8")}}
+    channels = [len(manifest.channels)] if len(manifest.channels) > 1 else []
+    features, targets = array("image", "float32", channels), array("label", "uint8", [])
+    return {"mlflow_tensorspec": {"features": features, "targets": targets}}
+
+
+def _about(manifest: Manifest) -> dict[str, str]:
+    """Channels, regions and the ignored label, as text; without what the manifest does not have."""
+    names = {
+        "channels": [channel.name for channel in manifest.channels] if len(manifest.channels) > 1 else [],
+        "regions": list(manifest.regions),
+        "ignore": [] if manifest.ignore is None else [str(manifest.ignore)],
+    }
+    return {name: ", ".join(values) for name, values in names.items() if values}
 
 
 def _profile(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any]:
@@ -210,6 +233,7 @@ def _profile(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any]:
         "patients": len({case.patient for case in cases}),
         "classes": {str(value): manifest.classes[value] for value in manifest.label_values},
         "spacing_mm": list(manifest.spacing),
+        **_about(manifest),
         "modality": manifest.modality,
         "task": manifest.task,
         "license": manifest.license,

@@ -240,6 +240,9 @@ class Run:
         if state["manifest_sha256"] != self.training.manifest.sha256:
             raise UserError(f"{made} with other data: the manifest has changed")
         before = {"orientation": "file", **state["config"]}
+        spacing = self.config.spacing or ()
+        if np.shape(before["spacing"] or ()) == np.shape(spacing) and np.allclose(before["spacing"] or (), spacing):
+            before["spacing"] = list(spacing) or None  # versions before did not round those of files to a nanometre
         differing = sorted(
             name
             for name, value in self.config.model_dump(mode="json").items()

@@ -6,14 +6,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, Manifest, load_manifest
-from pipelines.data.nifti import write_labels
-from pipelines.evaluation.evaluate import case_metrics, nanmean
+from pipelines.data.nifti import read_labels, write_labels
+from pipelines.evaluation.evaluate import nanmean, region_metrics
 from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.references import label_channels
 from pipelines.runs.comparison_folder import adopt_plan, run_folder
 from pipelines.runs.plan import Plan, PlannedRun, make_plan
 from pipelines.training.run_config import RunConfig
@@ -103,15 +103,16 @@ def _end(folder: Path, run: PlannedRun, state: str, place: int, manifest: Manife
 def _predict(
     path: Path, case: Case, manifest: Manifest, root: Path, place: int, random: np.random.Generator
 ) -> list[dict[str, Any]]:
-    file = nib.load(root / case.label)
-    reference = np.asanyarray(file.dataobj)
-    prediction = perturbed(reference, place, random)
-    write_labels(path, prediction, file.header)
-    numbers = np.zeros(max(manifest.label_values) + 1, np.int64)
-    numbers[manifest.label_values] = np.arange(len(manifest.classes))
-    maps = [torch.from_numpy(numbers[labels.astype(np.int64)]) for labels in (prediction, reference)]
-    measured = case_metrics(maps[0], maps[1], len(manifest.classes), tuple(map(float, file.header.get_zooms())))
+    scheme = manifest.scheme
+    reference = read_labels(root / case.label)
+    known = [*scheme.values, *([] if scheme.ignore is None else [scheme.ignore])]
+    prediction = perturbed(np.where(np.isin(reference.data, scheme.values), reference.data, 0), place, random)
+    write_labels(path, prediction, nib.load(root / case.label).header)
+    maps = label_channels(prediction, scheme.values), label_channels(reference.data, known)
+    ignored = None if scheme.ignore is None else len(scheme.values)
+    measured = region_metrics(*maps, scheme.members, reference.spacing, ignored=ignored)
     return [
-        {"case": case.id, "patient": case.patient, "class": name, **own}
-        for name, own in zip(manifest.foreground, measured, strict=True)
+        {"case": case.id, "patient": case.patient, "class": name, **metrics}
+        for name, metrics, counts in zip(scheme.names, measured, scheme.annotated(case.labelled), strict=True)
+        if counts
     ]

@@ -32,7 +32,7 @@ from pipelines.training.run import train_run
 from pipelines.training.run_config import INCIDENTAL, RunConfig
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saved_model import Model, load_model, save_model
-from pipelines.utils.files import read_json, resource_folder
+from pipelines.utils.files import read_json, resource_folder, sha256
 
 CONFIGS = resource_folder("configs")
 CPU = torch.device("cpu")
@@ -182,6 +182,46 @@ def test_monais_command_predicts_what_medloss_predict_does(folder: Path, tmp_pat
     assert names == sorted(path.name for path in (tmp_path / "predictions").iterdir())
     for name in names:
         assert (tmp_path / "predictions" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_channels_and_regions(tmp_path: Path, workflow: Callable[..., ConfigWorkflow]) -> None:
+    classes = {0: "background", 1: "rim", 2: "core", 3: "centre"}
+    manifest = tiny_manifest(
+        tmp_path, 3, cases=3, modality=None, channels=[{"name": "PET"}, {"name": "CT"}], classes=classes, ignore=255,
+        regions={"whole": [1, 2, 3], "core": [2, 3], "centre": [3]}, region_order=[1, 2, 3],
+        generator={"name": "phantom_regions"}, spacing_tolerance=0.25,
+    )  # fmt: skip
+    values = {"manifest": str(manifest), "data_root": str(tmp_path / "data"), "output_dir": str(tmp_path / "run")}
+    settings = {"threads": 1, "levels": 2, "base_channels": 2, "patch_size": [8, 16, 16]}
+    workflow("train", max_epochs=1, settings=settings, **values).run()
+    assert (RunFolder(tmp_path / "run").result or {})["state"] == "done"
+
+    # MONAI's check of the network, with the metadata that the run has left.
+    meta = tmp_path / "run" / "metadata.json"
+    described = json.loads(meta.read_text())["network_data_format"]
+    image, pred = described["inputs"]["image"], described["outputs"]["pred"]
+    assert (image["num_channels"], image["channel_def"], image["modality"]) == (2, {"0": "PET", "1": "CT"}, "PET + CT")
+    assert (pred["num_channels"], pred["channel_def"]) == (3, {"0": "whole", "1": "core", "2": "centre"})
+    schema = CONFIGS / "schema" / "meta_schema_20240725.json"
+    monai.bundle.verify_metadata(
+        meta_file=str(meta), filepath=str(schema), hash_val=sha256(schema), hash_type="sha256"
+    )
+    config_file = configs("inference")[0]
+    monai.bundle.verify_net_in_out(
+        net_id="network_def", meta_file=str(meta), config_file=config_file, model_file=str(tmp_path / "run")
+    )
+
+    evaluated = tmp_path / "evaluated"
+    workflow("train", "evaluate", **values, evaluation_dir=str(evaluated)).run()
+    assert (evaluated / "cases.csv").read_bytes() == (tmp_path / "run" / "cases.csv").read_bytes()
+    images = next((tmp_path / "data").glob("*/images"))
+    given = {"model_file": str(tmp_path / "run"), "dataset_dir": str(images), "output_dir": str(tmp_path / "out")}
+    workflow("inference", kind="inference", **given).run()
+    assert call_medloss("predict", "--run", tmp_path / "run", "--out", tmp_path / "other", images)[0] == 0
+    names = sorted(path.name for path in (tmp_path / "other").iterdir())
+    assert names == [f"phantom_regions_{number:03d}.nii.gz" for number in range(3)]
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
 def test_a_volume_in_time_is_predicted_as_a_volume(tmp_path: Path) -> None:

@@ -117,6 +117,24 @@ def test_2d_and_single_slice_files(save: Save, tmp_path: Path) -> None:
         assert note.startswith("no prediction given")
 
 
+def test_a_channel_of_a_4d_image(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
+    before = explain_case("dice", *case, out=tmp_path / "a.png").notes[0]
+    other = np.random.default_rng(1).normal(100, 10, SHAPE).astype(np.float32)
+    four = save("four", np.stack([_image(), other], -1))
+    pictures = []
+    for channel in (None, 0, 1):
+        words = [] if channel is None else ["--channel", channel]
+        out = tmp_path / f"{channel}.png"
+        code, printed, err = call_medloss(
+            "explain", "--loss", "dice", "--image", four, "--label", case[1], "--out", out, *words
+        )
+        assert (code, err) == (0, "")
+        number = channel or 0
+        assert printed.splitlines()[0] == before.replace("no prediction", f"channel {number} of 2; no prediction")
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
 def test_a_link_to_a_file_elsewhere_is_followed(case: tuple[Path, Path], tmp_path: Path) -> None:
     link = tmp_path / "links" / "image.nii.gz"
     link.parent.mkdir()
@@ -151,7 +169,9 @@ def test_refuses_files_that_do_not_fit(case: tuple[Path, Path], save: Save) -> N
     moved[0, 3] = 5.0
     _refused("different affines", "dice", image, save("moved", _label(), moved))
     _refused("different affines", "dice", image, label, prediction=save("moved", _label(), moved))
-    _refused("4 axes", "dice", save("four", np.zeros((*SHAPE, 2), np.float32)), label)
+    _refused("4 axes", "dice", image, save("four", np.zeros((*SHAPE, 2), np.uint8)))
+    _refused("may be a time series", "dice", save("nine", np.zeros((*SHAPE, 9), np.float32)), label)
+    _refused("expected the same grid", "dice", save("other", np.zeros((3, *SHAPE), np.float32)), label)
 
 
 def test_refuses_meaningless_values(case: tuple[Path, Path], save: Save) -> None:
@@ -171,6 +191,10 @@ def test_refuses_arguments_out_of_range(case: tuple[Path, Path], save: Save, tmp
     _refused("--out", "dice", image, label, out=image / "map.png")
     flat = save("i", _image()[..., 2]), save("l", _label()[..., 2])
     _refused("2D image", "dice", *flat, axis=0)
+    four = save("four", np.stack([_image()] * 2, -1))
+    for channel in (-1, 2):
+        _refused(f"--channel: got {channel} for {four}; expected 0 to 1", "dice", four, label, channel=channel)
+    _refused("expected none, for an image with one channel", "dice", image, label, channel=1)
 
 
 @pytest.mark.parametrize("loss", ["dise", "dice+", "2*"])

@@ -40,6 +40,8 @@ TRAINING = [
     ("--workers 2", "workers=2"),
     ("--threads 2", "threads=2"),
     ("--cache-dir kept", "cache_dir=kept"),
+    ("--resample-channels", "resample_channels=true"),
+    ("--no-resample-channels", "resample-channels=false"),
     ("--no-predictions", "predictions=false"),
     ("--predictions", "keep_predictions=true"),
 ]

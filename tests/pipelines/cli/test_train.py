@@ -6,7 +6,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+import yaml
 from cli_call import call_medloss
 from forked import run_module
 from tiny import tiny_manifest
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from pipelines.cli import main
 from pipelines.evaluation.metrics import METRICS
 from pipelines.training.run_folder import RunFolder
+from pipelines.utils.files import read_json
 from pipelines.utils.locks import held_lock
 
 EPOCH = re.compile(r"epoch (\d)/(\d): train loss \d+\.\d{4}, val dice \d\.\d{4}, \d+\.\d s, about \d+ s left")
@@ -271,3 +275,41 @@ def test_a_loss_that_is_nan_ends_with_1(train: _Command) -> None:
     code, _, err = train("--out", str(train.folder / "run"), "--loss", f"{__name__}.NanLoss", "--resume")
     assert code == 2
     assert "holds no checkpoint" in err
+
+
+def test_channels_on_another_grid_are_refused_unless_they_are_resampled(train: _Command) -> None:
+    images, labels = train.folder / "data/images", train.folder / "data/labels"
+    for folder in (images, labels):
+        folder.mkdir(parents=True)
+    affine, random = np.diag([2.0, 2, 2, 1]), np.random.default_rng(0)
+    cases = []
+    for name in ("a", "b"):
+        label = np.zeros((16, 16, 16), np.uint8)
+        label[4:10, 5:11, 3:12] = 1
+        nib.save(nib.Nifti1Image(label, affine), labels / f"{name}.nii.gz")
+        for channel, step in (("PET", 2), ("CT", 1)):
+            coarse = np.diag([2.0 * step, 2.0 * step, 2.0 * step, 1])
+            noise = random.normal(size=(16 // step,) * 3).astype(np.float32)
+            nib.save(nib.Nifti1Image(noise, coarse), images / f"{name}_{channel}.nii.gz")
+        files = [f"images/{name}_{channel}.nii.gz" for channel in ("CT", "PET")]
+        case = {"id": name, "patient": name, "fold": len(cases), "image": files, "label": f"labels/{name}.nii.gz"}
+        cases.append(case)
+    changes = {"modality": None, "generator": None, "channels": [{"name": "CT"}, {"name": "PET"}], "cases": cases}
+    path = train.folder / "pair.yaml"
+    about = yaml.safe_load(tiny_manifest(train.folder, 3).read_text())
+    about |= changes | {"spacing": [2.0] * 3, "classes": {0: "background", 1: "organ"}}
+    path.write_text(yaml.safe_dump({name: value for name, value in about.items() if value is not None}))
+    short = ("--epochs", "1", "--set", "levels=2", "--set", "base_channels=2", "--patch", "8,8,8")
+    out = train.folder / "run"
+    code, _, err = train(*short, "--out", str(out), manifest=str(path))
+    assert (code, err.count("--resample-channels brings all channels to the label's grid")) == (2, 2)
+    # Without the check, training itself refuses the first of them.
+    code, _, err = train(*short, "--no-check", "--out", str(out), manifest=str(path))
+    assert (code, err.count("\n"), "pass --resample-channels" in err) == (2, 1, True)
+    code, _, err = train(*short, "--resample-channels", "--out", str(out), manifest=str(path))
+    assert code == 0, err
+    assert read_json(out / "config.json")["resample_channels"]
+    words = ["--run", out, "--manifest", path, "--data-root", train.folder / "data", "--fold", 0, "--device", "cpu"]
+    code, _, err = call_medloss("predict", *words, "--out", train.folder / "predicted")
+    assert code == 0, err
+    assert nib.load(train.folder / "predicted/a.nii.gz").shape == (16, 16, 16)

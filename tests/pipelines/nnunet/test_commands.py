@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from cli_call import call_medloss
-from faults import resaved_from_float
+from faults import cut, resaved_from_float
 from small_files import affine_of, array_of, rewrite
 from tiny import tiny_manifest
 
@@ -200,6 +201,80 @@ def test_labels_that_nnunet_would_cut_to_other_numbers_are_written_and_not_linke
         np.testing.assert_array_equal(affine_of(path), affine_of(source))
 
 
+def test_channels_regions_and_the_ignore_label(tmp_path: Path) -> None:
+    """The ignored label gets the highest value, and of a file with all channels each is written."""
+    made = load_manifest(tiny_manifest(
+        tmp_path / "made", cases=3, modality=None, channels=[{"name": "PET"}, {"name": "CT"}], ignore=255,
+        classes={0: "background", 1: "rim", 2: "core", 3: "centre"}, generator={"name": "phantom_regions"},
+    ))  # fmt: skip
+    root = resolve_data(made, tmp_path / "made")
+    labels = [array_of(root / case.label) for case in made.cases]
+    assert any((label == 255).any() for label in labels)
+    content = made.model_dump(mode="json", exclude={"generator"}) | {
+        "classes": made.classes, "regions": {"whole": [1, 2, 3], "core": [2, 3], "centre": [3]},
+        "region_order": [1, 2, 3], "channels": [{"name": "PET", "intensity": "clip"}, {"name": "noNorm"}],
+    }  # fmt: skip
+    channels = [array_of(root / file) for file in made.cases[1].images]
+    affine = affine_of(root / made.cases[1].images[0])
+    nib.save(nib.Nifti1Image(np.stack(channels, -1), affine), root / "images/joined.nii.gz")
+    content["cases"][1]["image"] = "images/joined.nii.gz"
+    path = tmp_path / "regions.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    call = ("nnunet", "dataset", path, "--raw", tmp_path / "raw", "--data-root", root)
+    code, _, err = call_medloss(*call, "--id", 7)
+    assert (code, err) == (0, "")
+    folder = tmp_path / "raw" / "Dataset007_tiny_3d"
+    card = json.loads((folder / "dataset.json").read_text())
+    assert card["labels"] == {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "centre": [3], "ignore": 4}
+    assert card["regions_class_order"] == [1, 2, 3]
+    # By these names nnU-Net clips the first channel by percentiles, and z-scores the second.
+    assert card["channel_names"] == {"0": "CT", "1": "zscore"}
+    for number, (case, label) in enumerate(zip(made.cases, labels, strict=True)):
+        for channel, file in enumerate(case.images):
+            linked = folder / f"imagesTr/{case.id}_{channel:04d}.nii.gz"
+            assert linked.samefile(root / file) == (number != 1)
+            np.testing.assert_array_equal(array_of(linked), array_of(root / file))
+            np.testing.assert_array_equal(affine_of(linked), affine_of(root / file))
+        written = folder / f"labelsTr/{case.id}.nii.gz"
+        np.testing.assert_array_equal(array_of(written), np.where(label == 255, 4, label))
+        np.testing.assert_array_equal(affine_of(written), affine_of(root / case.label))
+
+    nib.save(nib.Nifti1Image(np.stack([*channels, channels[0]], -1), affine), root / "images/joined.nii.gz")
+    code, _, err = call_medloss(*call)
+    assert (code, err.count("\n"), "expected 2 channels along the last axis" in err) == (2, 1, True)
+    cut(root / "images/joined.nii.gz", 500)
+    code, _, err = call_medloss(*call)
+    assert (code, err.count("\n"), f"error: {root / 'images/joined.nii.gz'}: " in err) == (2, 1, True)
+    content["cases"][0]["labelled"] = ["rim"]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    code, _, err = call_medloss(*call)
+    assert (code, "cases that label some classes only, such as phantom_regions_000" in err) == (2, True)
+    assert [entry.name for entry in (tmp_path / "raw").iterdir()] == [folder.name]
+
+
+def test_2d_channels_in_one_file(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    array = np.random.default_rng(0).integers(0, 100, (8, 9, 2), np.int16)
+    cases = []
+    for number, shape in enumerate(((8, 9, 2), (8, 9, 1, 2))):
+        nib.save(nib.Nifti1Image(array.reshape(shape), np.eye(4)), tmp_path / f"data/i{number}.nii.gz")
+        nib.save(nib.Nifti1Image((array[..., 0] > 50).astype(np.uint8), np.eye(4)), tmp_path / f"data/l{number}.nii.gz")
+        names = {"id": f"c{number}", "patient": f"c{number}", "fold": number}
+        cases.append(names | {"image": f"i{number}.nii.gz", "label": f"l{number}.nii.gz"})
+    path = tiny_manifest(
+        tmp_path, dims=2, modality=None, channels=[{"name": "T1"}, {"name": "T2"}], spacing=[1, 1],
+        classes={0: "background", 1: "organ"},
+    )  # fmt: skip
+    content = {name: value for name, value in yaml.safe_load(path.read_text()).items() if name != "generator"}
+    path.write_text(yaml.safe_dump(content | {"cases": cases}))
+    code, _, err = call_medloss("nnunet", "dataset", path, "--raw", tmp_path / "raw", "--data-root", tmp_path / "data")
+    assert (code, err) == (0, "")
+    for case in ("c0", "c1"):
+        for channel in (0, 1):
+            image = nib.load(tmp_path / f"raw/Dataset001_tiny_2d/imagesTr/{case}_{channel:04d}.nii.gz")
+            np.testing.assert_array_equal(np.asanyarray(image.dataobj).reshape(8, 9), array[..., channel])
+
+
 def test_and_a_raw_data_set_the_manifest_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_dataset(tmp_path / "made", tmp_path / "raw")[0] == 0
     monkeypatch.chdir(tmp_path)
@@ -208,8 +283,9 @@ def test_and_a_raw_data_set_the_manifest_again(tmp_path: Path, monkeypatch: pyte
     assert "folds: as in" in out
     before, after = load_manifest(tmp_path / "made" / "tiny_3d.yaml"), load_manifest("back.yaml")
     assert [(case.id, case.fold) for case in after.cases] == [(case.id, case.fold) for case in before.cases]
-    for field in ("name", "description", "license", "citation", "modality", "dimensions", "spacing", "classes"):
+    for field in ("name", "description", "license", "citation", "modality", "dimensions", "classes"):
         assert getattr(after, field) == getattr(before, field)
+    assert after.spacing == before.spacing[::-1]  # along the canonical axes, which are those of the files reversed
     code, out, _ = call_medloss("check", "back.yaml", "--data-root", tmp_path / "raw")
     assert (code, "6 cases: no bad files" in out) == (0, True)
 

@@ -289,7 +289,7 @@ def _regrid(folder: Path) -> None:
     [
         (lambda p, root: _remove(p), "not drawn: the prediction", {"dice", "same"}),
         (lambda p, root: _truncate(p), "truncated", {"dice", "same"}),
-        (lambda p, root: _regrid(p), "3 x 4 x 5 voxels, but its label has 12 x 24 x 24", {"dice", "same"}),
+        (lambda p, root: _regrid(p), "3 x 4 x 5 voxels, but its label has 24 x 24 x 12", {"dice", "same"}),
         (lambda p, root: _remove(root / "images"), "drawn without its image: the image", {"focal", "dice", "same"}),
         (lambda p, root: _truncate(root / "images"), "truncated", {"focal", "dice", "same"}),
         (lambda p, root: _remove(root / "labels"), "not drawn: the label", set()),
@@ -305,7 +305,7 @@ def test_problems_with_files_are_noted(
     overlays = _overlays(from_folder(tmp_path / "c"))
     drawn = {picture.title for picture in (*overlays.shown, *overlays.folded)}
     assert drawn | ({"same"} if overlays.same is not None else set()) == pictures
-    assert any(message in note for note in overlays.notes)
+    assert any(message in note for note in overlays.notes), overlays.notes
     assert all("\n" not in note for note in overlays.notes)
     assert overlays.table is not None and overlays.table["problem"].notna().any()
 
@@ -364,3 +364,46 @@ def test_failed_runs_are_noted(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
     assert (focal["fold"] == "0").all() and (focal["score"] > 0).all()
     # Only cases of which most losses have a prediction are compared.
     assert set(overlays.table[overlays.table["which"] == "most different"]["loss"]) == {"focal", "dice"}
+
+
+def test_pictures_of_regions_ignored_voxels_and_partial_labels(tmp_path: Path) -> None:
+    """A comparison's pictures show what its metrics count, on the first channel; the page has the cases per class."""
+    made = load_manifest(tiny_manifest(
+        tmp_path, 3, modality=None, channels=[{"name": "PET"}, {"name": "CT"}], ignore=255,
+        classes={0: "background", 1: "rim", 2: "core", 3: "centre"}, generator={"name": "phantom_regions"},
+    ))  # fmt: skip
+    root = resolve_data(made, tmp_path / "data")
+    content = made.model_dump(mode="json", exclude={"generator"}) | {
+        "classes": made.classes, "regions": {"core": [2, 3], "centre": [3], "rim": [1]}, "region_order": [2, 3, 1],
+    }  # fmt: skip
+    # The first case annotates the rim alone; and the channels of the second one are in a single file.
+    content["cases"][0]["labelled"] = ["rim"]
+    label = root / made.cases[0].label
+    array = np.asanyarray(nib.load(label).dataobj)
+    nib.save(nib.Nifti1Image(np.where(np.isin(array, (2, 3)), 0, array), nib.load(label).affine), label)
+    channels = [nib.load(root / file) for file in made.cases[3].images]
+    joined = np.stack([np.asanyarray(channel.dataobj) for channel in channels], -1)
+    nib.save(nib.Nifti1Image(joined, channels[0].affine), root / "images/joined.nii.gz")
+    content["cases"][3]["image"] = "images/joined.nii.gz"
+    path = tmp_path / "partial.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    folder = tmp_path / "comparison"
+    pictured_comparison(folder, ["dice", "focal"], path, root)
+    collected = from_folder(folder)
+    assert {(one.case, one.values, one.ignore) for one in collected.predictions} == {
+        ("phantom_regions_000", (1,), 255), ("phantom_regions_003", (1, 2, 3), 255),
+    }  # fmt: skip
+    analysis = analyse(collected.table, reference="dice", bootstraps=10)
+    assert analysis.class_cases == {"centre": 1, "core": 1, "rim": 2}
+    for loss in ("dice", "focal"):
+        panels, _ = read_panels([Choice("", one, 0.5, {}, 1) for one in collected.predictions if one.loss == loss], [])
+        for panel in panels:
+            assert panel.shown is not None and panel.shown.no_image is None and panel.shown.image is not None
+            allowed = {0, *(panel.choice.predicted.values or ())}
+            prediction = panel.shown.predictions[panel.choice.predicted]
+            assert set(np.unique(panel.shown.reference)) | set(np.unique(prediction)) <= allowed
+            assert panel.shown.image.shape == prediction.shape
+    page, _ = write_report(collected, tmp_path / "report")
+    text = html.unescape(page.read_text())
+    assert "cases per class: centre: 1, core: 1, rim: 2" in text
+    assert every_overlay(analysis, collected).notes == ()

@@ -12,7 +12,8 @@ from pipelines.evaluation.evaluate import case_metrics
 from pipelines.evaluation.metrics import METRICS
 from pipelines.statistics.analysis import analyse
 from pipelines.statistics.scores import misses, scores
-from pipelines.statistics.table import check_table, in_report_order, read_table, with_failed_runs
+from pipelines.statistics.table import cases_by_class, check_table, in_report_order, read_table, with_failed_runs
+from pipelines.statistics.verdict_text import gap_notes
 from pipelines.utils import UserError
 
 GOOD = "case,loss,dice\n1,a,0.5\n1,b,0.6\n2,a,0.7\n2,b,0.8\n"
@@ -228,6 +229,61 @@ def test_folds_seeds_classes_and_cases_are_averaged_never_counted() -> None:
             assert found.values[i, :, run] == pytest.approx([(cases["p1"] + cases["p2"]) / 2, cases["q1"]])
     left = frame[(frame["class"] == "left") & (frame["loss"] == "a") & (frame["case"] == "q1")]["dice"].mean()
     assert scores(table, "dice", "left").by_patient[0, 1] == pytest.approx(left)
+
+
+def _partly_annotated() -> pd.DataFrame:
+    """Case 1 annotates both classes, the others one of them."""
+    rows = [("1", "liver", 0.9, 0.8), ("1", "tumour", 0.5, 0.6), ("2", "liver", 0.7, 0.8), ("3", "tumour", 0.3, 0.2)]
+    frame = pd.DataFrame(rows, columns=["case", "class", "a", "b"])
+    return frame.melt(["case", "class"], var_name="loss", value_name="dice")
+
+
+def test_a_class_that_a_case_does_not_annotate_is_not_missing() -> None:
+    table = check_table(_partly_annotated(), METRICS)
+    found = scores(table, "dice")
+    assert found.patients == ("1", "2", "3")
+    np.testing.assert_allclose(found.by_patient, [[0.7, 0.7, 0.3], [0.7, 0.8, 0.2]])
+    assert (found.missing, found.failed, found.excluded, found.balanced) == ({}, {}, (), True)
+    assert scores(table, "dice", "tumour").by_patient.tolist() == [[0.5, 0.3], [0.6, 0.2]]
+    assert cases_by_class(table) == {"liver": 2, "tumour": 2}
+    analysis = analyse(table, reference="a")
+    assert analysis.to_dict()["class_cases"] == {"liver": 2, "tumour": 2}
+    assert analysis.classes["liver"].patients == 2
+    note = (
+        "Not every case has every class (cases per class: liver: 2, tumour: 2). The score of a case is the mean over "
+        "the classes that it has."
+    )
+    assert note in gap_notes(analysis) and note in analysis.caveats
+
+
+def test_a_class_that_only_one_loss_lacks_counts_as_worst() -> None:
+    frame = _partly_annotated()
+    lacking = (frame["loss"] == "a") & (frame["case"] == "3")
+    found = scores(check_table(frame[~lacking], METRICS), "dice")
+    np.testing.assert_allclose(found.by_patient, [[0.7, 0.7, 0.0], [0.7, 0.8, 0.2]])
+    assert found.missing == {"a": ("3",)}
+    # Of a case with another class, too.
+    lacking = (frame["loss"] == "b") & (frame["case"] == "1") & (frame["class"] == "tumour")
+    found = scores(check_table(frame[~lacking], METRICS), "dice")
+    np.testing.assert_allclose(found.by_patient, [[0.7, 0.7, 0.3], [0.4, 0.8, 0.2]])
+    assert found.missing == {"b": ("1",)}
+
+
+def test_a_failed_run_lacks_what_its_cases_annotate() -> None:
+    frame = _partly_annotated().assign(fold=0, seed=0)
+    other = frame[frame["loss"] == "a"].assign(loss="c")
+    ended = pd.concat([frame, other[other["case"] == "none"]])
+    table = check_table(with_failed_runs(ended, [("c", 0, 0)]), METRICS)
+    assert scores(table, "dice").by_patient[2].tolist() == [0, 0, 0]
+    assert len(table.frame) == 12
+    assert cases_by_class(table) == {"liver": 2, "tumour": 2}
+
+
+def test_nothing_is_noted_if_all_cases_have_all_classes() -> None:
+    frame = pd.concat([long_table({"a": [0.9, 0.8], "b": [0.7, 0.8]}).assign(**{"class": name}) for name in ("x", "y")])
+    table = check_table(frame, METRICS)
+    assert cases_by_class(table) == {}
+    assert "class_cases" not in analyse(table, reference="a").to_dict()
 
 
 def test_a_patient_and_a_case_of_the_same_name_are_two() -> None:

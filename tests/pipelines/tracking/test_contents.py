@@ -85,6 +85,23 @@ def test_the_data_set_is_an_input_of_every_run(folder: Path) -> None:
         assert profiles[f"phantom fold {fold}"]["patients"] == len({case.patient for case in validation})
 
 
+def test_channels_regions_and_the_ignored_label(folder: Path) -> None:
+    manifest = load_manifest("phantom_regions")
+    configs = [RunConfig(manifest="phantom_regions", loss="dice", epochs=3)]
+    plan = make_plan(configs, [0], [5], manifest.name, manifest.sha256)
+    _end(folder, plan)
+    finished(folder, plan)
+    runs = stored(local_uri(folder), manifest.name)
+    about = {"channels": "PET, CT", "regions": "whole, core, centre", "ignore": "255"}
+    for run in runs.values():
+        assert {name: run.data.tags.get(f"medloss.{name}") for name in about} == about
+        for given in run.inputs.dataset_inputs:
+            assert about.items() <= json.loads(given.dataset.profile).items()
+            schema = json.loads(given.dataset.schema)["mlflow_tensorspec"]
+            (image,) = json.loads(schema["features"])
+            assert image["tensor-spec"]["shape"] == [2, -1, -1, -1]
+
+
 def test_a_changed_manifest_is_not_described(folder: Path) -> None:
     plan = small_plan(("dice",))
     _end(folder, plan)

@@ -19,7 +19,7 @@ from pipelines.comparison.compare import compare_losses
 from pipelines.comparison.execution import Execution
 from pipelines.data.manifest import load_manifest
 from pipelines.preprocessing.resampling import Preprocessing
-from pipelines.runs.comparison_folder import run_folder
+from pipelines.runs.comparison_folder import read_plan, run_folder
 from pipelines.runs.plan import Plan
 from pipelines.tracking.mlflow_store import checked_model_name, local_uri, quiet_mlflow
 from pipelines.training.networks import create_network
@@ -131,12 +131,61 @@ def test_what_mlflow_knows_of_it(comparison: tuple[Path, Plan], mlflow: Any, dim
     (given,), (made,) = signature.inputs.inputs, signature.outputs.inputs
     assert (given.type, given.shape) == (np.float32, (-1,) * dims)
     assert (made.type, made.shape) == (np.uint16, (-1,) * dims)
-    assert {param.name: param.default for param in signature.params.params} == {"spacing": [2.0] * dims, "flips": False}
+    params = {param.name: param.default for param in signature.params.params}
+    assert params == {"spacing": [2.0] * dims, "axes": "RAS"[:dims], "flips": False}
+    assert model.metadata.metadata is None
     example, params = model.input_example, model.metadata.load_input_example_params(logged.artifact_location)
     assert example.shape == (16,) * dims
     predicted = model.predict(example, params=params)
     assert predicted.shape == example.shape
     assert set(predicted.flat) <= set(_CLASSES)
+
+
+def test_channels_regions_and_axes(tmp_path: Path, empty_store: Path) -> None:
+    import mlflow
+
+    manifest = load_manifest(tiny_manifest(
+        tmp_path, 3, modality=None, channels=[{"name": "PET"}, {"name": "CT"}], region_order=[1, 2],
+        classes={0: "background", 1: "rim", 2: "core", 3: "centre"}, regions={"whole": [1, 2, 3], "core": [2, 3]},
+        generator={"name": "phantom_regions"},
+    ))  # fmt: skip
+    folder = tmp_path / "comparison"
+    (run,) = made_comparison(folder, ["dice"]).runs
+    config = RunConfig(manifest="none", levels=2, base_channels=4, patch_size=(8, 8, 8), precision="float32")
+    torch.manual_seed(2)
+    processed = Preprocessing(dimensions=3, spacing=(2.0, 1.0, 3.0), orientation="canonical")
+    file = run_folder(folder, run).path / NAME
+    save_model(file, create_network(config, 3, 2, 2), config, manifest, processed)
+    shutil.copy(empty_store, folder / "mlflow.db")
+    plan = read_plan(folder)
+    assert plan is not None
+    assert compare_losses(folder, plan, Execution(register_model="tumour")) == 0
+    (logged,) = mlflow.MlflowClient(tracking_uri=local_uri(folder)).search_logged_models(
+        [read_json(folder / "mlflow.json")["experiment"]]
+    )
+    model = mlflow.pyfunc.load_model(logged.artifact_location)
+    assert model.metadata.metadata == {"channels": ["PET", "CT"], "regions": {"whole": [1, 2, 3], "core": [2, 3]}}
+    (given,), (made,) = model.metadata.signature.inputs.inputs, model.metadata.signature.outputs.inputs
+    assert (given.shape, made.shape) == ((2, -1, -1, -1), (-1, -1, -1))
+    params = model.metadata.load_input_example_params(logged.artifact_location)
+    assert model.predict(model.input_example, params=params).shape == (16, 16, 16)
+    with pytest.raises(mlflow.MlflowException, match="shape"):
+        model.predict(np.ones((1, 8, 8, 8), np.float32))
+
+    # A file whose axes run down, to the left and forwards.
+    voxels = np.random.default_rng(5).normal(100, 20, (2, 9, 17, 14)).astype(np.float32)
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = -3.0, -1.5, 1.0, 1
+    (tmp_path / "images").mkdir()
+    nib.save(nib.Nifti1Image(np.moveaxis(voxels, 0, -1), affine), tmp_path / "images/case.nii.gz")
+    out = tmp_path / "out"
+    words = ["--model", file, "--device", "cpu", "--out", out]
+    code, _, err = call_medloss("predict", tmp_path / "images/case.nii.gz", *words)
+    assert code == 0, err
+    expected = np.asarray(nib.load(out / "case.nii.gz").dataobj)
+    found = model.predict(voxels, params={"spacing": [3.0, 1.5, 1.0], "axes": "ILA"})
+    np.testing.assert_array_equal(found, expected)
+    assert (found != model.predict(voxels, params={"spacing": [3.0, 1.5, 1.0]})).any()
 
 
 def test_only_the_weights_are_pickled(comparison: tuple[Path, Plan], mlflow: Any, tmp_path: Path) -> None:
@@ -170,8 +219,10 @@ def test_code_in_its_place_is_refused(mlflow: Any, tmp_path: Path) -> None:
     [
         ({"axes": 4}, "expected . axes"),
         ({"value": np.nan}, "got NaN or Inf"),
-        ({"spacing": [1.0]}, "spacing: got"),
-        ({"spacing": [1.0, 0.0, 1.0]}, "spacing: got"),
+        ({"params": {"spacing": [1.0]}}, "spacing: got"),
+        ({"params": {"spacing": [1.0, 0.0, 1.0]}}, "spacing: got"),
+        ({"params": {"axes": "RR"}}, "axes: got 'RR'; expected . directions, such as RA"),
+        ({"params": {"axes": "LPSA"}}, "axes: got"),
     ],
 )
 def test_what_it_cannot_predict(comparison: tuple[Path, Plan], change: dict[str, Any], message: str) -> None:
@@ -181,7 +232,7 @@ def test_what_it_cannot_predict(comparison: tuple[Path, Plan], change: dict[str,
     dims = model.model.preprocessing.dimensions
     image = np.full((8,) * change.get("axes", dims), change.get("value", 1.0), np.float32)
     with pytest.raises(UserError, match=message):
-        model.predict(image, {"spacing": change["spacing"]} if "spacing" in change else None)
+        model.predict(image, change.get("params"))
 
 
 def test_a_second_call_registers_nothing(
