@@ -174,7 +174,7 @@ def _class_indices(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
         numbered[scheme.ignore] = IGNORED
     for value, index in numbered.items():
         voxels = labels == value
-        known += np.count_nonzero(voxels)
+        known += int(np.count_nonzero(voxels))
         np.putmask(indices, voxels, index)
     if known < labels.size:
         unknown = labels[~np.isin(labels, list(numbered))]
