@@ -124,7 +124,7 @@ def check_distance_map(distance_map: Tensor, logits: Tensor, include_background:
 
 def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_targets: bool) -> None:
     """Refuse labels that are no class, and maps that leave [0, 1]; only voxels that count are checked."""
-    if target.dtype == torch.bool or target.numel() == 0:
+    if target.dtype == torch.bool:
         return
     given, target = target, as_signed(target)
     if mask is not None:

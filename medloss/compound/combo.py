@@ -5,13 +5,13 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
+from medloss.compound.reduction import reduce_compound
 from medloss.distribution.weighted_cross_entropy import foreground_weights
 from medloss.errors import InputError
 from medloss.loss_entry import register
 from medloss.region.dice import checked_smoothing, dice_coefficient
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums
-from medloss.wrappers.reduction import reduce_compound
 
 
 @register(
