@@ -21,12 +21,17 @@ def first_argument(logits: Any, input: Any) -> Any:
     return logits if input is None else input
 
 
-def checked_tensors(
-    logits: Any, target: Any, *, input: Any = None, mask: Any = None, distance_map: Any = None
-) -> tuple[Tensor, Tensor]:
-    """Logits and target; refuses what is no tensor (several outputs, an array) or inside a `torch.func` transform."""
+def checked_tensors(logits: Any, target: Any, *, input: Any = None, **others: Any) -> tuple[Tensor, Tensor]:
+    """Logits and target; refuses what is no tensor (several outputs, an array) or inside a `torch.func` transform.
+
+    Args:
+        logits: what stands for them, or None.
+        target: likewise.
+        input: MONAI's name for `logits`.
+        **others: what the call was given by keyword; None for nothing.
+    """
     logits = first_argument(logits, input)
-    for name, value in (("logits", logits), ("target", target), ("mask", mask), ("distance_map", distance_map)):
+    for name, value in {"logits": logits, "target": target, **others}.items():
         if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
             raise InputError(f"{name}: got {_what(value)}; expected one torch.Tensor{_hint(name, value)}")
         if value is not None and not torch.compiler.is_compiling():
@@ -120,6 +125,37 @@ def check_distance_map(distance_map: Tensor, logits: Tensor, include_background:
     if tuple(distance_map.shape) not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
         raise InputError(f"distance_map: got shape {tuple(distance_map.shape)}; expected {expected}, one map per class")
+
+
+def check_labelled_classes(labelled: Tensor, logits: Tensor) -> None:
+    """Refuse anything but one bool per item and class."""
+    if labelled.dtype != torch.bool or labelled.shape != logits.shape[:2]:
+        raise InputError(
+            f"labelled_classes: got {labelled.dtype} of shape {tuple(labelled.shape)}; expected torch.bool of shape "
+            f"{tuple(logits.shape[:2])}, True where an item's labels contain the class"
+        )
+
+
+def check_unlabelled(target: Tensor, mask: Tensor | None, labelled: Tensor) -> None:
+    """Refuse a target with voxels of a class that its item does not label; only voxels that count are checked.
+
+    Class 0 of an index map is where no other class is: it is not checked.
+
+    Args:
+        target: an index map, or one map per class.
+        mask: True where a voxel counts.
+        labelled: `[B, C]` bool.
+    """
+    is_index = target.shape[1] == 1 and labelled.shape[1] > 1
+    for item, c in (~labelled).nonzero().tolist():
+        if is_index and c == 0:
+            continue
+        found = target[item, 0] == c if is_index else target[item, c] != 0
+        if bool((found if mask is None else found & mask[item, 0]).any()):
+            raise InputError(
+                f"labelled_classes: the target of item {item} has voxels of class {c}, and "
+                f"labelled_classes[{item}, {c}] is False; expected none, or True there"
+            )
 
 
 def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_targets: bool) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from medloss.kernels.sum_spec import Row
@@ -16,7 +17,8 @@ class OverlapStatistics:
         tp: sum y p.
         prediction: sum p.
         target: sum y.
-        voxels: number of voxels that count, `[B or 1, 1]`.
+        voxels: number of voxels that count, of the items that label the class.
+        items: number of items that label the class: 0 or 1, or up to B.
         squared_prediction: sum p^2; 0 unless requested.
         squared_target: sum y^2; 0 unless requested.
         squared_error_inside: sum (y - p)^2 y; 0 unless requested.
@@ -27,6 +29,7 @@ class OverlapStatistics:
     prediction: Tensor
     target: Tensor
     voxels: Tensor
+    items: Tensor
     squared_prediction: Tensor
     squared_target: Tensor
     squared_error_inside: Tensor
@@ -48,7 +51,8 @@ class OverlapStatistics:
             tp=total(sums.row(Row.TP)),
             prediction=total(sums.row(Row.PREDICTION)),
             target=total(sums.row(Row.TARGET)),
-            voxels=total(sums.inputs.counts()),
+            voxels=total(sums.inputs.included(sums.inputs.class_counts())),
+            items=total(sums.inputs.labelled_only(torch.ones_like(sums.row(Row.TARGET)))),
             squared_prediction=total(sums.row(Row.SQUARED_PREDICTION)),
             squared_target=total(sums.row(Row.SQUARED_TARGET)),
             squared_error_inside=total(sums.row(Row.ERROR_INSIDE)),

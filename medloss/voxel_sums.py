@@ -44,8 +44,8 @@ class VoxelSums:
     inputs: LossInputs
 
     def row(self, row: Row) -> Tensor:
-        """One sum of the classes that count, `[B, C']`."""
-        return self.inputs.included(self.rows[row])
+        """One sum of the classes that count, `[B, C']`; 0 for the item-class pairs that do not."""
+        return self.inputs.labelled_only(self.inputs.included(self.rows[row]))
 
     @property
     def all_targets(self) -> Tensor:
@@ -108,7 +108,8 @@ def weighted_cross_entropy(
     """
     factors = [_all_classes(factor, inputs) for factor in (positive, negative)]
     terms = Requested(entropy=entropy, gamma=gamma).terms(inputs)
-    return operators.entropy_map(terms, inputs.logits, inputs.target, inputs.mask, *factors)
+    values = operators.entropy_map(terms, inputs.logits, inputs.target, inputs.mask, *factors)
+    return values if inputs.categorical else inputs.labelled_only(values)
 
 
 def _all_classes(factor: Tensor | float, inputs: LossInputs) -> Tensor:

@@ -30,7 +30,10 @@ class VoxelwiseLoss(SumsLoss):
         values = sums.cross_entropy(*self.class_factors(sums))
         if self.reduction == "sum":
             return values.sum()
-        return values.sum() / (sums.inputs.counts().sum() * values.shape[1]).clamp(min=1)
+        inputs = sums.inputs
+        # A softmax has one value per voxel, whatever classes are labelled.
+        counts = inputs.counts() if inputs.categorical else inputs.included(inputs.class_counts())
+        return values.sum() / counts.sum().clamp(min=1)
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """The sums' formula, or with `reduction="none"` the value per voxel."""

@@ -79,7 +79,7 @@ class ComboLoss(SumsLoss):
         overlap = self.overlap(sums)
         dice = 1 - dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         entropy = sums.cross_entropy(*self._class_factors(sums))
-        return reduce_compound(sums.inputs, self, self.alpha, entropy, 1 - self.alpha, dice)
+        return reduce_compound(sums.inputs, self, overlap, self.alpha, entropy, 1 - self.alpha, dice)
 
     def _class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
         if not sums.inputs.categorical:

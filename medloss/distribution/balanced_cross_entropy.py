@@ -49,9 +49,10 @@ class BalancedCrossEntropyLoss(VoxelwiseLoss):
 
     def class_factors(self, sums: VoxelSums) -> tuple[Tensor, Tensor]:
         """Each side's weight is the other's share."""
-        counts, targets = sums.inputs.counts(), sums.inputs.included(sums.all_targets)
+        inputs = sums.inputs
+        counts, targets = inputs.included(inputs.class_counts()), inputs.included(sums.all_targets)
         if self.batch:
             counts, targets = counts.sum(0, keepdim=True), targets.sum(0, keepdim=True)
-            counts, targets = sum_over_ranks(sums.inputs.logits, counts, targets)
+            counts, targets = sum_over_ranks(inputs.logits, counts, targets)
         share = targets / counts.clamp(min=1)
         return 1 - share, share

@@ -30,4 +30,4 @@ class RegionLoss(SumsLoss):
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """Apply the formula, weigh and reduce."""
         statistics = self.overlap(sums)
-        return self.reduced(weighted(self.from_statistics(statistics), sums.inputs), sums.inputs, statistics.voxels)
+        return self.reduced(weighted(self.from_statistics(statistics), sums.inputs), sums.inputs, statistics)

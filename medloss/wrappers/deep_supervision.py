@@ -57,6 +57,7 @@ class DeepSupervision(nn.Module):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        labelled_classes: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum.
 
@@ -67,13 +68,15 @@ class DeepSupervision(nn.Module):
             mask: on the finest grid.
             spacing: mm, of the finest grid.
             distance_map: on the finest grid.
+            labelled_classes: of all scales.
         """
         logits = first_argument(logits, input)
         outputs = [logits] if isinstance(logits, Tensor) or not isinstance(logits, Sequence) else list(logits)
         if not outputs:
             raise InputError("logits: got no outputs; expected one tensor per scale, finest first")
+        maps = {"mask": mask, "distance_map": distance_map}
         for output in outputs:
-            _, target = checked_tensors(output, target, mask=mask, distance_map=distance_map)
+            _, target = checked_tensors(output, target, labelled_classes=labelled_classes, **maps)
             check_axes(output, target)
         assert target is not None
         weights = self._weights(len(outputs))
@@ -92,9 +95,9 @@ class DeepSupervision(nn.Module):
                 self.loss,
                 output,
                 _resized(target, grid),
-                mask=None if mask is None else _resized(mask, grid),
                 spacing=scaled,
-                distance_map=None if distance_map is None else _resized(distance_map, grid),
+                labelled_classes=labelled_classes,
+                **{name: None if values is None else _resized(values, grid) for name, values in maps.items()},
             )
             total = total + weight * value
         return total

@@ -326,6 +326,127 @@ def test_a_mask_leaves_the_remaining_voxels_alone(name: str, mode: str) -> None:
     assert_close(gradient.flatten(2)[:, :, kept], other_gradient[:, :, 0], rtol=1e-10)
 
 
+# --- partial labels --------------------------------------------------------------------------------------------------
+
+#: By item and class; in the second, no item labels class 2, and the first item has nothing but background.
+LABELLED = [[[True, True, False], [True, False, True]], [[True, False, False], [True, True, False]]]
+
+
+def partly_labelled(drawn: Any, labelled: Tensor) -> Tensor:
+    """The index map of someone who annotated the labelled classes alone."""
+    known = labelled.gather(1, drawn.index.flatten(1)).view(drawn.index.shape)
+    return torch.where(known, drawn.index, 0)
+
+
+@every_loss
+@every_mode
+@both_dims
+def test_partial_labels_equal_the_reference(name: str, mode: str, dims: int) -> None:
+    drawn = sample(mode, dims)
+    direction = np.random.default_rng(0).standard_normal(drawn.logits.shape)
+    for labels, background, reduction, masked, batch in itertools.product(
+        LABELLED, (True, False), ("mean", "sum", "none"), (False, True), (False, True)
+    ):
+        if (reduction != "mean" and masked + batch > 1) or (dims == 3 and masked + batch + background != 1):
+            continue
+        labelled = torch.tensor(labels)
+        index = partly_labelled(drawn, labelled)
+        mask = mask_like(drawn.index) if masked else None
+        options: dict[str, Any] = {"include_background": background, "reduction": reduction, "batch": batch}
+        if masked:
+            options["weight"] = [0.5, 2.0, 1.5][: 3 if background else 2]
+        call = {"mask": mask, "spacing": drawn.spacing, "labelled_classes": labelled}
+        value, gradient = value_and_gradient(make(name, mode, **options), drawn.logits, index, **call)
+        keywords = {key: to_numpy(given) for key, given in call.items()} | options
+        assert_close(value, expected(name, mode, drawn.logits, index, **keywords))
+        if reduction == "mean":
+            keywords = SMALL.get(name, {}) | keywords
+            derivative = directional_derivative(
+                name, drawn.logits.numpy(), direction, index.numpy(), mode=mode, **keywords
+            )
+            size = np.abs(gradient.numpy() * direction).sum()
+            assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+
+
+@every_loss
+@every_mode
+def test_all_classes_labelled_equals_none_given_to_the_bit(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    everything = torch.ones(2, 3, dtype=torch.bool)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for reduction, batch in (("mean", False), ("mean", True), ("none", False)):
+            loss = make(name, mode, reduction=reduction, batch=batch)
+            logits = drawn.logits.to(dtype)
+            value, gradient = value_and_gradient(loss, logits, drawn.index)
+            other, other_gradient = value_and_gradient(loss, logits, drawn.index, labelled_classes=everything)
+            assert torch.equal(value, other)
+            assert torch.equal(gradient, other_gradient)
+
+
+@every_loss
+@every_mode
+def test_an_unlabelled_class_is_the_background_or_no_channel(name: str, mode: str) -> None:
+    drawn = sample(mode, 3, batch=1)
+    labelled = torch.tensor([[True, True, False]])
+    index = partly_labelled(drawn, labelled)
+    logits = drawn.logits.clone().requires_grad_()
+    for background, reduction in ((True, "mean"), (False, "mean"), (True, "sum")):
+        loss = make(name, mode, include_background=background, reduction=reduction)
+        fewer = logits[:, :2]
+        if mode == "softmax":
+            fewer = torch.cat([logits[:, [0, 2]].logsumexp(1, keepdim=True), logits[:, 1:2]], 1)
+        target = torch.cat([index == 0, index == 1], 1).double()
+        value = loss(logits, index, spacing=drawn.spacing, labelled_classes=labelled)
+        other = loss(fewer, target, spacing=drawn.spacing)
+        assert_close(value, other, rtol=1e-9)
+        gradients = [torch.autograd.grad(v, logits)[0] for v in (value, other)]
+        assert_close(gradients[0], gradients[1], rtol=1e-7, atol=1e-11)
+
+
+@every_loss
+@every_mode
+def test_partial_labels_keep_masks_and_extremes_out(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    labelled = torch.tensor(LABELLED[0])
+    index, mask = partly_labelled(drawn, labelled), mask_like(drawn.index)
+    keywords = {"mask": mask, "labelled_classes": labelled, "spacing": drawn.spacing}
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        loss, logits = make(name, mode), drawn.logits.to(dtype)
+        value, gradient = value_and_gradient(loss, logits, index, **keywords)
+        assert (gradient[~mask.expand_as(gradient)] == 0).all()
+        dirty = torch.where(mask, logits, torch.tensor(float("nan"), dtype=dtype))
+        other, other_gradient = value_and_gradient(loss, dirty, index, **keywords)
+        assert torch.equal(value, other)
+        assert torch.equal(gradient, other_gradient)
+        for scale in (-1e4, 1e4):
+            if mode != "probabilities":
+                value, gradient = value_and_gradient(loss, (scale * logits.sign()).to(dtype), index, **keywords)
+            assert torch.isfinite(value) and torch.isfinite(gradient).all()
+    if mode == "softmax":
+        drawn.logits[1, 1, 3, 3, 2] = float("nan")  # of an unlabelled class: it is part of the background
+        assert torch.isnan(make(name, mode)(drawn.logits, index, labelled_classes=labelled))
+
+
+@every_loss
+def test_no_labelled_channel_at_all_is_zero(name: str) -> None:
+    drawn = sample("sigmoid", 3)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    for options in ({}, {"batch": True}, {"reduction": "none"}, {"include_background": False}):
+        value, gradient = value_and_gradient(
+            make(name, "sigmoid", **options), drawn.logits, torch.zeros_like(drawn.index), labelled_classes=nothing
+        )
+        assert (value == 0).all()
+        assert (gradient == 0).all()
+
+
+def test_partial_labels_as_the_contract_has_them() -> None:
+    logits = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.7, 0.2]], dtype=torch.float64).log().T.view(1, 3, 1, 2)
+    index, labelled = torch.tensor([[[[0, 1]]]]), torch.tensor([[True, True, False]])
+    for name, value in (("binary_cross_entropy", 0.289909), ("dice", 0.166852)):
+        loss = make(name, "softmax")(logits, index, labelled_classes=labelled)
+        assert_close(loss, value, rtol=2e-6)
+
+
 # --- 5: symmetries -------------------------------------------------------------------------------------------------
 
 
@@ -536,11 +657,13 @@ def test_compiles_as_one_graph(name: str) -> None:
     drawn = sample("softmax", 3)
     loss = make(name, "softmax")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    logits = drawn.logits.float()
-    value, gradient = value_and_gradient(loss, logits, drawn.index, spacing=drawn.spacing)
-    other, other_gradient = value_and_gradient(compiled, logits, drawn.index, spacing=drawn.spacing)
-    assert_close(value, other, rtol=1e-5)
-    assert_close(gradient, other_gradient, rtol=1e-4, atol=1e-7)
+    logits, labelled = drawn.logits.float(), torch.tensor(LABELLED[0])
+    calls = [(drawn.index, {}), (partly_labelled(drawn, labelled), {"labelled_classes": labelled})]
+    for index, keywords in calls:
+        value, gradient = value_and_gradient(loss, logits, index, spacing=drawn.spacing, **keywords)
+        other, other_gradient = value_and_gradient(compiled, logits, index, spacing=drawn.spacing, **keywords)
+        assert_close(value, other, rtol=1e-5)
+        assert_close(gradient, other_gradient, rtol=1e-4, atol=1e-7)
 
 
 @every_loss

@@ -60,6 +60,19 @@ def test_weights_are_nnunets_unless_given() -> None:
     assert torch.isclose(medloss.DeepSupervision(dice)(outputs[0], LABEL), parts[0])
 
 
+def test_labelled_classes_hold_on_every_scale() -> None:
+    labelled = torch.tensor([[True, True, False], [True, True, True]])
+    label = torch.where(labelled.gather(1, LABEL.flatten(1)).view(LABEL.shape), LABEL, 0)
+    dice = medloss.DiceLoss(softmax=True)
+    fine, coarse = _outputs()[0], _outputs()[0][..., 1::2, 1::2, 1::2].contiguous()
+    parts = [
+        dice(fine, label, labelled_classes=labelled),
+        dice(coarse, label[..., 1::2, 1::2, 1::2], labelled_classes=labelled),
+    ]
+    value = medloss.DeepSupervision(dice)([fine, coarse], label, labelled_classes=labelled)
+    assert torch.isclose(value, (2 * parts[0] + parts[1]) / 3)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "balanced"])
 def test_a_sum_of_deep_supervisions_takes_the_outputs(schedule: str) -> None:
     terms = [

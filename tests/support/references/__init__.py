@@ -1,9 +1,9 @@
 """References for the losses: NumPy, float64, loops over the formula, written apart from the package.
 
 ``REFERENCES[name](logits, target, *, mode, include_background, reduction, batch, weight, mask, ignore_index, spacing,
-distance_map, frozen, **hyperparameters)``: ``logits`` [B, C, *spatial], ``target`` an index map [B, 1, *spatial] or one
+distance_map, labelled_classes, frozen, **hyperparameters)``: ``logits`` [B, C, *spatial], ``target`` an index map [B, 1, *spatial] or one
 map per class [B, C, *spatial], ``mode`` "softmax", "sigmoid" or "probabilities", ``mask`` [B, 1, *spatial] (True
-counts), ``spacing`` in mm (one tuple, or one for each item), ``frozen`` the logits from which is taken what carries no
+counts), ``spacing`` in mm (one tuple, or one for each item), ``labelled_classes`` [B, C] bool, ``frozen`` the logits from which is taken what carries no
 gradient (default: ``logits``). Complex logits give exact derivatives, see `complexstep`.
 """
 

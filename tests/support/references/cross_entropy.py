@@ -53,9 +53,8 @@ def weighted_cross_entropy(problem: Problem, *, pos_weight: float | Sequence[flo
 @reference
 def balanced_cross_entropy(problem: Problem) -> Any:
     def prevalence(b: int, c: int) -> float:
-        items = list(problem.items) if problem.batch else [b]
-        voxels = problem.voxels(problem.y, items, c)
-        return float(voxels.mean()) if voxels.size else 0.0
+        items = problem.labelling(problem.items if problem.batch else [b], c)
+        return problem.mean_of(problem.y, items, c)
 
     values = weighted_entropy(problem, lambda b, c: 1 - prevalence(b, c), prevalence)
     return reduce_voxels(problem, values)
