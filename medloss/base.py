@@ -20,6 +20,8 @@ from medloss.checks import (
     check_shapes,
     check_unlabelled,
     check_values,
+    check_voxel_weight,
+    check_weights,
     checked_tensors,
 )
 from medloss.errors import InputError
@@ -121,6 +123,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
         labelled_classes: Tensor | None = None,
+        voxel_weight: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -141,6 +144,11 @@ class SegmentationLoss(UncastBuffers, _Loss):
                 and these classes leave the item's sums and means. Independent channels: the channel leaves them. The
                 mean is over the item-class pairs that are left; voxelwise losses with softmax average over all counted
                 voxels as ever. With `batch=True` a class is summed over the items that label it.
+            voxel_weight: `[B, 1, *spatial]`, numbers w >= 0, without gradient. In sums over an item and class (region
+                losses, and the region part of compound ones) a voxel counts w times: 0 and 1 are a mask, and 2 is the
+                voxel twice. Elsewhere w multiplies the voxel's term, and the number of voxels in a mean, distance maps,
+                windows, erosions, balls and class weights are those without it. NaN in the logits comes out as NaN
+                where w = 0, too: use `mask` to hide it.
 
         Returns:
             float32 (float64 for float64 logits): a scalar, or the shape of `reduction="none"`.
@@ -148,7 +156,12 @@ class SegmentationLoss(UncastBuffers, _Loss):
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
         """
-        given = {"mask": mask, "distance_map": distance_map, "labelled_classes": labelled_classes}
+        given = {
+            "mask": mask,
+            "distance_map": distance_map,
+            "labelled_classes": labelled_classes,
+            "voxel_weight": voxel_weight,
+        }
         logits, target = checked_tensors(logits, target, input=input, **given)
         with torch.autocast(logits.device.type, enabled=False):
             return self.compute(self.prepare(logits, target, spacing=spacing, **given))
@@ -161,6 +174,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
         labelled_classes: Tensor | None = None,
+        voxel_weight: Tensor | None = None,
     ) -> LossInputs:
         """Check what `forward` was given, and bring it to the form that `compute` reads."""
         check_shapes(logits, target, mask)
@@ -182,10 +196,16 @@ class SegmentationLoss(UncastBuffers, _Loss):
             mask = kept if mask is None else mask & kept
         mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
         labelled = None if labelled_classes is None else self._labelled(_plain(labelled_classes), logits)
+        if voxel_weight is not None:
+            check_voxel_weight(voxel_weight, logits)
+            voxel_weight = _plain(voxel_weight).detach().to(logits.device, sum_type(logits))
+            voxel_weight = voxel_weight if mask is None else torch.where(mask, voxel_weight, 0.0)
         if self.validate and not torch.compiler.is_compiling():
             check_values(target, mask, channels, self.soft_targets)
             if labelled is not None:
                 check_unlabelled(signed, mask, labelled)
+            if voxel_weight is not None:
+                check_weights(voxel_weight)
             if mode is Mode.PROBABILITIES and self.other_act is None:
                 check_probabilities(logits, mask)
         if self.other_act is not None:
@@ -210,6 +230,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
             distance_map=distance_map,
             ignore_index=ignored,
             labelled=labelled,
+            voxel_weight=voxel_weight,
         )
 
     def _labelled(self, labelled: Tensor, logits: Tensor) -> Tensor | None:

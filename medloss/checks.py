@@ -1,9 +1,10 @@
 """Refusals of bad loss inputs, each in one line: the argument, what was given, what was expected.
 
-`check_values` and `check_probabilities` read their tensor once, and make a GPU wait: `validate=False` turns them off,
-and they are left out while torch compiles. The other checks cost nothing.
+`check_values`, `check_probabilities`, `check_unlabelled` and `check_weights` read their tensor once, and make a GPU
+wait: `validate=False` turns them off, and they are left out while torch compiles. The other checks cost nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,6 +126,20 @@ def check_distance_map(distance_map: Tensor, logits: Tensor, include_background:
     if tuple(distance_map.shape) not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
         raise InputError(f"distance_map: got shape {tuple(distance_map.shape)}; expected {expected}, one map per class")
+
+
+def check_voxel_weight(voxel_weight: Tensor, logits: Tensor) -> None:
+    """Refuse weights that are not one number per voxel."""
+    expected = (logits.shape[0], 1, *logits.shape[2:])
+    if tuple(voxel_weight.shape) != expected:
+        raise InputError(f"voxel_weight: got shape {tuple(voxel_weight.shape)}; expected {expected}, of all classes")
+
+
+def check_weights(voxel_weight: Tensor) -> None:
+    """Refuse weights that are negative or not finite; those of masked voxels are 0 here."""
+    low, high = (float(bound) for bound in torch.aminmax(voxel_weight))
+    if not 0 <= low <= high < math.inf:
+        raise InputError(f"voxel_weight: got values from {low:g} to {high:g}; expected finite numbers >= 0")
 
 
 def check_labelled_classes(labelled: Tensor, logits: Tensor) -> None:

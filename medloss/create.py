@@ -16,8 +16,12 @@ from medloss.registry import LOSSES
 from medloss.spacing import Spacing
 from medloss.wrappers.unwrap import unwrapped
 
-#: The arguments of a call that decide what counts, and of what they leave some out.
-_COUNTED = {"mask": "voxel", "labelled_classes": "class"}
+#: The arguments of a call that decide what counts, and what would happen without them.
+_COUNTED = {
+    "mask": "count every voxel",
+    "labelled_classes": "count every class",
+    "voxel_weight": "count every voxel alike",
+}
 
 
 def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
@@ -89,6 +93,7 @@ def call_loss(
     spacing: Spacing | None = None,
     distance_map: Tensor | None = None,
     labelled_classes: Tensor | None = None,
+    voxel_weight: Tensor | None = None,
 ) -> Tensor:
     """Call a loss, ours or not, with those of the keywords that its `forward` takes.
 
@@ -96,14 +101,15 @@ def call_loss(
     loss takes.
 
     Raises:
-        InputError: a mask or labelled classes that the loss does not take: its value would be that of all voxels or
-            classes.
+        InputError: a mask, labelled classes or voxel weights that the loss does not take: its value would be that of
+            all voxels or classes.
     """
     given: dict[str, Any] = {
         "mask": mask,
         "spacing": spacing,
         "distance_map": distance_map,
         "labelled_classes": labelled_classes,
+        "voxel_weight": voxel_weight,
     }
     names = accepted_keywords(loss)
     if names is None:
@@ -137,11 +143,10 @@ def _check_lost(loss: nn.Module, lost: set[str]) -> None:
         return
     cls = type(unwrapped(loss))
     name = f"{cls.__module__}.{cls.__qualname__}"
-    for argument, what in _COUNTED.items():
+    for argument, consequence in _COUNTED.items():
         if argument in lost:
             raise InputError(
-                f"{argument}: {name} takes none and would count every {what}; expected a loss of medloss, or no "
-                f"{argument}"
+                f"{argument}: {name} takes none and would {consequence}; expected a loss of medloss, or no {argument}"
             )
     inside = next((part for part in loss.modules() if isinstance(part, SegmentationLoss) and part.uses_spacing), None)
     if inside is not None:

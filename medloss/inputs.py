@@ -41,6 +41,8 @@ class LossInputs:
         ignore_index: the label, in the target's numbers, whose voxels the mask leaves out.
         labelled: `[B, C]` bool, False for the item-class pairs that leave the sums and means, in whose `logits` and
             `target` the class has probability 0 and no voxel; None when all are labelled.
+        voxel_weight: w, `[B, 1, *spatial]` in the type of the sums, without gradient, 0 at masked voxels; None for 1.
+            A loss that does not read it through `voxel_sums` must multiply its voxels' terms itself.
     """
 
     logits: Tensor
@@ -53,6 +55,7 @@ class LossInputs:
     distance_map: Tensor | None = None
     ignore_index: int | None = None
     labelled: Tensor | None = None
+    voxel_weight: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -145,10 +148,20 @@ class LossInputs:
             return self.logits.new_full((self.logits.shape[0], 1), voxels, dtype=self.dtype)
         return self.mask.sum(self.spatial_axes).to(self.dtype)
 
-    def class_counts(self) -> Tensor:
-        """Number of voxels that count for a class, `[B, C]`: 0 in items that do not label it."""
-        counts = self.counts().expand(-1, self.logits.shape[1])
+    def class_counts(self, *, weighted: bool = False) -> Tensor:
+        """Number of voxels that count for a class, `[B, C]`: 0 in items that do not label it.
+
+        Args:
+            weighted: a voxel counts `voxel_weight` times.
+        """
+        by_weight = weighted and self.voxel_weight is not None
+        counts = self.voxel_weight.sum(self.spatial_axes) if by_weight else self.counts()  # type: ignore[union-attr]
+        counts = counts.expand(-1, self.logits.shape[1])
         return counts if self.labelled is None else counts * self.labelled
+
+    def times_voxel_weight(self, maps: Tensor) -> Tensor:
+        """`maps` times w."""
+        return maps if self.voxel_weight is None else maps * self.voxel_weight
 
     def pairs(self) -> Tensor | None:
         """Which item-class pairs count, `[B, C']` bool; None when all do."""

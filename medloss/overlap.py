@@ -11,7 +11,7 @@ from medloss.voxel_sums import VoxelSums
 
 @dataclass(frozen=True)
 class OverlapStatistics:
-    """Sums over an item's counted voxels (or the whole batch's), each `[B or 1, C']`.
+    """Sums over an item's counted voxels (or the whole batch's), each as often as it weighs, `[B or 1, C']`.
 
     Attributes:
         tp: sum y p.
@@ -43,16 +43,23 @@ class OverlapStatistics:
             sums: what was summed.
             batch: sum over the batch as well.
         """
+        inputs = sums.inputs
+        voxels = inputs.included(inputs.class_counts(weighted=True))
+        items = inputs.labelled_only(torch.ones_like(voxels))
+        weighted = inputs.voxel_weight is not None
 
         def total(values: Tensor) -> Tensor:
+            if weighted:
+                # Where no voxel weighs anything a quotient may be 0/0, whose gradient must stay here.
+                values = torch.where(voxels > 0, values, 0.0)
             return values.sum(0, keepdim=True) if batch else values
 
         return cls(
             tp=total(sums.row(Row.TP)),
             prediction=total(sums.row(Row.PREDICTION)),
-            target=total(sums.row(Row.TARGET)),
-            voxels=total(sums.inputs.included(sums.inputs.class_counts())),
-            items=total(sums.inputs.labelled_only(torch.ones_like(sums.row(Row.TARGET)))),
+            target=total(sums.row(Row.WEIGHTED_TARGET if weighted else Row.TARGET)),
+            voxels=total(voxels),
+            items=items.sum(0, keepdim=True) if batch else items,
             squared_prediction=total(sums.row(Row.SQUARED_PREDICTION)),
             squared_target=total(sums.row(Row.SQUARED_TARGET)),
             squared_error_inside=total(sums.row(Row.ERROR_INSIDE)),

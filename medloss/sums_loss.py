@@ -24,7 +24,10 @@ class SumsLoss(SegmentationLoss):
         """The loss, reduced by `self.reduction`."""
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor | None:
-        """A factor of errors and entropies, `[B, 1 or C', *spatial]`, without gradient; None for 1."""
+        """The formula's factor of each voxel, `[B, 1 or C', *spatial]`, without gradient; None for 1.
+
+        `LossInputs.voxel_weight`, which the caller gives, comes on top.
+        """
         return None
 
     def compute(self, inputs: LossInputs) -> Tensor:
@@ -46,7 +49,7 @@ class SumsLoss(SegmentationLoss):
             inputs: the checked inputs of the loss.
             overlap: what `self.overlap` gave.
         """
-        if inputs.mask is not None:
+        if inputs.mask is not None or inputs.voxel_weight is not None:
             # A rank whose voxels are all masked still returns the value of the global batch.
             values = values.where(overlap.voxels > 0, values.new_zeros(()))
         pairs = None if inputs.labelled is None else overlap.items > 0

@@ -15,8 +15,8 @@ class Requested:
     """Which sums a loss reads; they share one softmax.
 
     Attributes:
-        overlap: sum y p and sum p.
-        squares: sum p^2 and sum y^2.
+        overlap: the sums of v y p, v p and v y.
+        squares: the sums of v p^2 and v y^2.
         errors: the sums of v (y - p)^2 over y and over 1 - y.
         entropy: the sums of v y h and of v (1 - y) h: `""` for none; `plain` h = -ln p, `focal`
             h = -(1 - p)^gamma ln p, `power` h = max(-ln p, 1e-7)^gamma, where p is the probability given to what
@@ -49,7 +49,7 @@ class VoxelSums:
 
     @property
     def all_targets(self) -> Tensor:
-        """Sum y of all classes, background too, `[B, C]`."""
+        """Sum y of all classes, background too, `[B, C]`; voxel weights do not enter."""
         return self.rows[Row.TARGET].detach()
 
     def cross_entropy(self, positive: Tensor | float = 1.0, negative: Tensor | float = 1.0) -> Tensor:
@@ -73,10 +73,13 @@ def voxel_sums(inputs: LossInputs, requested: Requested, voxel_weight: Tensor | 
     Args:
         inputs: the checked inputs of a loss.
         requested: which sums.
-        voxel_weight: v, `[B, 1 or C', *spatial]`, without gradient: a factor of errors and entropies. Default 1.
+        voxel_weight: `[B, 1 or C', *spatial]`, without gradient. Default 1. Times the inputs' `voxel_weight` it is v, a
+            factor of every sum but `Row.TARGET`.
     """
     terms = requested.terms(inputs)
-    weight = None if voxel_weight is None else voxel_weight.detach().to(inputs.dtype)
+    weight = inputs.voxel_weight
+    if voxel_weight is not None:
+        weight = inputs.times_voxel_weight(voxel_weight.detach().to(inputs.dtype))
     return VoxelSums(operators.voxel_sums(terms, inputs.logits, inputs.target, inputs.mask, weight), inputs)
 
 
@@ -94,7 +97,7 @@ def weighted_cross_entropy(
     entropy: str = "plain",
     gamma: float = 0.0,
 ) -> Tensor:
-    """Cross entropy per voxel, each class's term times a weight; 0 at masked voxels.
+    """Cross entropy per voxel, each class's term times a weight, times the inputs' `voxel_weight`; 0 at masked voxels.
 
     Categorical: `sum_c w_c positive_c y_c h(p_c)`, shape `[B, 1, *spatial]`. Independent channels:
     `w_c [positive y h(p) + negative (1 - y) h(1 - p)]`, shape `[B, C', *spatial]`. w are the class weights.
@@ -109,6 +112,7 @@ def weighted_cross_entropy(
     factors = [_all_classes(factor, inputs) for factor in (positive, negative)]
     terms = Requested(entropy=entropy, gamma=gamma).terms(inputs)
     values = operators.entropy_map(terms, inputs.logits, inputs.target, inputs.mask, *factors)
+    values = inputs.times_voxel_weight(values)
     return values if inputs.categorical else inputs.labelled_only(values)
 
 

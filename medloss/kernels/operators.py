@@ -24,7 +24,7 @@ def voxel_sums(
         logits: `[B, C, *spatial]`, or probabilities.
         target: an index map `[B, 1, *spatial]`, or one map per class `[B, C, *spatial]`, of any type.
         mask: `[B, 1, *spatial]` bool; None when all voxels count.
-        voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; it multiplies errors and entropies.
+        voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; v of the sums.
     """
     result: Tensor = _sums(
         logits, target, mask, voxel_weight, *_flat(terms), dispatch.choose(logits.device.type, logits.dtype)

@@ -148,6 +148,7 @@ class CombinedLoss(UncastBuffers):
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
         labelled_classes: Tensor | None = None,
+        voxel_weight: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum; arguments as `SegmentationLoss.forward`, or as the terms take them (a list of outputs)."""
         logits = first_argument(logits, input)
@@ -160,6 +161,7 @@ class CombinedLoss(UncastBuffers):
             spacing=spacing,
             distance_map=distance_map,
             labelled_classes=labelled_classes,
+            voxel_weight=voxel_weight,
         )
         if any(value.shape != parts[0].shape for value in parts):
             shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(value.shape for value in parts))

@@ -59,9 +59,15 @@ class FixedSpacing(nn.Module):
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
         labelled_classes: Tensor | None = None,
+        voxel_weight: Tensor | None = None,
     ) -> Tensor:
         """The loss; see `SegmentationLoss.forward` for the arguments. `spacing` is ignored: the fixed one holds."""
-        given = {"mask": mask, "distance_map": distance_map, "labelled_classes": labelled_classes}
+        given = {
+            "mask": mask,
+            "distance_map": distance_map,
+            "labelled_classes": labelled_classes,
+            "voxel_weight": voxel_weight,
+        }
         logits, target = checked_tensors(logits, target, input=input, **given)
         check_axes(logits, target)
         grid = tuple(logits.shape[2:])

@@ -73,6 +73,16 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
         {"target": LOGITS + 1, "labelled_classes": torch.tensor([[True, False, True], [True] * 3])},
         r"the target of item 0 has voxels of class 1, and labelled_classes\[0, 1\] is False; expected none, or True",
     ),
+    "voxel weight shape": (
+        {"voxel_weight": LOGITS},
+        r"voxel_weight: got shape \(2, 3, 6, 5, 4\); expected \(2, 1, 6, 5, 4\)",
+    ),
+    "voxel weight negative": (
+        {"voxel_weight": 1.0 - 3 * LABEL.eq(0).float()},
+        "voxel_weight: got values from -2 to -2; expected finite numbers >= 0",
+    ),
+    "voxel weight infinite": ({"voxel_weight": LABEL + float("inf")}, "voxel_weight: got values from inf to inf"),
+    "voxel weight NaN": ({"voxel_weight": LABEL + float("nan")}, "voxel_weight: got values from nan to nan"),
     "logits without activation": (
         {"logits": LOGITS - 4, "mode": "probabilities"},
         r"logits: got values from -4 to -4 where probabilities in \[0, 1\] .* softmax=True",

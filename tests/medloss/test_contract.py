@@ -447,6 +447,167 @@ def test_partial_labels_as_the_contract_has_them() -> None:
         assert_close(loss, value, rtol=2e-6)
 
 
+# --- voxel weights -------------------------------------------------------------------------------------------------
+
+
+def voxel_weight_like(index: Tensor) -> Tensor:
+    """Random weights, some of them 0."""
+    weight = torch.rand(index.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return torch.where(weight < 0.2, 0.0, 3 * weight)
+
+
+@every_loss
+@every_mode
+@both_dims
+def test_voxel_weights_equal_the_reference(name: str, mode: str, dims: int) -> None:
+    drawn = sample(mode, dims)
+    direction = np.random.default_rng(0).standard_normal(drawn.logits.shape)
+    weight, labelled = voxel_weight_like(drawn.index), torch.tensor(LABELLED[0])
+    for background, reduction, masked, batch, partial in itertools.product(
+        (True, False), ("mean", "sum", "none"), (False, True), (False, True), (False, True)
+    ):
+        if (reduction != "mean" and masked + batch + partial > 1) or (dims == 3 and masked + batch + background != 1):
+            continue
+        index = partly_labelled(drawn, labelled) if partial else drawn.index
+        call: dict[str, Any] = {"voxel_weight": weight, "spacing": drawn.spacing}
+        call |= {"mask": mask_like(index)} if masked else {}
+        call |= {"labelled_classes": labelled} if partial else {}
+        options: dict[str, Any] = {"include_background": background, "reduction": reduction, "batch": batch}
+        if masked:
+            options["weight"] = [0.5, 2.0, 1.5][: 3 if background else 2]
+        if masked and not batch:
+            options["ignore_index"] = 2
+        value, gradient = value_and_gradient(make(name, mode, **options), drawn.logits, index, **call)
+        keywords = {key: to_numpy(given) for key, given in call.items()} | options
+        assert_close(value, expected(name, mode, drawn.logits, index, **keywords))
+        if reduction == "mean":
+            derivative = directional_derivative(
+                name, drawn.logits.numpy(), direction, index.numpy(), mode=mode, **(SMALL.get(name, {}) | keywords)
+            )
+            size = np.abs(gradient.numpy() * direction).sum()
+            assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dice", {"squared_pred": True}),
+        ("dice", {"jaccard": True, "squared_pred": True}),
+        ("focal", {"gamma": 0.5}),
+        ("sensitivity_specificity", {"squared": False}),
+        ("hausdorff_dt", {"one_sided": True}),
+        ("hausdorff_er", {"renormalize": True}),
+        ("structural_similarity", {"detach_weights": False}),
+    ],
+)
+@every_mode
+def test_voxel_weights_equal_the_reference_with_options(name: str, options: dict[str, Any], mode: str) -> None:
+    drawn = sample(mode, 3, seed=3)
+    direction = np.random.default_rng(1).standard_normal(drawn.logits.shape)
+    call = {"voxel_weight": voxel_weight_like(drawn.index), "spacing": [(3.0, 1.0, 0.6), (2.0, 0.5, 1.1)]}
+    value, gradient = value_and_gradient(make(name, mode, **options), drawn.logits, drawn.index, **call)
+    keywords = SMALL.get(name, {}) | {key: to_numpy(given) for key, given in call.items()} | options
+    assert_close(value, expected(name, mode, drawn.logits, drawn.index, **keywords))
+    derivative = directional_derivative(
+        name, drawn.logits.numpy(), direction, drawn.index.numpy(), mode=mode, **keywords
+    )
+    size = np.abs(gradient.numpy() * direction).sum()
+    assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+
+
+@every_loss
+@every_mode
+def test_voxel_weights_of_one_equal_none_given(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    for dtype in (torch.float64, torch.float32):
+        for reduction, batch in (("mean", False), ("mean", True), ("none", False)):
+            loss, logits = make(name, mode, reduction=reduction, batch=batch), drawn.logits.to(dtype)
+            value, gradient = value_and_gradient(loss, logits, drawn.index, spacing=drawn.spacing)
+            ones = torch.ones_like(drawn.index)  # of any type
+            other, other_gradient = value_and_gradient(
+                loss, logits, drawn.index, spacing=drawn.spacing, voxel_weight=ones
+            )
+            close = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 1e-6}
+            assert_close(value, other, **close)
+            assert_close(gradient, other_gradient, **close)
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if medloss.LOSSES[n].family == "region"])
+@every_mode
+def test_a_voxel_counts_as_often_as_it_weighs(name: str, mode: str) -> None:
+    drawn = sample(mode, 3, batch=1)
+    mask = mask_like(drawn.index)
+    for batch in (False, True):
+        loss = make(name, mode, batch=batch)
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, voxel_weight=mask.half())
+        other, other_gradient = value_and_gradient(loss, drawn.logits, drawn.index, mask=mask)
+        assert_close(value, other, rtol=1e-12)
+        assert_close(gradient, other_gradient, rtol=1e-10)
+        # A volume twice, the second time counting three times, is the volume four times.
+        twice = [torch.cat([part, part, part, part], 2) for part in (drawn.logits, drawn.index)]
+        weight = torch.cat([torch.ones_like(mask), 3 * torch.ones_like(mask)], 2)
+        both = [torch.cat([part, part], 2) for part in (drawn.logits, drawn.index)]
+        assert_close(loss(*both, voxel_weight=weight), loss(*twice), rtol=1e-12)
+
+
+def test_one_plus_the_penalty_map_makes_cross_entropy_a_distance_penalty() -> None:
+    drawn = sample("softmax", 3)
+    weight = 1 + medloss.distance.penalty_map(drawn.maps[:, 1:], drawn.spacing).amax(1, keepdim=True)
+    for options in ({}, {"reduction": "none"}, {"include_background": False}):
+        value = make("binary_cross_entropy", "softmax", **options)(drawn.logits, drawn.index, voxel_weight=weight)
+        other = make("distance_penalty", "softmax", **options)(drawn.logits, drawn.index, spacing=drawn.spacing)
+        assert_close(value, other)
+
+
+@every_loss
+@every_mode
+def test_nan_comes_out_from_voxels_of_weight_zero_but_not_from_masked_ones(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    drawn.logits[1, 2, 3, 3, 2] = float("nan")
+    weight = torch.ones(drawn.index.shape)
+    weight[1, 0, 3, 3, 2] = 0
+    for reduction in ("mean", "none"):
+        loss = make(name, mode, reduction=reduction)
+        assert torch.isnan(loss(drawn.logits, drawn.index, voxel_weight=weight)).any()
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, voxel_weight=weight, mask=weight)
+        assert not torch.isnan(value).any() and not torch.isnan(gradient).any()
+        weight_with_nan = torch.where(weight == 0, float("nan"), weight)
+        assert torch.equal(value, loss(drawn.logits, drawn.index, voxel_weight=weight_with_nan, mask=weight))
+
+
+@every_loss
+@every_mode
+def test_an_item_whose_voxels_weigh_nothing_has_no_value_and_no_gradient(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    weight = torch.ones(drawn.index.shape).requires_grad_()  # which gets no gradient
+    with torch.no_grad():
+        weight[0] = 0
+    smooth = (
+        {"smooth_nr": 0.0, "smooth_dr": 0.0}
+        if "smooth_dr" in medloss.create.accepted_arguments(medloss.LOSSES[name].cls)
+        else {}
+    )
+    for batch in (False, True):
+        loss = make(name, mode, reduction="sum", batch=batch, **smooth)
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, voxel_weight=weight)
+        assert (gradient[0] == 0).all()
+        assert torch.isfinite(value) and torch.isfinite(gradient).all()
+        assert gradient[1].abs().max() > 0
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, voxel_weight=0 * weight)
+        assert value == 0
+        assert (gradient == 0).all()
+    assert weight.grad is None
+
+
+def test_voxel_weights_as_the_contract_has_them() -> None:
+    logits = torch.tensor([0.8, 0.3], dtype=torch.float64).view(1, 1, 1, 2)
+    target, weight = torch.tensor([[[[1, 0]]]]), torch.tensor([[[[2, 1]]]])
+    entropy = make("binary_cross_entropy", "probabilities")(logits, target, voxel_weight=weight)
+    dice = make("dice", "probabilities", smooth_nr=0.0, smooth_dr=0.0)(logits, target, voxel_weight=weight)
+    assert_close(entropy, 0.401481, rtol=2e-6)
+    assert_close(dice, 0.179487, rtol=2e-6)
+
+
 # --- 5: symmetries -------------------------------------------------------------------------------------------------
 
 
@@ -658,7 +819,8 @@ def test_compiles_as_one_graph(name: str) -> None:
     loss = make(name, "softmax")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     logits, labelled = drawn.logits.float(), torch.tensor(LABELLED[0])
-    calls = [(drawn.index, {}), (partly_labelled(drawn, labelled), {"labelled_classes": labelled})]
+    more = {"labelled_classes": labelled, "voxel_weight": voxel_weight_like(drawn.index)}
+    calls = [(drawn.index, {}), (partly_labelled(drawn, labelled), more)]
     for index, keywords in calls:
         value, gradient = value_and_gradient(loss, logits, index, spacing=drawn.spacing, **keywords)
         other, other_gradient = value_and_gradient(compiled, logits, index, spacing=drawn.spacing, **keywords)

@@ -26,6 +26,8 @@ MASKS = {
     # Of the second rank no voxel counts.
     "second": (torch.arange(4) < 2).view(4, 1, 1, 1, 1).expand(LABELS.shape),
 }
+WEIGHTS = torch.rand(LABELS.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+WEIGHTS[2] = 0
 #: By item and class: the first rank's items label all classes, and no item of the second rank class 2.
 LABELLED = torch.tensor([[True] * 3, [True] * 3, [True, True, False], [True, False, False]])
 
@@ -42,6 +44,7 @@ class Case:
         deep: whether the network has an output of half the size, too.
         compiled: whether the loss goes through torch's compiler.
         labelled: whether not every item labels all classes.
+        weighted: whether voxels have weights; those of the second rank's first item are 0.
     """
 
     loss: str
@@ -51,6 +54,7 @@ class Case:
     deep: bool = False
     compiled: bool = False
     labelled: bool = False
+    weighted: bool = False
 
     @property
     def parts(self) -> list[slice]:
@@ -78,6 +82,8 @@ class Case:
         keywords: dict[str, Any] = {} if bool(mask.all()) else {"mask": mask}
         if self.labelled and not bool(LABELLED[items].all()):
             keywords["labelled_classes"] = LABELLED[items]
+        if self.weighted:
+            keywords["voxel_weight"] = WEIGHTS[items]
         if not self.compiled:
             keywords["spacing"] = SPACING[3]
         value = self.make()(logits, LABELS[items], **keywords)
@@ -106,6 +112,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"arguments": {"reduction": "none"}},
     "deep": {"deep": True},
     "labelled": {"labelled": True},
+    "voxel_weight": {"weighted": True},
     "labelled_sigmoid": {"labelled": True, "arguments": {"sigmoid": True}},
 }
 CASES = {f"{name}-{variant}": Case(name, **options) for name in REGIONS for variant, options in VARIANTS.items()}

@@ -174,7 +174,13 @@ def test_a_hidden_signature_loses_no_keyword(hide: str, around: str) -> None:
     maps = torch.rand(2, 3, 8, 12, 16, generator=torch.Generator().manual_seed(3))
     labelled = torch.tensor([[True, True, False], [True, True, True]])
     label = torch.where(labelled.gather(1, LABEL.flatten(1)).view(LABEL.shape), LABEL, 0)
-    keywords = {"mask": MASK, "spacing": (3.0, 0.8, 1.2), "distance_map": maps, "labelled_classes": labelled}
+    keywords = {
+        "mask": MASK,
+        "spacing": (3.0, 0.8, 1.2),
+        "distance_map": maps,
+        "labelled_classes": labelled,
+        "voxel_weight": maps[:, :1],
+    }
     plain = AROUND[around](medloss.HausdorffDTLoss(softmax=True))
     value = plain(LOGITS, label, **keywords)
     alone = [plain(LOGITS, label, **{name: given}).item() for name, given in keywords.items()]
@@ -200,11 +206,12 @@ def test_monais_losses_get_what_they_take(hide: str) -> None:
 def test_what_counts_is_never_lost(hide: str, around: str) -> None:
     loss = HIDDEN.get(hide, lambda loss: loss)(DiceLoss(softmax=True, to_onehot_y=True))
     counted: dict[str, tuple[Tensor, str]] = {
-        "mask": (MASK, "voxel"),
-        "labelled_classes": (torch.ones(2, 3, dtype=torch.bool), "class"),
+        "mask": (MASK, "every voxel"),
+        "labelled_classes": (torch.ones(2, 3, dtype=torch.bool), "every class"),
+        "voxel_weight": (torch.ones(LABEL.shape), "every voxel alike"),
     }
     for name, (given, what) in counted.items():
-        message = rf"{name}: monai\.losses\.dice\.DiceLoss takes none and would count every {what}; expected"
+        message = rf"{name}: monai\.losses\.dice\.DiceLoss takes none and would count {what}; expected"
         with pytest.raises(medloss.InputError, match=message):
             AROUND[around](loss)(LOGITS, LABEL, **{name: given})
 

@@ -47,6 +47,7 @@ def test_terms_that_count_other_classes_share_a_pass(activation: str, monkeypatc
     label[0] = label[0].where(label[0] != 2, 0)
     labelled[0, 2] = False
     calls: list[dict[str, Any]] = [{}, {"mask": LABEL != 2}, {"labelled_classes": labelled}]
+    calls.append({"voxel_weight": torch.rand(LABEL.shape, generator=torch.Generator().manual_seed(1))})
     target = label if activation == "softmax" else (torch.arange(3).view(1, 3, 1, 1, 1) == label)
     common = {activation: True}
     terms = [
@@ -62,7 +63,7 @@ def test_terms_that_count_other_classes_share_a_pass(activation: str, monkeypatc
                 value = loss(logits, target, **given)
                 seen.append((value.detach(), *torch.autograd.grad(value, logits)))
             torch.testing.assert_close(seen[0], seen[1], rtol=1e-5, atol=1e-8)
-    assert len(walks) == 6
+    assert len(walks) == 8
 
 
 def test_a_linear_schedule_goes_from_the_given_to_the_final_weights() -> None:

@@ -1,10 +1,11 @@
 """References for the losses: NumPy, float64, loops over the formula, written apart from the package.
 
 ``REFERENCES[name](logits, target, *, mode, include_background, reduction, batch, weight, mask, ignore_index, spacing,
-distance_map, labelled_classes, frozen, **hyperparameters)``: ``logits`` [B, C, *spatial], ``target`` an index map [B, 1, *spatial] or one
-map per class [B, C, *spatial], ``mode`` "softmax", "sigmoid" or "probabilities", ``mask`` [B, 1, *spatial] (True
-counts), ``spacing`` in mm (one tuple, or one for each item), ``labelled_classes`` [B, C] bool, ``frozen`` the logits from which is taken what carries no
-gradient (default: ``logits``). Complex logits give exact derivatives, see `complexstep`.
+distance_map, labelled_classes, voxel_weight, frozen, **hyperparameters)``: ``logits`` [B, C, *spatial], ``target`` an
+index map [B, 1, *spatial] or one map per class [B, C, *spatial], ``mode`` "softmax", "sigmoid" or "probabilities",
+``mask`` [B, 1, *spatial] (True counts), ``spacing`` in mm (one tuple, or one for each item), ``labelled_classes``
+[B, C] bool, ``voxel_weight`` [B, 1, *spatial], ``frozen`` the logits from which is taken what carries no gradient
+(default: ``logits``). Complex logits give exact derivatives, see `complexstep`.
 """
 
 from collections.abc import Callable

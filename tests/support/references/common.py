@@ -29,6 +29,7 @@ class Problem:
     fixed_p: Array  # p without gradient
     classes: list[int]  # the classes that are left: C' of them
     labelled: Array  # [B, C] bool: the item-class pairs that count
+    voxel_weight: Array  # [B, *spatial]
     weight: dict[int, float]  # by class
     weight_given: bool
     spacing: list[Spacing]
@@ -52,6 +53,10 @@ class Problem:
     def voxels(self, array: Array, items: Sequence[int], c: int) -> Array:
         """The counted voxels of class c of some items, in one row."""
         return np.concatenate([array[b, c][self.counted[b]] for b in items])
+
+    def weights(self, items: Sequence[int]) -> Array:
+        """The weights of the counted voxels of some items, in the order of `voxels`."""
+        return np.concatenate([self.voxel_weight[b][self.counted[b]] for b in items])
 
     def mean_of(self, array: Array, items: Sequence[int], c: int) -> float:
         """The mean over the counted voxels of class c of some items; 0 without any."""
@@ -121,6 +126,7 @@ def prepare(
     spacing: Spacing | Sequence[Spacing] | None = None,
     distance_map: Array | None = None,
     labelled_classes: Array | None = None,
+    voxel_weight: Array | None = None,
     frozen: Array | None = None,
 ) -> Problem:
     """Args are those of the references; ``frozen`` is logits from which all is taken that carries no gradient."""
@@ -163,6 +169,7 @@ def prepare(
         fixed_p=np.where(everywhere, activate(fixed_z, mode)[0], y),
         classes=classes,
         labelled=labelled,
+        voxel_weight=np.ones(counted.shape) if voxel_weight is None else np.asarray(voxel_weight, dtype=float)[:, 0],
         weight=one_number_per_class(1.0 if weight is None else weight, num_classes, classes),
         weight_given=weight is not None,
         spacing=[spacing] * items if np.isscalar(spacing[0]) else list(spacing),  # type: ignore[list-item, arg-type]
@@ -211,11 +218,17 @@ def reduce_voxels(problem: Problem, values: Array) -> Any:
     return total / max(counted.sum(), 1) if problem.reduction == "mean" else total
 
 
-def reduce_regions(problem: Problem, value: Callable[[list[int], int], Any], *, weighted: bool = False) -> Any:
+def reduce_regions(
+    problem: Problem,
+    value: Callable[[list[int], int], Any],
+    *,
+    weighted: bool = False,
+    region_weights: bool = True,
+) -> Any:
     """``value(items, c)`` of each region and class, times the class's weight unless that is in it already.
 
-    A region without a voxel that counts has the value 0. ``items`` are those that label the class; a class that none
-    of them labels leaves the mean.
+    A region without a voxel that counts has the value 0; with ``region_weights`` a voxel of weight 0 does not count.
+    ``items`` are those that label the class; a class that none of them labels leaves the mean.
     """
     values, left = [], []
     for items in problem.regions:
@@ -223,6 +236,8 @@ def reduce_regions(problem: Problem, value: Callable[[list[int], int], Any], *, 
             labelling = problem.labelling(items, c)
             factor = 1.0 if weighted else problem.weight[c]
             empty = not problem.counted[labelling].any()
+            if not empty and region_weights:
+                empty = not problem.weights(labelling).any()
             values.append(0.0 if empty else factor * value(labelling, c))
             left.append(bool(labelling))
     if problem.reduction == "none":
@@ -234,7 +249,7 @@ def reduce_regions(problem: Problem, value: Callable[[list[int], int], Any], *, 
 def reduce_items(problem: Problem, value: Callable[[int, int], Any]) -> Any:
     """As `reduce_regions`, for losses that take each item by itself whatever ``batch``."""
     apart = Problem(**{**problem.__dict__, "batch": False})
-    return reduce_regions(apart, lambda items, c: value(items[0], c))
+    return reduce_regions(apart, lambda items, c: value(items[0], c), region_weights=False)
 
 
 def shifted(array: Array, offset: Sequence[int], padding: str) -> Array:

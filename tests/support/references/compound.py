@@ -36,20 +36,21 @@ def combo(
 
     def entropy(items: list[int], c: int) -> Any:
         """mBCE of a region: of a channel (Bernoulli) or of all classes together (categorical)."""
+        w = problem.weights(items)
         if problem.log_not_p is None:
             return sum(
                 class_weight(k)
-                * np.mean(-problem.voxels(problem.y, items, k) * problem.voxels(problem.log_p, items, k))
+                * np.mean(-w * problem.voxels(problem.y, items, k) * problem.voxels(problem.log_p, items, k))
                 for k in problem.classes
             )
         y = problem.voxels(problem.y, items, c)
         yes = beta * y * problem.voxels(problem.log_p, items, c)
         no = (1 - beta) * (1 - y) * problem.voxels(problem.log_not_p, items, c)
-        return problem.weight[c] * -np.mean(yes + no)
+        return problem.weight[c] * -np.mean(w * (yes + no))
 
     def value(items: list[int], c: int) -> Any:
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
-        dice_part = problem.weight[c] * (1 - overlap(y, p, smooth_nr, smooth_dr))
+        dice_part = problem.weight[c] * (1 - overlap(y, p, smooth_nr, smooth_dr, w=problem.weights(items)))
         return alpha * mean_over(entropy_items(problem, items), lambda b: entropy([b], c)) + (1 - alpha) * dice_part
 
     return reduce_regions(problem, value, weighted=True)
@@ -84,22 +85,23 @@ def exponential_logarithmic(
 
     def entropy(items: list[int], c: int) -> Any:
         """The second part of a region: of a channel (Bernoulli) or of all classes together (categorical)."""
+        w = problem.weights(items)
         if problem.log_not_p is None:
             total = sum(share.values())
             return sum(
                 problem.weight[k]
                 * label_weight(share[k], total)
-                * np.mean(problem.voxels(problem.y, items, k) * surprise(problem.voxels(problem.log_p, items, k)))
+                * np.mean(w * problem.voxels(problem.y, items, k) * surprise(problem.voxels(problem.log_p, items, k)))
                 for k in problem.classes
             )
         y = problem.voxels(problem.y, items, c)
         yes = label_weight(share[c], 1.0) * y * surprise(problem.voxels(problem.log_p, items, c))
         no = label_weight(1 - share[c], 1.0) * (1 - y) * surprise(problem.voxels(problem.log_not_p, items, c))
-        return problem.weight[c] * np.mean(yes + no)
+        return problem.weight[c] * np.mean(w * (yes + no))
 
     def value(items: list[int], c: int) -> Any:
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
-        dice_part = problem.weight[c] * surprise(log(overlap(y, p, smooth_nr, smooth_dr)))
+        dice_part = problem.weight[c] * surprise(log(overlap(y, p, smooth_nr, smooth_dr, w=problem.weights(items))))
         entropy_part = mean_over(entropy_items(problem, items), lambda item: entropy([item], c))
         return dice_weight * dice_part + cross_entropy_weight * entropy_part
 

@@ -24,7 +24,7 @@ def weighted_entropy(problem: Problem, yes: Factor, no: Factor) -> Array:
             term = yes(b, c) * problem.y[b, c] * problem.log_p[b, c]
             if problem.log_not_p is not None:
                 term = term + no(b, c) * (1 - problem.y[b, c]) * problem.log_not_p[b, c]
-            terms.append(-problem.weight[c] * term)
+            terms.append(-problem.weight[c] * problem.voxel_weight[b] * term)
         items.append(sum(terms)[None] if problem.categorical else np.stack(terms))
     return np.stack(items)
 

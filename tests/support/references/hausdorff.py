@@ -27,7 +27,7 @@ def hausdorff_dt(problem: Problem, *, alpha: float = 2.0, one_sided: bool = Fals
             distance = boundary_distance_map(y == 1, spacing) ** alpha
         if not one_sided:
             distance = distance + boundary_distance_map(problem.hard[b, c], spacing) ** alpha
-        return ((p - y) ** 2 * distance)[problem.counted[b]].mean()
+        return (problem.voxel_weight[b] * (p - y) ** 2 * distance)[problem.counted[b]].mean()
 
     return reduce_items(problem, value)
 
@@ -63,7 +63,7 @@ def hausdorff_er(problem: Problem, *, alpha: float = 2.0, erosions: int = 10, re
                 least, largest = minimum(error[counted]), maximum(error[counted])
                 if largest.real > least.real:
                     error = (error - least) / (largest - least)
-            total = total + error[counted].sum() * k**alpha
+            total = total + (problem.voxel_weight[b] * error)[counted].sum() * k**alpha
         return total / counted.sum()
 
     return reduce_items(problem, value)
@@ -108,7 +108,7 @@ def hausdorff_cv(problem: Problem, *, alpha: float = 2.0, radii: Sequence[float]
                 + soft_threshold(ball_mean(1 - p, ball)) * under
                 + soft_threshold(ball_mean(y, ball)) * under
             )
-            total = total + r**alpha * at_voxel[problem.counted[b]].sum()
+            total = total + r**alpha * (problem.voxel_weight[b] * at_voxel)[problem.counted[b]].sum()
         return total / problem.counted[b].sum()
 
     return reduce_items(problem, value)

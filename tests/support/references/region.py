@@ -15,19 +15,21 @@ def overlap(
     smooth_dr: float = 1.0,
     squared_pred: bool = False,
     jaccard: bool = False,
+    *,
+    w: Array,
 ) -> Any:
-    """D of a region from its voxels."""
-    true_positive = (y * p).sum()
-    both = (y**2).sum() + (p**2).sum() if squared_pred else y.sum() + p.sum()
+    """D of a region from its voxels, each of which counts w times."""
+    true_positive = (w * y * p).sum()
+    both = (w * y**2).sum() + (w * p**2).sum() if squared_pred else (w * y).sum() + (w * p).sum()
     if jaccard:
         both = 2 * (both - true_positive)
     return (2 * true_positive + smooth_nr) / (both + smooth_dr)
 
 
-def tversky_index(y: Array, p: Array, alpha: float, beta: float, smooth_nr: float, smooth_dr: float) -> Any:
-    true_positive = (y * p).sum()
-    false_positive = ((1 - y) * p).sum()
-    false_negative = (y * (1 - p)).sum()
+def tversky_index(y: Array, p: Array, w: Array, alpha: float, beta: float, smooth_nr: float, smooth_dr: float) -> Any:
+    true_positive = (w * y * p).sum()
+    false_positive = (w * (1 - y) * p).sum()
+    false_negative = (w * y * (1 - p)).sum()
     weighted = true_positive + alpha * false_positive + beta * false_negative
     return (true_positive + smooth_nr) / (weighted + smooth_dr)
 
@@ -37,7 +39,8 @@ def dice(problem: Problem, **options: Any) -> Any:
     """Options as `overlap`."""
 
     def value(items: list[int], c: int) -> Any:
-        return 1 - overlap(problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c), **options)
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        return 1 - overlap(y, p, **options, w=problem.weights(items))
 
     return reduce_regions(problem, value)
 
@@ -48,7 +51,7 @@ def log_cosh_dice(problem: Problem, **options: Any) -> Any:
 
     def value(items: list[int], c: int) -> Any:
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
-        return log_cosh(1 - overlap(y, p, **options))
+        return log_cosh(1 - overlap(y, p, **options, w=problem.weights(items)))
 
     return reduce_regions(problem, value)
 
@@ -64,7 +67,7 @@ def tversky(
 ) -> Any:
     def value(items: list[int], c: int) -> Any:
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
-        return 1 - tversky_index(y, p, alpha, beta, smooth_nr, smooth_dr)
+        return 1 - tversky_index(y, p, problem.weights(items), alpha, beta, smooth_nr, smooth_dr)
 
     return reduce_regions(problem, value)
 
@@ -84,7 +87,7 @@ def focal_tversky(
 
     def value(items: list[int], c: int) -> Any:
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
-        index = tversky_index(y, p, alpha, beta, smooth_nr, smooth_dr)
+        index = tversky_index(y, p, problem.weights(items), alpha, beta, smooth_nr, smooth_dr)
         return power(clamp_min(1 - index, FLOOR), exponent)
 
     return reduce_regions(problem, value)
@@ -103,12 +106,13 @@ def sensitivity_specificity(
 
     def value(items: list[int], c: int) -> Any:
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
-        yes, no = y.sum() + smooth_dr, (1 - y).sum() + smooth_dr
+        w = problem.weights(items)
+        yes, no = (w * y).sum() + smooth_dr, (w * (1 - y)).sum() + smooth_dr
         if squared:
-            error = (y - p) ** 2
+            error = w * (y - p) ** 2
             return r * (error * y).sum() / yes + (1 - r) * (error * (1 - y)).sum() / no
-        sensitivity = ((y * p).sum() + smooth_nr) / yes
-        specificity = (((1 - y) * (1 - p)).sum() + smooth_nr) / no
+        sensitivity = ((w * y * p).sum() + smooth_nr) / yes
+        specificity = ((w * (1 - y) * (1 - p)).sum() + smooth_nr) / no
         return 1 - (r * sensitivity + (1 - r) * specificity)
 
     return reduce_regions(problem, value)
