@@ -1,7 +1,7 @@
 """What every loss reads: logits, target, mask, spacing; checked, once."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -106,6 +106,21 @@ class LossInputs:
             # What a mask hides may be NaN, or a label to ignore.
             maps = torch.where(self.mask | ((maps >= 0) & (maps <= 1)), maps, 0.0)
         return maps
+
+    def smoothed(self, share: float) -> "LossInputs":
+        """The inputs with a smoothed target, one map per class: (1 - e) y + e / C, with e = `share`.
+
+        C is the number of the item's labelled classes; 2 for independent channels.
+        """
+        if not share:
+            return self
+        if self.labelled is None:
+            added: Tensor | float = share / (self.logits.shape[1] if self.categorical else 2)
+        else:
+            number = self.labelled.sum(1, keepdim=True) if self.categorical else 2
+            added = self.labelled * (share / number)
+            added = _over(added, self.logits).to(self.dtype)
+        return replace(self, target=self.target_maps() * (1 - share) + added, ignore_index=None)
 
     def target_masks(self) -> Tensor:
         """y > 0.5 of all C classes, `[B, C, *spatial]` bool, as `target_maps`."""

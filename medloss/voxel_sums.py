@@ -22,6 +22,8 @@ class Requested:
             h = -(1 - p)^gamma ln p, `power` h = max(-ln p, 1e-7)^gamma, where p is the probability given to what
             is there.
         gamma: the exponent.
+        soft_overlap: v (p + y - |p - y|) / 2 in the place of v y p; the same where y is 0 or 1.
+        label_smoothing: e of `LossInputs.smoothed`, whose target the entropy reads; not together with other sums.
     """
 
     overlap: bool = False
@@ -29,11 +31,23 @@ class Requested:
     errors: bool = False
     entropy: str = ""
     gamma: float = 0.0
+    soft_overlap: bool = False
+    label_smoothing: float = 0.0
 
     def terms(self, inputs: LossInputs) -> VoxelTerms:
         """The same, with the mode and the classes of the inputs."""
         first = 0 if inputs.include_background else 1
-        return VoxelTerms(inputs.mode.value, first, self.overlap, self.squares, self.errors, self.entropy, self.gamma)
+        maps = inputs.target.is_floating_point() and inputs.target.shape[1] == inputs.logits.shape[1]
+        return VoxelTerms(
+            inputs.mode.value,
+            first,
+            self.overlap,
+            self.squares,
+            self.errors,
+            self.entropy,
+            self.gamma,
+            soft_overlap=self.soft_overlap and maps,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,13 @@ def voxel_sums(inputs: LossInputs, requested: Requested, voxel_weight: Tensor | 
     weight = inputs.voxel_weight
     if voxel_weight is not None:
         weight = inputs.times_voxel_weight(voxel_weight.detach().to(inputs.dtype))
-    return VoxelSums(operators.voxel_sums(terms, inputs.logits, inputs.target, inputs.mask, weight), inputs)
+    target = inputs.smoothed(requested.label_smoothing).target
+    rows = operators.voxel_sums(terms, inputs.logits, target, inputs.mask, weight)
+    if requested.label_smoothing:
+        # How rare a class is does not depend on it.
+        plain = target_sums(inputs).rows[Row.TARGET]
+        rows = torch.cat([rows[: Row.TARGET], plain[None], rows[Row.TARGET + 1 :]])
+    return VoxelSums(rows, inputs)
 
 
 def target_sums(inputs: LossInputs) -> VoxelSums:
@@ -96,6 +116,7 @@ def weighted_cross_entropy(
     *,
     entropy: str = "plain",
     gamma: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross entropy per voxel, each class's term times a weight, times the inputs' `voxel_weight`; 0 at masked voxels.
 
@@ -108,10 +129,12 @@ def weighted_cross_entropy(
         negative: weight of 1 - y, likewise; categorical losses do not read it.
         entropy: which h, as in `Requested`.
         gamma: its exponent.
+        label_smoothing: as in `Requested`.
     """
     factors = [_all_classes(factor, inputs) for factor in (positive, negative)]
     terms = Requested(entropy=entropy, gamma=gamma).terms(inputs)
-    values = operators.entropy_map(terms, inputs.logits, inputs.target, inputs.mask, *factors)
+    target = inputs.smoothed(label_smoothing).target
+    values = operators.entropy_map(terms, inputs.logits, target, inputs.mask, *factors)
     values = inputs.times_voxel_weight(values)
     return values if inputs.categorical else inputs.labelled_only(values)
 

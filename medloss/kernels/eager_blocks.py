@@ -66,7 +66,10 @@ class Block:
         terms, y, v = self.terms, self.target, self.weight
         if terms.overlap:
             p = self.weighted(self.p)
-            rows[Row.TP] += _dot(p, y)
+            if terms.soft_overlap:
+                rows[Row.TP] += self.weighted(torch.minimum(self.p, y)).sum(1)
+            else:
+                rows[Row.TP] += _dot(p, y)
             rows[Row.PREDICTION] += self.counted(p).sum(1)
             if v is not None:
                 rows[Row.WEIGHTED_TARGET] += _dot(y, v)
@@ -135,7 +138,8 @@ class Block:
         y, p = self.target, self.p
         gradient = None
         if self.terms.overlap:
-            gradient = torch.addcmul(rows[Row.PREDICTION], y, rows[Row.TP])
+            slope = (p - y).sign_().sub_(1).mul_(-0.5) if self.terms.soft_overlap else y
+            gradient = torch.addcmul(rows[Row.PREDICTION], slope, rows[Row.TP])
         if self.terms.squares:
             gradient = torch.mul(p, 2 * rows[Row.SQUARED_PREDICTION]).add_(0.0 if gradient is None else gradient)
         if gradient is not None and self.weight is not None:

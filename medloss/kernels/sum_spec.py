@@ -24,7 +24,7 @@ import torch
 class Row(IntEnum):
     """The sums, per item and class; classes below `VoxelTerms.first` are 0, except for `TARGET`."""
 
-    TP = 0  #: sum v y p
+    TP = 0  #: sum v y p, or sum v min(p, y)
     PREDICTION = 1  #: sum v p
     TARGET = 2  #: sum y: always there, of all classes
     SQUARED_PREDICTION = 3  #: sum v p^2
@@ -52,6 +52,7 @@ class VoxelTerms:
         entropy: POSITIVE and NEGATIVE; `""` for none, else which h(l, q):
             `plain` -l, `focal` -l exp(gamma q) = -l (1 - p)^gamma, `power` max(-l, 1e-7)^gamma with gradient 0 below.
         gamma: the exponent.
+        soft_overlap: TP is the sum of v min(p, y), with half the gradient where p = y; only `eager` has it.
     """
 
     mode: str
@@ -61,6 +62,7 @@ class VoxelTerms:
     errors: bool = False
     entropy: str = ""
     gamma: float = 0.0
+    soft_overlap: bool = False
 
 
 #: The logarithm of a given probability is kept at or above this, as torch's BCELoss does; no gradient below.

@@ -83,7 +83,12 @@ def _shareable(loss: nn.Module) -> bool:
         and type(loss).voxel_weight is SumsLoss.voxel_weight
         and not (isinstance(loss, VoxelwiseLoss) and loss.reduction == "none")
         and not (loss._forward_hooks or loss._forward_pre_hooks)
+        and not _reads_otherwise(loss.requested())
     )
+
+
+def _reads_otherwise(requested: Requested) -> bool:
+    return requested.soft_overlap or requested.label_smoothing != 0
 
 
 def _united(one: Requested, other: Requested) -> Requested:

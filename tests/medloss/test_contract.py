@@ -20,7 +20,7 @@ LOSSES = list(medloss.LOSSES)
 VOXELWISE = [
     name for name in LOSSES if medloss.LOSSES[name].family == "distribution" and name != "structural_similarity"
 ] + ["shape_aware"]
-NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware"]
+NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "log_hausdorff_dt", "shape_aware"]
 LOOKS_AROUND = [*NEEDS_MAPS, "structural_similarity", "hausdorff_er", "hausdorff_cv"]
 HARD_TARGETS_ONLY = [name for name in LOSSES if not medloss.LOSSES[name].cls.soft_targets]
 
@@ -111,6 +111,11 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("log_cosh_dice", {"squared_pred": True, "smooth_nr": 2.0}),
     ("hausdorff_dt", {"alpha": 1.3}),
     ("hausdorff_dt", {"one_sided": True}),
+    ("hausdorff_dt", {"log": True, "alpha": 1.0}),
+    ("log_hausdorff_dt", {"one_sided": True, "alpha": 1.3}),
+    ("binary_cross_entropy", {"label_smoothing": 0.1}),
+    ("weighted_cross_entropy", {"label_smoothing": 0.3, "pos_weight": 0.4}),
+    ("balanced_cross_entropy", {"label_smoothing": 1.0}),
     ("hausdorff_er", {"alpha": 1.0, "erosions": 2}),
     ("hausdorff_er", {"renormalize": True}),
     ("hausdorff_cv", {"alpha": 1.0, "radii": (0.9, 1.3)}),
@@ -292,6 +297,127 @@ def test_soft_targets(name: str, mode: str) -> None:
         value = make(name, mode, include_background=background)(drawn.logits, soft, mask=mask)
         reference = expected(name, mode, drawn.logits, soft, include_background=background, mask=mask)
         assert_close(value, reference)
+
+
+#: Losses of soft targets with an optimum at p = y.
+SOFT_LABELS: list[tuple[str, dict[str, Any]]] = [
+    ("dice", {}),
+    ("dice", {"jaccard": True}),
+    ("dice", {"squared_pred": True}),
+    ("tversky", {}),
+    ("focal_tversky", {}),
+    ("log_cosh_dice", {}),
+]
+
+
+def soft_target(drawn: Any, mode: str) -> Tensor:
+    soft = torch.rand(drawn.maps.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return soft / soft.sum(1, keepdim=True) if mode == "softmax" else soft
+
+
+@pytest.mark.parametrize(("name", "options"), SOFT_LABELS, ids=[f"{n}-{'-'.join(o)}" for n, o in SOFT_LABELS])
+@every_mode
+def test_soft_labels_equal_the_reference_and_have_their_optimum(name: str, options: dict[str, Any], mode: str) -> None:
+    drawn = sample(mode, 3)
+    soft = soft_target(drawn, mode)
+    direction = np.random.default_rng(1).standard_normal(drawn.logits.shape)
+    options = {"soft_label": True, **options}
+    for background, masked, weighted, batch in itertools.product((True, False), repeat=4):
+        call: dict[str, Any] = {"mask": mask_like(drawn.index)} if masked else {}
+        call |= {"voxel_weight": voxel_weight_like(drawn.index)} if weighted else {}
+        common = {"include_background": background, "batch": batch, **options}
+        value, gradient = value_and_gradient(make(name, mode, **common), drawn.logits, soft, **call)
+        keywords = {key: to_numpy(given) for key, given in call.items()} | common
+        assert_close(value, expected(name, mode, drawn.logits, soft, **keywords))
+        derivative = directional_derivative(name, drawn.logits.numpy(), direction, soft.numpy(), mode=mode, **keywords)
+        size = np.abs(gradient.numpy() * direction).sum()
+        assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+    perfect = {"softmax": soft.log(), "sigmoid": soft.logit(), "probabilities": soft}[mode]
+    least = make(name, mode, **options)(perfect, soft)
+    assert least <= 1e-5
+    assert make(name, mode, **options)(0.9 * perfect, soft) > least + 1e-4
+    if not options.get("squared_pred"):
+        assert make(name, mode, **(options | {"soft_label": False}))(perfect, soft) > 0.05
+    # Where y is 0 or 1 nothing changes.
+    plain = value_and_gradient(make(name, mode, **(options | {"soft_label": False})), drawn.logits, drawn.index)
+    for target in (drawn.index, drawn.maps, drawn.maps.bool()):
+        hard = value_and_gradient(make(name, mode, **options), drawn.logits, target)
+        assert_close(hard[0], plain[0], rtol=1e-12)
+        assert_close(hard[1], plain[1], rtol=1e-9)
+
+
+def test_soft_labels_as_the_contract_has_them() -> None:
+    target = torch.tensor([0.5, 0.8], dtype=torch.float64).view(1, 1, 1, 2)
+    other = torch.tensor([0.4, 0.9], dtype=torch.float64).view(1, 1, 1, 2)
+    rows: list[tuple[Tensor, dict[str, Any], float]] = [
+        (target, {}, 0.315385),
+        (target, {"soft_label": True}, 0.0),
+        (other, {"soft_label": True}, 0.076923),
+        (other, {"soft_label": True, "jaccard": True}, 0.142857),
+    ]
+    for p, options, value in rows:
+        loss = make("dice", "probabilities", smooth_nr=0.0, smooth_dr=0.0, **options)
+        probabilities = p.clone().requires_grad_()
+        result = loss(probabilities, target)
+        assert_close(result, value, rtol=2e-6, atol=1e-12)
+        result.backward()
+        if p is target and options:  # at the optimum TP has half the slope
+            assert_close(probabilities.grad, torch.zeros_like(p), atol=1e-12)
+
+
+SMOOTHED = ("binary_cross_entropy", "weighted_cross_entropy", "balanced_cross_entropy")
+
+
+@pytest.mark.parametrize("name", SMOOTHED)
+@every_mode
+def test_label_smoothing_equals_the_reference(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    direction = np.random.default_rng(1).standard_normal(drawn.logits.shape)
+    labelled = torch.tensor(LABELLED[0])
+    soft = soft_target(drawn, mode)
+    for background, reduction, masked, partial, batch in itertools.product(
+        (True, False), ("mean", "none"), (False, True), (False, True), (False, True)
+    ):
+        call: dict[str, Any] = {"mask": mask_like(drawn.index)} if masked else {}
+        call |= {"labelled_classes": labelled, "voxel_weight": voxel_weight_like(drawn.index)} if partial else {}
+        target = partly_labelled(drawn, labelled) if partial else soft if batch else drawn.index
+        options = {"include_background": background, "reduction": reduction, "batch": batch, "label_smoothing": 0.1}
+        if not partial and not batch:
+            options["ignore_index"] = 1
+        value, gradient = value_and_gradient(make(name, mode, **options), drawn.logits, target, **call)
+        keywords = {key: to_numpy(given) for key, given in call.items()} | options
+        assert_close(value, expected(name, mode, drawn.logits, target, **keywords))
+        if reduction == "mean":
+            derivative = directional_derivative(
+                name, drawn.logits.numpy(), direction, target.numpy(), mode=mode, **keywords
+            )
+            size = np.abs(gradient.numpy() * direction).sum()
+            assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+
+
+def test_label_smoothing_as_the_contract_has_it() -> None:
+    logits = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).log().view(1, 3, 1, 1)
+    label = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+    assert_close(make("binary_cross_entropy", "softmax", label_smoothing=0.1)(logits, label), 0.463297, rtol=2e-6)
+    p = torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64)
+    loss = make("binary_cross_entropy", "probabilities", label_smoothing=0.1)
+    assert_close(loss(p, torch.ones_like(p)), 0.292458, rtol=2e-6)
+
+
+def test_the_logarithm_is_taken_per_item_and_class() -> None:
+    label = torch.tensor([[[[1, 0, 0, 0, 0]]]])
+    logits = 40.0 * label - 20
+    logits[..., 3] = 20
+    value = make("log_hausdorff_dt", "sigmoid")(logits, label, spacing=(1.0, 0.5))
+    assert_close(value, 0.405465, rtol=2e-6)
+    drawn = sample("softmax", 3)
+    for reduction in ("mean", "sum", "none"):
+        options: dict[str, Any] = {"reduction": reduction, "weight": [0.5, 2.0, 1.5], "one_sided": True}
+        each = make("hausdorff_dt", "softmax", reduction="none", one_sided=True)(drawn.logits, drawn.index)
+        values = each.log1p() * torch.tensor([0.5, 2.0, 1.5]).view(1, 3, 1, 1, 1)
+        values = {"mean": values.mean(), "sum": values.sum(), "none": values}[reduction]
+        for name, more in (("log_hausdorff_dt", {}), ("hausdorff_dt", {"log": True})):
+            assert_close(make(name, "softmax", **options, **more)(drawn.logits, drawn.index), values, rtol=1e-12)
 
 
 # --- 4: masks ------------------------------------------------------------------------------------------------------
@@ -755,6 +881,12 @@ def test_spacing_scales_as_the_definition_says(name: str, mode: str) -> None:
         assert_close(larger - entropy, 2 * (value - entropy), rtol=1e-6)
     elif name == "hausdorff_cv":
         assert_close(larger, 4 * value, rtol=1e-6)
+    elif name == "log_hausdorff_dt":
+        # The logarithm stands between: of each item and class.
+        each = [
+            make(name, mode, reduction="none")(drawn.logits, drawn.index, spacing=s) for s in (drawn.spacing, double)
+        ]
+        assert_close(each[1].expm1(), 4 * each[0].expm1(), rtol=1e-6)
     else:
         assert_close(larger, 2 ** GROWTH.get(name, 0.0) * value, rtol=1e-6)
 

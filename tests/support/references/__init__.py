@@ -16,7 +16,7 @@ from .compound import combo, exponential_logarithmic
 from .cross_entropy import balanced_cross_entropy, binary_cross_entropy, focal, weighted_cross_entropy
 from .derivatives import directional_derivative_of, gradient_of
 from .distance_penalty import distance_penalty
-from .hausdorff import hausdorff_cv, hausdorff_dt, hausdorff_er
+from .hausdorff import hausdorff_cv, hausdorff_dt, hausdorff_er, log_hausdorff_dt
 from .region import dice, focal_tversky, log_cosh_dice, sensitivity_specificity, tversky
 from .shape_aware import shape_aware
 from .structural_similarity import structural_similarity
@@ -34,6 +34,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "sensitivity_specificity": sensitivity_specificity,
     "log_cosh_dice": log_cosh_dice,
     "hausdorff_dt": hausdorff_dt,
+    "log_hausdorff_dt": log_hausdorff_dt,
     "hausdorff_er": hausdorff_er,
     "hausdorff_cv": hausdorff_cv,
     "shape_aware": shape_aware,

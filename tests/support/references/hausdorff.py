@@ -8,6 +8,7 @@ import numpy as np
 
 from .common import Problem, Spacing, box_offsets, reduce_items, reference, shifted
 from .complexstep import Array, maximum, minimum, relu
+from .complexstep import log as logarithm
 from .distances import boundary_distance_map
 
 
@@ -16,7 +17,7 @@ def soft_threshold(x: Array) -> Array:
 
 
 @reference
-def hausdorff_dt(problem: Problem, *, alpha: float = 2.0, one_sided: bool = False) -> Any:
+def hausdorff_dt(problem: Problem, *, alpha: float = 2.0, one_sided: bool = False, log: bool = False) -> Any:
     problem.require_hard_target()
 
     def value(b: int, c: int) -> Any:
@@ -27,9 +28,16 @@ def hausdorff_dt(problem: Problem, *, alpha: float = 2.0, one_sided: bool = Fals
             distance = boundary_distance_map(y == 1, spacing) ** alpha
         if not one_sided:
             distance = distance + boundary_distance_map(problem.hard[b, c], spacing) ** alpha
-        return (problem.voxel_weight[b] * (p - y) ** 2 * distance)[problem.counted[b]].mean()
+        mean = (problem.voxel_weight[b] * (p - y) ** 2 * distance)[problem.counted[b]].mean()
+        return logarithm(1 + mean) if log else mean
 
     return reduce_items(problem, value)
+
+
+@reference
+def log_hausdorff_dt(problem: Problem, **options: Any) -> Any:
+    """Options as `hausdorff_dt`."""
+    return hausdorff_dt.__wrapped__(problem, **options, log=True)  # type: ignore[attr-defined]
 
 
 def eroded_axes(step: int, spacing: Spacing) -> list[int]:
