@@ -63,8 +63,9 @@ class VoxelSums:
 
     @property
     def all_targets(self) -> Tensor:
-        """Sum y of all classes, background too, `[B, C]`; voxel weights do not enter."""
-        return self.rows[Row.TARGET].detach()
+        """Sum y of all classes, background too, `[B, C]`, 0 where unlabelled; voxel weights do not enter."""
+        targets = self.rows[Row.TARGET].detach()
+        return targets if self.inputs.labelled is None else targets * self.inputs.labelled
 
     def cross_entropy(self, positive: Tensor | float = 1.0, negative: Tensor | float = 1.0) -> Tensor:
         """The weighted cross entropy, summed over an item: `[B, 1]` (categorical) or `[B, C']`.

@@ -554,6 +554,39 @@ def test_partial_labels_keep_masks_and_extremes_out(name: str, mode: str) -> Non
 
 
 @every_loss
+@every_mode
+def test_an_unlabelled_class_zero(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    labelled = torch.tensor([[False, True, True], [True, True, False]])
+    index = partly_labelled(drawn, labelled)
+    loss = make(name, mode)
+    value = loss(drawn.logits, index, labelled_classes=labelled)
+    if mode == "softmax":  # the background always counts
+        every = labelled | torch.tensor([True, False, False])
+        assert torch.equal(value, loss(drawn.logits, index, labelled_classes=every))
+        return
+    maps = (index == torch.arange(3).view(1, 3, 1, 1, 1)) & labelled.view(2, 3, 1, 1, 1)
+    for target in (index, maps):  # label 0 says that a voxel is of no other class
+        value = loss(drawn.logits, target, labelled_classes=labelled)
+        assert_close(value, expected(name, mode, drawn.logits, maps, labelled_classes=labelled))
+
+
+@pytest.mark.parametrize("name", NEEDS_MAPS)
+@every_mode
+def test_the_distance_map_of_an_unlabelled_class_does_not_matter(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    labelled = torch.tensor(LABELLED[0])
+    index = partly_labelled(drawn, labelled)
+    maps = medloss.distance.signed_distance_map(drawn.maps, drawn.spacing)
+    other = torch.where(labelled.view(2, 3, 1, 1, 1), maps, 5.0)
+    values = [
+        make(name, mode)(drawn.logits, index, spacing=drawn.spacing, labelled_classes=labelled, distance_map=given)
+        for given in (maps, other)
+    ]
+    assert torch.equal(*values)
+
+
+@every_loss
 def test_no_labelled_channel_at_all_is_zero(name: str) -> None:
     drawn = sample("sigmoid", 3)
     nothing = torch.zeros(2, 3, dtype=torch.bool)

@@ -66,6 +66,20 @@ def test_terms_that_count_other_classes_share_a_pass(activation: str, monkeypatc
     assert len(walks) == 8
 
 
+def test_terms_that_read_the_target_otherwise_keep_their_values() -> None:
+    soft = torch.rand(LOGITS.shape, generator=torch.Generator().manual_seed(1))
+    common = {"sigmoid": True}
+    terms = [
+        medloss.DiceLoss(soft_label=True, **common),
+        medloss.DiceLoss(**common),
+        medloss.BinaryCrossEntropyLoss(label_smoothing=0.2, **common),
+        medloss.BinaryCrossEntropyLoss(**common),
+    ]
+    for order in (terms, terms[::-1]):
+        value = medloss.CombinedLoss(order)(LOGITS, soft)
+        torch.testing.assert_close(value, sum(term(LOGITS, soft) for term in terms), rtol=1e-5, atol=0)
+
+
 def test_a_linear_schedule_goes_from_the_given_to_the_final_weights() -> None:
     loss = medloss.CombinedLoss(
         ["dice", "focal"], weights=[1.0, 0.0], final_weights=[0.0, 2.0], schedule="linear", epochs=5, softmax=True
