@@ -15,13 +15,17 @@ from medloss.buffers import UncastBuffers
 from medloss.checks import (
     as_signed,
     check_distance_map,
+    check_labelled_classes,
     check_probabilities,
     check_shapes,
+    check_unlabelled,
     check_values,
+    check_voxel_weight,
+    check_weights,
     checked_tensors,
 )
 from medloss.errors import InputError
-from medloss.inputs import LossInputs, Mode
+from medloss.inputs import LossInputs, Mode, without_unlabelled
 from medloss.kernels.sum_spec import sum_type
 from medloss.spacing import Spacing, UnknownSpacingError, is_meta_tensor, resolve_spacing
 
@@ -118,6 +122,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        labelled_classes: Tensor | None = None,
+        voxel_weight: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -132,6 +138,17 @@ class SegmentationLoss(UncastBuffers, _Loss):
                 else 1. Losses without distances ignore it.
             distance_map: `[B, C, *spatial]`, the target's signed distance map in mm, from the whole volume.
                 Losses that have no use for it ignore it.
+            labelled_classes: `[B, C]` bool, for items in which not every class was annotated (marginal loss, Shi et al.
+                2020, arXiv 2007.03868); False where the item's target would be background whatever is there. Softmax:
+                class 0 always counts; the probabilities of an item's unlabelled classes are added to the background's,
+                and these classes leave the item's sums and means. Independent channels: the channel leaves them. The
+                mean is over the item-class pairs that are left; voxelwise losses with softmax average over all counted
+                voxels as ever. With `batch=True` a class is summed over the items that label it.
+            voxel_weight: `[B, 1, *spatial]`, numbers w >= 0, without gradient. In sums over an item and class (region
+                losses, and the region part of compound ones) a voxel counts w times: 0 and 1 are a mask, and 2 is the
+                voxel twice. Elsewhere w multiplies the voxel's term, and the number of voxels in a mean, distance maps,
+                windows, erosions, balls and class weights are those without it. NaN in the logits comes out as NaN
+                where w = 0, too: use `mask` to hide it.
 
         Returns:
             float32 (float64 for float64 logits): a scalar, or the shape of `reduction="none"`.
@@ -139,9 +156,15 @@ class SegmentationLoss(UncastBuffers, _Loss):
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
         """
-        logits, target = checked_tensors(logits, target, input=input, mask=mask, distance_map=distance_map)
+        given = {
+            "mask": mask,
+            "distance_map": distance_map,
+            "labelled_classes": labelled_classes,
+            "voxel_weight": voxel_weight,
+        }
+        logits, target = checked_tensors(logits, target, input=input, **given)
         with torch.autocast(logits.device.type, enabled=False):
-            return self.compute(self.prepare(logits, target, mask, spacing, distance_map))
+            return self.compute(self.prepare(logits, target, spacing=spacing, **given))
 
     def prepare(
         self,
@@ -150,6 +173,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        labelled_classes: Tensor | None = None,
+        voxel_weight: Tensor | None = None,
     ) -> LossInputs:
         """Check what `forward` was given, and bring it to the form that `compute` reads."""
         check_shapes(logits, target, mask)
@@ -170,8 +195,17 @@ class SegmentationLoss(UncastBuffers, _Loss):
             kept = signed != ignored
             mask = kept if mask is None else mask & kept
         mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
+        labelled = None if labelled_classes is None else self._labelled(_plain(labelled_classes), logits)
+        if voxel_weight is not None:
+            check_voxel_weight(voxel_weight, logits)
+            voxel_weight = _plain(voxel_weight).detach().to(logits.device, sum_type(logits))
+            voxel_weight = voxel_weight if mask is None else torch.where(mask, voxel_weight, 0.0)
         if self.validate and not torch.compiler.is_compiling():
             check_values(target, mask, channels, self.soft_targets)
+            if labelled is not None:
+                check_unlabelled(signed, mask, labelled)
+            if voxel_weight is not None:
+                check_weights(voxel_weight)
             if mode is Mode.PROBABILITIES and self.other_act is None:
                 check_probabilities(logits, mask)
         if self.other_act is not None:
@@ -180,6 +214,11 @@ class SegmentationLoss(UncastBuffers, _Loss):
         if distance_map is not None:
             distance_map = _plain(distance_map).detach().to(logits.device, sum_type(logits))
             check_distance_map(distance_map, logits, self.include_background)
+        if labelled is not None:
+            logits = without_unlabelled(logits, labelled, mask, mode)
+            if distance_map is not None:
+                given = labelled[:, -distance_map.shape[1] :]
+                distance_map = distance_map * given.view(*given.shape, *(1,) * (logits.ndim - 2))
         return LossInputs(
             logits=logits,
             target=signed,
@@ -190,7 +229,19 @@ class SegmentationLoss(UncastBuffers, _Loss):
             item_spacing=item_spacing,
             distance_map=distance_map,
             ignore_index=ignored,
+            labelled=labelled,
+            voxel_weight=voxel_weight,
         )
+
+    def _labelled(self, labelled: Tensor, logits: Tensor) -> Tensor | None:
+        """Which item-class pairs count, `[B, C]` bool; None when all do, where that is known without waiting."""
+        check_labelled_classes(labelled, logits)
+        known = labelled.device.type == "cpu" or self.validate
+        if self.softmax:
+            labelled = torch.cat([torch.ones_like(labelled[:, :1]), labelled[:, 1:]], 1)
+        if known and not torch.compiler.is_compiling() and bool(labelled.all()):
+            return None
+        return labelled.to(logits.device)
 
     def check_channels(self, channels: int, target_channels: int) -> None:
         """Refuse logits and targets whose channels do not go with the loss's arguments.

@@ -1,9 +1,10 @@
 """Refusals of bad loss inputs, each in one line: the argument, what was given, what was expected.
 
-`check_values` and `check_probabilities` read their tensor once, and make a GPU wait: `validate=False` turns them off,
-and they are left out while torch compiles. The other checks cost nothing.
+`check_values`, `check_probabilities`, `check_unlabelled` and `check_weights` read their tensor once, and make a GPU
+wait: `validate=False` turns them off, and they are left out while torch compiles. The other checks cost nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,17 @@ def first_argument(logits: Any, input: Any) -> Any:
     return logits if input is None else input
 
 
-def checked_tensors(
-    logits: Any, target: Any, *, input: Any = None, mask: Any = None, distance_map: Any = None
-) -> tuple[Tensor, Tensor]:
-    """Logits and target; refuses what is no tensor (several outputs, an array) or inside a `torch.func` transform."""
+def checked_tensors(logits: Any, target: Any, *, input: Any = None, **others: Any) -> tuple[Tensor, Tensor]:
+    """Logits and target; refuses what is no tensor (several outputs, an array) or inside a `torch.func` transform.
+
+    Args:
+        logits: what stands for them, or None.
+        target: likewise.
+        input: MONAI's name for `logits`.
+        **others: what the call was given by keyword; None for nothing.
+    """
     logits = first_argument(logits, input)
-    for name, value in (("logits", logits), ("target", target), ("mask", mask), ("distance_map", distance_map)):
+    for name, value in {"logits": logits, "target": target, **others}.items():
         if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
             raise InputError(f"{name}: got {_what(value)}; expected one torch.Tensor{_hint(name, value)}")
         if value is not None and not torch.compiler.is_compiling():
@@ -122,9 +128,54 @@ def check_distance_map(distance_map: Tensor, logits: Tensor, include_background:
         raise InputError(f"distance_map: got shape {tuple(distance_map.shape)}; expected {expected}, one map per class")
 
 
+def check_voxel_weight(voxel_weight: Tensor, logits: Tensor) -> None:
+    """Refuse weights that are not one number per voxel."""
+    expected = (logits.shape[0], 1, *logits.shape[2:])
+    if tuple(voxel_weight.shape) != expected:
+        raise InputError(f"voxel_weight: got shape {tuple(voxel_weight.shape)}; expected {expected}, of all classes")
+
+
+def check_weights(voxel_weight: Tensor) -> None:
+    """Refuse weights that are negative or not finite; those of masked voxels are 0 here."""
+    low, high = (float(bound) for bound in torch.aminmax(voxel_weight))
+    if not 0 <= low <= high < math.inf:
+        raise InputError(f"voxel_weight: got values from {low:g} to {high:g}; expected finite numbers >= 0")
+
+
+def check_labelled_classes(labelled: Tensor, logits: Tensor) -> None:
+    """Refuse anything but one bool per item and class."""
+    if labelled.dtype != torch.bool or labelled.shape != logits.shape[:2]:
+        raise InputError(
+            f"labelled_classes: got {labelled.dtype} of shape {tuple(labelled.shape)}; expected torch.bool of shape "
+            f"{tuple(logits.shape[:2])}, True where an item's labels contain the class"
+        )
+
+
+def check_unlabelled(target: Tensor, mask: Tensor | None, labelled: Tensor) -> None:
+    """Refuse a target with voxels of a class that its item does not label; only voxels that count are checked.
+
+    Class 0 of an index map is where no other class is: it is not checked.
+
+    Args:
+        target: an index map, or one map per class.
+        mask: True where a voxel counts.
+        labelled: `[B, C]` bool.
+    """
+    is_index = target.shape[1] == 1 and labelled.shape[1] > 1
+    for item, c in (~labelled).nonzero().tolist():
+        if is_index and c == 0:
+            continue
+        found = target[item, 0] == c if is_index else target[item, c] != 0
+        if bool((found if mask is None else found & mask[item, 0]).any()):
+            raise InputError(
+                f"labelled_classes: the target of item {item} has voxels of class {c}, and "
+                f"labelled_classes[{item}, {c}] is False; expected none, or True there"
+            )
+
+
 def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_targets: bool) -> None:
     """Refuse labels that are no class, and maps that leave [0, 1]; only voxels that count are checked."""
-    if target.dtype == torch.bool or target.numel() == 0:
+    if target.dtype == torch.bool:
         return
     given, target = target, as_signed(target)
     if mask is not None:

@@ -16,6 +16,13 @@ from medloss.registry import LOSSES
 from medloss.spacing import Spacing
 from medloss.wrappers.unwrap import unwrapped
 
+#: The arguments of a call that decide what counts, and what would happen without them.
+_COUNTED = {
+    "mask": "count every voxel",
+    "labelled_classes": "count every class",
+    "voxel_weight": "count every voxel alike",
+}
+
 
 def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     """Make a loss.
@@ -85,6 +92,8 @@ def call_loss(
     mask: Tensor | None = None,
     spacing: Spacing | None = None,
     distance_map: Tensor | None = None,
+    labelled_classes: Tensor | None = None,
+    voxel_weight: Tensor | None = None,
 ) -> Tensor:
     """Call a loss, ours or not, with those of the keywords that its `forward` takes.
 
@@ -92,9 +101,16 @@ def call_loss(
     loss takes.
 
     Raises:
-        InputError: a mask that the loss does not take: its value would be that of all voxels.
+        InputError: a mask, labelled classes or voxel weights that the loss does not take: its value would be that of
+            all voxels or classes.
     """
-    given: dict[str, Any] = {"mask": mask, "spacing": spacing, "distance_map": distance_map}
+    given: dict[str, Any] = {
+        "mask": mask,
+        "spacing": spacing,
+        "distance_map": distance_map,
+        "labelled_classes": labelled_classes,
+        "voxel_weight": voxel_weight,
+    }
     names = accepted_keywords(loss)
     if names is None:
         passed = {name: value for name, value in given.items() if value is not None}
@@ -122,13 +138,16 @@ def pass_epoch_on(loss: nn.Module, epoch: int) -> None:
 
 
 def _check_lost(loss: nn.Module, lost: set[str]) -> None:
-    """Refuse to lose a mask; warn of a loss of medloss inside another module that would compute distances in voxels."""
+    """Refuse to lose what decides what counts; warn where a loss of medloss would compute distances in voxels."""
     if not lost:
         return
     cls = type(unwrapped(loss))
     name = f"{cls.__module__}.{cls.__qualname__}"
-    if "mask" in lost:
-        raise InputError(f"mask: {name} takes none and would count every voxel; expected a loss of medloss, or no mask")
+    for argument, consequence in _COUNTED.items():
+        if argument in lost:
+            raise InputError(
+                f"{argument}: {name} takes none and would {consequence}; expected a loss of medloss, or no {argument}"
+            )
     inside = next((part for part in loss.modules() if isinstance(part, SegmentationLoss) and part.uses_spacing), None)
     if inside is not None:
         warnings.warn(

@@ -1,6 +1,7 @@
 """What every loss reads: logits, target, mask, spacing; checked, once."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -11,6 +12,8 @@ from medloss.spacing import UnknownSpacingError
 
 # Voxels; torch works on so many with one thread.
 _BLOCK = 1 << 15
+# Logits of which the probability is exactly 0, and finite: an infinity times 0 would be NaN.
+_NO_SOFTMAX, _NO_SIGMOID = -1e30, -1e4
 
 
 class Mode(Enum):
@@ -36,6 +39,10 @@ class LossInputs:
         item_spacing: mm, one tuple per item; the error instead where it is unknown, for the losses that ask for it.
         distance_map: `[B, C or C', *spatial]`, the target's signed distance in mm; None to compute it.
         ignore_index: the label, in the target's numbers, whose voxels the mask leaves out.
+        labelled: `[B, C]` bool, False for the item-class pairs that leave the sums and means, in whose `logits` and
+            `target` the class has probability 0 and no voxel; None when all are labelled.
+        voxel_weight: w, `[B, 1, *spatial]` in the type of the sums, without gradient, 0 at masked voxels; None for 1.
+            A loss that does not read it through `voxel_sums` must multiply its voxels' terms itself.
     """
 
     logits: Tensor
@@ -47,6 +54,8 @@ class LossInputs:
     item_spacing: list[tuple[float, ...]] | UnknownSpacingError
     distance_map: Tensor | None = None
     ignore_index: int | None = None
+    labelled: Tensor | None = None
+    voxel_weight: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,6 +107,21 @@ class LossInputs:
             maps = torch.where(self.mask | ((maps >= 0) & (maps <= 1)), maps, 0.0)
         return maps
 
+    def smoothed(self, share: float) -> "LossInputs":
+        """The inputs with a smoothed target, one map per class: (1 - e) y + e / C, with e = `share`.
+
+        C is the number of the item's labelled classes; 2 for independent channels.
+        """
+        if not share:
+            return self
+        if self.labelled is None:
+            added: Tensor | float = share / (self.logits.shape[1] if self.categorical else 2)
+        else:
+            number = self.labelled.sum(1, keepdim=True) if self.categorical else 2
+            added = self.labelled * (share / number)
+            added = _over(added, self.logits).to(self.dtype)
+        return replace(self, target=self.target_maps() * (1 - share) + added, ignore_index=None)
+
     def target_masks(self) -> Tensor:
         """y > 0.5 of all C classes, `[B, C, *spatial]` bool, as `target_maps`."""
         channels = self.logits.shape[1]
@@ -138,6 +162,60 @@ class LossInputs:
             voxels = self.logits[0, 0].numel()
             return self.logits.new_full((self.logits.shape[0], 1), voxels, dtype=self.dtype)
         return self.mask.sum(self.spatial_axes).to(self.dtype)
+
+    def class_counts(self, *, weighted: bool = False) -> Tensor:
+        """Number of voxels that count for a class, `[B, C]`: 0 in items that do not label it.
+
+        Args:
+            weighted: a voxel counts `voxel_weight` times.
+        """
+        by_weight = weighted and self.voxel_weight is not None
+        counts = self.voxel_weight.sum(self.spatial_axes) if by_weight else self.counts()  # type: ignore[union-attr]
+        counts = counts.expand(-1, self.logits.shape[1])
+        return counts if self.labelled is None else counts * self.labelled
+
+    def times_voxel_weight(self, maps: Tensor) -> Tensor:
+        """`maps` times w."""
+        return maps if self.voxel_weight is None else maps * self.voxel_weight
+
+    def pairs(self) -> Tensor | None:
+        """Which item-class pairs count, `[B, C']` bool; None when all do."""
+        return None if self.labelled is None else self.included(self.labelled)
+
+    def labelled_only(self, maps: Tensor) -> Tensor:
+        """`[B, C', *any]` with 0 in the item-class pairs that do not count. It selects, as `counted`."""
+        pairs = self.pairs()
+        return maps if pairs is None else torch.where(_over(pairs, maps), maps, 0.0)
+
+
+def without_unlabelled(logits: Tensor, labelled: Tensor, mask: Tensor | None, mode: Mode) -> Tensor:
+    """Logits in which a class has probability 0 in the items that do not label it; differentiable.
+
+    Categorical: its probability goes to the background, ln(p_0 + sum p) by logsumexp.
+
+    Args:
+        logits: `[B, C, *spatial]`, or probabilities.
+        labelled: `[B, C]` bool, in categorical mode True for class 0.
+        mask: `[B, 1, *spatial]` bool, True where a voxel counts.
+        mode: how they become probabilities.
+
+    Returns:
+        Logits of the same shape; float32 (float64 for float64) in categorical mode.
+    """
+    kept = _over(labelled, logits)
+    if mode is not Mode.CATEGORICAL:
+        return torch.where(kept, logits, 0.0 if mode is Mode.PROBABILITIES else _NO_SIGMOID)
+    logits = logits.to(sum_type(logits))
+    if mask is not None:
+        logits = torch.where(mask, logits, 0.0)  # NaN there would come back through the gradient of logsumexp
+    foreground = kept.index_fill(1, torch.zeros(1, dtype=torch.long, device=kept.device), False)
+    background = torch.where(foreground, -math.inf, logits).logsumexp(1, keepdim=True)
+    return torch.cat([background, torch.where(kept[:, 1:], logits[:, 1:], _NO_SOFTMAX)], 1)
+
+
+def _over(pairs: Tensor, maps: Tensor) -> Tensor:
+    """`[B, C]` to broadcast over maps `[B, C, ...]`."""
+    return pairs.view(*pairs.shape, *(1,) * (maps.ndim - 2))
 
 
 def _first_largest(logits: Tensor) -> Tensor:

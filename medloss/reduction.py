@@ -11,16 +11,29 @@ def weighted(values: Tensor, inputs: LossInputs) -> Tensor:
 
 
 def reduce_items(values: Tensor, inputs: LossInputs, reduction: str) -> Tensor:
-    """Reduce `[B or 1, C']`, one value per item (or the batch) and class; the mean is over all of them."""
+    """Reduce `[B, C']`, one value per item and class; the mean is over all of them that are labelled."""
     if inputs.mask is not None:
-        counts = inputs.counts()
-        if values.shape[0] != counts.shape[0]:
-            counts = counts.sum(0, keepdim=True)
-        # An item of which no voxel counts contributes 0, whatever the smoothing terms would give.
-        values = values.where(counts > 0, values.new_zeros(()))
+        # An item of which no voxel counts contributes 0, whatever the formula would give.
+        values = values.where(inputs.counts() > 0, values.new_zeros(()))
+    return reduce_pairs(values, inputs, inputs.pairs(), reduction)
+
+
+def reduce_pairs(values: Tensor, inputs: LossInputs, pairs: Tensor | None, reduction: str) -> Tensor:
+    """Reduce `[B or 1, C']`.
+
+    Args:
+        values: one per item (or the batch) and class.
+        inputs: the checked inputs of the loss.
+        pairs: which of them count, as bool; None for all.
+        reduction: `mean`, `sum` or `none`.
+    """
+    if pairs is not None:
+        values = values.where(pairs, values.new_zeros(()))
     if reduction == "none":
         return values.reshape(*values.shape, *(1,) * len(inputs.spatial_axes))
-    return values.sum() if reduction == "sum" else values.mean()
+    if reduction == "sum":
+        return values.sum()
+    return values.mean() if pairs is None else values.sum() / pairs.sum().clamp(min=1)
 
 
 def reduce_means(sums: Tensor, inputs: LossInputs, reduction: str) -> Tensor:

@@ -16,6 +16,7 @@ from medloss.region.sensitivity_specificity import SensitivitySpecificityLoss as
 from medloss.boundary.hausdorff_cv import HausdorffCVLoss as HausdorffCVLoss
 from medloss.boundary.hausdorff_dt import HausdorffDTLoss as HausdorffDTLoss
 from medloss.boundary.hausdorff_er import HausdorffERLoss as HausdorffERLoss
+from medloss.boundary.log_hausdorff_dt import LogHausdorffDTLoss as LogHausdorffDTLoss
 from medloss.boundary.shape_aware import ShapeAwareLoss as ShapeAwareLoss
 from medloss.compound.combo import ComboLoss as ComboLoss
 from medloss.compound.exponential_logarithmic import ExponentialLogarithmicLoss as ExponentialLogarithmicLoss

@@ -1,7 +1,6 @@
 """`SumsLoss`: the losses that are functions of sums over voxels, so that several can share one pass."""
 
 from abc import abstractmethod
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -9,7 +8,7 @@ from medloss.base import SegmentationLoss
 from medloss.distributed import sum_over_ranks
 from medloss.inputs import LossInputs
 from medloss.overlap import OverlapStatistics
-from medloss.reduction import reduce_items
+from medloss.reduction import reduce_pairs
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 
 
@@ -25,7 +24,10 @@ class SumsLoss(SegmentationLoss):
         """The loss, reduced by `self.reduction`."""
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor | None:
-        """A factor of errors and entropies, `[B, 1 or C', *spatial]`, without gradient; None for 1."""
+        """The formula's factor of each voxel, `[B, 1 or C', *spatial]`, without gradient; None for 1.
+
+        `LossInputs.voxel_weight`, which the caller gives, comes on top.
+        """
         return None
 
     def compute(self, inputs: LossInputs) -> Tensor:
@@ -39,16 +41,16 @@ class SumsLoss(SegmentationLoss):
             return statistics
         return OverlapStatistics(*sum_over_ranks(sums.inputs.logits, *vars(statistics).values()))
 
-    def reduced(self, values: Tensor, inputs: LossInputs, voxels: Tensor) -> Tensor:
-        """Reduce as `reduce_items` does, by the voxels that count on all ranks.
+    def reduced(self, values: Tensor, inputs: LossInputs, overlap: OverlapStatistics) -> Tensor:
+        """Reduce as `reduce_items` does, by what counts on all ranks.
 
         Args:
             values: one per item (or the batch) and class, `[B or 1, C']`.
             inputs: the checked inputs of the loss.
-            voxels: `OverlapStatistics.voxels`.
+            overlap: what `self.overlap` gave.
         """
-        if self.batch and inputs.mask is not None:
+        if inputs.mask is not None or inputs.voxel_weight is not None:
             # A rank whose voxels are all masked still returns the value of the global batch.
-            values = values.where(voxels > 0, values.new_zeros(()))
-            inputs = replace(inputs, mask=None)
-        return reduce_items(values, inputs, self.reduction)
+            values = values.where(overlap.voxels > 0, values.new_zeros(()))
+        pairs = None if inputs.labelled is None else overlap.items > 0
+        return reduce_pairs(values, inputs, pairs, self.reduction)

@@ -15,13 +15,15 @@ class Requested:
     """Which sums a loss reads; they share one softmax.
 
     Attributes:
-        overlap: sum y p and sum p.
-        squares: sum p^2 and sum y^2.
+        overlap: the sums of v y p, v p and v y.
+        squares: the sums of v p^2 and v y^2.
         errors: the sums of v (y - p)^2 over y and over 1 - y.
         entropy: the sums of v y h and of v (1 - y) h: `""` for none; `plain` h = -ln p, `focal`
             h = -(1 - p)^gamma ln p, `power` h = max(-ln p, 1e-7)^gamma, where p is the probability given to what
             is there.
         gamma: the exponent.
+        soft_overlap: v (p + y - |p - y|) / 2 in the place of v y p; the same where y is 0 or 1.
+        label_smoothing: e of `LossInputs.smoothed`, whose target the entropy reads; not together with other sums.
     """
 
     overlap: bool = False
@@ -29,11 +31,23 @@ class Requested:
     errors: bool = False
     entropy: str = ""
     gamma: float = 0.0
+    soft_overlap: bool = False
+    label_smoothing: float = 0.0
 
     def terms(self, inputs: LossInputs) -> VoxelTerms:
         """The same, with the mode and the classes of the inputs."""
         first = 0 if inputs.include_background else 1
-        return VoxelTerms(inputs.mode.value, first, self.overlap, self.squares, self.errors, self.entropy, self.gamma)
+        maps = inputs.target.is_floating_point() and inputs.target.shape[1] == inputs.logits.shape[1]
+        return VoxelTerms(
+            inputs.mode.value,
+            first,
+            self.overlap,
+            self.squares,
+            self.errors,
+            self.entropy,
+            self.gamma,
+            soft_overlap=self.soft_overlap and maps,
+        )
 
 
 @dataclass(frozen=True)
@@ -44,13 +58,14 @@ class VoxelSums:
     inputs: LossInputs
 
     def row(self, row: Row) -> Tensor:
-        """One sum of the classes that count, `[B, C']`."""
-        return self.inputs.included(self.rows[row])
+        """One sum of the classes that count, `[B, C']`; 0 for the item-class pairs that do not."""
+        return self.inputs.labelled_only(self.inputs.included(self.rows[row]))
 
     @property
     def all_targets(self) -> Tensor:
-        """Sum y of all classes, background too, `[B, C]`."""
-        return self.rows[Row.TARGET].detach()
+        """Sum y of all classes, background too, `[B, C]`, 0 where unlabelled; voxel weights do not enter."""
+        targets = self.rows[Row.TARGET].detach()
+        return targets if self.inputs.labelled is None else targets * self.inputs.labelled
 
     def cross_entropy(self, positive: Tensor | float = 1.0, negative: Tensor | float = 1.0) -> Tensor:
         """The weighted cross entropy, summed over an item: `[B, 1]` (categorical) or `[B, C']`.
@@ -73,11 +88,20 @@ def voxel_sums(inputs: LossInputs, requested: Requested, voxel_weight: Tensor | 
     Args:
         inputs: the checked inputs of a loss.
         requested: which sums.
-        voxel_weight: v, `[B, 1 or C', *spatial]`, without gradient: a factor of errors and entropies. Default 1.
+        voxel_weight: `[B, 1 or C', *spatial]`, without gradient. Default 1. Times the inputs' `voxel_weight` it is v, a
+            factor of every sum but `Row.TARGET`.
     """
     terms = requested.terms(inputs)
-    weight = None if voxel_weight is None else voxel_weight.detach().to(inputs.dtype)
-    return VoxelSums(operators.voxel_sums(terms, inputs.logits, inputs.target, inputs.mask, weight), inputs)
+    weight = inputs.voxel_weight
+    if voxel_weight is not None:
+        weight = inputs.times_voxel_weight(voxel_weight.detach().to(inputs.dtype))
+    target = inputs.smoothed(requested.label_smoothing).target
+    rows = operators.voxel_sums(terms, inputs.logits, target, inputs.mask, weight)
+    if requested.label_smoothing:
+        # How rare a class is does not depend on it.
+        plain = target_sums(inputs).rows[Row.TARGET]
+        rows = torch.cat([rows[: Row.TARGET], plain[None], rows[Row.TARGET + 1 :]])
+    return VoxelSums(rows, inputs)
 
 
 def target_sums(inputs: LossInputs) -> VoxelSums:
@@ -93,8 +117,9 @@ def weighted_cross_entropy(
     *,
     entropy: str = "plain",
     gamma: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross entropy per voxel, each class's term times a weight; 0 at masked voxels.
+    """Cross entropy per voxel, each class's term times a weight, times the inputs' `voxel_weight`; 0 at masked voxels.
 
     Categorical: `sum_c w_c positive_c y_c h(p_c)`, shape `[B, 1, *spatial]`. Independent channels:
     `w_c [positive y h(p) + negative (1 - y) h(1 - p)]`, shape `[B, C', *spatial]`. w are the class weights.
@@ -105,10 +130,14 @@ def weighted_cross_entropy(
         negative: weight of 1 - y, likewise; categorical losses do not read it.
         entropy: which h, as in `Requested`.
         gamma: its exponent.
+        label_smoothing: as in `Requested`.
     """
     factors = [_all_classes(factor, inputs) for factor in (positive, negative)]
     terms = Requested(entropy=entropy, gamma=gamma).terms(inputs)
-    return operators.entropy_map(terms, inputs.logits, inputs.target, inputs.mask, *factors)
+    target = inputs.smoothed(label_smoothing).target
+    values = operators.entropy_map(terms, inputs.logits, target, inputs.mask, *factors)
+    values = inputs.times_voxel_weight(values)
+    return values if inputs.categorical else inputs.labelled_only(values)
 
 
 def _all_classes(factor: Tensor | float, inputs: LossInputs) -> Tensor:

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from medloss.errors import InputError
 from medloss.inputs import LossInputs
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums, target_sums, weighted_cross_entropy
@@ -16,6 +17,8 @@ class VoxelwiseLoss(SumsLoss):
     entropy: ClassVar[str] = "plain"
     #: Its exponent.
     gamma: float = 0.0
+    #: The share of the target that is spread over all labels; a subclass may take it as an argument.
+    label_smoothing: float = 0.0
 
     def class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
         """Weights of y and of 1 - y, each broadcastable to `[B, C']`; only the target's sums may be read."""
@@ -23,14 +26,17 @@ class VoxelwiseLoss(SumsLoss):
 
     def requested(self) -> Requested:
         """The cross entropy's sums."""
-        return Requested(entropy=self.entropy, gamma=self.gamma)
+        return Requested(entropy=self.entropy, gamma=self.gamma, label_smoothing=self.label_smoothing)
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """The sum, or the mean over all counted voxels (and channels)."""
         values = sums.cross_entropy(*self.class_factors(sums))
         if self.reduction == "sum":
             return values.sum()
-        return values.sum() / (sums.inputs.counts().sum() * values.shape[1]).clamp(min=1)
+        inputs = sums.inputs
+        # A softmax has one value per voxel, whatever classes are labelled.
+        counts = inputs.counts() if inputs.categorical else inputs.included(inputs.class_counts())
+        return values.sum() / counts.sum().clamp(min=1)
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """The sums' formula, or with `reduction="none"` the value per voxel."""
@@ -39,6 +45,19 @@ class VoxelwiseLoss(SumsLoss):
     def voxels(self, inputs: LossInputs) -> Tensor:
         """The value per voxel: `[B, 1, *spatial]` (categorical) or `[B, C', *spatial]`; 0 at masked voxels."""
         factors = self.class_factors(target_sums(inputs))
-        values = weighted_cross_entropy(inputs, *factors, entropy=self.entropy, gamma=self.gamma)
+        values = weighted_cross_entropy(
+            inputs, *factors, entropy=self.entropy, gamma=self.gamma, label_smoothing=self.label_smoothing
+        )
         weight = self.voxel_weight(inputs)
         return values if weight is None else values * inputs.counted(weight)
+
+
+def checked_label_smoothing(label_smoothing: float) -> float:
+    """The share as a number.
+
+    Raises:
+        InputError: it is outside [0, 1].
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise InputError(f"label_smoothing: got {label_smoothing}; expected a number in [0, 1]")
+    return float(label_smoothing)

@@ -13,7 +13,12 @@ from medloss.kernels import dispatch
 
 
 def deep_errors(
-    p: Tensor, y: Tensor, radii: Sequence[float], weights: Sequence[float], spacing: tuple[float, ...]
+    p: Tensor,
+    y: Tensor,
+    radii: Sequence[float],
+    weights: Sequence[float],
+    spacing: tuple[float, ...],
+    voxel_weight: Tensor | None = None,
 ) -> Tensor:
     """The sum over radii and voxels that `HausdorffCVLoss` averages, `[B, C]`, differentiable for `p` alone.
 
@@ -23,19 +28,26 @@ def deep_errors(
         radii: mm; each ball fits into the image.
         weights: one per radius.
         spacing: mm.
+        voxel_weight: a factor of each voxel's term, `[B, 1, *spatial]`, without gradient; None for 1.
     """
-    sums: Tensor = _operator(p, y, list(radii), list(weights), list(spacing), wants_gradient(p))[0]
+    sums: Tensor = _operator(p, y, list(radii), list(weights), list(spacing), voxel_weight, wants_gradient(p))[0]
     return sums
 
 
 @differentiable("hausdorff_cv")
 @torch.library.custom_op("medloss::deep_errors", mutates_args=())
 def _operator(
-    p: Tensor, y: Tensor, radii: list[float], weights: list[float], spacing: list[float], gradient: bool
+    p: Tensor,
+    y: Tensor,
+    radii: list[float],
+    weights: list[float],
+    spacing: list[float],
+    voxel_weight: Tensor | None,
+    gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     sums, gradients = new_results(p, gradient)
     function: Callable[..., Tensor | float] = _deep_errors
-    if dispatch.choose(p.device.type, p.dtype) == "numba":
+    if voxel_weight is None and dispatch.choose(p.device.type, p.dtype) == "numba":
         from medloss.kernels.numba import balls
 
         if balls.supports(radii, spacing):
@@ -43,12 +55,19 @@ def _operator(
     for b in range(p.shape[0]):
         for c in range(p.shape[1]):
             out = gradients[b, c] if gradient else None
-            sums[b, c] = function(p[b, c], y[b, c], radii, weights, spacing, out)
+            factor = () if voxel_weight is None else (voxel_weight[b, 0],)
+            sums[b, c] = function(p[b, c], y[b, c], radii, weights, spacing, out, *factor)
     return sums, gradients
 
 
 def _deep_errors(
-    p: Tensor, y: Tensor, radii: Sequence[float], weights: Sequence[float], spacing: Sequence[float], out: Tensor | None
+    p: Tensor,
+    y: Tensor,
+    radii: Sequence[float],
+    weights: Sequence[float],
+    spacing: Sequence[float],
+    out: Tensor | None,
+    voxel_weight: Tensor | None = None,
 ) -> Tensor:
     """The sum of one map `[*spatial]`; its gradient goes to `out`."""
     balls = _Balls(p, max(radii), tuple(spacing))
@@ -69,10 +88,15 @@ def _deep_errors(
     del by_p, by_y, near
     error = p - y
     over, under = error.square() * p, error.square() * y
+    if voxel_weight is not None:
+        over.mul_(voxel_weight)
+        under.mul_(voxel_weight)
     total = (full * over).add_(empty * under).sum()
     if out is None:
         return total
     out.copy_(full.mul_(error).mul_(2 * p + error)).add_(empty.mul_(error).mul_(y), alpha=2)
+    if voxel_weight is not None:
+        out.mul_(voxel_weight)
     del full, empty
     pulls: Tensor | None = None
     for radius, weight, side in zip(radii, weights, sides, strict=True):

@@ -17,8 +17,9 @@ def eroded_sums(
     spacing: Sequence[tuple[float, ...]],
     weights: Sequence[float],
     renormalize: bool,
+    voxel_weight: Tensor | None = None,
 ) -> Tensor:
-    """Sum over steps k and counted voxels of E_k weights[k - 1], `[B, C]`, differentiable for `p` alone.
+    """Sum over steps k and counted voxels x of E_k(x) weights[k - 1] w(x), `[B, C]`, differentiable for `p` alone.
 
     Args:
         p: probabilities, `[B, C, *spatial]`.
@@ -27,9 +28,10 @@ def eroded_sums(
         spacing: mm, one tuple per item.
         weights: one per step.
         renormalize: stretch each step's map to [0, 1].
+        voxel_weight: w, `[B, 1, *spatial]`, 0 at masked voxels, without gradient; None for 1.
     """
     strides = [stride for item in spacing for stride in _strides(item)]
-    sums: Tensor = _operator(p, y, mask, strides, list(weights), renormalize, wants_gradient(p))[0]
+    sums: Tensor = _operator(p, y, mask, strides, list(weights), renormalize, voxel_weight, wants_gradient(p))[0]
     return sums
 
 
@@ -42,11 +44,13 @@ def _operator(
     strides: list[int],
     weights: list[float],
     renormalize: bool,
+    voxel_weight: Tensor | None,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     sums, gradients = new_results(p, gradient)
     dims = p.ndim - 2
-    compiled = not renormalize and dispatch.choose(p.device.type, p.dtype) == "numba"
+    plain = not renormalize and voxel_weight is None
+    compiled = plain and dispatch.choose(p.device.type, p.dtype) == "numba"
     for b in range(p.shape[0]):
         item = (None if mask is None else mask[b, 0], strides[b * dims : (b + 1) * dims], weights)
         for c in range(p.shape[1]):
@@ -56,7 +60,8 @@ def _operator(
 
                 sums[b, c] = erosion.eroded_sum(p[b, c], y[b, c], *item, out)
             else:
-                sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, out)
+                factor = None if voxel_weight is None else voxel_weight[b, 0]
+                sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, factor, out)
     return sums, gradients
 
 
@@ -72,6 +77,7 @@ def _eroded_sum(
     strides: list[int],
     weights: list[float],
     renormalize: bool,
+    voxel_weight: Tensor | None,
     out: Tensor | None,
 ) -> Tensor:
     """The sum of one map `[*spatial]`; its gradient goes to `out`."""
@@ -90,7 +96,7 @@ def _eroded_sum(
             stretched.append(_Stretched(cross, mask, out is not None))
         error, cross = cross, error
         counted = error if mask is None else torch.where(mask, error, 0.0)
-        total += weight * counted.sum()
+        total += weight * (counted if voxel_weight is None else counted * voxel_weight).sum()
         steps = step
         # On a GPU the check would wait for the device.
         if error.device.type == "cpu" and not error.any():
@@ -100,7 +106,9 @@ def _eroded_sum(
     gradient, other = error.zero_(), cross
     for step in range(steps, 0, -1):
         weight, axes = weights[step - 1], _axes(step, strides)
-        if mask is None:
+        if voxel_weight is not None:
+            gradient.add_(voxel_weight, alpha=weight)
+        elif mask is None:
             gradient += weight
         else:
             gradient += mask.to(gradient.dtype).mul_(weight)

@@ -83,11 +83,12 @@ class HausdorffCVLoss(BoundaryLoss):
         y = inputs.included(inputs.target_masks())
         p = inputs.included(inputs.probabilities())
         if len(set(inputs.spacing)) == 1:
-            return self._sums(p, y, inputs.spacing[0])
-        items = zip(p.split(1), y.split(1), inputs.spacing, strict=True)
+            return self._sums(p, y, inputs.spacing[0], inputs.voxel_weight)
+        voxel_weights = [None] * len(p) if inputs.voxel_weight is None else inputs.voxel_weight.split(1)
+        items = zip(p.split(1), y.split(1), inputs.spacing, voxel_weights, strict=True)
         return torch.cat([self._sums(*item) for item in items])
 
-    def _sums(self, p: Tensor, y: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    def _sums(self, p: Tensor, y: Tensor, spacing: tuple[float, ...], voxel_weight: Tensor | None) -> Tensor:
         size = p.shape[2:]
         radii = fitting(self.radii, spacing, size)
         if not radii:
@@ -97,4 +98,4 @@ class HausdorffCVLoss(BoundaryLoss):
                 stacklevel=2,
             )
             return (p * 0.0).flatten(2).sum(2)
-        return deep_errors(p, y, radii, [r**self.alpha for r in radii], spacing)
+        return deep_errors(p, y, radii, [r**self.alpha for r in radii], spacing, voxel_weight)

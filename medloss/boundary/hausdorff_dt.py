@@ -11,7 +11,7 @@ from medloss.errors import InputError
 from medloss.inputs import LossInputs
 from medloss.kernels.sum_spec import Row
 from medloss.loss_entry import register
-from medloss.reduction import reduce_means
+from medloss.reduction import reduce_items, weighted
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums
 
@@ -42,6 +42,7 @@ class HausdorffDTLoss(SumsLoss):
     Args:
         alpha: a > 0. Default 2 (the paper's).
         one_sided: only the reference's map: half the work.
+        log: ln(1 + x) of each item and class, before weights and mean; as `LogHausdorffDTLoss`.
         **common: the arguments of `SegmentationLoss`; `batch` is ignored.
 
     Raises:
@@ -65,12 +66,20 @@ class HausdorffDTLoss(SumsLoss):
     soft_targets = False
     uses_spacing = True
 
-    def __init__(self, *, alpha: float = 2.0, one_sided: bool = False, **common: Unpack[CommonArguments]) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: float = 2.0,
+        one_sided: bool = False,
+        log: bool = False,
+        **common: Unpack[CommonArguments],
+    ) -> None:
         super().__init__(**common)
         if not alpha > 0:
             raise InputError(f"alpha: got {alpha}; expected a positive number")
         self.alpha = float(alpha)
         self.one_sided = one_sided
+        self.log = log
 
     def requested(self) -> Requested:
         """The weighted squared errors."""
@@ -78,8 +87,12 @@ class HausdorffDTLoss(SumsLoss):
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """Average over each item's counted voxels, weigh and reduce."""
+        inputs = sums.inputs
         errors = sums.row(Row.ERROR_INSIDE) + sums.row(Row.ERROR_OUTSIDE)
-        return reduce_means(errors, sums.inputs, self.reduction)
+        means = errors / inputs.counts().clamp(min=1)
+        if self.log:
+            means = means.log1p()
+        return reduce_items(weighted(means, inputs), inputs, self.reduction)
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor:
         """d(q)^a + d(y)^a."""

@@ -88,4 +88,4 @@ class HausdorffERLoss(BoundaryLoss):
         y = inputs.included(inputs.target_masks())
         p = inputs.included(inputs.probabilities())
         weights = [step**self.alpha for step in range(1, self.erosions + 1)]
-        return eroded_sums(p, y, inputs.mask, inputs.spacing, weights, self.renormalize)
+        return eroded_sums(p, y, inputs.mask, inputs.spacing, weights, self.renormalize, inputs.voxel_weight)

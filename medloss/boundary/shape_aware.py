@@ -55,7 +55,12 @@ class ShapeAwareLoss(VoxelwiseLoss):
         """1 + E 1[q != y]."""
         q, y = inputs.hard_prediction(), inputs.target_masks()
         if inputs.categorical:
-            distance = _contour_distance(q[:, 1:], y[:, 1:], inputs).mean(1, keepdim=True)
+            distance = _contour_distance(q[:, 1:], y[:, 1:], inputs)
+            if inputs.labelled is None:
+                distance = distance.mean(1, keepdim=True)
+            else:  # an unlabelled class has no contour, and a distance of 0
+                number = inputs.labelled[:, 1:].sum(1).clamp(min=1).view(-1, *(1,) * (distance.ndim - 1))
+                distance = distance.sum(1, keepdim=True) / number
             wrong = (q != y).any(1, keepdim=True)
         else:
             q, y = inputs.included(q), inputs.included(y)

@@ -5,13 +5,13 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
+from medloss.compound.reduction import reduce_compound
 from medloss.distribution.weighted_cross_entropy import foreground_weights
 from medloss.errors import InputError
 from medloss.loss_entry import register
 from medloss.region.dice import checked_smoothing, dice_coefficient
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums
-from medloss.wrappers.reduction import reduce_compound
 
 
 @register(
@@ -79,7 +79,7 @@ class ComboLoss(SumsLoss):
         overlap = self.overlap(sums)
         dice = 1 - dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         entropy = sums.cross_entropy(*self._class_factors(sums))
-        return reduce_compound(sums.inputs, self, self.alpha, entropy, 1 - self.alpha, dice)
+        return reduce_compound(sums.inputs, self, overlap, self.alpha, entropy, 1 - self.alpha, dice)
 
     def _class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
         if not sums.inputs.categorical:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from medloss.base import CommonArguments
+from medloss.compound.reduction import reduce_compound
 from medloss.distributed import sum_over_ranks
 from medloss.errors import InputError
 from medloss.loss_entry import register
 from medloss.region.dice import checked_smoothing, dice_coefficient
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums
-from medloss.wrappers.reduction import reduce_compound
 
 
 @register(
@@ -95,7 +95,7 @@ class ExponentialLogarithmicLoss(SumsLoss):
         dice = dice_coefficient(overlap, self.smooth_nr, self.smooth_dr)
         power = (-dice.log()).clamp(min=1e-7) ** self.gamma
         entropy = sums.cross_entropy(*self._rarities(sums))
-        return reduce_compound(sums.inputs, self, self.cross_entropy_weight, entropy, self.dice_weight, power)
+        return reduce_compound(sums.inputs, self, overlap, self.cross_entropy_weight, entropy, self.dice_weight, power)
 
     def _rarities(self, sums: VoxelSums) -> tuple[Tensor, Tensor]:
         """Weights of the labels yes and no, `[C']`."""
@@ -109,7 +109,7 @@ class ExponentialLogarithmicLoss(SumsLoss):
         """Label frequencies `[C]`."""
         channels = sums.all_targets.shape[1]
         if self.frequencies is None:
-            targets, voxels = sums.all_targets.sum(0), sums.inputs.counts().sum()
+            targets, voxels = sums.all_targets.sum(0), sums.inputs.class_counts().sum(0)
             if self.batch:
                 targets, voxels = sum_over_ranks(sums.inputs.logits, targets, voxels)
             return targets / voxels.clamp(min=1)

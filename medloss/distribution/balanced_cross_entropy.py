@@ -1,11 +1,14 @@
 """Cross entropy weighted by how rare a class is in the current image."""
 
+from typing import Unpack
+
 from torch import Tensor
 
+from medloss.base import CommonArguments
 from medloss.distributed import sum_over_ranks
 from medloss.loss_entry import register
 from medloss.voxel_sums import VoxelSums
-from medloss.voxelwise import VoxelwiseLoss
+from medloss.voxelwise import VoxelwiseLoss, checked_label_smoothing
 
 
 @register(
@@ -30,10 +33,14 @@ class BalancedCrossEntropyLoss(VoxelwiseLoss):
     prediction costs nothing there. With softmax and `include_background=False` neither does a false positive
     on background.
 
-    Takes the arguments of `SegmentationLoss`, and no others. Soft targets are allowed.
+    Args:
+        label_smoothing: e in [0, 1]: the target y becomes (1 - e) y + e / C with softmax, where C is the number of
+            (labelled) classes, as in torch, else (1 - e) y + e / 2. A perfect prediction then does not give 0.
+            b stays that of y. Default 0.
+        **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 
     Raises:
-        InputError: as `SegmentationLoss`.
+        InputError: `label_smoothing` outside [0, 1].
 
     References:
         Xie and Tu (2015), Holistically-Nested Edge Detection, arXiv 1504.06375.
@@ -47,11 +54,16 @@ class BalancedCrossEntropyLoss(VoxelwiseLoss):
         0.2599
     """
 
+    def __init__(self, *, label_smoothing: float = 0.0, **common: Unpack[CommonArguments]) -> None:
+        super().__init__(**common)
+        self.label_smoothing = checked_label_smoothing(label_smoothing)
+
     def class_factors(self, sums: VoxelSums) -> tuple[Tensor, Tensor]:
         """Each side's weight is the other's share."""
-        counts, targets = sums.inputs.counts(), sums.inputs.included(sums.all_targets)
+        inputs = sums.inputs
+        counts, targets = inputs.included(inputs.class_counts()), inputs.included(sums.all_targets)
         if self.batch:
             counts, targets = counts.sum(0, keepdim=True), targets.sum(0, keepdim=True)
-            counts, targets = sum_over_ranks(sums.inputs.logits, counts, targets)
+            counts, targets = sum_over_ranks(inputs.logits, counts, targets)
         share = targets / counts.clamp(min=1)
         return 1 - share, share

@@ -1,7 +1,10 @@
 """Binary cross entropy, and its form for several classes."""
 
+from typing import Unpack
+
+from medloss.base import CommonArguments
 from medloss.loss_entry import register
-from medloss.voxelwise import VoxelwiseLoss
+from medloss.voxelwise import VoxelwiseLoss, checked_label_smoothing
 
 
 @register(
@@ -23,11 +26,16 @@ class BinaryCrossEntropyLoss(VoxelwiseLoss):
     `include_background=False` and softmax, background voxels have the value 0 and still count in the mean: a
     false positive on background then costs nothing.
 
-    Takes the arguments of `SegmentationLoss`, and no others. Soft targets are allowed. The values are those
-    of torch's `BCEWithLogitsLoss` and, with softmax, `CrossEntropyLoss`.
+    The values are those of torch's `BCEWithLogitsLoss` and, with softmax, `CrossEntropyLoss`.
+
+    Args:
+        label_smoothing: e in [0, 1]: the target y becomes (1 - e) y + e / C with softmax, where C is the number of
+            (labelled) classes, as in torch, else (1 - e) y + e / 2. A perfect prediction then does not give 0.
+            Default 0.
+        **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 
     Raises:
-        InputError: as `SegmentationLoss`.
+        InputError: `label_smoothing` outside [0, 1].
 
     References:
         Ma Yi-de, Liu Qing and Qian Zhi-bai (2004), Automated image segmentation using improved PCNN model based
@@ -40,3 +48,7 @@ class BinaryCrossEntropyLoss(VoxelwiseLoss):
         >>> round(loss(logits, label).item(), 4)  # ln 2
         0.6931
     """
+
+    def __init__(self, *, label_smoothing: float = 0.0, **common: Unpack[CommonArguments]) -> None:
+        super().__init__(**common)
+        self.label_smoothing = checked_label_smoothing(label_smoothing)

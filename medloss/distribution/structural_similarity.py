@@ -89,6 +89,13 @@ class StructuralSimilarityLoss(SegmentationLoss):
     def compute(self, inputs: LossInputs) -> Tensor:
         """Mean of e CE over the selected voxels."""
         error = inputs.counted(self._structural_error(inputs))
+        pairs = inputs.pairs()
+        if pairs is not None and inputs.categorical:
+            # The mean is over the labelled classes; the others have an error of 0.
+            scale = pairs.shape[1] / pairs.sum(1, keepdim=True).clamp(min=1).to(error.dtype)
+            error = error * scale.view(-1, *(1,) * (error.ndim - 1))
+        elif pairs is not None:
+            error = inputs.labelled_only(error)
         largest = error.detach().amax((1, *inputs.spatial_axes), keepdim=True)
         # "Not at most" keeps NaN selected: NaN in the logits must come out.
         selected = ~(error.detach() <= self.threshold * largest)

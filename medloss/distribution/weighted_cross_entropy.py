@@ -8,7 +8,7 @@ from medloss.base import CommonArguments
 from medloss.errors import InputError
 from medloss.loss_entry import register
 from medloss.voxel_sums import VoxelSums
-from medloss.voxelwise import VoxelwiseLoss
+from medloss.voxelwise import VoxelwiseLoss, checked_label_smoothing
 
 
 @register(
@@ -32,10 +32,13 @@ class WeightedCrossEntropyLoss(VoxelwiseLoss):
     Args:
         pos_weight: b; above 1 it cuts false negatives, below 1 false positives. The default 2 is ours: the
             survey names none. With softmax, `weight` takes its place.
+        label_smoothing: e in [0, 1]: the target y becomes (1 - e) y + e / C with softmax, where C is the number of
+            (labelled) classes, as in torch, else (1 - e) y + e / 2. A perfect prediction then does not give 0.
+            Default 0.
         **common: the arguments of `SegmentationLoss`.
 
     Raises:
-        InputError: `pos_weight` is not positive.
+        InputError: `pos_weight` is not positive, `label_smoothing` outside [0, 1].
 
     References:
         Pihur, Datta and Datta (2007), Weighted rank aggregation of cluster validation measures: a Monte Carlo
@@ -48,11 +51,14 @@ class WeightedCrossEntropyLoss(VoxelwiseLoss):
         2.0794
     """
 
-    def __init__(self, *, pos_weight: float = 2.0, **common: Unpack[CommonArguments]) -> None:
+    def __init__(
+        self, *, pos_weight: float = 2.0, label_smoothing: float = 0.0, **common: Unpack[CommonArguments]
+    ) -> None:
         super().__init__(**common)
         if not pos_weight > 0:
             raise InputError(f"pos_weight: got {pos_weight}; expected a positive number")
         self.pos_weight = float(pos_weight)
+        self.label_smoothing = checked_label_smoothing(label_smoothing)
 
     def class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
         """b and 1; with a softmax the classes' weights."""

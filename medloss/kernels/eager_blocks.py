@@ -65,12 +65,18 @@ class Block:
         """Add this block to `[ROWS, C']`."""
         terms, y, v = self.terms, self.target, self.weight
         if terms.overlap:
-            rows[Row.TP] += _dot(self.p, y)
-            rows[Row.PREDICTION] += self.counted(self.p).sum(1)
+            p = self.weighted(self.p)
+            if terms.soft_overlap:
+                rows[Row.TP] += self.weighted(torch.minimum(self.p, y)).sum(1)
+            else:
+                rows[Row.TP] += _dot(p, y)
+            rows[Row.PREDICTION] += self.counted(p).sum(1)
+            if v is not None:
+                rows[Row.WEIGHTED_TARGET] += _dot(y, v)
         if terms.squares:
             p = self.counted(self.p)
-            rows[Row.SQUARED_PREDICTION] += _dot(p, p)
-            rows[Row.SQUARED_TARGET] += _dot(y, y)
+            rows[Row.SQUARED_PREDICTION] += _dot(p, self.weighted(p))
+            rows[Row.SQUARED_TARGET] += _dot(y, self.weighted(y))
         if terms.errors:
             error = self.counted(y - self.p).square_()
             if v is not None:
@@ -78,10 +84,10 @@ class Block:
             rows[Row.ERROR_INSIDE] += _dot(error, y)
             rows[Row.ERROR_OUTSIDE] += _dot(error, 1 - y)
         if terms.entropy:
-            rows[Row.POSITIVE] += _dot(self.entropy(self.log_p, self.log_miss), y if v is None else y * v)
+            rows[Row.POSITIVE] += _dot(self.entropy(self.log_p, self.log_miss), self.weighted(y))
             if terms.mode != "softmax":
-                no = self.counted(1 - y)
-                rows[Row.NEGATIVE] += _dot(self.entropy(self.log_miss, self.log_p), no if v is None else no * v)
+                no = self.weighted(self.counted(1 - y))
+                rows[Row.NEGATIVE] += _dot(self.entropy(self.log_miss, self.log_p), no)
 
     def gradient(self, rows: Tensor) -> Tensor:
         """dL/dz `[C, n]`, from the sums' gradients `[ROWS, C', 1]`."""
@@ -102,6 +108,10 @@ class Block:
     def counted(self, values: Tensor) -> Tensor:
         """`values` with 0 where masked."""
         return values if self.mask is None else torch.where(self.mask, values, 0.0)
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """`values` times v."""
+        return values if self.weight is None else values * self.weight
 
     def entropy(self, log_p: Tensor, log_miss: Tensor) -> Tensor:
         """h(log_p, log_miss), a new tensor."""
@@ -128,9 +138,12 @@ class Block:
         y, p = self.target, self.p
         gradient = None
         if self.terms.overlap:
-            gradient = torch.addcmul(rows[Row.PREDICTION], y, rows[Row.TP])
+            slope = (p - y).sign_().sub_(1).mul_(-0.5) if self.terms.soft_overlap else y
+            gradient = torch.addcmul(rows[Row.PREDICTION], slope, rows[Row.TP])
         if self.terms.squares:
             gradient = torch.mul(p, 2 * rows[Row.SQUARED_PREDICTION]).add_(0.0 if gradient is None else gradient)
+        if gradient is not None and self.weight is not None:
+            gradient.mul_(self.weight)
         if self.terms.errors:
             inside, outside = rows[Row.ERROR_INSIDE], rows[Row.ERROR_OUTSIDE]
             error = torch.addcmul(outside, y, inside - outside).mul_(p - y).mul_(2.0)

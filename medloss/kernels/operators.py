@@ -24,11 +24,11 @@ def voxel_sums(
         logits: `[B, C, *spatial]`, or probabilities.
         target: an index map `[B, 1, *spatial]`, or one map per class `[B, C, *spatial]`, of any type.
         mask: `[B, 1, *spatial]` bool; None when all voxels count.
-        voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; it multiplies errors and entropies.
+        voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; v of the sums.
     """
-    result: Tensor = _sums(
-        logits, target, mask, voxel_weight, *_flat(terms), dispatch.choose(logits.device.type, logits.dtype)
-    )
+    # The other sets know no minimum.
+    kernels = "eager" if terms.soft_overlap else dispatch.choose(logits.device.type, logits.dtype)
+    result: Tensor = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels)
     return result
 
 
@@ -54,8 +54,9 @@ def entropy_map(
     return result
 
 
-def _flat(terms: VoxelTerms) -> tuple[str, int, bool, bool, bool, str, float]:
-    return terms.mode, terms.first, terms.overlap, terms.squares, terms.errors, terms.entropy, terms.gamma
+def _flat(terms: VoxelTerms) -> tuple[str, int, bool, bool, bool, str, float, bool]:
+    sums = terms.mode, terms.first, terms.overlap, terms.squares, terms.errors
+    return *sums, terms.entropy, terms.gamma, terms.soft_overlap
 
 
 @torch.library.custom_op("medloss::voxel_sums", mutates_args=())
@@ -71,9 +72,10 @@ def _sums(
     errors: bool,
     entropy: str,
     gamma: float,
+    soft_overlap: bool,
     kernels: str,
 ) -> Tensor:
-    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
+    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma, soft_overlap)
     flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
     result: Tensor = dispatch.module(kernels).voxel_sums(terms, *flat)
     return result
@@ -93,9 +95,10 @@ def _sums_backward(
     errors: bool,
     entropy: str,
     gamma: float,
+    soft_overlap: bool,
     kernels: str,
 ) -> Tensor:
-    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
+    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma, soft_overlap)
     flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
     result: Tensor = dispatch.module(kernels).voxel_sums_backward(terms, *flat, sum_gradients.contiguous())
     return result.view(logits.shape)
@@ -115,9 +118,10 @@ def _map(
     errors: bool,
     entropy: str,
     gamma: float,
+    soft_overlap: bool,
     kernels: str,
 ) -> Tensor:
-    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma)
+    terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma, soft_overlap)
     flat = (_lines(logits), _lines(target), _line(mask))
     values: Tensor = dispatch.module(kernels).entropy_map(terms, *flat, positive.contiguous(), negative.contiguous())
     return values.view(logits.shape[0], -1, *logits.shape[2:])

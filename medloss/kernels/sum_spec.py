@@ -9,8 +9,8 @@ A kernel set (`eager`, `numba`, `triton`) is a module with the same functions:
   `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]` in the type of `logits`.
 - `entropy_map(terms, logits, target, mask, positive, negative) -> Tensor`: the cross entropy per voxel.
 
-Symbols, for item b, class c, voxel x: p probability, y target, v voxel weight (1 unless given),
-l = ln p, q = ln(1 - p).
+Symbols, for item b, class c, voxel x: p probability, y target, v voxel weight (`[B, 1 or C - first, N]`, without
+gradient; 1 unless given), l = ln p, q = ln(1 - p).
 Only voxels under the mask count: elsewhere nothing is read into a sum (NaN included) and the gradient is 0.
 """
 
@@ -24,15 +24,16 @@ import torch
 class Row(IntEnum):
     """The sums, per item and class; classes below `VoxelTerms.first` are 0, except for `TARGET`."""
 
-    TP = 0  #: sum y p
-    PREDICTION = 1  #: sum p
+    TP = 0  #: sum v y p, or sum v min(p, y)
+    PREDICTION = 1  #: sum v p
     TARGET = 2  #: sum y: always there, of all classes
-    SQUARED_PREDICTION = 3  #: sum p^2
-    SQUARED_TARGET = 4  #: sum y^2
+    SQUARED_PREDICTION = 3  #: sum v p^2
+    SQUARED_TARGET = 4  #: sum v y^2
     ERROR_INSIDE = 5  #: sum v (y - p)^2 y
     ERROR_OUTSIDE = 6  #: sum v (y - p)^2 (1 - y)
     POSITIVE = 7  #: sum v y h(l, q)
     NEGATIVE = 8  #: sum v (1 - y) h(q, l); 0 for a softmax
+    WEIGHTED_TARGET = 9  #: sum v y, where v is given
 
 
 ROWS = len(Row)
@@ -45,12 +46,13 @@ class VoxelTerms:
     Attributes:
         mode: `softmax`, `sigmoid` or `probabilities` (given as they are, of independent channels).
         first: the first class that counts: 0, or 1 to leave out the background.
-        overlap: TP and PREDICTION.
+        overlap: TP, PREDICTION and WEIGHTED_TARGET.
         squares: SQUARED_PREDICTION and SQUARED_TARGET.
         errors: ERROR_INSIDE and ERROR_OUTSIDE.
         entropy: POSITIVE and NEGATIVE; `""` for none, else which h(l, q):
             `plain` -l, `focal` -l exp(gamma q) = -l (1 - p)^gamma, `power` max(-l, 1e-7)^gamma with gradient 0 below.
         gamma: the exponent.
+        soft_overlap: TP is the sum of v min(p, y), with half the gradient where p = y; only `eager` has it.
     """
 
     mode: str
@@ -60,6 +62,7 @@ class VoxelTerms:
     errors: bool = False
     entropy: str = ""
     gamma: float = 0.0
+    soft_overlap: bool = False
 
 
 #: The logarithm of a given probability is kept at or above this, as torch's BCELoss does; no gradient below.

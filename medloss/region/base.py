@@ -18,6 +18,8 @@ class RegionLoss(SumsLoss):
     reads_squared_errors: ClassVar[bool] = False
     #: Whether this instance's formula reads the sums of p^2 and y^2.
     squared_pred: bool = False
+    #: Whether TP is the sum of (p + y - |p - y|) / 2, so that a soft target has its optimum at p = y.
+    soft_label: bool = False
 
     @abstractmethod
     def from_statistics(self, sums: OverlapStatistics) -> Tensor:
@@ -25,9 +27,11 @@ class RegionLoss(SumsLoss):
 
     def requested(self) -> Requested:
         """The overlap's sums, and the squared ones that the formula reads."""
-        return Requested(overlap=True, squares=self.squared_pred, errors=self.reads_squared_errors)
+        # With squares the optimum lies there without it.
+        soft = self.soft_label and not self.squared_pred
+        return Requested(overlap=True, squares=self.squared_pred, errors=self.reads_squared_errors, soft_overlap=soft)
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """Apply the formula, weigh and reduce."""
         statistics = self.overlap(sums)
-        return self.reduced(weighted(self.from_statistics(statistics), sums.inputs), sums.inputs, statistics.voxels)
+        return self.reduced(weighted(self.from_statistics(statistics), sums.inputs), sums.inputs, statistics)

@@ -38,6 +38,8 @@ class DiceLoss(RegionLoss):
         squared_pred: squares in the denominator, as the V-Net's paper has it: `sum y^2 + sum p^2`.
         jaccard: the soft Jaccard index (intersection over union) instead of D, as MONAI's:
             `(2 I + s) / (2 U + s)`.
+        soft_label: for soft targets: TP is the sum of (p + y - |p - y|) / 2 (Wang 2023, as MONAI), so that p = y gives
+            0, with `squared_pred` it is so anyway; with targets of 0 and 1 nothing changes. Default False.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 
     Raises:
@@ -45,7 +47,8 @@ class DiceLoss(RegionLoss):
 
     References:
         Milletari, Navab and Ahmadi (2016), V-Net: Fully Convolutional Neural Networks for Volumetric Medical
-        Image Segmentation, arXiv 1606.04797. Sudre et al. (2017), arXiv 1707.03237.
+        Image Segmentation, arXiv 1606.04797. Sudre et al. (2017), arXiv 1707.03237. Wang et al. (2023), arXiv
+        2303.16296, for `soft_label`.
 
     Example:
         >>> import torch, medloss
@@ -62,12 +65,14 @@ class DiceLoss(RegionLoss):
         smooth_dr: float = 1.0,
         squared_pred: bool = False,
         jaccard: bool = False,
+        soft_label: bool = False,
         **common: Unpack[CommonArguments],
     ) -> None:
         super().__init__(**common)
         self.smooth_nr, self.smooth_dr = checked_smoothing(smooth_nr, smooth_dr)
         self.squared_pred = squared_pred
         self.jaccard = jaccard
+        self.soft_label = soft_label
 
     def from_statistics(self, sums: OverlapStatistics) -> Tensor:
         """1 - D."""

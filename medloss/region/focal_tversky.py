@@ -33,6 +33,7 @@ class FocalTverskyLoss(TverskyLoss):
         beta: the weight of a false negative. Default 0.7.
         smooth_nr: s in the numerator, in voxels. Default 1.
         smooth_dr: s in the denominator. Default 1.
+        soft_label: as in `TverskyLoss`.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 
     Raises:
@@ -59,9 +60,12 @@ class FocalTverskyLoss(TverskyLoss):
         beta: float = 0.7,
         smooth_nr: float = 1.0,
         smooth_dr: float = 1.0,
+        soft_label: bool = False,
         **common: Unpack[CommonArguments],
     ) -> None:
-        super().__init__(alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr, **common)
+        super().__init__(
+            alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr, soft_label=soft_label, **common
+        )
         if not gamma > 0:
             raise InputError(f"gamma: got {gamma}; expected a positive number")
         self.gamma = float(gamma)

@@ -29,6 +29,7 @@ class LogCoshDiceLoss(DiceLoss):
         smooth_dr: smoothing in the denominator. Default 1.
         squared_pred: squares in the denominator.
         jaccard: the Jaccard index instead of D.
+        soft_label: as in `DiceLoss`.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 
     Raises:

@@ -34,6 +34,8 @@ class TverskyLoss(RegionLoss):
         beta: the weight of a false negative. Default 0.7; higher finds more of a small structure.
         smooth_nr: s in the numerator. Default 1.
         smooth_dr: s in the denominator. Default 1.
+        soft_label: for soft targets: TP is the sum of (p + y - |p - y|) / 2, FP = sum p - TP and FN = sum y - TP (Wang
+            2023, as MONAI), so that p = y gives 0; with targets of 0 and 1 nothing changes. Default False.
         **common: the arguments of `SegmentationLoss`. Soft targets are allowed.
 
     Raises:
@@ -41,7 +43,7 @@ class TverskyLoss(RegionLoss):
 
     References:
         Salehi, Erdogmus and Gholipour (2017), Tversky loss function for image segmentation using 3D fully
-        convolutional deep networks, arXiv 1706.05721.
+        convolutional deep networks, arXiv 1706.05721. Wang et al. (2023), arXiv 2303.16296, for `soft_label`.
 
     Example:
         >>> import torch, medloss
@@ -58,6 +60,7 @@ class TverskyLoss(RegionLoss):
         beta: float = 0.7,
         smooth_nr: float = 1.0,
         smooth_dr: float = 1.0,
+        soft_label: bool = False,
         **common: Unpack[CommonArguments],
     ) -> None:
         super().__init__(**common)
@@ -67,6 +70,7 @@ class TverskyLoss(RegionLoss):
         self.alpha = float(alpha)
         self.beta = float(beta)
         self.smooth_nr, self.smooth_dr = checked_smoothing(smooth_nr, smooth_dr)
+        self.soft_label = soft_label
 
     def from_statistics(self, sums: OverlapStatistics) -> Tensor:
         """1 - TI."""

@@ -147,11 +147,22 @@ class CombinedLoss(UncastBuffers):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        labelled_classes: Tensor | None = None,
+        voxel_weight: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum; arguments as `SegmentationLoss.forward`, or as the terms take them (a list of outputs)."""
         logits = first_argument(logits, input)
         losses = [self.losses[i] for i in self._called]
-        parts = values_of(losses, logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
+        parts = values_of(
+            losses,
+            logits,
+            target,
+            mask=mask,
+            spacing=spacing,
+            distance_map=distance_map,
+            labelled_classes=labelled_classes,
+            voxel_weight=voxel_weight,
+        )
         if any(value.shape != parts[0].shape for value in parts):
             shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(value.shape for value in parts))
             raise InputError(f"reduction: the terms' values have the shapes {shapes}; expected one: 'mean' or 'sum'")

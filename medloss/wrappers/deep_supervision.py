@@ -16,7 +16,8 @@ class DeepSupervision(nn.Module):
     r"""The weighted sum of a loss over a network's outputs, finest first: $\sum_i w_i L(z_i, y_i)$.
 
     Target and mask are brought to each output's grid by nearest neighbours, as MONAI's `DeepSupervisionLoss` does.
-    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; distance maps are resized as well.
+    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; distance maps and voxel weights are
+    resized as well.
 
     Args:
         loss: the loss, ours or not.
@@ -57,6 +58,8 @@ class DeepSupervision(nn.Module):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        labelled_classes: Tensor | None = None,
+        voxel_weight: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum.
 
@@ -67,13 +70,16 @@ class DeepSupervision(nn.Module):
             mask: on the finest grid.
             spacing: mm, of the finest grid.
             distance_map: on the finest grid.
+            labelled_classes: of all scales.
+            voxel_weight: on the finest grid.
         """
         logits = first_argument(logits, input)
         outputs = [logits] if isinstance(logits, Tensor) or not isinstance(logits, Sequence) else list(logits)
         if not outputs:
             raise InputError("logits: got no outputs; expected one tensor per scale, finest first")
+        maps = {"mask": mask, "distance_map": distance_map, "voxel_weight": voxel_weight}
         for output in outputs:
-            _, target = checked_tensors(output, target, mask=mask, distance_map=distance_map)
+            _, target = checked_tensors(output, target, labelled_classes=labelled_classes, **maps)
             check_axes(output, target)
         assert target is not None
         weights = self._weights(len(outputs))
@@ -92,9 +98,9 @@ class DeepSupervision(nn.Module):
                 self.loss,
                 output,
                 _resized(target, grid),
-                mask=None if mask is None else _resized(mask, grid),
                 spacing=scaled,
-                distance_map=None if distance_map is None else _resized(distance_map, grid),
+                labelled_classes=labelled_classes,
+                **{name: None if values is None else _resized(values, grid) for name, values in maps.items()},
             )
             total = total + weight * value
         return total

@@ -53,6 +53,36 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "spacing, three levels": ({"spacing": torch.ones(1, 2, 3)}, "spacing: got tensor.* expected one number"),
     "mask shape": ({"mask": LABEL[..., :2]}, r"mask: got shape \(2, 1, 6, 5, 2\); expected \(2, 1, 6, 5, 4\)"),
     "distance map shape": ({"distance_map": LOGITS[..., :2]}, r"distance_map: got shape \(2, 3, 6, 5, 2\)"),
+    "labelled classes as numbers": (
+        {"labelled_classes": torch.ones(2, 3)},
+        r"labelled_classes: got torch.float32 of shape \(2, 3\); expected torch.bool of shape \(2, 3\)",
+    ),
+    "labelled classes of another shape": (
+        {"labelled_classes": torch.ones(3, dtype=torch.bool)},
+        r"labelled_classes: got torch.bool of shape \(3,\); expected torch.bool of shape \(2, 3\), True where",
+    ),
+    "labelled classes as a list": (
+        {"labelled_classes": [[True, True, False]] * 2},
+        r"labelled_classes: got a list of 2; expected one torch.Tensor: pass torch.as_tensor\(labelled_classes\)",
+    ),
+    "target with an unlabelled class": (
+        {"target": LABEL + 2, "labelled_classes": torch.tensor([[True] * 3, [True, True, False]])},
+        r"the target of item 1 has voxels of class 2, and labelled_classes\[1, 2\] is False; expected none, or True",
+    ),
+    "target maps with an unlabelled class": (
+        {"target": LOGITS + 1, "labelled_classes": torch.tensor([[True, False, True], [True] * 3])},
+        r"the target of item 0 has voxels of class 1, and labelled_classes\[0, 1\] is False; expected none, or True",
+    ),
+    "voxel weight shape": (
+        {"voxel_weight": LOGITS},
+        r"voxel_weight: got shape \(2, 3, 6, 5, 4\); expected \(2, 1, 6, 5, 4\)",
+    ),
+    "voxel weight negative": (
+        {"voxel_weight": 1.0 - 3 * LABEL.eq(0).float()},
+        "voxel_weight: got values from -2 to -2; expected finite numbers >= 0",
+    ),
+    "voxel weight infinite": ({"voxel_weight": LABEL + float("inf")}, "voxel_weight: got values from inf to inf"),
+    "voxel weight NaN": ({"voxel_weight": LABEL + float("nan")}, "voxel_weight: got values from nan to nan"),
     "logits without activation": (
         {"logits": LOGITS - 4, "mode": "probabilities"},
         r"logits: got values from -4 to -4 where probabilities in \[0, 1\] .* softmax=True",
@@ -212,6 +242,9 @@ CONSTRUCTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("dice", {"weight": [1.0, float("inf")]}, r"weight: got \[1.0, inf\]; expected finite numbers >= 0"),
     ("dice", {"smooth_nr": -1.0}, "smooth_nr: got -1.0; expected a number >= 0"),
     ("dice", {"smoothnr": 1.0}, "dice: unknown argument 'smoothnr'; did you mean 'smooth_nr'"),
+    ("binary_cross_entropy", {"label_smoothing": 1.1}, r"label_smoothing: got 1.1; expected a number in \[0, 1\]"),
+    ("balanced_cross_entropy", {"label_smoothing": -0.1}, "label_smoothing: got -0.1; expected"),
+    ("weighted_cross_entropy", {"label_smoothing": float("nan")}, "label_smoothing: got nan; expected"),
     ("tversky", {"alpha": -0.1}, "alpha: got -0.1"),
     ("focal_tversky", {"gamma": 0.0}, "gamma: got 0.0; expected a positive number"),
     ("sensitivity_specificity", {"r": 1.5}, "r: got 1.5"),

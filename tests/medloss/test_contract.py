@@ -20,7 +20,7 @@ LOSSES = list(medloss.LOSSES)
 VOXELWISE = [
     name for name in LOSSES if medloss.LOSSES[name].family == "distribution" and name != "structural_similarity"
 ] + ["shape_aware"]
-NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware"]
+NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "log_hausdorff_dt", "shape_aware"]
 LOOKS_AROUND = [*NEEDS_MAPS, "structural_similarity", "hausdorff_er", "hausdorff_cv"]
 HARD_TARGETS_ONLY = [name for name in LOSSES if not medloss.LOSSES[name].cls.soft_targets]
 
@@ -111,6 +111,11 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("log_cosh_dice", {"squared_pred": True, "smooth_nr": 2.0}),
     ("hausdorff_dt", {"alpha": 1.3}),
     ("hausdorff_dt", {"one_sided": True}),
+    ("hausdorff_dt", {"log": True, "alpha": 1.0}),
+    ("log_hausdorff_dt", {"one_sided": True, "alpha": 1.3}),
+    ("binary_cross_entropy", {"label_smoothing": 0.1}),
+    ("weighted_cross_entropy", {"label_smoothing": 0.3, "pos_weight": 0.4}),
+    ("balanced_cross_entropy", {"label_smoothing": 1.0}),
     ("hausdorff_er", {"alpha": 1.0, "erosions": 2}),
     ("hausdorff_er", {"renormalize": True}),
     ("hausdorff_cv", {"alpha": 1.0, "radii": (0.9, 1.3)}),
@@ -294,6 +299,127 @@ def test_soft_targets(name: str, mode: str) -> None:
         assert_close(value, reference)
 
 
+#: Losses of soft targets with an optimum at p = y.
+SOFT_LABELS: list[tuple[str, dict[str, Any]]] = [
+    ("dice", {}),
+    ("dice", {"jaccard": True}),
+    ("dice", {"squared_pred": True}),
+    ("tversky", {}),
+    ("focal_tversky", {}),
+    ("log_cosh_dice", {}),
+]
+
+
+def soft_target(drawn: Any, mode: str) -> Tensor:
+    soft = torch.rand(drawn.maps.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return soft / soft.sum(1, keepdim=True) if mode == "softmax" else soft
+
+
+@pytest.mark.parametrize(("name", "options"), SOFT_LABELS, ids=[f"{n}-{'-'.join(o)}" for n, o in SOFT_LABELS])
+@every_mode
+def test_soft_labels_equal_the_reference_and_have_their_optimum(name: str, options: dict[str, Any], mode: str) -> None:
+    drawn = sample(mode, 3)
+    soft = soft_target(drawn, mode)
+    direction = np.random.default_rng(1).standard_normal(drawn.logits.shape)
+    options = {"soft_label": True, **options}
+    for background, masked, weighted, batch in itertools.product((True, False), repeat=4):
+        call: dict[str, Any] = {"mask": mask_like(drawn.index)} if masked else {}
+        call |= {"voxel_weight": voxel_weight_like(drawn.index)} if weighted else {}
+        common = {"include_background": background, "batch": batch, **options}
+        value, gradient = value_and_gradient(make(name, mode, **common), drawn.logits, soft, **call)
+        keywords = {key: to_numpy(given) for key, given in call.items()} | common
+        assert_close(value, expected(name, mode, drawn.logits, soft, **keywords))
+        derivative = directional_derivative(name, drawn.logits.numpy(), direction, soft.numpy(), mode=mode, **keywords)
+        size = np.abs(gradient.numpy() * direction).sum()
+        assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+    perfect = {"softmax": soft.log(), "sigmoid": soft.logit(), "probabilities": soft}[mode]
+    least = make(name, mode, **options)(perfect, soft)
+    assert least <= 1e-5
+    assert make(name, mode, **options)(0.9 * perfect, soft) > least + 1e-4
+    if not options.get("squared_pred"):
+        assert make(name, mode, **(options | {"soft_label": False}))(perfect, soft) > 0.05
+    # Where y is 0 or 1 nothing changes.
+    plain = value_and_gradient(make(name, mode, **(options | {"soft_label": False})), drawn.logits, drawn.index)
+    for target in (drawn.index, drawn.maps, drawn.maps.bool()):
+        hard = value_and_gradient(make(name, mode, **options), drawn.logits, target)
+        assert_close(hard[0], plain[0], rtol=1e-12)
+        assert_close(hard[1], plain[1], rtol=1e-9)
+
+
+def test_soft_labels_as_the_contract_has_them() -> None:
+    target = torch.tensor([0.5, 0.8], dtype=torch.float64).view(1, 1, 1, 2)
+    other = torch.tensor([0.4, 0.9], dtype=torch.float64).view(1, 1, 1, 2)
+    rows: list[tuple[Tensor, dict[str, Any], float]] = [
+        (target, {}, 0.315385),
+        (target, {"soft_label": True}, 0.0),
+        (other, {"soft_label": True}, 0.076923),
+        (other, {"soft_label": True, "jaccard": True}, 0.142857),
+    ]
+    for p, options, value in rows:
+        loss = make("dice", "probabilities", smooth_nr=0.0, smooth_dr=0.0, **options)
+        probabilities = p.clone().requires_grad_()
+        result = loss(probabilities, target)
+        assert_close(result, value, rtol=2e-6, atol=1e-12)
+        result.backward()
+        if p is target and options:  # at the optimum TP has half the slope
+            assert_close(probabilities.grad, torch.zeros_like(p), atol=1e-12)
+
+
+SMOOTHED = ("binary_cross_entropy", "weighted_cross_entropy", "balanced_cross_entropy")
+
+
+@pytest.mark.parametrize("name", SMOOTHED)
+@every_mode
+def test_label_smoothing_equals_the_reference(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    direction = np.random.default_rng(1).standard_normal(drawn.logits.shape)
+    labelled = torch.tensor(LABELLED[0])
+    soft = soft_target(drawn, mode)
+    for background, reduction, masked, partial, batch in itertools.product(
+        (True, False), ("mean", "none"), (False, True), (False, True), (False, True)
+    ):
+        call: dict[str, Any] = {"mask": mask_like(drawn.index)} if masked else {}
+        call |= {"labelled_classes": labelled, "voxel_weight": voxel_weight_like(drawn.index)} if partial else {}
+        target = partly_labelled(drawn, labelled) if partial else soft if batch else drawn.index
+        options = {"include_background": background, "reduction": reduction, "batch": batch, "label_smoothing": 0.1}
+        if not partial and not batch:
+            options["ignore_index"] = 1
+        value, gradient = value_and_gradient(make(name, mode, **options), drawn.logits, target, **call)
+        keywords = {key: to_numpy(given) for key, given in call.items()} | options
+        assert_close(value, expected(name, mode, drawn.logits, target, **keywords))
+        if reduction == "mean":
+            derivative = directional_derivative(
+                name, drawn.logits.numpy(), direction, target.numpy(), mode=mode, **keywords
+            )
+            size = np.abs(gradient.numpy() * direction).sum()
+            assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+
+
+def test_label_smoothing_as_the_contract_has_it() -> None:
+    logits = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).log().view(1, 3, 1, 1)
+    label = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+    assert_close(make("binary_cross_entropy", "softmax", label_smoothing=0.1)(logits, label), 0.463297, rtol=2e-6)
+    p = torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64)
+    loss = make("binary_cross_entropy", "probabilities", label_smoothing=0.1)
+    assert_close(loss(p, torch.ones_like(p)), 0.292458, rtol=2e-6)
+
+
+def test_the_logarithm_is_taken_per_item_and_class() -> None:
+    label = torch.tensor([[[[1, 0, 0, 0, 0]]]])
+    logits = 40.0 * label - 20
+    logits[..., 3] = 20
+    value = make("log_hausdorff_dt", "sigmoid")(logits, label, spacing=(1.0, 0.5))
+    assert_close(value, 0.405465, rtol=2e-6)
+    drawn = sample("softmax", 3)
+    for reduction in ("mean", "sum", "none"):
+        options: dict[str, Any] = {"reduction": reduction, "weight": [0.5, 2.0, 1.5], "one_sided": True}
+        each = make("hausdorff_dt", "softmax", reduction="none", one_sided=True)(drawn.logits, drawn.index)
+        values = each.log1p() * torch.tensor([0.5, 2.0, 1.5]).view(1, 3, 1, 1, 1)
+        values = {"mean": values.mean(), "sum": values.sum(), "none": values}[reduction]
+        for name, more in (("log_hausdorff_dt", {}), ("hausdorff_dt", {"log": True})):
+            assert_close(make(name, "softmax", **options, **more)(drawn.logits, drawn.index), values, rtol=1e-12)
+
+
 # --- 4: masks ------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +450,321 @@ def test_a_mask_leaves_the_remaining_voxels_alone(name: str, mode: str) -> None:
     other, other_gradient = value_and_gradient(make(name, mode), left, left_index)
     assert_close(value, other, rtol=1e-10)
     assert_close(gradient.flatten(2)[:, :, kept], other_gradient[:, :, 0], rtol=1e-10)
+
+
+# --- partial labels --------------------------------------------------------------------------------------------------
+
+#: By item and class; in the second, no item labels class 2, and the first item has nothing but background.
+LABELLED = [[[True, True, False], [True, False, True]], [[True, False, False], [True, True, False]]]
+
+
+def partly_labelled(drawn: Any, labelled: Tensor) -> Tensor:
+    """The index map of someone who annotated the labelled classes alone."""
+    known = labelled.gather(1, drawn.index.flatten(1)).view(drawn.index.shape)
+    return torch.where(known, drawn.index, 0)
+
+
+@every_loss
+@every_mode
+@both_dims
+def test_partial_labels_equal_the_reference(name: str, mode: str, dims: int) -> None:
+    drawn = sample(mode, dims)
+    direction = np.random.default_rng(0).standard_normal(drawn.logits.shape)
+    for labels, background, reduction, masked, batch in itertools.product(
+        LABELLED, (True, False), ("mean", "sum", "none"), (False, True), (False, True)
+    ):
+        if (reduction != "mean" and masked + batch > 1) or (dims == 3 and masked + batch + background != 1):
+            continue
+        labelled = torch.tensor(labels)
+        index = partly_labelled(drawn, labelled)
+        mask = mask_like(drawn.index) if masked else None
+        options: dict[str, Any] = {"include_background": background, "reduction": reduction, "batch": batch}
+        if masked:
+            options["weight"] = [0.5, 2.0, 1.5][: 3 if background else 2]
+        call = {"mask": mask, "spacing": drawn.spacing, "labelled_classes": labelled}
+        value, gradient = value_and_gradient(make(name, mode, **options), drawn.logits, index, **call)
+        keywords = {key: to_numpy(given) for key, given in call.items()} | options
+        assert_close(value, expected(name, mode, drawn.logits, index, **keywords))
+        if reduction == "mean":
+            keywords = SMALL.get(name, {}) | keywords
+            derivative = directional_derivative(
+                name, drawn.logits.numpy(), direction, index.numpy(), mode=mode, **keywords
+            )
+            size = np.abs(gradient.numpy() * direction).sum()
+            assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+
+
+@every_loss
+@every_mode
+def test_all_classes_labelled_equals_none_given_to_the_bit(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    everything = torch.ones(2, 3, dtype=torch.bool)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for reduction, batch in (("mean", False), ("mean", True), ("none", False)):
+            loss = make(name, mode, reduction=reduction, batch=batch)
+            logits = drawn.logits.to(dtype)
+            value, gradient = value_and_gradient(loss, logits, drawn.index)
+            other, other_gradient = value_and_gradient(loss, logits, drawn.index, labelled_classes=everything)
+            assert torch.equal(value, other)
+            assert torch.equal(gradient, other_gradient)
+
+
+@every_loss
+@every_mode
+def test_an_unlabelled_class_is_the_background_or_no_channel(name: str, mode: str) -> None:
+    drawn = sample(mode, 3, batch=1)
+    labelled = torch.tensor([[True, True, False]])
+    index = partly_labelled(drawn, labelled)
+    logits = drawn.logits.clone().requires_grad_()
+    for background, reduction in ((True, "mean"), (False, "mean"), (True, "sum")):
+        loss = make(name, mode, include_background=background, reduction=reduction)
+        fewer = logits[:, :2]
+        if mode == "softmax":
+            fewer = torch.cat([logits[:, [0, 2]].logsumexp(1, keepdim=True), logits[:, 1:2]], 1)
+        target = torch.cat([index == 0, index == 1], 1).double()
+        value = loss(logits, index, spacing=drawn.spacing, labelled_classes=labelled)
+        other = loss(fewer, target, spacing=drawn.spacing)
+        assert_close(value, other, rtol=1e-9)
+        gradients = [torch.autograd.grad(v, logits)[0] for v in (value, other)]
+        assert_close(gradients[0], gradients[1], rtol=1e-7, atol=1e-11)
+
+
+@every_loss
+@every_mode
+def test_partial_labels_keep_masks_and_extremes_out(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    labelled = torch.tensor(LABELLED[0])
+    index, mask = partly_labelled(drawn, labelled), mask_like(drawn.index)
+    keywords = {"mask": mask, "labelled_classes": labelled, "spacing": drawn.spacing}
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        loss, logits = make(name, mode), drawn.logits.to(dtype)
+        value, gradient = value_and_gradient(loss, logits, index, **keywords)
+        assert (gradient[~mask.expand_as(gradient)] == 0).all()
+        dirty = torch.where(mask, logits, torch.tensor(float("nan"), dtype=dtype))
+        other, other_gradient = value_and_gradient(loss, dirty, index, **keywords)
+        assert torch.equal(value, other)
+        assert torch.equal(gradient, other_gradient)
+        for scale in (-1e4, 1e4):
+            if mode != "probabilities":
+                value, gradient = value_and_gradient(loss, (scale * logits.sign()).to(dtype), index, **keywords)
+            assert torch.isfinite(value) and torch.isfinite(gradient).all()
+    if mode == "softmax":
+        drawn.logits[1, 1, 3, 3, 2] = float("nan")  # of an unlabelled class: it is part of the background
+        assert torch.isnan(make(name, mode)(drawn.logits, index, labelled_classes=labelled))
+
+
+@every_loss
+@every_mode
+def test_an_unlabelled_class_zero(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    labelled = torch.tensor([[False, True, True], [True, True, False]])
+    index = partly_labelled(drawn, labelled)
+    loss = make(name, mode)
+    value = loss(drawn.logits, index, labelled_classes=labelled)
+    if mode == "softmax":  # the background always counts
+        every = labelled | torch.tensor([True, False, False])
+        assert torch.equal(value, loss(drawn.logits, index, labelled_classes=every))
+        return
+    maps = (index == torch.arange(3).view(1, 3, 1, 1, 1)) & labelled.view(2, 3, 1, 1, 1)
+    for target in (index, maps):  # label 0 says that a voxel is of no other class
+        value = loss(drawn.logits, target, labelled_classes=labelled)
+        assert_close(value, expected(name, mode, drawn.logits, maps, labelled_classes=labelled))
+
+
+@pytest.mark.parametrize("name", NEEDS_MAPS)
+@every_mode
+def test_the_distance_map_of_an_unlabelled_class_does_not_matter(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    labelled = torch.tensor(LABELLED[0])
+    index = partly_labelled(drawn, labelled)
+    maps = medloss.distance.signed_distance_map(drawn.maps, drawn.spacing)
+    other = torch.where(labelled.view(2, 3, 1, 1, 1), maps, 5.0)
+    values = [
+        make(name, mode)(drawn.logits, index, spacing=drawn.spacing, labelled_classes=labelled, distance_map=given)
+        for given in (maps, other)
+    ]
+    assert torch.equal(*values)
+
+
+@every_loss
+def test_no_labelled_channel_at_all_is_zero(name: str) -> None:
+    drawn = sample("sigmoid", 3)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    for options in ({}, {"batch": True}, {"reduction": "none"}, {"include_background": False}):
+        value, gradient = value_and_gradient(
+            make(name, "sigmoid", **options), drawn.logits, torch.zeros_like(drawn.index), labelled_classes=nothing
+        )
+        assert (value == 0).all()
+        assert (gradient == 0).all()
+
+
+def test_partial_labels_as_the_contract_has_them() -> None:
+    logits = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.7, 0.2]], dtype=torch.float64).log().T.view(1, 3, 1, 2)
+    index, labelled = torch.tensor([[[[0, 1]]]]), torch.tensor([[True, True, False]])
+    for name, value in (("binary_cross_entropy", 0.289909), ("dice", 0.166852)):
+        loss = make(name, "softmax")(logits, index, labelled_classes=labelled)
+        assert_close(loss, value, rtol=2e-6)
+
+
+# --- voxel weights -------------------------------------------------------------------------------------------------
+
+
+def voxel_weight_like(index: Tensor) -> Tensor:
+    """Random weights, some of them 0."""
+    weight = torch.rand(index.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return torch.where(weight < 0.2, 0.0, 3 * weight)
+
+
+@every_loss
+@every_mode
+@both_dims
+def test_voxel_weights_equal_the_reference(name: str, mode: str, dims: int) -> None:
+    drawn = sample(mode, dims)
+    direction = np.random.default_rng(0).standard_normal(drawn.logits.shape)
+    weight, labelled = voxel_weight_like(drawn.index), torch.tensor(LABELLED[0])
+    for background, reduction, masked, batch, partial in itertools.product(
+        (True, False), ("mean", "sum", "none"), (False, True), (False, True), (False, True)
+    ):
+        if (reduction != "mean" and masked + batch + partial > 1) or (dims == 3 and masked + batch + background != 1):
+            continue
+        index = partly_labelled(drawn, labelled) if partial else drawn.index
+        call: dict[str, Any] = {"voxel_weight": weight, "spacing": drawn.spacing}
+        call |= {"mask": mask_like(index)} if masked else {}
+        call |= {"labelled_classes": labelled} if partial else {}
+        options: dict[str, Any] = {"include_background": background, "reduction": reduction, "batch": batch}
+        if masked:
+            options["weight"] = [0.5, 2.0, 1.5][: 3 if background else 2]
+        if masked and not batch:
+            options["ignore_index"] = 2
+        value, gradient = value_and_gradient(make(name, mode, **options), drawn.logits, index, **call)
+        keywords = {key: to_numpy(given) for key, given in call.items()} | options
+        assert_close(value, expected(name, mode, drawn.logits, index, **keywords))
+        if reduction == "mean":
+            derivative = directional_derivative(
+                name, drawn.logits.numpy(), direction, index.numpy(), mode=mode, **(SMALL.get(name, {}) | keywords)
+            )
+            size = np.abs(gradient.numpy() * direction).sum()
+            assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dice", {"squared_pred": True}),
+        ("dice", {"jaccard": True, "squared_pred": True}),
+        ("focal", {"gamma": 0.5}),
+        ("sensitivity_specificity", {"squared": False}),
+        ("hausdorff_dt", {"one_sided": True}),
+        ("hausdorff_er", {"renormalize": True}),
+        ("structural_similarity", {"detach_weights": False}),
+    ],
+)
+@every_mode
+def test_voxel_weights_equal_the_reference_with_options(name: str, options: dict[str, Any], mode: str) -> None:
+    drawn = sample(mode, 3, seed=3)
+    direction = np.random.default_rng(1).standard_normal(drawn.logits.shape)
+    call = {"voxel_weight": voxel_weight_like(drawn.index), "spacing": [(3.0, 1.0, 0.6), (2.0, 0.5, 1.1)]}
+    value, gradient = value_and_gradient(make(name, mode, **options), drawn.logits, drawn.index, **call)
+    keywords = SMALL.get(name, {}) | {key: to_numpy(given) for key, given in call.items()} | options
+    assert_close(value, expected(name, mode, drawn.logits, drawn.index, **keywords))
+    derivative = directional_derivative(
+        name, drawn.logits.numpy(), direction, drawn.index.numpy(), mode=mode, **keywords
+    )
+    size = np.abs(gradient.numpy() * direction).sum()
+    assert abs((gradient.numpy() * direction).sum() - derivative) <= 1e-6 * size + 1e-12
+
+
+@every_loss
+@every_mode
+def test_voxel_weights_of_one_equal_none_given(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    for dtype in (torch.float64, torch.float32):
+        for reduction, batch in (("mean", False), ("mean", True), ("none", False)):
+            loss, logits = make(name, mode, reduction=reduction, batch=batch), drawn.logits.to(dtype)
+            value, gradient = value_and_gradient(loss, logits, drawn.index, spacing=drawn.spacing)
+            ones = torch.ones_like(drawn.index)  # of any type
+            other, other_gradient = value_and_gradient(
+                loss, logits, drawn.index, spacing=drawn.spacing, voxel_weight=ones
+            )
+            close = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 1e-6}
+            assert_close(value, other, **close)
+            assert_close(gradient, other_gradient, **close)
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if medloss.LOSSES[n].family == "region"])
+@every_mode
+def test_a_voxel_counts_as_often_as_it_weighs(name: str, mode: str) -> None:
+    drawn = sample(mode, 3, batch=1)
+    mask = mask_like(drawn.index)
+    for batch in (False, True):
+        loss = make(name, mode, batch=batch)
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, voxel_weight=mask.half())
+        other, other_gradient = value_and_gradient(loss, drawn.logits, drawn.index, mask=mask)
+        assert_close(value, other, rtol=1e-12)
+        assert_close(gradient, other_gradient, rtol=1e-10)
+        # A volume twice, the second time counting three times, is the volume four times.
+        twice = [torch.cat([part, part, part, part], 2) for part in (drawn.logits, drawn.index)]
+        weight = torch.cat([torch.ones_like(mask), 3 * torch.ones_like(mask)], 2)
+        both = [torch.cat([part, part], 2) for part in (drawn.logits, drawn.index)]
+        assert_close(loss(*both, voxel_weight=weight), loss(*twice), rtol=1e-12)
+
+
+def test_one_plus_the_penalty_map_makes_cross_entropy_a_distance_penalty() -> None:
+    drawn = sample("softmax", 3)
+    weight = 1 + medloss.distance.penalty_map(drawn.maps[:, 1:], drawn.spacing).amax(1, keepdim=True)
+    for options in ({}, {"reduction": "none"}, {"include_background": False}):
+        value = make("binary_cross_entropy", "softmax", **options)(drawn.logits, drawn.index, voxel_weight=weight)
+        other = make("distance_penalty", "softmax", **options)(drawn.logits, drawn.index, spacing=drawn.spacing)
+        assert_close(value, other)
+
+
+@every_loss
+@every_mode
+def test_nan_comes_out_from_voxels_of_weight_zero_but_not_from_masked_ones(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    drawn.logits[1, 2, 3, 3, 2] = float("nan")
+    weight = torch.ones(drawn.index.shape)
+    weight[1, 0, 3, 3, 2] = 0
+    for reduction in ("mean", "none"):
+        loss = make(name, mode, reduction=reduction)
+        assert torch.isnan(loss(drawn.logits, drawn.index, voxel_weight=weight)).any()
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, voxel_weight=weight, mask=weight)
+        assert not torch.isnan(value).any() and not torch.isnan(gradient).any()
+        weight_with_nan = torch.where(weight == 0, float("nan"), weight)
+        assert torch.equal(value, loss(drawn.logits, drawn.index, voxel_weight=weight_with_nan, mask=weight))
+
+
+@every_loss
+@every_mode
+def test_an_item_whose_voxels_weigh_nothing_has_no_value_and_no_gradient(name: str, mode: str) -> None:
+    drawn = sample(mode, 3)
+    weight = torch.ones(drawn.index.shape).requires_grad_()  # which gets no gradient
+    with torch.no_grad():
+        weight[0] = 0
+    smooth = (
+        {"smooth_nr": 0.0, "smooth_dr": 0.0}
+        if "smooth_dr" in medloss.create.accepted_arguments(medloss.LOSSES[name].cls)
+        else {}
+    )
+    for batch in (False, True):
+        loss = make(name, mode, reduction="sum", batch=batch, **smooth)
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, voxel_weight=weight)
+        assert (gradient[0] == 0).all()
+        assert torch.isfinite(value) and torch.isfinite(gradient).all()
+        assert gradient[1].abs().max() > 0
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, voxel_weight=0 * weight)
+        assert value == 0
+        assert (gradient == 0).all()
+    assert weight.grad is None
+
+
+def test_voxel_weights_as_the_contract_has_them() -> None:
+    logits = torch.tensor([0.8, 0.3], dtype=torch.float64).view(1, 1, 1, 2)
+    target, weight = torch.tensor([[[[1, 0]]]]), torch.tensor([[[[2, 1]]]])
+    entropy = make("binary_cross_entropy", "probabilities")(logits, target, voxel_weight=weight)
+    dice = make("dice", "probabilities", smooth_nr=0.0, smooth_dr=0.0)(logits, target, voxel_weight=weight)
+    assert_close(entropy, 0.401481, rtol=2e-6)
+    assert_close(dice, 0.179487, rtol=2e-6)
 
 
 # --- 5: symmetries -------------------------------------------------------------------------------------------------
@@ -473,6 +914,12 @@ def test_spacing_scales_as_the_definition_says(name: str, mode: str) -> None:
         assert_close(larger - entropy, 2 * (value - entropy), rtol=1e-6)
     elif name == "hausdorff_cv":
         assert_close(larger, 4 * value, rtol=1e-6)
+    elif name == "log_hausdorff_dt":
+        # The logarithm stands between: of each item and class.
+        each = [
+            make(name, mode, reduction="none")(drawn.logits, drawn.index, spacing=s) for s in (drawn.spacing, double)
+        ]
+        assert_close(each[1].expm1(), 4 * each[0].expm1(), rtol=1e-6)
     else:
         assert_close(larger, 2 ** GROWTH.get(name, 0.0) * value, rtol=1e-6)
 
@@ -536,11 +983,14 @@ def test_compiles_as_one_graph(name: str) -> None:
     drawn = sample("softmax", 3)
     loss = make(name, "softmax")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    logits = drawn.logits.float()
-    value, gradient = value_and_gradient(loss, logits, drawn.index, spacing=drawn.spacing)
-    other, other_gradient = value_and_gradient(compiled, logits, drawn.index, spacing=drawn.spacing)
-    assert_close(value, other, rtol=1e-5)
-    assert_close(gradient, other_gradient, rtol=1e-4, atol=1e-7)
+    logits, labelled = drawn.logits.float(), torch.tensor(LABELLED[0])
+    more = {"labelled_classes": labelled, "voxel_weight": voxel_weight_like(drawn.index)}
+    calls = [(drawn.index, {}), (partly_labelled(drawn, labelled), more)]
+    for index, keywords in calls:
+        value, gradient = value_and_gradient(loss, logits, index, spacing=drawn.spacing, **keywords)
+        other, other_gradient = value_and_gradient(compiled, logits, index, spacing=drawn.spacing, **keywords)
+        assert_close(value, other, rtol=1e-5)
+        assert_close(gradient, other_gradient, rtol=1e-4, atol=1e-7)
 
 
 @every_loss

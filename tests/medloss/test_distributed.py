@@ -26,6 +26,10 @@ MASKS = {
     # Of the second rank no voxel counts.
     "second": (torch.arange(4) < 2).view(4, 1, 1, 1, 1).expand(LABELS.shape),
 }
+WEIGHTS = torch.rand(LABELS.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+WEIGHTS[2] = 0
+#: By item and class: the first rank's items label all classes, and no item of the second rank class 2.
+LABELLED = torch.tensor([[True] * 3, [True] * 3, [True, True, False], [True, False, False]])
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Case:
         first: items of the first rank.
         deep: whether the network has an output of half the size, too.
         compiled: whether the loss goes through torch's compiler.
+        labelled: whether not every item labels all classes.
+        weighted: whether voxels have weights; those of the second rank's first item are 0.
     """
 
     loss: str
@@ -47,6 +53,8 @@ class Case:
     first: int = 2
     deep: bool = False
     compiled: bool = False
+    labelled: bool = False
+    weighted: bool = False
 
     @property
     def parts(self) -> list[slice]:
@@ -72,6 +80,10 @@ class Case:
         mask = MASKS[self.mask][items]
         # Whether a rank was given a mask at all must make no difference.
         keywords: dict[str, Any] = {} if bool(mask.all()) else {"mask": mask}
+        if self.labelled and not bool(LABELLED[items].all()):
+            keywords["labelled_classes"] = LABELLED[items]
+        if self.weighted:
+            keywords["voxel_weight"] = WEIGHTS[items]
         if not self.compiled:
             keywords["spacing"] = SPACING[3]
         value = self.make()(logits, LABELS[items], **keywords)
@@ -99,6 +111,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sum": {"arguments": {"reduction": "sum"}},
     "none": {"arguments": {"reduction": "none"}},
     "deep": {"deep": True},
+    "labelled": {"labelled": True},
+    "voxel_weight": {"weighted": True},
+    "labelled_sigmoid": {"labelled": True, "arguments": {"sigmoid": True}},
 }
 CASES = {f"{name}-{variant}": Case(name, **options) for name in REGIONS for variant, options in VARIANTS.items()}
 CASES |= {
@@ -114,6 +129,7 @@ CASES |= {
 #: Their voxelwise part differs between ranks, so the values differ though the gradients' mean does not.
 MEANS = {"with_cross_entropy": Case("0.5*dice+binary_cross_entropy")}
 MEANS |= {f"{name}-means": Case(name) for name in of_family("distribution", "boundary")}
+MEANS["balanced-labelled"] = Case("balanced_cross_entropy", labelled=True)
 #: It divides by the number of voxels that it selects, whatever `batch` says.
 del MEANS["structural_similarity-means"]
 

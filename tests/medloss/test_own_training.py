@@ -172,15 +172,22 @@ MASK = torch.rand(LABEL.shape, generator=torch.Generator().manual_seed(2)) < 0.5
 def test_a_hidden_signature_loses_no_keyword(hide: str, around: str) -> None:
     torch.compiler.reset()
     maps = torch.rand(2, 3, 8, 12, 16, generator=torch.Generator().manual_seed(3))
-    keywords = {"mask": MASK, "spacing": (3.0, 0.8, 1.2), "distance_map": maps}
+    labelled = torch.tensor([[True, True, False], [True, True, True]])
+    label = torch.where(labelled.gather(1, LABEL.flatten(1)).view(LABEL.shape), LABEL, 0)
+    keywords = {
+        "mask": MASK,
+        "spacing": (3.0, 0.8, 1.2),
+        "distance_map": maps,
+        "labelled_classes": labelled,
+        "voxel_weight": maps[:, :1],
+    }
     plain = AROUND[around](medloss.HausdorffDTLoss(softmax=True))
-    value = plain(LOGITS, LABEL, **keywords)
-    assert (
-        len({value.item(), plain(LOGITS, LABEL).item(), *(plain(LOGITS, LABEL, **{k: keywords[k]}) for k in keywords)})
-        >= 4
-    )
+    value = plain(LOGITS, label, **keywords)
+    alone = [plain(LOGITS, label, **{name: given}).item() for name, given in keywords.items()]
+    # FixedSpacing has its spacing already.
+    assert len({value.item(), plain(LOGITS, label).item(), *alone}) >= len(keywords) + 1
     hidden = AROUND[around](HIDDEN[hide](medloss.HausdorffDTLoss(softmax=True)))
-    torch.testing.assert_close(hidden(LOGITS, LABEL, **keywords), value)
+    torch.testing.assert_close(hidden(LOGITS, label, **keywords), value)
 
 
 @pytest.mark.parametrize("hide", [name for name in HIDDEN if name != "any keyword"])
@@ -196,12 +203,17 @@ def test_monais_losses_get_what_they_take(hide: str) -> None:
 
 @pytest.mark.parametrize("hide", ["plain", *(name for name in HIDDEN if name != "any keyword")])
 @pytest.mark.parametrize("around", AROUND)
-def test_a_mask_that_would_be_lost_is_refused(hide: str, around: str) -> None:
+def test_what_counts_is_never_lost(hide: str, around: str) -> None:
     loss = HIDDEN.get(hide, lambda loss: loss)(DiceLoss(softmax=True, to_onehot_y=True))
-    with pytest.raises(
-        medloss.InputError, match=r"mask: monai\.losses\.dice\.DiceLoss takes none and would count every"
-    ):
-        AROUND[around](loss)(LOGITS, LABEL, mask=MASK)
+    counted: dict[str, tuple[Tensor, str]] = {
+        "mask": (MASK, "every voxel"),
+        "labelled_classes": (torch.ones(2, 3, dtype=torch.bool), "every class"),
+        "voxel_weight": (torch.ones(LABEL.shape), "every voxel alike"),
+    }
+    for name, (given, what) in counted.items():
+        message = rf"{name}: monai\.losses\.dice\.DiceLoss takes none and would count {what}; expected"
+        with pytest.raises(medloss.InputError, match=message):
+            AROUND[around](loss)(LOGITS, LABEL, **{name: given})
 
 
 def test_a_spacing_that_would_be_lost_is_warned_of() -> None:

@@ -19,6 +19,30 @@ PAIRS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
 ]
 
 
+SMOOTH = {"smooth_nr": 1.0, "smooth_dr": 1.0}
+SOFT: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    ("dice", {}, "DiceLoss", {}),
+    ("dice", {"jaccard": True}, "DiceLoss", {"jaccard": True}),
+    ("tversky", {}, "TverskyLoss", {"alpha": 0.3, "beta": 0.7}),
+]
+
+
+@pytest.mark.parametrize(("ours", "our_arguments", "theirs", "their_arguments"), SOFT)
+def test_soft_labels_equal_monais(
+    ours: str, our_arguments: dict[str, Any], theirs: str, their_arguments: dict[str, Any]
+) -> None:
+    drawn = sample("sigmoid", 3)
+    soft = torch.rand(drawn.maps.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    logits = drawn.logits.clone().requires_grad_()
+    losses = [
+        medloss.create_loss(ours, sigmoid=True, soft_label=True, **our_arguments),
+        getattr(monai_losses, theirs)(sigmoid=True, soft_label=True, **SMOOTH, **their_arguments),
+    ]
+    values = [loss(logits, soft) for loss in losses]
+    assert_close(values[0], values[1])
+    assert_close(*(torch.autograd.grad(value, logits)[0] for value in values))
+
+
 @pytest.mark.parametrize(("ours", "our_arguments", "theirs", "their_arguments"), PAIRS)
 @pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
 def test_region_losses_equal_monais(
@@ -70,6 +94,18 @@ def test_cross_entropies_equal_torchs() -> None:
         weight = torch.tensor(3.0, dtype=torch.float64)
         theirs = torch.nn.functional.binary_cross_entropy_with_logits(drawn.logits, drawn.maps, pos_weight=weight)
         assert_close(ours, theirs)
+
+
+def test_label_smoothing_equals_torchs() -> None:
+    drawn = sample("softmax", 3)
+    ours = medloss.BinaryCrossEntropyLoss(softmax=True, label_smoothing=0.1)(drawn.logits, drawn.index)
+    assert_close(ours, torch.nn.functional.cross_entropy(drawn.logits, drawn.index[:, 0], label_smoothing=0.1))
+    weight = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
+    theirs = torch.nn.functional.cross_entropy(
+        drawn.logits, drawn.index[:, 0], weight, label_smoothing=0.1, reduction="sum"
+    )
+    ours = medloss.WeightedCrossEntropyLoss(softmax=True, label_smoothing=0.1, reduction="sum")
+    assert_close(ours(drawn.logits, drawn.index), theirs)
 
 
 def test_gamma_zero_is_cross_entropy_exactly() -> None:

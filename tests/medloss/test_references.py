@@ -26,7 +26,7 @@ VOXELWISE = {
 }
 REGION = {"dice", "tversky", "focal_tversky", "sensitivity_specificity", "log_cosh_dice"}
 COMPOUND = {"combo", "exponential_logarithmic"}
-BY_DISTANCE = {"distance_penalty", "hausdorff_dt", "hausdorff_er", "hausdorff_cv", "shape_aware"}
+BY_DISTANCE = {"distance_penalty", "hausdorff_dt", "log_hausdorff_dt", "hausdorff_er", "hausdorff_cv", "shape_aware"}
 NEEDS_NEIGHBOURS = BY_DISTANCE | {"structural_similarity"}
 MODES = ("softmax", "sigmoid")
 # In both volumes the ball of radius 3 has a voxel on either side along every axis and fits.
@@ -109,6 +109,7 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
     ("hausdorff_dt", row(0, 0, 1, 0), row(0, 1, 0, 0), {}, 2 * (1 + 1) / 4),
     ("hausdorff_dt", row(0, 0, 1, 0), row(0, 1, 0, 0), {"one_sided": True}, 2 * 1 / 4),
     ("hausdorff_dt", row(0, 0, 1, 0), row(0, 1, 0, 0), {"spacing": (1.0, 2.0)}, 2 * (4 + 4) / 4),
+    ("log_hausdorff_dt", row(0, 0, 1, 0), row(0, 1, 0, 0), {"spacing": (1.0, 2.0)}, np.log(1 + 2 * (4 + 4) / 4)),
     ("hausdorff_dt", row(1, 1, 1, 1), row(0, 0, 0, 0), {}, 0.0),
     # With the masked voxel as in the target d(q) = 1 1 2 3 4, and d(y) = 1 1 1 2 3.
     (

@@ -28,8 +28,8 @@ def _log_probability(z: Any, top: Any, partition: Any) -> Any:
 
 @numba.njit(**OPTIONS)
 def _counted(w: Any, h: Any, zero: Any) -> Any:
-    """A weight of 0 leaves out even an infinity."""
-    return w * h if w != zero else zero
+    """A weight of 0 leaves out even an infinity, and no NaN."""
+    return w * h if (w != zero) | (h != h) else zero
 
 
 @numba.njit(**OPTIONS)
@@ -187,17 +187,15 @@ def entropy_values(kind: Any, gamma: Any, logs: Any, u: Any, n: Any, out: Any) -
 
 @numba.njit(**OPTIONS)
 def entropy_sum(y: Any, v: Any, h: Any, n: Any, negative: Any) -> Any:
-    """The sum of `v y h`, or of `v (1 - y) h`; a weight of 0 leaves out even an infinity."""
+    """The sum of `v y h`, or of `v (1 - y) h`; a weight of 0 leaves out even an infinity, and no NaN."""
     one, zero = y.dtype.type(1), y.dtype.type(0)
     result = y.dtype.type(0)
     if negative:
         for i in range(n):
-            w = v[i] * (one - y[i])
-            result += w * h[i] if w != zero else zero
+            result += _counted(v[i] * (one - y[i]), h[i], zero)
     else:
         for i in range(n):
-            w = v[i] * y[i]
-            result += w * h[i] if w != zero else zero
+            result += _counted(v[i] * y[i], h[i], zero)
     return result
 
 

@@ -90,30 +90,34 @@ def sums_pass(
     y, v, p, u, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_H]
     top, inverse, partition = narrow[_TOP], narrow[_INVERSE], narrow[_PARTITION]
     buffers = (p, narrow[_L], u, h)
-    weighted = errors or entropy
+    weights = plan[WEIGHTS]
+    weighted = squares or errors or entropy or weights
     for start in range(begin, end, block):
         n = min(block, end - start)
         keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
-        if softmax and (overlap or squares or weighted):
+        if softmax and (overlap or squares or errors or entropy):
             offset = item * classes * voxels + start
             _softmax(logits, plan, offset, n, keep, entropy != 0, wide, narrow)
-        if weighted and plan[WEIGHTS] <= 1:
+        if weighted and weights <= 1:
             _voxel_weight(weight, plan, item, 0, start, n, keep, v)
         for c in range(classes):
             _target(target, plan, item, c, start, n, keep, labels, y)
-            if c < first or not (overlap or squares or weighted):
+            if c < first or not (overlap or squares or errors or entropy):
                 sums[2, c] += terms.total(y, n)
                 continue
-            if weighted and plan[WEIGHTS] > 1:
+            if weights > 1:
                 _voxel_weight(weight, plan, item, c, start, n, keep, v)
             if not softmax:
                 _class_probability(logits, plan, (item * classes + c) * voxels + start, n, keep, entropy != 0, narrow)
-            elif squares or errors:
+            elif squares or errors or weights:
                 terms.multiply(wide[classes + c], inverse, n, p)
             if overlap:
-                if softmax:
+                if weights:
+                    tp, prediction, count, weighted_count = terms.weighted_overlap_sums(y, p, v, n)
+                    sums[9, c] += weighted_count
+                elif softmax:
                     tp, prediction, count = terms.softmax_overlap_sums(y, wide[classes + c], inverse, n)
                 else:
                     tp, prediction, count = terms.overlap_sums(y, p, n)
@@ -123,7 +127,7 @@ def sums_pass(
             else:
                 sums[2, c] += terms.total(y, n)
             if squares:
-                prediction, count = terms.square_sums(y, p, n)
+                prediction, count = terms.square_sums(y, p, v, n)
                 sums[3, c] += prediction
                 sums[4, c] += count
             if errors:
@@ -161,7 +165,8 @@ def gradient_pass(
         narrow[_O],
     )
     buffers = (p, narrow[_L], u, h)
-    weighted = errors or entropy
+    weights = plan[WEIGHTS]
+    weighted = errors or entropy or weights
     rows = overlap or squares or errors
     only_overlap = overlap and not (squares or weighted)
     logarithms = entropy != 0 and (entropy != entropies.PLAIN or plan[MODE] == GIVEN)
@@ -175,7 +180,7 @@ def gradient_pass(
             offset = item * classes * voxels + start
             _softmax(logits, plan, offset, n, keep, logarithms, wide, narrow)
             terms.fill(shared, n, 0)
-        if weighted and plan[WEIGHTS] <= 1:
+        if weighted and weights <= 1:
             _voxel_weight(weight, plan, item, 0, start, n, keep, v)
         for c in range(classes):
             z = wide[c]
@@ -190,7 +195,7 @@ def gradient_pass(
             if softmax and only_overlap:
                 terms.softmax_overlap_gradients(wide[classes + c], inverse, y, n, s[0], s[1], z, shared)
                 continue
-            if weighted and plan[WEIGHTS] > 1:
+            if weights > 1:
                 _voxel_weight(weight, plan, item, c, start, n, keep, v)
             if softmax:
                 e = wide[classes + c]
@@ -200,9 +205,9 @@ def gradient_pass(
                     )
                 else:
                     terms.fill(g, n, 0)
-                if squares or errors:
+                if squares or errors or (overlap and weights):
                     terms.multiply(e, inverse, n, p)
-                    terms.probability_gradients(overlap, squares, errors, s, y, p, v, n, h)
+                    terms.probability_gradients(overlap, squares, errors, weights, s, y, p, v, n, h)
                     terms.multiply(p, h, n, z)
                     terms.add(g, n, z)
                 elif overlap:
@@ -214,7 +219,7 @@ def gradient_pass(
             _class_probability(logits, plan, offset, n, keep, logarithms, narrow)
             given = plan[MODE] == GIVEN
             if rows:
-                terms.probability_gradients(overlap, squares, errors, s, y, p, v, n, g)
+                terms.probability_gradients(overlap, squares, errors, weights, s, y, p, v, n, g)
                 if not given:
                     terms.multiply(g, p, n, g)
                     terms.multiply(g, u, n, g)

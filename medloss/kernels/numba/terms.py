@@ -143,6 +143,21 @@ def overlap_sums(y: Any, p: Any, n: Any) -> Any:
 
 
 @numba.njit(**OPTIONS)
+def weighted_overlap_sums(y: Any, p: Any, v: Any, n: Any) -> Any:
+    """The sums of v y p, v p, y and v y."""
+    tp = y.dtype.type(0)
+    prediction = y.dtype.type(0)
+    target = y.dtype.type(0)
+    weighted_target = y.dtype.type(0)
+    for i in range(n):
+        tp += v[i] * y[i] * p[i]
+        prediction += v[i] * p[i]
+        target += y[i]
+        weighted_target += v[i] * y[i]
+    return tp, prediction, target, weighted_target
+
+
+@numba.njit(**OPTIONS)
 def softmax_overlap_sums(y: Any, e: Any, inverse: Any, n: Any) -> Any:
     """The sums of y p, p and y, for p that is not stored."""
     tp = y.dtype.type(0)
@@ -157,13 +172,13 @@ def softmax_overlap_sums(y: Any, e: Any, inverse: Any, n: Any) -> Any:
 
 
 @numba.njit(**OPTIONS)
-def square_sums(y: Any, p: Any, n: Any) -> Any:
-    """The sums of p^2 and y^2."""
+def square_sums(y: Any, p: Any, v: Any, n: Any) -> Any:
+    """The sums of v p^2 and v y^2."""
     prediction = y.dtype.type(0)
     target = y.dtype.type(0)
     for i in range(n):
-        prediction += p[i] * p[i]
-        target += y[i] * y[i]
+        prediction += v[i] * p[i] * p[i]
+        target += v[i] * y[i] * y[i]
     return prediction, target
 
 
@@ -194,7 +209,7 @@ def softmax_overlap_gradients(
 
 @numba.njit(**OPTIONS)
 def probability_gradients(
-    overlap: Any, squares: Any, errors: Any, s: Any, y: Any, p: Any, v: Any, n: Any, out: Any
+    overlap: Any, squares: Any, errors: Any, weights: Any, s: Any, y: Any, p: Any, v: Any, n: Any, out: Any
 ) -> None:
     """`G`: the gradient of the rows that are no entropy; `s` holds a class's sum gradients, row by row."""
     one, two = out.dtype.type(1), out.dtype.type(2)
@@ -208,6 +223,8 @@ def probability_gradients(
         on_square = two * s[3]
         for i in range(n):
             out[i] += on_square * p[i]
+    if weights and (overlap or squares):
+        multiply(out, v, n, out)
     if errors:
         on_inside, on_outside = two * s[5], two * s[6]
         for i in range(n):

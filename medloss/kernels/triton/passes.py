@@ -26,6 +26,7 @@ ERROR_INSIDE = tl.constexpr(int(Row.ERROR_INSIDE))
 ERROR_OUTSIDE = tl.constexpr(int(Row.ERROR_OUTSIDE))
 POSITIVE = tl.constexpr(int(Row.POSITIVE))
 NEGATIVE = tl.constexpr(int(Row.NEGATIVE))
+WEIGHTED_TARGET = tl.constexpr(int(Row.WEIGHTED_TARGET))
 
 
 class Plan(NamedTuple):
@@ -155,6 +156,7 @@ def sums_pass(
     tp = tl.zeros([PLAN.block_c, PLAN.block_n // PLAN.vector], PLAN.accumulator)
     prediction = tp
     truth = tp
+    weighted_truth = tp
     squared_prediction = tp
     squared_truth = tp
     error_inside = tp
@@ -173,11 +175,13 @@ def sums_pass(
         seen = tl.where(counted, p, 0.0)
         truth += _lanes(y, PLAN)
         if PLAN.overlap:
-            tp += _lanes(y * p, PLAN)
-            prediction += _lanes(seen, PLAN)
+            tp += _lanes(y * p * v, PLAN)
+            prediction += _lanes(seen * v, PLAN)
+            if PLAN.weights != "":
+                weighted_truth += _lanes(y * v, PLAN)
         if PLAN.squares:
-            squared_prediction += _lanes(seen * seen, PLAN)
-            squared_truth += _lanes(y * y, PLAN)
+            squared_prediction += _lanes(seen * seen * v, PLAN)
+            squared_truth += _lanes(y * y * v, PLAN)
         if PLAN.errors:
             error = (y - seen) * (y - seen) * v
             error_inside += _lanes(error * y, PLAN)
@@ -198,6 +202,8 @@ def sums_pass(
     if PLAN.overlap:
         tl.store(out + TP * row, tl.sum(tp, 1), mask=counts)
         tl.store(out + PREDICTION * row, tl.sum(prediction, 1), mask=counts)
+        if PLAN.weights != "":
+            tl.store(out + WEIGHTED_TARGET * row, tl.sum(weighted_truth, 1), mask=counts)
     if PLAN.squares:
         tl.store(out + SQUARED_PREDICTION * row, tl.sum(squared_prediction, 1), mask=counts)
         tl.store(out + SQUARED_TARGET * row, tl.sum(squared_truth, 1), mask=counts)
@@ -254,9 +260,9 @@ def backward_pass(
             p, o, l, q = independent(z, PLAN.mode, PLAN.gamma != 0.0)  # noqa: E741
         along_p = tl.zeros([PLAN.block_c, PLAN.block_n], PLAN.accumulator)
         if PLAN.overlap:
-            along_p += along_tp * y + along_prediction
+            along_p += (along_tp * y + along_prediction) * v
         if PLAN.squares:
-            along_p += along_square * p
+            along_p += along_square * p * v
         if PLAN.errors:
             along_p += (p - y) * v * (along_inside * y + along_outside * (1.0 - y))
         if PLAN.mode == "softmax":

@@ -323,17 +323,19 @@ class _Float64(TorchDispatchMode):
 
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_float32_erosions_and_balls_need_no_float64(renormalize: bool, masked: bool) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_float32_erosions_and_balls_need_no_float64(renormalize: bool, masked: bool, weighted: bool) -> None:
     """Apple's GPUs have none. Only what is made on the CPU, and kept, may be more precise."""
     drawn = sample("sigmoid", 3)
     p, y = drawn.logits.sigmoid().float(), drawn.maps > 0.5
     mask = mask_like(drawn.index) if masked else None
-    balls = (p, y, [1.0, 2.0], [1.0, 4.0], [1.0, 0.8, 0.6], True)
+    weight = p[:, :1] if weighted else None
+    balls = (p, y, [1.0, 2.0], [1.0, 4.0], [1.0, 0.8, 0.6], weight, True)
     with medloss.kernels.use("eager"):
         ball_means._operator._init_fn(*balls)
         with _Float64() as mode:
             ball_means._operator._init_fn(*balls)
-            erosion._operator._init_fn(p, y, mask, [1, 1, 2], [1.0, 4.0, 9.0], renormalize, True)
+            erosion._operator._init_fn(p, y, mask, [1, 1, 2], [1.0, 4.0, 9.0], renormalize, weight, True)
     assert mode.seen == []
 
 

@@ -81,9 +81,11 @@ def formulas(
     sums = z.new_zeros((ROWS, *z.shape[:2]))
     voxelwise: dict[Row, Tensor] = {Row.TARGET: y}
     if terms.overlap:
-        voxelwise |= {Row.TP: y * p, Row.PREDICTION: p}
+        voxelwise |= {Row.TP: v * y * p, Row.PREDICTION: v * p}
+        if weight is not None:
+            voxelwise |= {Row.WEIGHTED_TARGET: v * y}
     if terms.squares:
-        voxelwise |= {Row.SQUARED_PREDICTION: p**2, Row.SQUARED_TARGET: y**2}
+        voxelwise |= {Row.SQUARED_PREDICTION: v * p**2, Row.SQUARED_TARGET: v * y**2}
     if terms.errors:
         error = v * (y - p) ** 2
         voxelwise |= {Row.ERROR_INSIDE: error * y, Row.ERROR_OUTSIDE: error * (1 - y)}

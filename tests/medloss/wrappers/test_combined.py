@@ -42,8 +42,13 @@ def test_terms_that_count_other_classes_share_a_pass(activation: str, monkeypatc
     walks = []
     walk = shared_pass.voxel_sums
     monkeypatch.setattr(shared_pass, "voxel_sums", lambda *args: walks.append(1) or walk(*args))
-    mask = LABEL != 2
-    target = LABEL if activation == "softmax" else (torch.arange(3).view(1, 3, 1, 1, 1) == LABEL)
+    # Partial labels leave the first item two classes, of which a softmax then has no third.
+    label, labelled = LABEL.clone(), torch.ones(LABEL.shape[0], 3, dtype=torch.bool)
+    label[0] = label[0].where(label[0] != 2, 0)
+    labelled[0, 2] = False
+    calls: list[dict[str, Any]] = [{}, {"mask": LABEL != 2}, {"labelled_classes": labelled}]
+    calls.append({"voxel_weight": torch.rand(LABEL.shape, generator=torch.Generator().manual_seed(1))})
+    target = label if activation == "softmax" else (torch.arange(3).view(1, 3, 1, 1, 1) == label)
     common = {activation: True}
     terms = [
         medloss.DiceLoss(include_background=False, weight=[0.5, 2.0], **common),
@@ -51,14 +56,28 @@ def test_terms_that_count_other_classes_share_a_pass(activation: str, monkeypatc
         medloss.TverskyLoss(batch=True, include_background=False, **common),
     ]
     for order in (terms, terms[::-1]):
-        for given in (None, mask):
+        for given in calls:
             seen = []
             for loss in (medloss.CombinedLoss(order), lambda *a, **k: sum(term(*a, **k) for term in terms)):
                 logits = LOGITS.clone().requires_grad_()
-                value = loss(logits, target, mask=given)
+                value = loss(logits, target, **given)
                 seen.append((value.detach(), *torch.autograd.grad(value, logits)))
             torch.testing.assert_close(seen[0], seen[1], rtol=1e-5, atol=1e-8)
-    assert len(walks) == 4
+    assert len(walks) == 8
+
+
+def test_terms_that_read_the_target_otherwise_keep_their_values() -> None:
+    soft = torch.rand(LOGITS.shape, generator=torch.Generator().manual_seed(1))
+    common = {"sigmoid": True}
+    terms = [
+        medloss.DiceLoss(soft_label=True, **common),
+        medloss.DiceLoss(**common),
+        medloss.BinaryCrossEntropyLoss(label_smoothing=0.2, **common),
+        medloss.BinaryCrossEntropyLoss(**common),
+    ]
+    for order in (terms, terms[::-1]):
+        value = medloss.CombinedLoss(order)(LOGITS, soft)
+        torch.testing.assert_close(value, sum(term(LOGITS, soft) for term in terms), rtol=1e-5, atol=0)
 
 
 def test_a_linear_schedule_goes_from_the_given_to_the_final_weights() -> None:

@@ -24,8 +24,8 @@ class _Probe(nn.Module):
         super().__init__()
         self.calls: list[dict[str, Any]] = []
 
-    def forward(self, logits: Tensor, target: Tensor, *, spacing: Any, mask: Any, distance_map: Any) -> Tensor:
-        self.calls.append({"target": target, "spacing": spacing, "mask": mask, "distance_map": distance_map})
+    def forward(self, logits: Tensor, target: Tensor, **keywords: Any) -> Tensor:
+        self.calls.append({"target": target, **keywords})
         return logits.mean()
 
 
@@ -33,7 +33,9 @@ def test_each_scale_gets_its_own_spacing_mask_and_target() -> None:
     probe = _Probe()
     mask = torch.rand(LABEL.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     maps = torch.rand(2, 3, *LABEL.shape[2:])
-    medloss.DeepSupervision(probe)(_outputs(), LABEL, mask=mask, spacing=SPACING, distance_map=maps)
+    medloss.DeepSupervision(probe)(
+        _outputs(), LABEL, mask=mask, spacing=SPACING, distance_map=maps, voxel_weight=maps[:, :1]
+    )
     assert [call["spacing"][0] for call in probe.calls] == [
         pytest.approx((3.0, 1.0, 0.6)),
         pytest.approx((3.0, 2.0, 1.2)),
@@ -45,6 +47,7 @@ def test_each_scale_gets_its_own_spacing_mask_and_target() -> None:
         assert call["mask"].dtype == torch.bool
         assert call["mask"].shape == (2, 1, *size)
         assert call["distance_map"].shape == (2, 3, *size)
+        assert torch.equal(call["voxel_weight"], call["distance_map"][:, :1])
     assert torch.equal(probe.calls[1]["target"], LABEL[..., 1::2, 1::2])
 
 
@@ -58,6 +61,19 @@ def test_weights_are_nnunets_unless_given() -> None:
     assert torch.isclose(value, (4 * parts[0] + 2 * parts[1] + parts[2]) / 7)
     assert torch.isclose(medloss.DeepSupervision(dice, [1.0, 0.0])(outputs, LABEL), parts[0])
     assert torch.isclose(medloss.DeepSupervision(dice)(outputs[0], LABEL), parts[0])
+
+
+def test_labelled_classes_hold_on_every_scale() -> None:
+    labelled = torch.tensor([[True, True, False], [True, True, True]])
+    label = torch.where(labelled.gather(1, LABEL.flatten(1)).view(LABEL.shape), LABEL, 0)
+    dice = medloss.DiceLoss(softmax=True)
+    fine, coarse = _outputs()[0], _outputs()[0][..., 1::2, 1::2, 1::2].contiguous()
+    parts = [
+        dice(fine, label, labelled_classes=labelled),
+        dice(coarse, label[..., 1::2, 1::2, 1::2], labelled_classes=labelled),
+    ]
+    value = medloss.DeepSupervision(dice)([fine, coarse], label, labelled_classes=labelled)
+    assert torch.isclose(value, (2 * parts[0] + parts[1]) / 3)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "balanced"])

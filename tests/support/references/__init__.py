@@ -1,10 +1,11 @@
 """References for the losses: NumPy, float64, loops over the formula, written apart from the package.
 
 ``REFERENCES[name](logits, target, *, mode, include_background, reduction, batch, weight, mask, ignore_index, spacing,
-distance_map, frozen, **hyperparameters)``: ``logits`` [B, C, *spatial], ``target`` an index map [B, 1, *spatial] or one
-map per class [B, C, *spatial], ``mode`` "softmax", "sigmoid" or "probabilities", ``mask`` [B, 1, *spatial] (True
-counts), ``spacing`` in mm (one tuple, or one for each item), ``frozen`` the logits from which is taken what carries no
-gradient (default: ``logits``). Complex logits give exact derivatives, see `complexstep`.
+distance_map, labelled_classes, voxel_weight, frozen, **hyperparameters)``: ``logits`` [B, C, *spatial], ``target`` an
+index map [B, 1, *spatial] or one map per class [B, C, *spatial], ``mode`` "softmax", "sigmoid" or "probabilities",
+``mask`` [B, 1, *spatial] (True counts), ``spacing`` in mm (one tuple, or one for each item), ``labelled_classes``
+[B, C] bool, ``voxel_weight`` [B, 1, *spatial], ``frozen`` the logits from which is taken what carries no gradient
+(default: ``logits``). Complex logits give exact derivatives, see `complexstep`.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from .compound import combo, exponential_logarithmic
 from .cross_entropy import balanced_cross_entropy, binary_cross_entropy, focal, weighted_cross_entropy
 from .derivatives import directional_derivative_of, gradient_of
 from .distance_penalty import distance_penalty
-from .hausdorff import hausdorff_cv, hausdorff_dt, hausdorff_er
+from .hausdorff import hausdorff_cv, hausdorff_dt, hausdorff_er, log_hausdorff_dt
 from .region import dice, focal_tversky, log_cosh_dice, sensitivity_specificity, tversky
 from .shape_aware import shape_aware
 from .structural_similarity import structural_similarity
@@ -33,6 +34,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "sensitivity_specificity": sensitivity_specificity,
     "log_cosh_dice": log_cosh_dice,
     "hausdorff_dt": hausdorff_dt,
+    "log_hausdorff_dt": log_hausdorff_dt,
     "hausdorff_er": hausdorff_er,
     "hausdorff_cv": hausdorff_cv,
     "shape_aware": shape_aware,

@@ -28,6 +28,8 @@ class Problem:
     hard: Array  # [B, C, *spatial], bool: the hard prediction q, y at masked voxels
     fixed_p: Array  # p without gradient
     classes: list[int]  # the classes that are left: C' of them
+    labelled: Array  # [B, C] bool: the item-class pairs that count
+    voxel_weight: Array  # [B, *spatial]
     weight: dict[int, float]  # by class
     weight_given: bool
     spacing: list[Spacing]
@@ -44,9 +46,22 @@ class Problem:
         """The items that are summed together: each apart, or all of the batch."""
         return [list(self.items)] if self.batch else [[b] for b in self.items]
 
+    def labelling(self, items: Sequence[int], c: int) -> list[int]:
+        """Those of some items that label class c."""
+        return [b for b in items if self.labelled[b, c]]
+
     def voxels(self, array: Array, items: Sequence[int], c: int) -> Array:
         """The counted voxels of class c of some items, in one row."""
         return np.concatenate([array[b, c][self.counted[b]] for b in items])
+
+    def weights(self, items: Sequence[int]) -> Array:
+        """The weights of the counted voxels of some items, in the order of `voxels`."""
+        return np.concatenate([self.voxel_weight[b][self.counted[b]] for b in items])
+
+    def mean_of(self, array: Array, items: Sequence[int], c: int) -> float:
+        """The mean over the counted voxels of class c of some items; 0 without any."""
+        voxels = self.voxels(array, items, c) if len(items) else np.zeros(0)
+        return float(voxels.mean()) if voxels.size else 0.0
 
     def require_hard_target(self) -> None:
         y = self.y[np.broadcast_to(self.counted[:, None], self.y.shape)]
@@ -110,6 +125,8 @@ def prepare(
     ignore_index: int | None = None,
     spacing: Spacing | Sequence[Spacing] | None = None,
     distance_map: Array | None = None,
+    labelled_classes: Array | None = None,
+    voxel_weight: Array | None = None,
     frozen: Array | None = None,
 ) -> Problem:
     """Args are those of the references; ``frozen`` is logits from which all is taken that carries no gradient."""
@@ -124,7 +141,18 @@ def prepare(
     everywhere = counted[:, None]
     z = np.where(everywhere, logits, 0.5)  # 0.5: any harmless number, p = y takes its place
     fixed_z = z.real if frozen is None else np.where(everywhere, frozen, 0.5).real
-    p, not_p, log_p, log_not_p = activate(z, mode)
+    labelled = np.ones((items, num_classes), dtype=bool)
+    if labelled_classes is not None:
+        labelled = np.array(labelled_classes, dtype=bool)
+        if mode == "softmax":
+            labelled[:, 0] = True
+            z, fixed_z = merged(z, labelled), merged(fixed_z, labelled)
+        # Label 0 of an index map says that a voxel is of no other class.
+        first = 0 if target.shape[1] == num_classes else 1
+        if any(y[b, c][counted[b]].any() for b, c in np.argwhere(~labelled) if c >= first):
+            raise ValueError("a target with an unlabelled class")
+    with np.errstate(invalid="ignore"):  # of classes that are merged into the background
+        p, not_p, log_p, log_not_p = activate(z, mode)
     classes = list(range(num_classes))
     if not include_background and num_classes > 1:
         classes = classes[1:]
@@ -140,6 +168,8 @@ def prepare(
         hard=np.where(everywhere, hard_prediction(fixed_z, mode), y == 1),
         fixed_p=np.where(everywhere, activate(fixed_z, mode)[0], y),
         classes=classes,
+        labelled=labelled,
+        voxel_weight=np.ones(counted.shape) if voxel_weight is None else np.asarray(voxel_weight, dtype=float)[:, 0],
         weight=one_number_per_class(1.0 if weight is None else weight, num_classes, classes),
         weight_given=weight is not None,
         spacing=[spacing] * items if np.isscalar(spacing[0]) else list(spacing),  # type: ignore[list-item, arg-type]
@@ -147,6 +177,19 @@ def prepare(
         reduction=reduction,
         batch=batch,
     )
+
+
+def merged(z: Array, labelled: Array) -> Array:
+    """Logits in which the probabilities of an item's unlabelled classes are added to that of class 0."""
+    z = z.copy()
+    for b in range(z.shape[0]):
+        unlabelled = [c for c in range(1, z.shape[1]) if not labelled[b, c]]
+        if unlabelled:
+            together = z[b, [0, *unlabelled]]
+            top = together.real.max(axis=0)
+            z[b, 0] = top + log(np.exp(together - top).sum(axis=0))
+            z[b, unlabelled] = -1e3  # of which the probability is 0
+    return z
 
 
 def reference(formula: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,6 +208,9 @@ def reference(formula: Callable[..., Any]) -> Callable[..., Any]:
 def reduce_voxels(problem: Problem, values: Array) -> Any:
     """``values`` [B, 1 or C', *spatial]; the mean pools all counted values of the batch."""
     counted = np.broadcast_to(problem.counted[:, None], values.shape)
+    if not problem.categorical:
+        labelled = problem.labelled[:, problem.classes]
+        counted = counted & labelled.reshape(*labelled.shape, *(1,) * (values.ndim - 2))
     values = np.where(counted, values, 0.0)
     if problem.reduction == "none":
         return values
@@ -172,26 +218,38 @@ def reduce_voxels(problem: Problem, values: Array) -> Any:
     return total / max(counted.sum(), 1) if problem.reduction == "mean" else total
 
 
-def reduce_regions(problem: Problem, value: Callable[[list[int], int], Any], *, weighted: bool = False) -> Any:
+def reduce_regions(
+    problem: Problem,
+    value: Callable[[list[int], int], Any],
+    *,
+    weighted: bool = False,
+    region_weights: bool = True,
+) -> Any:
     """``value(items, c)`` of each region and class, times the class's weight unless that is in it already.
 
-    A region without a voxel that counts has the value 0.
+    A region without a voxel that counts has the value 0; with ``region_weights`` a voxel of weight 0 does not count.
+    ``items`` are those that label the class; a class that none of them labels leaves the mean.
     """
-    rows = []
+    values, left = [], []
     for items in problem.regions:
-        empty = not problem.counted[items].any()
-        factors = {c: 1.0 if weighted else problem.weight[c] for c in problem.classes}
-        rows.append([0.0 if empty else factors[c] * value(items, c) for c in problem.classes])
-    values = np.array(rows)
+        for c in problem.classes:
+            labelling = problem.labelling(items, c)
+            factor = 1.0 if weighted else problem.weight[c]
+            empty = not problem.counted[labelling].any()
+            if not empty and region_weights:
+                empty = not problem.weights(labelling).any()
+            values.append(0.0 if empty else factor * value(labelling, c))
+            left.append(bool(labelling))
     if problem.reduction == "none":
-        return values.reshape(values.shape + (1,) * (problem.y.ndim - 2))
-    return values.mean() if problem.reduction == "mean" else values.sum()
+        return np.array(values).reshape(-1, len(problem.classes), *(1,) * (problem.y.ndim - 2))
+    total = np.array(values).sum()
+    return total / max(sum(left), 1) if problem.reduction == "mean" else total
 
 
 def reduce_items(problem: Problem, value: Callable[[int, int], Any]) -> Any:
     """As `reduce_regions`, for losses that take each item by itself whatever ``batch``."""
     apart = Problem(**{**problem.__dict__, "batch": False})
-    return reduce_regions(apart, lambda items, c: value(items[0], c))
+    return reduce_regions(apart, lambda items, c: value(items[0], c), region_weights=False)
 
 
 def shifted(array: Array, offset: Sequence[int], padding: str) -> Array:

@@ -15,6 +15,11 @@ def mean_over(items: list[int], value: Callable[[int], Any]) -> Any:
     return sum(value(item) for item in items) / len(items)
 
 
+def entropy_items(problem: Problem, labelling: list[int]) -> list[int]:
+    """The items of a region's cross entropy part: with a softmax also those that do not label the class."""
+    return list(problem.items) if problem.categorical and problem.batch else labelling
+
+
 @reference
 def combo(
     problem: Problem,
@@ -31,21 +36,22 @@ def combo(
 
     def entropy(items: list[int], c: int) -> Any:
         """mBCE of a region: of a channel (Bernoulli) or of all classes together (categorical)."""
+        w = problem.weights(items)
         if problem.log_not_p is None:
             return sum(
                 class_weight(k)
-                * np.mean(-problem.voxels(problem.y, items, k) * problem.voxels(problem.log_p, items, k))
+                * np.mean(-w * problem.voxels(problem.y, items, k) * problem.voxels(problem.log_p, items, k))
                 for k in problem.classes
             )
         y = problem.voxels(problem.y, items, c)
         yes = beta * y * problem.voxels(problem.log_p, items, c)
         no = (1 - beta) * (1 - y) * problem.voxels(problem.log_not_p, items, c)
-        return problem.weight[c] * -np.mean(yes + no)
+        return problem.weight[c] * -np.mean(w * (yes + no))
 
     def value(items: list[int], c: int) -> Any:
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
-        dice_part = problem.weight[c] * (1 - overlap(y, p, smooth_nr, smooth_dr))
-        return alpha * mean_over(items, lambda item: entropy([item], c)) + (1 - alpha) * dice_part
+        dice_part = problem.weight[c] * (1 - overlap(y, p, smooth_nr, smooth_dr, w=problem.weights(items)))
+        return alpha * mean_over(entropy_items(problem, items), lambda b: entropy([b], c)) + (1 - alpha) * dice_part
 
     return reduce_regions(problem, value, weighted=True)
 
@@ -64,8 +70,8 @@ def exponential_logarithmic(
     """``frequencies``: of every class (class 0 too); in Bernoulli mode the share of yes in every channel."""
     num_classes = problem.y.shape[1]
     if frequencies is None:
-        everything = [problem.voxels(problem.y, list(problem.items), c) for c in range(num_classes)]
-        share = {c: float(y.mean()) if y.size else 0.0 for c, y in enumerate(everything)}
+        everyone = list(problem.items)
+        share = {c: problem.mean_of(problem.y, problem.labelling(everyone, c), c) for c in range(num_classes)}
     elif len(frequencies) == num_classes:
         share = dict(enumerate(frequencies))
     else:
@@ -79,22 +85,24 @@ def exponential_logarithmic(
 
     def entropy(items: list[int], c: int) -> Any:
         """The second part of a region: of a channel (Bernoulli) or of all classes together (categorical)."""
+        w = problem.weights(items)
         if problem.log_not_p is None:
             total = sum(share.values())
             return sum(
                 problem.weight[k]
                 * label_weight(share[k], total)
-                * np.mean(problem.voxels(problem.y, items, k) * surprise(problem.voxels(problem.log_p, items, k)))
+                * np.mean(w * problem.voxels(problem.y, items, k) * surprise(problem.voxels(problem.log_p, items, k)))
                 for k in problem.classes
             )
         y = problem.voxels(problem.y, items, c)
         yes = label_weight(share[c], 1.0) * y * surprise(problem.voxels(problem.log_p, items, c))
         no = label_weight(1 - share[c], 1.0) * (1 - y) * surprise(problem.voxels(problem.log_not_p, items, c))
-        return problem.weight[c] * np.mean(yes + no)
+        return problem.weight[c] * np.mean(w * (yes + no))
 
     def value(items: list[int], c: int) -> Any:
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
-        dice_part = problem.weight[c] * surprise(log(overlap(y, p, smooth_nr, smooth_dr)))
-        return dice_weight * dice_part + cross_entropy_weight * mean_over(items, lambda item: entropy([item], c))
+        dice_part = problem.weight[c] * surprise(log(overlap(y, p, smooth_nr, smooth_dr, w=problem.weights(items))))
+        entropy_part = mean_over(entropy_items(problem, items), lambda item: entropy([item], c))
+        return dice_weight * dice_part + cross_entropy_weight * entropy_part
 
     return reduce_regions(problem, value, weighted=True)

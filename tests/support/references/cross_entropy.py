@@ -11,7 +11,15 @@ from .complexstep import Array, power
 Factor = Callable[[int, int], Any]
 
 
-def weighted_entropy(problem: Problem, yes: Factor, no: Factor) -> Array:
+def smoothed(problem: Problem, share: float, b: int, c: int) -> Array:
+    """The target of an item and class of which a share is spread over the labels."""
+    if not problem.labelled[b, c]:
+        return problem.y[b, c]
+    labels = sum(problem.labelled[b]) if problem.categorical else 2
+    return (1 - share) * problem.y[b, c] + share / labels
+
+
+def weighted_entropy(problem: Problem, yes: Factor, no: Factor, label_smoothing: float = 0.0) -> Array:
     """Per voxel, with factors by item b and class c and the class's weight w.
 
     Categorical ``-sum_c w yes(b, c) y ln p`` [B, 1, *spatial], Bernoulli
@@ -21,25 +29,28 @@ def weighted_entropy(problem: Problem, yes: Factor, no: Factor) -> Array:
     for b in problem.items:
         terms = []
         for c in problem.classes:
-            term = yes(b, c) * problem.y[b, c] * problem.log_p[b, c]
+            y = smoothed(problem, label_smoothing, b, c)
+            term = yes(b, c) * y * problem.log_p[b, c]
             if problem.log_not_p is not None:
-                term = term + no(b, c) * (1 - problem.y[b, c]) * problem.log_not_p[b, c]
-            terms.append(-problem.weight[c] * term)
+                term = term + no(b, c) * (1 - y) * problem.log_not_p[b, c]
+            terms.append(-problem.weight[c] * problem.voxel_weight[b] * term)
         items.append(sum(terms)[None] if problem.categorical else np.stack(terms))
     return np.stack(items)
 
 
-def cross_entropy(problem: Problem) -> Array:
-    return weighted_entropy(problem, lambda b, c: 1.0, lambda b, c: 1.0)
+def cross_entropy(problem: Problem, label_smoothing: float = 0.0) -> Array:
+    return weighted_entropy(problem, lambda b, c: 1.0, lambda b, c: 1.0, label_smoothing)
 
 
 @reference
-def binary_cross_entropy(problem: Problem) -> Any:
-    return reduce_voxels(problem, cross_entropy(problem))
+def binary_cross_entropy(problem: Problem, *, label_smoothing: float = 0.0) -> Any:
+    return reduce_voxels(problem, cross_entropy(problem, label_smoothing))
 
 
 @reference
-def weighted_cross_entropy(problem: Problem, *, pos_weight: float | Sequence[float] = 2.0) -> Any:
+def weighted_cross_entropy(
+    problem: Problem, *, pos_weight: float | Sequence[float] = 2.0, label_smoothing: float = 0.0
+) -> Any:
     positive = one_number_per_class(pos_weight, problem.y.shape[1], problem.classes)
 
     def yes(b: int, c: int) -> float:
@@ -47,17 +58,16 @@ def weighted_cross_entropy(problem: Problem, *, pos_weight: float | Sequence[flo
             return 1.0
         return 1.0 if problem.categorical and c == 0 else positive[c]
 
-    return reduce_voxels(problem, weighted_entropy(problem, yes, lambda b, c: 1.0))
+    return reduce_voxels(problem, weighted_entropy(problem, yes, lambda b, c: 1.0, label_smoothing))
 
 
 @reference
-def balanced_cross_entropy(problem: Problem) -> Any:
+def balanced_cross_entropy(problem: Problem, *, label_smoothing: float = 0.0) -> Any:
     def prevalence(b: int, c: int) -> float:
-        items = list(problem.items) if problem.batch else [b]
-        voxels = problem.voxels(problem.y, items, c)
-        return float(voxels.mean()) if voxels.size else 0.0
+        items = problem.labelling(problem.items if problem.batch else [b], c)
+        return problem.mean_of(problem.y, items, c)
 
-    values = weighted_entropy(problem, lambda b, c: 1 - prevalence(b, c), prevalence)
+    values = weighted_entropy(problem, lambda b, c: 1 - prevalence(b, c), prevalence, label_smoothing)
     return reduce_voxels(problem, values)
 
 

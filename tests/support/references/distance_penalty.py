@@ -33,7 +33,8 @@ def distance_penalty(problem: Problem) -> Any:
     values = []
     for b in problem.items:
         if problem.categorical:
-            maps = [structure(b, c) for c in range(1, problem.y.shape[1])]
+            maps = [structure(b, c) for c in range(1, problem.y.shape[1]) if problem.labelled[b, c]]
+            maps.append(np.zeros(problem.counted[b].shape))
             values.append((1 + np.max(maps, axis=0)) * entropy[b])
         else:
             maps = [structure(b, c) for c in problem.classes]

@@ -8,6 +8,7 @@ import numpy as np
 
 from .common import Problem, Spacing, box_offsets, reduce_items, reference, shifted
 from .complexstep import Array, maximum, minimum, relu
+from .complexstep import log as logarithm
 from .distances import boundary_distance_map
 
 
@@ -16,7 +17,7 @@ def soft_threshold(x: Array) -> Array:
 
 
 @reference
-def hausdorff_dt(problem: Problem, *, alpha: float = 2.0, one_sided: bool = False) -> Any:
+def hausdorff_dt(problem: Problem, *, alpha: float = 2.0, one_sided: bool = False, log: bool = False) -> Any:
     problem.require_hard_target()
 
     def value(b: int, c: int) -> Any:
@@ -27,9 +28,16 @@ def hausdorff_dt(problem: Problem, *, alpha: float = 2.0, one_sided: bool = Fals
             distance = boundary_distance_map(y == 1, spacing) ** alpha
         if not one_sided:
             distance = distance + boundary_distance_map(problem.hard[b, c], spacing) ** alpha
-        return ((p - y) ** 2 * distance)[problem.counted[b]].mean()
+        mean = (problem.voxel_weight[b] * (p - y) ** 2 * distance)[problem.counted[b]].mean()
+        return logarithm(1 + mean) if log else mean
 
     return reduce_items(problem, value)
+
+
+@reference
+def log_hausdorff_dt(problem: Problem, **options: Any) -> Any:
+    """Options as `hausdorff_dt`."""
+    return hausdorff_dt.__wrapped__(problem, **options, log=True)  # type: ignore[attr-defined]
 
 
 def eroded_axes(step: int, spacing: Spacing) -> list[int]:
@@ -63,7 +71,7 @@ def hausdorff_er(problem: Problem, *, alpha: float = 2.0, erosions: int = 10, re
                 least, largest = minimum(error[counted]), maximum(error[counted])
                 if largest.real > least.real:
                     error = (error - least) / (largest - least)
-            total = total + error[counted].sum() * k**alpha
+            total = total + (problem.voxel_weight[b] * error)[counted].sum() * k**alpha
         return total / counted.sum()
 
     return reduce_items(problem, value)
@@ -108,7 +116,7 @@ def hausdorff_cv(problem: Problem, *, alpha: float = 2.0, radii: Sequence[float]
                 + soft_threshold(ball_mean(1 - p, ball)) * under
                 + soft_threshold(ball_mean(y, ball)) * under
             )
-            total = total + r**alpha * at_voxel[problem.counted[b]].sum()
+            total = total + r**alpha * (problem.voxel_weight[b] * at_voxel)[problem.counted[b]].sum()
         return total / problem.counted[b].sum()
 
     return reduce_items(problem, value)

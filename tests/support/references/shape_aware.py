@@ -38,7 +38,8 @@ def shape_aware(problem: Problem) -> Any:
     values = np.zeros_like(entropy)
     for b in problem.items:
         if problem.categorical:
-            e = np.mean([distance(b, c) for c in range(1, problem.y.shape[1])])
+            distances = [distance(b, c) for c in range(1, problem.y.shape[1]) if problem.labelled[b, c]]
+            e = np.mean(distances) if distances else 0.0
             wrong = problem.hard[b].argmax(axis=0) != problem.y[b].argmax(axis=0)
             values[b] = entropy[b] * (1 + e * wrong)
         else:

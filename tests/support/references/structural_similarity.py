@@ -41,10 +41,14 @@ def structural_similarity(
         """e of an item: [C', *spatial], or in categorical mode its mean over the classes [1, *spatial]."""
         maps = []
         for c in problem.classes:
+            if not problem.labelled[b, c]:
+                if not problem.categorical:
+                    maps.append(np.zeros(problem.counted[b].shape))
+                continue
             of_y = standardised(problem.y[b, c], constant, window, sigma)
             of_p = standardised(p[b, c], constant, window, sigma)
             maps.append(absolute(of_y - of_p))
-        e = np.stack(maps)
+        e = np.stack(maps) if maps else np.zeros((1, *problem.counted[b].shape))
         return e.mean(axis=0, keepdims=True) if problem.categorical else e
 
     entropy = cross_entropy(problem)
