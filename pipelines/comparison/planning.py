@@ -74,6 +74,12 @@ def plan_comparison(
     Raises:
         UserError: the folder holds another comparison, nothing fits, or there is too little to screen.
     """
+    refuse_foreign(folder)
+    begun = read_plan(folder)
+    if begun is not None and begun.runs[0].config.orientation == "file":
+        # A comparison of an older version, which knew no other orientation.
+        configs = [config.model_copy(update={"orientation": "file"}) for config in request.configs]
+        request = replace(request, configs=configs)
     # Refuses repeated losses, folds and seeds.
     simple = make_plan(request.configs, request.folds, request.seeds, request.manifest.name, request.manifest.sha256,
                        **request.about)  # fmt: skip
@@ -83,8 +89,6 @@ def plan_comparison(
         raise UserError("--halving: got no reference; expected one, which is never dropped: name a --reference")
     asked = RunGrid(tuple(simple.losses), tuple(request.folds), tuple(request.seeds), request.configs[0].epochs)
     asked = replace(asked, folds=_before(request, asked)[2])
-    refuse_foreign(folder)
-    begun = read_plan(folder)
     if begun is not None and (begun.asked is None) == (request.asked is None):
         plan = _resumed(folder, begun, simple, request)
         refuse_another(folder, plan)

@@ -148,15 +148,19 @@ def read_case(manifest: Manifest, case: Case, root: Path, preprocessing: Preproc
         if on_one_grid and (problem := grid_problem(label, volumes[0], "image")) is not None:
             raise BadFileError(problem)
         classes = _class_indices(label.data, scheme)
+        if case.labelled is not None:
+            _refuse_unlabelled(classes, scheme, case.labelled)
         file = ", ".join(case.images)
         image = preprocessing.intensities(volumes, label)
     except BadFileError as error:
         raise UserError(f"case '{case.id}': {file}: {error}; {CHECK}") from None
+    # Not rounded as `Volume.spacing` is, so that runs of older versions resume with the same numbers.
+    spacing = np.linalg.norm(label.affine[:3, : manifest.dimensions], axis=0)
     return {
         "case": case.id,
         "image": image,
         "label": torch.from_numpy(classes)[None],
-        "spacing": torch.as_tensor(label.spacing, dtype=torch.float64),
+        "spacing": torch.from_numpy(spacing),
         "labelled": torch.tensor(scheme.annotated_channels(case.labelled)),
     }
 
@@ -182,6 +186,18 @@ def _class_indices(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
     if scheme.ignore is not None and (indices == IGNORED).all():
         raise BadFileError(f"all voxels have the ignored label {scheme.ignore}")
     return np.ascontiguousarray(indices)
+
+
+def _refuse_unlabelled(classes: np.ndarray, scheme: LabelScheme, labelled: Sequence[str]) -> None:
+    """Refuse a map of class indices with voxels of a class that the case does not annotate.
+
+    Raises:
+        BadFileError: there are such voxels.
+    """
+    for index in np.flatnonzero(np.bincount(classes.reshape(-1), minlength=len(scheme.values))[: len(scheme.values)]):
+        name = scheme.classes[scheme.values[index]]
+        if index and name not in labelled:
+            raise BadFileError(f"has voxels of '{name}', which is not among the case's 'labelled'")
 
 
 def prepared(case: dict[str, Any], preprocessing: Preprocessing, scheme: LabelScheme) -> dict[str, Any]:
