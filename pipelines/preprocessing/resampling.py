@@ -144,14 +144,15 @@ def read_case(manifest: Manifest, case: Case, root: Path, preprocessing: Preproc
             volumes = [preprocessing.oriented(v) for v in read_image(paths, len(manifest.image_channels), dimensions)]
             file = case.label
             label = preprocessing.oriented(read_labels(root / case.label, dimensions))
+        file = ", ".join(case.images)
+        image = preprocessing.intensities(volumes, label)
+        file = case.label
         on_one_grid = len(volumes) == 1 or not preprocessing.resample_channels
         if on_one_grid and (problem := grid_problem(label, volumes[0], "image")) is not None:
             raise BadFileError(problem)
         classes = _class_indices(label.data, scheme)
         if case.labelled is not None:
             _refuse_unlabelled(classes, scheme, case.labelled)
-        file = ", ".join(case.images)
-        image = preprocessing.intensities(volumes, label)
     except BadFileError as error:
         raise UserError(f"case '{case.id}': {file}: {error}; {CHECK}") from None
     # Not rounded as `Volume.spacing` is, so that runs of older versions resume with the same numbers.

@@ -221,7 +221,7 @@ def _partial(folder: Path, **changes: Any) -> tuple[Manifest, RunConfig]:
     content = yaml.safe_load(path.read_text())
     for number, labelled in {0: ["organ", "lesion"], 1: ["shell"], 4: ["organ", "shell"]}.items():
         content["cases"][number]["labelled"] = labelled
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     config = TinySet(path, data).config(patch_size=(8, 16, 16), levels=2, base_channels=4, **changes)
     return load_manifest(path), config
 
