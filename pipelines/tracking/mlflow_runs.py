@@ -86,7 +86,7 @@ def _run(client: Any, experiment: str, plan: Plan, key: str, name: str, began: f
 
 #: Most metrics that MLflow accepts in one request.
 _MOST_METRICS = 1000
-#: Column of `epochs.csv` -> MLflow's key, without the metrics.
+#: Column of `epochs.csv` -> MLflow's key; that of `val_<metric>` is `val/<metric>`.
 _KEYS = {
     "train_loss": "train/loss", "grad_norm": "train/grad_norm", "update_ratio": "train/update_ratio",
     "pseudo_dice": "val/pseudo_dice", "epoch_s": "time/epoch_s", "data_share": "time/data_share",
@@ -103,9 +103,8 @@ def send_curves(client: Any, run_id: str, run_dir: RunFolder, sent: dict[str, An
 
     epochs = [row for row in run_dir.epochs if row["epoch"] > sent["epoch"]]
     samples = [(step, row) for step, row in read_samples(run_dir.path) if step > sent.get("system", 0)]
-    # Metrics may have been registered since this file was imported.
-    keys = _KEYS | {f"val_{name}": f"val/{name}" for name in METRICS}
     # The time is the epoch's end and not the present: a row that is sent again is the same.
+    keys = _KEYS | {f"val_{name}": f"val/{name}" for name in METRICS}
     metrics = [
         Metric(keys[column], value, int(1000 * row["time"]) if row.get("time", math.nan) > 0 else 0, int(row["epoch"]))
         for row in epochs
