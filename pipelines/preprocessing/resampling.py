@@ -179,8 +179,8 @@ def _class_indices(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
         numbered[scheme.ignore] = IGNORED
     for value, index in numbered.items():
         voxels = labels == value
-        known += np.count_nonzero(voxels)
-        np.putmask(indices, voxels, index)
+        known += int(np.count_nonzero(voxels))
+        indices[voxels] = index  # `putmask` takes six times as long where axes are not in the order of memory
     if known < labels.size:
         unknown = labels[~np.isin(labels, list(numbered))]
         raise BadFileError(f"holds {digits(unknown[0])}; the manifest names {', '.join(map(str, numbered))}")
