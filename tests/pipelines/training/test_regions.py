@@ -11,6 +11,7 @@ import torch
 import yaml
 from cli_call import call_medloss
 from monai.engines import IterationEvents
+from small_files import array_of, rewrite
 from tiny import TinySet, listed, tiny_manifest, tiny_regions
 
 import medloss
@@ -215,12 +216,17 @@ def test_no_loss_depends_on_ignored_voxels(loss: str, scheme: LabelScheme) -> No
 # Partial labels.
 
 
-def _partial(folder: Path, **changes: Any) -> tuple[Manifest, RunConfig]:
-    """A data set in which some cases annotate two of three classes, or one."""
-    path, data = listed(tiny_manifest(folder), folder / "data")
+def _partial(folder: Path, regions: bool = False, **changes: Any) -> tuple[Manifest, RunConfig]:
+    """A data set in which some cases annotate two of three classes, or one: they have voxels of no other class."""
+    fields = {"regions": {"both": [1, 2], "shell": [2], "lesion": [3]}, "region_order": [1, 2, 3]} if regions else {}
+    path, data = listed(tiny_manifest(folder, **fields), folder / "data")
     content = yaml.safe_load(path.read_text())
     for number, labelled in {0: ["organ", "lesion"], 1: ["shell"], 4: ["organ", "shell"]}.items():
-        content["cases"][number]["labelled"] = labelled
+        case = content["cases"][number]
+        case["labelled"] = labelled
+        label = array_of(data / case["label"])
+        kept = [value for value, name in content["classes"].items() if name in labelled]
+        rewrite(data / case["label"], np.where(np.isin(label, kept), label, 0).astype(np.uint8))
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     config = TinySet(path, data).config(patch_size=(8, 16, 16), levels=2, base_channels=4, **changes)
     return load_manifest(path), config
@@ -271,6 +277,26 @@ def test_classes_without_annotation_have_no_row_and_no_gradient(tmp_path: Path) 
     assert (code, err) == (0, "")
     with table.open(newline="") as file:
         assert [(row["case"], row["class"]) for row in csv.DictReader(file)] == expected
+
+
+def test_regions_whose_classes_are_not_all_annotated_are_unknown(tmp_path: Path) -> None:
+    manifest, config = _partial(tmp_path, regions=True, fold=0, loss="dice+binary_cross_entropy")
+    assert manifest.cases[0].labelled == ("organ", "lesion")
+    train_run(config, tmp_path / "run")  # the organ of case 0 is part of `both`, which is not annotated there
+    rows = RunFolder(tmp_path / "run").cases
+    assert [(row["case"], row["class"]) for row in rows] == [
+        ("phantom_000", "lesion"), *(("phantom_003", name) for name in ("both", "shell", "lesion"))
+    ]  # fmt: skip
+
+
+def test_the_target_of_regions_that_are_not_annotated_is_empty() -> None:
+    label = torch.tensor([1, 2, 3, 0], dtype=torch.uint8).view(1, 1, 4, 1).repeat(2, 1, 1, 1)
+    labelled = torch.tensor([[True, True, True], [False, False, True]])
+    target, extras = loss_target(label, labelled, REGIONS.model_copy(update={"ignore": None}))
+    assert target.dtype == torch.uint8
+    assert target[0, :, :, 0].tolist() == [[1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    assert target[1, :, :, 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+    assert list(extras) == ["labelled_classes"] and torch.equal(extras["labelled_classes"], labelled)
 
 
 class Maskless(torch.nn.Module):
