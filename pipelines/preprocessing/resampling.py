@@ -144,19 +144,24 @@ def read_case(manifest: Manifest, case: Case, root: Path, preprocessing: Preproc
             volumes = [preprocessing.oriented(v) for v in read_image(paths, len(manifest.image_channels), dimensions)]
             file = case.label
             label = preprocessing.oriented(read_labels(root / case.label, dimensions))
+        file = ", ".join(case.images)
+        image = preprocessing.intensities(volumes, label)
+        file = case.label
         on_one_grid = len(volumes) == 1 or not preprocessing.resample_channels
         if on_one_grid and (problem := grid_problem(label, volumes[0], "image")) is not None:
             raise BadFileError(problem)
         classes = _class_indices(label.data, scheme)
-        file = ", ".join(case.images)
-        image = preprocessing.intensities(volumes, label)
+        if case.labelled is not None:
+            _refuse_unlabelled(classes, scheme, case.labelled)
     except BadFileError as error:
         raise UserError(f"case '{case.id}': {file}: {error}; {CHECK}") from None
+    # Not rounded as `Volume.spacing` is, so that runs of older versions resume with the same numbers.
+    spacing = np.linalg.norm(label.affine[:3, : manifest.dimensions], axis=0)
     return {
         "case": case.id,
         "image": image,
         "label": torch.from_numpy(classes)[None],
-        "spacing": torch.as_tensor(label.spacing, dtype=torch.float64),
+        "spacing": torch.from_numpy(spacing),
         "labelled": torch.tensor(scheme.annotated_channels(case.labelled)),
     }
 
@@ -175,13 +180,25 @@ def _class_indices(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
     for value, index in numbered.items():
         voxels = labels == value
         known += int(np.count_nonzero(voxels))
-        np.putmask(indices, voxels, index)
+        indices[voxels] = index  # `putmask` takes six times as long where axes are not in the order of memory
     if known < labels.size:
         unknown = labels[~np.isin(labels, list(numbered))]
         raise BadFileError(f"holds {digits(unknown[0])}; the manifest names {', '.join(map(str, numbered))}")
     if scheme.ignore is not None and (indices == IGNORED).all():
         raise BadFileError(f"all voxels have the ignored label {scheme.ignore}")
     return np.ascontiguousarray(indices)
+
+
+def _refuse_unlabelled(classes: np.ndarray, scheme: LabelScheme, labelled: Sequence[str]) -> None:
+    """Refuse a map of class indices with voxels of a class that the case does not annotate.
+
+    Raises:
+        BadFileError: there are such voxels.
+    """
+    for index in np.flatnonzero(np.bincount(classes.reshape(-1), minlength=len(scheme.values))[: len(scheme.values)]):
+        name = scheme.classes[scheme.values[index]]
+        if index and name not in labelled:
+            raise BadFileError(f"has voxels of '{name}', which is not among the case's 'labelled'")
 
 
 def prepared(case: dict[str, Any], preprocessing: Preprocessing, scheme: LabelScheme) -> dict[str, Any]:

@@ -218,7 +218,9 @@ def loss_target(label: Tensor, labelled: Tensor, scheme: LabelScheme) -> tuple[T
     if scheme.regions:
         target = torch.cat([_one_of(target, members) for members in scheme.members], 1)
     if not labelled.all():
-        extras["labelled_classes"] = labelled.to(label.device)
+        extras["labelled_classes"] = rows = labelled.to(label.device)
+        if scheme.regions:  # a region without all of its classes is unknown
+            target = target * rows.view(*rows.shape, *(1,) * (target.ndim - 2))
     return target, extras
 
 

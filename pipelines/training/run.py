@@ -99,6 +99,9 @@ def train_run(
         raise UserError(f"{run_dir} holds another run; name another folder, or resume it")
     reset_peak_memory()
     planned: RunConfig | None = None
+    if resume and isinstance(config, RunConfig) and (before := folder.config) and before.orientation == "file":
+        # A run of an older version, which knew no other orientation.
+        config = config.model_copy(update={"orientation": "file"})
     try:
         run = Run(config if isinstance(config, Training) else Training(config), folder, report)
         planned = run.config

@@ -191,4 +191,4 @@ def test_a_case_that_vanishes_is_told_in_a_line(tmp_path: Path, workers: int) ->
     with pytest.raises(UserError) as error:
         Run(training, RunFolder(tmp_path / "run"))(resume=False)
     assert str(error.value).startswith("case 'phantom_001': ")
-    assert str(error.value).endswith("is missing or empty; `medloss check` lists every bad file")
+    assert str(error.value).endswith(".nii.gz: missing; `medloss check` lists every bad file")

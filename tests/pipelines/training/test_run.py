@@ -420,6 +420,30 @@ def test_what_is_random_in_torch_repeats_after_a_resume(sets: dict[int, _Set], t
     assert _equal(_weights(tmp_path / "interrupted"), _weights(tmp_path / "whole"))
 
 
+def test_a_run_of_an_older_version_resumes_along_the_files_axes(sets: dict[int, _Set], tmp_path: Path) -> None:
+    def interrupt(_: Progress) -> None:
+        raise InterruptedError
+
+    config, run = sets[3].config(orientation="file"), tmp_path / "run"
+    train_run(config, tmp_path / "whole")
+    train_run(sets[3].config(), tmp_path / "canonical")
+    with pytest.raises(InterruptedError):
+        train_run(config, run, report=interrupt)
+    # Older versions had no such setting.
+    content = json.loads((run / "config.json").read_text())
+    del content["orientation"], content["resample_channels"]
+    (run / "config.json").write_text(json.dumps(content))
+    state = load_checkpoint(run)
+    assert state is not None
+    del state["config"]["orientation"], state["config"]["resample_channels"]
+    save_checkpoint(run, state)
+    train_run(sets[3].config(), run, resume=True)
+    assert _equal(_weights(run), _weights(tmp_path / "whole"))
+    assert not _equal(_weights(run), _weights(tmp_path / "canonical"))
+    kept = RunFolder(run).config
+    assert kept is not None and kept.orientation == "file"
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_nan_stops_before_the_step(
     sets: dict[int, _Set], tmp_path: Path, probe: type[ProbeLoss], monkeypatch: pytest.MonkeyPatch, resume: bool
