@@ -13,7 +13,17 @@ from scipy import ndimage
 
 from medloss import CombinedLoss, create_loss
 from medloss.expression import parse_expression
-from pipelines.data.nifti import BadFileError, by, digits, grid_problem, grid_shift, read_file, shift_note, whole_labels
+from pipelines.data.nifti import (
+    BadFileError,
+    Orientation,
+    by,
+    digits,
+    grid_problem,
+    grid_shift,
+    read_file,
+    shift_note,
+    whole_labels,
+)
 from pipelines.gallery.pictures import Slice, densest_slice, gradient_figure
 from pipelines.gallery.scenes import logit, negative_gradient, soft_logits
 from pipelines.utils import UserError
@@ -26,13 +36,17 @@ _DIRECTIONS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S"
 
 @dataclass(frozen=True)
 class UserFile:
-    """An image of two or three axes, and the option that it was passed to; `affine` and `spacing` in mm."""
+    """An image of two or three axes, and the option that it was passed to; `affine` and `spacing` in mm.
+
+    `orientation` is that of the file; its axes are those of `data`, so that an axis is the same as in other tools.
+    """
 
     path: Path
     flag: str
     data: NDArray
     affine: NDArray[np.float64]
     spacing: tuple[float, ...]
+    orientation: Orientation
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,13 +54,14 @@ class UserFile:
         return self.data.shape
 
 
-def read_user_file(path: Path, flag: str, channels: int | None = 1) -> UserFile:
+def read_user_file(path: Path, flag: str, channels: int | None = 1, along: Orientation | None = None) -> UserFile:
     """Read a NIfTI file; a single slice as third axis is dropped.
 
     Args:
         path: the file.
         flag: the option that it was passed to.
         channels: as in `read_file`; of several the array is `[channels, *spatial]`.
+        along: of the file whose axes the array gets; None: its own.
 
     Raises:
         UserError: the file is missing, damaged, has another number of axes, or an invalid affine.
@@ -57,12 +72,16 @@ def read_user_file(path: Path, flag: str, channels: int | None = 1) -> UserFile:
             volume = read_file(path, channels=channels)
     except BadFileError as error:
         raise UserError(f"{flag}: {path}: {error}; expected a NIfTI image, 2D or 3D") from None
+    orientation = volume.orientation
+    if along is not None and len(along.order) == len(volume.spacing):
+        orientation = along
+    volume = replace(volume, orientation=orientation).as_stored()
     data, spacing = volume.data, volume.spacing
     if data.ndim > len(spacing):
-        return UserFile(path, flag, data, volume.affine, spacing)
+        return UserFile(path, flag, data, volume.affine, spacing, orientation)
     if data.ndim == 3 and data.shape[2] == 1:
         data, spacing = data[..., 0], spacing[:2]
-    return UserFile(path, flag, data, volume.affine, spacing)
+    return UserFile(path, flag, data, volume.affine, spacing, orientation)
 
 
 def check_same_grid(first: UserFile, second: UserFile) -> str | None:
@@ -116,7 +135,8 @@ def explain_case(
         prediction: NIfTI on the same grid: probabilities of the structure, or labels. None: a stand-in, the label
             shifted and blurred.
         label_class: the structure's value.
-        axis: array axis perpendicular to the slice. None: that of the largest spacing (the last of equals).
+        axis: array axis of the image's file perpendicular to the slice. None: that of the largest spacing (the last of
+            equals).
         channel: of a 4D image, the one that is drawn, from 0. None: the first.
         out: the picture, `.png`.
 
@@ -130,14 +150,14 @@ def explain_case(
     alone = len(terms) == 1 and terms[0].weight == 1
     made = create_loss(terms[0].name, sigmoid=True) if alone else CombinedLoss(loss, sigmoid=True)
     shown, drawn = _channel(read_user_file(image, "--image", channels=None), channel)
-    target = read_user_file(label, "--label")
+    target = read_user_file(label, "--label", along=shown.orientation)
     notes = [check_same_grid(shown, target)]
     reference = _structure(target, label_class)
     spacing = shown.spacing
     if prediction is None:
         logits, description = _stand_in(reference, spacing)
     else:
-        predicted = read_user_file(prediction, "--prediction")
+        predicted = read_user_file(prediction, "--prediction", along=shown.orientation)
         notes.append(check_same_grid(shown, predicted))
         logits, description = _predicted_logits(predicted, label_class)
     hard = logits > 0

@@ -13,7 +13,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from pipelines.data.checks import label_problem
-from pipelines.data.nifti import BadFileError, Volume, grid_problem, read_file, read_labels
+from pipelines.data.nifti import BadFileError, Orientation, Volume, grid_problem, read_file, read_labels
 from pipelines.report.collect import PredictedCase
 from pipelines.report.overlay_selection import Choice, Plane, largest_section, planes, select_slice, window
 
@@ -96,7 +96,8 @@ class Shown:
 
     Attributes:
         plane: plane of the slice.
-        index: index of the slice along the axis that the plane cuts; 0 for a 2D image.
+        axis: array axis of the label's file that the plane cuts; `None` for a 2D image.
+        index: index of the slice along that axis, as viewers show it; 0 for a 2D image.
         slices: number of slices along that axis.
         reference: labels of the reference.
         predictions: labels of each prediction.
@@ -105,6 +106,7 @@ class Shown:
     """
 
     plane: Plane
+    axis: int | None
     index: int
     slices: int
     reference: Labels
@@ -207,7 +209,14 @@ def _read_case(
     found = planes(truth.shape, reference.spacing, reference.affine)
     pictures = {
         plane.name: {
-            group: _picture(plane, truth, {o: predictions[o] for o in group if o in predictions}, image, no_image)
+            group: _picture(
+                plane,
+                reference.orientation,
+                truth,
+                {o: predictions[o] for o in group if o in predictions},
+                image,
+                no_image,
+            )
             for group in groups
         }
         for plane in found
@@ -217,6 +226,7 @@ def _read_case(
 
 def _picture(
     plane: Plane,
+    stored: Orientation,
     reference: Labels,
     predictions: dict[PredictedCase, Labels],
     image: NDArray[Any] | None,
@@ -225,11 +235,13 @@ def _picture(
     index = select_slice(reference, predictions.values(), plane)
     flat = plane.cut(reference, index)
     cut = {one: plane.cut(labels, index) for one, labels in predictions.items()}
+    slices = 1 if plane.across is None else reference.shape[plane.across]
     section = window(np.any([labels != 0 for labels in (flat, *cut.values())], axis=0), plane.spacing)
     return Shown(
         plane=plane,
-        index=index,
-        slices=1 if plane.across is None else reference.shape[plane.across],
+        axis=None if plane.across is None else stored.order[plane.across],
+        index=slices - 1 - index if plane.across is not None and stored.flipped[plane.across] else index,
+        slices=slices,
         # Copies: a view would keep the whole volume.
         reference=flat[section].copy(),
         predictions={one: labels[section].copy() for one, labels in cut.items()},

@@ -126,7 +126,7 @@ def _row(panel: Panel, picture: str) -> dict[str, object]:
     else:
         drawn = {
             "plane": shown.plane.name,
-            "axis": shown.plane.across,
+            "axis": shown.axis,
             "slice": shown.index,
             "picture": f"{picture}.png",
         }

@@ -104,10 +104,10 @@ def _predict(
     path: Path, case: Case, manifest: Manifest, root: Path, place: int, random: np.random.Generator
 ) -> list[dict[str, Any]]:
     scheme = manifest.scheme
-    reference = read_labels(root / case.label)
+    reference = read_labels(root / case.label).as_stored()
     known = [*scheme.values, *([] if scheme.ignore is None else [scheme.ignore])]
     prediction = perturbed(np.where(np.isin(reference.data, scheme.values), reference.data, 0), place, random)
-    write_labels(path, prediction, nib.load(root / case.label).header)
+    write_labels(path, prediction, nib.load(root / case.label).header, canonical=False)
     maps = label_channels(prediction, scheme.values), label_channels(reference.data, known)
     ignored = None if scheme.ignore is None else len(scheme.values)
     measured = region_metrics(*maps, scheme.members, reference.spacing, ignored=ignored)

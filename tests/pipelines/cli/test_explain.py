@@ -117,6 +117,31 @@ def test_2d_and_single_slice_files(save: Save, tmp_path: Path) -> None:
         assert note.startswith("no prediction given")
 
 
+def test_axes_are_those_of_the_images_file(case: tuple[Path, Path], tmp_path: Path) -> None:
+    """However the image is stored, and the label and the prediction with other axes."""
+    before = explain_case("dice", *case, prediction=case[1], axis=0, out=tmp_path / "a.png")
+    turned = tmp_path / "turned.nii.gz"
+    image = nib.load(case[0])
+    # From right, anterior, superior to inferior, right, posterior.
+    orientation = nib.orientations.axcodes2ornt(("I", "R", "P"))
+    image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), orientation)).to_filename(
+        turned
+    )
+    after = explain_case("dice", turned, case[1], prediction=case[1], axis=1, out=tmp_path / "b.png")
+    assert before.notes[0].startswith("slice 3 of axis 0")
+    assert after.notes[0] == before.notes[0].replace("axis 0", "axis 1")
+    of_default = explain_case("dice", turned, case[1], out=tmp_path / "c.png").notes[0]
+    assert "of axis 0; no prediction" in of_default  # that of the largest spacing
+    with pytest.raises(UserError, match="expected the same grid"):
+        explain_case("dice", turned, _other(case[1], tmp_path), out=tmp_path / "d.png")
+
+
+def _other(label: Path, folder: Path) -> Path:
+    image = nib.load(label)
+    image.slicer[:-1].to_filename(folder / "smaller.nii.gz")
+    return folder / "smaller.nii.gz"
+
+
 def test_a_channel_of_a_4d_image(case: tuple[Path, Path], save: Save, tmp_path: Path) -> None:
     before = explain_case("dice", *case, out=tmp_path / "a.png").notes[0]
     other = np.random.default_rng(1).normal(100, 10, SHAPE).astype(np.float32)

@@ -95,6 +95,50 @@ def test_the_csv_has_every_case_and_class(folder: Path, manifest: bool) -> None:
     assert [path.name for path in (folder / "new").iterdir()] == ["all.csv"]  # nothing temporary is left
 
 
+def test_regions_ignored_voxels_and_partial_labels(folder: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((folder / "set.yaml").read_text())
+    organ, shell, lesions = (content["classes"][value] for value in (1, 2, 3))
+    regions = {"whole": [1, 2, 3], "core": [2, 3], "lesions": [3]}
+    content |= {"regions": regions, "region_order": [1, 2, 3], "ignore": 9}
+    assert [case["id"] for case in content["cases"]] == list("abcd")
+    # Cases a and b annotate some classes only, so that a has no region, and b the inner ones.
+    content["cases"][0]["labelled"], content["cases"][1]["labelled"] = [organ], [shell, lesions]
+    for case in content["cases"]:
+        del case["label_sha256"]
+    (folder / "set.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    for case in ("c.nii.gz", "d.nii"):
+        label = array_of(folder / "data/labels" / case)
+        label[:3] = 9
+        rewrite(folder / "data/labels" / case, label)
+    code, out, err = _call(folder, "--out", tmp_path / "all.csv", manifest=True)
+    assert (code, err) == (0, "")
+    rows = _rows(tmp_path / "all.csv")
+    expected = [("b", "core"), ("b", "lesions"), *((case, name) for case in "cd" for name in regions)]
+    assert [(row["case"], row["class"]) for row in rows] == expected
+    for row in rows:
+        ending = ".nii" if row["case"] == "d" else ".nii.gz"
+        one, other = (array_of(folder / where / f"{row['case']}{ending}") for where in ("predictions", "data/labels"))
+        counted = other != 9
+        one, other = (np.isin(array, regions[row["class"]]) & counted for array in (one, other))
+        assert float(row["dice"]) == pytest.approx(2 * (one & other).sum() / (one.sum() + other.sum()), abs=1e-12)
+        outside = ~other & counted
+        assert float(row["specificity"]) == pytest.approx((outside & ~one).sum() / outside.sum(), abs=1e-12)
+    table = [line.split() for line in out.splitlines()[1:4]]
+    assert [(line[0], line[1]) for line in table] == [("whole", "2"), ("core", "3"), ("lesions", "3")]
+    # What is predicted where nobody annotated changes nothing.
+    for case in ("c.nii.gz", "d.nii"):
+        prediction = array_of(folder / "predictions" / case)
+        prediction[:3] = 3
+        rewrite(folder / "predictions" / case, prediction)
+    assert _call(folder, "--out", tmp_path / "other.csv", manifest=True)[0] == 0
+    assert (tmp_path / "other.csv").read_bytes() == (tmp_path / "all.csv").read_bytes()
+    # But a prediction has no ignored voxels.
+    prediction[:3] = 9
+    rewrite(folder / "predictions/d.nii", prediction)
+    code, _, err = _call(folder, manifest=True)
+    assert (code, err.count("\n"), "label values without a class: 9 (" in err) == (2, 1, True)
+
+
 def test_the_table_has_means_per_class_and_of_the_foreground(folder: Path) -> None:
     code, out, err = _call(folder)
     assert (code, err) == (0, "")

@@ -115,6 +115,27 @@ def test_a_panel_is_drawn_in_mm(tmp_path: Path, spacing: tuple[float, ...]) -> N
     assert lower[1] < 0.1 * height and upper[1] > 0.9 * height and lower[0] == upper[0] == width / 2
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_slice_is_that_of_the_labels_file(tmp_path: Path, axis: int, sign: int) -> None:
+    """Superior is any axis of the file, upwards or downwards; the prediction is stored in another way."""
+    order = np.roll([2, 0, 1], axis)  # the world axis of each axis of the file
+    affine = np.zeros((4, 4))
+    affine[order, range(3)], affine[3, 3] = 1.0, 1.0
+    affine[2] *= 3.0 * sign
+    label = np.zeros((9, 9, 9), np.uint8)
+    label[3:6, 3:6, 3:6] = 1
+    prediction = label.copy()
+    prediction[tuple(2 if one == axis else slice(3, 6) for one in range(3))] = 1
+    for name, array in (("r", label), ("p", prediction)):
+        nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
+    nib.save(nib.as_closest_canonical(nib.load(tmp_path / "p.nii.gz")), tmp_path / "p.nii.gz")
+    one = PredictedCase("a", "c", tmp_path / "p.nii.gz", tmp_path / "r.nii.gz")
+    (panel,), _ = read_panels([Choice("worst", one, 0.5, {}, 1)], [])
+    assert panel.shown is not None, panel.problem
+    assert (panel.shown.plane.name, panel.shown.axis, panel.shown.index) == ("axial", axis, 2)
+
+
 def _colours(png: bytes) -> NDArray[np.uint8]:
     with Image.open(BytesIO(png)) as picture:
         return np.asarray(picture.convert("RGB"))

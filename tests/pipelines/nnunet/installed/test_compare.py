@@ -245,3 +245,27 @@ def test_in_two_dimensions(tmp_path: Path) -> None:
         assert our_dice(run_dir, classes) == pytest.approx(nnunets_dice(run_dir), nan_ok=True)
         assert not (run_dir.path / "predictions").exists()
         assert all(nib.load(path).shape[:2] == (40, 32) for path in results(run_dir).glob("validation/*.nii.gz"))
+
+
+def test_channels_regions_and_the_ignore_label(tmp_path: Path) -> None:
+    """The Dice of each region is that of nnU-Net's own validation, which leaves ignored voxels out as well."""
+    regions = {"whole": [1, 2, 3], "core": [2, 3], "centre": [3]}
+    manifest = tiny_manifest(
+        tmp_path / "data", modality=None, channels=[{"name": "PET"}, {"name": "CT"}], ignore=255,
+        classes={0: "background", 1: "rim", 2: "core", 3: "centre"}, regions=regions, region_order=[1, 2, 3],
+        spacing=[3.0, 1.5, 1.5], spacing_tolerance=0.25,
+        generator={"name": "phantom_regions", "shape": [12, 24, 28]},
+    )  # fmt: skip
+    out = tmp_path / "out"
+    code, _, err = compare(manifest, out, "--losses", "dice", "--reference", "dice", "--epochs", 1, "--jobs", 1)
+    assert code == 0, err
+    (run,) = require_plan(out).runs
+    run_dir = run_folder(out, run)
+    found = our_dice(run_dir, {name: str(tuple(labels)) for name, labels in regions.items()})
+    assert found == pytest.approx(nnunets_dice(run_dir), nan_ok=True)
+    assert {case for case, _ in found} == {"phantom_regions_000", "phantom_regions_003"}
+    for case in ("phantom_regions_000", "phantom_regions_003"):
+        theirs = nib.load(results(run_dir) / "validation" / f"{case}.nii.gz")
+        ours = nib.load(run_dir.prediction(case))
+        np.testing.assert_array_equal(np.asanyarray(ours.dataobj), np.asanyarray(theirs.dataobj))
+        np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
