@@ -73,6 +73,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
     soft_targets: ClassVar[bool] = True
     #: Whether the value depends on the voxels' spacing.
     uses_spacing: ClassVar[bool] = False
+    #: The maps of the target that it reads if they are given, by the names of the call's arguments.
+    reads_maps: ClassVar[tuple[str, ...]] = ()
 
     class_weight: Tensor | None
 

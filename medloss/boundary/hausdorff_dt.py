@@ -65,6 +65,7 @@ class HausdorffDTLoss(SumsLoss):
 
     soft_targets = False
     uses_spacing = True
+    reads_maps = ("distance_map",)
 
     def __init__(
         self,

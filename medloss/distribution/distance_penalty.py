@@ -49,6 +49,7 @@ class DistancePenaltyLoss(VoxelwiseLoss):
 
     soft_targets = False
     uses_spacing = True
+    reads_maps = ("distance_map",)
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor:
         """One plus the penalty map."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.data.label_scheme import IGNORED
 from pipelines.data.manifest import Case, Manifest
 from pipelines.preprocessing import Clip
+from pipelines.preprocessing.label_maps import label_maps
 from pipelines.preprocessing.resampling import CHECK, Preprocessing, prepared, read_case
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256, write_atomically
@@ -66,6 +67,8 @@ class EntryCache:
 
 #: Changed together with `resampling.py`: cached cases of other versions are not read.
 _CACHE_VERSION = "4"
+#: Changed together with the maps of `label_maps.py`.
+_MAPS_VERSION = "maps 1"
 
 
 class CaseStore(Sequence[dict[str, Any]]):
@@ -83,6 +86,8 @@ class CaseStore(Sequence[dict[str, Any]]):
         cache: cache of prepared cases by file content, shared with other runs and processes.
         memory_mb: MB of memory for prepared cases.
         keys: case to its `content_key`, if known already, since computing it reads every file.
+        maps: maps of the label that each case gets, see `label_maps.MAPS`. They have cache entries of their own, so
+            that losses without them share the others.
 
     Raises:
         UserError: a file cannot be read.
@@ -97,7 +102,9 @@ class CaseStore(Sequence[dict[str, Any]]):
         cache: EntryCache | None = None,
         memory_mb: float = 2048,
         keys: dict[str, list[str]] | None = None,
+        maps: Sequence[str] = (),
     ) -> None:
+        self.maps = tuple(maps)
         self.manifest, self.cases, self.root, self.cache, self.memory_mb = manifest, list(cases), root, cache, memory_mb
         self.preprocessing = preprocessing or Preprocessing(dimensions=manifest.dimensions)
         self._kept: dict[int, dict[str, Any]] = {}
@@ -120,6 +127,13 @@ class CaseStore(Sequence[dict[str, Any]]):
             return prepared(read, self.preprocessing, self.manifest.scheme)
 
         item = compute() if self.cache is None else self.cache.get(self._keys[index], compute)
+        if self.maps:
+
+            def compute_maps() -> dict[str, Any]:
+                return label_maps(self.maps, item["label"], item["spacing"].tolist(), self.manifest.scheme)
+
+            key = [] if self.cache is None else [_MAPS_VERSION, *self.maps, *self._keys[index]]
+            item = item | (compute_maps() if self.cache is None else self.cache.get(key, compute_maps))
         size = _bytes(item)
         if self._kept_bytes + size <= self.memory_mb * 2**20:
             self._kept[index] = item

@@ -22,9 +22,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipelines.data.label_scheme import IGNORED
+from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.preprocessing import Augmentation
 from pipelines.preprocessing.case_store import ANISOTROPIC
+from pipelines.preprocessing.label_maps import MAPS, label_maps
 from pipelines.utils import UserError
 
 # Augmentation.
@@ -136,6 +137,8 @@ class PatchDataset(Dataset):
         foreground: share of patches centred on foreground: a class is drawn first, then one of its voxels, so that
             small classes are seen as often as large ones. Other patches are anywhere in the volume, but are centred on
             a voxel that is not ignored in cases with ignored voxels.
+        scheme: the classes or regions, if cases have maps of the label: those of a patch that is rotated, scaled or
+            padded are computed again.
     """
 
     cases: Sequence[dict[str, Any]]
@@ -144,6 +147,7 @@ class PatchDataset(Dataset):
     flip_axes: Sequence[int] = ()
     augmentation: Augmentation = field(default_factory=Augmentation)
     foreground: float = 2 / 3
+    scheme: LabelScheme | None = None
 
     def __post_init__(self) -> None:
         self.intensities = Intensities(self.augmentation, len(self.patch))
@@ -167,11 +171,20 @@ class PatchDataset(Dataset):
             label = sampled(item["label"], centre, matrix, self.patch, "nearest")
             if "counted" in item and (label == IGNORED).all():  # they were rotated out of it
                 image, label = (_cut(item[name], start, self.patch) for name in ("image", "label"))
+        maps = self._maps(item, start, label, matrix is None and bool(np.greater_equal(shape, self.patch).all()))
         flipped = [1 + axis for axis in self.flip_axes if random.random() < 0.5]
         if flipped:
             image, label = image.flip(flipped), label.flip(flipped)
+            maps = {name: of_patch.flip(flipped) for name, of_patch in maps.items()}
         kept = {name: item[name] for name in ("case", "spacing", "labelled")}
-        return {**kept, "image": self.intensities(image, random), "label": label}
+        return {**kept, **maps, "image": self.intensities(image, random), "label": label}
+
+    def _maps(self, item: dict[str, Any], start: tuple[int, ...], label: Tensor, is_cut: bool) -> dict[str, Tensor]:
+        """The maps of the case's label in a patch that was only cut out of it, else those of the patch's label."""
+        names = [name for name in MAPS if name in item]
+        if is_cut:
+            return {name: _cut(item[name], start, self.patch) for name in names}
+        return label_maps(names, label, item["spacing"].tolist(), self.scheme) if names and self.scheme else {}
 
     def _start(self, shape: Sequence[int], item: dict[str, Any], random: Generator) -> tuple[int, ...]:
         """A patch's first voxel; 0 along axes that the patch covers completely."""
@@ -278,7 +291,7 @@ def _cut(volume: Tensor, start: tuple[int, ...], patch: tuple[int, ...]) -> Tens
 
 
 def _patches(items: list[dict[str, Any]]) -> dict[str, Any]:
-    names = ("image", "label", "spacing", "labelled")
+    names = [name for name in ("image", "label", "spacing", "labelled", *MAPS) if name in items[0]]
     stacked = {name: torch.stack([item[name] for item in items]) for name in names}
     return {"case": [item["case"] for item in items], **stacked}
 

@@ -19,6 +19,7 @@ from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, Manifest, load_manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.preprocessing.case_store import CaseStore, EntryCache, content_key, take_fingerprint
+from pipelines.preprocessing.label_maps import wanted_maps
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.auto_config import create_loss, planned, preprocessing, refuse_misfit
@@ -91,7 +92,9 @@ def prepared_data(config: RunConfig, cache_dir: Path | None = None) -> PreparedD
     stores = []
     for cases in (training, validation):
         share = config.memory_mb * len(cases) / (len(training) + len(validation))
-        stores.append(CaseStore(manifest, cases, root, processed, cache, share, keys).prepare())
+        # Validation computes no loss.
+        maps = wanted_maps(create_loss(config, manifest.scheme)) if cases is training else ()
+        stores.append(CaseStore(manifest, cases, root, processed, cache, share, keys, maps).prepare())
     return PreparedData(config, manifest, processed, *stores)
 
 
@@ -121,8 +124,9 @@ class Training:
         self.dtype = autocast_dtype(config, self.device, patch)
         self.preprocessing, self.cases, self.validation_cases = data.preprocessing, data.training, data.validation
         self.dataset = PatchDataset(
-            self.cases, patch, config.seed, config.flip_axes, config.augmentation, config.foreground
-        )
+            self.cases, patch, config.seed, config.flip_axes, config.augmentation, config.foreground,
+            self.manifest.scheme
+        )  # fmt: skip
         self.loader = training_loader(self.dataset, config.batch_size or 1, config.workers, rank(), ranks())
         self.validation_loader = validation_loader(self.validation_cases, rank(), ranks())
         self._make_learner()

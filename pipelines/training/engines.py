@@ -17,6 +17,7 @@ import medloss
 from medloss.errors import InputError
 from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.evaluation.evaluate import region_metrics
+from pipelines.preprocessing.label_maps import MAPS, channel_masks
 from pipelines.training.distributed import mean_over_ranks, texts_over_ranks
 from pipelines.training.saved_model import AutocastInferer, WindowInferer, label_map
 from pipelines.utils import TrainingError
@@ -185,6 +186,7 @@ class _LossCall:
 
     def __call__(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         target, extras = loss_target(batch["label"], batch["labelled"], self.scheme)
+        extras |= {name: batch[name] for name in MAPS if name in batch}
         try:
             value = medloss.call_loss(self.loss, logits, target, spacing=batch["spacing"], **extras)
         except Exception as error:
@@ -216,19 +218,12 @@ def loss_target(label: Tensor, labelled: Tensor, scheme: LabelScheme) -> tuple[T
         extras["mask"] = label != IGNORED
         target = label.masked_fill(label == IGNORED, 0)
     if scheme.regions:
-        target = torch.cat([_one_of(target, members) for members in scheme.members], 1)
+        target = channel_masks(target, scheme).to(torch.uint8)
     if not labelled.all():
         extras["labelled_classes"] = rows = labelled.to(label.device)
         if scheme.regions:  # a region without all of its classes is unknown
             target = target * rows.view(*rows.shape, *(1,) * (target.ndim - 2))
     return target, extras
-
-
-def _one_of(label: Tensor, members: tuple[int, ...]) -> Tensor:
-    found = label == members[0]
-    for index in members[1:]:
-        found |= label == index
-    return found.to(torch.uint8)
 
 
 def create_evaluator(
@@ -274,4 +269,5 @@ def _prepare_batch(
 ) -> tuple[Tensor, dict[str, Any]]:
     image = batch["image"].to(device, non_blocking=non_blocking)
     label = batch["label"].to(device, non_blocking=non_blocking)
-    return image, {"label": label, "spacing": batch["spacing"], "labelled": batch["labelled"]}
+    maps = {name: batch[name].to(device, non_blocking=non_blocking) for name in MAPS if name in batch}
+    return image, {"label": label, "spacing": batch["spacing"], "labelled": batch["labelled"], **maps}
