@@ -188,7 +188,8 @@ def test_slices_of_several_channels(tmp_path: Path) -> None:
     nib.save(joined, tmp_path / "joined.nii.gz")
     model = load_model(tmp_path / "run", CPU)
     assert predict(model, [Source(tmp_path / "joined.nii.gz", "joined")], tmp_path / "out", Settings()) == []
-    labels, kept = nib.load(tmp_path / "out" / "joined.nii.gz"), nib.load(RunFolder(tmp_path / "run").prediction(case.id))
+    labels = nib.load(tmp_path / "out" / "joined.nii.gz")
+    kept = nib.load(RunFolder(tmp_path / "run").prediction(case.id))
     assert kept.shape == (28, 36) and len(np.unique(kept.dataobj)) > 1
     assert np.array_equal(np.asanyarray(labels.dataobj).reshape(kept.shape), kept.dataobj)
 
