@@ -502,7 +502,8 @@ def write_labels(path: Path, labels: NDArray[Any], header: nib.Nifti1Header, *, 
     """
     labels = _in_file_order(labels, header, labels.ndim, canonical)
     shape = header.get_data_shape()[:3]
-    labels = labels.reshape(shape) if len(shape) > labels.ndim else labels
+    if math.prod(shape) == labels.size:  # else the third axis of a 2D image has its channels
+        labels = labels.reshape(shape)
     highest = int(labels.max())
     kind = next(t for t in (np.uint8, np.int16, np.int32, np.int64) if highest <= np.iinfo(t).max)
     made = _header(header, kind, "medloss: labels")

@@ -195,9 +195,8 @@ def _refuse_unlabelled(classes: np.ndarray, scheme: LabelScheme, labelled: Seque
     Raises:
         BadFileError: there are such voxels.
     """
-    for index in np.flatnonzero(np.bincount(classes.reshape(-1), minlength=len(scheme.values))[: len(scheme.values)]):
-        name = scheme.classes[scheme.values[index]]
-        if index and name not in labelled:
+    for index, value in enumerate(scheme.values):
+        if index and (name := scheme.classes[value]) not in labelled and (classes == index).any():
             raise BadFileError(f"has voxels of '{name}', which is not among the case's 'labelled'")
 
 

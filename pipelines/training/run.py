@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,8 @@ def train_run(
         raise UserError(f"{run_dir} holds another run; name another folder, or resume it")
     reset_peak_memory()
     planned: RunConfig | None = None
-    if resume and isinstance(config, RunConfig) and (before := folder.config) and before.orientation == "file":
-        # A run of an older version, which knew no other orientation.
-        config = config.model_copy(update={"orientation": "file"})
+    if resume and isinstance(config, RunConfig):
+        config = _oriented_as_begun(config, folder)
     try:
         run = Run(config if isinstance(config, Training) else Training(config), folder, report)
         planned = run.config
@@ -117,6 +117,14 @@ def train_run(
     # In any process: one other than the first may have run out of memory.
     folder.write_result({"state": "failed", "error": str(failure)})
     raise failure from None
+
+
+def _oriented_as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """The config along the files' axes if the folder's run is of an older version, which knew no other orientation."""
+    with suppress(ValueError):  # damaged, or of another version: the checkpoint decides
+        if (before := folder.config) is not None and before.orientation == "file":
+            return config.model_copy(update={"orientation": "file"})
+    return config
 
 
 def _what_to_lower(planned: RunConfig | None) -> str:

@@ -156,6 +156,44 @@ def test_predictions_and_probabilities_of_regions(regions: TinySet, trained: Pat
         assert np.array_equal(inside, in_file[number] > 0.5)
 
 
+def test_one_file_with_all_channels_is_predicted_as_one_file_per_channel(
+    regions: TinySet, trained: Path, tmp_path: Path
+) -> None:
+    manifest, model = load_manifest(regions.manifest), load_model(trained, CPU)
+    root = resolve_data(manifest, regions.data)
+    case = manifest.split(0)[1][1]
+    files = [nib.load(root / file) for file in case.images]
+    joined = nib.Nifti1Image(np.stack([file.dataobj for file in files], -1), files[0].affine)
+    nib.save(joined.as_reoriented(np.array([[2, 1], [0, -1], [1, 1]], float)), tmp_path / "joined.nii.gz")
+    sources = [Source(tmp_path / "joined.nii.gz", "joined")]
+    assert predict(model, sources, tmp_path / "out", Settings(probabilities=True)) == []
+    stored, kept = nib.load(tmp_path / "joined.nii.gz"), nib.load(RunFolder(trained).prediction(case.id))
+    labels = nib.load(tmp_path / "out" / "joined.nii.gz")
+    assert labels.shape == stored.shape[:3] and np.array_equal(labels.affine, stored.affine)
+    one, other = (np.asanyarray(nib.as_closest_canonical(image).dataobj) for image in (labels, kept))
+    assert np.array_equal(one, other)
+    assert nib.load(tmp_path / "out" / "joined_probabilities.nii.gz").shape == (*stored.shape[:3], 3)
+
+
+def test_slices_of_several_channels(tmp_path: Path) -> None:
+    path = tiny_regions(tmp_path, (28, 36), dims=2, spacing=[1.5, 1.0])
+    made = TinySet(path, tmp_path / "data")
+    config = _config(made, patch_size=(16, 16), spacing=(1.2, 1.4), epochs=4, flip_axes=(1,))
+    train_run(config, tmp_path / "run")
+    manifest = load_manifest(path)
+    root = resolve_data(manifest, made.data)
+    case = manifest.split(0)[1][0]
+    files = [nib.load(root / file) for file in case.images]
+    joined = nib.Nifti1Image(np.stack([file.dataobj for file in files], -1), files[0].affine)
+    nib.save(joined, tmp_path / "joined.nii.gz")
+    model = load_model(tmp_path / "run", CPU)
+    assert predict(model, [Source(tmp_path / "joined.nii.gz", "joined")], tmp_path / "out", Settings()) == []
+    labels = nib.load(tmp_path / "out" / "joined.nii.gz")
+    kept = nib.load(RunFolder(tmp_path / "run").prediction(case.id))
+    assert kept.shape == (28, 36) and len(np.unique(kept.dataobj)) > 1
+    assert np.array_equal(np.asanyarray(labels.dataobj).reshape(kept.shape), kept.dataobj)
+
+
 def test_label_maps_follow_the_regions_order() -> None:
     scheme = LabelScheme(
         classes={0: "background", 1: "edema", 4: "core", 9: "enhancing"},
