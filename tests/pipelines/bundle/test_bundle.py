@@ -203,9 +203,7 @@ def test_channels_and_regions(tmp_path: Path, workflow: Callable[..., ConfigWork
     assert (image["num_channels"], image["channel_def"], image["modality"]) == (2, {"0": "PET", "1": "CT"}, "PET + CT")
     assert (pred["num_channels"], pred["channel_def"]) == (3, {"0": "whole", "1": "core", "2": "centre"})
     schema = CONFIGS / "schema" / "meta_schema_20240725.json"
-    monai.bundle.verify_metadata(
-        meta_file=str(meta), filepath=str(schema), hash_val=sha256(schema), hash_type="sha256"
-    )
+    monai.bundle.verify_metadata(meta_file=str(meta), filepath=str(schema), hash_val=sha256(schema), hash_type="sha256")
     config_file = configs("inference")[0]
     monai.bundle.verify_net_in_out(
         net_id="network_def", meta_file=str(meta), config_file=config_file, model_file=str(tmp_path / "run")
