@@ -253,7 +253,7 @@ def stacked(volumes: Sequence[Volume], grid: "Grid | None" = None) -> NDArray[np
         problem = grid_problem(volume, target, "first channel")
         if problem is not None and grid is None:
             raise BadFileError(
-                f"channel {index}: {problem}; pass --resample-channels to bring all channels to one grid"
+                f"channel {index}: {problem}; train with --resample-channels to bring all channels to one grid"
             )
         if problem is not None:
             channels[index] = _on_grid(channels[index], volume, target)
