@@ -254,7 +254,7 @@ def stacked(volumes: Sequence[Volume], grid: "Grid | None" = None) -> NDArray[np
         problem = None if volume is target else grid_problem(volume, target, "first channel")
         if problem is not None and grid is None:
             raise BadFileError(
-                f"channel {index}: {problem}; pass --resample-channels to bring all channels to one grid"
+                f"channel {index}: {problem}; train with --resample-channels to bring all channels to one grid"
             )
         with np.errstate(over="ignore"):  # Inf is reported by the caller
             image[index] = channel if problem is None else _on_grid(channel.astype(np.float32), volume, target)

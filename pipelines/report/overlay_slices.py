@@ -252,7 +252,9 @@ def _picture(
 
 def _read(path: Path, what: str, on: Volume | None = None, labels: bool = True) -> Volume:
     try:
-        volume = read_labels(path) if labels else read_file(path, channels=None)
+        # An image has the label's number of axes, and perhaps one for channels: of 2D images that is the third.
+        axes = {2, 3} if on is None else {len(on.spacing)}
+        volume = read_labels(path) if labels else read_file(path, axes, channels=None)
         if volume.data.ndim > len(volume.spacing):  # of several channels, the first is drawn
             volume = replace(volume, data=volume.data[0])
     except BadFileError as error:

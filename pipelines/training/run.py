@@ -98,6 +98,10 @@ def train_run(
     folder = RunFolder(run_dir)
     if not resume and has_checkpoint(run_dir):
         raise UserError(f"{run_dir} holds another run; name another folder, or resume it")
+    before = folder.config if resume and has_checkpoint(run_dir) else None
+    if before is not None and before.orientation == "file" and isinstance(config, RunConfig):
+        # Runs of older versions, which had no other orientation, are resumed along the same axes.
+        config = config.model_copy(update={"orientation": "file"})
     reset_peak_memory()
     planned: RunConfig | None = None
     if resume and isinstance(config, RunConfig):

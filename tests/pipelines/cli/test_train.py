@@ -305,7 +305,7 @@ def test_channels_on_another_grid_are_refused_unless_they_are_resampled(train: _
     assert (code, err.count("--resample-channels brings all channels to the label's grid")) == (2, 2)
     # Without the check, training itself refuses the first of them.
     code, _, err = train(*short, "--no-check", "--out", str(out), manifest=str(path))
-    assert (code, err.count("\n"), "pass --resample-channels" in err) == (2, 1, True)
+    assert (code, err.count("\n"), "train with --resample-channels" in err) == (2, 1, True)
     code, _, err = train(*short, "--resample-channels", "--out", str(out), manifest=str(path))
     assert code == 0, err
     assert read_json(out / "config.json")["resample_channels"]

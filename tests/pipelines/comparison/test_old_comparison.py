@@ -63,3 +63,17 @@ def test_an_old_folder_is_resumed_and_mirrored(folder: Path) -> None:
     assert {*_FINISHED, _KILLED, _STARTED} <= set(mirrored)
     analysis = read_json(comparison / "report/analysis.json") or {}
     assert len(analysis["scores"]) == 3
+
+
+def test_one_of_its_runs_is_resumed_alone(folder: Path) -> None:
+    run = folder / "comparison/runs" / _KILLED
+    begun = _epochs(run)
+    arguments = "--loss hausdorff_dt --fold 1 --batch-size 2 --val-interval 1 --precision float32 --resume"
+    code, _, err = call_medloss(
+        "train", folder / "tiny_2d.yaml", "--data-root", folder / "data", "--recipe", folder / "recipe.yaml",
+        *arguments.split(), "--out", run,
+    )  # fmt: skip
+    assert code == 0, err
+    assert _epochs(run)[:2] == begun and len(_epochs(run)) == 3
+    config = read_json(run / "config.json")
+    assert config["orientation"] == "file"

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,22 @@ def test_the_slice_is_that_of_the_labels_file(tmp_path: Path, axis: int, sign: i
     (panel,), _ = read_panels([Choice("worst", one, 0.5, {}, 1)], [])
     assert panel.shown is not None, panel.problem
     assert (panel.shown.plane.name, panel.shown.axis, panel.shown.index) == ("axial", axis, 2)
+
+
+@pytest.mark.parametrize("shape", [(10, 24, 30), (24, 30)], ids=["3d", "2d"])
+def test_of_several_channels_in_a_file_the_first_is_drawn(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    label = np.zeros(shape, np.uint8)
+    label[(Ellipsis, slice(6, 14), slice(8, 20))] = 1
+    channels = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    drawn = []
+    for image in (channels[0], np.moveaxis(channels, 0, -1)):
+        choice = _choice(tmp_path, label, label)
+        nib.save(nib.Nifti1Image(image, nib.load(tmp_path / "r.nii.gz").affine), tmp_path / "i.nii.gz")
+        one = replace(choice.predicted, image=tmp_path / "i.nii.gz")
+        (panel,), _ = read_panels([replace(choice, predicted=one)], [])
+        assert panel.shown is not None and panel.shown.no_image is None and panel.shown.image is not None
+        drawn.append(panel.shown.image)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
 
 
 def _colours(png: bytes) -> NDArray[np.uint8]:
