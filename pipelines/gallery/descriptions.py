@@ -185,6 +185,12 @@ ADVICE: dict[str, Advice] = {
         pictures="The curves jump at p = 0.5, where the hard prediction and so its distance map change. On the map the "
         "distant island outweighs everything else.",
     ),
+    "log_hausdorff_dt": Advice(
+        use="As hausdorff_dt, where one distant outlier must not rule the gradient: the logarithm grows slowly with "
+        "its squared distance. " + _ROBUST,
+        avoid=_HAUSDORFF_ALONE + " The logarithm hides how much worse a far error is than a near one.",
+        pictures="As for hausdorff_dt; the logarithm divides all gradients of an item and class by 1 + its loss.",
+    ),
     "hausdorff_er": Advice(
         use="With Dice, where thick regions of error matter and thin ones along the border do not; it needs no "
         "distance transform.",

@@ -165,4 +165,4 @@ def test_an_image_with_another_number_of_channels(tmp_path: Path, of_regions: Pa
     shutil.copy(pairs / "a_0000.nii.gz", pairs / "one.nii.gz")
     code, out, err = _predict(of_regions, pairs, "--out", tmp_path / "out")
     assert (code, out.split(" in ")[0]) == (1, "3 predicted")
-    assert re.search(r"error: .*one\.nii\.gz: 3 axes .*; expected 3 and one for the channels\n$", err)
+    assert re.search(r"error: .*one\.nii\.gz: one volume \(.* voxels\); expected 2, one per channel\n$", err)

@@ -195,7 +195,7 @@ REFUSALS: list[tuple[Change, str]] = [
 ]
 
 GENERATOR_REFUSALS: list[tuple[Change, str]] = [
-    (put("generator", "name", to="blobs"), "generator.name: should be 'phantom'; got 'blobs'"),
+    (put("generator", "name", to="blobs"), "generator.name: should be 'phantom' or 'phantom_regions'; got 'blobs'"),
     (put("generator", "shape", to=[12, 12]), "generator.shape: 2 axes for 3 dimensions"),
     (put("generator", "shape", to=[12, 4, 12]), "expected 2 or 3 axes of 12 voxels or more"),
     (put("generator", "folds", to=9), "generator: 9 folds of 4 cases"),
@@ -206,7 +206,7 @@ GENERATOR_REFUSALS: list[tuple[Change, str]] = [
     (put("generator", "sede", to=1), "generator.sede: unknown field; did you mean 'seed'?"),
     (drop("generator", "shape"), "generator.shape: missing"),
     (put("cases", to=listed()["cases"]), "cases: the generator creates the cases; expected none to be listed"),
-    (drop("classes", 3), "classes: 3 for the phantom; expected 4: background, organ, shell, lesions"),
+    (drop("classes", 3), "classes: 3 for a phantom; expected 4, background included"),
 ]
 
 

@@ -76,7 +76,7 @@ def test_channels_last_become_channels_first(tmp_path: Path) -> None:
         ((4, 5, 6, 3), 1, "4 axes .* name its channels in the manifest, if its 3 volumes are channels"),
         ((4, 5, 6, 3), 2, "3 volumes in one file; expected 2, one per channel"),
         ((4, 5, 6, 9), None, "9 volumes in one file, which may be a time series; expected at most 8 channels"),
-        ((4, 5, 6), 2, "expected 3 and one for the channels"),
+        ((4, 5, 6), 2, r"one volume \(4 x 5 x 6 voxels\); expected 2, one per channel"),
     ],
 )
 def test_another_number_of_volumes(shape: tuple[int, ...], channels: int | None, message: str, tmp_path: Path) -> None:
