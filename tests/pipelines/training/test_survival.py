@@ -249,7 +249,7 @@ def test_a_damaged_cache_is_mended_and_changes_nothing(whole: Path, tmp_path: Pa
     config = _config(whole, cache_dir=str(tmp_path / "cache"))
     train_run(config, tmp_path / "cold")
     entries = sorted((tmp_path / "cache").glob("*.pt"))
-    assert len(entries) == 6 + 4  # prepared cases, and facts of those that train
+    assert len(entries) == 6 + 4 + 4  # prepared cases; facts, and distance maps, of those that train
     for entry in entries[::2]:
         content = bytearray(entry.read_bytes())
         content[len(content) // 2] ^= 1
