@@ -69,6 +69,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
     soft_targets: ClassVar[bool] = True
     #: Whether the value depends on the voxels' spacing.
     uses_spacing: ClassVar[bool] = False
+    #: Whether it has a meaning for classes that exclude each other only.
+    categorical_only: ClassVar[bool] = False
 
     class_weight: Tensor | None
 
@@ -94,6 +96,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
             raise InputError(f"other_act: got {type(other_act).__name__}; expected a callable or None")
         if sigmoid + softmax + (other_act is not None) > 1:
             raise InputError("sigmoid, softmax, other_act: more than one was given; expected one of them")
+        if self.categorical_only and not softmax:
+            raise InputError("softmax: this loss is of classes that exclude each other; expected softmax=True")
         super().__init__(reduction=reduction)
         self.include_background = include_background
         self.to_onehot_y = to_onehot_y

@@ -8,11 +8,15 @@ from medloss.distribution.binary_cross_entropy import BinaryCrossEntropyLoss as 
 from medloss.distribution.distance_penalty import DistancePenaltyLoss as DistancePenaltyLoss
 from medloss.distribution.focal import FocalLoss as FocalLoss
 from medloss.distribution.structural_similarity import StructuralSimilarityLoss as StructuralSimilarityLoss
+from medloss.distribution.topk_cross_entropy import TopKCrossEntropyLoss as TopKCrossEntropyLoss
 from medloss.region.dice import DiceLoss as DiceLoss
 from medloss.region.tversky import TverskyLoss as TverskyLoss
 from medloss.region.focal_tversky import FocalTverskyLoss as FocalTverskyLoss
 from medloss.region.log_cosh_dice import LogCoshDiceLoss as LogCoshDiceLoss
 from medloss.region.sensitivity_specificity import SensitivitySpecificityLoss as SensitivitySpecificityLoss
+from medloss.region.generalized_dice import GeneralizedDiceLoss as GeneralizedDiceLoss
+from medloss.region.matthews_correlation import MatthewsCorrelationLoss as MatthewsCorrelationLoss
+from medloss.region.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss as GeneralizedWassersteinDiceLoss
 from medloss.boundary.hausdorff_cv import HausdorffCVLoss as HausdorffCVLoss
 from medloss.boundary.hausdorff_dt import HausdorffDTLoss as HausdorffDTLoss
 from medloss.boundary.hausdorff_er import HausdorffERLoss as HausdorffERLoss

@@ -143,6 +143,13 @@ ADVICE: dict[str, Advice] = {
         avoid="With noisy labels: mislabelled voxels are hard, and get the largest weights. For independent channels "
         "the default `alpha` of 0.25 weighs foreground less than background; raise it for rare classes.",
     ),
+    "topk_cross_entropy": Advice(
+        use="Together with Dice, where most voxels are easy: only the worst tenth has a gradient, at full weight. "
+        + _ROBUST,
+        avoid="With noisy labels: mislabelled voxels are the worst ones, and stay so. The easy voxels get no gradient, "
+        "so their probabilities are not calibrated.",
+        pictures="Of the ball's voxels only those among the image's worst tenth have a value.",
+    ),
     "structural_similarity": Advice(
         use="Together with cross entropy, where local structure (edges, thin parts) matters more than the interior.",
         avoid="Alone: where prediction and reference are both locally constant it sees no error, right or wrong.",
@@ -178,6 +185,24 @@ ADVICE: dict[str, Advice] = {
         use="As Dice, where training should slow down towards its end: the gradient is that of Dice times tanh(1 - D).",
         avoid="Where the last percent of overlap counts: that factor goes to 0 as D goes to 1. Empty cases are as hard "
         "for it as for Dice.",
+    ),
+    "generalized_dice": Advice(
+        use="For several classes of very different size in one image: each class's errors are weighed by its rarity, "
+        "and one overlap is taken of all.",
+        avoid="Where classes are absent from many cases or patches: weights, and with them the scale of the gradient, "
+        "change from case to case. With one channel it is Dice.",
+    ),
+    "matthews_correlation": Advice(
+        use="Where both sides matter, and their sizes differ: the correlation counts true negatives, too, and does not "
+        "depend on which side is called foreground.",
+        avoid="Where most patches hold no foreground: the loss then changes into a plain share of wrong voxels. For a "
+        "tiny structure it is close to one minus the geometric mean of precision and sensitivity, and Dice is simpler.",
+    ),
+    "generalized_wasserstein_dice": Advice(
+        use="For classes of which some are more alike than others (parts of one lesion): `dist_matrix` sets what "
+        "each confusion costs, and calling foreground background costs most.",
+        avoid="Where channels are independent: it needs a softmax. With two classes, or without a matrix, it is an "
+        "overlap of all foreground that no class weight balances: small classes weigh little.",
     ),
     "hausdorff_dt": Advice(
         use="With Dice, where distant outliers are worse than a border that is slightly off: an error's cost grows "

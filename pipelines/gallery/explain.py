@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from medloss import CombinedLoss, create_loss
+from medloss import CombinedLoss
 from medloss.expression import parse_expression
 from pipelines.data.nifti import BadFileError, by, digits, grid_problem, grid_shift, read_file, shift_note, whole_labels
 from pipelines.gallery.pictures import Slice, densest_slice, gradient_figure
-from pipelines.gallery.scenes import logit, negative_gradient, soft_logits
+from pipelines.gallery.scenes import logit, negative_gradient, one_channel_loss, soft_logits
 from pipelines.utils import UserError
 from pipelines.utils.figures import write_png
 
@@ -166,8 +166,9 @@ def explain_case(
 def _make_loss(loss: str) -> nn.Module:
     terms = parse_expression(loss)
     if len(terms) == 1 and terms[0].weight == 1:
-        return create_loss(terms[0].name, sigmoid=True)
-    return CombinedLoss(loss, sigmoid=True)
+        return one_channel_loss(terms[0].name)
+    made = [one_channel_loss(term.name) for term in terms]
+    return CombinedLoss(made, weights=[term.weight for term in terms])
 
 
 def _structure(label: UserFile, label_class: int) -> NDArray[np.bool_]:

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loss_inputs import EVERYTHING, MODES, SMALL, SPACING, assert_close, make, mask_like, sample, to_numpy
+from loss_inputs import (
+    EVERYTHING,
+    MODES,
+    SMALL,
+    SPACING,
+    assert_close,
+    make,
+    mask_like,
+    sample,
+    to_numpy,
+)
 from references import REFERENCES
 from references import directional_derivative as _directional_derivative
 from torch import Tensor
@@ -22,7 +32,11 @@ VOXELWISE = [
 ] + ["shape_aware"]
 NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware"]
 LOOKS_AROUND = [*NEEDS_MAPS, "structural_similarity", "hausdorff_er", "hausdorff_cv"]
+CATEGORICAL_ONLY = [name for name in LOSSES if medloss.LOSSES[name].cls.categorical_only]
 HARD_TARGETS_ONLY = [name for name in LOSSES if not medloss.LOSSES[name].cls.soft_targets]
+
+#: The matrix of distances has the classes' weights.
+TAKES_NO_WEIGHT = ["generalized_wasserstein_dice"]
 
 every_loss = pytest.mark.parametrize("name", LOSSES)
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -73,6 +87,8 @@ def test_equals_its_reference(name: str, mode: str, dims: int, structured: bool)
         if reduction != "mean" and masked + weighted + batch > 1:
             continue
         options: dict[str, Any] = {"include_background": background, "reduction": reduction, "batch": batch}
+        if weighted and name in TAKES_NO_WEIGHT:
+            continue
         options["weight"] = [0.5, 2.0, 1.5][: 3 if background else 2] if weighted else None
         mask = mask_like(drawn.index) if masked else None
         loss = make(name, mode, **options)
@@ -109,6 +125,22 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("sensitivity_specificity", {"r": 0.6, "smooth_dr": 0.1}),
     ("sensitivity_specificity", {"squared": False, "r": 0.3, "smooth_nr": 0.2, "smooth_dr": 0.2}),
     ("log_cosh_dice", {"squared_pred": True, "smooth_nr": 2.0}),
+    ("generalized_dice", {"w_type": "simple", "smooth_nr": 0.5, "smooth_dr": 0.2}),
+    ("generalized_dice", {"w_type": "uniform"}),
+    ("matthews_correlation", {"smooth_dr": 3.0}),
+    ("generalized_wasserstein_dice", {"dist_matrix": ((0, 2, 2), (2, 0, 0.7), (2, 0.7, 0)), "smooth_nr": 0.3}),
+    ("generalized_wasserstein_dice", {"weighting_mode": "GDL"}),
+    (
+        "generalized_wasserstein_dice",
+        {
+            "dist_matrix": ((0, 1, 1), (1, 0, 0.4), (1, 0.4, 0)),
+            "weighting_mode": "GDL",
+            "smooth_dr": 0.1,
+            "batch": True,
+        },
+    ),
+    ("topk_cross_entropy", {"k": 37.5}),
+    ("topk_cross_entropy", {"k": 0.1, "batch": True}),
     ("hausdorff_dt", {"alpha": 1.3}),
     ("hausdorff_dt", {"one_sided": True}),
     ("hausdorff_er", {"alpha": 1.0, "erosions": 2}),
@@ -165,7 +197,7 @@ def test_erosion_stretches_from_the_smallest_error_that_is_left() -> None:
         assert_close(value, expected("hausdorff_er", "sigmoid", everywhere, torch.zeros_like(drawn.index), **options))
 
 
-@every_loss
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in CATEGORICAL_ONLY])
 def test_one_channel_equals_the_reference(name: str) -> None:
     for mode in ("sigmoid", "probabilities"):
         drawn = sample(mode, 3, channels=1)
@@ -413,11 +445,13 @@ def test_extreme_logits_give_finite_values_and_gradients(name: str, mode: str, d
 
 @every_loss
 def test_large_volumes_stay_finite_in_half_precision_and_under_autocast(name: str) -> None:
-    loss = medloss.LOSSES[name].cls(sigmoid=True)
+    loss = medloss.LOSSES[name].cls(**{"softmax" if name in CATEGORICAL_ONLY else "sigmoid": True})
     # 41^3 voxels are more than float16 counts; Triton's interpreter would take minutes for 128^3.
     interpreted = medloss.kernels.in_use() == "triton" and not torch.cuda.is_available()
     for kind, target in _extreme_targets(128 if EVERYTHING and not interpreted else 41).items():
         logits = torch.where(target > 0, 1e4, -1e4).roll((5, 3), (2, 4))
+        if name in CATEGORICAL_ONLY:
+            logits = torch.cat([-logits, logits], 1)
         for dtype, autocast in ((torch.float16, False), (torch.bfloat16, True)):
             if autocast and kind != "one voxel":
                 continue  # one kind suffices: inside the loss autocast is off
@@ -450,7 +484,8 @@ def test_nan_comes_out_as_nan(name: str, mode: str) -> None:
 @every_loss
 def test_a_constant_value_is_still_attached_to_the_graph(name: str) -> None:
     logits = torch.full((1, 2, 6, 6, 6), 30.0).requires_grad_()
-    make(name, "sigmoid")(logits, torch.ones(1, 2, 6, 6, 6)).backward()
+    target = torch.cat([torch.zeros(1, 1, 6, 6, 6), torch.ones(1, 1, 6, 6, 6)], 1)
+    make(name, "softmax" if name in CATEGORICAL_ONLY else "sigmoid")(logits, target).backward()
     assert logits.grad is not None
 
 
@@ -546,9 +581,9 @@ def test_compiles_as_one_graph(name: str) -> None:
 @every_loss
 def test_copies_and_pickles(name: str) -> None:
     drawn = sample("softmax", 3)
-    loss = make(name, "softmax", weight=torch.tensor([0.5, 1.0, 2.0], requires_grad=True))
+    given: list[Any] = [torch.tensor([0.5, 1.0, 2.0], requires_grad=True), [1.0, 1.0, 1.0]]
+    loss, restored = (make(name, "softmax", weight=None if name in TAKES_NO_WEIGHT else weight) for weight in given)
     value = loss(drawn.logits, drawn.index)
-    restored = make(name, "softmax", weight=[1.0, 1.0, 1.0])
     restored.load_state_dict(loss.state_dict())
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), restored):
         assert torch.equal(value, other(drawn.logits, drawn.index))

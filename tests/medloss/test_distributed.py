@@ -83,8 +83,10 @@ def of_family(*families: str) -> list[str]:
     return [name for name, entry in medloss.LOSSES.items() if entry.family in families]
 
 
+#: With `batch=True` they choose or sort within each rank's batch.
+OF_THE_RANK = ("topk_cross_entropy", "lovasz")
 #: The losses that have regions to sum over the batch.
-REGIONS = of_family("region", "compound")
+REGIONS = [name for name in of_family("region", "compound") if name not in OF_THE_RANK]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "foreground": {"arguments": {"include_background": False}},
@@ -100,12 +102,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"arguments": {"reduction": "none"}},
     "deep": {"deep": True},
 }
-CASES = {f"{name}-{variant}": Case(name, **options) for name in REGIONS for variant, options in VARIANTS.items()}
+
+
+def has_meaning(name: str, variant: str) -> bool:
+    return not (medloss.LOSSES[name].cls.categorical_only and variant in ("weighted", "sigmoid", "activation"))
+
+
+CASES = {
+    f"{name}-{variant}": Case(name, **options)
+    for name in REGIONS
+    for variant, options in VARIANTS.items()
+    if has_meaning(name, variant)
+}
 CASES |= {
     "dice-squared": Case("dice", {"squared_pred": True, "smooth_nr": 0.0, "smooth_dr": 1e-5}),
     "dice-jaccard": Case("dice", {"jaccard": True, "smooth_nr": 0.5, "smooth_dr": 2.0}),
     "sensitivity_specificity-quotients": Case("sensitivity_specificity", {"squared": False, "r": 0.3}),
     "exponential_logarithmic-frequencies": Case("exponential_logarithmic", {"frequencies": (0.7, 0.2, 0.1)}),
+    "generalized_wasserstein_dice-matrix": Case(
+        "generalized_wasserstein_dice",
+        {"dist_matrix": ((0, 1, 1), (1, 0, 0.4), (1, 0.4, 0)), "weighting_mode": "GDL"},
+        first=3,
+        mask="random",
+    ),
     "one_pass": Case("dice+0.5*tversky"),
     "two_compounds": Case("combo+0.5*exponential_logarithmic", first=3, mask="random"),
     "dice-compiled": Case("dice", compiled=True),
@@ -113,7 +132,7 @@ CASES |= {
 }
 #: Their voxelwise part differs between ranks, so the values differ though the gradients' mean does not.
 MEANS = {"with_cross_entropy": Case("0.5*dice+binary_cross_entropy")}
-MEANS |= {f"{name}-means": Case(name) for name in of_family("distribution", "boundary")}
+MEANS |= {f"{name}-means": Case(name) for name in of_family("distribution", "boundary") if name not in OF_THE_RANK}
 #: It divides by the number of voxels that it selects, whatever `batch` says.
 del MEANS["structural_similarity-means"]
 

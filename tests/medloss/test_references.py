@@ -20,13 +20,26 @@ VOXELWISE = {
     "weighted_cross_entropy",
     "balanced_cross_entropy",
     "focal",
+    "topk_cross_entropy",
     "distance_penalty",
     "structural_similarity",
     "shape_aware",
 }
-REGION = {"dice", "tversky", "focal_tversky", "sensitivity_specificity", "log_cosh_dice"}
+REGION = {
+    "dice",
+    "tversky",
+    "focal_tversky",
+    "sensitivity_specificity",
+    "log_cosh_dice",
+    "generalized_dice",
+    "matthews_correlation",
+    "generalized_wasserstein_dice",
+}
+#: One value per item, of all classes together.
+JOINED = {"generalized_dice", "generalized_wasserstein_dice"}
 COMPOUND = {"combo", "exponential_logarithmic"}
 BY_DISTANCE = {"distance_penalty", "hausdorff_dt", "hausdorff_er", "hausdorff_cv", "shape_aware"}
+HARD_ONLY = BY_DISTANCE | {"generalized_wasserstein_dice"}
 NEEDS_NEIGHBOURS = BY_DISTANCE | {"structural_similarity"}
 MODES = ("softmax", "sigmoid")
 # In both volumes the ball of radius 3 has a voxel on either side along every axis and fits.
@@ -105,6 +118,13 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
     ("sensitivity_specificity", HALVES, ONE_OF_FOUR, {"squared": False, "smooth_nr": 0, "smooth_dr": 0}, 0.5),
     ("sensitivity_specificity", row(0, 0), row(0, 0), {"squared": False}, 0.0),
     ("log_cosh_dice", HALVES, ONE_OF_FOUR, {}, math.log(math.cosh(0.5))),
+    ("generalized_dice", HALVES, ONE_OF_FOUR, {}, 1 - 2 / 4),
+    ("generalized_dice", HALVES, row(0, 0, 0, 0), {}, 1 - 1 / 3),
+    ("matthews_correlation", row(0.9, 0.8, 0.3, 0.2), row(1, 1, 0, 0), {}, 1 - 2.4 / math.sqrt(15.84 + 1e-5)),
+    ("matthews_correlation", row(0.9, 0.8, 0.3, 0.2), row(0, 0, 0, 0), {}, 0.55),
+    ("matthews_correlation", row(0.9, 0.8, 0.3, 0.2), row(1, 1, 1, 1), {}, 0.45),
+    ("topk_cross_entropy", row(0.5, 0.9, 0.6, 0.3), row(1, 1, 1, 1), {"k": 50}, -math.log(0.3 * 0.5) / 2),
+    ("topk_cross_entropy", row(0.5, 0.9, 0.6, 0.3), row(1, 1, 1, 1), {"k": 24}, -math.log(0.3)),
     # d(y) = 1 1 1 2 and d(q) = 2 1 1 1; two voxels are wrong.
     ("hausdorff_dt", row(0, 0, 1, 0), row(0, 1, 0, 0), {}, 2 * (1 + 1) / 4),
     ("hausdorff_dt", row(0, 0, 1, 0), row(0, 1, 0, 0), {"one_sided": True}, 2 * 1 / 4),
@@ -184,7 +204,7 @@ def test_by_hand(name: str, p: Array, y: Array, arguments: dict[str, Any], expec
 
 
 def test_every_reference_has_an_example_by_hand() -> None:
-    assert {name for name, *_ in BY_HAND} == set(REFERENCES)
+    assert {name for name, *_ in [*BY_HAND, *BY_HAND_CATEGORICAL]} == set(REFERENCES)
 
 
 LN3 = math.log(3)
@@ -203,6 +223,19 @@ BY_HAND_CATEGORICAL: list[tuple[str, dict[str, Any], float]] = [
     ("distance_penalty", {}, (4 + 1 / 2 + 2 / 3 + 1 / 2) / 4 * LN3),
     ("dice", {}, 1 - sum(DICE_OF_THREE) / 3),
     ("dice", {"include_background": False, "weight": 3}, 3 / 2),
+    # Volumes 2, 1, 1: weights 1/4, 1, 1.
+    ("generalized_dice", {}, 1 - (2 * (1 / 4 * 2 / 3 + 1 / 3 + 1 / 3) + 1) / (1 / 4 * 10 / 3 + 7 / 3 + 7 / 3 + 1)),
+    ("generalized_dice", {"include_background": False, "weight": (1, 3)}, 1 - (2 * 4 / 3 + 1) / (4 * 7 / 3 + 1)),
+    # D = 2/3 at every voxel; with GDL they weigh 1/3, 1/3, 1/2, 1/2.
+    ("generalized_wasserstein_dice", {}, 1 - (2 * 2 / 3 + 1) / (2 * 2 / 3 + 4 * 2 / 3 + 1)),
+    ("generalized_wasserstein_dice", {"weighting_mode": "GDL"}, 1 - (10 / 9 + 1) / (10 / 9 + 10 / 9 + 1)),
+    # D = 2/3 on background, and (1 + 1/4) / 3 elsewhere.
+    (
+        "generalized_wasserstein_dice",
+        {"dist_matrix": ((0, 4, 4), (4, 0, 1), (4, 1, 0))},
+        1 - (2 * 7 / 6 + 1) / (2 * 7 / 6 + 4 / 3 + 5 / 6 + 1),
+    ),
+    ("topk_cross_entropy", {"weight": (1, 3, 2), "k": 50}, 2.5 * LN3),
     ("combo", {"beta": 0.8}, 0.5 * 0.5 * LN3 + 0.5 * (1 - sum(DICE_OF_THREE) / 3)),
     ("combo", {"include_background": False, "beta": 0.8}, 0.5 * 0.8 * LN3 / 2 + 0.5 * 0.5),
     (
@@ -431,12 +464,12 @@ def test_reductions_and_shapes(name: str, mode: str, include_background: bool) -
     if name in VOXELWISE:
         assert values.shape == (2, 1 if mode == "softmax" else classes, *target.shape[2:])
     else:
-        assert values.shape == (2, classes, 1, 1, 1)
+        assert values.shape == (2, 1 if name in JOINED else classes, 1, 1, 1)
     assert np.isrealobj(values)
     assert REFERENCES[name](z, target, reduction="sum", **arguments) == pytest.approx(values.sum())
     mean = REFERENCES[name](z, target, reduction="mean", **arguments)
     assert mean > 0
-    if name != "structural_similarity":
+    if name not in ("structural_similarity", "topk_cross_entropy"):  # means over what is selected
         assert mean == pytest.approx(values.mean())
     assert REFERENCES[name](z, one_hot(target, 3), **arguments) == mean
 
@@ -446,7 +479,7 @@ def test_batch_makes_one_region_of_all_items(name: str) -> None:
     z, target = example(2)
     joined = [np.concatenate(list(array), axis=1)[None] for array in (z, target)]
     whole = REFERENCES[name](z, target, batch=True, reduction="none")
-    assert whole.shape == (1, 3, 1, 1)
+    assert whole.shape == (1, 1 if name in JOINED else 3, 1, 1)
     np.testing.assert_allclose(whole, REFERENCES[name](joined[0], joined[1], reduction="none"), rtol=1e-12)
 
 
@@ -513,7 +546,7 @@ def test_a_given_map_replaces_the_targets_own(name: str) -> None:
 def test_soft_targets(name: str) -> None:
     z, _ = example(2)
     y = np.random.default_rng(4).dirichlet([1.0, 1.0, 1.0], size=(2, *SIZES[2])).transpose(0, 3, 1, 2)
-    if name in BY_DISTANCE:
+    if name in HARD_ONLY:
         with pytest.raises(ValueError, match="soft target"):
             REFERENCES[name](z, y)
     else:

@@ -23,6 +23,11 @@ MODES = ("softmax", "sigmoid", "probabilities")
 SMALL = {"hausdorff_cv": {"radii": (1.0, 1.9)}, "hausdorff_er": {"erosions": 4}}
 
 
+def modes_of(name: str) -> tuple[str, ...]:
+    """The modes in which a registered loss has a meaning."""
+    return MODES[:1] if medloss.LOSSES[name].cls.categorical_only else MODES
+
+
 @dataclass
 class Sample:
     """Float64 logits, an index map and one map a class for one mode."""

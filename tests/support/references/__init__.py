@@ -12,11 +12,26 @@ from typing import Any
 
 from .complexstep import Array
 from .compound import combo, exponential_logarithmic
-from .cross_entropy import balanced_cross_entropy, binary_cross_entropy, focal, weighted_cross_entropy
+from .cross_entropy import (
+    balanced_cross_entropy,
+    binary_cross_entropy,
+    focal,
+    topk_cross_entropy,
+    weighted_cross_entropy,
+)
 from .derivatives import directional_derivative_of, gradient_of
 from .distance_penalty import distance_penalty
 from .hausdorff import hausdorff_cv, hausdorff_dt, hausdorff_er
-from .region import dice, focal_tversky, log_cosh_dice, sensitivity_specificity, tversky
+from .region import (
+    dice,
+    focal_tversky,
+    generalized_dice,
+    generalized_wasserstein_dice,
+    log_cosh_dice,
+    matthews_correlation,
+    sensitivity_specificity,
+    tversky,
+)
 from .shape_aware import shape_aware
 from .structural_similarity import structural_similarity
 
@@ -25,6 +40,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "weighted_cross_entropy": weighted_cross_entropy,
     "balanced_cross_entropy": balanced_cross_entropy,
     "focal": focal,
+    "topk_cross_entropy": topk_cross_entropy,
     "distance_penalty": distance_penalty,
     "structural_similarity": structural_similarity,
     "dice": dice,
@@ -32,6 +48,9 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "focal_tversky": focal_tversky,
     "sensitivity_specificity": sensitivity_specificity,
     "log_cosh_dice": log_cosh_dice,
+    "generalized_dice": generalized_dice,
+    "matthews_correlation": matthews_correlation,
+    "generalized_wasserstein_dice": generalized_wasserstein_dice,
     "hausdorff_dt": hausdorff_dt,
     "hausdorff_er": hausdorff_er,
     "hausdorff_cv": hausdorff_cv,

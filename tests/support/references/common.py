@@ -188,6 +188,12 @@ def reduce_regions(problem: Problem, value: Callable[[list[int], int], Any], *, 
     return values.mean() if problem.reduction == "mean" else values.sum()
 
 
+def reduce_joined(problem: Problem, value: Callable[[list[int]], Any]) -> Any:
+    """``value(items)`` of each region, of all classes together and with their weights in it."""
+    one = Problem(**{**problem.__dict__, "classes": [0], "weight": {0: 1.0}})
+    return reduce_regions(one, lambda items, _: value(items))
+
+
 def reduce_items(problem: Problem, value: Callable[[int, int], Any]) -> Any:
     """As `reduce_regions`, for losses that take each item by itself whatever ``batch``."""
     apart = Problem(**{**problem.__dict__, "batch": False})

@@ -1,9 +1,12 @@
 """Losses of a few sums over the counted voxels of an item (or of the batch) and a class."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from .common import Problem, reduce_regions, reference
-from .complexstep import Array, clamp_min, log_cosh, power
+import numpy as np
+
+from .common import Problem, reduce_joined, reduce_regions, reference
+from .complexstep import Array, clamp_min, log_cosh, power, sqrt
 
 FLOOR = 1e-7
 
@@ -110,5 +113,68 @@ def sensitivity_specificity(
         sensitivity = ((y * p).sum() + smooth_nr) / yes
         specificity = (((1 - y) * (1 - p)).sum() + smooth_nr) / no
         return 1 - (r * sensitivity + (1 - r) * specificity)
+
+    return reduce_regions(problem, value)
+
+
+@reference
+def generalized_dice(
+    problem: Problem, *, w_type: str = "square", smooth_nr: float = 1.0, smooth_dr: float = 1.0
+) -> Any:
+    exponent = {"square": 2, "simple": 1, "uniform": 0}[w_type]
+
+    def value(items: list[int]) -> Any:
+        volumes = {c: float(problem.voxels(problem.y, items, c).sum()) for c in problem.classes}
+        present = [n for n in volumes.values() if n > 0]
+        shared, both = smooth_nr, smooth_dr
+        for c, n in volumes.items():
+            w = problem.weight[c] * ((min(present) / n) ** exponent if n > 0 else 1.0)
+            y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+            shared = shared + w * 2 * (y * p).sum()
+            both = both + w * (y.sum() + p.sum())
+        return 1 - shared / both
+
+    return reduce_joined(problem, value)
+
+
+@reference
+def generalized_wasserstein_dice(
+    problem: Problem,
+    *,
+    dist_matrix: Sequence[Sequence[float]] | None = None,
+    weighting_mode: str = "default",
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+) -> Any:
+    problem.require_hard_target()
+    if not problem.categorical:
+        raise ValueError("classes that exclude each other")
+    num_classes = problem.y.shape[1]
+    m = 1 - np.eye(num_classes) if dist_matrix is None else np.array(dist_matrix) / np.max(dist_matrix)
+
+    def value(items: list[int]) -> Any:
+        p = np.stack([problem.voxels(problem.p, items, c) for c in range(num_classes)])
+        labels = np.stack([problem.voxels(problem.y, items, c) for c in range(num_classes)]).argmax(axis=0)
+        true_positive, errors = 0.0, 0.0
+        for voxel, label in enumerate(labels):
+            weight = 1 / ((labels == label).sum() + 1) if weighting_mode == "GDL" else 1.0
+            d = sum(m[label, c] * p[c, voxel] for c in range(num_classes))
+            errors = errors + weight * d
+            if weighting_mode == "GDL" or label > 0:
+                true_positive = true_positive + weight * (1 - d)
+        return 1 - (2 * true_positive + smooth_nr) / (2 * true_positive + errors + smooth_dr)
+
+    return reduce_joined(problem, value)
+
+
+@reference
+def matthews_correlation(problem: Problem, *, smooth_dr: float = 1e-5) -> Any:
+    def value(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        tp, fp = (y * p).sum(), ((1 - y) * p).sum()
+        fn, tn = (y * (1 - p)).sum(), ((1 - y) * (1 - p)).sum()
+        if y.sum() == 0 or (1 - y).sum() == 0:
+            return (fp + fn) / y.size
+        return 1 - (tp * tn - fp * fn) / sqrt(np.asarray((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + smooth_dr))
 
     return reduce_regions(problem, value)

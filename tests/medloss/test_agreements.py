@@ -1,0 +1,144 @@
+"""Where two losses are one, and where a loss departs from other code on purpose."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loss_inputs import assert_close, make, mask_like, sample
+from monai import losses as monai_losses
+from torch import Tensor
+
+import medloss
+
+
+def value_and_gradient(loss: Any, logits: Tensor, target: Tensor, **keywords: Any) -> tuple[Tensor, Tensor]:
+    logits = logits.clone().requires_grad_()
+    value = loss(logits, target, **keywords)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    return value.detach(), gradient
+
+
+def assert_same(one: Any, other: Any, logits: Tensor, target: Tensor, rtol: float = 1e-9, **keywords: Any) -> None:
+    """Equal values and gradients."""
+    values, others = (value_and_gradient(loss, logits, target, **keywords) for loss in (one, other))
+    assert_close(values[0].flatten(), others[0].flatten(), rtol=rtol)
+    assert_close(values[1], others[1], rtol=rtol, atol=1e-12)
+
+
+def test_generalized_dice_of_one_channel_is_dice() -> None:
+    drawn = sample("sigmoid", 3, channels=1)
+    assert_same(make("generalized_dice", "sigmoid"), make("dice", "sigmoid"), drawn.logits, drawn.index)
+
+
+@pytest.mark.parametrize("w_type", ["square", "simple", "uniform"])
+@pytest.mark.parametrize("batch", [False, True])
+def test_generalized_dice_without_smoothing_is_monais(w_type: str, batch: bool) -> None:
+    drawn = sample("softmax", 3)
+    common: dict[str, Any] = {"smooth_nr": 0.0, "smooth_dr": 0.0, "softmax": True, "batch": batch}
+    monai = monai_losses.GeneralizedDiceLoss(to_onehot_y=True, w_type=w_type, **common)
+    ours = make("generalized_dice", "softmax", w_type=w_type, smooth_nr=0.0, smooth_dr=0.0, batch=batch)
+    assert_close(ours(drawn.logits, drawn.index), monai(drawn.logits, drawn.index))
+
+
+def test_generalized_dices_weights_do_not_cancel_over_a_batch() -> None:
+    drawn = sample("softmax", 3)
+    values = {
+        w_type: make("generalized_dice", "softmax", w_type=w_type, batch=True)(drawn.logits, drawn.index).item()
+        for w_type in ("square", "simple", "uniform")
+    }
+    assert len(set(values.values())) == 3
+
+
+def test_generalized_dices_smoothing_does_not_swamp_large_classes() -> None:
+    # 1/n^2 of 10^5 voxels is 10^-10: next to it MONAI's smoothing of 1e-5 is all that is left.
+    label = torch.ones(1, 1, 320, 320)
+    wrong = torch.full_like(label, -3.0)
+    assert make("generalized_dice", "sigmoid")(wrong, label) > 0.9
+
+
+def test_generalized_dice_of_a_patch_of_background_teaches_something() -> None:
+    logits, label = torch.zeros(1, 3, 6, 6), torch.zeros(1, 1, 6, 6, dtype=torch.long)
+    _, gradient = value_and_gradient(make("generalized_dice", "softmax", include_background=False), logits, label)
+    assert (gradient[:, 1:] > 0).all()
+
+
+def test_matthews_correlation_of_hard_predictions_is_one_minus_pearsons() -> None:
+    generator = np.random.default_rng(0)
+    y, q = generator.integers(0, 2, (2, 1, 1, 9, 8)).astype(float)
+    value = make("matthews_correlation", "probabilities", smooth_dr=1e-12)(torch.tensor(q), torch.tensor(y))
+    assert value.item() == pytest.approx(1 - np.corrcoef(y.ravel(), q.ravel())[0, 1], rel=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+def test_matthews_correlation_is_monais_where_both_sides_are_there(mode: str) -> None:
+    drawn = sample(mode, 3)
+    monai = monai_losses.MCCLoss(to_onehot_y=True, **{mode: True})
+    assert_close(make("matthews_correlation", mode)(drawn.logits, drawn.index), monai(drawn.logits, drawn.index))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_matthews_correlation_learns_from_one_sided_references(full: bool) -> None:
+    label = torch.full((1, 1, 5, 5), float(full))
+    value, gradient = value_and_gradient(make("matthews_correlation", "sigmoid"), torch.zeros(1, 1, 5, 5), label)
+    assert value == 0.5
+    assert (gradient == (-0.01 if full else 0.01)).all()
+
+
+def test_matthews_correlation_has_the_digits_of_large_volumes() -> None:
+    # In float32 the product of four counts of 10^6 voxels overflows, and the difference of two cancels.
+    label = torch.zeros(1, 1, 1200, 1200)
+    label[..., :3] = 1
+    logits = 6 * label.roll(1, 3) - 3
+    expected = make("matthews_correlation", "sigmoid")(logits.double(), label)
+    assert_close(make("matthews_correlation", "sigmoid")(logits, label), expected, rtol=1e-5)
+
+
+def test_wasserstein_dice_of_two_classes_is_dice_of_the_second() -> None:
+    drawn = sample("softmax", 3, channels=2)
+    one = make("dice", "softmax", include_background=False)
+    assert_same(make("generalized_wasserstein_dice", "softmax"), one, drawn.logits, drawn.index)
+
+
+@pytest.mark.parametrize("weighting_mode", ["default", "GDL"])
+def test_wasserstein_dice_is_monais(weighting_mode: str) -> None:
+    drawn = sample("softmax", 3)
+    common: dict[str, Any] = {"smooth_nr": 1.0, "smooth_dr": 1.0, "weighting_mode": weighting_mode}
+    matrix = np.array([[0, 2, 2], [2, 0, 0.5], [2, 0.5, 0]])
+    monai = monai_losses.GeneralizedWassersteinDiceLoss(matrix, **common)
+    ours = make("generalized_wasserstein_dice", "softmax", dist_matrix=matrix, **common)
+    assert_close(ours(drawn.logits, drawn.index), monai(drawn.logits.float(), drawn.index[:, 0]))
+    for background in (True, False):
+        loss = make("generalized_wasserstein_dice", "softmax", include_background=background)
+        assert loss(drawn.logits, drawn.index) == make("generalized_wasserstein_dice", "softmax")(
+            drawn.logits, drawn.index
+        )
+
+
+def test_topk_of_everything_is_cross_entropy() -> None:
+    for mode, masked in itertools.product(("softmax", "sigmoid"), (False, True)):
+        drawn = sample(mode, 3)
+        mask = mask_like(drawn.index) if masked else None
+        for reduction in ("mean", "sum", "none"):
+            one, other = (
+                make(n, mode, reduction=reduction, **a)
+                for n, a in (("topk_cross_entropy", {"k": 100}), ("binary_cross_entropy", {}))
+            )
+            assert_same(one, other, drawn.logits, drawn.index, mask=mask)
+
+
+def test_topk_chooses_of_the_voxels_that_count() -> None:
+    # nnU-Net takes the worst of all voxels, ignored ones as zeros: a mean diluted by them, and NaN of n = 0.
+    logits = torch.tensor([[[[0.0, 1.0, 2.0, 3.0]]]])
+    label = torch.tensor([[[[1, 255, 255, 255]]]])
+    value = make("topk_cross_entropy", "sigmoid", ignore_index=255)(logits, label)
+    assert value == make("binary_cross_entropy", "sigmoid")(logits[..., :1], label[..., :1])
+    assert value > 0
+
+
+def test_topk_with_dice_is_a_sum() -> None:
+    drawn = sample("softmax", 3)
+    loss = medloss.create_training_loss("dice+topk_cross_entropy", num_classes=3)
+    parts = [make(name, "softmax")(drawn.logits, drawn.index) for name in ("dice", "topk_cross_entropy")]
+    assert_close(loss(drawn.logits, drawn.index), sum(parts))

@@ -1,0 +1,84 @@
+"""The definitions' examples: rows of a few voxels, worked out by hand to six digits."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import medloss
+
+
+def row(*values: float) -> Tensor:
+    """An image of one item, one channel and one row."""
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 1, -1)
+
+
+def channels(*rows: Tensor) -> Tensor:
+    return torch.cat(rows, 1)
+
+
+#: Name, arguments, probabilities, target, arguments of the call, value; probabilities go in as logits of a sigmoid.
+BY_SIGMOID: list[tuple[str, dict[str, Any], Tensor, Tensor, dict[str, Any], float]] = []
+#: Likewise by softmax: one row of voxels' probabilities per class, and labels.
+BY_SOFTMAX: list[tuple[str, dict[str, Any], Tensor, Tensor, dict[str, Any], float]] = []
+
+_TWO = channels(row(1, 1, 0, 0), row(1, 0, 0, 0))
+_ONE_EMPTY = channels(row(1, 1, 0, 0), row(0, 0, 0, 0))
+_HALVES = torch.full_like(_TWO, 0.5)
+_UNSMOOTHED = {"smooth_nr": 0.0, "smooth_dr": 0.0}
+BY_SIGMOID += [
+    ("generalized_dice", _UNSMOOTHED, _HALVES, _TWO, {}, 0.625),
+    ("generalized_dice", _UNSMOOTHED | {"w_type": "simple"}, _HALVES, _TWO, {}, 0.6),
+    ("generalized_dice", _UNSMOOTHED | {"w_type": "uniform"}, _HALVES, _TWO, {}, 0.571429),
+    # The wrong weights: an absent class' is that of the rarest, and a patch of background teaches something.
+    ("generalized_dice", _UNSMOOTHED, _HALVES, _ONE_EMPTY, {}, 0.666667),
+    ("generalized_dice", {}, _HALVES, 0 * _TWO, {}, 0.8),
+    ("matthews_correlation", {}, row(0.9, 0.8, 0.3, 0.2), row(1, 1, 0, 0), {}, 0.396978),
+    ("matthews_correlation", {}, row(0.9, 0.8, 0.3, 0.2), row(0, 0, 0, 0), {}, 0.55),
+]
+BY_SIGMOID += [
+    (
+        "topk_cross_entropy",
+        {"k": 50, "ignore_index": 9},
+        row(0.9, 0.8, 0.6, 0.3, 0.5, 0.5),
+        row(1, 1, 1, 1, 9, 9),
+        {},
+        0.857399,
+    ),
+]
+
+_OF_THREE = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.3, 0.5]], dtype=torch.float64).T[None, :, None]
+_MATRIX = ((0, 1, 1), (1, 0, 0.5), (1, 0.5, 0))
+BY_SOFTMAX += [
+    ("generalized_wasserstein_dice", {"dist_matrix": _MATRIX}, _OF_THREE, row(0, 1, 2), {}, 0.195876),
+    ("generalized_wasserstein_dice", {}, _OF_THREE, row(0, 1, 2), {}, 0.260870),
+    (
+        "generalized_wasserstein_dice",
+        {"dist_matrix": _MATRIX, "weighting_mode": "GDL"},
+        _OF_THREE,
+        row(0, 1, 2),
+        {},
+        0.134752,
+    ),
+]
+
+
+def _ids(rows: list[Any]) -> list[str]:
+    return [f"{name}-{'-'.join(map(str, arguments))}" for name, arguments, *_ in rows]
+
+
+@pytest.mark.parametrize(("name", "arguments", "p", "y", "call", "value"), BY_SIGMOID, ids=_ids(BY_SIGMOID))
+def test_by_sigmoid(
+    name: str, arguments: dict[str, Any], p: Tensor, y: Tensor, call: dict[str, Any], value: float
+) -> None:
+    loss = medloss.create_loss(name, sigmoid=True, **arguments)
+    assert loss(p.logit(), y, **call).item() == pytest.approx(value, abs=5.1e-7)
+
+
+@pytest.mark.parametrize(("name", "arguments", "p", "y", "call", "value"), BY_SOFTMAX, ids=_ids(BY_SOFTMAX))
+def test_by_softmax(
+    name: str, arguments: dict[str, Any], p: Tensor, y: Tensor, call: dict[str, Any], value: float
+) -> None:
+    loss = medloss.create_loss(name, softmax=True, **arguments)
+    assert loss(p.log(), y, **call).item() == pytest.approx(value, abs=5.1e-7)
