@@ -17,12 +17,15 @@ from medloss.region.sensitivity_specificity import SensitivitySpecificityLoss as
 from medloss.region.generalized_dice import GeneralizedDiceLoss as GeneralizedDiceLoss
 from medloss.region.matthews_correlation import MatthewsCorrelationLoss as MatthewsCorrelationLoss
 from medloss.region.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss as GeneralizedWassersteinDiceLoss
+from medloss.region.lovasz import LovaszLoss as LovaszLoss
 from medloss.boundary.hausdorff_cv import HausdorffCVLoss as HausdorffCVLoss
 from medloss.boundary.hausdorff_dt import HausdorffDTLoss as HausdorffDTLoss
 from medloss.boundary.hausdorff_er import HausdorffERLoss as HausdorffERLoss
 from medloss.boundary.shape_aware import ShapeAwareLoss as ShapeAwareLoss
+from medloss.boundary.boundary import BoundaryLoss as BoundaryLoss
 from medloss.compound.combo import ComboLoss as ComboLoss
 from medloss.compound.exponential_logarithmic import ExponentialLogarithmicLoss as ExponentialLogarithmicLoss
+from medloss.compound.unified_focal import UnifiedFocalLoss as UnifiedFocalLoss
 
 # isort: on
 from medloss.loss_entry import REGISTERED, LossEntry

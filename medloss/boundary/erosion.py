@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medloss.boundary.per_map import differentiable, new_results, wants_gradient
 from medloss.kernels import dispatch
+from medloss.per_map import differentiable, new_results, wants_gradient
 
 
 def eroded_sums(

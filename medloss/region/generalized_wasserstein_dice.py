@@ -95,7 +95,7 @@ class GeneralizedWassersteinDiceLoss(SumsLoss):
         super().check_channels(channels, target_channels)
         if self.matrix is not None and len(self.matrix) != channels:
             raise InputError(
-                f"dist_matrix: got {len(self.matrix)} rows for logits of {channels} classes; expected as many"
+                f"dist_matrix: got {len(self.matrix)} rows for logits of {channels} classes; expected one each"
             )
 
     def requested(self) -> Requested:

@@ -116,6 +116,13 @@ class CombinedLoss(UncastBuffers):
             if numbers is not None and (len(numbers) != len(made) or not all(w >= 0 for w in numbers)):
                 raise InputError(f"{name}: got {list(numbers)}; expected {len(made)} numbers >= 0, one per loss")
         families = [family_of(loss) for loss in made]
+        if schedule == "balanced" and any(
+            getattr(part, "negative_values", False) for loss in made for part in loss.modules()
+        ):
+            raise InputError(
+                "schedule: 'balanced' scales terms by their values, and a boundary loss has values below 0; expected "
+                "it with subtract_minimum=True"
+            )
         if schedule == "ramp" and final_weights is None:
             final_weights = weights
             weights = [0.0 if family == "boundary" else w for family, w in zip(families, weights, strict=True)]

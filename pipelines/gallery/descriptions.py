@@ -204,6 +204,13 @@ ADVICE: dict[str, Advice] = {
         avoid="Where channels are independent: it needs a softmax. With two classes, or without a matrix, it is an "
         "overlap of all foreground that no class weight balances: small classes weigh little.",
     ),
+    "lovasz": Advice(
+        use="Where intersection over union is the metric, best after some epochs with another loss: it is that "
+        "metric's tightest convex extension, and the largest errors weigh most.",
+        avoid="Where patches without the structure are common: with softmax a class that is absent costs nothing, "
+        "with sigmoid a single voxel then has all of the gradient. It sorts every map: several times Dice's cost.",
+        pictures="The derivative of a structure is the sum of the jumps of its voxels' errors.",
+    ),
     "hausdorff_dt": Advice(
         use="With Dice, where distant outliers are worse than a border that is slightly off: an error's cost grows "
         "with the square of its distance to the borders, in mm. " + _ROBUST,
@@ -234,11 +241,25 @@ ADVICE: dict[str, Advice] = {
         pictures="The curves jump at p = 0.5, where the hard prediction changes. A structure that is missed as a whole "
         "leaves no predicted contour, so the foreground's curve is that of cross entropy.",
     ),
+    "boundary": Advice(
+        use="Next to a region-based loss, for small structures: an error costs its distance to the border in mm, and "
+        "the map of the reference is computed once, before training.",
+        avoid="Alone: it collapses to background where the foreground is small. Where many patches are empty: without "
+        "a border they teach nothing. Its values are negative for good predictions.",
+        pictures="The value is below 0 where the prediction is good. Distant background has the largest gradient, "
+        "right or wrong, while its probability is not yet 0.",
+    ),
     "combo": Advice(
         use="As a first choice where the foreground is small: Dice keeps the rare class relevant, cross entropy gives "
         "each voxel a gradient. " + _ROBUST,
         avoid="Where you want to study either part alone: `alpha` and `beta` are two more choices to make. At the "
         "defaults cross entropy is halved twice, so Dice dominates for small structures.",
+    ),
+    "unified_focal": Advice(
+        use="Where the foreground is rare, and one loss with one set of parameters is wanted: cross entropy suppresses "
+        "only the background, the overlap enhances only the foreground. " + _ROBUST,
+        avoid="Where classes are balanced, or background is one class among equals: class 0 is treated apart. Three "
+        "parameters are to be chosen; the authors keep two of them.",
     ),
     "exponential_logarithmic": Advice(
         use="For structures of very different sizes in one image: labels are weighted by the root of their rarity, and "

@@ -1,6 +1,7 @@
 """Where two losses are one, and where a loss departs from other code on purpose."""
 
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 import torch
 from loss_inputs import assert_close, make, mask_like, sample
 from monai import losses as monai_losses
+from references import REFERENCES, directional_derivative
 from torch import Tensor
 
 import medloss
+from medloss.distance import signed_distance_map
 
 
 def value_and_gradient(loss: Any, logits: Tensor, target: Tensor, **keywords: Any) -> tuple[Tensor, Tensor]:
@@ -142,3 +145,145 @@ def test_topk_with_dice_is_a_sum() -> None:
     loss = medloss.create_training_loss("dice+topk_cross_entropy", num_classes=3)
     parts = [make(name, "softmax")(drawn.logits, drawn.index) for name in ("dice", "topk_cross_entropy")]
     assert_close(loss(drawn.logits, drawn.index), sum(parts))
+
+
+def test_lovasz_of_hard_predictions_is_one_minus_jaccard() -> None:
+    generator = np.random.default_rng(1)
+    y, q = generator.integers(0, 2, (2, 1, 1, 9, 8)).astype(float)
+    value = make("lovasz", "probabilities")(torch.tensor(q), torch.tensor(y))
+    assert value.item() == pytest.approx(1 - (y * q).sum() / np.maximum(y, q).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_lovasz_hinge_equals_its_reference(masked: bool) -> None:
+    drawn = sample("sigmoid", 2)
+    mask = mask_like(drawn.index) if masked else None
+    for batch in (False, True):
+        loss = make("lovasz", "sigmoid", hinge=True, batch=batch)
+        value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, mask=mask)
+        arguments: dict[str, Any] = {"mode": "sigmoid", "hinge": True, "batch": batch}
+        arguments["mask"] = None if mask is None else mask.numpy()
+        index = drawn.index.numpy()
+        assert_close(value, REFERENCES["lovasz"](drawn.logits.numpy(), index, **arguments))
+        direction = np.random.default_rng(0).standard_normal(drawn.logits.shape)
+        derivative = directional_derivative("lovasz", drawn.logits.numpy(), direction, index, **arguments)
+        assert_close((gradient.numpy() * direction).sum(), derivative)
+
+
+def test_lovasz_of_an_empty_class_teaches_its_worst_voxel() -> None:
+    logits = torch.tensor([[[[1.0, 3.0, -2.0]]]])
+    value, gradient = value_and_gradient(make("lovasz", "sigmoid"), logits, torch.zeros_like(logits))
+    assert value == logits.sigmoid().max()
+    assert gradient.flatten().ne(0).tolist() == [False, True, False]
+
+
+def test_lovasz_takes_each_channel_by_itself() -> None:
+    # smp's multilabel mode pools the channels, and kornia sorts class numbers.
+    drawn = sample("sigmoid", 3)
+    values = make("lovasz", "sigmoid", reduction="none")(drawn.logits, drawn.maps)
+    for c in range(3):
+        alone = make("lovasz", "sigmoid", reduction="none")(drawn.logits[:, [c]], drawn.maps[:, [c]])
+        assert torch.equal(values[:, [c]], alone)
+
+
+def test_lovasz_without_a_class_that_is_present_is_zero_with_a_graph() -> None:
+    logits, label = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long)
+    value, gradient = value_and_gradient(make("lovasz", "softmax", include_background=False), logits, label)
+    assert value == 0
+    assert (gradient == 0).all()
+
+
+def test_lovasz_ties_change_no_value() -> None:
+    logits = torch.zeros(1, 1, 1, 6)
+    label = torch.tensor([[[[1.0, 1.0, 0.0, 0.0, 1.0, 0.0]]]])
+    values = {round(make("lovasz", "sigmoid")(logits, label[..., torch.randperm(6)]).item(), 6) for _ in range(10)}
+    assert values == {0.5}
+
+
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+def test_unified_focal_without_focus_is_weighted_cross_entropy_and_tversky(mode: str) -> None:
+    drawn = sample(mode, 3, channels=2 if mode == "softmax" else 1)
+    logits = drawn.logits
+    whole = make("unified_focal", mode, gamma=0.0, delta=0.7, alpha=0.4)(logits, drawn.index)
+    if mode == "softmax":
+        entropy = make("weighted_cross_entropy", mode, weight=[0.3, 0.7])(logits, drawn.index)
+    else:
+        entropy = 0.3 * make("weighted_cross_entropy", mode, pos_weight=0.7 / 0.3)(logits, drawn.index)
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    overlap = make("tversky", "softmax", alpha=0.3, beta=0.7)(logits, drawn.index)
+    assert_close(whole, 0.4 * entropy + 0.6 * overlap, rtol=1e-9)
+
+
+@pytest.mark.parametrize("asymmetric", [True, False])
+def test_unified_focal_of_one_channel_is_that_of_a_softmax_of_two(asymmetric: bool) -> None:
+    drawn = sample("sigmoid", 3, channels=1)
+    two = torch.cat([torch.zeros_like(drawn.logits), drawn.logits], 1)
+    one = make("unified_focal", "sigmoid", asymmetric=asymmetric)(drawn.logits, drawn.index)
+    assert_close(one, make("unified_focal", "softmax", asymmetric=asymmetric)(two, drawn.index), rtol=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+def test_unified_focal_has_no_nan_where_a_prediction_is_certain(gamma: float, mode: str) -> None:
+    label = (torch.arange(16) % 2).view(1, 1, 4, 4)
+    logits = torch.where(torch.cat([label == 0, label == 1], 1), 1e4, -1e4)
+    for asymmetric, signs in itertools.product((True, False), (logits, -logits, torch.cat([logits[:, 1:]] * 2, 1))):
+        loss = make("unified_focal", mode, gamma=gamma, asymmetric=asymmetric)
+        value, gradient = value_and_gradient(loss, signs, label)
+        assert value.isfinite() and gradient.isfinite().all()
+
+
+def test_boundary_is_monais_less_its_voxel_inside() -> None:
+    # MONAI subtracts 1 from the distances inside, be they voxels or mm.
+    drawn = sample("softmax", 3)
+    p = drawn.logits.softmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        monai = monai_losses.BoundaryLoss(softmax=True, to_onehot_y=True, include_background=True)
+        theirs = monai(drawn.logits, drawn.index)
+    ours = make("boundary", "softmax")(drawn.logits, drawn.index)
+    assert_close(ours, theirs - (p * drawn.maps).mean(), rtol=1e-5)
+
+
+def test_boundary_from_its_minimum_is_the_product_of_error_and_distance() -> None:
+    drawn = sample("softmax", 3)
+    phi = signed_distance_map(drawn.maps, drawn.spacing).double()
+    value, gradient = value_and_gradient(
+        make("boundary", "softmax", subtract_minimum=True), drawn.logits, drawn.index, spacing=drawn.spacing
+    )
+    assert_close(value, ((drawn.logits.softmax(1) - drawn.maps).abs() * phi.abs()).mean(), rtol=1e-6)
+    plain, same = value_and_gradient(make("boundary", "softmax"), drawn.logits, drawn.index, spacing=drawn.spacing)
+    assert plain < value
+    assert_close(gradient, same, rtol=1e-6, atol=1e-12)
+
+
+def test_boundary_takes_the_map_of_a_whole_volume() -> None:
+    # A crop of background alone: its borders lie outside.
+    label = torch.zeros(1, 1, 1, 12)
+    label[..., 8:] = 1
+    whole = signed_distance_map(label, (1.0, 0.5))
+    logits, crop = torch.zeros(1, 1, 1, 6), label[..., :6]
+    assert make("boundary", "sigmoid")(logits, crop, spacing=(1.0, 0.5)) == 0
+    value, gradient = value_and_gradient(make("boundary", "sigmoid"), logits, crop, distance_map=whole[..., :6])
+    assert value > 0 and (gradient > 0).all()
+
+
+def test_balanced_sums_refuse_a_boundary_loss_below_zero() -> None:
+    with pytest.raises(medloss.InputError, match=r"schedule: 'balanced' .* subtract_minimum=True"):
+        medloss.CombinedLoss("dice+boundary", schedule="balanced", softmax=True)
+    boundary = medloss.BoundaryLoss(softmax=True, subtract_minimum=True)
+    assert medloss.CombinedLoss(["dice", boundary], schedule="balanced", softmax=True).anchor == 0
+
+
+def test_boundarys_recipe_rebalances() -> None:
+    loss = medloss.create_training_loss("boundary", num_classes=3)
+    weights = []
+    for epoch in (0, 45, 90, 120):
+        loss.start_epoch(epoch)
+        weights.append([round(w, 6) for w in loss.weights.tolist()])
+    assert weights == [[1.0, 0.01], [0.55, 0.46], [0.1, 0.91], [0.1, 0.91]]
+    assert [part.include_background for part in loss.losses] == [True, False]
+    regions = medloss.create_training_loss("boundary", num_classes=3, sigmoid=True)
+    assert [part.include_background for part in regions.losses] == [True, True]
+    warmed_up = medloss.create_training_loss("boundary", num_classes=3, schedule="ramp", epochs=10)
+    assert (warmed_up.weights.tolist(), warmed_up.ramp) == ([1.0, 0.0], (1.0, 5.0))

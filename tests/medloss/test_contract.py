@@ -30,7 +30,7 @@ LOSSES = list(medloss.LOSSES)
 VOXELWISE = [
     name for name in LOSSES if medloss.LOSSES[name].family == "distribution" and name != "structural_similarity"
 ] + ["shape_aware"]
-NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware"]
+NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware", "boundary"]
 LOOKS_AROUND = [*NEEDS_MAPS, "structural_similarity", "hausdorff_er", "hausdorff_cv"]
 CATEGORICAL_ONLY = [name for name in LOSSES if medloss.LOSSES[name].cls.categorical_only]
 HARD_TARGETS_ONLY = [name for name in LOSSES if not medloss.LOSSES[name].cls.soft_targets]
@@ -141,6 +141,15 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("topk_cross_entropy", {"k": 37.5}),
     ("topk_cross_entropy", {"k": 0.1, "batch": True}),
+    ("lovasz", {"classes": "all"}),
+    ("lovasz", {"classes": "present", "include_background": False, "weight": (0.5, 2.0)}),
+    ("lovasz", {"batch": True, "reduction": "sum"}),
+    ("unified_focal", {"asymmetric": False}),
+    ("unified_focal", {"alpha": 0.2, "delta": 0.8, "gamma": 0.9, "smooth_nr": 0.1}),
+    ("unified_focal", {"gamma": 0.0}),
+    ("boundary", {"normalize": True}),
+    ("boundary", {"subtract_minimum": True}),
+    ("boundary", {"subtract_minimum": True, "normalize": True, "include_background": False}),
     ("hausdorff_dt", {"alpha": 1.3}),
     ("hausdorff_dt", {"one_sided": True}),
     ("hausdorff_er", {"alpha": 1.0, "erosions": 2}),
@@ -400,13 +409,17 @@ def test_items_do_not_know_of_each_other(name: str, mode: str) -> None:
 # --- 6: right predictions are best ---------------------------------------------------------------------------------
 
 
+#: Elsewhere a perfect prediction's value is negative.
+PERFECT_IS_ZERO_WITH: dict[str, dict[str, Any]] = {"boundary": {"subtract_minimum": True}}
+
+
 @every_loss
 @pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
 def test_a_perfect_prediction_is_zero_and_a_wrong_region_is_more(name: str, mode: str) -> None:
     index = torch.zeros(1, 1, 20, 20, 20, dtype=torch.long)
     index[..., 3:17, 3:17, 3:17] = 1
     maps = torch.cat([index == 0, index == 1], 1).float()
-    loss = medloss.LOSSES[name].cls(**{mode: True})
+    loss = medloss.LOSSES[name].cls(**{mode: True}, **PERFECT_IS_ZERO_WITH.get(name, {}))
     perfect = loss(40 * maps - 20, index)
     assert perfect <= (2e-2 if name == "exponential_logarithmic" else 1e-3)
     missed = index.clone()
@@ -492,7 +505,7 @@ def test_a_constant_value_is_still_attached_to_the_graph(name: str) -> None:
 # --- 8: spacing ----------------------------------------------------------------------------------------------------
 
 #: The exponent with which a loss grows with the spacing, where it is a pure power.
-GROWTH = {"hausdorff_dt": 2.0}
+GROWTH = {"hausdorff_dt": 2.0, "boundary": 1.0}
 
 
 @every_loss

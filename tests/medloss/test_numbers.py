@@ -47,6 +47,21 @@ BY_SIGMOID += [
         0.857399,
     ),
 ]
+BY_SIGMOID += [
+    ("lovasz", {}, row(0.8, 0.4, 0.3), row(1, 1, 0), {}, 0.416667),
+    ("lovasz", {}, row(0.8, 0.4, 0.3), row(0, 0, 0), {}, 0.8),
+    ("lovasz", {"hinge": True}, row(2, -1, 0.5).sigmoid(), row(1, 1, 0), {}, 1.25),
+    ("unified_focal", {}, row(0.8, 0.3), row(1, 0), {}, 0.171920),
+    ("unified_focal", {"asymmetric": False}, row(0.8, 0.3), row(1, 0), {}, 0.211308),
+]
+_P, _Y, _SPACED = row(0.2, 0.9, 0.6, 0.1, 0.4), row(0, 1, 1, 0, 0), {"spacing": 0.7}
+BY_SIGMOID += [
+    ("boundary", {}, _P, _Y, _SPACED, -0.056),
+    ("boundary", {"normalize": True}, _P, _Y, _SPACED, -0.04),
+    ("boundary", {"subtract_minimum": True}, _P, _Y, _SPACED, 0.224),
+    ("boundary", {}, _Y, _Y, _SPACED, -0.28),
+    ("boundary", {"subtract_minimum": True}, _Y, _Y, _SPACED, 0.0),
+]
 
 _OF_THREE = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.3, 0.5]], dtype=torch.float64).T[None, :, None]
 _MATRIX = ((0, 1, 1), (1, 0, 0.5), (1, 0.5, 0))

@@ -34,12 +34,15 @@ REGION = {
     "generalized_dice",
     "matthews_correlation",
     "generalized_wasserstein_dice",
+    "lovasz",
 }
 #: One value per item, of all classes together.
 JOINED = {"generalized_dice", "generalized_wasserstein_dice"}
-COMPOUND = {"combo", "exponential_logarithmic"}
-BY_DISTANCE = {"distance_penalty", "hausdorff_dt", "hausdorff_er", "hausdorff_cv", "shape_aware"}
-HARD_ONLY = BY_DISTANCE | {"generalized_wasserstein_dice"}
+COMPOUND = {"combo", "exponential_logarithmic", "unified_focal"}
+BY_DISTANCE = {"distance_penalty", "boundary", "hausdorff_dt", "hausdorff_er", "hausdorff_cv", "shape_aware"}
+HARD_ONLY = BY_DISTANCE | {"generalized_wasserstein_dice", "lovasz"}
+#: Their values of good predictions are below 0.
+NEGATIVE = {"boundary"}
 NEEDS_NEIGHBOURS = BY_DISTANCE | {"structural_similarity"}
 MODES = ("softmax", "sigmoid")
 # In both volumes the ball of radius 3 has a voxel on either side along every axis and fits.
@@ -125,6 +128,10 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
     ("matthews_correlation", row(0.9, 0.8, 0.3, 0.2), row(1, 1, 1, 1), {}, 0.45),
     ("topk_cross_entropy", row(0.5, 0.9, 0.6, 0.3), row(1, 1, 1, 1), {"k": 50}, -math.log(0.3 * 0.5) / 2),
     ("topk_cross_entropy", row(0.5, 0.9, 0.6, 0.3), row(1, 1, 1, 1), {"k": 24}, -math.log(0.3)),
+    ("lovasz", row(0.8, 0.4, 0.3), row(1, 1, 0), {}, 0.6 / 2 + 0.3 / 6 + 0.2 / 3),
+    ("lovasz", row(0.8, 0.4, 0.3), row(0, 0, 0), {}, 0.8),
+    ("lovasz", row(1, 0, 1, 0), row(1, 1, 0, 0), {}, 1 - 1 / 3),
+    ("lovasz", row(0.8, 0.4, 0.3), row(0, 0, 0), {"classes": "present"}, 0.0),
     # d(y) = 1 1 1 2 and d(q) = 2 1 1 1; two voxels are wrong.
     ("hausdorff_dt", row(0, 0, 1, 0), row(0, 1, 0, 0), {}, 2 * (1 + 1) / 4),
     ("hausdorff_dt", row(0, 0, 1, 0), row(0, 1, 0, 0), {"one_sided": True}, 2 * 1 / 4),
@@ -171,6 +178,15 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
         (-2 * math.log(0.9) - 2 * math.log(0.1) * (1 + 2)) / 4,
     ),
     ("shape_aware", row(0.9, 0.9), row(0, 0), {}, -math.log(0.1)),
+    # phi = 1 -1 -1 1 2.
+    ("boundary", row(0.2, 0.9, 0.6, 0.1, 0.4), row(0, 1, 1, 0, 0), {}, (0.2 - 0.9 - 0.6 + 0.1 + 0.8) / 5),
+    (
+        "boundary",
+        row(0.2, 0.9, 0.6, 0.1, 0.4),
+        row(0, 1, 1, 0, 0),
+        {"normalize": True, "subtract_minimum": True},
+        (0.2 + 0.1 + 0.4 + 0.1 + 0.8) / 10,
+    ),
     ("combo", HALVES, ONE_OF_FOUR, {}, 0.5 * 0.5 * LN2 + 0.5 * 0.5),
     (
         "combo",
@@ -185,6 +201,14 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
         ONE_OF_FOUR,
         {},
         (0.8 + 0.2 * (0.25 * 2 + 0.75 * math.sqrt(4 / 3))) * LN2**0.3,
+    ),
+    (
+        "unified_focal",
+        row(0.8, 0.3),
+        row(1, 0),
+        {},
+        -(0.6 * math.log(0.8) + 0.4 * math.sqrt(0.3) * math.log(0.7)) / 4
+        + ((1 - 1.8 / 2.04) ** 0.5 + 1 - 1.7 / 1.96) / 4,
     ),
     ("exponential_logarithmic", row(1, 0), row(1, 0), {}, (0.8 + 0.2 * math.sqrt(2)) * 1e-7**0.3),
     (
@@ -247,6 +271,13 @@ BY_HAND_CATEGORICAL: list[tuple[str, dict[str, Any], float]] = [
         "exponential_logarithmic",
         {"include_background": False, "frequencies": (0.9, 0.01, 0.09), "gamma": 1},
         0.8 * LN2 + 0.2 * (10 + math.sqrt(1 / 0.09)) / 4 * LN3,
+    ),
+    # Class 0: errors 2/3 2/3 1/3 1/3, J 1/2, 1; others 2/3 first, which are the class.
+    ("lovasz", {}, 2 / 3),
+    (
+        "unified_focal",
+        {"gamma": 0, "delta": 0.5, "smooth_nr": 0, "smooth_dr": 0},
+        LN3 / 4 + 0.5 * (4 / 10 + 2 * 4 / 7) / 3,
     ),
     ("shape_aware", {}, LN3),
 ]
@@ -388,7 +419,8 @@ def test_means_over_neighbourhoods_are_scipys() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("name", "exponent"), [("distance_penalty", 0), ("hausdorff_er", 0), ("hausdorff_dt", 2), ("hausdorff_cv", 2)]
+    ("name", "exponent"),
+    [("distance_penalty", 0), ("boundary", 1), ("hausdorff_er", 0), ("hausdorff_dt", 2), ("hausdorff_cv", 2)],
 )
 def test_a_larger_spacing(name: str, exponent: int, mode: str) -> None:
     z, target = example(3)
@@ -468,7 +500,7 @@ def test_reductions_and_shapes(name: str, mode: str, include_background: bool) -
     assert np.isrealobj(values)
     assert REFERENCES[name](z, target, reduction="sum", **arguments) == pytest.approx(values.sum())
     mean = REFERENCES[name](z, target, reduction="mean", **arguments)
-    assert mean > 0
+    assert mean > 0 or name in NEGATIVE
     if name not in ("structural_similarity", "topk_cross_entropy"):  # means over what is selected
         assert mean == pytest.approx(values.mean())
     assert REFERENCES[name](z, one_hot(target, 3), **arguments) == mean
@@ -490,7 +522,7 @@ def test_what_is_masked_does_not_matter(name: str, mode: str) -> None:
     mask = np.random.default_rng(3).random(target.shape) < 0.7
     arguments = {"mode": mode, "mask": mask, **arguments_of(name, 3)}
     value = REFERENCES[name](z, target, **arguments)
-    assert 0 < value < np.inf
+    assert value < np.inf and value != 0
     assert REFERENCES[name](np.where(mask, z, np.nan), target, **arguments) == value
     direction = np.where(mask, 0.0, 1.0) * np.ones_like(z)
     assert directional_derivative(name, z, direction, target, **arguments) == 0
@@ -528,11 +560,14 @@ def test_axes_and_classes_may_be_permuted(name: str, mode: str) -> None:
 def test_a_perfect_prediction_costs_nothing(name: str, mode: str) -> None:
     _, target = example(3)
     perfect = 40 * one_hot(target, 3) - 20
-    value = REFERENCES[name](perfect, target, mode=mode, **arguments_of(name, 3))
+    if name in NEGATIVE:
+        assert REFERENCES[name](perfect, target, mode=mode, **arguments_of(name, 3)) < 0
+    exceptions = {"subtract_minimum": True} if name in NEGATIVE else {}
+    value = REFERENCES[name](perfect, target, mode=mode, **arguments_of(name, 3), **exceptions)
     assert 0 <= value < (2e-2 if name == "exponential_logarithmic" else 1e-3)
 
 
-@pytest.mark.parametrize("name", ["distance_penalty", "hausdorff_dt"])
+@pytest.mark.parametrize("name", ["distance_penalty", "hausdorff_dt", "boundary"])
 def test_a_given_map_replaces_the_targets_own(name: str) -> None:
     z, target = example(3)
     spacing = SPACINGS[3]

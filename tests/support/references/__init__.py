@@ -10,8 +10,9 @@ gradient (default: ``logits``). Complex logits give exact derivatives, see `comp
 from collections.abc import Callable
 from typing import Any
 
+from .boundary import boundary
 from .complexstep import Array
-from .compound import combo, exponential_logarithmic
+from .compound import combo, exponential_logarithmic, unified_focal
 from .cross_entropy import (
     balanced_cross_entropy,
     binary_cross_entropy,
@@ -28,6 +29,7 @@ from .region import (
     generalized_dice,
     generalized_wasserstein_dice,
     log_cosh_dice,
+    lovasz,
     matthews_correlation,
     sensitivity_specificity,
     tversky,
@@ -51,12 +53,15 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "generalized_dice": generalized_dice,
     "matthews_correlation": matthews_correlation,
     "generalized_wasserstein_dice": generalized_wasserstein_dice,
+    "lovasz": lovasz,
     "hausdorff_dt": hausdorff_dt,
     "hausdorff_er": hausdorff_er,
     "hausdorff_cv": hausdorff_cv,
     "shape_aware": shape_aware,
+    "boundary": boundary,
     "combo": combo,
     "exponential_logarithmic": exponential_logarithmic,
+    "unified_focal": unified_focal,
 }
 
 

@@ -20,6 +20,7 @@ class Problem:
 
     categorical: bool
     y: Array  # [B, C, *spatial]
+    z: Array  # [B, C, *spatial]: logits, or the probabilities
     p: Array  # [B, C, *spatial]
     not_p: Array  # 1 - p
     log_p: Array
@@ -132,6 +133,7 @@ def prepare(
     return Problem(
         categorical=mode == "softmax",
         y=y,
+        z=z,
         p=np.where(everywhere, p, y),
         not_p=np.where(everywhere, not_p, 1 - y),
         log_p=log_p,

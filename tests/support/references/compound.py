@@ -7,7 +7,7 @@ import numpy as np
 
 from .common import Problem, one_number_per_class, reduce_regions, reference
 from .complexstep import Array, clamp_min, log, power
-from .region import FLOOR, overlap
+from .region import FLOOR, overlap, tversky_index
 
 
 def mean_over(items: list[int], value: Callable[[int], Any]) -> Any:
@@ -96,5 +96,56 @@ def exponential_logarithmic(
         y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
         dice_part = problem.weight[c] * surprise(log(overlap(y, p, smooth_nr, smooth_dr)))
         return dice_weight * dice_part + cross_entropy_weight * mean_over(items, lambda item: entropy([item], c))
+
+    return reduce_regions(problem, value, weighted=True)
+
+
+@reference
+def unified_focal(
+    problem: Problem,
+    *,
+    alpha: float = 0.5,
+    delta: float = 0.6,
+    gamma: float = 0.5,
+    asymmetric: bool = True,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+) -> Any:
+    """Every class is background or rare; independent channels are two classes each, no and yes."""
+
+    def overlap_part(y: Array, p: Array, rare: bool) -> Any:
+        error = 1 - tversky_index(y, p, 1 - delta, delta, smooth_nr, smooth_dr)
+        if gamma == 0 or not (rare or not asymmetric):
+            return error
+        return power(clamp_min(error, FLOOR), 1 - gamma)
+
+    def entropy_part(y: Array, not_p: Array, log_p: Array, rare: bool) -> Any:
+        focus = 1.0 if rare and asymmetric else power(not_p, gamma)
+        return np.mean(-(delta if rare else 1 - delta) * focus * y * log_p)
+
+    def of_class(b: int, c: int) -> tuple[Any, Any, Any, Any]:
+        voxels = [problem.voxels(array, [b], c) for array in (problem.y, problem.p, problem.not_p, problem.log_p)]
+        return voxels[0], voxels[1], voxels[2], voxels[3]
+
+    def entropy(b: int, c: int) -> Any:
+        if problem.log_not_p is None:
+            total = 0.0
+            for k in problem.classes:
+                y, _, not_p, log_p = of_class(b, k)
+                total = total + problem.weight[k] * entropy_part(y, not_p, log_p, k > 0)
+            return total
+        y, p, not_p, log_p = of_class(b, c)
+        log_not_p = problem.voxels(problem.log_not_p, [b], c)
+        yes, no = entropy_part(y, not_p, log_p, True), entropy_part(1 - y, p, log_not_p, False)
+        return problem.weight[c] * (yes + no)
+
+    def regions(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        if problem.log_not_p is None:
+            return problem.weight[c] * overlap_part(y, p, c > 0)
+        return problem.weight[c] * (overlap_part(y, p, True) + overlap_part(1 - y, 1 - p, False)) / 2
+
+    def value(items: list[int], c: int) -> Any:
+        return alpha * mean_over(items, lambda item: entropy(item, c)) + (1 - alpha) * regions(items, c)
 
     return reduce_regions(problem, value, weighted=True)

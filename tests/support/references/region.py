@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .common import Problem, reduce_joined, reduce_regions, reference
-from .complexstep import Array, clamp_min, log_cosh, power, sqrt
+from .complexstep import Array, absolute, clamp_min, log_cosh, power, relu, sqrt
 
 FLOOR = 1e-7
 
@@ -178,3 +178,43 @@ def matthews_correlation(problem: Problem, *, smooth_dr: float = 1e-5) -> Any:
         return 1 - (tp * tn - fp * fn) / sqrt(np.asarray((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + smooth_dr))
 
     return reduce_regions(problem, value)
+
+
+def jaccard_loss(y: Array, wrong: Array) -> float:
+    """One minus intersection over union, if the voxels ``wrong`` are errors and no others are; 0 of nothing."""
+    predicted = np.where(wrong, 1 - y, y)
+    union = np.maximum(y, predicted).sum()
+    return 1 - (y * predicted).sum() / union if union else 0.0
+
+
+@reference
+def lovasz(problem: Problem, *, classes: str = "default", hinge: bool = False) -> Any:
+    problem.require_hard_target()
+    if classes == "default":
+        classes = "present" if problem.categorical else "all"
+
+    def value(items: list[int], c: int) -> Any:
+        y = problem.voxels(problem.y, items, c)
+        if hinge:
+            error = relu(1 - problem.voxels(problem.z, items, c) * (2 * y - 1))
+        else:
+            error = absolute(y - problem.voxels(problem.p, items, c))
+        wrong, total, before = np.zeros(y.shape, dtype=bool), 0.0, 0.0
+        for voxel in np.argsort(-error.real, kind="stable"):
+            wrong[voxel] = True
+            after = jaccard_loss(y, wrong)
+            total, before = total + error[voxel] * (after - before), after
+        return total
+
+    def present(items: list[int], c: int) -> bool:
+        return bool(problem.voxels(problem.y, items, c).any())
+
+    if classes == "all":
+        return reduce_regions(problem, value)
+    if problem.reduction != "mean":
+        return reduce_regions(problem, lambda items, c: value(items, c) if present(items, c) else 0.0)
+    means = []
+    for items in problem.regions:
+        left = [c for c in problem.classes if present(items, c)]
+        means.append(np.mean([problem.weight[c] * value(items, c) for c in left]) if left else 0.0)
+    return np.mean(means)
