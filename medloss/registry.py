@@ -9,6 +9,7 @@ from medloss.distribution.distance_penalty import DistancePenaltyLoss as Distanc
 from medloss.distribution.focal import FocalLoss as FocalLoss
 from medloss.distribution.structural_similarity import StructuralSimilarityLoss as StructuralSimilarityLoss
 from medloss.distribution.topk_cross_entropy import TopKCrossEntropyLoss as TopKCrossEntropyLoss
+from medloss.distribution.l1_ace import L1ACELoss as L1ACELoss
 from medloss.region.dice import DiceLoss as DiceLoss
 from medloss.region.tversky import TverskyLoss as TverskyLoss
 from medloss.region.focal_tversky import FocalTverskyLoss as FocalTverskyLoss

@@ -39,9 +39,10 @@ class BoundaryLoss(MeanOverVoxelsLoss):
     inside (`signed_distance_map`), without gradient. The mean is over the voxels of an item and class: the integral of
     phi over the prediction, which grows with the distance between the two borders.
 
-    Pitfalls: a perfect prediction has the *negative* value -mean edt(y); `subtract_minimum` moves it to 0. An empty or a full reference has no border: phi, value and gradient are 0. Alone
-    the loss collapses to background where the foreground is small, since all of background adds up to more than the
-    structure: its authors train it next to generalized Dice.
+    Pitfalls: a perfect prediction has the *negative* value -mean edt(y); `subtract_minimum` moves it to 0. An empty or
+    a full reference has no border: phi, value and gradient are 0. Alone the loss collapses to background where the
+    foreground is small, since all of background adds up to more than the structure: its authors train it next to
+    generalized Dice.
 
     Replaces MONAI's `BoundaryLoss`, which subtracts 1 voxel from the distances inside (also where they are in mm): with
     spacing 1 its value is ours plus mean(p y).

@@ -150,6 +150,13 @@ ADVICE: dict[str, Advice] = {
         "so their probabilities are not calibrated.",
         pictures="Of the ball's voxels only those among the image's worst tenth have a value.",
     ),
+    "l1_ace": Advice(
+        use="Next to Dice and cross entropy, where probabilities are used as such (volumes, thresholds, uncertainty): "
+        "it pulls each bin's mean probability to the frequency of the class.",
+        avoid="Alone: the prevalence everywhere has the value 0. With hard bins on small patches: bins then hold a few "
+        "voxels, and the value is noise.",
+        pictures="With hard bins the curves jump where the region's probability enters another bin.",
+    ),
     "structural_similarity": Advice(
         use="Together with cross entropy, where local structure (edges, thin parts) matters more than the interior.",
         avoid="Alone: where prediction and reference are both locally constant it sees no error, right or wrong.",

@@ -287,3 +287,30 @@ def test_boundarys_recipe_rebalances() -> None:
     assert [part.include_background for part in regions.losses] == [True, True]
     warmed_up = medloss.create_training_loss("boundary", num_classes=3, schedule="ramp", epochs=10)
     assert (warmed_up.weights.tolist(), warmed_up.ramp) == ([1.0, 0.0], (1.0, 5.0))
+
+
+@pytest.mark.parametrize("binning", ["hard", "soft"])
+def test_calibration_error_is_content_with_the_prevalence(binning: str) -> None:
+    label = torch.tensor([[[[1.0, 0.0, 0.0, 0.0, 1.0]]]])
+    loss = make("l1_ace", "sigmoid", binning=binning)
+    assert loss(torch.full_like(label, 0.4).logit(), label) < 1e-7
+    assert loss(20 * (2 * label - 1), label) < 1e-6
+
+
+@pytest.mark.parametrize("binning", ["hard", "soft"])
+def test_calibration_error_of_absent_classes(binning: str) -> None:
+    drawn = sample("sigmoid", 2)
+    maps = drawn.maps.clone()
+    maps[0, 1] = 0
+    plain, left = (
+        make("l1_ace", "sigmoid", binning=binning, reduction="none", ignore_empty_classes=ignored)(drawn.logits, maps)
+        for ignored in (False, True)
+    )
+    assert plain[0, 1] > 0 and left[0, 1] == 0
+    assert torch.equal(plain[:, ::2], left[:, ::2])
+
+
+def test_calibration_errors_soft_bins_move_voxels_between_bins() -> None:
+    drawn = sample("sigmoid", 2, channels=1)
+    loss = make("l1_ace", "sigmoid", binning="soft", num_bins=4)
+    assert torch.autograd.gradcheck(lambda z: loss(z, drawn.index), (drawn.logits.requires_grad_(),))

@@ -62,6 +62,13 @@ BY_SIGMOID += [
     ("boundary", {}, _Y, _Y, _SPACED, -0.28),
     ("boundary", {"subtract_minimum": True}, _Y, _Y, _SPACED, 0.0),
 ]
+_P, _Y = row(0.2, 0.4, 0.6, 0.9), row(0, 1, 0, 1)
+BY_SIGMOID += [
+    ("l1_ace", {"num_bins": 2}, _P, _Y, {}, 0.225),
+    ("l1_ace", {"num_bins": 2, "binning": "soft"}, _P, _Y, {}, 0.045),
+    ("l1_ace", {"num_bins": 1}, _P, _Y, {}, 0.025),
+    ("l1_ace", {"num_bins": 1, "binning": "soft"}, _P, _Y, {}, 0.025),
+]
 
 _OF_THREE = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.3, 0.5]], dtype=torch.float64).T[None, :, None]
 _MATRIX = ((0, 1, 1), (1, 0, 0.5), (1, 0.5, 0))

@@ -187,6 +187,10 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
         {"normalize": True, "subtract_minimum": True},
         (0.2 + 0.1 + 0.4 + 0.1 + 0.8) / 10,
     ),
+    ("l1_ace", row(0.2, 0.4, 0.6, 0.9), row(0, 1, 0, 1), {"num_bins": 2}, (0.2 + 0.25) / 2),
+    # Shares of the first bin: 1 0.7 0.3 0; of the second: 0 0.3 0.7 1.
+    ("l1_ace", row(0.2, 0.4, 0.6, 0.9), row(0, 1, 0, 1), {"num_bins": 2, "binning": "soft"}, (0.02 + 0.16) / 4),
+    ("l1_ace", row(0, 0.1, 0.1), row(0, 0, 0), {"num_bins": 1, "ignore_empty_classes": True}, 0.0),
     ("combo", HALVES, ONE_OF_FOUR, {}, 0.5 * 0.5 * LN2 + 0.5 * 0.5),
     (
         "combo",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .boundary import boundary
+from .calibration import l1_ace
 from .complexstep import Array
 from .compound import combo, exponential_logarithmic, unified_focal
 from .cross_entropy import (
@@ -43,6 +44,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "balanced_cross_entropy": balanced_cross_entropy,
     "focal": focal,
     "topk_cross_entropy": topk_cross_entropy,
+    "l1_ace": l1_ace,
     "distance_penalty": distance_penalty,
     "structural_similarity": structural_similarity,
     "dice": dice,
