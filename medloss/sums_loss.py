@@ -1,7 +1,6 @@
 """`SumsLoss`: the losses that are functions of sums over voxels, so that several can share one pass."""
 
 from abc import abstractmethod
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -9,7 +8,7 @@ from medloss.base import SegmentationLoss
 from medloss.distributed import sum_over_ranks
 from medloss.inputs import LossInputs
 from medloss.overlap import OverlapStatistics
-from medloss.reduction import reduce_items
+from medloss.reduction import reduce_regions
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 
 
@@ -47,8 +46,4 @@ class SumsLoss(SegmentationLoss):
             inputs: the checked inputs of the loss.
             voxels: `OverlapStatistics.voxels`.
         """
-        if self.batch and inputs.mask is not None:
-            # A rank whose voxels are all masked still returns the value of the global batch.
-            values = values.where(voxels > 0, values.new_zeros(()))
-            inputs = replace(inputs, mask=None)
-        return reduce_items(values, inputs, self.reduction)
+        return reduce_regions(values, inputs, voxels, batch=self.batch, reduction=self.reduction)

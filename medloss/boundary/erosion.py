@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medloss.kernels import dispatch
 from medloss.per_map import differentiable, new_results, wants_gradient
+from medloss.spacing import step_intervals
 
 
 def eroded_sums(
@@ -28,7 +29,7 @@ def eroded_sums(
         weights: one per step.
         renormalize: stretch each step's map to [0, 1].
     """
-    strides = [stride for item in spacing for stride in _strides(item)]
+    strides = [stride for item in spacing for stride in step_intervals(item)]
     sums: Tensor = _operator(p, y, mask, strides, list(weights), renormalize, wants_gradient(p))[0]
     return sums
 
@@ -58,11 +59,6 @@ def _operator(
             else:
                 sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, out)
     return sums, gradients
-
-
-def _strides(spacing: tuple[float, ...]) -> list[int]:
-    # Half is rounded up, and what rounding left a hair below half is half.
-    return [math.floor(s / min(spacing) + 0.5 + 1e-6) for s in spacing]
 
 
 def _eroded_sum(

@@ -23,8 +23,8 @@ _LEAST_MASS = 0.01
     summary="calibration error: probabilities against frequencies, bin by bin",
     recipe=Recipe(
         "0.33*dice+0.33*binary_cross_entropy+0.33*l1_ace",
-        note="After its authors: an auxiliary, in equal shares with Dice and cross entropy; alone it is content with the "
-        "prevalence everywhere",
+        note="After its authors: an auxiliary, in equal shares with Dice and cross entropy; alone it is content with "
+        "the prevalence everywhere",
     ),
 )
 class L1ACELoss(SegmentationLoss):

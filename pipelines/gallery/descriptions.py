@@ -218,6 +218,13 @@ ADVICE: dict[str, Advice] = {
         "with sigmoid a single voxel then has all of the gradient. It sorts every map: several times Dice's cost.",
         pictures="The derivative of a structure is the sum of the jumps of its voxels' errors.",
     ),
+    "cldice": Advice(
+        use="With Dice, for vessels, airways and other tubes: a gap costs the centre line's length, whatever the "
+        "tube's thickness, so that connections are kept.",
+        avoid="For compact structures: their skeleton says little. Where tubes are thicker than `iter_` voxels, raise "
+        "it. It costs tens of plain Dice losses.",
+        pictures="The ball is no tube: its soft skeleton is a few voxels in the middle.",
+    ),
     "hausdorff_dt": Advice(
         use="With Dice, where distant outliers are worse than a border that is slightly off: an error's cost grows "
         "with the square of its distance to the borders, in mm. " + _ROBUST,

@@ -245,24 +245,14 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of a run.
-
-    Attributes:
-        run: the planned run.
-        state: `waiting`, `running`, `interrupted`, `done` or `failed`.
-        epoch: epochs that are finished.
-        epochs: of the whole run.
-        seconds_left: expected, of a running one.
-        dice: of the last validation.
-        error: why it failed.
-    """
+    """The state of a run."""
 
     run: PlannedRun
-    state: str
-    epoch: int
-    epochs: int
-    seconds_left: float | None = None
-    dice: float | None = None
+    state: str  #: `waiting`, `running`, `interrupted`, `done` or `failed`
+    epoch: int  #: epochs that are finished
+    epochs: int  #: of the whole run
+    seconds_left: float | None = None  #: expected, of a running one
+    dice: float | None = None  #: of the last validation
     error: str | None = None
 
     @property

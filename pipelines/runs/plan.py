@@ -18,115 +18,69 @@ from pipelines.utils import UserError
 
 
 class Asked(BaseModel):
-    """What was asked for, where the plan is fitted into a budget of time, tunes learning rates, or screens losses.
-
-    Attributes:
-        losses: all losses, the reference included.
-        folds: validation folds.
-        seeds: of the runs.
-        epochs: asked for; None: the recipe's.
-        budget_minutes: for the whole comparison; None: no limit.
-        halving: whether the worse losses are dropped before the comparison.
-        tune_lr: how many learning rates are tried per loss; None: only the recipe's.
-    """
+    """What was asked for, where the plan is fitted into a budget of time, tunes learning rates, or screens losses."""
 
     model_config = ConfigDict(frozen=True)
 
-    losses: list[str]
+    losses: list[str]  #: all losses, the reference included
     folds: list[int]
     seeds: list[int]
-    epochs: int | None = None
-    budget_minutes: float | None = None
-    halving: bool = False
-    tune_lr: int | None = None
+    epochs: int | None = None  #: asked for; None: the recipe's
+    budget_minutes: float | None = None  #: for the whole comparison; None: no limit
+    halving: bool = False  #: whether the worse losses are dropped before the comparison
+    tune_lr: int | None = None  #: how many learning rates are tried per loss; None: only the recipe's
 
 
 class Tried(BaseModel):
-    """A learning rate that was tried.
-
-    Attributes:
-        loss: its name.
-        rate: the highest of the schedule.
-        score: mean of the primary metric over the cases that decide; None: the run failed.
-        error: why it failed.
-    """
+    """A learning rate that was tried."""
 
     model_config = ConfigDict(frozen=True)
 
     loss: str
-    rate: float
-    score: float | None = None
+    rate: float  #: the highest of the schedule
+    score: float | None = None  #: mean of the primary metric over the cases that decide; None: the run failed
     error: str | None = None
 
 
 class Tuning(BaseModel):
-    """How each loss's learning rate is chosen before the comparison; see `comparison/screening.py`.
-
-    Attributes:
-        fold: whose cases decide; not one of the comparison's folds.
-        seed: of the runs.
-        epochs: of each run.
-        factors: of the recipe's rate, in the order in which they are tried.
-        over: whether all were tried; until then the plan's runs have the recipe's rates.
-        tried: every loss at every rate; empty until then.
-        chosen: loss -> rate; empty until then.
-    """
+    """How each loss's learning rate is chosen before the comparison; see `comparison/screening.py`."""
 
     model_config = ConfigDict(frozen=True)
 
-    fold: int
+    fold: int  #: whose cases decide; not one of the comparison's folds
     seed: int
-    epochs: int
-    factors: list[float]
-    over: bool = False
-    tried: list[Tried] = []
-    chosen: dict[str, float] = {}
+    epochs: int  #: of each run
+    factors: list[float]  #: of the recipe's rate, in the order in which they are tried
+    over: bool = False  #: whether all were tried; until then the plan's runs have the recipe's rates
+    tried: list[Tried] = []  #: every loss at every rate; empty until then
+    chosen: dict[str, float] = {}  #: loss -> rate; empty until then
 
 
 class Dropped(BaseModel):
-    """A loss that halving has dropped, and the evidence.
-
-    Attributes:
-        loss: its name.
-        rung: of the screening, from 1.
-        epochs: of its screening run.
-        score: mean of the primary metric over the screening cases; None: it failed.
-        bound: the lowest-ranked survivor's, of the same rung.
-        error: why it failed.
-    """
+    """A loss that halving has dropped, and the evidence."""
 
     model_config = ConfigDict(frozen=True)
 
     loss: str
-    rung: int
-    epochs: int
-    score: float | None = None
-    bound: float | None = None
+    rung: int  #: of the screening, from 1
+    epochs: int  #: of its screening run
+    score: float | None = None  #: mean of the primary metric over the screening cases; None: it failed
+    bound: float | None = None  #: the lowest-ranked survivor's, of the same rung
     error: str | None = None
 
 
 class Halving(BaseModel):
-    """How losses are screened before the comparison; see `comparison/screening.py`.
-
-    Attributes:
-        fold: whose cases decide; not one of the comparison's folds.
-        seed: of the screening runs.
-        losses: the screened ones: all but the reference.
-        rungs: epochs of each rung's runs.
-        over: whether it has ended; until then the plan has only the reference's runs.
-        dropped: which losses, in the order in which they were dropped.
-        cases: how many decided; 0 until then.
-    """
+    """How losses are screened before the comparison; see `comparison/screening.py`."""
 
     model_config = ConfigDict(frozen=True)
 
-    fold: int
+    fold: int  #: whose cases decide; not one of the comparison's folds
     seed: int
-    losses: list[str]
-    rungs: list[int]
-    over: bool = False
-    dropped: list[Dropped] = []
-    cases: int = 0
+    losses: list[str]  #: the screened ones: all but the reference
+    rungs: list[int]  #: epochs of each rung's runs
+    over: bool = False  #: whether it has ended; until then the plan has only the reference's runs
+    dropped: list[Dropped] = []  #: which losses, in the order in which they were dropped
+    cases: int = 0  #: how many decided; 0 until then
 
 
 # Which runs a comparison has.
@@ -185,46 +139,29 @@ class PlannedRun(BaseModel):
 
 
 class Plan(BaseModel):
-    """A comparison: every loss on every fold with every seed.
-
-    Attributes:
-        id: of the comparison, also MLflow's tag `medloss.comparison`.
-        created: unix time, seconds.
-        manifest_name: the data set's name.
-        manifest_sha256: the manifest's content.
-        runs: in the order in which they are trained.
-        reference: the loss that the others are compared with, or `NO_REFERENCE`; None: not named before training, in
-            plans of an earlier version.
-        metric: the primary metric.
-        margin: of equivalence, in the metric's unit.
-        empty: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`.
-        non_inferior: whether *non-inferior* takes the place of *equivalent*.
-        asked: what was asked for, where that is not simply what is planned.
-        told: why less is planned than was asked for, one sentence per reason.
-        tuning: the choice of learning rates, which comes first; None without one.
-        halving: the screening before the comparison; None without one.
-        rung: number of this rung of a comparison's screening, or of this trial of its tuning; None: a whole comparison.
-        factor: in a trial of a tuning, of the recipe's learning rates; None elsewhere.
-    """
+    """A comparison: every loss on every fold with every seed."""
 
     model_config = ConfigDict(frozen=True)
 
-    id: str
-    created: float
+    id: str  #: of the comparison, also MLflow's tag `medloss.comparison`
+    created: float  #: unix time, seconds
     manifest_name: str
-    manifest_sha256: str
-    runs: list[PlannedRun]
+    manifest_sha256: str  #: the manifest's content
+    runs: list[PlannedRun]  #: in the order in which they are trained
+    #: the loss that the others are compared with, or `NO_REFERENCE`; None: not named before training, in plans of an
+    #: earlier version
     reference: str | None = None
-    metric: str = "dice"
-    margin: float = 0.01
-    empty: str = "one"
-    non_inferior: bool = False
-    asked: Asked | None = None
-    told: list[str] = []
-    tuning: Tuning | None = None
-    halving: Halving | None = None
+    metric: str = "dice"  #: the primary metric
+    margin: float = 0.01  #: of equivalence, in the metric's unit
+    empty: str = "one"  #: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`
+    non_inferior: bool = False  #: whether *non-inferior* takes the place of *equivalent*
+    asked: Asked | None = None  #: what was asked for, where that is not simply what is planned
+    told: list[str] = []  #: why less is planned than was asked for, one sentence per reason
+    tuning: Tuning | None = None  #: the choice of learning rates, which comes first; None without one
+    halving: Halving | None = None  #: the screening before the comparison; None without one
+    #: number of this rung of a comparison's screening, or of this trial of its tuning; None: a whole comparison
     rung: int | None = None
-    factor: float | None = None
+    factor: float | None = None  #: in a trial of a tuning, of the recipe's learning rates; None elsewhere
 
     @property
     def losses(self) -> list[str]:

@@ -145,24 +145,17 @@ def rung_title(plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """The comparison's table.
+    """The comparison's table."""
 
-    Attributes:
-        rows: a row per loss with all metrics, best Dice first, those of `partial` after the others; a loss without a
-            finished run has NaN, and is last.
-        failed: losses whose runs all failed.
-        cases: how many cases the finished runs validated.
-        seeds: how many seeds.
-        partial: losses with finished and unfinished or failed runs: their means are over other cases.
-        still: runs whose optimizer stood still.
-    """
-
+    #: a row per loss with all metrics, best Dice first, those of `partial` after the others; a loss without a finished
+    #: run has NaN, and is last
     rows: "pd.DataFrame"
-    failed: frozenset[str]
-    cases: int
-    seeds: int
+    failed: frozenset[str]  #: losses whose runs all failed
+    cases: int  #: how many cases the finished runs validated
+    seeds: int  #: how many seeds
+    #: losses with finished and unfinished or failed runs: their means are over other cases
     partial: tuple[str, ...] = ()
-    still: tuple[StoodStill, ...] = ()
+    still: tuple[StoodStill, ...] = ()  #: runs whose optimizer stood still
 
     @property
     def caveat(self) -> str:

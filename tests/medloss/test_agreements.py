@@ -314,3 +314,55 @@ def test_calibration_errors_soft_bins_move_voxels_between_bins() -> None:
     drawn = sample("sigmoid", 2, channels=1)
     loss = make("l1_ace", "sigmoid", binning="soft", num_bins=4)
     assert torch.autograd.gradcheck(lambda z: loss(z, drawn.index), (drawn.logits.requires_grad_(),))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_cldice_of_one_class_is_monais(dims: int) -> None:
+    drawn = sample("sigmoid", dims, channels=1, batch=1)
+    p, y = drawn.logits.sigmoid(), drawn.index.double()
+    # MONAI adds 1e-4 to P + S.
+    assert_close(make("cldice", "sigmoid")(drawn.logits, y), monai_losses.SoftclDiceLoss()(y, p), rtol=5e-5)
+
+
+def test_cldice_takes_each_class_by_itself() -> None:
+    drawn = sample("sigmoid", 3)
+    values = make("cldice", "sigmoid", reduction="none")(drawn.logits, drawn.maps)
+    for c in range(3):
+        alone = make("cldice", "sigmoid", reduction="none")(drawn.logits[:, [c]], drawn.maps[:, [c]])
+        assert torch.equal(values[:, [c]], alone)
+
+
+def test_cldice_of_thin_lines_is_dice() -> None:
+    label = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    label[..., 2, 1:8] = label[..., 6, 1:8] = 1
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(label.shape, generator=generator, dtype=torch.float64) * label.roll(1, 3)
+    one, other = make("cldice", "probabilities", smooth=0.0), make("dice", "probabilities", smooth_nr=0, smooth_dr=0)
+    assert_close(one(p, label), other(p, label), rtol=1e-9)
+
+
+def test_cldice_of_nothing_found_is_one_and_has_a_graph() -> None:
+    # MONAI#8739 adds 1e-4 to P + S instead, and a perfect prediction costs.
+    label = torch.zeros(1, 1, 6, 6)
+    label[..., 2:4, :] = 1
+    value, gradient = value_and_gradient(make("cldice", "probabilities", smooth=0.0), torch.zeros_like(label), label)
+    assert value == 1 and gradient.isfinite().all()
+    assert make("cldice", "probabilities")(label, label) == 0
+
+
+def test_cldice_is_content_with_the_right_centre_line() -> None:
+    label = torch.zeros(1, 1, 9, 9)
+    label[..., 3:6, :] = 1
+    thin = torch.zeros_like(label)
+    thin[..., 4, :] = 1
+    assert make("cldice", "probabilities")(thin, label) < 1e-6
+    assert make("dice", "probabilities")(thin, label) > 0.4
+
+
+def test_cldice_ties_change_no_value() -> None:
+    # Every voxel is as large as its neighbours: which of them a minimum is taken from must not matter.
+    label = torch.zeros(1, 1, 5, 5, 5)
+    label[..., 1:4, :, :] = 1
+    value, gradient = value_and_gradient(make("cldice", "sigmoid"), torch.zeros_like(label), label)
+    flipped, _ = value_and_gradient(make("cldice", "sigmoid"), torch.zeros_like(label), label.flip(2))
+    assert value == flipped and gradient.isfinite().all()

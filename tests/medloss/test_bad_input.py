@@ -242,6 +242,8 @@ CONSTRUCTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("topk_cross_entropy", {"k": 100.5}, "k: got 100.5; expected percent"),
     ("l1_ace", {"num_bins": 0}, "num_bins: got 0; expected 1 or more"),
     ("l1_ace", {"binning": "round"}, "binning: got 'round'; expected 'hard' or 'soft'"),
+    ("cldice", {"iter_": -1}, "iter_: got -1; expected 0 or more"),
+    ("cldice", {"smooth": -1.0}, "smooth: got -1.0; expected a number >= 0"),
     ("lovasz", {"classes": "some"}, "classes: got 'some'; expected 'present', 'all'"),
     ("lovasz", {"softmax": True, "hinge": True}, "hinge: .* expected sigmoid=True"),
     ("unified_focal", {"alpha": -0.5}, "alpha: got -0.5"),

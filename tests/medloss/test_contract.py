@@ -31,7 +31,7 @@ VOXELWISE = [
     name for name in LOSSES if medloss.LOSSES[name].family == "distribution" and name != "structural_similarity"
 ] + ["shape_aware"]
 NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware", "boundary"]
-LOOKS_AROUND = [*NEEDS_MAPS, "structural_similarity", "hausdorff_er", "hausdorff_cv"]
+LOOKS_AROUND = [*NEEDS_MAPS, "structural_similarity", "hausdorff_er", "hausdorff_cv", "cldice"]
 CATEGORICAL_ONLY = [name for name in LOSSES if medloss.LOSSES[name].cls.categorical_only]
 HARD_TARGETS_ONLY = [name for name in LOSSES if not medloss.LOSSES[name].cls.soft_targets]
 
@@ -151,6 +151,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("l1_ace", {"binning": "soft"}),
     ("l1_ace", {"binning": "soft", "num_bins": 1}),
     ("l1_ace", {"num_bins": 3, "ignore_empty_classes": True, "weight": 0.5}),
+    ("cldice", {"iter_": 1, "smooth": 0.3}),
+    ("cldice", {"batch": True, "smooth": 0.0}),
     ("boundary", {"normalize": True}),
     ("boundary", {"subtract_minimum": True}),
     ("boundary", {"subtract_minimum": True, "normalize": True, "include_background": False}),
@@ -413,8 +415,8 @@ def test_items_do_not_know_of_each_other(name: str, mode: str) -> None:
 # --- 6: right predictions are best ---------------------------------------------------------------------------------
 
 
-#: Elsewhere a perfect prediction's value is negative.
-PERFECT_IS_ZERO_WITH: dict[str, dict[str, Any]] = {"boundary": {"subtract_minimum": True}}
+#: By default a perfect prediction's value is negative, or a structure as thick as here has no centre line.
+PERFECT_IS_ZERO_WITH: dict[str, dict[str, Any]] = {"boundary": {"subtract_minimum": True}, "cldice": {"iter_": 8}}
 
 
 @every_loss
@@ -546,7 +548,7 @@ def test_unit_spacing_equals_none(name: str, mode: str) -> None:
     assert torch.equal(loss(drawn.logits, drawn.index), loss(drawn.logits, drawn.index, spacing=(1.0, 1.0, 1.0)))
 
 
-@pytest.mark.parametrize("name", [*NEEDS_MAPS, "hausdorff_er", "hausdorff_cv"])
+@pytest.mark.parametrize("name", [*NEEDS_MAPS, "hausdorff_er", "hausdorff_cv", "cldice"])
 def test_a_wrong_axis_order_changes_the_value(name: str) -> None:
     drawn = sample("softmax", 3, seed=4)
     drawn.logits = 40 * drawn.maps.roll((2, 1), (2, 3)) - 20

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 import medloss
+from medloss.region.soft_skeleton import soft_skeleton
+from medloss.spacing import step_intervals
 
 
 def row(*values: float) -> Tensor:
@@ -69,6 +71,9 @@ BY_SIGMOID += [
     ("l1_ace", {"num_bins": 1}, _P, _Y, {}, 0.025),
     ("l1_ace", {"num_bins": 1, "binning": "soft"}, _P, _Y, {}, 0.025),
 ]
+_LINE = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
+_LINE[..., 2, :] = 1
+BY_SIGMOID += [("cldice", {}, _LINE * row(0.9, 0.9, 0.2, 0.9, 0.9), _LINE, {}, 0.111111)]
 
 _OF_THREE = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.3, 0.5]], dtype=torch.float64).T[None, :, None]
 _MATRIX = ((0, 1, 1), (1, 0, 0.5), (1, 0.5, 0))
@@ -104,3 +109,13 @@ def test_by_softmax(
 ) -> None:
     loss = medloss.create_loss(name, softmax=True, **arguments)
     assert loss(p.log(), y, **call).item() == pytest.approx(value, abs=5.1e-7)
+
+
+def test_the_soft_skeleton_of_a_block() -> None:
+    block = torch.zeros(5, 7, 7)
+    block[1:4, 1:6, 1:6] = 1
+    for x in (block, block.bool()):
+        even = soft_skeleton(x, [[0, 1, 2]] * 4)
+        assert even.nonzero().tolist() == [[2, i, j] for i in (2, 3, 4) for j in (2, 3, 4)]
+    axes = [[axis for axis, n in enumerate(step_intervals((3.0, 1.0, 1.0))) if step % n == 0] for step in range(1, 5)]
+    assert soft_skeleton(block, axes).nonzero().tolist() == [[i, 3, 3] for i in (1, 2, 3)]

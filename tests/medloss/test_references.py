@@ -35,11 +35,12 @@ REGION = {
     "matthews_correlation",
     "generalized_wasserstein_dice",
     "lovasz",
+    "cldice",
 }
 #: One value per item, of all classes together.
 JOINED = {"generalized_dice", "generalized_wasserstein_dice"}
 COMPOUND = {"combo", "exponential_logarithmic", "unified_focal"}
-BY_DISTANCE = {"distance_penalty", "boundary", "hausdorff_dt", "hausdorff_er", "hausdorff_cv", "shape_aware"}
+BY_DISTANCE = {"distance_penalty", "boundary", "cldice", "hausdorff_dt", "hausdorff_er", "hausdorff_cv", "shape_aware"}
 HARD_ONLY = BY_DISTANCE | {"generalized_wasserstein_dice", "lovasz"}
 #: Their values of good predictions are below 0.
 NEGATIVE = {"boundary"}
@@ -79,6 +80,8 @@ ONE_OF_FOUR = row(1, 0, 0, 0)
 SQUARE = np.ones((1, 1, 3, 3))
 HOLE = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], dtype=float)[None, None]
 CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=float)[None, None]
+LINE = np.repeat([0.0, 0.0, 1.0, 0.0, 0.0], 5).reshape(1, 1, 5, 5)
+AROUND = lambda image: np.pad(image, [(0, 0), (0, 0), (1, 1), (1, 1)])  # noqa: E731
 INDEX = (1 + 0.5) / (1 + 0.5 + 0.3 * 1.5 + 0.7 * 0.5)  # Tversky's, of HALVES and ONE_OF_FOUR
 
 
@@ -191,6 +194,16 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
     # Shares of the first bin: 1 0.7 0.3 0; of the second: 0 0.3 0.7 1.
     ("l1_ace", row(0.2, 0.4, 0.6, 0.9), row(0, 1, 0, 1), {"num_bins": 2, "binning": "soft"}, (0.02 + 0.16) / 4),
     ("l1_ace", row(0, 0.1, 0.1), row(0, 0, 0), {"num_bins": 1, "ignore_empty_classes": True}, 0.0),
+    ("cldice", LINE * row(0.9, 0.9, 0.2, 0.9, 0.9), LINE, {}, 1 - 2 * 0.8 / 1.8),
+    ("cldice", 0 * LINE, LINE, {"smooth": 0.0}, 1.0),
+    # K of the square of 3 x 3 is its centre, and so is the cross's.
+    (
+        "cldice",
+        np.pad(CROSS, [(0, 0), (0, 0), (1, 1), (1, 1)]),
+        np.pad(SQUARE, [(0, 0), (0, 0), (1, 1), (1, 1)]),
+        {},
+        0.0,
+    ),
     ("combo", HALVES, ONE_OF_FOUR, {}, 0.5 * 0.5 * LN2 + 0.5 * 0.5),
     (
         "combo",
@@ -424,7 +437,14 @@ def test_means_over_neighbourhoods_are_scipys() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("name", "exponent"),
-    [("distance_penalty", 0), ("boundary", 1), ("hausdorff_er", 0), ("hausdorff_dt", 2), ("hausdorff_cv", 2)],
+    [
+        ("distance_penalty", 0),
+        ("cldice", 0),
+        ("boundary", 1),
+        ("hausdorff_er", 0),
+        ("hausdorff_dt", 2),
+        ("hausdorff_cv", 2),
+    ],
 )
 def test_a_larger_spacing(name: str, exponent: int, mode: str) -> None:
     z, target = example(3)
@@ -510,7 +530,7 @@ def test_reductions_and_shapes(name: str, mode: str, include_background: bool) -
     assert REFERENCES[name](z, one_hot(target, 3), **arguments) == mean
 
 
-@pytest.mark.parametrize("name", sorted(REGION | COMPOUND))
+@pytest.mark.parametrize("name", sorted((REGION | COMPOUND) - NEEDS_NEIGHBOURS))
 def test_batch_makes_one_region_of_all_items(name: str) -> None:
     z, target = example(2)
     joined = [np.concatenate(list(array), axis=1)[None] for array in (z, target)]

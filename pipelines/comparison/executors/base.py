@@ -70,21 +70,15 @@ Make = Callable[[int | None, int | None, Mapping[str, Any]], Handover | None]
 
 @dataclass(frozen=True)
 class Executor:
-    """A value of `--executor`.
+    """A value of `--executor`."""
 
-    Attributes:
-        name: the value.
-        help: its words in the help.
-        make: called with `--jobs` and `--threads` (None: not given), and with the given options of this executor by
-            `ExecutorOption.name`; returns what takes the runs, or None where the command trains them itself. Raises
-            `UserError`, which begins with the flag, for a value that is not allowed.
-        options: its options of the command.
-    """
-
-    name: str
-    help: str
+    name: str  #: the value
+    help: str  #: its words in the help
+    #: called with `--jobs` and `--threads` (None: not given), and with the given options of this executor by
+    #: `ExecutorOption.name`; returns what takes the runs, or None where the command trains them itself. Raises
+    #: `UserError`, which begins with the flag, for a value that is not allowed
     make: Make
-    options: tuple[ExecutorOption, ...] = ()
+    options: tuple[ExecutorOption, ...] = ()  #: its options of the command
 
 
 #: All registered executors, by name, in the order of registration.

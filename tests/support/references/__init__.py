@@ -12,6 +12,7 @@ from typing import Any
 
 from .boundary import boundary
 from .calibration import l1_ace
+from .cldice import cldice
 from .complexstep import Array
 from .compound import combo, exponential_logarithmic, unified_focal
 from .cross_entropy import (
@@ -56,6 +57,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "matthews_correlation": matthews_correlation,
     "generalized_wasserstein_dice": generalized_wasserstein_dice,
     "lovasz": lovasz,
+    "cldice": cldice,
     "hausdorff_dt": hausdorff_dt,
     "hausdorff_er": hausdorff_er,
     "hausdorff_cv": hausdorff_cv,
