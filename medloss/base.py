@@ -14,7 +14,7 @@ from torch.nn.modules.loss import _Loss
 from medloss.buffers import UncastBuffers
 from medloss.checks import (
     as_signed,
-    check_distance_map,
+    check_maps,
     check_probabilities,
     check_shapes,
     check_values,
@@ -122,6 +122,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        skeleton_map: Tensor | None = None,
+        instance_map: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -136,6 +138,10 @@ class SegmentationLoss(UncastBuffers, _Loss):
                 else 1. Losses without distances ignore it.
             distance_map: `[B, C, *spatial]`, the target's signed distance map in mm, from the whole volume.
                 Losses that have no use for it ignore it.
+            skeleton_map: `[B, C, *spatial]`, the target's tubes around its centre lines (`medloss.maps.SkeletonMapd`);
+                likewise.
+            instance_map: `[B, C, *spatial]`, the number of the target's nearest component
+                (`medloss.maps.InstanceMapd`); likewise.
 
         Returns:
             float32 (float64 for float64 logits): a scalar, or the shape of `reduction="none"`.
@@ -143,9 +149,10 @@ class SegmentationLoss(UncastBuffers, _Loss):
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
         """
-        logits, target = checked_tensors(logits, target, input=input, mask=mask, distance_map=distance_map)
+        maps = {"distance_map": distance_map, "skeleton_map": skeleton_map, "instance_map": instance_map}
+        logits, target = checked_tensors(logits, target, input=input, mask=mask, **maps)
         with torch.autocast(logits.device.type, enabled=False):
-            return self.compute(self.prepare(logits, target, mask, spacing, distance_map))
+            return self.compute(self.prepare(logits, target, mask, spacing, **maps))
 
     def prepare(
         self,
@@ -154,6 +161,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        skeleton_map: Tensor | None = None,
+        instance_map: Tensor | None = None,
     ) -> LossInputs:
         """Check what `forward` was given, and bring it to the form that `compute` reads."""
         check_shapes(logits, target, mask)
@@ -181,9 +190,16 @@ class SegmentationLoss(UncastBuffers, _Loss):
         if self.other_act is not None:
             # NaN under a mask would come back through the activation's gradient.
             logits = self.other_act(logits if mask is None else torch.where(mask, logits, 0.0))
-        if distance_map is not None:
-            distance_map = _plain(distance_map).detach().to(logits.device, sum_type(logits))
-            check_distance_map(distance_map, logits, self.include_background)
+        maps: dict[str, Tensor | None] = {
+            "distance_map": distance_map,
+            "skeleton_map": skeleton_map,
+            "instance_map": instance_map,
+        }
+        for name, given in maps.items():
+            if given is not None:
+                dtype = sum_type(logits) if name == "distance_map" else given.dtype
+                maps[name] = _plain(given).detach().to(logits.device, dtype)
+                check_maps(name, given, logits, self.include_background)
         return LossInputs(
             logits=logits,
             target=signed,
@@ -192,8 +208,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
             include_background=self.include_background or channels == 1,
             class_weight=self.class_weight,
             item_spacing=item_spacing,
-            distance_map=distance_map,
             ignore_index=ignored,
+            **maps,
         )
 
     def check_channels(self, channels: int, target_channels: int) -> None:

@@ -21,12 +21,17 @@ def first_argument(logits: Any, input: Any) -> Any:
     return logits if input is None else input
 
 
-def checked_tensors(
-    logits: Any, target: Any, *, input: Any = None, mask: Any = None, distance_map: Any = None
-) -> tuple[Tensor, Tensor]:
-    """Logits and target; refuses what is no tensor (several outputs, an array) or inside a `torch.func` transform."""
+def checked_tensors(logits: Any, target: Any, *, input: Any = None, **others: Any) -> tuple[Tensor, Tensor]:
+    """Logits and target; refuses what is no tensor (several outputs, an array) or inside a `torch.func` transform.
+
+    Args:
+        logits: as a loss was given.
+        target: likewise.
+        input: likewise.
+        **others: masks and maps, by their names; None where there is none.
+    """
     logits = first_argument(logits, input)
-    for name, value in (("logits", logits), ("target", target), ("mask", mask), ("distance_map", distance_map)):
+    for name, value in {"logits": logits, "target": target, **others}.items():
         if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
             raise InputError(f"{name}: got {_what(value)}; expected one torch.Tensor{_hint(name, value)}")
         if value is not None and not torch.compiler.is_compiling():
@@ -111,15 +116,15 @@ def _target_error(logits: Tensor, target: Tensor) -> InputError:
     )
 
 
-def check_distance_map(distance_map: Tensor, logits: Tensor, include_background: bool) -> None:
-    """Refuse a distance map that is not one map per class that counts."""
+def check_maps(name: str, maps: Tensor, logits: Tensor, include_background: bool) -> None:
+    """Refuse a distance map, or another one of the target, that is not one map per class that counts."""
     batch, channels, *spatial = logits.shape
     shapes = [(batch, channels, *spatial)]
     if not include_background:
         shapes.append((batch, channels - 1, *spatial))
-    if tuple(distance_map.shape) not in shapes:
+    if tuple(maps.shape) not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
-        raise InputError(f"distance_map: got shape {tuple(distance_map.shape)}; expected {expected}, one map per class")
+        raise InputError(f"{name}: got shape {tuple(maps.shape)}; expected {expected}, one map per class")
 
 
 def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_targets: bool) -> None:

@@ -85,6 +85,8 @@ def call_loss(
     mask: Tensor | None = None,
     spacing: Spacing | None = None,
     distance_map: Tensor | None = None,
+    skeleton_map: Tensor | None = None,
+    instance_map: Tensor | None = None,
 ) -> Tensor:
     """Call a loss, ours or not, with those of the keywords that its `forward` takes.
 
@@ -94,7 +96,13 @@ def call_loss(
     Raises:
         InputError: a mask that the loss does not take: its value would be that of all voxels.
     """
-    given: dict[str, Any] = {"mask": mask, "spacing": spacing, "distance_map": distance_map}
+    given: dict[str, Any] = {
+        "mask": mask,
+        "spacing": spacing,
+        "distance_map": distance_map,
+        "skeleton_map": skeleton_map,
+        "instance_map": instance_map,
+    }
     names = accepted_keywords(loss)
     if names is None:
         passed = {name: value for name, value in given.items() if value is not None}

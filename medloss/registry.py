@@ -20,6 +20,7 @@ from medloss.region.matthews_correlation import MatthewsCorrelationLoss as Matth
 from medloss.region.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss as GeneralizedWassersteinDiceLoss
 from medloss.region.lovasz import LovaszLoss as LovaszLoss
 from medloss.region.cldice import ClDiceLoss as ClDiceLoss
+from medloss.region.skeleton_recall import SkeletonRecallLoss as SkeletonRecallLoss
 from medloss.boundary.hausdorff_cv import HausdorffCVLoss as HausdorffCVLoss
 from medloss.boundary.hausdorff_dt import HausdorffDTLoss as HausdorffDTLoss
 from medloss.boundary.hausdorff_er import HausdorffERLoss as HausdorffERLoss

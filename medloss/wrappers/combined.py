@@ -154,11 +154,14 @@ class CombinedLoss(UncastBuffers):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        skeleton_map: Tensor | None = None,
+        instance_map: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum; arguments as `SegmentationLoss.forward`, or as the terms take them (a list of outputs)."""
         logits = first_argument(logits, input)
         losses = [self.losses[i] for i in self._called]
-        parts = values_of(losses, logits, target, mask=mask, spacing=spacing, distance_map=distance_map)
+        maps = {"distance_map": distance_map, "skeleton_map": skeleton_map, "instance_map": instance_map}
+        parts = values_of(losses, logits, target, mask=mask, spacing=spacing, **maps)
         if any(value.shape != parts[0].shape for value in parts):
             shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(value.shape for value in parts))
             raise InputError(f"reduction: the terms' values have the shapes {shapes}; expected one: 'mean' or 'sum'")

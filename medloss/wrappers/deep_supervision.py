@@ -16,7 +16,8 @@ class DeepSupervision(nn.Module):
     r"""The weighted sum of a loss over a network's outputs, finest first: $\sum_i w_i L(z_i, y_i)$.
 
     Target and mask are brought to each output's grid by nearest neighbours, as MONAI's `DeepSupervisionLoss` does.
-    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; distance maps are resized as well.
+    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; distance and instance maps are
+    resized as well, skeleton maps by their maximum.
 
     Args:
         loss: the loss, ours or not.
@@ -57,6 +58,8 @@ class DeepSupervision(nn.Module):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        skeleton_map: Tensor | None = None,
+        instance_map: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum.
 
@@ -67,13 +70,16 @@ class DeepSupervision(nn.Module):
             mask: on the finest grid.
             spacing: mm, of the finest grid.
             distance_map: on the finest grid.
+            skeleton_map: on the finest grid.
+            instance_map: on the finest grid.
         """
         logits = first_argument(logits, input)
         outputs = [logits] if isinstance(logits, Tensor) or not isinstance(logits, Sequence) else list(logits)
         if not outputs:
             raise InputError("logits: got no outputs; expected one tensor per scale, finest first")
+        maps = {"mask": mask, "distance_map": distance_map, "skeleton_map": skeleton_map, "instance_map": instance_map}
         for output in outputs:
-            _, target = checked_tensors(output, target, mask=mask, distance_map=distance_map)
+            _, target = checked_tensors(output, target, **maps)
             check_axes(output, target)
         assert target is not None
         weights = self._weights(len(outputs))
@@ -88,14 +94,13 @@ class DeepSupervision(nn.Module):
                 continue
             grid = output.shape[2:]
             scaled = None if spacings is None else [scaled_spacing(row, size, grid) for row in spacings]
-            value = call_loss(
-                self.loss,
-                output,
-                _resized(target, grid),
-                mask=None if mask is None else _resized(mask, grid),
-                spacing=scaled,
-                distance_map=None if distance_map is None else _resized(distance_map, grid),
-            )
+            of_scale = {
+                # A thin line falls between nearest neighbours.
+                name: (_pooled if name == "skeleton_map" else _resized)(given, grid)
+                for name, given in maps.items()
+                if given is not None
+            }
+            value = call_loss(self.loss, output, _resized(target, grid), spacing=scaled, **of_scale)
             total = total + weight * value
         return total
 
@@ -118,3 +123,10 @@ def _resized(maps: Tensor, grid: torch.Size) -> Tensor:
     # Nearest neighbours take integers of any type along as float32, exactly up to 2^24.
     values = maps if maps.is_floating_point() else maps.float()
     return F.interpolate(values, size=tuple(grid), mode="nearest-exact").to(maps.dtype)
+
+
+def _pooled(maps: Tensor, grid: torch.Size) -> Tensor:
+    if maps.shape[2:] == grid:
+        return maps
+    pool = F.adaptive_max_pool2d if maps.ndim == 4 else F.adaptive_max_pool3d
+    return pool(maps.float(), tuple(grid)).to(maps.dtype)

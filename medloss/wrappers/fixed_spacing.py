@@ -58,16 +58,19 @@ class FixedSpacing(nn.Module):
         mask: Tensor | None = None,
         spacing: Spacing | None = None,
         distance_map: Tensor | None = None,
+        skeleton_map: Tensor | None = None,
+        instance_map: Tensor | None = None,
     ) -> Tensor:
         """The loss; see `SegmentationLoss.forward` for the arguments. `spacing` is ignored: the fixed one holds."""
-        logits, target = checked_tensors(logits, target, input=input, mask=mask, distance_map=distance_map)
+        maps = {"distance_map": distance_map, "skeleton_map": skeleton_map, "instance_map": instance_map}
+        logits, target = checked_tensors(logits, target, input=input, mask=mask, **maps)
         check_axes(logits, target)
         grid = tuple(logits.shape[2:])
         if len(grid) != len(self.spacing):
             raise InputError(f"logits: got {len(grid)} spatial axes {grid}; expected {len(self.spacing)}, as spacing")
         whole = self.patch_size or grid
         fixed = scaled_spacing(self.spacing, whole, grid)
-        return call_loss(self.loss, logits, target, mask=mask, spacing=fixed, distance_map=distance_map)
+        return call_loss(self.loss, logits, target, mask=mask, spacing=fixed, **maps)
 
     def start_epoch(self, epoch: int) -> None:
         """Update the weights where the loss is a `CombinedLoss`; call it before the epoch's first batch."""

@@ -32,7 +32,7 @@ def values_of(losses: Sequence[nn.Module], logits: Any, target: Any, **keywords:
 
 
 def _shared(losses: Sequence[SumsLoss], logits: Any, target: Any, **keywords: Any) -> list[Tensor]:
-    checked_tensors(logits, target, mask=keywords.get("mask"), distance_map=keywords.get("distance_map"))
+    checked_tensors(logits, target, **{name: value for name, value in keywords.items() if name != "spacing"})
     with torch.autocast(logits.device.type, enabled=False):
         widest = next((loss for loss in losses if loss.include_background), losses[0])
         inputs = widest.prepare(logits, target, **keywords)

@@ -225,6 +225,12 @@ ADVICE: dict[str, Advice] = {
         "it. It costs tens of plain Dice losses.",
         pictures="The ball is no tube: its soft skeleton is a few voxels in the middle.",
     ),
+    "skeleton_recall": Advice(
+        use="With Dice and cross entropy, for thin tubes: each stretch of a centre line counts by its length, and the "
+        "tubes around them are computed once, before training (`SkeletonMapd`).",
+        avoid="Alone: foreground everywhere has the value 0. For compact structures, whose middle is soon found.",
+        pictures="Background has no gradient at all: a false positive costs nothing.",
+    ),
     "hausdorff_dt": Advice(
         use="With Dice, where distant outliers are worse than a border that is slightly off: an error's cost grows "
         "with the square of its distance to the borders, in mm. " + _ROBUST,

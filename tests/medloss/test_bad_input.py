@@ -53,6 +53,8 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "spacing, three levels": ({"spacing": torch.ones(1, 2, 3)}, "spacing: got tensor.* expected one number"),
     "mask shape": ({"mask": LABEL[..., :2]}, r"mask: got shape \(2, 1, 6, 5, 2\); expected \(2, 1, 6, 5, 4\)"),
     "distance map shape": ({"distance_map": LOGITS[..., :2]}, r"distance_map: got shape \(2, 3, 6, 5, 2\)"),
+    "skeleton map shape": ({"skeleton_map": LOGITS[:, :1]}, r"skeleton_map: got shape \(2, 1, 6, 5, 4\); expected"),
+    "instance map shape": ({"instance_map": LOGITS[:1]}, r"instance_map: got shape \(1, 3, 6, 5, 4\); expected"),
     "logits without activation": (
         {"logits": LOGITS - 4, "mode": "probabilities"},
         r"logits: got values from -4 to -4 where probabilities in \[0, 1\] .* softmax=True",
@@ -87,6 +89,14 @@ NOT_ONE_TENSOR: dict[str, tuple[dict[str, Any], str]] = {
     "array as distance map": (
         {"distance_map": LOGITS.numpy()},
         r"distance_map: got a numpy.ndarray; .* torch.as_tensor",
+    ),
+    "array as skeleton map": (
+        {"skeleton_map": LABEL.numpy()},
+        r"skeleton_map: got a numpy.ndarray; .* torch.as_tensor",
+    ),
+    "array as instance map": (
+        {"instance_map": LABEL.numpy()},
+        r"instance_map: got a numpy.ndarray; .* torch.as_tensor",
     ),
     "stacked heads": (
         {"logits": LOGITS.unsqueeze(1).expand(-1, 2, -1, -1, -1, -1)},
@@ -244,6 +254,7 @@ CONSTRUCTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("l1_ace", {"binning": "round"}, "binning: got 'round'; expected 'hard' or 'soft'"),
     ("cldice", {"iter_": -1}, "iter_: got -1; expected 0 or more"),
     ("cldice", {"smooth": -1.0}, "smooth: got -1.0; expected a number >= 0"),
+    ("skeleton_recall", {"smooth": 0.0}, "smooth: got 0.0; expected a positive number"),
     ("lovasz", {"classes": "some"}, "classes: got 'some'; expected 'present', 'all'"),
     ("lovasz", {"softmax": True, "hinge": True}, "hinge: .* expected sigmoid=True"),
     ("unified_focal", {"alpha": -0.5}, "alpha: got -0.5"),

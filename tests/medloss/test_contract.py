@@ -14,7 +14,9 @@ from loss_inputs import (
     MODES,
     SMALL,
     SPACING,
+    WITHOUT_BACKGROUND,
     assert_close,
+    class_weights,
     make,
     mask_like,
     sample,
@@ -22,21 +24,27 @@ from loss_inputs import (
 )
 from references import REFERENCES
 from references import directional_derivative as _directional_derivative
+from references.skeletons import middle
 from torch import Tensor
 
 import medloss
+import medloss.maps.skeletons
 
 LOSSES = list(medloss.LOSSES)
 VOXELWISE = [
     name for name in LOSSES if medloss.LOSSES[name].family == "distribution" and name != "structural_similarity"
 ] + ["shape_aware"]
-NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware", "boundary"]
+NEEDS_MAPS = ["distance_penalty", "hausdorff_dt", "shape_aware", "boundary", "skeleton_recall"]
 LOOKS_AROUND = [*NEEDS_MAPS, "structural_similarity", "hausdorff_er", "hausdorff_cv", "cldice"]
 CATEGORICAL_ONLY = [name for name in LOSSES if medloss.LOSSES[name].cls.categorical_only]
 HARD_TARGETS_ONLY = [name for name in LOSSES if not medloss.LOSSES[name].cls.soft_targets]
 
-#: The matrix of distances has the classes' weights.
-TAKES_NO_WEIGHT = ["generalized_wasserstein_dice"]
+
+@pytest.fixture(autouse=True)
+def _stand_in_for_thinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    # scikit-image's does not follow flips. Where it is tested, it is itself: tests/medloss/maps.
+    monkeypatch.setattr(medloss.maps.skeletons, "skeletonized", middle)
+
 
 every_loss = pytest.mark.parametrize("name", LOSSES)
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -87,9 +95,7 @@ def test_equals_its_reference(name: str, mode: str, dims: int, structured: bool)
         if reduction != "mean" and masked + weighted + batch > 1:
             continue
         options: dict[str, Any] = {"include_background": background, "reduction": reduction, "batch": batch}
-        if weighted and name in TAKES_NO_WEIGHT:
-            continue
-        options["weight"] = [0.5, 2.0, 1.5][: 3 if background else 2] if weighted else None
+        options["weight"] = class_weights(name, mode, background) if weighted else None
         mask = mask_like(drawn.index) if masked else None
         loss = make(name, mode, **options)
         value, gradient = value_and_gradient(loss, drawn.logits, drawn.index, mask=mask, spacing=drawn.spacing)
@@ -576,9 +582,17 @@ def test_every_loss_takes_every_keyword(name: str) -> None:
     maps = medloss.distance.signed_distance_map(drawn.maps, SPACING[3])
     loss = make(name, "softmax")
     plain = loss(drawn.logits, drawn.index, spacing=SPACING[3])
-    assert_close(
-        loss(drawn.logits, drawn.index, mask=torch.ones_like(drawn.index), spacing=SPACING[3], distance_map=maps), plain
-    )
+    # Given maps and those that a loss computes agree.
+    for first in (0, 1) if name in WITHOUT_BACKGROUND else (0,):
+        keywords = {
+            "distance_map": maps,
+            "skeleton_map": medloss.maps.tube_map(drawn.maps, SPACING[3])[:, first:],
+            "instance_map": medloss.maps.instance_map(drawn.maps, SPACING[3])[:, first:],
+        }
+        if first:
+            keywords["distance_map"] = maps[:, 1:]
+        value = loss(drawn.logits, drawn.index, mask=torch.ones_like(drawn.index), spacing=SPACING[3], **keywords)
+        assert_close(value, plain)
 
 
 # --- 9: the module -------------------------------------------------------------------------------------------------
@@ -600,8 +614,11 @@ def test_compiles_as_one_graph(name: str) -> None:
 @every_loss
 def test_copies_and_pickles(name: str) -> None:
     drawn = sample("softmax", 3)
-    given: list[Any] = [torch.tensor([0.5, 1.0, 2.0], requires_grad=True), [1.0, 1.0, 1.0]]
-    loss, restored = (make(name, "softmax", weight=None if name in TAKES_NO_WEIGHT else weight) for weight in given)
+    weights = class_weights(name, "softmax", background=True)
+    given: list[Any] = [None, None]
+    if weights is not None:
+        given = [torch.tensor(weights, requires_grad=True), [1.0] * len(weights)]
+    loss, restored = (make(name, "softmax", weight=weight) for weight in given)
     value = loss(drawn.logits, drawn.index)
     restored.load_state_dict(loss.state_dict())
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), restored):

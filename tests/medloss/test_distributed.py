@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forked import LIMIT_S, Ranks
-from loss_inputs import SMALL, SPACING, assert_close, mask_like, sample
+from loss_inputs import SMALL, SPACING, assert_close, class_weights, mask_like, sample
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +20,7 @@ _DRAWN = sample("softmax", 3, batch=4)
 IMAGES = torch.randn(4, 1, *_DRAWN.index.shape[2:], generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 LABELS = _DRAWN.index.clone()
 LABELS[2:] = 0  # the second rank has no foreground
+TUBES = (torch.arange(3).view(1, 3, 1, 1, 1) == LABELS) & (torch.arange(LABELS.shape[-1]) % 2 == 0)
 MASKS = {
     "none": torch.ones_like(LABELS, dtype=torch.bool),
     "random": mask_like(LABELS),
@@ -74,6 +75,8 @@ class Case:
         keywords: dict[str, Any] = {} if bool(mask.all()) else {"mask": mask}
         if not self.compiled:
             keywords["spacing"] = SPACING[3]
+        if self.loss == "skeleton_recall":  # which else needs scikit-image
+            keywords["skeleton_map"] = TUBES[items]
         value = self.make()(logits, LABELS[items], **keywords)
         value.mean().backward()
         return value.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
@@ -105,7 +108,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def has_meaning(name: str, variant: str) -> bool:
-    return not (medloss.LOSSES[name].cls.categorical_only and variant in ("weighted", "sigmoid", "activation"))
+    if variant == "weighted":
+        return len(class_weights(name, "softmax", background=True) or ()) == 3
+    return not (medloss.LOSSES[name].cls.categorical_only and variant in ("sigmoid", "activation"))
 
 
 CASES = {

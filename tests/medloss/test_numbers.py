@@ -74,6 +74,16 @@ BY_SIGMOID += [
 _LINE = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
 _LINE[..., 2, :] = 1
 BY_SIGMOID += [("cldice", {}, _LINE * row(0.9, 0.9, 0.2, 0.9, 0.9), _LINE, {}, 0.111111)]
+BY_SIGMOID += [
+    (
+        "skeleton_recall",
+        {},
+        row(0.9, 0.5, 0.7, 0.2),
+        row(1, 1, 1, 1),
+        {"skeleton_map": row(1, 1, 1, 0).byte()},
+        0.299999,
+    )
+]
 
 _OF_THREE = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.3, 0.5]], dtype=torch.float64).T[None, :, None]
 _MATRIX = ((0, 1, 1), (1, 0, 0.5), (1, 0.5, 0))

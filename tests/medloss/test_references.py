@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from loss_inputs import WITHOUT_BACKGROUND
 from references import REFERENCES, directional_derivative, gradient
 from references.distances import boundary_distance_map, contour, edt, signed_distance_map
 from references.hausdorff import ball_mean, ball_offsets, cross_mean, eroded_axes
@@ -36,11 +37,21 @@ REGION = {
     "generalized_wasserstein_dice",
     "lovasz",
     "cldice",
+    "skeleton_recall",
 }
 #: One value per item, of all classes together.
 JOINED = {"generalized_dice", "generalized_wasserstein_dice"}
 COMPOUND = {"combo", "exponential_logarithmic", "unified_focal"}
-BY_DISTANCE = {"distance_penalty", "boundary", "cldice", "hausdorff_dt", "hausdorff_er", "hausdorff_cv", "shape_aware"}
+BY_DISTANCE = {
+    "distance_penalty",
+    "boundary",
+    "cldice",
+    "skeleton_recall",
+    "hausdorff_dt",
+    "hausdorff_er",
+    "hausdorff_cv",
+    "shape_aware",
+}
 HARD_ONLY = BY_DISTANCE | {"generalized_wasserstein_dice", "lovasz"}
 #: Their values of good predictions are below 0.
 NEGATIVE = {"boundary"}
@@ -204,6 +215,15 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
         {},
         0.0,
     ),
+    (
+        "skeleton_recall",
+        row(0.9, 0.5, 0.7, 0.2),
+        row(1, 1, 1, 1),
+        {"skeleton_map": row(1, 1, 1, 0), "smooth": 1.0},
+        1 - 3.1 / 4,
+    ),
+    # The middle is voxel 3, and voxel 1 is too far from it.
+    ("skeleton_recall", row(1, 0.5, 0.7, 0.1, 0, 0), row(1, 1, 1, 1, 1, 1), {"smooth": 6.0}, 1 - (2.3 + 6) / 12),
     ("combo", HALVES, ONE_OF_FOUR, {}, 0.5 * 0.5 * LN2 + 0.5 * 0.5),
     (
         "combo",
@@ -520,7 +540,8 @@ def test_reductions_and_shapes(name: str, mode: str, include_background: bool) -
     if name in VOXELWISE:
         assert values.shape == (2, 1 if mode == "softmax" else classes, *target.shape[2:])
     else:
-        assert values.shape == (2, 1 if name in JOINED else classes, 1, 1, 1)
+        left = 2 if mode == "softmax" and name in WITHOUT_BACKGROUND else classes
+        assert values.shape == (2, 1 if name in JOINED else left, 1, 1, 1)
     assert np.isrealobj(values)
     assert REFERENCES[name](z, target, reduction="sum", **arguments) == pytest.approx(values.sum())
     mean = REFERENCES[name](z, target, reduction="mean", **arguments)

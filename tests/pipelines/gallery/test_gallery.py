@@ -210,6 +210,8 @@ def test_a_peak_gets_a_symmetric_logarithmic_axis(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_loss_can_be_mapped(name: str) -> None:
+    if name == "skeleton_recall":
+        pytest.importorskip("skimage")
     scene = region_scene(True)
     logits = np.where(scene.region, logit(0.05), scene.logits)
     computed = negative_gradient(one_channel_loss(name), logits, scene.reference, scene.spacing)

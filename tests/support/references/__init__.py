@@ -34,6 +34,7 @@ from .region import (
     lovasz,
     matthews_correlation,
     sensitivity_specificity,
+    skeleton_recall,
     tversky,
 )
 from .shape_aware import shape_aware
@@ -58,6 +59,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "generalized_wasserstein_dice": generalized_wasserstein_dice,
     "lovasz": lovasz,
     "cldice": cldice,
+    "skeleton_recall": skeleton_recall,
     "hausdorff_dt": hausdorff_dt,
     "hausdorff_er": hausdorff_er,
     "hausdorff_cv": hausdorff_cv,

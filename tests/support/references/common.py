@@ -33,6 +33,8 @@ class Problem:
     weight_given: bool
     spacing: list[Spacing]
     distance_map: Array | None
+    skeleton_map: Array | None
+    instance_map: Array | None
     reduction: str
     batch: bool
 
@@ -111,6 +113,8 @@ def prepare(
     ignore_index: int | None = None,
     spacing: Spacing | Sequence[Spacing] | None = None,
     distance_map: Array | None = None,
+    skeleton_map: Array | None = None,
+    instance_map: Array | None = None,
     frozen: Array | None = None,
 ) -> Problem:
     """Args are those of the references; ``frozen`` is logits from which all is taken that carries no gradient."""
@@ -146,6 +150,8 @@ def prepare(
         weight_given=weight is not None,
         spacing=[spacing] * items if np.isscalar(spacing[0]) else list(spacing),  # type: ignore[list-item, arg-type]
         distance_map=distance_map,
+        skeleton_map=skeleton_map,
+        instance_map=instance_map,
         reduction=reduction,
         batch=batch,
     )
@@ -160,6 +166,19 @@ def reference(formula: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: value for name, value in arguments.items() if name in shared}
         hyperparameters = {name: value for name, value in arguments.items() if name not in shared}
         return formula(prepare(logits, target, **given), **hyperparameters)
+
+    return call
+
+
+def foreground_reference(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """As `reference`, for losses in which class 0 never counts where classes exclude each other."""
+    whole = reference(formula)
+
+    @functools.wraps(formula)
+    def call(logits: Array, target: Array, **arguments: Any) -> Any:
+        if arguments.get("mode", "softmax") == "softmax":
+            arguments["include_background"] = False
+        return whole(logits, target, **arguments)
 
     return call
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from .common import Problem, reduce_joined, reduce_regions, reference
+from .common import Problem, foreground_reference, reduce_joined, reduce_regions, reference
 from .complexstep import Array, absolute, clamp_min, log_cosh, power, relu, sqrt
+from .skeletons import tubes
 
 FLOOR = 1e-7
 
@@ -218,3 +219,22 @@ def lovasz(problem: Problem, *, classes: str = "default", hinge: bool = False) -
         left = [c for c in problem.classes if present(items, c)]
         means.append(np.mean([problem.weight[c] * value(items, c) for c in left]) if left else 0.0)
     return np.mean(means)
+
+
+@foreground_reference
+def skeleton_recall(problem: Problem, *, smooth: float = 1e-5) -> Any:
+    """Of the tubes in ``skeleton_map``, or of those that are computed."""
+    problem.require_hard_target()
+    num_classes = problem.y.shape[1]
+
+    def tube(b: int, c: int) -> Array:
+        given = problem.skeleton_map
+        if given is None:
+            return tubes(problem.y[b, c] == 1, problem.spacing[b])
+        return np.asarray(given[b, c - (num_classes - given.shape[1])])
+
+    def value(items: list[int], c: int) -> Any:
+        t = np.concatenate([tube(b, c)[problem.counted[b]] for b in items])
+        return 1 - ((t * problem.voxels(problem.p, items, c)).sum() + smooth) / (t.sum() + smooth)
+
+    return reduce_regions(problem, value)
