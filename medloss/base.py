@@ -69,6 +69,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
     soft_targets: ClassVar[bool] = True
     #: Whether the value depends on the voxels' spacing.
     uses_spacing: ClassVar[bool] = False
+    #: Whether a voxel's neighbours matter at any spacing.
+    looks_around: ClassVar[bool] = False
     #: Whether it has a meaning for classes that exclude each other only.
     categorical_only: ClassVar[bool] = False
 

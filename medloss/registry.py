@@ -29,6 +29,7 @@ from medloss.boundary.boundary import BoundaryLoss as BoundaryLoss
 from medloss.compound.combo import ComboLoss as ComboLoss
 from medloss.compound.exponential_logarithmic import ExponentialLogarithmicLoss as ExponentialLogarithmicLoss
 from medloss.compound.unified_focal import UnifiedFocalLoss as UnifiedFocalLoss
+from medloss.wrappers.instance_wise import InstanceWiseLoss as InstanceWiseLoss
 
 # isort: on
 from medloss.loss_entry import REGISTERED, LossEntry

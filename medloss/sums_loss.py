@@ -1,6 +1,7 @@
 """`SumsLoss`: the losses that are functions of sums over voxels, so that several can share one pass."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 
 class SumsLoss(SegmentationLoss):
     """A loss that reads the voxels only through sums; a subclass defines which, and the formula over them."""
+
+    #: Whether the formula makes another pass over the voxels of the sums that it is given.
+    reads_voxels_again: ClassVar[bool] = False
 
     @abstractmethod
     def requested(self) -> Requested:

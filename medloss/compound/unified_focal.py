@@ -70,6 +70,8 @@ class UnifiedFocalLoss(SumsLoss):
         0.1719
     """
 
+    reads_voxels_again = True
+
     def __init__(
         self,
         *,

@@ -281,6 +281,13 @@ ADVICE: dict[str, Advice] = {
         avoid="Where classes are balanced, or background is one class among equals: class 0 is treated apart. Three "
         "parameters are to be chosen; the authors keep two of them.",
     ),
+    "instance_wise": Advice(
+        use="Next to Dice and cross entropy, where every lesion should be found, small ones too: each counts the same, "
+        "whatever its size.",
+        avoid="Where components are artefacts of the labels: single voxels count as much as organs. Where there is one "
+        "component per class: it is the inner loss then, at a higher cost.",
+        pictures="There is one structure, so it is the sum of Dice and cross entropy here.",
+    ),
     "exponential_logarithmic": Advice(
         use="For structures of very different sizes in one image: labels are weighted by the root of their rarity, and "
         "with `gamma` below 1 both poor and nearly perfect classes keep a gradient.",

@@ -13,7 +13,9 @@ from references import REFERENCES, directional_derivative
 from torch import Tensor
 
 import medloss
+import medloss.maps
 from medloss.distance import signed_distance_map
+from medloss.wrappers.instance_wise import _OneAgainstRest
 
 
 def value_and_gradient(loss: Any, logits: Tensor, target: Tensor, **keywords: Any) -> tuple[Tensor, Tensor]:
@@ -366,3 +368,107 @@ def test_cldice_ties_change_no_value() -> None:
     value, gradient = value_and_gradient(make("cldice", "sigmoid"), torch.zeros_like(label), label)
     flipped, _ = value_and_gradient(make("cldice", "sigmoid"), torch.zeros_like(label), label.flip(2))
     assert value == flipped and gradient.isfinite().all()
+
+
+def _lesions() -> tuple[Tensor, Tensor]:
+    """Logits, and a label with three components of class 1 and one of class 2."""
+    label = torch.zeros(1, 1, 9, 10, 11, dtype=torch.long)
+    label[..., 1:4, 1:4, 1:4] = label[..., 6:8, 6:9, 7:10] = label[..., 1, 8, 9] = 1
+    label[..., 6:9, 1:3, 1:3] = 2
+    generator = torch.Generator().manual_seed(0)
+    maps = (label == torch.arange(3).view(1, 3, 1, 1, 1)).double()
+    return torch.randn(maps.shape, generator=generator, dtype=torch.float64) + 2 * maps, label
+
+
+@pytest.mark.parametrize("cells", ["voronoi", "blob"])
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+def test_instance_wise_of_one_component_is_the_inner_loss(cells: str, mode: str) -> None:
+    drawn = sample(mode, 3, channels=2 if mode == "softmax" else 1, batch=1)
+    for masked in (False, True):
+        mask = mask_like(drawn.index) if masked else None
+        one = make("instance_wise", mode, cells=cells)
+        inner = medloss.CombinedLoss("dice+binary_cross_entropy", sigmoid=True)
+        value = one(drawn.logits, drawn.index, mask=mask)
+        # A softmax of two classes is the sigmoid of their difference.
+        logits = drawn.logits.diff(dim=1) if mode == "softmax" else drawn.logits
+        assert_close(value, inner(logits, drawn.index, mask=mask), rtol=1e-9)
+
+
+@pytest.mark.parametrize("cells", ["voronoi", "blob"])
+@pytest.mark.parametrize(
+    "loss",
+    ["lovasz", "topk_cross_entropy", "unified_focal", "focal", "l1_ace", "hausdorff_dt", "structural_similarity"],
+)
+def test_instance_wise_takes_any_loss_under_its_masks(loss: str, cells: str) -> None:
+    logits, label = _lesions()
+    spacing = (3.0, 1.0, 0.6)
+    numbers = medloss.maps.instance_map(label == 1, spacing)
+    channel = logits[:, [1]] - logits[:, ::2].logsumexp(1, keepdim=True)
+    y = label == 1
+    areas = [(numbers == k) & (y if cells == "blob" else True) | (~y if cells == "blob" else False) for k in (1, 2, 3)]
+    inner = make(loss, "sigmoid")
+    expected = sum(inner(channel, y.long(), mask=area, spacing=spacing) for area in areas) / 3
+    one = make("instance_wise", "softmax", loss=f"0.5*{loss}", cells=cells, reduction="none")
+    assert_close(one(logits, label, spacing=spacing)[0, 0].squeeze(), 0.5 * expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("loss", ["dice+binary_cross_entropy", "lovasz+structural_similarity"])
+@pytest.mark.parametrize("cells", ["voronoi", "blob"])
+def test_many_instances_keep_no_copies_of_the_volume(loss: str, cells: str) -> None:
+    label = torch.zeros(1, 1, 40, 40)
+    label[..., ::4, ::4] = 1  # 100 components
+    logits = torch.zeros(1, 1, 40, 40, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        value = make("instance_wise", "sigmoid", loss=loss, cells=cells)(logits, label)
+    assert sum(kept.values()) < 25 * 4 * logits.numel()
+    value.backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_an_instance_without_a_counted_voxel_has_no_area() -> None:
+    label = torch.tensor([[[[1.0, 0, 0, 0, 0, 0, 1]]]])
+    logits = torch.tensor([[[[2.0, -1, 0, 1, -2, 0, 3]]]])
+    first, none = torch.tensor([[[[1, 1, 1, 1, 1, 1, 0]]]]), torch.tensor([[[[0, 1, 1, 1, 1, 1, 0]]]])
+    one, inner = make("instance_wise", "sigmoid", loss="dice"), make("dice", "sigmoid")
+    left = torch.tensor([[[[1, 1, 1, 1, 0, 0, 0]]]])
+    numbers = torch.tensor([[[[1, 1, 1, 1, 2, 2, 2]]]])
+    assert_close(one(logits, label, mask=first, instance_map=numbers), inner(logits, label, mask=left))
+    # None is left: all that counts is one area. CC-DiceCE's authors have the constant 1 there, blob loss a bare 0.
+    value, gradient = value_and_gradient(one, logits, label, mask=none, instance_map=numbers)
+    assert_close(value, inner(logits, label, mask=none))
+    assert (gradient != 0).sum() == 5
+
+
+def test_blobs_leave_other_instances_out() -> None:
+    # Where logits are multiplied by the mask instead, an excluded voxel has p = 0.5.
+    label = torch.tensor([[[[1.0, 0, 1]]]])
+    value = make("instance_wise", "sigmoid", cells="blob", loss="binary_cross_entropy")(40 * label - 20, label)
+    assert value < 1e-6
+
+
+def test_one_class_against_the_rest_has_its_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64)
+    for first in (0, 1):
+        margins = _OneAgainstRest.apply(logits, first)
+        assert_close(margins.sigmoid(), logits.softmax(1)[:, first:], rtol=1e-12)
+        assert torch.autograd.gradcheck(_OneAgainstRest.apply, (logits.clone().requires_grad_(), first))
+    # ln p - ln(1 - p) has no digits left there.
+    sure = torch.tensor([50.0, 0.0, -50.0]).view(1, 3, 1, 1)
+    assert _OneAgainstRest.apply(sure, 0).flatten().tolist() == pytest.approx([50.0, -50.0, -100.0])
+
+
+def test_instance_wises_recipe_has_inner_arguments() -> None:
+    loss = medloss.create_training_loss("instance_wise", num_classes=3)
+    assert loss.weights.tolist() == [1.0, 1.0, 1.0]
+    assert (loss.losses[2].losses[0].smooth_nr, loss.losses[0].smooth_nr) == (0.0, 1.0)
+    # An empty patch with certain logits has no 0/0.
+    logits = torch.full((1, 3, 4, 4), -1e4)
+    logits[:, 0] = 1e4
+    assert loss(logits, torch.zeros(1, 1, 4, 4, dtype=torch.long)).isfinite()

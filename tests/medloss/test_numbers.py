@@ -84,6 +84,12 @@ BY_SIGMOID += [
         0.299999,
     )
 ]
+_P, _Y = row(0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.2), row(1, 1, 1, 0, 0, 0, 0, 1)
+_INNER: dict[str, Any] = {"loss": "dice", "terms": {"dice": _UNSMOOTHED}}
+BY_SIGMOID += [
+    ("instance_wise", _INNER, _P, _Y, {}, 0.399516),
+    ("instance_wise", _INNER | {"cells": "blob"}, _P, _Y, {}, 0.432377),
+]
 
 _OF_THREE = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.3, 0.5]], dtype=torch.float64).T[None, :, None]
 _MATRIX = ((0, 1, 1), (1, 0, 0.5), (1, 0.5, 0))

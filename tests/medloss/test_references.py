@@ -47,6 +47,7 @@ BY_DISTANCE = {
     "boundary",
     "cldice",
     "skeleton_recall",
+    "instance_wise",
     "hausdorff_dt",
     "hausdorff_er",
     "hausdorff_cv",
@@ -224,6 +225,23 @@ BY_HAND: list[tuple[str, Array, Array, dict[str, Any], float]] = [
     ),
     # The middle is voxel 3, and voxel 1 is too far from it.
     ("skeleton_recall", row(1, 0.5, 0.7, 0.1, 0, 0), row(1, 1, 1, 1, 1, 1), {"smooth": 6.0}, 1 - (2.3 + 6) / 12),
+    (
+        "instance_wise",
+        row(0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.2),
+        row(1, 1, 1, 0, 0, 0, 0, 1),
+        {"loss": "dice", "terms": {"dice": {"smooth_nr": 0, "smooth_dr": 0}}},
+        (2 - 5.4 / 5.9 - 0.4 / 1.4) / 2,
+    ),
+    (
+        "instance_wise",
+        row(0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.2),
+        row(1, 1, 1, 0, 0, 0, 0, 1),
+        {"loss": "dice", "cells": "blob", "terms": {"dice": {"smooth_nr": 0, "smooth_dr": 0}}},
+        (2 - 5.4 / 6.1 - 0.4 / 1.6) / 2,
+    ),
+    # The masked instance has no area; without any there is one, all that counts.
+    ("instance_wise", HALVES, row(1, 0, 0, 1), {"loss": "dice", "mask": row(1, 1, 1, 0)}, 1 - 2 / 3),
+    ("instance_wise", HALVES, row(0, 0, 0, 0), {"loss": "dice"}, 1 - 1 / 3),
     ("combo", HALVES, ONE_OF_FOUR, {}, 0.5 * 0.5 * LN2 + 0.5 * 0.5),
     (
         "combo",
@@ -460,6 +478,7 @@ def test_means_over_neighbourhoods_are_scipys() -> None:
     [
         ("distance_penalty", 0),
         ("cldice", 0),
+        ("instance_wise", 0),
         ("boundary", 1),
         ("hausdorff_er", 0),
         ("hausdorff_dt", 2),
@@ -594,7 +613,7 @@ def test_axes_and_classes_may_be_permuted(name: str, mode: str) -> None:
     assert REFERENCES[name](*turned, **{**arguments, "spacing": spacing}) == pytest.approx(value, rel=1e-12)
     swapped = np.array([0, 2, 1])
     assert REFERENCES[name](z[:, swapped], swapped[target], **arguments) == pytest.approx(value, rel=1e-12)
-    if name in BY_DISTANCE:
+    if name in BY_DISTANCE and name != "instance_wise":  # of each class there is one component here
         assert REFERENCES[name](z, target, **{**arguments, "spacing": (1.0, 3.0, 2.0)}) != pytest.approx(value)
         per_item = [arguments["spacing"]] * 2
         assert REFERENCES[name](z, target, **{**arguments, "spacing": per_item}) == value

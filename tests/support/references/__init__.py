@@ -25,6 +25,7 @@ from .cross_entropy import (
 from .derivatives import directional_derivative_of, gradient_of
 from .distance_penalty import distance_penalty
 from .hausdorff import hausdorff_cv, hausdorff_dt, hausdorff_er
+from .instance_wise import instance_wise
 from .region import (
     dice,
     focal_tversky,
@@ -68,6 +69,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "combo": combo,
     "exponential_logarithmic": exponential_logarithmic,
     "unified_focal": unified_focal,
+    "instance_wise": instance_wise,
 }
 
 

@@ -19,6 +19,7 @@ class Problem:
     """One call of a loss, made ready: B items, C classes, and at masked voxels p = y without gradient."""
 
     categorical: bool
+    mode: str
     y: Array  # [B, C, *spatial]
     z: Array  # [B, C, *spatial]: logits, or the probabilities
     p: Array  # [B, C, *spatial]
@@ -136,6 +137,7 @@ def prepare(
     spacing = (1.0,) * len(size) if spacing is None else spacing
     return Problem(
         categorical=mode == "softmax",
+        mode=mode,
         y=y,
         z=z,
         p=np.where(everywhere, p, y),
