@@ -234,7 +234,8 @@ def test_one_process_compiles_to_one_graph(name: str) -> None:
     with medloss.kernels.use("eager"):
         for compiled in (False, True):
             logits = _DRAWN.logits.clone().requires_grad_()
-            value = Case(name, compiled=compiled).make()(logits, LABELS, mask=MASKS["random"])
+            # The skeletons that are not given need scikit-image.
+            value = Case(name, compiled=compiled).make()(logits, LABELS, mask=MASKS["random"], skeleton_map=TUBES)
             seen.append((value.detach(), *torch.autograd.grad(value, logits)))
     for actual, expected in zip(*seen, strict=True):
         close(actual, expected)
