@@ -2,6 +2,7 @@
 
 from typing import Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,12 +116,26 @@ def _extension(p: Tensor, y: Tensor, kept: Tensor | slice, hinge: bool, out: Ten
     score, positive = p[kept], y[kept]
     sign = 1 - 2 * positive.to(score.dtype)
     error = torch.relu_(1 + score * sign) if hinge else (score - positive.to(score.dtype)).abs_()
-    error, order = error.sort(descending=True)
+    order = _descending(error)
+    error = error[order]
     jump = _jumps(positive[order], error.dtype)
     if out is not None:
         slope = torch.empty_like(jump).scatter_(0, order, torch.where(error == 0, 0.0, jump))
         out[kept] = slope.mul_(sign)
     return (error * jump).sum()
+
+
+def _descending(error: Tensor) -> Tensor:
+    """The places of errors >= 0, the largest first."""
+    if error.device.type != "cpu" or error.dtype != torch.float32 or len(error) >= 2**32:
+        return error.argsort(descending=True)
+    # Sorting numbers is an order of magnitude faster than sorting places: NumPy has vector instructions for the one.
+    # The bits of floats >= 0 have their order, and NaN is above all. The place stands below the error's bits.
+    keys = (~error.abs().numpy().view(np.uint32)).astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    keys &= np.uint64(2**32 - 1)
+    return torch.from_numpy(keys.view(np.int64))
 
 
 def _jumps(positive: Tensor, dtype: torch.dtype) -> Tensor:

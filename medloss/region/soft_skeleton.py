@@ -28,7 +28,7 @@ def skeleton_sums(
         steps: erosions.
     """
     intervals = [n for item in spacing for n in step_intervals(item)]
-    sums: Tensor = _sums(p, y, mask, intervals, steps)
+    sums: Tensor = _sums(p, y, mask, intervals, steps)[0]
     return sums
 
 
@@ -55,27 +55,34 @@ def soft_skeleton(x: Tensor, axes: Sequence[Sequence[int]]) -> Tensor:
 
 
 @torch.library.custom_op("medloss::skeleton_sums", mutates_args=())
-def _sums(p: Tensor, y: Tensor, mask: Tensor | None, intervals: list[int], steps: int) -> Tensor:
-    sums = p.new_empty((4, *p.shape[:2]))
+def _sums(p: Tensor, y: Tensor, mask: Tensor | None, intervals: list[int], steps: int) -> tuple[Tensor, Tensor]:
+    """The sums, and K(y) of the counted voxels."""
+    sums, skeletons = p.new_empty((4, *p.shape[:2])), torch.empty_like(y)
     for b, c, counted, axes in _maps(p, mask, intervals, steps):
         of_p, of_y = soft_skeleton(p[b, c], axes), soft_skeleton(y[b, c], axes)
+        skeletons[b, c] = of_y if counted is None else of_y & counted
         values = (of_p * y[b, c], of_p, of_y * p[b, c], of_y.to(p.dtype))
         for row, value in enumerate(values):
             sums[row, b, c] = (value if counted is None else torch.where(counted, value, 0.0)).sum()
-    return sums
+    return sums, skeletons
 
 
 @torch.library.custom_op("medloss::skeleton_sums_backward", mutates_args=())
 def _sums_backward(
-    gradients: Tensor, p: Tensor, y: Tensor, mask: Tensor | None, intervals: list[int], steps: int
+    gradients: Tensor,
+    p: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    skeletons: Tensor,
+    intervals: list[int],
+    steps: int,
 ) -> Tensor:
     result = torch.empty_like(p)
     for b, c, counted, axes in _maps(p, mask, intervals, steps):
         of_skeleton = gradients[0, b, c] * y[b, c] + gradients[1, b, c]
         if counted is not None:
             of_skeleton = torch.where(counted, of_skeleton, 0.0)
-        direct = gradients[2, b, c] * soft_skeleton(y[b, c], axes)
-        result[b, c] = _through_skeleton(p[b, c], axes, of_skeleton).add_(direct)
+        result[b, c] = _through_skeleton(p[b, c], axes, of_skeleton).add_(gradients[2, b, c] * skeletons[b, c])
     return result
 
 
@@ -96,7 +103,7 @@ def _over_cross(x: Tensor, axes: Sequence[int], extreme: _Extreme) -> Tensor:
         last = x.shape[axis] - 1
         for to, source in ((0, 1), (1, 0)):
             part = out.narrow(axis, to, last)
-            part.copy_(extreme(part, x.narrow(axis, source, last)))
+            extreme(part, x.narrow(axis, source, last), out=part)
     return out
 
 
@@ -133,21 +140,24 @@ def _through_skeleton(x: Tensor, axes: Sequence[Sequence[int]], gradient: Tensor
 
 def _routed(x: Tensor, extreme: Tensor, axes: Sequence[int], gradient: Tensor) -> Tensor:
     """The gradient for `x` of its extremes over a cross: it goes to one voxel that has the extreme."""
-    taken = x == extreme
-    out = torch.where(taken, gradient, 0.0)
+    # By products with 0 and 1 in the gradient's type: selections of parts of a tensor are many times slower.
+    room = torch.empty_like(x)
+    out = torch.eq(x, extreme, out=room) * gradient
+    left = gradient - out
     for axis in axes:
         last = x.shape[axis] - 1
+        share = room.narrow(axis, 0, last)
         for at, source in ((0, 1), (1, 0)):
-            left, value = ~taken.narrow(axis, at, last), extreme.narrow(axis, at, last)
-            hit = (x.narrow(axis, source, last) == value) & left
-            out.narrow(axis, source, last).add_(torch.where(hit, gradient.narrow(axis, at, last), 0.0))
-            taken.narrow(axis, at, last).logical_or_(hit)
+            here = left.narrow(axis, at, last)
+            torch.eq(x.narrow(axis, source, last), extreme.narrow(axis, at, last), out=share).mul_(here)
+            out.narrow(axis, source, last).add_(share)
+            here.sub_(share)
     return out
 
 
 @_sums.register_fake
-def _(p: Tensor, *_: Any) -> Tensor:
-    return p.new_empty((4, *p.shape[:2]))
+def _(p: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return p.new_empty((4, *p.shape[:2])), torch.empty_like(y)
 
 
 @_sums_backward.register_fake
@@ -155,12 +165,12 @@ def _(gradients: Tensor, p: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(p)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[1])
     ctx.rest = inputs[3:]
 
 
-def _gradient(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, gradients: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return _sums_backward(gradients.contiguous(), *ctx.saved_tensors, *ctx.rest), None, None, None, None
 
 

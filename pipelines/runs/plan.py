@@ -99,18 +99,12 @@ class RunGrid:
 @dataclass(frozen=True)
 class RunShape:
     """A run, or its remaining epochs, as far as it matters to a forecast.
-
-    Attributes:
-        loss: its name.
-        fold: validation fold.
-        epochs: of the whole run.
-        done: epochs that are finished.
     """
 
-    loss: str
-    fold: int
-    epochs: int
-    done: int = 0
+    loss: str  #: its name
+    fold: int  #: validation fold
+    epochs: int  #: of the whole run
+    done: int = 0  #: epochs that are finished
 
 
 def run_shapes(grid: RunGrid) -> list[RunShape]:

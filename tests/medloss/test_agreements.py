@@ -195,6 +195,21 @@ def test_lovasz_without_a_class_that_is_present_is_zero_with_a_graph() -> None:
     assert (gradient == 0).all()
 
 
+def test_lovasz_of_floats_and_doubles_agree() -> None:
+    # Floats are sorted by another method.
+    drawn = sample("sigmoid", 3)
+    logits = drawn.logits.float()
+    logits[0, 0, 0, 0, 0], logits[0, 1, 1, 1, 1], logits[1, 1, 2, 2, 2] = 1e4, -1e4, 0.0
+    for arguments in ({}, {"hinge": True}, {"batch": True}):
+        loss = make("lovasz", "sigmoid", **arguments)
+        value, gradient = value_and_gradient(loss, logits, drawn.index)
+        expected, expected_gradient = value_and_gradient(loss, logits.double(), drawn.index)
+        assert_close(value, expected, rtol=1e-5)
+        assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
+    logits[0, 0, 1, 2, 3] = float("nan")
+    assert make("lovasz", "sigmoid")(logits, drawn.index).isnan()
+
+
 def test_lovasz_ties_change_no_value() -> None:
     logits = torch.zeros(1, 1, 1, 6)
     label = torch.tensor([[[[1.0, 1.0, 0.0, 0.0, 1.0, 0.0]]]])

@@ -137,7 +137,9 @@ CASES |= {
 }
 #: Their voxelwise part differs between ranks, so the values differ though the gradients' mean does not.
 MEANS = {"with_cross_entropy": Case("0.5*dice+binary_cross_entropy")}
-MEANS |= {f"{name}-means": Case(name) for name in of_family("distribution", "boundary") if name not in OF_THE_RANK}
+MEANS |= {
+    f"{name}-means": Case(name) for name in of_family("distribution", "boundary", "wrapper") if name not in OF_THE_RANK
+}
 #: It divides by the number of voxels that it selects, whatever `batch` says.
 del MEANS["structural_similarity-means"]
 
