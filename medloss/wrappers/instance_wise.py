@@ -114,9 +114,8 @@ class InstanceWiseLoss(SegmentationLoss):
         cls = loss_class(name)
         if not issubclass(cls, SegmentationLoss) or cls.categorical_only or issubclass(cls, InstanceWiseLoss):
             raise InputError(f"loss: '{name}' cannot be taken per instance; expected a loss of medloss for one channel")
-        return create_loss(
-            name, sigmoid=self.sigmoid or self.softmax, validate=False, **(self.terms or {}).get(name, {})
-        )
+        arguments: dict[str, Any] = {"sigmoid": self.sigmoid or self.softmax, "validate": False}
+        return create_loss(name, **(arguments | (self.terms or {}).get(name, {})))
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """The mean over each map's instances, weighted and reduced."""

@@ -98,8 +98,7 @@ class RunGrid:
 
 @dataclass(frozen=True)
 class RunShape:
-    """A run, or its remaining epochs, as far as it matters to a forecast.
-    """
+    """A run, or its remaining epochs, as far as it matters to a forecast."""
 
     loss: str  #: its name
     fold: int  #: validation fold

@@ -332,7 +332,7 @@ BY_HAND_CATEGORICAL: list[tuple[str, dict[str, Any], float]] = [
     (
         "unified_focal",
         {"gamma": 0, "delta": 0.5, "smooth_nr": 0, "smooth_dr": 0},
-        LN3 / 4 + 0.5 * (4 / 10 + 2 * 4 / 7) / 3,
+        LN3 / 4 + 0.5 * (3 / 5 + 2 * 5 / 7) / 3,  # 1 - T: 3/5, 5/7, 5/7
     ),
     ("shape_aware", {}, LN3),
 ]
