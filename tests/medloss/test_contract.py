@@ -449,6 +449,38 @@ def test_a_perfect_prediction_is_zero_and_a_wrong_region_is_more(name: str, mode
     assert loss(40 * wrong - 20, index) > perfect + 1e-3
 
 
+def _slab(first: int, last: int) -> Tensor:
+    label = torch.zeros(1, 1, 12, 12)
+    label[..., first:last, :] = 1
+    return label
+
+
+#: Wrong predictions that cost nothing, as the docstrings say: loss, arguments, p of class 1, label.
+COSTS_NOTHING: dict[str, tuple[str, dict[str, Any], Tensor, Tensor]] = {
+    "a class that is absent": ("lovasz", {"include_background": False}, _slab(3, 9), _slab(0, 0)),
+    "the prevalence everywhere": ("l1_ace", {}, 0.5 * _slab(0, 12), _slab(0, 6)),
+    "foreground everywhere": ("skeleton_recall", {}, _slab(0, 12), _slab(3, 9)),
+    "the right centre line": ("cldice", {"include_background": False}, _slab(5, 6), _slab(4, 7)),
+    "no border in the reference": ("boundary", {}, _slab(3, 9), _slab(0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", COSTS_NOTHING)
+def test_what_costs_nothing(case: str) -> None:
+    name, arguments, p, label = COSTS_NOTHING[case]
+    logits = torch.cat([1 - p, p], 1).clamp(min=1e-9).log()
+    assert abs(make(name, "softmax", **arguments)(logits, label.long()).item()) < 1e-3
+    # Cross entropy would tell.
+    assert make("binary_cross_entropy", "softmax")(logits, label.long()) > 0.1
+
+
+def test_a_perfect_prediction_is_negative_for_the_boundary_loss() -> None:
+    label = _slab(3, 9)
+    value = make("boundary", "sigmoid")(40 * label - 20, label)
+    inside = -medloss.distance.signed_distance_map(label).clamp(max=0)
+    assert_close(value, -inside.mean(), rtol=1e-5)
+
+
 # --- 7: extremes ---------------------------------------------------------------------------------------------------
 
 
