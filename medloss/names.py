@@ -8,18 +8,19 @@ from importlib.resources import files
 from medloss.errors import InputError
 from medloss.expression import parse_expression
 
-#: The families of the survey, in its order.
-FAMILIES = ("distribution", "region", "boundary", "compound")
+#: The families of the survey, in its order, and the losses around others.
+FAMILIES = ("distribution", "region", "boundary", "compound", "wrapper")
 
 
 @lru_cache
 def loss_names() -> tuple[str, ...]:
     """The names of the registered losses, in the order of `LOSSES`.
 
-    They are read from the lines of `registry.py`: a loss's file has its name, and its folder its family's.
+    They are read from the lines of `registry.py`: a loss's file has its name, and its folder its family's (that of
+    wrappers has the plural).
     """
     registry = files("medloss").joinpath("registry.py").read_text(encoding="utf-8")
-    found = re.findall(rf"^from medloss\.({'|'.join(FAMILIES)})\.(\w+) import", registry, re.MULTILINE)
+    found = re.findall(rf"^from medloss\.({'|'.join(FAMILIES)})s?\.(\w+) import", registry, re.MULTILINE)
     return tuple(name for family in FAMILIES for folder, name in found if folder == family)
 
 

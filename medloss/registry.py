@@ -8,18 +8,29 @@ from medloss.distribution.binary_cross_entropy import BinaryCrossEntropyLoss as 
 from medloss.distribution.distance_penalty import DistancePenaltyLoss as DistancePenaltyLoss
 from medloss.distribution.focal import FocalLoss as FocalLoss
 from medloss.distribution.structural_similarity import StructuralSimilarityLoss as StructuralSimilarityLoss
+from medloss.distribution.topk_cross_entropy import TopKCrossEntropyLoss as TopKCrossEntropyLoss
+from medloss.distribution.l1_ace import L1ACELoss as L1ACELoss
 from medloss.region.dice import DiceLoss as DiceLoss
 from medloss.region.tversky import TverskyLoss as TverskyLoss
 from medloss.region.focal_tversky import FocalTverskyLoss as FocalTverskyLoss
 from medloss.region.log_cosh_dice import LogCoshDiceLoss as LogCoshDiceLoss
 from medloss.region.sensitivity_specificity import SensitivitySpecificityLoss as SensitivitySpecificityLoss
+from medloss.region.generalized_dice import GeneralizedDiceLoss as GeneralizedDiceLoss
+from medloss.region.matthews_correlation import MatthewsCorrelationLoss as MatthewsCorrelationLoss
+from medloss.region.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss as GeneralizedWassersteinDiceLoss
+from medloss.region.lovasz import LovaszLoss as LovaszLoss
+from medloss.region.cldice import ClDiceLoss as ClDiceLoss
+from medloss.region.skeleton_recall import SkeletonRecallLoss as SkeletonRecallLoss
 from medloss.boundary.hausdorff_cv import HausdorffCVLoss as HausdorffCVLoss
 from medloss.boundary.hausdorff_dt import HausdorffDTLoss as HausdorffDTLoss
 from medloss.boundary.hausdorff_er import HausdorffERLoss as HausdorffERLoss
 from medloss.boundary.log_hausdorff_dt import LogHausdorffDTLoss as LogHausdorffDTLoss
 from medloss.boundary.shape_aware import ShapeAwareLoss as ShapeAwareLoss
+from medloss.boundary.boundary import BoundaryLoss as BoundaryLoss
 from medloss.compound.combo import ComboLoss as ComboLoss
 from medloss.compound.exponential_logarithmic import ExponentialLogarithmicLoss as ExponentialLogarithmicLoss
+from medloss.compound.unified_focal import UnifiedFocalLoss as UnifiedFocalLoss
+from medloss.wrappers.instance_wise import InstanceWiseLoss as InstanceWiseLoss
 
 # isort: on
 from medloss.loss_entry import REGISTERED, LossEntry

@@ -1,7 +1,7 @@
 """Losses as networks are trained with them: each by its recipe."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from medloss.create import accepted_arguments, create_loss, loss_class
 from medloss.errors import InputError
 from medloss.expression import Term, parse_expression
+from medloss.loss_entry import Recipe
 from medloss.registry import LOSSES
 from medloss.wrappers.combined import SCHEDULES, CombinedLoss
 
@@ -65,14 +66,18 @@ def create_training_loss(
     wanted: dict[str, Any] = {activation: True, f"use_{activation}": True, "to_onehot_y": activation == "softmax"}
     losses = []
     for part in trained.terms:
-        chosen = dict((terms or {}).get(part.name, {}))
+        chosen = dict(trained.terms_arguments.get(part.name, {}))
+        if activation == "sigmoid":
+            chosen.pop("include_background", None)  # no channel is background
+        chosen |= (terms or {}).get(part.name, {})
         if len(trained.terms) == 1 or part.name == trained.name:
             chosen |= arguments
         losses.append(_term_loss(part, wanted, dict(common or {}), dict(trained.arguments) | chosen))
     if len(losses) == 1 and trained.terms[0].weight == 1:
         return losses[0]
     weights = [part.weight for part in trained.terms]
-    return CombinedLoss(losses, weights=weights, schedule=trained.schedule, epochs=epochs)
+    ramp: dict[str, Any] = {"final_weights": trained.final_weights, "ramp": trained.ramp}
+    return CombinedLoss(losses, weights=weights, schedule=trained.schedule, epochs=epochs, **ramp)
 
 
 def trained_as(spec: str, schedule: str | None = None) -> str:
@@ -133,17 +138,20 @@ class _Trained:
     schedule: str
     arguments: Mapping[str, Any]
     name: str
+    final_weights: Sequence[float] | None = None
+    ramp: tuple[float, float] | None = None
+    terms_arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _trained(spec: str, schedule: str | None) -> _Trained:
     parts, name = parse_expression(spec), spec
-    chosen, arguments = "constant", dict[str, Any]()
+    chosen, recipe, factor = "constant", Recipe(), 1.0
     if len(parts) == 1 and parts[0].name in LOSSES:
         name = parts[0].name
         recipe = LOSSES[name].recipe
-        chosen, arguments = recipe.schedule, dict(recipe.arguments)
+        chosen, factor = recipe.schedule, parts[0].weight
         if recipe.expression:
-            parts = [Term(parts[0].weight * part.weight, part.name) for part in parse_expression(recipe.expression)]
+            parts = [Term(factor * part.weight, part.name) for part in parse_expression(recipe.expression)]
     if schedule is not None:
         if schedule not in ASKED_SCHEDULES:
             raise InputError(f"schedule: got '{schedule}'; expected one of {', '.join(ASKED_SCHEDULES)}")
@@ -153,7 +161,10 @@ def _trained(spec: str, schedule: str | None) -> _Trained:
                 "expected one such as dice+binary_cross_entropy+hausdorff_dt"
             )
         chosen = schedule
-    return _Trained(parts, chosen, arguments, name)
+    # A schedule that is requested instead has no final weights.
+    final, ramp = (recipe.final_weights, recipe.ramp) if schedule is None else (None, None)
+    final = None if final is None else tuple(factor * weight for weight in final)
+    return _Trained(parts, chosen, dict(recipe.arguments), name, final, ramp, recipe.terms)
 
 
 def _term_loss(

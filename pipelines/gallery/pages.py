@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medloss import LOSSES, create_loss
+from medloss import LOSSES
 from medloss.loss_entry import LossEntry
 from pipelines.gallery.descriptions import Description, advice, describe, paper_links
 from pipelines.gallery.pictures import Slice, gradient_figure, imbalance_figure, overview_figure, probability_figure
-from pipelines.gallery.scenes import is_voxelwise, negative_gradient, phantom_scene
+from pipelines.gallery.scenes import is_voxelwise, negative_gradient, one_channel_loss, phantom_scene
 from pipelines.utils.figures import write_png
 from pipelines.utils.files import write_text
 
@@ -142,7 +142,7 @@ def write_gallery(out: Path, names: Sequence[str] = (), report: Callable[[str], 
     pictures = out / PICTURES
     maps = {}
     for name in names or LOSSES:
-        loss = create_loss(name, sigmoid=True)
+        loss = one_channel_loss(name)
         maps[name] = negative_gradient(loss, scene.logits, scene.reference, scene.spacing)[..., index]
         write_png(probability_figure(name), pictures / f"{name}-probability.png")
         write_png(imbalance_figure(name), pictures / f"{name}-imbalance.png")

@@ -112,7 +112,7 @@ class RunShape:
     """A run of `epochs`, of which `done` are finished, as far as it matters to a forecast."""
 
     loss: str
-    fold: int
+    fold: int  #: validation fold
     epochs: int
     done: int = 0
 
