@@ -125,7 +125,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def has_meaning(name: str, variant: str) -> bool:
     if variant == "weighted":
         return len(class_weights(name, "softmax", background=True) or ()) == 3
-    return not (medloss.LOSSES[name].cls.categorical_only and variant in ("sigmoid", "activation"))
+    return not (medloss.LOSSES[name].cls.categorical_only and variant in ("sigmoid", "activation", "labelled_sigmoid"))
 
 
 CASES = {
