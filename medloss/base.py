@@ -5,7 +5,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from medloss.checks import (
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode, without_unlabelled
 from medloss.kernels.sum_spec import sum_type
+from medloss.presets import preset_arguments
 from medloss.spacing import UnknownSpacingError, is_meta_tensor, resolve_spacing
 
 
@@ -115,6 +116,27 @@ class SegmentationLoss(UncastBuffers, _Loss):
         self.ignore_index = ignore_index
         self.validate = validate
         self.register_buffer("class_weight", None if weight is None else _class_weight(weight))
+
+    @classmethod
+    def preset(cls, name: str, **arguments: Any) -> Self:
+        """The loss with the arguments that it has elsewhere; `medloss losses NAME` lists them.
+
+        Args:
+            name: `monai`, `nnunet`, `nnunet_nosmooth` or `survey`, as `medloss.presets.PRESETS` has them.
+            **arguments: those of the loss; they come before the preset's.
+
+        Raises:
+            InputError: there is no such preset, or it does not have the loss.
+
+        Example:
+            >>> import medloss
+            >>> medloss.DiceLoss.preset("monai", softmax=True).smooth_nr
+            1e-05
+        """
+        from medloss.loss_entry import registered_name  # not above: the registry's entries are of this class
+
+        chosen = preset_arguments(name, registered_name(cls) or cls.__name__, softmax=bool(arguments.get("softmax")))
+        return cls(**(chosen | arguments))
 
     @abstractmethod
     def compute(self, inputs: LossInputs) -> Tensor:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from medloss.base import CommonArguments, SegmentationLoss
 from medloss.call_arguments import CALL_ARGUMENTS, CallArguments
 from medloss.errors import InputError
+from medloss.expression import Term
+from medloss.loss_entry import registered_name
 from medloss.names import unknown_loss
+from medloss.presets import preset_arguments
 from medloss.registry import LOSSES
 from medloss.wrappers.unwrap import unwrapped
 
@@ -21,12 +24,12 @@ def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     """Make a loss.
 
     Args:
-        name: a registered name, a dotted path such as `monai.losses.GeneralizedDiceLoss`, or a mapping with
-            `_target_` (either of them) and arguments.
-        **arguments: the loss's arguments.
+        name: a registered name, with a preset of `medloss.presets` (`dice@nnunet`) or none, a dotted path such as
+            `monai.losses.GeneralizedDiceLoss`, or a mapping with `_target_` (either of them) and arguments.
+        **arguments: the loss's arguments; they come before those of a preset.
 
     Raises:
-        InputError: an unknown name (suggests the nearest one) or argument.
+        InputError: an unknown name (suggests the nearest one), preset or argument.
 
     Example:
         >>> import medloss
@@ -44,16 +47,30 @@ def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
         near = difflib.get_close_matches(unknown[0], accepted, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(sorted(accepted))}"
         raise InputError(f"{name}: unknown argument '{unknown[0]}'; {hint}")
+    arguments = preset_of(name, softmax=bool(arguments.get("softmax"))) | arguments
     loss: nn.Module = cls(**arguments)
     return loss
 
 
+def preset_of(name: str, *, softmax: bool) -> dict[str, Any]:
+    """The arguments of a name's preset; none without one.
+
+    Raises:
+        InputError: there is no such loss or preset, or the preset does not have the loss.
+    """
+    term = Term(1.0, name)
+    if not term.preset:
+        return {}
+    return preset_arguments(term.preset, registered_name(loss_class(term.loss)) or term.loss, softmax=softmax)
+
+
 def loss_class(name: str) -> type[nn.Module]:
-    """The class behind a registered name or a dotted path.
+    """The class behind a registered name or a dotted path, whatever preset it has.
 
     Raises:
         InputError: there is none; suggests the nearest registered name.
     """
+    name = Term(1.0, name).loss
     if name in LOSSES:
         return LOSSES[name].cls
     module, _, attribute = name.rpartition(".")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from medloss.base import SegmentationLoss
-from medloss.names import FAMILIES
+from medloss.names import FAMILIES, loss_sets
 from medloss.wrappers.unwrap import unwrapped
 
 
@@ -54,6 +54,7 @@ class LossEntry:
         paper: authors, year, arXiv or DOI.
         summary: one line.
         recipe: how it is trained.
+        which: its set, one of `LOSS_SETS`.
     """
 
     name: str
@@ -62,6 +63,7 @@ class LossEntry:
     paper: str
     summary: str
     recipe: Recipe
+    which: str
 
 
 #: All registered losses, by name, in the order of registration.
@@ -80,10 +82,16 @@ def register(
     def add(cls: _Loss) -> _Loss:
         if name in REGISTERED:
             raise ValueError(f"a loss '{name}' is registered already: {REGISTERED[name].cls.__name__}")
-        REGISTERED[name] = LossEntry(name, cls, family, paper, summary, recipe or Recipe())
+        which = loss_sets().get(name, "more")
+        REGISTERED[name] = LossEntry(name, cls, family, paper, summary, recipe or Recipe(), which)
         return cls
 
     return add
+
+
+def registered_name(cls: type[nn.Module]) -> str | None:
+    """The name by which a class is registered; None if it is not."""
+    return next((entry.name for entry in REGISTERED.values() if entry.cls is cls), None)
 
 
 def family_of(loss: nn.Module) -> str | None:

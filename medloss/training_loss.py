@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from medloss.create import accepted_arguments, create_loss, loss_class
+from medloss.create import accepted_arguments, create_loss, loss_class, preset_of
 from medloss.errors import InputError
 from medloss.expression import Term, parse_expression
 from medloss.loss_entry import Recipe
@@ -31,8 +31,8 @@ def create_training_loss(
     """Make the loss that a network is trained with, on logits `[B, C, *spatial]` and index maps.
 
     Args:
-        spec: a registered name (its recipe is applied: `hausdorff_dt` is trained with Dice), a sum
-            such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and all of its arguments.
+        spec: a registered name (its recipe is applied: `hausdorff_dt` is trained with Dice), with a preset or none, a
+            sum such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and all of its arguments.
         num_classes: C; one channel gets a sigmoid, more a softmax.
         arguments: arguments of the named loss, before those of its recipe.
         sigmoid: whether the channels are independent, however many there are; None: with one channel.
@@ -66,7 +66,8 @@ def create_training_loss(
     wanted: dict[str, Any] = {activation: True, f"use_{activation}": True, "to_onehot_y": activation == "softmax"}
     losses = []
     for part in trained.terms:
-        chosen = dict(trained.terms_arguments.get(part.name, {}))
+        chosen = dict(trained.terms_arguments.get(part.loss, {}))
+        chosen = preset_of(part.name, softmax=activation == "softmax") | chosen
         if activation == "sigmoid":
             chosen.pop("include_background", None)  # no channel is background
         chosen |= (terms or {}).get(part.name, {})
@@ -115,7 +116,7 @@ def recipe_clip(spec: str, schedule: str | None = None) -> float | None:
         (1.0, None)
     """
     trained = _trained(spec, schedule)
-    recipes = [LOSSES[part.name].recipe for part in trained.terms if part.name in LOSSES]
+    recipes = [LOSSES[part.loss].recipe for part in trained.terms if part.loss in LOSSES]
     norms = [recipe.clip for recipe in recipes if recipe.clip is not None]
     return min(norms, default=None) if trained.schedule == "balanced" else None
 
@@ -126,7 +127,7 @@ def has_boundary_term(spec: str) -> bool:
     Args:
         spec: a name, a sum or a dotted path.
     """
-    families = [LOSSES[part.name].family if part.name in LOSSES else None for part in _trained(spec, None).terms]
+    families = [LOSSES[part.loss].family if part.loss in LOSSES else None for part in _trained(spec, None).terms]
     return "boundary" in families and set(families) != {"boundary"}
 
 
@@ -146,12 +147,16 @@ class _Trained:
 def _trained(spec: str, schedule: str | None) -> _Trained:
     parts, name = parse_expression(spec), spec
     chosen, recipe, factor = "constant", Recipe(), 1.0
-    if len(parts) == 1 and parts[0].name in LOSSES:
-        name = parts[0].name
-        recipe = LOSSES[name].recipe
-        chosen, factor = recipe.schedule, parts[0].weight
+    if len(parts) == 1 and parts[0].loss in LOSSES:
+        named = parts[0]
+        name, recipe = named.name, LOSSES[named.loss].recipe
+        chosen, factor = recipe.schedule, named.weight
         if recipe.expression:
-            parts = [Term(factor * part.weight, part.name) for part in parse_expression(recipe.expression)]
+            # A preset is that of the named loss, not of what it is trained with.
+            parts = [
+                Term(factor * part.weight, name if part.name == named.loss else part.name)
+                for part in parse_expression(recipe.expression)
+            ]
     if schedule is not None:
         if schedule not in ASKED_SCHEDULES:
             raise InputError(f"schedule: got '{schedule}'; expected one of {', '.join(ASKED_SCHEDULES)}")
@@ -172,4 +177,4 @@ def _term_loss(
 ) -> nn.Module:
     accepted = accepted_arguments(loss_class(term.name)) or set()
     chosen = {name: value for name, value in {**wanted, **common}.items() if name in accepted}
-    return create_loss(term.name, **(chosen | dict(arguments)))
+    return create_loss(term.loss, **(chosen | dict(arguments)))  # the preset's are among the arguments

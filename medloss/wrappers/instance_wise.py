@@ -19,9 +19,6 @@ from medloss.reduction import reduce_items, weighted
 from medloss.voxel_sums import VoxelSums, voxel_sums
 from medloss.wrappers.sums_groups import fitting_groups, shareable, united
 
-#: nnU-Net's Dice: no smoothing in the numerator, and in the denominator as little as keeps 0/0 away.
-_UNSMOOTHED = {"smooth_nr": 0.0, "smooth_dr": 1e-8}
-
 
 @register(
     "instance_wise",
@@ -30,7 +27,7 @@ _UNSMOOTHED = {"smooth_nr": 0.0, "smooth_dr": 1e-8}
     summary="another loss, averaged over the reference's connected components",
     recipe=Recipe(
         "dice+binary_cross_entropy+instance_wise",
-        terms={"instance_wise": {"terms": {"dice": _UNSMOOTHED}}},
+        terms={"instance_wise": {"loss": "dice@nnunet_nosmooth+binary_cross_entropy"}},
         note="After its authors: next to Dice and cross entropy, all of the same weight, and without smoothing of the "
         "instances' Dice",
     ),

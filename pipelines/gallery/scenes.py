@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
-from medloss import LOSSES, call_loss, create_loss
+from medloss import SegmentationLoss, call_loss, create_loss
+from medloss.create import loss_class
 from medloss.voxelwise import VoxelwiseLoss
 
 #: Probabilities at which curves are drawn; 0.5 lies between two of them, since hard predictions change there.
@@ -140,7 +141,8 @@ class _AsTwoClasses(nn.Module):
 
 def one_channel_loss(name: str, **arguments: Any) -> nn.Module:
     """A loss by name, for logits of one channel."""
-    if name in LOSSES and LOSSES[name].cls.categorical_only:
+    cls = loss_class(name)
+    if issubclass(cls, SegmentationLoss) and cls.categorical_only:
         return _AsTwoClasses(create_loss(name, softmax=True, **arguments))
     return create_loss(name, sigmoid=True, **arguments)
 
