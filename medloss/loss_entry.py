@@ -63,7 +63,7 @@ class LossEntry:
     paper: str
     summary: str
     recipe: Recipe
-    which: str
+    which: str = "more"
 
 
 #: All registered losses, by name, in the order of registration.

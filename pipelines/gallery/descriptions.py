@@ -256,8 +256,8 @@ ADVICE: dict[str, Advice] = {
         "the logarithm keeps one distant error from outweighing the rest of the batch.",
         avoid=_HAUSDORFF_ALONE + " Where the distant outlier is what matters: its gradient is divided by one plus the "
         "value of `hausdorff_dt`. Empty references and cost are as there.",
-        pictures="The curves jump at p = 0.5, where the hard prediction and so its distance map change. The map is that "
-        "of `hausdorff_dt`: the logarithm scales a case's gradient as a whole.",
+        pictures="The curves jump at p = 0.5, where the hard prediction and so its distance map change. The map is "
+        "that of `hausdorff_dt`: the logarithm scales a case's gradient as a whole.",
     ),
     "shape_aware": Advice(
         use="Where distant contours should cost more than with cross entropy: all wrong voxels are weighted by the "

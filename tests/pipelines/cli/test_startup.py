@@ -72,6 +72,8 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("status {made}", 0, "2 runs: 2 done", _ALL),
     # A loss's recipe describes what was trained, and the losses import torch.
     ("report {made}", 0, "report.html", _TRAINING[1:]),
+    ("compare phantom --losses dice@mona --out {out}", 2, "dice@mona: no preset 'mona'; did you mean 'monai'?", _ALL),
+    ("train phantom --loss focal@nnunet --out {out}", 2, "focal@nnunet: nnunet has no focal; the presets", _ALL),
     ("losses", 0, "soft overlap", ("torch._dynamo", "monai", "ignite", "mlflow", "SimpleITK", *_REPORT)),
 ]
 

@@ -92,9 +92,9 @@ def test_every_registered_loss_has_advice() -> None:
 
 def test_defaults_come_from_the_signature() -> None:
     arguments = {a.name: a for a in describe(medloss.LOSSES["tversky"]).arguments}
-    assert list(arguments) == ["alpha", "beta", "smooth_nr", "smooth_dr"]
+    assert list(arguments) == ["alpha", "beta", "smooth_nr", "smooth_dr", "soft_label"]
     assert (arguments["alpha"].default, arguments["beta"].default) == ("0.3", "0.7")
-    assert describe(medloss.LOSSES["binary_cross_entropy"]).arguments == ()
+    assert describe(medloss.LOSSES["shape_aware"]).arguments == ()
 
 
 class _NewLoss(medloss.SegmentationLoss):
