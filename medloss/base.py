@@ -5,17 +5,18 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from medloss.buffers import UncastBuffers
+from medloss.call_arguments import TARGET_MAPS, CallArguments, tensors_of
 from medloss.checks import (
     as_signed,
-    check_distance_map,
     check_labelled_classes,
+    check_maps,
     check_probabilities,
     check_shapes,
     check_unlabelled,
@@ -27,7 +28,8 @@ from medloss.checks import (
 from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode, without_unlabelled
 from medloss.kernels.sum_spec import sum_type
-from medloss.spacing import Spacing, UnknownSpacingError, is_meta_tensor, resolve_spacing
+from medloss.presets import preset_arguments
+from medloss.spacing import UnknownSpacingError, is_meta_tensor, resolve_spacing
 
 
 class CommonArguments(TypedDict, total=False):
@@ -74,7 +76,11 @@ class SegmentationLoss(UncastBuffers, _Loss):
     #: Whether the value depends on the voxels' spacing.
     uses_spacing: ClassVar[bool] = False
     #: The maps of the target that it reads if they are given, by the names of the call's arguments.
-    reads_maps: ClassVar[tuple[str, ...]] = ()
+    reads_maps: tuple[str, ...] = ()
+    #: Whether a voxel's neighbours matter at any spacing.
+    looks_around: ClassVar[bool] = False
+    #: Whether it has a meaning for classes that exclude each other only.
+    categorical_only: ClassVar[bool] = False
 
     class_weight: Tensor | None
 
@@ -100,6 +106,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
             raise InputError(f"other_act: got {type(other_act).__name__}; expected a callable or None")
         if sigmoid + softmax + (other_act is not None) > 1:
             raise InputError("sigmoid, softmax, other_act: more than one was given; expected one of them")
+        if self.categorical_only and not softmax:
+            raise InputError("softmax: this loss is of classes that exclude each other; expected softmax=True")
         super().__init__(reduction=reduction)
         self.include_background = include_background
         self.to_onehot_y = to_onehot_y
@@ -111,6 +119,27 @@ class SegmentationLoss(UncastBuffers, _Loss):
         self.validate = validate
         self.register_buffer("class_weight", None if weight is None else _class_weight(weight))
 
+    @classmethod
+    def preset(cls, name: str, **arguments: Any) -> Self:
+        """The loss with the arguments that it has elsewhere; `medloss losses NAME` lists them.
+
+        Args:
+            name: `monai`, `nnunet`, `nnunet_nosmooth` or `survey`, as `medloss.presets.PRESETS` has them.
+            **arguments: those of the loss; they come before the preset's.
+
+        Raises:
+            InputError: there is no such preset, or it does not have the loss.
+
+        Example:
+            >>> import medloss
+            >>> medloss.DiceLoss.preset("monai", softmax=True).smooth_nr
+            1e-05
+        """
+        from medloss.loss_entry import registered_name  # not above: the registry's entries are of this class
+
+        chosen = preset_arguments(name, registered_name(cls) or cls.__name__, softmax=bool(arguments.get("softmax")))
+        return cls(**(chosen | arguments))
+
     @abstractmethod
     def compute(self, inputs: LossInputs) -> Tensor:
         """The loss's formula, reduced by `self.reduction`."""
@@ -121,13 +150,11 @@ class SegmentationLoss(UncastBuffers, _Loss):
         target: Tensor | None = None,
         *,
         input: Tensor | None = None,
-        mask: Tensor | None = None,
-        spacing: Spacing | None = None,
-        distance_map: Tensor | None = None,
-        labelled_classes: Tensor | None = None,
-        voxel_weight: Tensor | None = None,
+        **given: Unpack[CallArguments],
     ) -> Tensor:
         """Compute the loss.
+
+        All arguments but the first three are `CallArguments`.
 
         Args:
             logits: the network's output, `[B, C, *spatial]`, 2D or 3D.
@@ -140,6 +167,10 @@ class SegmentationLoss(UncastBuffers, _Loss):
                 else 1. Losses without distances ignore it.
             distance_map: `[B, C, *spatial]`, the target's signed distance map in mm, from the whole volume.
                 Losses that have no use for it ignore it.
+            skeleton_map: `[B, C, *spatial]`, the target's tubes around its centre lines (`medloss.maps.SkeletonMapd`);
+                likewise.
+            instance_map: `[B, C, *spatial]`, the number of the target's nearest component
+                (`medloss.maps.InstanceMapd`); likewise.
             labelled_classes: `[B, C]` bool, for items in which not every class was annotated (marginal loss, Shi et al.
                 2020, arXiv 2007.03868); False where the item's target would be background whatever is there. Softmax:
                 class 0 always counts; the probabilities of an item's unlabelled classes are added to the background's,
@@ -158,31 +189,23 @@ class SegmentationLoss(UncastBuffers, _Loss):
         Raises:
             InputError: shapes or values that do not fit; the message names the argument.
         """
-        given = {
-            "mask": mask,
-            "distance_map": distance_map,
-            "labelled_classes": labelled_classes,
-            "voxel_weight": voxel_weight,
-        }
-        logits, target = checked_tensors(logits, target, input=input, **given)
+        tensors = tensors_of(given)
+        logits, target = checked_tensors(logits, target, input=input, **tensors)
         with torch.autocast(logits.device.type, enabled=False):
-            return self.compute(self.prepare(logits, target, spacing=spacing, **given))
+            return self.compute(self.prepare(logits, target, **given))
 
     def prepare(
         self,
         logits: Tensor,
         target: Tensor,
-        mask: Tensor | None = None,
-        spacing: Spacing | None = None,
-        distance_map: Tensor | None = None,
-        labelled_classes: Tensor | None = None,
-        voxel_weight: Tensor | None = None,
+        **given: Unpack[CallArguments],
     ) -> LossInputs:
         """Check what `forward` was given, and bring it to the form that `compute` reads."""
+        mask, voxel_weight = given.get("mask"), given.get("voxel_weight")
         check_shapes(logits, target, mask)
         item_spacing: list[tuple[float, ...]] | UnknownSpacingError
         try:
-            item_spacing = resolve_spacing(spacing, target, logits.shape[0], logits.ndim - 2)
+            item_spacing = resolve_spacing(given.get("spacing"), target, logits.shape[0], logits.ndim - 2)
         except UnknownSpacingError as error:
             # Raised where a loss reads it. Its traceback holds this frame, and so every tensor of the step.
             item_spacing = error.with_traceback(None)
@@ -197,7 +220,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
             kept = signed != ignored
             mask = kept if mask is None else mask & kept
         mode = Mode.CATEGORICAL if self.softmax else Mode.BERNOULLI if self.sigmoid else Mode.PROBABILITIES
-        labelled = None if labelled_classes is None else self._labelled(_plain(labelled_classes), logits)
+        labelled = given.get("labelled_classes")
+        labelled = None if labelled is None else self._labelled(_plain(labelled), logits)
         if voxel_weight is not None:
             check_voxel_weight(voxel_weight, logits)
             voxel_weight = _plain(voxel_weight).detach().to(logits.device, sum_type(logits))
@@ -213,14 +237,10 @@ class SegmentationLoss(UncastBuffers, _Loss):
         if self.other_act is not None:
             # NaN under a mask would come back through the activation's gradient.
             logits = self.other_act(logits if mask is None else torch.where(mask, logits, 0.0))
-        if distance_map is not None:
-            distance_map = _plain(distance_map).detach().to(logits.device, sum_type(logits))
-            check_distance_map(distance_map, logits, self.include_background)
+        tensors = tensors_of(given)
+        maps = {name: self._target_map(name, tensors.get(name), logits, labelled) for name in TARGET_MAPS}
         if labelled is not None:
             logits = without_unlabelled(logits, labelled, mask, mode)
-            if distance_map is not None:
-                given = labelled[:, -distance_map.shape[1] :]
-                distance_map = distance_map * given.view(*given.shape, *(1,) * (logits.ndim - 2))
         return LossInputs(
             logits=logits,
             target=signed,
@@ -229,10 +249,10 @@ class SegmentationLoss(UncastBuffers, _Loss):
             include_background=self.include_background or channels == 1,
             class_weight=self.class_weight,
             item_spacing=item_spacing,
-            distance_map=distance_map,
             ignore_index=ignored,
             labelled=labelled,
             voxel_weight=voxel_weight,
+            **maps,
         )
 
     def _labelled(self, labelled: Tensor, logits: Tensor) -> Tensor | None:
@@ -244,6 +264,17 @@ class SegmentationLoss(UncastBuffers, _Loss):
         if known and not torch.compiler.is_compiling() and bool(labelled.all()):
             return None
         return labelled.to(logits.device)
+
+    def _target_map(self, name: str, given: Tensor | None, logits: Tensor, labelled: Tensor | None) -> Tensor | None:
+        """A map of the target, checked; 0 in the item-class pairs that do not count."""
+        if given is None:
+            return None
+        maps = _plain(given).detach().to(logits.device, sum_type(logits) if name == "distance_map" else given.dtype)
+        check_maps(name, maps, logits, self.include_background)
+        if labelled is None:
+            return maps
+        pairs = labelled[:, -maps.shape[1] :]
+        return torch.where(pairs.view(*pairs.shape, *(1,) * (logits.ndim - 2)), maps, 0)
 
     def check_channels(self, channels: int, target_channels: int) -> None:
         """Refuse logits and targets whose channels do not go with the loss's arguments.

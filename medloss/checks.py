@@ -29,7 +29,7 @@ def checked_tensors(logits: Any, target: Any, *, input: Any = None, **others: An
         logits: what stands for them, or None.
         target: likewise.
         input: MONAI's name for `logits`.
-        **others: what the call was given by keyword; None for nothing.
+        **others: masks and maps, by their names; None where there is none.
     """
     logits = first_argument(logits, input)
     for name, value in {"logits": logits, "target": target, **others}.items():
@@ -117,15 +117,15 @@ def _target_error(logits: Tensor, target: Tensor) -> InputError:
     )
 
 
-def check_distance_map(distance_map: Tensor, logits: Tensor, include_background: bool) -> None:
-    """Refuse a distance map that is not one map per class that counts."""
+def check_maps(name: str, maps: Tensor, logits: Tensor, include_background: bool) -> None:
+    """Refuse a distance map, or another one of the target, that is not one map per class that counts."""
     batch, channels, *spatial = logits.shape
     shapes = [(batch, channels, *spatial)]
     if not include_background:
         shapes.append((batch, channels - 1, *spatial))
-    if tuple(distance_map.shape) not in shapes:
+    if tuple(maps.shape) not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
-        raise InputError(f"distance_map: got shape {tuple(distance_map.shape)}; expected {expected}, one map per class")
+        raise InputError(f"{name}: got shape {tuple(maps.shape)}; expected {expected}, one map per class")
 
 
 def check_voxel_weight(voxel_weight: Tensor, logits: Tensor) -> None:

@@ -5,35 +5,31 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from medloss.base import CommonArguments, SegmentationLoss
+from medloss.call_arguments import CALL_ARGUMENTS, CallArguments
 from medloss.errors import InputError
+from medloss.expression import Term
+from medloss.loss_entry import registered_name
 from medloss.names import unknown_loss
+from medloss.presets import preset_arguments
 from medloss.registry import LOSSES
-from medloss.spacing import Spacing
 from medloss.wrappers.unwrap import unwrapped
-
-#: The arguments of a call that decide what counts, and what would happen without them.
-_COUNTED = {
-    "mask": "count every voxel",
-    "labelled_classes": "count every class",
-    "voxel_weight": "count every voxel alike",
-}
 
 
 def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     """Make a loss.
 
     Args:
-        name: a registered name, a dotted path such as `monai.losses.GeneralizedDiceLoss`, or a mapping with
-            `_target_` (either of them) and arguments.
-        **arguments: the loss's arguments.
+        name: a registered name, with a preset of `medloss.presets` (`dice@nnunet`) or none, a dotted path such as
+            `monai.losses.GeneralizedDiceLoss`, or a mapping with `_target_` (either of them) and arguments.
+        **arguments: the loss's arguments; they come before those of a preset.
 
     Raises:
-        InputError: an unknown name (suggests the nearest one) or argument.
+        InputError: an unknown name (suggests the nearest one), preset or argument.
 
     Example:
         >>> import medloss
@@ -51,16 +47,30 @@ def create_loss(name: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
         near = difflib.get_close_matches(unknown[0], accepted, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(sorted(accepted))}"
         raise InputError(f"{name}: unknown argument '{unknown[0]}'; {hint}")
+    arguments = preset_of(name, softmax=bool(arguments.get("softmax"))) | arguments
     loss: nn.Module = cls(**arguments)
     return loss
 
 
+def preset_of(name: str, *, softmax: bool) -> dict[str, Any]:
+    """The arguments of a name's preset; none without one.
+
+    Raises:
+        InputError: there is no such loss or preset, or the preset does not have the loss.
+    """
+    term = Term(1.0, name)
+    if not term.preset:
+        return {}
+    return preset_arguments(term.preset, registered_name(loss_class(term.loss)) or term.loss, softmax=softmax)
+
+
 def loss_class(name: str) -> type[nn.Module]:
-    """The class behind a registered name or a dotted path.
+    """The class behind a registered name or a dotted path, whatever preset it has.
 
     Raises:
         InputError: there is none; suggests the nearest registered name.
     """
+    name = Term(1.0, name).loss
     if name in LOSSES:
         return LOSSES[name].cls
     module, _, attribute = name.rpartition(".")
@@ -88,14 +98,9 @@ def call_loss(
     loss: nn.Module,
     logits: Tensor,
     target: Tensor,
-    *,
-    mask: Tensor | None = None,
-    spacing: Spacing | None = None,
-    distance_map: Tensor | None = None,
-    labelled_classes: Tensor | None = None,
-    voxel_weight: Tensor | None = None,
+    **given: Unpack[CallArguments],
 ) -> Tensor:
-    """Call a loss, ours or not, with those of the keywords that its `forward` takes.
+    """Call a loss, ours or not, with those of the arguments that its `forward` takes; see `CallArguments`.
 
     A `forward(*args, **kwargs)` gets all that are given; `torch.compile` and `DataParallel` get those that the wrapped
     loss takes.
@@ -104,19 +109,11 @@ def call_loss(
         InputError: a mask, labelled classes or voxel weights that the loss does not take: its value would be that of
             all voxels or classes.
     """
-    given: dict[str, Any] = {
-        "mask": mask,
-        "spacing": spacing,
-        "distance_map": distance_map,
-        "labelled_classes": labelled_classes,
-        "voxel_weight": voxel_weight,
-    }
+    passed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     names = accepted_keywords(loss)
-    if names is None:
-        passed = {name: value for name, value in given.items() if value is not None}
-    else:
-        _check_lost(loss, {name for name, value in given.items() if value is not None and name not in names})
-        passed = {name: value for name, value in given.items() if name in names}
+    if names is not None:
+        _check_lost(loss, set(passed) - names)
+        passed = {name: passed.get(name) for name in CALL_ARGUMENTS if name in names}
     value: Tensor = loss(logits, target, **passed)
     return value
 
@@ -143,10 +140,10 @@ def _check_lost(loss: nn.Module, lost: set[str]) -> None:
         return
     cls = type(unwrapped(loss))
     name = f"{cls.__module__}.{cls.__qualname__}"
-    for argument, consequence in _COUNTED.items():
-        if argument in lost:
+    for argument, handling in CALL_ARGUMENTS.items():
+        if argument in lost and handling.lost:
             raise InputError(
-                f"{argument}: {name} takes none and would {consequence}; expected a loss of medloss, or no {argument}"
+                f"{argument}: {name} takes none and would {handling.lost}; expected a loss of medloss, or no {argument}"
             )
     inside = next((part for part in loss.modules() if isinstance(part, SegmentationLoss) and part.uses_spacing), None)
     if inside is not None:

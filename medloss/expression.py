@@ -1,4 +1,4 @@
-"""Sums of losses as text: `dice`, `hausdorff_dt+dice`, `0.2*focal+0.8*monai.losses.DiceLoss`."""
+"""Sums of losses as text: `dice`, `hausdorff_dt+dice@nnunet`, `0.2*focal+0.8*monai.losses.DiceLoss`."""
 
 import math
 import re
@@ -6,22 +6,33 @@ from dataclasses import dataclass
 
 from medloss.errors import InputError
 
-_TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE]-?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*)")
+_TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE]-?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*(?:@\w+)?)")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of a sum, by name or dotted path, and its weight."""
+    """One loss of a sum, by name or dotted path, with a preset or none, and its weight."""
 
     weight: float
     name: str
+
+    @property
+    def loss(self) -> str:
+        """The name without the preset."""
+        return self.name.partition("@")[0]
+
+    @property
+    def preset(self) -> str:
+        """The preset, or nothing."""
+        return self.name.partition("@")[2]
 
 
 def parse_expression(text: str) -> list[Term]:
     """Read a sum of losses.
 
     Args:
-        text: terms joined by `+`, each a name or a dotted path, with a weight and `*` before it or none.
+        text: terms joined by `+`, each a name or a dotted path, with a weight and `*` before it or none, and `@` and a
+            preset of `medloss.presets` after it or none.
 
     Raises:
         InputError: it cannot be read, or a weight is not positive.
@@ -30,6 +41,8 @@ def parse_expression(text: str) -> list[Term]:
         >>> from medloss.expression import parse_expression
         >>> parse_expression("0.2*focal+dice")
         [Term(weight=0.2, name='focal'), Term(weight=1.0, name='dice')]
+        >>> parse_expression("dice@nnunet")[0].loss
+        'dice'
     """
     terms = []
     for part in text.split("+"):

@@ -38,6 +38,8 @@ class LossInputs:
         class_weight: `[1]` or `[C']`; None for 1.
         item_spacing: mm, one tuple per item; the error instead where it is unknown, for the losses that ask for it.
         distance_map: `[B, C or C', *spatial]`, the target's signed distance in mm; None to compute it.
+        skeleton_map: `[B, C or C', *spatial]`, tubes around the target's centre lines; None to compute them.
+        instance_map: `[B, C or C', *spatial]`, numbers of the target's nearest component; None to compute them.
         ignore_index: the label, in the target's numbers, whose voxels the mask leaves out.
         labelled: `[B, C]` bool, False for the item-class pairs that leave the sums and means, in whose `logits` and
             `target` the class has probability 0 and no voxel; None when all are labelled.
@@ -53,6 +55,8 @@ class LossInputs:
     class_weight: Tensor | None
     item_spacing: list[tuple[float, ...]] | UnknownSpacingError
     distance_map: Tensor | None = None
+    skeleton_map: Tensor | None = None
+    instance_map: Tensor | None = None
     ignore_index: int | None = None
     labelled: Tensor | None = None
     voxel_weight: Tensor | None = None

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from medloss.base import SegmentationLoss
-from medloss.names import FAMILIES
+from medloss.names import FAMILIES, loss_sets
 from medloss.wrappers.unwrap import unwrapped
 
 
@@ -18,7 +18,10 @@ class Recipe:
     Attributes:
         expression: the loss alone, or a sum such as `hausdorff_dt+dice`; empty for the loss alone.
         schedule: how the weights of a sum change, as in `CombinedLoss`.
+        final_weights: the weights at the end of a `ramp`, one per term; None: as `CombinedLoss` has them.
+        ramp: the epochs between which a `ramp` changes the weights; None: as `CombinedLoss` has them.
         arguments: keyword arguments of every term.
+        terms: keyword arguments of single terms, by their names.
         clip: largest norm of a step's gradient, for trainings that set none themselves; None: any.
         note: where it comes from, and what we have changed.
         published: whether it was read where the loss was published, and is that one; else it is our recipe.
@@ -26,7 +29,10 @@ class Recipe:
 
     expression: str = ""
     schedule: str = "constant"
+    final_weights: tuple[float, ...] | None = None
+    ramp: tuple[float, float] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    terms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     clip: float | None = None
     note: str = "alone, over all classes"
     published: bool = False
@@ -48,6 +54,7 @@ class LossEntry:
         paper: authors, year, arXiv or DOI.
         summary: one line.
         recipe: how it is trained.
+        which: its set, one of `LOSS_SETS`.
     """
 
     name: str
@@ -56,6 +63,7 @@ class LossEntry:
     paper: str
     summary: str
     recipe: Recipe
+    which: str = "more"
 
 
 #: All registered losses, by name, in the order of registration.
@@ -74,10 +82,16 @@ def register(
     def add(cls: _Loss) -> _Loss:
         if name in REGISTERED:
             raise ValueError(f"a loss '{name}' is registered already: {REGISTERED[name].cls.__name__}")
-        REGISTERED[name] = LossEntry(name, cls, family, paper, summary, recipe or Recipe())
+        which = loss_sets().get(name, "more")
+        REGISTERED[name] = LossEntry(name, cls, family, paper, summary, recipe or Recipe(), which)
         return cls
 
     return add
+
+
+def registered_name(cls: type[nn.Module]) -> str | None:
+    """The name by which a class is registered; None if it is not."""
+    return next((entry.name for entry in REGISTERED.values() if entry.cls is cls), None)
 
 
 def family_of(loss: nn.Module) -> str | None:

@@ -73,6 +73,16 @@ def scaled_spacing(spacing: Sequence[float], size: Sequence[int], grid: Sequence
     return tuple(s * n / m for s, n, m in zip(spacing, size, grid, strict=True))
 
 
+def step_intervals(spacing: Sequence[float]) -> list[int]:
+    """Every how many steps of one smallest spacing an axis takes part: the ratio, half rounded up.
+
+    Args:
+        spacing: mm, per axis.
+    """
+    # What rounding left a hair below half is half.
+    return [math.floor(s / min(spacing) + 0.5 + 1e-6) for s in spacing]
+
+
 def _own_rows(target: Any, spatial_dims: int) -> list[list[float]]:
     """A `MetaTensor`'s spacing, one row for all items or one per item."""
     # `pixdim` has MONAI's `spatial_ndim` numbers, which distinguishes a 2D image with a 4 x 4 affine from a slice.

@@ -1,6 +1,7 @@
 """`SumsLoss`: the losses that are functions of sums over voxels, so that several can share one pass."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -8,12 +9,15 @@ from medloss.base import SegmentationLoss
 from medloss.distributed import sum_over_ranks
 from medloss.inputs import LossInputs
 from medloss.overlap import OverlapStatistics
-from medloss.reduction import reduce_pairs
+from medloss.reduction import reduce_regions
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 
 
 class SumsLoss(SegmentationLoss):
     """A loss that reads the voxels only through sums; a subclass defines which, and the formula over them."""
+
+    #: Whether the formula makes another pass over the voxels of the sums that it is given.
+    reads_voxels_again: ClassVar[bool] = False
 
     @abstractmethod
     def requested(self) -> Requested:
@@ -45,12 +49,8 @@ class SumsLoss(SegmentationLoss):
         """Reduce as `reduce_items` does, by what counts on all ranks.
 
         Args:
-            values: one per item (or the batch) and class, `[B or 1, C']`.
+            values: one per item (or the batch) and class, `[B or 1, C' or 1]`.
             inputs: the checked inputs of the loss.
             overlap: what `self.overlap` gave.
         """
-        if inputs.mask is not None or inputs.voxel_weight is not None:
-            # A rank whose voxels are all masked still returns the value of the global batch.
-            values = values.where(overlap.voxels > 0, values.new_zeros(()))
-        pairs = None if inputs.labelled is None else overlap.items > 0
-        return reduce_pairs(values, inputs, pairs, self.reduction)
+        return reduce_regions(values, inputs, overlap.voxels, overlap.items, self.reduction)

@@ -1,14 +1,15 @@
 """Losses as networks are trained with them: each by its recipe."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from medloss.create import accepted_arguments, create_loss, loss_class
+from medloss.create import accepted_arguments, create_loss, loss_class, preset_of
 from medloss.errors import InputError
 from medloss.expression import Term, parse_expression
+from medloss.loss_entry import Recipe
 from medloss.registry import LOSSES
 from medloss.wrappers.combined import SCHEDULES, CombinedLoss
 
@@ -30,8 +31,8 @@ def create_training_loss(
     """Make the loss that a network is trained with, on logits `[B, C, *spatial]` and index maps.
 
     Args:
-        spec: a registered name (its recipe is applied: `hausdorff_dt` is trained with Dice), a sum
-            such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and all of its arguments.
+        spec: a registered name (its recipe is applied: `hausdorff_dt` is trained with Dice), with a preset or none, a
+            sum such as `0.2*focal+0.8*dice`, a dotted path, or a mapping with `_target_` and all of its arguments.
         num_classes: C; one channel gets a sigmoid, more a softmax.
         arguments: arguments of the named loss, before those of its recipe.
         sigmoid: whether the channels are independent, however many there are; None: with one channel.
@@ -65,14 +66,19 @@ def create_training_loss(
     wanted: dict[str, Any] = {activation: True, f"use_{activation}": True, "to_onehot_y": activation == "softmax"}
     losses = []
     for part in trained.terms:
-        chosen = dict((terms or {}).get(part.name, {}))
+        chosen = dict(trained.terms_arguments.get(part.loss, {}))
+        chosen = preset_of(part.name, softmax=activation == "softmax") | chosen
+        if activation == "sigmoid":
+            chosen.pop("include_background", None)  # no channel is background
+        chosen |= (terms or {}).get(part.name, {})
         if len(trained.terms) == 1 or part.name == trained.name:
             chosen |= arguments
         losses.append(_term_loss(part, wanted, dict(common or {}), dict(trained.arguments) | chosen))
     if len(losses) == 1 and trained.terms[0].weight == 1:
         return losses[0]
     weights = [part.weight for part in trained.terms]
-    return CombinedLoss(losses, weights=weights, schedule=trained.schedule, epochs=epochs)
+    ramp: dict[str, Any] = {"final_weights": trained.final_weights, "ramp": trained.ramp}
+    return CombinedLoss(losses, weights=weights, schedule=trained.schedule, epochs=epochs, **ramp)
 
 
 def trained_as(spec: str, schedule: str | None = None) -> str:
@@ -110,7 +116,7 @@ def recipe_clip(spec: str, schedule: str | None = None) -> float | None:
         (1.0, None)
     """
     trained = _trained(spec, schedule)
-    recipes = [LOSSES[part.name].recipe for part in trained.terms if part.name in LOSSES]
+    recipes = [LOSSES[part.loss].recipe for part in trained.terms if part.loss in LOSSES]
     norms = [recipe.clip for recipe in recipes if recipe.clip is not None]
     return min(norms, default=None) if trained.schedule == "balanced" else None
 
@@ -121,7 +127,7 @@ def has_boundary_term(spec: str) -> bool:
     Args:
         spec: a name, a sum or a dotted path.
     """
-    families = [LOSSES[part.name].family if part.name in LOSSES else None for part in _trained(spec, None).terms]
+    families = [LOSSES[part.loss].family if part.loss in LOSSES else None for part in _trained(spec, None).terms]
     return "boundary" in families and set(families) != {"boundary"}
 
 
@@ -133,17 +139,24 @@ class _Trained:
     schedule: str
     arguments: Mapping[str, Any]
     name: str
+    final_weights: Sequence[float] | None = None
+    ramp: tuple[float, float] | None = None
+    terms_arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _trained(spec: str, schedule: str | None) -> _Trained:
     parts, name = parse_expression(spec), spec
-    chosen, arguments = "constant", dict[str, Any]()
-    if len(parts) == 1 and parts[0].name in LOSSES:
-        name = parts[0].name
-        recipe = LOSSES[name].recipe
-        chosen, arguments = recipe.schedule, dict(recipe.arguments)
+    chosen, recipe, factor = "constant", Recipe(), 1.0
+    if len(parts) == 1 and parts[0].loss in LOSSES:
+        named = parts[0]
+        name, recipe = named.name, LOSSES[named.loss].recipe
+        chosen, factor = recipe.schedule, named.weight
         if recipe.expression:
-            parts = [Term(parts[0].weight * part.weight, part.name) for part in parse_expression(recipe.expression)]
+            # A preset is that of the named loss, not of what it is trained with.
+            parts = [
+                Term(factor * part.weight, name if part.name == named.loss else part.name)
+                for part in parse_expression(recipe.expression)
+            ]
     if schedule is not None:
         if schedule not in ASKED_SCHEDULES:
             raise InputError(f"schedule: got '{schedule}'; expected one of {', '.join(ASKED_SCHEDULES)}")
@@ -153,7 +166,10 @@ def _trained(spec: str, schedule: str | None) -> _Trained:
                 "expected one such as dice+binary_cross_entropy+hausdorff_dt"
             )
         chosen = schedule
-    return _Trained(parts, chosen, arguments, name)
+    # A schedule that is requested instead has no final weights.
+    final, ramp = (recipe.final_weights, recipe.ramp) if schedule is None else (None, None)
+    final = None if final is None else tuple(factor * weight for weight in final)
+    return _Trained(parts, chosen, dict(recipe.arguments), name, final, ramp, recipe.terms)
 
 
 def _term_loss(
@@ -161,4 +177,4 @@ def _term_loss(
 ) -> nn.Module:
     accepted = accepted_arguments(loss_class(term.name)) or set()
     chosen = {name: value for name, value in {**wanted, **common}.items() if name in accepted}
-    return create_loss(term.name, **(chosen | dict(arguments)))
+    return create_loss(term.loss, **(chosen | dict(arguments)))  # the preset's are among the arguments

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medloss.boundary.balls import ball, reach
-from medloss.boundary.per_map import differentiable, new_results, wants_gradient
 from medloss.kernels import dispatch
+from medloss.per_map import differentiable, new_results, wants_gradient
 
 
 def deep_errors(

@@ -1,4 +1,4 @@
-"""`BoundaryLoss`: the losses that are a mean over the voxels of an item and class."""
+"""`MeanOverVoxelsLoss`: the losses that are a mean over the voxels of an item and class."""
 
 from abc import abstractmethod
 
@@ -10,7 +10,7 @@ from medloss.loss_entry import Recipe
 from medloss.reduction import reduce_means
 
 
-class BoundaryLoss(SegmentationLoss):
+class MeanOverVoxelsLoss(SegmentationLoss):
     """A mean over voxels, per item and class; a subclass defines the values in `sums`. Targets must be hard."""
 
     soft_targets = False

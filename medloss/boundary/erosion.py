@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medloss.boundary.per_map import differentiable, new_results, wants_gradient
 from medloss.kernels import dispatch
+from medloss.per_map import differentiable, new_results, wants_gradient
+from medloss.spacing import step_intervals
 
 
 def eroded_sums(
@@ -30,7 +31,7 @@ def eroded_sums(
         renormalize: stretch each step's map to [0, 1].
         voxel_weight: w, `[B, 1, *spatial]`, 0 at masked voxels, without gradient; None for 1.
     """
-    strides = [stride for item in spacing for stride in _strides(item)]
+    strides = [stride for item in spacing for stride in step_intervals(item)]
     sums: Tensor = _operator(p, y, mask, strides, list(weights), renormalize, voxel_weight, wants_gradient(p))[0]
     return sums
 
@@ -63,11 +64,6 @@ def _operator(
                 factor = None if voxel_weight is None else voxel_weight[b, 0]
                 sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, factor, out)
     return sums, gradients
-
-
-def _strides(spacing: tuple[float, ...]) -> list[int]:
-    # Half is rounded up, and what rounding left a hair below half is half.
-    return [math.floor(s / min(spacing) + 0.5 + 1e-6) for s in spacing]
 
 
 def _eroded_sum(

@@ -11,7 +11,7 @@ from torch import Tensor
 from medloss.base import CommonArguments
 from medloss.boundary.ball_means import deep_errors
 from medloss.boundary.balls import fitting
-from medloss.boundary.base import BoundaryLoss, karimi_recipe
+from medloss.boundary.base import MeanOverVoxelsLoss, karimi_recipe
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
 from medloss.loss_entry import register
@@ -24,7 +24,7 @@ from medloss.loss_entry import register
     summary="squared errors that lie a ball's radius deep on the wrong side",
     recipe=karimi_recipe("hausdorff_cv"),
 )
-class HausdorffCVLoss(BoundaryLoss):
+class HausdorffCVLoss(MeanOverVoxelsLoss):
     r"""Squared errors around which a ball of radius r lies mostly on one side, summed over radii.
 
     $$\frac{1}{N} \sum_r r^a \sum_x \big[(f(B_r * (1-y)) + f(B_r * p))\, U + (f(B_r * (1-p)) + f(B_r * y))\, V\big]$$

@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import Tensor
 
 from medloss.base import CommonArguments
-from medloss.boundary.base import BoundaryLoss, karimi_recipe
+from medloss.boundary.base import MeanOverVoxelsLoss, karimi_recipe
 from medloss.boundary.erosion import eroded_sums
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
@@ -25,7 +25,7 @@ from medloss.loss_entry import register
         "norm of a step's gradient is clipped at 1",
     ),
 )
-class HausdorffERLoss(BoundaryLoss):
+class HausdorffERLoss(MeanOverVoxelsLoss):
     r"""Squared errors, eroded again and again: thick regions of error survive longest and cost most.
 
     $$\frac{1}{N} \sum_{k=1}^{K} \sum_x E_k k^a, \quad E_0 = (p - y)^2, \quad

@@ -61,6 +61,8 @@ class StructuralSimilarityLoss(SegmentationLoss):
         (True, True)
     """
 
+    looks_around = True
+
     def __init__(
         self,
         *,

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from medloss.buffers import UncastBuffers
+from medloss.call_arguments import CallArguments
 from medloss.checks import first_argument
 from medloss.create import create_loss, pass_epoch_on
 from medloss.distributed import sum_over_ranks
 from medloss.errors import InputError
 from medloss.expression import parse_expression
 from medloss.loss_entry import family_of
-from medloss.spacing import Spacing
 from medloss.wrappers.shared_pass import values_of
 
 SCHEDULES = ("constant", "linear", "ramp", "balanced")
@@ -116,6 +116,13 @@ class CombinedLoss(UncastBuffers):
             if numbers is not None and (len(numbers) != len(made) or not all(w >= 0 for w in numbers)):
                 raise InputError(f"{name}: got {list(numbers)}; expected {len(made)} numbers >= 0, one per loss")
         families = [family_of(loss) for loss in made]
+        if schedule == "balanced" and any(
+            getattr(part, "negative_values", False) for loss in made for part in loss.modules()
+        ):
+            raise InputError(
+                "schedule: 'balanced' scales terms by their values, and a boundary loss has values below 0; expected "
+                "it with subtract_minimum=True"
+            )
         if schedule == "ramp" and final_weights is None:
             final_weights = weights
             weights = [0.0 if family == "boundary" else w for family, w in zip(families, weights, strict=True)]
@@ -144,25 +151,12 @@ class CombinedLoss(UncastBuffers):
         target: Tensor | None = None,
         *,
         input: Tensor | None = None,
-        mask: Tensor | None = None,
-        spacing: Spacing | None = None,
-        distance_map: Tensor | None = None,
-        labelled_classes: Tensor | None = None,
-        voxel_weight: Tensor | None = None,
+        **given: Unpack[CallArguments],
     ) -> Tensor:
         """The weighted sum; arguments as `SegmentationLoss.forward`, or as the terms take them (a list of outputs)."""
         logits = first_argument(logits, input)
         losses = [self.losses[i] for i in self._called]
-        parts = values_of(
-            losses,
-            logits,
-            target,
-            mask=mask,
-            spacing=spacing,
-            distance_map=distance_map,
-            labelled_classes=labelled_classes,
-            voxel_weight=voxel_weight,
-        )
+        parts = values_of(losses, logits, target, **given)
         if any(value.shape != parts[0].shape for value in parts):
             shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(value.shape for value in parts))
             raise InputError(f"reduction: the terms' values have the shapes {shapes}; expected one: 'mean' or 'sum'")

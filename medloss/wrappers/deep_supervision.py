@@ -1,23 +1,25 @@
 """One loss on the outputs of several scales."""
 
 from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medloss.call_arguments import CALL_ARGUMENTS, CallArguments, tensors_of
 from medloss.checks import check_axes, checked_tensors, first_argument
 from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
-from medloss.spacing import Spacing, UnknownSpacingError, resolve_spacing, scaled_spacing
+from medloss.spacing import UnknownSpacingError, resolve_spacing, scaled_spacing
 
 
 class DeepSupervision(nn.Module):
     r"""The weighted sum of a loss over a network's outputs, finest first: $\sum_i w_i L(z_i, y_i)$.
 
     Target and mask are brought to each output's grid by nearest neighbours, as MONAI's `DeepSupervisionLoss` does.
-    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; distance maps and voxel weights are
-    resized as well.
+    Unlike there, the spacing is scaled with the grid, so that distances stay in mm; distance maps, instance
+    maps and voxel weights are resized as well, and skeleton maps by their maximum.
 
     Args:
         loss: the loss, ours or not.
@@ -55,11 +57,7 @@ class DeepSupervision(nn.Module):
         target: Tensor | None = None,
         *,
         input: Tensor | Sequence[Tensor] | None = None,
-        mask: Tensor | None = None,
-        spacing: Spacing | None = None,
-        distance_map: Tensor | None = None,
-        labelled_classes: Tensor | None = None,
-        voxel_weight: Tensor | None = None,
+        **given: Unpack[CallArguments],
     ) -> Tensor:
         """The weighted sum.
 
@@ -70,6 +68,8 @@ class DeepSupervision(nn.Module):
             mask: on the finest grid.
             spacing: mm, of the finest grid.
             distance_map: on the finest grid.
+            skeleton_map: on the finest grid.
+            instance_map: on the finest grid.
             labelled_classes: of all scales.
             voxel_weight: on the finest grid.
         """
@@ -77,15 +77,15 @@ class DeepSupervision(nn.Module):
         outputs = [logits] if isinstance(logits, Tensor) or not isinstance(logits, Sequence) else list(logits)
         if not outputs:
             raise InputError("logits: got no outputs; expected one tensor per scale, finest first")
-        maps = {"mask": mask, "distance_map": distance_map, "voxel_weight": voxel_weight}
+        tensors = tensors_of(given)
         for output in outputs:
-            _, target = checked_tensors(output, target, labelled_classes=labelled_classes, **maps)
+            _, target = checked_tensors(output, target, **tensors)
             check_axes(output, target)
         assert target is not None
         weights = self._weights(len(outputs))
         size = target.shape[2:]
         try:
-            spacings = resolve_spacing(spacing, target, target.shape[0], len(size))
+            spacings = resolve_spacing(given.get("spacing"), target, target.shape[0], len(size))
         except UnknownSpacingError:
             spacings = None  # the loss finds the same, and refuses it if it has distances
         total = outputs[0].new_zeros((), dtype=torch.float32)
@@ -94,14 +94,12 @@ class DeepSupervision(nn.Module):
                 continue
             grid = output.shape[2:]
             scaled = None if spacings is None else [scaled_spacing(row, size, grid) for row in spacings]
-            value = call_loss(
-                self.loss,
-                output,
-                _resized(target, grid),
-                spacing=scaled,
-                labelled_classes=labelled_classes,
-                **{name: None if values is None else _resized(values, grid) for name, values in maps.items()},
-            )
+            of_scale: Any = {
+                name: _resized(value, grid, CALL_ARGUMENTS[name].resize)
+                for name, value in tensors.items()
+                if value is not None
+            }
+            value = call_loss(self.loss, output, _resized(target, grid), spacing=scaled, **of_scale)
             total = total + weight * value
         return total
 
@@ -118,9 +116,13 @@ class DeepSupervision(nn.Module):
         return self.weights
 
 
-def _resized(maps: Tensor, grid: torch.Size) -> Tensor:
-    if maps.shape[2:] == grid:
+def _resized(maps: Tensor, grid: torch.Size, resize: str = "nearest") -> Tensor:
+    """Maps on another grid; `resize` as `CallArgument` has it."""
+    if not resize or maps.shape[2:] == grid:
         return maps
-    # Nearest neighbours take integers of any type along as float32, exactly up to 2^24.
+    # Integers of any type pass through float32, exactly up to 2^24.
     values = maps if maps.is_floating_point() else maps.float()
+    if resize == "max":
+        pool = F.adaptive_max_pool2d if maps.ndim == 4 else F.adaptive_max_pool3d
+        return pool(values, tuple(grid)).to(maps.dtype)
     return F.interpolate(values, size=tuple(grid), mode="nearest-exact").to(maps.dtype)

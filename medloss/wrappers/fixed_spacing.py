@@ -1,13 +1,15 @@
 """A loss with a fixed spacing, for trainers that pass none."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor, nn
 
+from medloss.call_arguments import CallArguments, tensors_of
 from medloss.checks import check_axes, checked_tensors
 from medloss.create import call_loss, pass_epoch_on
 from medloss.errors import InputError
-from medloss.spacing import Spacing, resolve_spacing, scaled_spacing
+from medloss.spacing import resolve_spacing, scaled_spacing
 
 
 class FixedSpacing(nn.Module):
@@ -55,27 +57,17 @@ class FixedSpacing(nn.Module):
         target: Tensor | None = None,
         *,
         input: Tensor | None = None,
-        mask: Tensor | None = None,
-        spacing: Spacing | None = None,
-        distance_map: Tensor | None = None,
-        labelled_classes: Tensor | None = None,
-        voxel_weight: Tensor | None = None,
+        **given: Unpack[CallArguments],
     ) -> Tensor:
         """The loss; see `SegmentationLoss.forward` for the arguments. `spacing` is ignored: the fixed one holds."""
-        given = {
-            "mask": mask,
-            "distance_map": distance_map,
-            "labelled_classes": labelled_classes,
-            "voxel_weight": voxel_weight,
-        }
-        logits, target = checked_tensors(logits, target, input=input, **given)
+        logits, target = checked_tensors(logits, target, input=input, **tensors_of(given))
         check_axes(logits, target)
         grid = tuple(logits.shape[2:])
         if len(grid) != len(self.spacing):
             raise InputError(f"logits: got {len(grid)} spatial axes {grid}; expected {len(self.spacing)}, as spacing")
         whole = self.patch_size or grid
-        fixed = scaled_spacing(self.spacing, whole, grid)
-        return call_loss(self.loss, logits, target, spacing=fixed, **given)
+        given["spacing"] = scaled_spacing(self.spacing, whole, grid)
+        return call_loss(self.loss, logits, target, **given)
 
     def start_epoch(self, epoch: int) -> None:
         """Update the weights where the loss is a `CombinedLoss`; call it before the epoch's first batch."""

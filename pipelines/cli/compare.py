@@ -16,8 +16,8 @@ from pipelines.utils import UserError
 
 @click.command(cls=GroupedCommand)
 @click.argument("manifest")
-@option("--losses", RUNS, "LIST", "Names, sums (0.2*focal+0.8*dice) or dotted paths, separated by commas; or all.",
-        default="all")  # fmt: skip
+@option("--losses", RUNS, "LIST", "Names, sums (0.2*focal+0.8*dice) or dotted paths, by commas; survey, more or all.",
+        default="survey")  # fmt: skip
 @option("--folds", RUNS, "LIST", "Validation folds, such as 0,1,2,3,4.", default="0")
 @option("--seeds", RUNS, "LIST", "Seeds, such as 0,1,2.", default="0")
 @option("--retry-failed", RUNS, None, "Train failed runs again.", is_flag=True)

@@ -56,13 +56,14 @@ def compare_options(command: Any) -> Any:
 
 
 def loss_list(text: str) -> list[str]:
-    """The losses in a list such as `all,0.2*focal+0.8*dice`; a `UserError` if there are none."""
-    from medloss.names import loss_names
+    """The losses in a list such as `survey,0.2*focal+0.8*dice`; a `UserError` if there are none."""
+    from medloss.names import LOSS_SETS, loss_names
 
     items = [item for item in "".join(text.split()).split(",") if item]
-    names = [name for item in items for name in (loss_names() if item == "all" else [item])]
+    sets = (*LOSS_SETS, "all")
+    names = [name for item in items for name in (loss_names(item) if item in sets else [item])]
     if not names:
-        raise UserError("--losses: got none; expected names by commas, or all")
+        raise UserError(f"--losses: got none; expected names by commas, or {', '.join(sets[:-1])} or all")
     return names
 
 

@@ -20,24 +20,46 @@ def losses(name: str | None) -> None:
         refuse_unknown_losses(name)
         from medloss.create import loss_class  # not above, for the second that torch takes
 
-        click.echo(inspect.getdoc(loss_class(name)))
+        cls = loss_class(name)
+        click.echo(inspect.getdoc(cls))
+        _print_presets(cls)
         return
     from medloss import LOSSES, kernels
+    from medloss.names import LOSS_SETS
     from medloss.training_loss import trained_as
     from pipelines.utils.text import Column, print_table
 
     text = [Column(heading, wraps=True) for heading in ("what it is", "paper")]
     columns = [Column("loss"), Column("family"), text[0], Column("trained as"), text[1]]
-    rows = []
-    for entry in LOSSES.values():
-        trained = trained_as(entry.name) if entry.recipe.expression else "alone"
-        trained += f" ({entry.recipe.origin})" if entry.recipe.published else ""
-        rows.append([entry.name, entry.family, entry.summary, trained, entry.paper])
-    print_table(columns, rows)
-    click.echo("\nTrained as: by our recipe, unless a published one is named.")
+    for which, heading in LOSS_SETS.items():
+        rows = []
+        for entry in (one for one in LOSSES.values() if one.which == which):
+            trained = trained_as(entry.name) if entry.recipe.expression else "alone"
+            trained += f" ({entry.recipe.origin})" if entry.recipe.published else ""
+            rows.append([entry.name, entry.family, entry.summary, trained, entry.paper])
+        click.echo(f"{heading}: compare --losses {which}\n")
+        print_table(columns, rows)
+        click.echo()
+    click.echo("Trained as: by our recipe, unless a published one is named.")
     click.echo(f"Kernels on the CPU: {kernels.in_use()}; installed: {', '.join(kernels.available())}.")
     if "numba" not in kernels.available():
         click.echo("pip install numba adds compiled ones, the fastest on a CPU.")
+
+
+def _print_presets(cls: Any) -> None:
+    from medloss.loss_entry import registered_name
+    from medloss.presets import PRESETS, presets_of
+    from pipelines.utils.text import Column, print_table
+
+    name = registered_name(cls)
+    if name is None:
+        return
+    click.echo(f"\nPresets: as {name}@PRESET in names and sums, and {cls.__name__}.preset(PRESET).\n")
+    rows = [
+        [preset, ", ".join(f"{key}={value}" for key, value in chosen.items()) or "-", PRESETS[preset].summary]
+        for preset, chosen in presets_of(name).items()
+    ]
+    print_table([Column("preset"), Column("with softmax", wraps=True), Column("whose", wraps=True)], rows)
 
 
 @click.command()

@@ -141,6 +141,20 @@ ADVICE: dict[str, Advice] = {
         avoid="With noisy labels: mislabelled voxels are hard, and get the largest weights. For independent channels "
         "the default `alpha` of 0.25 weighs foreground less than background; raise it for rare classes.",
     ),
+    "topk_cross_entropy": Advice(
+        use="Together with Dice, where most voxels are easy: only the worst tenth has a gradient, at full weight. "
+        + _ROBUST,
+        avoid="With noisy labels: mislabelled voxels are the worst ones, and stay so. The easy voxels get no gradient, "
+        "so their probabilities are not calibrated.",
+        pictures="Of the ball's voxels only those among the image's worst tenth have a value.",
+    ),
+    "l1_ace": Advice(
+        use="Next to Dice and cross entropy, where probabilities are used as such (volumes, thresholds, uncertainty): "
+        "it pulls each bin's mean probability to the frequency of the class.",
+        avoid="Alone: the prevalence everywhere has the value 0. With hard bins on small patches: bins then hold a few "
+        "voxels, and the value is noise.",
+        pictures="With hard bins the curves jump where the region's probability enters another bin.",
+    ),
     "structural_similarity": Advice(
         use="Together with cross entropy, where local structure (edges, thin parts) matters more than the interior.",
         avoid="Alone: where prediction and reference are both locally constant it sees no error, right or wrong.",
@@ -177,6 +191,44 @@ ADVICE: dict[str, Advice] = {
         avoid="Where the last percent of overlap counts: that factor goes to 0 as D goes to 1. Empty cases are as hard "
         "for it as for Dice.",
     ),
+    "generalized_dice": Advice(
+        use="For several classes of very different size in one image: each class's errors are weighed by its rarity, "
+        "and one overlap is taken of all.",
+        avoid="Where classes are absent from many cases or patches: weights, and with them the scale of the gradient, "
+        "change from case to case. With one channel it is Dice.",
+    ),
+    "matthews_correlation": Advice(
+        use="Where both sides matter, and their sizes differ: the correlation counts true negatives, too, and does not "
+        "depend on which side is called foreground.",
+        avoid="Where most patches hold no foreground: the loss then changes into a plain share of wrong voxels. For a "
+        "tiny structure it is close to one minus the geometric mean of precision and sensitivity, and Dice is simpler.",
+    ),
+    "generalized_wasserstein_dice": Advice(
+        use="For classes of which some are more alike than others (parts of one lesion): `dist_matrix` sets what "
+        "each confusion costs, and calling foreground background costs most.",
+        avoid="Where channels are independent: it needs a softmax. With two classes, or without a matrix, it is an "
+        "overlap of all foreground that no class weight balances: small classes weigh little.",
+    ),
+    "lovasz": Advice(
+        use="Where intersection over union is the metric, best after some epochs with another loss: it is that "
+        "metric's tightest convex extension, and the largest errors weigh most.",
+        avoid="Where patches without the structure are common: with softmax a class that is absent costs nothing, "
+        "with sigmoid a single voxel then has all of the gradient. It sorts every map: several times Dice's cost.",
+        pictures="The derivative of a structure is the sum of the jumps of its voxels' errors.",
+    ),
+    "cldice": Advice(
+        use="With Dice, for vessels, airways and other tubes: a gap costs the centre line's length, whatever the "
+        "tube's thickness, so that connections are kept.",
+        avoid="For compact structures: their skeleton says little. Where tubes are thicker than `iter_` voxels, raise "
+        "it. It costs tens of plain Dice losses.",
+        pictures="The ball is no tube: its soft skeleton is a few voxels in the middle.",
+    ),
+    "skeleton_recall": Advice(
+        use="With Dice and cross entropy, for thin tubes: each stretch of a centre line counts by its length, and the "
+        "tubes around them are computed once, before training (`SkeletonMapd`).",
+        avoid="Alone: foreground everywhere has the value 0. For compact structures, whose middle is soon found.",
+        pictures="Background has no gradient at all: a false positive costs nothing.",
+    ),
     "hausdorff_dt": Advice(
         use="With Dice, where distant outliers are worse than a border that is slightly off: an error's cost grows "
         "with the square of its distance to the borders, in mm. " + _ROBUST,
@@ -184,12 +236,6 @@ ADVICE: dict[str, Advice] = {
         "has the value 0. It needs distance transforms of reference and prediction at every step.",
         pictures="The curves jump at p = 0.5, where the hard prediction and so its distance map change. On the map the "
         "distant island outweighs everything else.",
-    ),
-    "log_hausdorff_dt": Advice(
-        use="As hausdorff_dt, where one distant outlier must not rule the gradient: the logarithm grows slowly with "
-        "its squared distance. " + _ROBUST,
-        avoid=_HAUSDORFF_ALONE + " The logarithm hides how much worse a far error is than a near one.",
-        pictures="As for hausdorff_dt; the logarithm divides all gradients of an item and class by 1 + its loss.",
     ),
     "hausdorff_er": Advice(
         use="With Dice, where thick regions of error matter and thin ones along the border do not; it needs no "
@@ -205,6 +251,14 @@ ADVICE: dict[str, Advice] = {
         + " On patches smaller than the balls (those radii are ignored), and where time is short: large "
         "balls on fine voxels make it the slowest loss here.",
     ),
+    "log_hausdorff_dt": Advice(
+        use="With Dice, as `hausdorff_dt`, where its values differ by orders of magnitude between cases and classes: "
+        "the logarithm keeps one distant error from outweighing the rest of the batch.",
+        avoid=_HAUSDORFF_ALONE + " Where the distant outlier is what matters: its gradient is divided by one plus the "
+        "value of `hausdorff_dt`. Empty references and cost are as there.",
+        pictures="The curves jump at p = 0.5, where the hard prediction and so its distance map change. The map is "
+        "that of `hausdorff_dt`: the logarithm scales a case's gradient as a whole.",
+    ),
     "shape_aware": Advice(
         use="Where distant contours should cost more than with cross entropy: all wrong voxels are weighted by the "
         "contours' mean distance.",
@@ -213,11 +267,32 @@ ADVICE: dict[str, Advice] = {
         pictures="The curves jump at p = 0.5, where the hard prediction changes. A structure that is missed as a whole "
         "leaves no predicted contour, so the foreground's curve is that of cross entropy.",
     ),
+    "boundary": Advice(
+        use="Next to a region-based loss, for small structures: an error costs its distance to the border in mm, and "
+        "the map of the reference is computed once, before training.",
+        avoid="Alone: it collapses to background where the foreground is small. Where many patches are empty: without "
+        "a border they teach nothing. Its values are negative for good predictions.",
+        pictures="The value is below 0 where the prediction is good. Distant background has the largest gradient, "
+        "right or wrong, while its probability is not yet 0.",
+    ),
     "combo": Advice(
         use="As a first choice where the foreground is small: Dice keeps the rare class relevant, cross entropy gives "
         "each voxel a gradient. " + _ROBUST,
         avoid="Where you want to study either part alone: `alpha` and `beta` are two more choices to make. At the "
         "defaults cross entropy is halved twice, so Dice dominates for small structures.",
+    ),
+    "unified_focal": Advice(
+        use="Where the foreground is rare, and one loss with one set of parameters is wanted: cross entropy suppresses "
+        "only the background, the overlap enhances only the foreground. " + _ROBUST,
+        avoid="Where classes are balanced, or background is one class among equals: class 0 is treated apart. Three "
+        "parameters are to be chosen; the authors keep two of them.",
+    ),
+    "instance_wise": Advice(
+        use="Next to Dice and cross entropy, where every lesion should be found, small ones too: each counts the same, "
+        "whatever its size.",
+        avoid="Where components are artefacts of the labels: single voxels count as much as organs. Where there is one "
+        "component per class: it is the inner loss then, at a higher cost.",
+        pictures="There is one structure, so it is the sum of Dice and cross entropy here.",
     ),
     "exponential_logarithmic": Advice(
         use="For structures of very different sizes in one image: labels are weighted by the root of their rarity, and "

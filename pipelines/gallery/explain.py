@@ -11,7 +11,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medloss import CombinedLoss, create_loss
+from medloss import CombinedLoss
 from medloss.expression import parse_expression
 from pipelines.data.nifti import (
     BadFileError,
@@ -25,7 +25,7 @@ from pipelines.data.nifti import (
     whole_labels,
 )
 from pipelines.gallery.pictures import Slice, densest_slice, gradient_figure
-from pipelines.gallery.scenes import logit, negative_gradient, soft_logits
+from pipelines.gallery.scenes import logit, negative_gradient, one_channel_loss, soft_logits
 from pipelines.utils import UserError
 from pipelines.utils.figures import write_png
 
@@ -148,7 +148,8 @@ def explain_case(
         raise UserError(f"--out: got {path}; expected a file name that ends in .png")
     terms = parse_expression(loss)
     alone = len(terms) == 1 and terms[0].weight == 1
-    made = create_loss(terms[0].name, sigmoid=True) if alone else CombinedLoss(loss, sigmoid=True)
+    parts = [one_channel_loss(term.name) for term in terms]
+    made = parts[0] if alone else CombinedLoss(parts, weights=[term.weight for term in terms])
     shown, drawn = _channel(read_user_file(image, "--image", channels=None), channel)
     target = read_user_file(label, "--label", along=shown.orientation)
     notes = [check_same_grid(shown, target)]

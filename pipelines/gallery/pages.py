@@ -1,15 +1,17 @@
 """Writes the gallery: one page of Markdown per loss, and the table of all."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medloss import LOSSES, create_loss
+from medloss import LOSSES
 from medloss.loss_entry import LossEntry
+from medloss.names import LOSS_SETS
+from medloss.presets import presets_of
 from pipelines.gallery.descriptions import Description, advice, describe, paper_links
 from pipelines.gallery.pictures import Slice, gradient_figure, imbalance_figure, overview_figure, probability_figure
-from pipelines.gallery.scenes import is_voxelwise, negative_gradient, phantom_scene
+from pipelines.gallery.scenes import is_voxelwise, negative_gradient, one_channel_loss, phantom_scene
 from pipelines.utils.figures import write_png
 from pipelines.utils.files import write_text
 
@@ -62,6 +64,7 @@ def loss_page(entry: LossEntry, voxelwise: bool) -> str:
         f"**When not.** {advised.avoid}",
         "## Defaults",
         _defaults(described),
+        _presets(entry),
     ]
     for suffix, heading, caption in _PICTURES:
         parts.append(f"## {heading}")
@@ -73,15 +76,20 @@ def loss_page(entry: LossEntry, voxelwise: bool) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def index_page(entries: Iterable[LossEntry], overview: bool) -> str:
-    """The table of losses that have a page, with the picture of all maps if it exists."""
-    rows = [f"| [{e.name}]({e.name}.md) | {e.family} | {_cell(e.summary)} | {_sum(e)} |" for e in entries]
+def index_page(entries: Sequence[LossEntry], overview: bool) -> str:
+    """The tables of losses that have a page, with the picture of all maps if it exists."""
+    tables = []
+    for which, heading in LOSS_SETS.items():
+        rows = [_row(entry) for entry in entries if entry.which == which]
+        if rows:
+            head = ["| loss | family | what it is | trained as |", "| --- | --- | --- | --- |"]
+            tables += [f"## {heading}", "\n".join([*head, *rows])]
     parts = [
         _MADE,
         "# The losses",
         "Each page has the loss's formula, defaults, advice and three pictures, made from the code by `medloss "
         "gallery`. The last column is how `medloss train` trains the loss by its recipe: alone, or in a sum.",
-        "\n".join(["| loss | family | what it is | trained as |", "| --- | --- | --- | --- |", *rows]),
+        *tables,
     ]
     if overview:
         parts += [
@@ -91,6 +99,10 @@ def index_page(entries: Iterable[LossEntry], overview: bool) -> str:
             "blue: towards background; each map is divided by its largest absolute value.",
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _row(entry: LossEntry) -> str:
+    return f"| [{entry.name}]({entry.name}.md) | {entry.family} | {_cell(entry.summary)} | {_sum(entry)} |"
 
 
 def _sum(entry: LossEntry) -> str:
@@ -113,6 +125,18 @@ def _defaults(described: Description) -> str:
         return f"No specific arguments; it takes {common}"
     rows = [f"| `{a.name}` | `{a.default}` | {_cell(a.meaning)} |" for a in described.arguments]
     return "\n".join(["| argument | default | meaning |", "| --- | --- | --- |", *rows]) + f"\n\nIt also takes {common}"
+
+
+def _presets(entry: LossEntry) -> str:
+    rows = [
+        f"| `{entry.name}@{name}` | {', '.join(f'`{key}={value}`' for key, value in chosen.items()) or '-'} |"
+        for name, chosen in presets_of(entry.name).items()
+        if name != "survey"
+    ]
+    if not rows:
+        return ""
+    text = f"Presets, also as `medloss.{entry.cls.__name__}.preset(NAME)`, of classes that exclude each other:"
+    return "\n".join([text, "", "| name | arguments |", "| --- | --- |", *rows])
 
 
 def _cell(text: str) -> str:
@@ -142,7 +166,7 @@ def write_gallery(out: Path, names: Sequence[str] = (), report: Callable[[str], 
     pictures = out / PICTURES
     maps = {}
     for name in names or LOSSES:
-        loss = create_loss(name, sigmoid=True)
+        loss = one_channel_loss(name)
         maps[name] = negative_gradient(loss, scene.logits, scene.reference, scene.spacing)[..., index]
         write_png(probability_figure(name), pictures / f"{name}-probability.png")
         write_png(imbalance_figure(name), pictures / f"{name}-imbalance.png")

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
-from medloss import call_loss, create_loss
+from medloss import SegmentationLoss, call_loss, create_loss
+from medloss.create import loss_class
 from medloss.voxelwise import VoxelwiseLoss
 
 #: Probabilities at which curves are drawn; 0.5 lies between two of them, since hard predictions change there.
@@ -126,9 +127,29 @@ def negative_gradient(
     return -_gradient(z)
 
 
+class _AsTwoClasses(nn.Module):
+    """A loss of classes that exclude each other, called with the logit of one channel: that against a 0."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, target: Tensor, **keywords: Any) -> Tensor:
+        """The loss of two classes whose softmax is the channel's sigmoid."""
+        return call_loss(self.loss, torch.cat([torch.zeros_like(logits), logits], 1), target, **keywords)
+
+
+def one_channel_loss(name: str, **arguments: Any) -> nn.Module:
+    """A loss by name, for logits of one channel."""
+    cls = loss_class(name)
+    if issubclass(cls, SegmentationLoss) and cls.categorical_only:
+        return _AsTwoClasses(create_loss(name, softmax=True, **arguments))
+    return create_loss(name, sigmoid=True, **arguments)
+
+
 def is_voxelwise(name: str) -> bool:
     """Whether a registered loss has a value per voxel; else it has a value per structure."""
-    return isinstance(create_loss(name, sigmoid=True), VoxelwiseLoss)
+    return isinstance(one_channel_loss(name), VoxelwiseLoss)
 
 
 def probability_curve(name: str, foreground: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -138,7 +159,7 @@ def probability_curve(name: str, foreground: bool) -> tuple[NDArray[np.float64],
     logits of all the region's voxels change together.
     """
     voxelwise = is_voxelwise(name)
-    loss = create_loss(name, sigmoid=True, reduction="none" if voxelwise else "mean")
+    loss = one_channel_loss(name, reduction="none" if voxelwise else "mean")
     scene = region_scene(foreground)
     region = torch.from_numpy(scene.region)
     values, gradients = [], []
@@ -154,7 +175,7 @@ def probability_curve(name: str, foreground: bool) -> tuple[NDArray[np.float64],
 
 def imbalance_curve(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Value, and mean |dL/dz| per foreground voxel, on `imbalance_scene` at each of `SHARES`."""
-    loss = create_loss(name, sigmoid=True)
+    loss = one_channel_loss(name)
     values, norms = [], []
     for share in SHARES:
         scene: Scene = imbalance_scene(float(share))

@@ -13,14 +13,15 @@ from medloss.create import accepted_keywords, pass_epoch_on
 from medloss.errors import InputError
 from medloss.expression import Term, parse_expression
 from medloss.names import loss_names, unknown_loss
+from medloss.presets import preset_arguments, presets_of
 from medloss.spacing import scaled_spacing
 
 # Names of trainers: `nnUNetTrainerMedloss_<loss>`, optionally with `_<N>epochs`
 
 PREFIX = "nnUNetTrainerMedloss_"
 _EPOCHS = re.compile(r"(?P<losses>.+)_(?P<epochs>[1-9][0-9]*)epochs?")
-#: Names of classes allow only letters, digits and `_`: these words stand for `+`, `*` and `.`.
-_PLUS, _TIMES, _POINT = "_plus_", "_times_", "p"
+#: Names of classes allow only letters, digits and `_`: these words stand for `+`, `*`, `@` and `.`.
+_PLUS, _TIMES, _AT, _POINT = "_plus_", "_times_", "_at_", "p"
 _TERM = re.compile(rf"(?:(?P<weight>[0-9]+(?:{_POINT}[0-9]+)?){_TIMES})?(?P<name>\w+)")
 
 
@@ -36,14 +37,15 @@ class TrainerName:
     def __str__(self) -> str:
         parts = []
         for term in parse_expression(self.loss):
-            if term.name not in loss_names():
+            if term.loss not in loss_names():
                 raise InputError(
-                    f"loss: '{term.name}' is no registered loss; trainers are named after registered ones only"
+                    f"loss: '{term.loss}' is no registered loss; trainers are named after registered ones only"
                 )
             weight = f"{term.weight:.10f}".rstrip("0").rstrip(".")
             if float(weight) != term.weight:
                 raise InputError(f"loss: the weight {term.weight!r} has too many digits for a trainer's name")
-            parts.append(term.name if term.weight == 1 else f"{weight.replace('.', _POINT)}{_TIMES}{term.name}")
+            name = term.name.replace("@", _AT)
+            parts.append(name if term.weight == 1 else f"{weight.replace('.', _POINT)}{_TIMES}{name}")
         ending = "" if self.epochs is None else f"_{self.epochs}epochs"
         return f"{PREFIX}{_PLUS.join(parts)}{ending}"
 
@@ -62,12 +64,16 @@ def trainer_name(name: str) -> TrainerName | None:
     terms = []
     for part in parts:
         term = _TERM.fullmatch(part)
-        if term is None or term["name"] not in loss_names():
+        if term is None:
             return None
+        loss, _, preset = term["name"].partition(_AT)
+        if loss not in loss_names() or (preset and preset not in presets_of(loss)):
+            return None
+        called = f"{loss}@{preset}" if preset else loss
         weight = term["weight"]
         if weight is not None and float(weight.replace(_POINT, ".")) == 0:
             return None
-        terms.append(term["name"] if weight is None else f"{weight.replace(_POINT, '.')}*{term['name']}")
+        terms.append(called if weight is None else f"{weight.replace(_POINT, '.')}*{called}")
     return TrainerName("+".join(terms), epochs)
 
 
@@ -82,10 +88,15 @@ def _split(name: str) -> tuple[list[str], int | None]:
 def hint(name: str) -> str:
     """A message about a name with our prefix that is not valid; names the loss nearest to the unknown one."""
     names = [part.rsplit(_TIMES, 1)[-1] for part in _split(name)[0]]
-    unknown = next((one for one in names if one not in loss_names()), None)
-    if unknown is None:
-        return f"medloss: no trainer '{name}': expected weights above 0, such as 0{_POINT}5{_TIMES}{names[0]}"
-    return f"medloss: no trainer '{name}': {unknown_loss(unknown)}"
+    expected = f"expected weights above 0, such as 0{_POINT}5{_TIMES}{names[0]}"
+    for loss, _, preset in (one.partition(_AT) for one in names):
+        if loss not in loss_names():
+            expected = unknown_loss(loss)
+            break
+        if preset and preset not in presets_of(loss):
+            expected = f"no preset '{preset}' of {loss}; expected one of {', '.join(presets_of(loss))}"
+            break
+    return f"medloss: no trainer '{name}': {expected}"
 
 
 # The loss: nnU-Net's targets, ignore label and deep supervision, and the plan's spacing
@@ -94,7 +105,6 @@ def hint(name: str) -> str:
 LOSS_STATE = "medloss_loss_state"
 #: nnU-Net's default loss: Dice, in which an empty class counts as correct, plus cross entropy.
 _DEFAULT = [Term(1.0, name) for name in ("binary_cross_entropy", "dice")]
-_SMOOTH = 1e-5
 
 
 class NnunetLoss(nn.Module):
@@ -179,7 +189,7 @@ def create_nnunet_loss(
 ) -> NnunetLoss:
     """Create a loss by its recipe, with the plan's settings.
 
-    In every sum `dice` has nnU-Net's settings: smoothing 1e-5, and no background with label maps. The sum
+    In every sum `dice` is `dice@nnunet`: smoothing 1e-5, and no background with label maps. The sum
     `dice+binary_cross_entropy` equals nnU-Net's default loss up to rounding: its Dice counts as -D, and with regions
     and an ignore label its cross entropy is summed over the regions, not averaged.
 
@@ -194,10 +204,13 @@ def create_nnunet_loss(
     Raises:
         InputError: an unknown loss, or one that takes no mask where there is an ignore label.
     """
-    default = sorted(parse_expression(spec), key=lambda term: term.name) == _DEFAULT
+    terms = parse_expression(spec)
+    # Without a preset `dice` has nnU-Net's.
+    plain = [Term(term.weight, term.loss if term.preset == "nnunet" else term.name) for term in terms]
+    default = sorted(plain, key=lambda term: term.name) == _DEFAULT
     if default and regions and ignore_label is not None:
         spec = f"dice+{heads}*binary_cross_entropy"
-    dice: dict[str, Any] = {"smooth_nr": _SMOOTH, "smooth_dr": _SMOOTH, "include_background": regions}
+    dice = {"include_background": True} | preset_arguments("nnunet", "dice", softmax=not regions)
     # nnU-Net has checked the labels; a check per batch would synchronise with the GPU.
     common: dict[str, Any] = {"batch": batch_dice, "validate": False}
     loss = create_training_loss(spec, num_classes=heads, sigmoid=regions, common=common, terms={"dice": dice})

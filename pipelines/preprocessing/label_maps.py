@@ -1,4 +1,4 @@
-"""Maps of a label that some losses read: signed distances."""
+"""Maps of a label that some losses read: signed distances, tubes around centre lines, nearest instances."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from medloss.base import SegmentationLoss
+from medloss.call_arguments import TARGET_MAPS
 from pipelines.data.label_scheme import LabelScheme
 
 #: Arguments of a loss's call that are maps of the label.
-MAPS = ("distance_map",)
+MAPS = TARGET_MAPS
 
 
 def wanted_maps(loss: nn.Module) -> tuple[str, ...]:
@@ -36,6 +37,15 @@ def label_maps(names: Iterable[str], label: Tensor, spacing: Sequence[float], sc
     """
     if not names:
         return {}
-    from medloss.distance import signed_distance_map
+    masks = channel_masks(label[None], scheme)
+    return {name: _computed(name, masks, tuple(spacing))[0] for name in names}
 
-    return {name: signed_distance_map(channel_masks(label[None], scheme), tuple(spacing))[0] for name in names}
+
+def _computed(name: str, masks: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    if name == "distance_map":
+        from medloss.distance import signed_distance_map
+
+        return signed_distance_map(masks, spacing)
+    from medloss import maps
+
+    return maps.tube_map(masks, spacing) if name == "skeleton_map" else maps.instance_map(masks, spacing)

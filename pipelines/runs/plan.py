@@ -112,7 +112,7 @@ class RunShape:
     """A run of `epochs`, of which `done` are finished, as far as it matters to a forecast."""
 
     loss: str
-    fold: int
+    fold: int  #: validation fold
     epochs: int
     done: int = 0
 
@@ -220,7 +220,8 @@ def planned_runs(configs: list[RunConfig], folds: list[int], seeds: list[int]) -
 
 
 def file_name(loss: str) -> str:
-    """A folder's name for a loss or a sum of losses: `0.2*focal+dice` becomes `0.2xfocal_plus_dice`."""
-    name = re.sub(r"[^\w.]+", "_", loss.replace("*", "x").replace("+", "_plus_")).strip("_.") or "loss"
+    """A folder's name for a loss or a sum of losses: `0.2*focal+dice@monai` becomes `0.2xfocal_plus_dice_at_monai`."""
+    words = loss.replace("*", "x").replace("+", "_plus_").replace("@", "_at_")
+    name = re.sub(r"[^\w.]+", "_", words).strip("_.") or "loss"
     # File systems allow 255 bytes.
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(loss.encode()).hexdigest()[:8]}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_inputs import make
+from loss_inputs import make, modes_of
 from torch.autograd import forward_ad
 
 import medloss
@@ -83,6 +83,8 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "voxel weight infinite": ({"voxel_weight": LABEL + float("inf")}, "voxel_weight: got values from inf to inf"),
     "voxel weight NaN": ({"voxel_weight": LABEL + float("nan")}, "voxel_weight: got values from nan to nan"),
+    "skeleton map shape": ({"skeleton_map": LOGITS[:, :1]}, r"skeleton_map: got shape \(2, 1, 6, 5, 4\); expected"),
+    "instance map shape": ({"instance_map": LOGITS[:1]}, r"instance_map: got shape \(1, 3, 6, 5, 4\); expected"),
     "logits without activation": (
         {"logits": LOGITS - 4, "mode": "probabilities"},
         r"logits: got values from -4 to -4 where probabilities in \[0, 1\] .* softmax=True",
@@ -117,6 +119,14 @@ NOT_ONE_TENSOR: dict[str, tuple[dict[str, Any], str]] = {
     "array as distance map": (
         {"distance_map": LOGITS.numpy()},
         r"distance_map: got a numpy.ndarray; .* torch.as_tensor",
+    ),
+    "array as skeleton map": (
+        {"skeleton_map": LABEL.numpy()},
+        r"skeleton_map: got a numpy.ndarray; .* torch.as_tensor",
+    ),
+    "array as instance map": (
+        {"instance_map": LABEL.numpy()},
+        r"instance_map: got a numpy.ndarray; .* torch.as_tensor",
     ),
     "stacked heads": (
         {"logits": LOGITS.unsqueeze(1).expand(-1, 2, -1, -1, -1, -1)},
@@ -170,7 +180,7 @@ def test_wrappers_refuse_what_is_not_one_tensor(wrapper: str, case: str) -> None
 @pytest.mark.parametrize("case", EMPTY)
 def test_empty_input_is_refused_by_every_loss(name: str, case: str) -> None:
     arguments, message = EMPTY[case]
-    for mode in ("softmax", "sigmoid", "probabilities"):
+    for mode in modes_of(name):
         with pytest.raises(medloss.InputError, match=message):
             make(name, mode)(**arguments)
 
@@ -256,6 +266,40 @@ CONSTRUCTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("structural_similarity", {"threshold": 1.0}, "threshold: got 1.0"),
     ("structural_similarity", {"window": 4}, "window: got 4; expected an odd number"),
     ("structural_similarity", {"sigma": 0.0}, "sigma: got 0.0"),
+    ("generalized_dice", {"w_type": "cubic"}, "w_type: got 'cubic'; expected one of square, simple, uniform"),
+    ("generalized_dice", {"smooth_dr": -1.0}, "smooth_dr: got -1.0"),
+    ("matthews_correlation", {"smooth_dr": 0.0}, "smooth_dr: got 0.0; expected a positive number"),
+    ("generalized_wasserstein_dice", {"sigmoid": True}, "softmax: .* expected softmax=True"),
+    ("generalized_wasserstein_dice", {"softmax": True, "weight": 2.0}, "weight: this loss takes none; .* dist_matrix"),
+    ("generalized_wasserstein_dice", {"softmax": True, "weighting_mode": "all"}, "weighting_mode: got 'all'"),
+    ("generalized_wasserstein_dice", {"softmax": True, "dist_matrix": [[0, 1]]}, r"dist_matrix: got shape \(1, 2\)"),
+    ("generalized_wasserstein_dice", {"softmax": True, "dist_matrix": "far"}, "dist_matrix: got shape"),
+    ("generalized_wasserstein_dice", {"softmax": True, "dist_matrix": [[0, 1], [2, 0]]}, "dist_matrix: .* symmetric"),
+    ("generalized_wasserstein_dice", {"softmax": True, "dist_matrix": [[1, 1], [1, 0]]}, "dist_matrix: .* diagonal"),
+    (
+        "generalized_wasserstein_dice",
+        {"softmax": True, "dist_matrix": [[0, 1, 1], [1, 0, 4], [1, 4, 0]]},
+        r"dist_matrix: background is at \[0.25, 0.25\] of the largest distance",
+    ),
+    ("topk_cross_entropy", {"k": 0}, "k: got 0; expected percent"),
+    ("topk_cross_entropy", {"k": 100.5}, "k: got 100.5; expected percent"),
+    ("l1_ace", {"num_bins": 0}, "num_bins: got 0; expected 1 or more"),
+    ("l1_ace", {"binning": "round"}, "binning: got 'round'; expected 'hard' or 'soft'"),
+    ("cldice", {"iter_": -1}, "iter_: got -1; expected 0 or more"),
+    ("cldice", {"smooth": -1.0}, "smooth: got -1.0; expected a number >= 0"),
+    ("instance_wise", {"cells": "round"}, "cells: got 'round'; expected 'voronoi' or 'blob'"),
+    ("instance_wise", {"connectivity": 5}, "connectivity: got 5; expected 26"),
+    ("instance_wise", {"loss": "dicee"}, "loss: no loss 'dicee'; did you mean 'dice'"),
+    ("instance_wise", {"loss": "dice+instance_wise"}, "loss: 'instance_wise' cannot be taken per instance"),
+    ("instance_wise", {"loss": "generalized_wasserstein_dice"}, "loss: .* expected a loss of medloss for one channel"),
+    ("instance_wise", {"loss": "monai.losses.DiceLoss"}, "loss: 'monai.losses.DiceLoss' cannot be taken per instance"),
+    ("instance_wise", {"terms": {"focal": {}}}, "terms: got 'focal', which is not in 'dice"),
+    ("skeleton_recall", {"smooth": 0.0}, "smooth: got 0.0; expected a positive number"),
+    ("lovasz", {"classes": "some"}, "classes: got 'some'; expected 'present', 'all'"),
+    ("lovasz", {"softmax": True, "hinge": True}, "hinge: .* expected sigmoid=True"),
+    ("unified_focal", {"alpha": -0.5}, "alpha: got -0.5"),
+    ("unified_focal", {"delta": 1.5}, "delta: got 1.5"),
+    ("unified_focal", {"gamma": 1.0}, "gamma: got 1.0"),
     ("hausdorff_dt", {"alpha": 0.0}, "alpha: got 0.0"),
     ("hausdorff_er", {"alpha": 0.0}, "alpha: got 0.0"),
     ("hausdorff_er", {"erosions": 0}, "erosions: got 0"),
@@ -280,6 +324,11 @@ def test_bad_arguments_are_refused(name: str, arguments: dict[str, Any], message
     [
         ("dice", {"weight": [1.0, 2.0]}, "weight: got 2 numbers; expected 1 or 3"),
         ("dice", {"weight": [1.0] * 3, "include_background": False}, "weight: got 3 numbers; expected 1 or 2"),
+        (
+            "generalized_wasserstein_dice",
+            {"dist_matrix": [[0, 1], [1, 0]]},
+            "dist_matrix: got 2 rows for logits of 3 classes",
+        ),
         ("focal", {"alpha": (0.5, 0.5)}, "alpha: got 2 numbers; expected 3"),
         ("exponential_logarithmic", {"frequencies": (0.5, 0.5)}, "frequencies: got 2 numbers; expected 3"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forked import LIMIT_S, Ranks
-from loss_inputs import SMALL, SPACING, assert_close, mask_like, sample
+from loss_inputs import SMALL, SPACING, assert_close, class_weights, mask_like, sample
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +20,7 @@ _DRAWN = sample("softmax", 3, batch=4)
 IMAGES = torch.randn(4, 1, *_DRAWN.index.shape[2:], generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 LABELS = _DRAWN.index.clone()
 LABELS[2:] = 0  # the second rank has no foreground
+TUBES = (torch.arange(3).view(1, 3, 1, 1, 1) == LABELS) & (torch.arange(LABELS.shape[-1]) % 2 == 0)
 MASKS = {
     "none": torch.ones_like(LABELS, dtype=torch.bool),
     "random": mask_like(LABELS),
@@ -86,6 +87,8 @@ class Case:
             keywords["voxel_weight"] = WEIGHTS[items]
         if not self.compiled:
             keywords["spacing"] = SPACING[3]
+        if self.loss == "skeleton_recall":  # which else needs scikit-image
+            keywords["skeleton_map"] = TUBES[items]
         value = self.make()(logits, LABELS[items], **keywords)
         value.mean().backward()
         return value.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
@@ -95,8 +98,10 @@ def of_family(*families: str) -> list[str]:
     return [name for name, entry in medloss.LOSSES.items() if entry.family in families]
 
 
+#: With `batch=True` they choose or sort within each rank's batch.
+OF_THE_RANK = ("topk_cross_entropy", "lovasz")
 #: The losses that have regions to sum over the batch.
-REGIONS = of_family("region", "compound")
+REGIONS = [name for name in of_family("region", "compound") if name not in OF_THE_RANK]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "foreground": {"arguments": {"include_background": False}},
@@ -115,12 +120,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "voxel_weight": {"weighted": True},
     "labelled_sigmoid": {"labelled": True, "arguments": {"sigmoid": True}},
 }
-CASES = {f"{name}-{variant}": Case(name, **options) for name in REGIONS for variant, options in VARIANTS.items()}
+
+
+def has_meaning(name: str, variant: str) -> bool:
+    if variant == "weighted":
+        return len(class_weights(name, "softmax", background=True) or ()) == 3
+    return not (medloss.LOSSES[name].cls.categorical_only and variant in ("sigmoid", "activation", "labelled_sigmoid"))
+
+
+CASES = {
+    f"{name}-{variant}": Case(name, **options)
+    for name in REGIONS
+    for variant, options in VARIANTS.items()
+    if has_meaning(name, variant)
+}
 CASES |= {
     "dice-squared": Case("dice", {"squared_pred": True, "smooth_nr": 0.0, "smooth_dr": 1e-5}),
     "dice-jaccard": Case("dice", {"jaccard": True, "smooth_nr": 0.5, "smooth_dr": 2.0}),
     "sensitivity_specificity-quotients": Case("sensitivity_specificity", {"squared": False, "r": 0.3}),
     "exponential_logarithmic-frequencies": Case("exponential_logarithmic", {"frequencies": (0.7, 0.2, 0.1)}),
+    "generalized_wasserstein_dice-matrix": Case(
+        "generalized_wasserstein_dice",
+        {"dist_matrix": ((0, 1, 1), (1, 0, 0.4), (1, 0.4, 0)), "weighting_mode": "GDL"},
+        first=3,
+        mask="random",
+    ),
     "one_pass": Case("dice+0.5*tversky"),
     "two_compounds": Case("combo+0.5*exponential_logarithmic", first=3, mask="random"),
     "dice-compiled": Case("dice", compiled=True),
@@ -128,7 +152,9 @@ CASES |= {
 }
 #: Their voxelwise part differs between ranks, so the values differ though the gradients' mean does not.
 MEANS = {"with_cross_entropy": Case("0.5*dice+binary_cross_entropy")}
-MEANS |= {f"{name}-means": Case(name) for name in of_family("distribution", "boundary")}
+MEANS |= {
+    f"{name}-means": Case(name) for name in of_family("distribution", "boundary", "wrapper") if name not in OF_THE_RANK
+}
 MEANS["balanced-labelled"] = Case("balanced_cross_entropy", labelled=True)
 #: It divides by the number of voxels that it selects, whatever `batch` says.
 del MEANS["structural_similarity-means"]
@@ -226,7 +252,8 @@ def test_one_process_compiles_to_one_graph(name: str) -> None:
     with medloss.kernels.use("eager"):
         for compiled in (False, True):
             logits = _DRAWN.logits.clone().requires_grad_()
-            value = Case(name, compiled=compiled).make()(logits, LABELS, mask=MASKS["random"])
+            # The skeletons that are not given need scikit-image.
+            value = Case(name, compiled=compiled).make()(logits, LABELS, mask=MASKS["random"], skeleton_map=TUBES)
             seen.append((value.detach(), *torch.autograd.grad(value, logits)))
     for actual, expected in zip(*seen, strict=True):
         close(actual, expected)

@@ -119,9 +119,11 @@ def test_calls_by_monais_keywords() -> None:
     drawn = sample("softmax", 3)
     for name in medloss.LOSSES:
         loss = make(name, "softmax")
-        value = loss(drawn.logits, drawn.index, spacing=drawn.spacing)
-        assert torch.equal(loss(input=drawn.logits, target=drawn.index, spacing=drawn.spacing), value)
-        assert torch.equal(loss(logits=drawn.logits, target=drawn.index, spacing=drawn.spacing), value)
+        # Skeletons that are not given need scikit-image.
+        keywords: dict[str, Any] = {"spacing": drawn.spacing, "skeleton_map": drawn.maps}
+        value = loss(drawn.logits, drawn.index, **keywords)
+        assert torch.equal(loss(input=drawn.logits, target=drawn.index, **keywords), value)
+        assert torch.equal(loss(logits=drawn.logits, target=drawn.index, **keywords), value)
     dice = make("dice", "softmax")
     wrappers = (
         medloss.CombinedLoss([dice, make("focal", "softmax")]),

@@ -23,6 +23,25 @@ MODES = ("softmax", "sigmoid", "probabilities")
 SMALL = {"hausdorff_cv": {"radii": (1.0, 1.9)}, "hausdorff_er": {"erosions": 4}}
 
 
+#: The matrix of distances has the classes' weights.
+TAKES_NO_WEIGHT = ("generalized_wasserstein_dice",)
+#: With softmax class 0 never counts.
+WITHOUT_BACKGROUND = ("skeleton_recall", "instance_wise")
+
+
+def modes_of(name: str) -> tuple[str, ...]:
+    """The modes in which a registered loss has a meaning."""
+    return MODES[:1] if medloss.LOSSES[name].cls.categorical_only else MODES
+
+
+def class_weights(name: str, mode: str, background: bool) -> list[float] | None:
+    """A weight for each class that is left, of three; None for a loss that takes none."""
+    if name in TAKES_NO_WEIGHT:
+        return None
+    left_out = not background or (mode == "softmax" and name in WITHOUT_BACKGROUND)
+    return [0.5, 2.0, 1.5][: 2 if left_out else 3]
+
+
 @dataclass
 class Sample:
     """Float64 logits, an index map and one map a class for one mode."""

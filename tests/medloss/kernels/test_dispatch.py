@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loss_inputs import MODES, assert_close, make, mask_like, sample
+from loss_inputs import MODES, assert_close, make, mask_like, modes_of, sample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -342,9 +342,11 @@ def test_float32_erosions_and_balls_need_no_float64(renormalize: bool, masked: b
 @pytest.mark.parametrize("kernels", [name for name in ("eager", "numba") if name in medloss.kernels.available()])
 @pytest.mark.parametrize("name", medloss.LOSSES)
 def test_tensors_stay_on_their_device_whatever_the_default(kernels: str, name: str) -> None:
-    for mode, dims, reduction in itertools.product(("softmax", "sigmoid"), (2, 3), ("mean", "none")):
+    for mode, dims, reduction in itertools.product(modes_of(name)[:2], (2, 3), ("mean", "none")):
         drawn, loss = sample(mode, dims), make(name, mode, reduction=reduction)
-        mask = mask_like(drawn.index)
+        # Skeletons that are not given need scikit-image.
+        keywords: dict[str, Any] = {"mask": mask_like(drawn.index), "spacing": drawn.spacing}
+        keywords["skeleton_map"] = drawn.maps
         results = []
         # No CPU code can read a tensor of the meta device, nor one of a GPU.
         for device in ("cpu", "meta"):
@@ -352,7 +354,7 @@ def test_tensors_stay_on_their_device_whatever_the_default(kernels: str, name: s
             balls.discs.cache_clear()
             logits = drawn.logits.float().requires_grad_()
             with medloss.kernels.use(kernels), torch.device(device):
-                value = loss(logits, drawn.index, mask=mask, spacing=drawn.spacing)
+                value = loss(logits, drawn.index, **keywords)
                 results.append((value.detach(), *torch.autograd.grad(value.sum(), logits)))
         for here, there in zip(*results, strict=True):
             assert torch.equal(here, there)

@@ -33,9 +33,12 @@ def test_each_scale_gets_its_own_spacing_mask_and_target() -> None:
     probe = _Probe()
     mask = torch.rand(LABEL.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     maps = torch.rand(2, 3, *LABEL.shape[2:])
-    medloss.DeepSupervision(probe)(
-        _outputs(), LABEL, mask=mask, spacing=SPACING, distance_map=maps, voxel_weight=maps[:, :1]
-    )
+    lines = torch.zeros(2, 3, *LABEL.shape[2:], dtype=torch.uint8)
+    lines[..., 5, 7, 11] = 1
+    numbers = torch.randint(0, 300, (2, 3, *LABEL.shape[2:]), dtype=torch.int32)
+    keywords: dict[str, Any] = {"distance_map": maps, "skeleton_map": lines, "instance_map": numbers}
+    keywords["voxel_weight"] = maps[:, :1]
+    medloss.DeepSupervision(probe)(_outputs(), LABEL, mask=mask, spacing=SPACING, **keywords)
     assert [call["spacing"][0] for call in probe.calls] == [
         pytest.approx((3.0, 1.0, 0.6)),
         pytest.approx((3.0, 2.0, 1.2)),
@@ -48,6 +51,10 @@ def test_each_scale_gets_its_own_spacing_mask_and_target() -> None:
         assert call["mask"].shape == (2, 1, *size)
         assert call["distance_map"].shape == (2, 3, *size)
         assert torch.equal(call["voxel_weight"], call["distance_map"][:, :1])
+        # A line of one voxel is still there: nearest neighbours would step over it.
+        assert call["skeleton_map"].dtype == torch.uint8 and call["skeleton_map"].flatten(2).sum(2).eq(1).all()
+        assert call["instance_map"].shape == (2, 3, *size) and call["instance_map"].dtype == torch.int32
+    assert torch.equal(probe.calls[1]["instance_map"], numbers[..., 1::2, 1::2])
     assert torch.equal(probe.calls[1]["target"], LABEL[..., 1::2, 1::2])
 
 

@@ -72,6 +72,8 @@ _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
     ("status {made}", 0, "2 runs: 2 done", _ALL),
     # A loss's recipe describes what was trained, and the losses import torch.
     ("report {made}", 0, "report.html", _TRAINING[1:]),
+    ("compare phantom --losses dice@mona --out {out}", 2, "dice@mona: no preset 'mona'; did you mean 'monai'?", _ALL),
+    ("train phantom --loss focal@nnunet --out {out}", 2, "focal@nnunet: nnunet has no focal; the presets", _ALL),
     ("losses", 0, "soft overlap", ("torch._dynamo", "monai", "ignite", "mlflow", "SimpleITK", *_REPORT)),
 ]
 
@@ -138,7 +140,8 @@ def test_a_losss_file_has_its_name_and_its_folder_its_familys() -> None:
     ours = {name for name, entry in REGISTERED.items() if entry.cls.__module__.startswith("medloss.")}
     assert set(loss_names()) == ours
     for name, entry in medloss.LOSSES.items():
-        assert entry.cls.__module__ == f"medloss.{entry.family}.{name}"
+        folder = "wrappers" if entry.family == "wrapper" else entry.family
+        assert entry.cls.__module__ == f"medloss.{folder}.{name}"
 
 
 def test_the_names_of_metrics_and_executors_take_no_time() -> None:

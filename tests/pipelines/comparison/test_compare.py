@@ -648,8 +648,8 @@ def test_a_run_that_someone_else_has_is_waited_for(tmp_path: Path) -> None:
     [
         (["--losses", "dicee"], "loss: no loss 'dicee'; did you mean 'dice'?"),
         (["--losses", "odd_module.Loss"], "loss: cannot import 'odd_module.Loss': No module named 'odd_module'"),
-        (["--losses", ""], "--losses: got none; expected names by commas, or all"),
-        (["--losses", " , "], "--losses: got none; expected names by commas, or all"),
+        (["--losses", ""], "--losses: got none; expected names by commas, or survey, more or all"),
+        (["--losses", " , "], "--losses: got none; expected names by commas, or survey, more or all"),
         (["--losses", "dice, dice"], "--losses: one is repeated in dice, dice"),
         (["--losses", "dice + focal,dice+focal"], "--losses: one is repeated in dice+focal, dice+focal"),
         (["--folds", "9"], "fold: got 9; 'tiny_2d' has folds 0, 1, 2"),

@@ -51,7 +51,16 @@ def test_nnunet_is_imported_on_demand_only() -> None:
 
 
 @pytest.mark.parametrize("epochs", [None, 1, 250])
-@pytest.mark.parametrize("loss", [*medloss.LOSSES, "dice+binary_cross_entropy", "0.25*focal+1.5*dice", "10*dice+focal"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *medloss.LOSSES,
+        "dice+binary_cross_entropy",
+        "0.25*focal+1.5*dice",
+        "10*dice+focal",
+        "2*dice@nnunet_nosmooth+focal@monai",
+    ],
+)
 def test_a_name_has_the_loss_and_the_epochs(loss: str, epochs: int | None) -> None:
     name = str(TrainerName(loss, epochs))
     assert name.isidentifier()
@@ -68,7 +77,7 @@ def test_the_example_runs() -> None:
         "nnUNetTrainer", "nnUNetTrainerMedloss", "nnUNetTrainerMedloss_", "nnUNetTrainerMedloss_nothing",
         "nnUNetTrainerMedloss_dice_0epochs", "nnUNetTrainerMedloss_dice_plus_",
         "nnUNetTrainerMedloss_dice_plus_nothing", "nnUNetTrainerMedloss_0_times_dice",
-        "nnUNetTrainerMedloss_dice_mine", "__path__",
+        "nnUNetTrainerMedloss_dice_mine", "nnUNetTrainerMedloss_focal_at_nnunet", "__path__",
     ],
 )  # fmt: skip
 def test_other_names_are_none_of_ours(name: str) -> None:
@@ -81,6 +90,7 @@ def test_what_cannot_be_a_name_is_refused() -> None:
     with pytest.raises(InputError, match="too many digits"):
         str(TrainerName("0.123456789123*dice+focal"))
     assert "no loss 'focl'; did you mean 'focal'?" in hint("nnUNetTrainerMedloss_dice_plus_0p5_times_focl_3epochs")
+    assert "no preset 'mona' of dice; expected one of survey, monai" in hint("nnUNetTrainerMedloss_dice_at_mona")
     assert hint("nnUNetTrainerMedloss_0_times_dice").endswith(": expected weights above 0, such as 0p5_times_dice")
 
 

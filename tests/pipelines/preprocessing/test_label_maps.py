@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from tiny import tiny_manifest
 
 import medloss
 from medloss.distance import signed_distance_map
+from medloss.maps import InstanceMapd, SkeletonMapd
 from pipelines.data.data_root import resolve_data
 from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.data.manifest import load_manifest
@@ -39,6 +41,21 @@ def test_masks_of_classes_and_of_regions() -> None:
     assert channel_masks(label, regions)[0, :, 0].int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
 
 
+def test_tubes_and_instances_are_those_of_the_transforms() -> None:
+    pytest.importorskip("skimage")
+    label = torch.zeros(1, 12, 12, 12, dtype=torch.uint8)
+    label[0, 2:10, 5:7, 5:7], label[0, 1, 1, 1] = 1, 1
+    label[0, 4:8, 9:11, 2:4] = 2
+    scheme, spacing = LabelScheme(classes={0: "b", 1: "x", 2: "y"}), (3.0, 1.0, 1.0)
+    made = label_maps(("skeleton_map", "instance_map"), label, spacing, scheme)
+    affine = torch.diag(torch.tensor([*spacing, 1.0]))
+    item = {"label": MetaTensor(label, affine=affine)}
+    tubes = SkeletonMapd("label", num_classes=3)(item)["label_skeleton"]
+    cells = InstanceMapd("label", num_classes=3)(item)["label_instance"]
+    assert torch.equal(made["skeleton_map"], tubes.as_tensor())
+    assert torch.equal(made["instance_map"], cells.as_tensor())
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
@@ -46,6 +63,10 @@ def test_masks_of_classes_and_of_regions() -> None:
         ("hausdorff_dt", ("distance_map",)),
         ("distance_penalty", ("distance_map",)),
         ("dice+0.1*hausdorff_dt", ("distance_map",)),
+        ("boundary", ("distance_map",)),
+        ("skeleton_recall", ("skeleton_map",)),
+        ("instance_wise", ("instance_map",)),
+        ("dice+instance_wise+skeleton_recall", ("skeleton_map", "instance_map")),
     ],
 )
 def test_which_losses_read_maps(spec: str, expected: tuple[str, ...]) -> None:

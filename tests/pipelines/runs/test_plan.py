@@ -52,6 +52,7 @@ def test_what_is_repeated_or_negative_is_refused(changes: dict[str, tuple], mess
 def test_file_names_of_losses() -> None:
     assert file_name("dice") == "dice"
     assert file_name("0.2*focal+dice") == "0.2xfocal_plus_dice"
+    assert file_name("dice@nnunet+focal") == "dice_at_nnunet_plus_focal"
     assert file_name("monai.losses.DiceLoss") == "monai.losses.DiceLoss"
     assert file_name("../../etc/passwd") == "etc_passwd"
     assert file_name("...") == "loss"

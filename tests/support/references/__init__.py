@@ -11,13 +11,34 @@ index map [B, 1, *spatial] or one map per class [B, C, *spatial], ``mode`` "soft
 from collections.abc import Callable
 from typing import Any
 
+from .boundary import boundary
+from .calibration import l1_ace
+from .cldice import cldice
 from .complexstep import Array
-from .compound import combo, exponential_logarithmic
-from .cross_entropy import balanced_cross_entropy, binary_cross_entropy, focal, weighted_cross_entropy
+from .compound import combo, exponential_logarithmic, unified_focal
+from .cross_entropy import (
+    balanced_cross_entropy,
+    binary_cross_entropy,
+    focal,
+    topk_cross_entropy,
+    weighted_cross_entropy,
+)
 from .derivatives import directional_derivative_of, gradient_of
 from .distance_penalty import distance_penalty
 from .hausdorff import hausdorff_cv, hausdorff_dt, hausdorff_er, log_hausdorff_dt
-from .region import dice, focal_tversky, log_cosh_dice, sensitivity_specificity, tversky
+from .instance_wise import instance_wise
+from .region import (
+    dice,
+    focal_tversky,
+    generalized_dice,
+    generalized_wasserstein_dice,
+    log_cosh_dice,
+    lovasz,
+    matthews_correlation,
+    sensitivity_specificity,
+    skeleton_recall,
+    tversky,
+)
 from .shape_aware import shape_aware
 from .structural_similarity import structural_similarity
 
@@ -26,6 +47,8 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "weighted_cross_entropy": weighted_cross_entropy,
     "balanced_cross_entropy": balanced_cross_entropy,
     "focal": focal,
+    "topk_cross_entropy": topk_cross_entropy,
+    "l1_ace": l1_ace,
     "distance_penalty": distance_penalty,
     "structural_similarity": structural_similarity,
     "dice": dice,
@@ -33,13 +56,22 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "focal_tversky": focal_tversky,
     "sensitivity_specificity": sensitivity_specificity,
     "log_cosh_dice": log_cosh_dice,
+    "generalized_dice": generalized_dice,
+    "matthews_correlation": matthews_correlation,
+    "generalized_wasserstein_dice": generalized_wasserstein_dice,
+    "lovasz": lovasz,
+    "cldice": cldice,
+    "skeleton_recall": skeleton_recall,
     "hausdorff_dt": hausdorff_dt,
     "log_hausdorff_dt": log_hausdorff_dt,
     "hausdorff_er": hausdorff_er,
     "hausdorff_cv": hausdorff_cv,
     "shape_aware": shape_aware,
+    "boundary": boundary,
     "combo": combo,
     "exponential_logarithmic": exponential_logarithmic,
+    "unified_focal": unified_focal,
+    "instance_wise": instance_wise,
 }
 
 

@@ -19,7 +19,9 @@ class Problem:
     """One call of a loss, made ready: B items, C classes, and at masked voxels p = y without gradient."""
 
     categorical: bool
+    mode: str
     y: Array  # [B, C, *spatial]
+    z: Array  # [B, C, *spatial]: logits, or the probabilities
     p: Array  # [B, C, *spatial]
     not_p: Array  # 1 - p
     log_p: Array
@@ -34,6 +36,8 @@ class Problem:
     weight_given: bool
     spacing: list[Spacing]
     distance_map: Array | None
+    skeleton_map: Array | None
+    instance_map: Array | None
     reduction: str
     batch: bool
 
@@ -125,6 +129,8 @@ def prepare(
     ignore_index: int | None = None,
     spacing: Spacing | Sequence[Spacing] | None = None,
     distance_map: Array | None = None,
+    skeleton_map: Array | None = None,
+    instance_map: Array | None = None,
     labelled_classes: Array | None = None,
     voxel_weight: Array | None = None,
     frozen: Array | None = None,
@@ -159,7 +165,9 @@ def prepare(
     spacing = (1.0,) * len(size) if spacing is None else spacing
     return Problem(
         categorical=mode == "softmax",
+        mode=mode,
         y=y,
+        z=z,
         p=np.where(everywhere, p, y),
         not_p=np.where(everywhere, not_p, 1 - y),
         log_p=log_p,
@@ -174,6 +182,8 @@ def prepare(
         weight_given=weight is not None,
         spacing=[spacing] * items if np.isscalar(spacing[0]) else list(spacing),  # type: ignore[list-item, arg-type]
         distance_map=distance_map,
+        skeleton_map=skeleton_map,
+        instance_map=instance_map,
         reduction=reduction,
         batch=batch,
     )
@@ -201,6 +211,19 @@ def reference(formula: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: value for name, value in arguments.items() if name in shared}
         hyperparameters = {name: value for name, value in arguments.items() if name not in shared}
         return formula(prepare(logits, target, **given), **hyperparameters)
+
+    return call
+
+
+def foreground_reference(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """As `reference`, for losses in which class 0 never counts where classes exclude each other."""
+    whole = reference(formula)
+
+    @functools.wraps(formula)
+    def call(logits: Array, target: Array, **arguments: Any) -> Any:
+        if arguments.get("mode", "softmax") == "softmax":
+            arguments["include_background"] = False
+        return whole(logits, target, **arguments)
 
     return call
 
@@ -244,6 +267,13 @@ def reduce_regions(
         return np.array(values).reshape(-1, len(problem.classes), *(1,) * (problem.y.ndim - 2))
     total = np.array(values).sum()
     return total / max(sum(left), 1) if problem.reduction == "mean" else total
+
+
+def reduce_joined(problem: Problem, classes: list[int], value: Callable[[list[int]], Any]) -> Any:
+    """``value(items)`` of each region, of all ``classes`` together and with their weights in it."""
+    labelled = problem.labelled[:, classes].any(axis=1, keepdims=True)
+    one = Problem(**{**problem.__dict__, "classes": [0], "weight": {0: 1.0}, "labelled": labelled})
+    return reduce_regions(one, lambda items, _: value(items))
 
 
 def reduce_items(problem: Problem, value: Callable[[int, int], Any]) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .common import Problem, one_number_per_class, reduce_regions, reference
 from .complexstep import Array, clamp_min, log, power
-from .region import FLOOR, overlap
+from .region import FLOOR, overlap, tversky_index
 
 
 def mean_over(items: list[int], value: Callable[[int], Any]) -> Any:
@@ -104,5 +104,59 @@ def exponential_logarithmic(
         dice_part = problem.weight[c] * surprise(log(overlap(y, p, smooth_nr, smooth_dr, w=problem.weights(items))))
         entropy_part = mean_over(entropy_items(problem, items), lambda item: entropy([item], c))
         return dice_weight * dice_part + cross_entropy_weight * entropy_part
+
+    return reduce_regions(problem, value, weighted=True)
+
+
+@reference
+def unified_focal(
+    problem: Problem,
+    *,
+    alpha: float = 0.5,
+    delta: float = 0.6,
+    gamma: float = 0.5,
+    asymmetric: bool = True,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+) -> Any:
+    """Every class is background or rare; independent channels are two classes each, no and yes."""
+
+    def overlap_part(y: Array, p: Array, w: Array, rare: bool) -> Any:
+        error = 1 - tversky_index(y, p, w, 1 - delta, delta, smooth_nr, smooth_dr, False)
+        if gamma == 0 or not (rare or not asymmetric):
+            return error
+        return power(clamp_min(error, FLOOR), 1 - gamma)
+
+    def entropy_part(y: Array, not_p: Array, log_p: Array, w: Array, rare: bool) -> Any:
+        focus = 1.0 if rare and asymmetric else power(not_p, gamma)
+        return np.mean(-w * (delta if rare else 1 - delta) * focus * y * log_p)
+
+    def of_class(b: int, c: int) -> tuple[Any, Any, Any, Any]:
+        voxels = [problem.voxels(array, [b], c) for array in (problem.y, problem.p, problem.not_p, problem.log_p)]
+        return voxels[0], voxels[1], voxels[2], voxels[3]
+
+    def entropy(b: int, c: int) -> Any:
+        w = problem.weights([b])
+        if problem.log_not_p is None:
+            total = 0.0
+            for k in problem.classes:
+                y, _, not_p, log_p = of_class(b, k)
+                total = total + problem.weight[k] * entropy_part(y, not_p, log_p, w, k > 0)
+            return total
+        y, p, not_p, log_p = of_class(b, c)
+        log_not_p = problem.voxels(problem.log_not_p, [b], c)
+        yes, no = entropy_part(y, not_p, log_p, w, True), entropy_part(1 - y, p, log_not_p, w, False)
+        return problem.weight[c] * (yes + no)
+
+    def regions(items: list[int], c: int) -> Any:
+        y, p = problem.voxels(problem.y, items, c), problem.voxels(problem.p, items, c)
+        w = problem.weights(items)
+        if problem.log_not_p is None:
+            return problem.weight[c] * overlap_part(y, p, w, c > 0)
+        return problem.weight[c] * (overlap_part(y, p, w, True) + overlap_part(1 - y, 1 - p, w, False)) / 2
+
+    def value(items: list[int], c: int) -> Any:
+        entropy_part = mean_over(entropy_items(problem, items), lambda b: entropy(b, c))
+        return alpha * entropy_part + (1 - alpha) * regions(items, c)
 
     return reduce_regions(problem, value, weighted=True)

@@ -1,6 +1,8 @@
 """Voxelwise losses: cross entropies under a weight."""
 
+import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -97,3 +99,23 @@ def focal(
         return balance(c)[1] * power(problem.p[b, c], gamma)
 
     return reduce_voxels(problem, weighted_entropy(problem, yes, no))
+
+
+@reference
+def topk_cross_entropy(problem: Problem, *, k: float = 10.0, label_smoothing: float = 0.0) -> Any:
+    entropy = cross_entropy(problem, label_smoothing)
+    chosen = np.zeros(entropy.shape, dtype=bool)
+    for items in problem.regions:
+        for channel in range(entropy.shape[1]):
+            ranked = [
+                (-entropy[(b, channel, *voxel)].real, (b, channel, *voxel))
+                for b in (items if problem.categorical else problem.labelling(items, problem.classes[channel]))
+                for voxel in map(tuple, np.argwhere(problem.counted[b]))
+            ]
+            number = min(max(1, math.floor(len(ranked) * Fraction(str(k)) / 100)), len(ranked))
+            for _, place in sorted(ranked)[:number]:
+                chosen[place] = True
+    values = np.where(chosen, entropy, 0.0)
+    if problem.reduction == "mean":
+        return values.sum() / max(chosen.sum(), 1)
+    return reduce_voxels(problem, values)

@@ -11,7 +11,7 @@ STEP = 1e-30
 
 
 def directional_derivative_of(
-    loss: Callable[..., Any], logits: Array, direction: Array, target: Array, **arguments: Any
+    loss: Callable[..., Any], logits: Array, direction: Array, target: Array, /, **arguments: Any
 ) -> float:
     value = loss(logits + 1j * STEP * np.where(np.isfinite(logits), direction, 0), target, **arguments)
     if np.ndim(value):
@@ -19,7 +19,7 @@ def directional_derivative_of(
     return float(np.imag(value)) / STEP
 
 
-def gradient_of(loss: Callable[..., Any], logits: Array, target: Array, **arguments: Any) -> Array:
+def gradient_of(loss: Callable[..., Any], logits: Array, target: Array, /, **arguments: Any) -> Array:
     result = np.zeros(logits.shape)
     for element in np.ndindex(*logits.shape):
         direction = np.zeros(logits.shape)

@@ -1,0 +1,296 @@
+"""A loss per connected component of the reference, so that small instances count as much as large ones."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from medloss.base import CommonArguments, SegmentationLoss
+from medloss.errors import InputError
+from medloss.expression import parse_expression
+from medloss.inputs import LossInputs
+from medloss.loss_entry import Recipe, register
+from medloss.maps.instances import check_connectivity, component_map, instance_map
+from medloss.reduction import reduce_items, weighted
+from medloss.voxel_sums import VoxelSums, voxel_sums
+from medloss.wrappers.sums_groups import fitting_groups, shareable, united
+
+
+@register(
+    "instance_wise",
+    family="wrapper",
+    paper="CC-DiceCE 2025, arXiv 2511.17146",
+    summary="another loss, averaged over the reference's connected components",
+    recipe=Recipe(
+        "dice+binary_cross_entropy+instance_wise",
+        terms={"instance_wise": {"loss": "dice@nnunet_nosmooth+binary_cross_entropy"}},
+        note="After its authors: next to Dice and cross entropy, all of the same weight, and without smoothing of the "
+        "instances' Dice",
+    ),
+)
+class InstanceWiseLoss(SegmentationLoss):
+    r"""The mean of a loss over the connected components of the reference, of each item and class.
+
+    $$\frac{1}{K} \sum_{k=1}^{K} L(z, y; A_k)$$
+
+    L: the inner loss, of one channel, on the voxels of the area A_k alone (its mask); K: the instances, that is the
+    connected components of y that have a counted voxel; y: target. Without an instance there is one area: all voxels.
+
+    Areas: `voronoi`, the voxels nearest to the component, in mm (those at the same distance from two belong to either;
+    voxels nearest to a component without a counted voxel, outside of a crop, are in no area); or `blob`, the component
+    and all of the background, y = 0.
+
+    z: with independent channels the channel's logit; with softmax one class against the rest,
+    $z_c - \ln \sum_{k \ne c} \exp z_k$, whose sigmoid is p_c. With softmax class 0 never counts, whatever
+    `include_background`: C' = C - 1.
+
+    `instance_map` spares the components and cells (`medloss.maps.InstanceMapd` computes them once for the whole
+    volume); without it they are computed here, on the CPU. `spacing` (mm) matters for `voronoi`.
+
+    Args:
+        loss: the inner loss: a registered name or a sum of them. Default `dice+binary_cross_entropy` (the authors').
+        cells: `voronoi` (CC-DiceCE) or `blob` (blob loss).
+        connectivity: of a component's voxels: 26 (in 2D 8), or 6 (4) for face neighbours only.
+        terms: keyword arguments of single losses of the sum, by their names, such as `{"dice": {"smooth_nr": 0}}`.
+        **common: the arguments of `SegmentationLoss`; `batch` is ignored. Targets must be hard. With
+            `reduction="none"` the shape is `[B, C', 1, 1(, 1)]`.
+
+    Raises:
+        InputError: an inner loss that is unknown, of another package, or needs a softmax; an unknown `cells` or
+            `connectivity`; `terms` for a loss that is not in the sum; a soft target.
+
+    References:
+        CC-DiceCE (2025), arXiv 2511.17146. Kofler et al. (2022), blob loss: instance imbalance aware loss functions for
+        semantic segmentation, arXiv 2205.08209. One class against the rest: arXiv 2604.24276.
+
+    Example:
+        >>> import torch, medloss
+        >>> loss = medloss.InstanceWiseLoss(sigmoid=True, loss="dice", terms={"dice": {"smooth_nr": 0, "smooth_dr": 0}})
+        >>> label = torch.tensor([[[[1.0, 1, 1, 0, 0, 0, 0, 1]]]])
+        >>> logits = torch.tensor([[[[0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.2]]]]).logit()
+        >>> round(loss(logits, label).item(), 4)  # (1 - 5.4 / 5.9 + 1 - 0.4 / 1.4) / 2: the small one is missed
+        0.3995
+    """
+
+    soft_targets = False
+    uses_spacing = True
+
+    def __init__(
+        self,
+        *,
+        loss: str = "dice+binary_cross_entropy",
+        cells: str = "voronoi",
+        connectivity: int = 26,
+        terms: Mapping[str, Mapping[str, Any]] | None = None,
+        **common: Unpack[CommonArguments],
+    ) -> None:
+        super().__init__(**common)
+        if cells not in ("voronoi", "blob"):
+            raise InputError(f"cells: got '{cells}'; expected 'voronoi' or 'blob'")
+        check_connectivity(connectivity)
+        self.loss = loss
+        self.cells = cells
+        self.connectivity = connectivity
+        # Maps from elsewhere have the default connectivity.
+        self.reads_maps = ("instance_map",) if connectivity == 26 else ()
+        self.terms = None if terms is None else {name: dict(arguments) for name, arguments in terms.items()}
+        parts = parse_expression(loss)
+        if unknown := sorted(set(terms or {}) - {part.name for part in parts}):
+            raise InputError(f"terms: got '{unknown[0]}', which is not in '{loss}'; expected names of its losses")
+        self.losses = nn.ModuleList(self._inner(part.name) for part in parts)
+        self.term_weights = tuple(part.weight for part in parts)
+        if self.softmax:
+            self.include_background = False
+
+    def _inner(self, name: str) -> nn.Module:
+        # Not above: the registry, which `create` reads, imports this file.
+        from medloss.create import create_loss, loss_class
+
+        cls = loss_class(name)
+        if not issubclass(cls, SegmentationLoss) or cls.categorical_only or issubclass(cls, InstanceWiseLoss):
+            raise InputError(f"loss: '{name}' cannot be taken per instance; expected a loss of medloss for one channel")
+        arguments: dict[str, Any] = {"sigmoid": self.sigmoid or self.softmax, "validate": False}
+        return create_loss(name, **(arguments | (self.terms or {}).get(name, {})))
+
+    def compute(self, inputs: LossInputs) -> Tensor:
+        """The mean over each map's instances, weighted and reduced."""
+        masks = inputs.included(inputs.target_masks())
+        numbers = self._numbers(masks, inputs)
+        scores = _scores(inputs)
+        left, values = scores.shape[1], []
+        for item, c in itertools.product(range(len(scores)), range(left)):
+            counted = None if inputs.mask is None else inputs.mask[item, 0]
+            weight = None if inputs.voxel_weight is None else inputs.voxel_weight[item, 0]
+            map_ = _Map(scores[item, c], masks[item, c], numbers[item, c], counted, weight, self.cells == "blob")
+            maps = {
+                "distance_map": _of_class(inputs.distance_map, item, c, left),
+                "skeleton_map": _of_class(inputs.skeleton_map, item, c, left),
+            }
+            values.append(self._mean(map_, maps, inputs.spacing[item]))
+        return reduce_items(weighted(torch.stack(values).view(-1, left), inputs), inputs, self.reduction)
+
+    def _numbers(self, masks: Tensor, inputs: LossInputs) -> Tensor:
+        if inputs.instance_map is not None:
+            return inputs.instance_map[:, -masks.shape[1] :].to(torch.int32)
+        if self.cells == "blob":
+            return component_map(masks, self.connectivity)
+        return instance_map(masks, inputs.spacing, self.connectivity)
+
+    def _mean(self, map_: "_Map", maps: Mapping[str, Tensor | None], spacing: tuple[float, ...]) -> Tensor:
+        """The inner loss of one map, averaged over its areas."""
+        if not map_.areas:
+            return map_.z.sum() * 0  # z is 0 where it is masked
+        total = map_.z.new_zeros(())
+        by_sums = [i for i, loss in enumerate(self.losses) if shareable(loss) and not loss.reads_voxels_again]
+        for group in fitting_groups([self.losses[i] for i in by_sums]):
+            total = total + self._from_sums([by_sums[i] for i in group], map_)
+        for i, loss in enumerate(self.losses):
+            if i in by_sums:
+                continue
+            around = {"spacing": spacing, **maps} if loss.uses_spacing or loss.looks_around else None
+            # Computed again in the backward pass: K areas keep no K copies of what they share.
+            values = [checkpoint(map_.value, loss, area, around, use_reentrant=False) for area in map_.areas]
+            total = total + self.term_weights[i] * torch.stack(values).mean()
+        return total
+
+    def _from_sums(self, group: Sequence[int], map_: "_Map") -> Tensor:
+        """Losses that are functions of sums: each segment is summed once, whatever the areas that it belongs to."""
+        losses: list[Any] = [self.losses[i] for i in group]
+        requested = losses[0].requested()
+        for loss in losses[1:]:
+            requested = united(requested, loss.requested())
+        segments = [[i] for i in range(len(map_.sizes))]
+        prepared = [losses[0].prepare(*map_.voxels(one), voxel_weight=map_.weights(one)) for one in segments]
+        rows = [voxel_sums(inputs, requested).rows for inputs in prepared]
+        values = []
+        for area in map_.areas:
+            # Besides the sums a loss reads how many voxels there are, and what they weigh.
+            room = map_.z.new_empty(1).expand(1, 1, 1, sum(map_.sizes[i] for i in area))
+            sums = torch.stack([rows[i] for i in area]).sum(0)
+            total = map_.total_weight(area)
+            for i, loss in zip(group, losses, strict=True):
+                inputs = replace(prepared[0], logits=room, class_weight=loss.class_weight, voxel_weight=total)
+                values.append(self.term_weights[i] * loss.from_sums(VoxelSums(sums, inputs)))
+        return torch.stack(values).sum() / len(map_.areas)
+
+
+class _Map:
+    """One item's logits and target of one class, cut into segments of which the areas are made.
+
+    Args:
+        z: `[*spatial]`.
+        y: bool, as `z`.
+        numbers: of the nearest component, or of that at y, as `z`.
+        counted: bool, as `z`; None when all voxels count.
+        weight: of the voxels, as `z`; None for 1.
+        blob: whether an area is a component with all of the background.
+    """
+
+    def __init__(
+        self, z: Tensor, y: Tensor, numbers: Tensor, counted: Tensor | None, weight: Tensor | None, blob: bool
+    ) -> None:
+        self.z, self.y, self.weight = z, y, weight
+        everything = torch.ones_like(y) if counted is None else counted
+        inside = y & everything
+        present = torch.unique(numbers[inside])
+        segment = torch.searchsorted(present, numbers)
+        number = len(present)
+        if not number:
+            segment, kept, areas = torch.zeros_like(segment), everything, [[0]]
+        elif blob:
+            segment, kept = torch.where(y, segment, number), everything
+            areas = [[i, number] for i in range(number)]
+        else:
+            kept = everything & (present[segment.clamp(max=number - 1)] == numbers)
+            areas = [[i] for i in range(number)]
+        places, keys = kept.flatten().nonzero()[:, 0], segment[kept]
+        self.order = places[keys.argsort(stable=True)]
+        self.sizes = torch.bincount(keys, minlength=1).tolist()
+        # There may be no background, or no voxel at all.
+        self.areas = [left for area in areas if (left := [i for i in area if i < len(self.sizes) and self.sizes[i]])]
+        self.segments = z.flatten()[self.order].split(self.sizes)
+        if weight is not None:
+            self.segment_weights = [part.sum() for part in weight.flatten()[self.order].split(self.sizes)]
+
+    def value(self, loss: nn.Module, area: Sequence[int], around: Mapping[str, Any] | None) -> Tensor:
+        """A loss of an area: of its voxels alone, or by a mask, with keywords, where what is around them matters."""
+        if around is None:
+            value: Tensor = loss(*self.voxels(area), voxel_weight=self.weights(area))
+        else:
+            weight = None if self.weight is None else self.weight[None, None]
+            value = loss(self.z[None, None], self.y[None, None], mask=self.mask(area), voxel_weight=weight, **around)
+        return value
+
+    def voxels(self, area: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits and target of an area's voxels, as images of one row."""
+        y = self.y.flatten()[self._places(area)]
+        return torch.cat([self.segments[i] for i in area]).view(1, 1, 1, -1), y.view(1, 1, 1, -1)
+
+    def weights(self, area: Sequence[int]) -> Tensor | None:
+        """What the voxels of `voxels` weigh."""
+        return None if self.weight is None else self.weight.flatten()[self._places(area)].view(1, 1, 1, -1)
+
+    def total_weight(self, area: Sequence[int]) -> Tensor | None:
+        """The sum of `weights`, as an image of one voxel."""
+        if self.weight is None:
+            return None
+        return torch.stack([self.segment_weights[i] for i in area]).sum().view(1, 1, 1, 1)
+
+    def _places(self, area: Sequence[int]) -> Tensor:
+        return torch.cat([self.order.split(self.sizes)[i] for i in area])
+
+    def mask(self, area: Sequence[int]) -> Tensor:
+        """Where an area is, `[1, 1, *spatial]`."""
+        mask = torch.zeros(self.y.numel(), dtype=torch.bool, device=self.y.device)
+        for i in area:
+            mask[self.order.split(self.sizes)[i]] = True
+        return mask.view(1, 1, *self.y.shape)
+
+
+def _of_class(maps: Tensor | None, item: int, c: int, left: int) -> Tensor | None:
+    """The map of one item and the c-th of `left` classes, `[1, 1, *spatial]`; `maps` are of these, or of all."""
+    return None if maps is None else maps[item, maps.shape[1] - left + c][None, None]
+
+
+class _OneAgainstRest(torch.autograd.Function):
+    """The logit of each class from `first` on against all others together, `z_c - ln sum_(k != c) exp z_k`."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, first: int) -> Tensor:
+        classes = z.shape[1]
+        later = [torch.full_like(z[:, 0], -torch.inf)]
+        for c in range(classes - 1, first, -1):
+            later.append(torch.logaddexp(later[-1], z[:, c]))
+        earlier, margins = torch.full_like(z[:, 0], -torch.inf), torch.empty_like(z[:, first:])
+        for c in range(classes):
+            if c >= first:
+                margins[:, c - first] = z[:, c] - torch.logaddexp(earlier, later.pop())
+            earlier = torch.logaddexp(earlier, z[:, c])
+        ctx.save_for_backward(z, margins)
+        return margins
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        z, margins = ctx.saved_tensors
+        first = z.shape[1] - margins.shape[1]
+        result = torch.zeros_like(z)
+        for c in range(first, z.shape[1]):
+            by_c = gradient[:, c - first]
+            rest = z[:, c] - margins[:, c - first]
+            for k in range(z.shape[1]):
+                # At most 1; of an unlabelled class c the rest is not known by its margin.
+                result[:, k] += by_c if k == c else -by_c * (z[:, k] - rest).clamp(max=0).exp()
+        return result, None
+
+
+def _scores(inputs: LossInputs) -> Tensor:
+    """The logits of one channel per class that counts, or the given probabilities; 0 where masked."""
+    z = inputs.counted(inputs.logits).to(inputs.dtype)
+    if not inputs.categorical:
+        return inputs.included(z)
+    margins: Tensor = _OneAgainstRest.apply(z, z.shape[1] - inputs.included(z).shape[1])
+    return inputs.counted(margins)
