@@ -51,7 +51,7 @@ def test_tubes_and_instances_are_those_of_the_transforms() -> None:
     affine = torch.diag(torch.tensor([*spacing, 1.0]))
     item = {"label": MetaTensor(label, affine=affine)}
     tubes = SkeletonMapd("label", num_classes=3)(item)["label_skeleton"]
-    cells = InstanceMapd("label", num_classes=3)(item)["label_instance"]
+    cells = InstanceMapd("label", num_classes=3)(item)["label_instances"]
     assert torch.equal(made["skeleton_map"], tubes.as_tensor())
     assert torch.equal(made["instance_map"], cells.as_tensor())
 
