@@ -35,8 +35,8 @@ class GeneralizedDiceLoss(RegionLoss):
     that of the rarest; where none is present, all have. With one channel the loss is Dice.
 
     Replaces MONAI's `GeneralizedDiceLoss`, whose weights are 1/n^2: with s = 0 the values are the same where all
-    classes are present, but its s of 1e-5 outweighs a class of 1e5 voxels. There an absent class has the largest
-    weight of the whole batch, and an item without any class the constant value 0.
+    classes are present, but its s of 1e-5 outweighs a class of 1e5 voxels. There an item without any class has the
+    constant value 0.
 
     Args:
         w_type: how weights fall with the volume: `square` as above (the paper's), `simple` with the power 1, `uniform`

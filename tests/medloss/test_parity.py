@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_inputs import assert_close, make, sample
+from loss_inputs import assert_close, make, mask_like, sample
 from monai import losses as monai_losses
 
 import medloss
@@ -164,6 +164,107 @@ def test_what_the_table_says_of_monai() -> None:
     assert_close(
         monai_losses.FocalLoss()(logits, drawn.maps), medloss.FocalLoss(sigmoid=True, alpha=None)(logits, index)
     )
+
+
+def _monai_sum(mode: str, *losses: Any, weights: Any = None) -> Any:
+    made = [medloss.create_loss(loss, **{mode: True}) if isinstance(loss, str) else loss for loss in losses]
+    return medloss.CombinedLoss(made, weights=weights)
+
+
+#: MONAI's sums of losses and other classes, ours, the activation, and whether the target is an index map.
+SUMS: dict[str, tuple[Any, Any, str, bool]] = {
+    "DiceCELoss, softmax": (
+        monai_losses.DiceCELoss(softmax=True, to_onehot_y=True, lambda_ce=0.5, label_smoothing=0.1),
+        _monai_sum(
+            "softmax",
+            "dice@monai",
+            medloss.BinaryCrossEntropyLoss(softmax=True, label_smoothing=0.1),
+            weights=[1, 0.5],
+        ),
+        "softmax",
+        True,
+    ),
+    "DiceFocalLoss, sigmoid": (
+        monai_losses.DiceFocalLoss(sigmoid=True, lambda_dice=0.3),
+        _monai_sum("sigmoid", "dice@monai", "focal@monai", weights=[0.3, 1]),
+        "sigmoid",
+        False,
+    ),
+    # Its focal part has a sigmoid all the same.
+    "DiceFocalLoss, softmax": (
+        monai_losses.DiceFocalLoss(softmax=True, to_onehot_y=True),
+        _monai_sum("softmax", "dice@monai", medloss.FocalLoss.preset("monai", sigmoid=True)),
+        "softmax",
+        True,
+    ),
+    "GeneralizedDiceFocalLoss": (
+        monai_losses.GeneralizedDiceFocalLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=0.0),
+        _monai_sum("sigmoid", medloss.GeneralizedDiceLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=0.0), "focal@monai"),
+        "sigmoid",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_sums_equal_monais(case: str) -> None:
+    monai, ours, mode, indexed = SUMS[case]
+    drawn = sample(mode, 3)
+    logits = drawn.logits.clone().requires_grad_()
+    values = [loss(logits, drawn.index if indexed else drawn.maps) for loss in (ours, monai)]
+    assert_close(*values, rtol=1e-5)
+    assert_close(*(torch.autograd.grad(value, logits)[0] for value in values), rtol=1e-4, atol=1e-9)
+
+
+def test_dice_and_cldice_of_one_class_equal_monais() -> None:
+    drawn = sample("sigmoid", 3, channels=1)
+    monai = monai_losses.SoftDiceclDiceLoss(sigmoid=True, alpha=0.3, smooth=1e-12)
+    ours = medloss.CombinedLoss("0.7*dice+0.3*cldice", sigmoid=True)
+    assert_close(ours(drawn.logits, drawn.index), monai(drawn.logits, drawn.maps), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_generalized_dices_soft_labels_equal_monais(batch: bool) -> None:
+    drawn = sample("sigmoid", 3)
+    soft = torch.rand(drawn.maps.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    options: dict[str, Any] = {"sigmoid": True, "soft_label": True, "batch": batch, "smooth_nr": 0.0, "smooth_dr": 0.0}
+    monai = monai_losses.GeneralizedDiceLoss(**options)
+    # Its weights are in float32.
+    assert_close(medloss.GeneralizedDiceLoss(**options)(drawn.logits, soft), monai(drawn.logits, soft), rtol=1e-5)
+
+
+def test_masked_dice_equals_monais() -> None:
+    drawn = sample("sigmoid", 3)
+    mask = mask_like(drawn.index)
+    monai = monai_losses.MaskedDiceLoss(sigmoid=True)(drawn.logits, drawn.maps, mask)
+    assert_close(medloss.DiceLoss.preset("monai", sigmoid=True)(drawn.logits, drawn.index, mask=mask), monai)
+    # Its other losses mask the logits, before the activation: p is 0.5 there.
+    masked = monai_losses.MaskedLoss(monai_losses.DiceLoss(sigmoid=True))(drawn.logits, drawn.maps, mask)
+    assert abs(masked - monai) > 1e-3
+
+
+def test_unified_focal_has_monais_parts_of_two_classes() -> None:
+    drawn = sample("softmax", 3, channels=2)
+    p = torch.softmax(drawn.logits, 1)
+    for alpha, factor in ((1.0, 2.0), (0.0, 1.0)):  # MONAI halves the cross entropy
+        monai = factor * monai_losses.AsymmetricUnifiedFocalLoss(weight=alpha)(p, drawn.maps)
+        ours = medloss.UnifiedFocalLoss.preset("monai", softmax=True, alpha=alpha)(drawn.logits, drawn.index)
+        assert_close(ours, monai, rtol=1e-5)
+
+
+def test_deep_supervision_equals_monais_by_its_weights() -> None:
+    drawn = sample("softmax", 3)
+    outputs = [drawn.logits.float(), torch.nn.functional.avg_pool3d(drawn.logits.float(), 2)]
+    monai = monai_losses.DeepSupervisionLoss(monai_losses.DiceLoss(softmax=True, to_onehot_y=True))
+    ours = medloss.DeepSupervision(medloss.DiceLoss.preset("monai", softmax=True), weights=(1.0, 0.5))
+    assert_close(ours(outputs, drawn.index), monai(outputs, drawn.index.float()), rtol=1e-5)
+
+
+def test_monais_logarithm_is_that_of_the_mean() -> None:
+    drawn = sample("sigmoid", 3)
+    monai = monai_losses.LogHausdorffDTLoss(sigmoid=True)(drawn.logits, drawn.maps)
+    hausdorff = medloss.HausdorffDTLoss.preset("monai", sigmoid=True)(drawn.logits, drawn.index)
+    assert_close(hausdorff.log1p(), monai, rtol=1e-5)
 
 
 def test_masks_equal_monais_ignored_labels() -> None:
