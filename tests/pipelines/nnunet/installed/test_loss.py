@@ -64,6 +64,7 @@ def test_dice_without_smoothing_is_nnunets(task: Task) -> None:
     assert_same((value - 1, gradients), evaluate(theirs, batch))  # there Dice counts as -D
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args")
 def test_topk_is_nnunets() -> None:
     batch = made_batch(Task())
     logits, target = batch.outputs[0], batch.targets[0]
