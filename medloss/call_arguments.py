@@ -1,6 +1,5 @@
 """`CallArguments`: what a loss is called with besides logits and target. A new argument is one line here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
@@ -53,8 +52,12 @@ def tensors_of(given: CallArguments) -> dict[str, Any]:
     Raises:
         TypeError: there is an argument of another name.
     """
-    tensors: Mapping[str, Any] = given
-    for name in tensors:
+    refuse_other_names(given)
+    return {name: value for name, value in given.items() if name != "spacing"}
+
+
+def refuse_other_names(given: CallArguments) -> None:
+    """Raise a `TypeError` for an argument of another name, as Python does for a signature with all names."""
+    for name in given:
         if name not in CALL_ARGUMENTS:
             raise TypeError(f"got an unexpected keyword argument '{name}'; expected {', '.join(CALL_ARGUMENTS)}")
-    return {name: value for name, value in tensors.items() if name != "spacing"}

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from medloss.base import CommonArguments, SegmentationLoss
-from medloss.call_arguments import CALL_ARGUMENTS, CallArguments
+from medloss.call_arguments import CALL_ARGUMENTS, CallArguments, refuse_other_names
 from medloss.errors import InputError
 from medloss.expression import Term
 from medloss.loss_entry import registered_name
@@ -106,9 +106,11 @@ def call_loss(
     loss takes.
 
     Raises:
+        TypeError: an argument of another name.
         InputError: a mask, labelled classes or voxel weights that the loss does not take: its value would be that of
             all voxels or classes.
     """
+    refuse_other_names(given)
     passed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     names = accepted_keywords(loss)
     if names is not None:

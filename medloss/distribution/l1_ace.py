@@ -35,6 +35,7 @@ class L1ACELoss(SegmentationLoss):
 
     p: probability; y: target; m: a bin of p, of M equally wide ones; B: those that hold voxels, per item and class.
     Hard bins are ((m-1)/M, m/M], and 0 belongs to the first; which bin a voxel is in carries no gradient.
+    A voxel of weight w counts w times.
     Soft bins: a voxel belongs to the two bins whose centres (m-1/2)/M enclose p, linearly, and beyond the outermost
     centres to one of them; the gradient goes through these shares, too, and a bin with less than 0.01 voxels is empty.
     With one bin the value is |mean p - mean y|.

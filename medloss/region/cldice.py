@@ -32,7 +32,8 @@ class ClDiceLoss(SegmentationLoss):
     x_k = erode(x_(k-1)),  d = relu(x_(k-1) - dilate(x_k)),  K = K + relu(d - K d).
 
     Erosion is the minimum over a voxel and its face neighbours, dilation the maximum over the box of 3 voxels a side;
-    voxels outside the image are left out. The gradient goes through K(p), too.
+    voxels outside the image are left out. The gradient goes through K(p), too. A voxel of weight w counts w times in
+    the sums; K does not know of it.
 
     Spacing: a step is one smallest spacing. Axis i takes part in every n-th step, n = round(s_i / min s), and a step's
     cross and box have only the axes that do. With equal spacings the values are those of MONAI's `SoftclDiceLoss`

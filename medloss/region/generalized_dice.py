@@ -30,12 +30,12 @@ class GeneralizedDiceLoss(RegionLoss):
     $$1 - \frac{2 \sum_c w_c\, TP_c + s}{\sum_c w_c (\sum y_c + \sum p_c) + s}, \quad
     w_c = \Big(\frac{n_{\min}}{n_c}\Big)^2$$
 
-    TP_c = sum y_c p_c; y: target; p: probability; n_c = sum y_c, the class's volume in voxels, without gradient;
-    n_min: the least n_c > 0 of the item; s: smoothing, in voxels of the rarest class. An absent class has weight 1,
-    that of the rarest; where none is present, all have. With one channel the loss is Dice.
+    TP_c = sum y_c p_c; y: target; p: probability; n_c = sum y_c, the class's volume in voxels (one of weight w counts w
+    times), without gradient; n_min: the least n_c > 0 of the item; s: smoothing, in voxels of the rarest class. An
+    absent class has weight 1, that of the rarest; where none is present, all have. With one channel the loss is Dice.
 
-    Replaces MONAI's `GeneralizedDiceLoss`, whose weights are 1/n^2: with s = 0 the values are the same where all
-    classes are present, but its s of 1e-5 outweighs a class of 1e5 voxels. There an item without any class has the
+    Replaces MONAI's `GeneralizedDiceLoss`, whose weights are 1/n^2: with s = 0 the values are the same where any
+    class is present, but its s of 1e-5 outweighs a class of 1e5 voxels. There an item without any class has the
     constant value 0.
 
     Args:

@@ -28,8 +28,8 @@ class LovaszLoss(SegmentationLoss):
 
     p: probability; y: target; (i): the voxel of the i-th largest error e; G = sum y; J_i: the Jaccard index's loss if
     the i largest errors, and no others, were errors; J_0 = 0. For a hard prediction it is one minus the Jaccard index.
-    Masked voxels leave before the sort. The gradient goes through e alone. Of an empty class (G = 0) the value is the
-    largest e, and one voxel has the gradient.
+    Masked voxels leave before the sort, and a voxel of weight w counts w times. The gradient goes through e alone. Of
+    an empty class (G = 0) the value is the largest e, and one voxel has the gradient.
 
     Pitfall: with `classes="present"`, the default with softmax, a class that the item has not costs nothing, and where
     no class is left the value is 0.

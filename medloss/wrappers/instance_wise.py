@@ -39,6 +39,7 @@ class InstanceWiseLoss(SegmentationLoss):
 
     L: the inner loss, of one channel, on the voxels of the area A_k alone (its mask); K: the instances, that is the
     connected components of y that have a counted voxel; y: target. Without an instance there is one area: all voxels.
+    Voxel weights are passed to the inner loss; the instances and their areas do not depend on them.
 
     Areas: `voronoi`, the voxels nearest to the component, in mm (those at the same distance from two belong to either;
     voxels nearest to a component without a counted voxel, outside of a crop, are in no area); or `blob`, the component

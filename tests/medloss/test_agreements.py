@@ -44,7 +44,8 @@ def test_generalized_dice_without_smoothing_is_monais(w_type: str, batch: bool) 
     common: dict[str, Any] = {"smooth_nr": 0.0, "smooth_dr": 0.0, "softmax": True, "batch": batch}
     monai = monai_losses.GeneralizedDiceLoss(to_onehot_y=True, w_type=w_type, **common)
     ours = make("generalized_dice", "softmax", w_type=w_type, smooth_nr=0.0, smooth_dr=0.0, batch=batch)
-    assert_close(ours(drawn.logits, drawn.index), monai(drawn.logits, drawn.index))
+    for index in (drawn.index, torch.where(drawn.index == 2, 0, drawn.index)):  # in the second, a class is absent
+        assert_close(ours(drawn.logits, index), monai(drawn.logits, index))
 
 
 def test_generalized_dices_weights_do_not_cancel_over_a_batch() -> None:
@@ -89,6 +90,19 @@ def test_matthews_correlation_learns_from_one_sided_references(full: bool) -> No
     value, gradient = value_and_gradient(make("matthews_correlation", "sigmoid"), torch.zeros(1, 1, 5, 5), label)
     assert value == 0.5
     assert (gradient == (-0.01 if full else 0.01)).all()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_matthews_correlation_of_one_side_is_the_weighted_share_of_errors(full: bool) -> None:
+    # Sums of the same weights round differently in float32: what is full must be known exactly.
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(1, 1, 41, 41, 41, generator=generator)
+    logits = torch.randn(weight.shape, generator=generator)
+    label = torch.full(weight.shape, full, dtype=torch.uint8)
+    p = torch.sigmoid(logits.double())
+    share = ((1 - p if full else p) * weight.double()).sum() / weight.double().sum()
+    value = make("matthews_correlation", "sigmoid")(logits, label, voxel_weight=weight)
+    assert_close(value, share, rtol=1e-5)
 
 
 def test_matthews_correlation_has_the_digits_of_large_volumes() -> None:
@@ -170,6 +184,18 @@ def test_lovasz_hinge_equals_its_reference(masked: bool) -> None:
         direction = np.random.default_rng(0).standard_normal(drawn.logits.shape)
         derivative = directional_derivative("lovasz", drawn.logits.numpy(), direction, index, **arguments)
         assert_close((gradient.numpy() * direction).sum(), derivative)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("classes", ["all", "present"])
+def test_lovasz_of_a_batch_has_one_value_per_class_also_under_a_mask(classes: str, reduction: str) -> None:
+    drawn = sample("softmax", 3)
+    mask = mask_like(drawn.index)
+    mask[1] = False
+    options: dict[str, Any] = {"classes": classes, "batch": True, "reduction": reduction}
+    value = make("lovasz", "softmax", **options)(drawn.logits, drawn.index, mask=mask)
+    arguments = {"mode": "softmax", "mask": mask.numpy(), **options}
+    assert_close(value, REFERENCES["lovasz"](drawn.logits.numpy(), drawn.index.numpy(), **arguments))
 
 
 def test_lovasz_of_an_empty_class_teaches_its_worst_voxel() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from loss_inputs import TAKES_NO_WEIGHT
 from monai.bundle import ConfigParser
 from monai.losses import DeepSupervisionLoss, DiceLoss, MaskedDiceLoss
 from torch import Tensor, nn
@@ -42,7 +43,10 @@ def _plain_arguments(name: str) -> dict[str, Any]:
     parameters = inspect.signature(LOSSES[name].cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
-    return plain | {"softmax": True, "to_onehot_y": True, "include_background": False, "weight": [0.25, 2.0]}
+    changed: dict[str, Any] = {"include_background": False, "weight": [0.25, 2.0]}
+    if name in TAKES_NO_WEIGHT:
+        changed = {"smooth_nr": 0.5, "weighting_mode": "GDL"}
+    return plain | {"softmax": True, "to_onehot_y": True, **changed}
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -11,8 +11,10 @@ import torch
 from made_trainer import SPACING, Batch, Task, made_batch, make_trainer
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.training.loss.robust_ce_loss import TopKLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerCELoss import nnUNetTrainerCELoss
+from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceCELoss_noSmooth
 from torch import Tensor, nn
 
 import medloss
@@ -44,13 +46,30 @@ def assert_same(ours: tuple[Tensor, list[Tensor]], theirs: tuple[Tensor, list[Te
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
-@pytest.mark.parametrize("spec", [DEFAULT, "binary_cross_entropy+dice"])
+@pytest.mark.parametrize("spec", [DEFAULT, "binary_cross_entropy+dice", "dice@nnunet+binary_cross_entropy"])
 def test_the_default_sum_is_nnunets_own_loss(task: Task, spec: str) -> None:
     theirs = make_trainer(nnUNetTrainer, task)._build_loss()
     ours = make_trainer(trainer_class(spec), task)._build_loss()
     for seed in range(3):
         batch = made_batch(task, seed=seed)
         assert_same(evaluate(ours, batch), evaluate(theirs, batch))
+
+
+@pytest.mark.parametrize("task", [Task(), Task(regions=True)], ids=str)
+def test_dice_without_smoothing_is_nnunets(task: Task) -> None:
+    theirs = make_trainer(nnUNetTrainerDiceCELoss_noSmooth, task)._build_loss()
+    ours = make_trainer(trainer_class("dice@nnunet_nosmooth+binary_cross_entropy"), task)._build_loss()
+    batch = made_batch(task)
+    value, gradients = evaluate(ours, batch)
+    assert_same((value - 1, gradients), evaluate(theirs, batch))  # there Dice counts as -D
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args")
+def test_topk_is_nnunets() -> None:
+    batch = made_batch(Task())
+    logits, target = batch.outputs[0], batch.targets[0]
+    ours = medloss.create_loss("topk_cross_entropy@nnunet", softmax=True)
+    torch.testing.assert_close(ours(logits, target), TopKLoss(k=10)(logits, target), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("ignore", [False, True])
