@@ -31,7 +31,7 @@ from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_fold
 from pipelines.data.manifest import load_manifest
 from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
 from pipelines.evaluation.evaluate import case_metrics, evaluate, mean_metrics
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 from pipelines.evaluation.references import folder_references, match
 from pipelines.utils import UserError
 
@@ -65,7 +65,7 @@ def _call(folder: Path, *options: object, manifest: bool = False) -> tuple[int, 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames or ()) == ("case", "class", *METRICS)
+        assert tuple(reader.fieldnames or ()) == ("case", "class", *default_metrics())
         return list(reader)
 
 
@@ -74,7 +74,7 @@ def _expected(folder: Path, tolerance: float = 1.0) -> list[dict[str, Any]]:
     rows = []
     for path in sorted((folder / "data" / "labels").iterdir()):
         maps = [torch.from_numpy(array_of(file)) for file in (folder / "predictions" / path.name, path)]
-        metrics = case_metrics(*maps, 4, SPACING, nsd_tolerance_mm=tolerance)
+        metrics = case_metrics(*maps, 4, SPACING, MetricSettings(nsd_tolerance_mm=tolerance))
         rows += [{"case": path.name.split(".")[0], "class": c, **m} for c, m in enumerate(metrics, 1)]
     return rows
 
@@ -89,8 +89,8 @@ def test_the_csv_has_every_case_and_class(folder: Path, manifest: bool) -> None:
     names = load_manifest(folder / "set.yaml").scheme.names if manifest else ["1", "2", "3"]
     assert [row["class"] for row in rows] == names * 4
     for row, wanted in zip(rows, expected, strict=True):
-        values = [float(row[name]) if row[name] else math.nan for name in METRICS]
-        assert values == pytest.approx([wanted[name] for name in METRICS], rel=1e-12, nan_ok=True)
+        values = [float(row[name]) if row[name] else math.nan for name in default_metrics()]
+        assert values == pytest.approx([wanted[name] for name in default_metrics()], rel=1e-12, nan_ok=True)
     assert out.splitlines()[-1] == f"written to {folder / 'new' / 'all.csv'}"
     assert [path.name for path in (folder / "new").iterdir()] == ["all.csv"]  # nothing temporary is left
 
@@ -139,19 +139,26 @@ def test_regions_ignored_voxels_and_partial_labels(folder: Path, tmp_path: Path)
     assert (code, err.count("\n"), "label values without a class: 9 (" in err) == (2, 1, True)
 
 
-def test_the_table_has_means_per_class_and_of_the_foreground(folder: Path) -> None:
-    code, out, err = _call(folder)
+@pytest.mark.parametrize(
+    ("options", "tolerance"), [((), 3.0), (("--tolerance", 1), 1.0)], ids=["the largest voxel side", "an option"]
+)
+def test_the_table_has_means_per_class_and_of_the_foreground(
+    folder: Path, options: tuple[object, ...], tolerance: float
+) -> None:
+    code, out, err = _call(folder, *options)
     assert (code, err) == (0, "")
     head, *lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert head == f"{HEADINGS} NSD (1 mm)"
-    rows = _expected(folder)
-    digits = {name: 2 if name in ("hd95_mm", "assd_mm") else 4 for name in METRICS}
+    assert head == f"{HEADINGS} NSD ({tolerance:g} mm)"
+    rows = _expected(folder, tolerance)
+    digits = {name: 2 if name in ("hd95_mm", "assd_mm") else 4 for name in default_metrics()}
     for c in (1, 2, 3):
         of_class = [row for row in rows if row["class"] == c]
-        means = [f"{sum(row[name] for row in of_class) / 4:.{digits[name]}f}" for name in METRICS]
+        means = [f"{sum(row[name] for row in of_class) / 4:.{digits[name]}f}" for name in default_metrics()]
         assert lines[c - 1] == f"{c} 4 {' '.join(means)}"
     foreground = mean_metrics(rows)
-    assert lines[3] == "mean foreground " + " ".join(f"{foreground[name]:.{digits[name]}f}" for name in METRICS)
+    assert lines[3] == "mean foreground " + " ".join(
+        f"{foreground[name]:.{digits[name]}f}" for name in default_metrics()
+    )
     assert len(lines) == 4
 
 
@@ -208,7 +215,10 @@ def test_two_dimensions_floats_and_values_with_gaps(tmp_path: Path) -> None:
         path = tmp_path / part / "x.nii"
         path.write_bytes(_nifti(array, affine))
     evaluation = evaluate(
-        tmp_path / "predictions", folder_references(tmp_path / "labels"), _matched(tmp_path), nsd_tolerance_mm=0.5
+        tmp_path / "predictions",
+        folder_references(tmp_path / "labels"),
+        _matched(tmp_path),
+        MetricSettings(nsd_tolerance_mm=0.5),
     )
     assert evaluation.classes == ["300", "1000"]
     first, second = evaluation.rows

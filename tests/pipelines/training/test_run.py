@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import medloss
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.evaluation.references import manifest_references, match
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.components import Training
@@ -84,12 +84,12 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
     ]
     result = json.loads((folder / "result.json").read_text())
     assert (result["state"], result["error"]) == ("done", None)
-    assert set(result["metrics"]) == set(METRICS)
+    assert set(result["metrics"]) == set(default_metrics())
     assert set(result["per_class"]) == set(manifest.scheme.names)
     for name in manifest.scheme.names:
         values = [float(row["dice"]) for row in cases if row["class"] == name and row["dice"]]
         assert result["per_class"][name]["dice"] == pytest.approx(sum(values) / len(values))
-    for metric in METRICS:
+    for metric in default_metrics():
         assert float(rows[-1]["val_" + metric]) == pytest.approx(result["metrics"][metric])
     assert result["epoch_s"] > 0
     assert {"torch", "monai", "python"} <= set(result["versions"])
@@ -138,8 +138,8 @@ def test_the_kept_predictions_are_those_measured(tmp_path: Path, dims: int) -> N
         noted = list(csv.DictReader(file))
     assert [(row["case"], row["class"]) for row in rows] == [(row["case"], row["class"]) for row in noted]
     for row, other in zip(rows, noted, strict=True):
-        values = [float(other[name] or "nan") for name in METRICS]
-        assert values == pytest.approx([row[name] for name in METRICS], rel=1e-6, nan_ok=True)
+        values = [float(other[name] or "nan") for name in default_metrics()]
+        assert values == pytest.approx([row[name] for name in default_metrics()], rel=1e-6, nan_ok=True)
     files = (run.path / "predictions").iterdir()
     assert len({value for file in files for value in np.unique(nib.load(file).dataobj)}) > 1
 
