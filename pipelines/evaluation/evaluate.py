@@ -199,7 +199,7 @@ def evaluate(
     predictions: Path,
     references: References,
     matched: Matched,
-    settings: MetricSettings = DEFAULT_SETTINGS,
+    settings: MetricSettings | None = None,
     *,
     lesions: bool = False,
     progress: Callable[[], object] | None = None,
@@ -210,7 +210,7 @@ def evaluate(
         predictions: folder of NIfTI label maps.
         references: the labels.
         matched: the pairs, from `match`.
-        settings: which metrics, the tolerance of the NSD, and what a lesion is.
+        settings: which metrics, the tolerance of the NSD, and what a lesion is; None: those of the references.
         lesions: whether to list every lesion.
         progress: called after each pair.
 
@@ -224,6 +224,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     of_lesions: list[dict[str, Any]] = []
     counts = dict.fromkeys(scheme.names, 0)
+    settings = settings or references.settings
     chosen = settings.metrics
     shifts: dict[str, float] = {}
     failed = Event()

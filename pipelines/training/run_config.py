@@ -174,8 +174,8 @@ class RunConfig(BaseModel):
         return {name: value for name, value in settings.items() if name not in NNUNET_PLANS or name in _NNUNET_RECORDED}
 
 
-#: Of older versions, which had no such settings: the axes of the files, and a tolerance of 1 mm.
-BEFORE = {"orientation": "file", "nsd_tolerance": 1.0}
+#: Of older versions, which had no such settings: the axes of the files, the default metrics, a tolerance of 1 mm.
+BEFORE = {"orientation": "file", "metrics": [], "nsd_tolerance": 1.0}
 
 
 def stored_config(content: Mapping[str, Any]) -> RunConfig:

@@ -34,7 +34,7 @@ from waiting import PROCESS_S, wait_for
 from pipelines.cli.report import ManyValues
 from pipelines.evaluation.evaluate import region_metrics
 from pipelines.evaluation.external_predictions import Pair
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 from pipelines.evaluation.result_folders import Classes, read_classes
 from pipelines.report.external_results import EvaluationSettings, ExternalResults, from_predictions
 from pipelines.report.overlay_selection import Choice
@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_evaluate_and_the_report_is_written(folder: Pat
     expected = pd.concat([_rows(folder, name) for name in ("near", "far")])
     rows, expected = (frame.sort_values(KEYS, ignore_index=True) for frame in (rows, expected))
     pd.testing.assert_frame_equal(rows[KEYS], expected[KEYS])
-    np.testing.assert_array_equal(rows[list(METRICS)], expected[list(METRICS)])
+    np.testing.assert_array_equal(rows[list(default_metrics())], expected[list(default_metrics())])
     assert rows["dice"].isna().sum() == 0 and (rows["dice"] == 0).sum() >= 2
     lines = shown.splitlines()
     assert lines[0] == "2 folders, 4 cases, 2 classes: 8 pairs evaluated, 0 read from the cache"
@@ -594,7 +594,8 @@ def test_classes_are_named_joined_and_ignored(folder: Path) -> None:
         tp, fp, fn = (one & other).sum(), (one & ~other).sum(), (other & ~one).sum()
         assert row.dice == pytest.approx(2 * tp / (2 * tp + fp + fn), rel=1e-12)
         assert row.specificity == pytest.approx((counted.sum() - tp - fp - fn) / (counted & ~other).sum(), rel=1e-12)
-        (alone,) = region_metrics(one.astype(int), other.astype(int), [(1,)], SPACING)
+        tolerance = MetricSettings(nsd_tolerance_mm=max(SPACING))
+        (alone,) = region_metrics(one.astype(int), other.astype(int), [(1,)], SPACING, settings=tolerance)
         assert (row.hd95_mm, row.assd_mm, row.nsd) == (alone["hd95_mm"], alone["assd_mm"], alone["nsd"])
     # A prediction must not contain the ignored label.
     with_voxel(folder / "far" / "b.nii.gz", 3, np.uint8, 2)

@@ -120,7 +120,7 @@ def test_a_run_leaves_a_folder(sets: dict[int, _Set], tmp_path: Path, dims: int)
     kept = RunFolder(tmp_path / "run").config
     assert kept is not None
     filled = {name for name, value in config if value is None and getattr(kept, name) is not None}
-    assert filled == {"patch_size", "spacing", "intensity", "memory_gb"}
+    assert filled == {"patch_size", "spacing", "intensity", "memory_gb", "nsd_tolerance"}
     assert kept.model_copy(update=dict.fromkeys(filled)) == config
 
 
