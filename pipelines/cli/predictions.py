@@ -191,7 +191,7 @@ def _remaining(
 @click.option("--labels", type=PATH, help="Folder of labels, named as the predictions are.")
 @_manifest_options("--labels")
 @click.option("--out", type=PATH, help="CSV with a row per case and class.")
-@click.option("--force", is_flag=True, help="Overwrite the CSV.")
+@click.option("--force", is_flag=True, help="Overwrite the CSV files.")
 @click.option(
     "--metrics", help="Names by commas, such as dice,hd95_mm,lesion_f1; default; all. Default: those of the manifest."
 )
@@ -222,7 +222,7 @@ def evaluate(
     sizes = _sizes(options["sizes"])
     for flag, file in (("--out", out), ("--lesions", lesions)):
         if file is not None:
-            refuse_existing(file, options["force"])
+            refuse_existing(file, options["force"], flag)
             refuse_unwritable(file, flag)
     if out is not None and out == lesions:
         raise UserError(f"--lesions: got {lesions}, as for --out; expected another file")

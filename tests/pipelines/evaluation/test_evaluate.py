@@ -69,6 +69,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(reader)
 
 
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _expected(folder: Path, tolerance: float = 1.0) -> list[dict[str, Any]]:
     """Each case's metrics, from the files' arrays and the known spacing."""
     rows = []
@@ -160,6 +165,53 @@ def test_the_table_has_means_per_class_and_of_the_foreground(
         f"{foreground[name]:.{digits[name]}f}" for name in default_metrics()
     )
     assert len(lines) == 4
+
+
+def test_named_metrics_and_a_table_of_lesions(folder: Path) -> None:
+    named, lesions = folder / "named.csv", folder / "lesions.csv"
+    options = ("--metrics", "lesion_f1, lesion_dice,dice", "--overlap", 0.1, "--connectivity", 6, "--sizes", "30,100")
+    code, out, err = _call(folder, *options, "--out", named, "--lesions", lesions)
+    assert (code, err) == (0, "")
+    assert " ".join(out.splitlines()[0].split()) == "class cases Dice lesion F1 lesion-wise Dice"
+    rows, found = _table(named), _table(lesions)
+    assert list(rows[0]) == ["case", "class", "dice", "lesion_f1", "lesion_dice"]
+    columns = "case class lesion state stratum volume_mm3 predicted_volume_mm3 iou dice hd95_mm"
+    assert list(found[0]) == columns.split()
+    for row in rows:
+        of_case = [lesion for lesion in found if (lesion["case"], lesion["class"]) == (row["case"], row["class"])]
+        states = [lesion["state"] for lesion in of_case]
+        assert [int(lesion["lesion"]) for lesion in of_case] == list(range(1, len(of_case) + 1))
+        doubled = 2 * states.count("matched")
+        assert float(row["lesion_f1"]) == pytest.approx(doubled / (doubled + len(of_case) - doubled / 2))
+        mean = sum(float(lesion["dice"]) for lesion in of_case) / len(of_case)
+        assert float(row["lesion_dice"]) == pytest.approx(mean)
+    assert {lesion["state"] for lesion in found} == {"matched", "missed", "false"}
+    for lesion in found:
+        sizes = {"<= 30 mm^3": 30, "30 to 100 mm^3": 100, "> 100 mm^3": math.inf}
+        assert lesion["stratum"] == next(name for name, most in sizes.items() if float(lesion["volume_mm3"]) <= most)
+    # Below the means: a row per class and stratum.
+    heading, *strata = [" ".join(line.split()) for line in out.splitlines()[6:-2]]
+    assert heading == "class lesions of matched missed false sensitivity lesion-wise Dice"
+    of_first = [lesion for lesion in found if lesion["class"] == "1" and lesion["stratum"] == "<= 30 mm^3"]
+    states = [lesion["state"] for lesion in of_first]
+    counts = " ".join(str(states.count(state)) for state in ("matched", "missed", "false"))
+    assert strata[0].startswith(f"1 <= 30 mm^3 {counts} ")
+    code, _, err = _call(folder, "--lesions", lesions)
+    assert code == 2 and err.startswith(f"error: --lesions: {lesions} is there already")
+
+
+def test_a_manifest_names_metrics_tolerance_and_lesions(folder: Path) -> None:
+    with (folder / "set.yaml").open("a") as file:
+        file.write("nsd_tolerance: 2.5\nmetrics: [lesion_precision]\nlesions: {overlap: 0.2}\n")
+    code, out, err = _call(folder, "--out", folder / "o.csv", manifest=True)
+    assert (code, err) == (0, "")
+    assert " ".join(out.splitlines()[0].split()) == f"{HEADINGS} NSD (2.5 mm) lesion precision"
+    by_option = folder / "named.csv"
+    names = ("--metrics", "default,lesion_precision", "--tolerance", 2.5, "--overlap", 0.2)
+    assert _call(folder, *names, "--out", by_option)[0] == 0
+    ours, theirs = _table(folder / "o.csv"), _table(by_option)
+    for row, other in zip(ours, theirs, strict=True):
+        assert row | {"class": ""} == other | {"class": ""}
 
 
 def test_distances_use_the_labels_spacing_per_axis(folder: Path) -> None:
@@ -452,6 +504,36 @@ CALLS: list[tuple[str, Callable[[Path], list[Any]], str]] = [
         "tolerance below 0",
         lambda f: [f / "predictions", "--labels", f / "data/labels", "--tolerance", -1],
         "--tolerance: got -1.0; expected a finite number of mm, 0 or more",
+    ),
+    (
+        "no such metric",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--metrics", "dice,lesion_f2"],
+        "--metrics: no metric 'lesion_f2'; did you mean lesion_f1\\?\n",
+    ),
+    (
+        "no metric",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--metrics", ","],
+        "--metrics: got none; expected names by commas",
+    ),
+    (
+        "connectivity in 2D",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--connectivity", 8, "--metrics", "lesion_f1"],
+        "--connectivity: got 8; expected one of 6, 18, 26 in 3D\n",
+    ),
+    (
+        "overlap",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--overlap", 50],
+        "--overlap: got 50; expected an IoU from 0 to below 1\n",
+    ),
+    (
+        "sizes",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--sizes", "27,8"],
+        "--sizes: got '27,8'; expected ascending numbers above 0 and commas, such as 27,1000\n",
+    ),
+    (
+        "one file for both tables",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--out", f / "o.csv", "--lesions", f / "o.csv"],
+        "--lesions: got .*o.csv, as for --out; expected another file\n",
     ),
     (
         "tolerance NaN",

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +16,18 @@ from made_comparison import made_comparison
 from page_reader import read_page
 from tiny import tiny_manifest
 
+from pipelines.cli.settings import metric_names
 from pipelines.evaluation.evaluate import region_metrics
 from pipelines.evaluation.external_predictions import metrics_code
 from pipelines.evaluation.metrics import METRICS, base
-from pipelines.evaluation.metrics.base import ClassMasks, Metric, register
+from pipelines.evaluation.metrics.base import ClassMasks, Metric, MetricSettings, register
 from pipelines.runs.comparison_folder import require_plan
 from pipelines.runs.summary import comparison_table, formatted_rows
 from pipelines.tracking.mlflow_runs import send_curves
 from pipelines.training.run import train_run
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
+from pipelines.utils import UserError
 
 _NAME = "volume_error_ml"
 
@@ -150,6 +153,29 @@ def test_metrics_with_invalid_properties_are_refused(about: dict[str, Any], mess
         register("x", "x", **about)(lambda masks: 0.0)
     assert str(refusal.value).startswith(message)
     assert "x" not in base.REGISTERED
+
+
+def test_a_metric_without_a_better_direction() -> None:
+    bias = METRICS["volume_difference"]
+    assert (bias.best, METRICS["volume_ratio"].best) == (0, 1)
+    with pytest.raises(ValueError, match="x: got the target 2; expected 0 to 1"):
+        register("x", "x", target=2.0)(lambda masks: 0.0)
+    code, _, err = call_medloss("report", "--cases", "x.csv", "--out", "x", "--metric", "volume_difference")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(
+        "error: --metric: got 'volume_difference', whose best value is 0, between worse ones; expected one of dice, "
+    )
+    assert "volume_difference" not in err.partition("expected")[2].replace("absolute_volume_difference", "")
+
+
+def test_a_metric_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "cldice", replace(METRICS["cldice"], requires="no_such_package/no-such-package"))
+    with pytest.raises(UserError) as refusal:
+        MetricSettings(("dice", "cldice"))
+    assert str(refusal.value) == (
+        "--metrics: cldice needs the package no-such-package; install it: pip install no-such-package"
+    )
+    assert "cldice" not in metric_names("all") and "lesion_f1" in metric_names("all")
 
 
 def test_a_name_cannot_be_registered_twice() -> None:

@@ -82,6 +82,18 @@ def test_names_stay_text_and_rows_may_come_in_any_order(tmp_path: Path) -> None:
     assert found.by_patient.tolist() == [[0.7, 0.0, 0.1], [0.8, 1.0, 0.0]]
 
 
+def test_a_signed_error_is_read_and_not_compared() -> None:
+    frame = long_table({"a": [0.9, 0.8], "b": [0.8, 0.7]}).assign(volume_difference=[-0.5, 0.1, 3.0, NAN])
+    table = check_table(frame, METRICS)
+    assert list(table.metrics) == ["dice"]
+    assert table.frame["volume_difference"].tolist() == pytest.approx([-0.5, 0.1, 3.0, NAN], nan_ok=True)
+    assert analyse(table, reference="a", bootstraps=20).secondary == {}
+    with pytest.raises(UserError, match=r"volume_difference: got -1\.5 .*; expected a number, -1 to 1e6 or inf"):
+        check_table(frame.assign(volume_difference=-1.5), METRICS)
+    with pytest.raises(UserError, match="no column with a metric"):
+        check_table(frame.drop(columns="dice"), METRICS)
+
+
 def test_a_failed_prediction_counts_as_worst() -> None:
     found = scores(check_table(long_table({"a": [0.9, NAN], "b": [0.8, 0.7]}), METRICS), "dice")
     assert found.by_patient.tolist() == [[0.9, 0.0], [0.8, 0.7]]

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from cli_call import call_medloss
 from forked import Forked
 from tiny import TinySet, tiny_manifest
 from torch import Tensor, nn
@@ -122,6 +123,33 @@ def test_a_run_leaves_a_folder(sets: dict[int, _Set], tmp_path: Path, dims: int)
     filled = {name for name, value in config if value is None and getattr(kept, name) is not None}
     assert filled == {"patch_size", "spacing", "intensity", "memory_gb", "nsd_tolerance"}
     assert kept.model_copy(update=dict.fromkeys(filled)) == config
+
+
+def test_metrics_that_manifest_and_config_name(tmp_path: Path) -> None:
+    path = tiny_manifest(tmp_path, 2, metrics=["lesion_f1"], nsd_tolerance=2.0, lesions={"overlap": 0.1})
+    run = RunFolder(tmp_path / "run")
+    config = TinySet(path, tmp_path).config(metrics=("volume_difference",))
+    result = train_run(config, run.path)
+    assert run.config is not None and run.config.nsd_tolerance == 2.0
+    names = (*default_metrics(), "lesion_f1", "volume_difference")
+    assert tuple(result["metrics"]) == names
+    assert list(run.cases[0]) == ["case", "patient", "class", *names]
+    assert run.epochs[-1]["val_lesion_f1"] == result["metrics"]["lesion_f1"]
+    # The same numbers as of `medloss evaluate` on the kept predictions.
+    table = tmp_path / "all.csv"
+    code, _, err = call_medloss(
+        "evaluate", run.path / "predictions", "--manifest", path, "--data-root", tmp_path, "--fold", 0,
+        "--metrics", "all", "--out", table,
+    )  # fmt: skip
+    assert code == 0, err
+    with table.open(newline="") as file:
+        for row, noted in zip(csv.DictReader(file), run.cases, strict=True):
+            values = [float(row[name] or "nan") for name in names]
+            assert values == pytest.approx([float(noted[name] or "nan") for name in names], rel=1e-6, nan_ok=True)
+    with pytest.raises(UserError, match=r"^metrics: no metric 'lesion'; did you mean"):
+        train_run(config.model_copy(update={"metrics": ("lesion",)}), tmp_path / "other")
+    with pytest.raises(UserError, match="its checkpoint was made with another metrics"):
+        train_run(config.model_copy(update={"metrics": ()}), run.path, resume=True)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
