@@ -178,6 +178,37 @@ def test_a_metric_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     assert "cldice" not in metric_names("all") and "lesion_f1" in metric_names("all")
 
 
+def test_the_page_of_metrics_describes_each() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in page.splitlines():
+        if line.startswith("| `") and line.count("|") == 9:
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[name.strip("`")] = cells
+    assert list(rows) == list(METRICS)
+    for name, (label, unit, better, bounds, *empty) in rows.items():
+        metric = METRICS[name]
+        upper = "up" if not metric.bounded else f"to {metric.upper:g}"
+        direction = "higher" if metric.higher_is_better else "lower"
+        section = label.rpartition("#")[2].rstrip(")").replace("-", " ")
+        assert metric.label in label and f"## {section}" in page.lower()
+        assert (unit, bounds) == (metric.unit, f"{metric.lower:g} {upper}")
+        assert better == (direction if metric.target is None else f"{metric.target:g} is best")
+        assert (empty[0] == "left out") == (metric.empty_reference == "left out")
+        assert (empty[0] == "`--empty`") == (metric.empty_reference == "option")
+        if name != "cldice":
+            nothing, full = np.zeros((4, 5), np.int64), np.zeros((4, 5), np.int64)
+            full[1:3, 1:3] = 1
+            for cell, masks in zip(empty, ((nothing, nothing), (full, nothing), (nothing, full)), strict=True):
+                (found,) = region_metrics(*masks, [(1,)], (2.0, 3.0), settings=MetricSettings((name,)))
+                value, undefined = found[name], cell in ("`--empty`", "left out")
+                assert undefined == math.isnan(value), name
+                if cell == "diagonal":
+                    assert value == math.hypot(8.0, 15.0)
+                elif not undefined and cell.lstrip("-").isdigit():
+                    assert value == float(cell), name
+
+
 def test_a_name_cannot_be_registered_twice() -> None:
     with pytest.raises(ValueError) as refusal:
         register("dice", "other")(lambda masks: 0.0)
