@@ -16,7 +16,6 @@ from medloss.errors import InputError
 from pipelines.data.checks import refuse_bad_data
 from pipelines.data.manifest import load_manifest
 from pipelines.evaluation.evaluate import mean_metrics
-from pipelines.evaluation.metrics import METRICS
 from pipelines.training.auto_config import divisor, refuse_misfit
 from pipelines.training.checkpoint import has_checkpoint
 from pipelines.training.components import Training
@@ -215,6 +214,6 @@ def run_evaluation(training: Training, folder: str) -> dict[str, float]:
 
 
 def _print(metrics: dict[str, float], where: Path) -> None:
-    for name in METRICS:
-        click.echo(f"{name:12} {metrics[name]:.4f}")
+    for name, value in metrics.items():
+        click.echo(f"{name:12} {value:.4f}")
     click.echo(f"written to {where}")

@@ -1,7 +1,7 @@
 """Options of `medloss compare`: what is compared and planned, and where the runs are trained."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,22 +9,27 @@ from pipelines.cli import PLACE, PLANNING, VERDICT, combined, option, typed
 from pipelines.comparison.executors import EXECUTORS
 from pipelines.comparison.executors.base import Handover
 from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import refuse_unknown_metrics
 from pipelines.statistics.table import in_report_order
 from pipelines.utils import UserError
+
+if TYPE_CHECKING:  # the command's help does not wait for pydantic
+    from pipelines.data.manifest import Manifest
+    from pipelines.training.run_config import RunConfig
 
 NON_INFERIOR_HELP = "Test one-sided non-inferiority, not equivalence."
 EMPTY_HELP = (
     "Classes missing in a label. one: an empty prediction scores 1, a false positive 0; exclude: left out; worst: an "
     "empty prediction has the worst score."
 )
-_METRICS = list(in_report_order(METRICS))
+_METRICS = [name for name, metric in in_report_order(METRICS).items() if metric.default]
 
 _PLANNING = (
     option("--reference", VERDICT, "LOSS",
            "Loss that all others are compared with, added if missing; none: all pairs.",
            default="dice+binary_cross_entropy"),
-    option("--metric", VERDICT, "NAME", f"Primary metric: {', '.join(_METRICS[:-1])} or {_METRICS[-1]}.",
-           default="dice"),
+    option("--metric", VERDICT, "NAME",
+           f"Primary metric: {', '.join(_METRICS)} or another, such as lesion_f1; default: the manifest's, or dice."),
     option("--margin", VERDICT, "VALUE", "Largest difference in the metric that does not matter.", type=float,
            default=0.01),
     option("--empty", VERDICT, "RULE", EMPTY_HELP, type=click.Choice(["one", "exclude", "worst"]), default="one"),
@@ -68,7 +73,7 @@ def loss_list(text: str) -> list[str]:
 
 
 def named_before(
-    names: list[str], reference: str, metric: str, margin: float, **rest: Any
+    names: list[str], reference: str, metric: str | None, margin: float, **rest: Any
 ) -> tuple[list[str], dict[str, Any]]:
     """The losses with the reference among them (added as the first, unless it is `none`), and the plan's fields.
 
@@ -94,10 +99,36 @@ def named_before(
 
 def refuse_verdict(metric: str | None, margin: float | None) -> None:
     """Raise a `UserError` for a metric or a margin out of range (None: not named), before any work begins."""
-    if metric is not None and metric not in METRICS:
-        raise UserError(f"--metric: got '{metric}'; expected one of {', '.join(in_report_order(METRICS))}")
+    if metric is not None:
+        refuse_primary(metric, "--metric")
     if margin is not None and not (math.isfinite(margin) and margin >= 0):
         raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric or 'the metric'}")
+
+
+def refuse_primary(metric: str, where: str) -> None:
+    """Raise a `UserError` for a primary metric that losses cannot be compared by; `where` it was named."""
+    known = in_report_order(METRICS)  # tests register others
+    if metric not in known or known[metric].target is not None:
+        expected = ", ".join(name for name, entry in known.items() if entry.target is None)
+        why = f", whose best value is {known[metric].target:g}, between worse ones" if metric in known else ""
+        raise UserError(f"{where}: got '{metric}'{why}; expected one of {expected}")
+    refuse_unknown_metrics([metric], where)
+
+
+def with_primary(metric: str | None, manifest: "Manifest", configs: list["RunConfig"]) -> tuple[str, list["RunConfig"]]:
+    """The primary metric, by default the manifest's or Dice, and configs of runs that compute it.
+
+    Raises:
+        UserError: losses cannot be compared by it.
+    """
+    if metric is None and manifest.primary_metric is not None:
+        refuse_primary(manifest.primary_metric, f"manifest '{manifest.name}': primary_metric")
+    chosen = metric or manifest.primary_metric or "dice"
+    if METRICS[chosen].default or chosen in (*manifest.metrics, manifest.primary_metric):
+        return chosen, configs
+    return chosen, [
+        config.model_copy(update={"metrics": tuple(dict.fromkeys((*config.metrics, chosen)))}) for config in configs
+    ]
 
 
 def chosen_executor(name: str, jobs: int | None, options: dict[str, Any]) -> Handover | None:

@@ -2,6 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,10 @@ from pipelines.utils import UserError
 from pipelines.utils.text import abbreviated, terminal_bar
 
 if TYPE_CHECKING:  # the commands' help does not wait for torch
+    import pandas as pd
+
     from pipelines.evaluation.evaluate import Evaluation
+    from pipelines.evaluation.metrics.base import MetricSettings
     from pipelines.inference.sources import Source
 
 
@@ -185,11 +191,22 @@ def _remaining(
 @click.option("--labels", type=PATH, help="Folder of labels, named as the predictions are.")
 @_manifest_options("--labels")
 @click.option("--out", type=PATH, help="CSV with a row per case and class.")
-@click.option("--force", is_flag=True, help="Overwrite the CSV.")
-@click.option("--tolerance", type=float, default=1.0, show_default=True, help="Tolerance of the NSD, mm.")
+@click.option("--force", is_flag=True, help="Overwrite the CSV files.")
+@click.option(
+    "--metrics", help="Names by commas, such as dice,hd95_mm,lesion_f1; default; all. Default: those of the manifest."
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Tolerance of the NSD, mm; default: the manifest's, or 1 or the largest voxel side, whichever is more.",
+)
+@click.option("--connectivity", type=int, help="Neighbours of a voxel in a lesion: 6, 18 or 26, in 2D 4 or 8.")
+@click.option("--overlap", type=float, help="IoU above which two lesions match; default: the manifest's, or 0.5.")
+@click.option("--lesions", type=PATH, help="CSV with a row per lesion.")
+@click.option("--sizes", default="27", show_default=True, help="Limits of the lesions' sizes, mm^3, in 2D mm^2.")
 @click.option("--allow-missing", is_flag=True, help="Leave out labels without a prediction.")
 def evaluate(
-    predictions: Path, labels: Path | None, out: Path | None, tolerance: float, allow_missing: bool, **options: Any
+    predictions: Path, labels: Path | None, out: Path | None, lesions: Path | None, allow_missing: bool, **options: Any
 ) -> None:
     """Compare PREDICTIONS, a folder of NIfTI label maps, with labels: a mean per class, and each case in a CSV.
 
@@ -201,10 +218,16 @@ def evaluate(
 
     either = "pass the labels as one of the two: --labels FOLDER or --manifest NAME_OR_FILE"
     of_manifest = _cases_of_manifest(options, labels is not None, either)
-    if out is not None:
-        refuse_existing(out, options["force"])
-        refuse_unwritable(out, "--out")
+    named = take(options, "metrics", "tolerance", "connectivity", "overlap")
+    sizes = _sizes(options["sizes"])
+    for flag, file in (("--out", out), ("--lesions", lesions)):
+        if file is not None:
+            refuse_existing(file, options["force"], flag)
+            refuse_unwritable(file, flag)
+    if out is not None and out == lesions:
+        raise UserError(f"--lesions: got {lesions}, as for --out; expected another file")
     references = folder_references(labels, terminal_bar) if labels else manifest_references(*of_manifest or ())
+    settings = _metric_settings(references.settings, **named)
     matched = match(references, predictions)
     missing = abbreviated(label.path for label in matched.unpredicted)
     if missing and not allow_missing:
@@ -220,29 +243,83 @@ def evaluate(
 
     with terminal_bar("computing metrics", len(matched.pairs), "case") as step:
         evaluation = compute_metrics(
-            predictions, references, matched, nsd_tolerance_mm=tolerance, progress=lambda: step(1)
+            predictions, references, matched, settings, lesions=lesions is not None, progress=lambda: step(1)
         )
     if evaluation.note is not None:
         click.echo(f"note: {evaluation.note}", err=True)
-    _print_means(evaluation, tolerance)
-    if out is not None:
+    _print_means(evaluation)
+    tables = {} if out is None else {("--out", out): evaluation.csv()}
+    if lesions is not None:
+        from pipelines.evaluation.evaluate import with_strata
+
+        frame = with_strata(evaluation.lesions, sizes)
+        _print_strata(frame, evaluation.classes)
+        tables["--lesions", lesions] = frame.to_csv(index=False)
+    for (flag, file), table in tables.items():
         try:
-            write_text(out, evaluation.csv())
+            write_text(file, table)
         except OSError as error:
-            raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
-        click.echo(f"written to {out}")
+            raise UserError(f"{flag}: {file} cannot be written: {error.strerror}") from None
+        click.echo(f"written to {file}")
 
 
-def _print_means(evaluation: "Evaluation", tolerance: float) -> None:
-    from pipelines.evaluation.metrics import METRICS
+def _sizes(text: str) -> tuple[float, ...]:
+    """The limits between strata of lesions, ascending."""
+    try:
+        limits = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        limits = ()
+    if not limits or not all(0 < low < high < inf for low, high in pairwise((*limits, sys.float_info.max))):
+        raise UserError(f"--sizes: got '{text}'; expected ascending numbers above 0 and commas, such as 27,1000")
+    return limits
+
+
+def _metric_settings(
+    default: "MetricSettings",
+    metrics: str | None,
+    tolerance: float | None,
+    connectivity: int | None,
+    overlap: float | None,
+) -> "MetricSettings":
+    """The settings of the references, updated by the options that are given."""
+    from pipelines.cli.settings import metric_names
+
+    rule: dict[str, Any] = {"connectivity": connectivity, "overlap": overlap}
+    given: dict[str, Any] = {
+        "names": None if metrics is None else metric_names(metrics),
+        "nsd_tolerance_mm": tolerance,
+        "lesions": replace(default.lesions, **{name: value for name, value in rule.items() if value is not None}),
+    }
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+def _print_strata(frame: "pd.DataFrame", classes: list[str]) -> None:
+    """Print, for each class and size, how many lesions of all cases together were found, and how well."""
     from pipelines.utils.text import Column, numbers, print_table
 
-    headings = [
-        f"{entry.label} ({tolerance:g} mm)" if entry.by_tolerance else entry.heading for entry in METRICS.values()
-    ]
     rows = []
-    counted = [(name, str(evaluation.cases(name)), means) for name, means in evaluation.class_means().items()]
+    by_size = frame.sort_values([name for name in ("volume_mm3", "area_mm2") if name in frame.columns])
+    # Classes as in the table above, and strata by size.
+    groups = [(name, stratum, of_class[of_class["stratum"] == stratum])
+              for name in classes for of_class in [by_size[by_size["class"] == name]]
+              for stratum in of_class["stratum"].unique()]  # fmt: skip
+    for name, stratum, group in groups:
+        counts = [int((group["state"] == state).sum()) for state in ("matched", "missed", "false")]
+        present = counts[0] + counts[1]
+        found = f"{counts[0] / present:.4f}" if present else "-"
+        rows.append([name, str(stratum), *map(str, counts), found, f"{group['dice'].mean():.4f}"])
+    click.echo()
+    headings = ("matched", "missed", "false", "sensitivity", "lesion-wise Dice")
+    print_table([Column("class"), Column("lesions of"), *numbers(*headings)], rows)
+
+
+def _print_means(evaluation: "Evaluation") -> None:
+    from pipelines.utils.text import Column, numbers, print_table
+
+    headings = [entry.heading for entry in evaluation.metrics.values()]
+    rows = []
+    counted = [(name, str(evaluation.counts[name]), means) for name, means in evaluation.class_means().items()]
     for name, cases, means in [*counted, ("mean foreground", "", evaluation.foreground_means())]:
-        values = [(means[key], entry.decimals) for key, entry in METRICS.items()]
+        values = [(means[key], entry.decimals) for key, entry in evaluation.metrics.items()]
         rows.append([name, cases, *("-" if value != value else f"{value:.{digits}f}" for value, digits in values)])
     print_table([Column("class"), *numbers("cases", *headings)], rows)

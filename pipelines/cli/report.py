@@ -1,6 +1,5 @@
 """`medloss report`: which loss is best, and whether the difference is real."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +64,14 @@ class ManyValues(GroupedCommand):
 @option("--classes", INPUT, "LIST",
         "Names of the labels, such as 1=anterior,2=posterior; 1+2=whole; 3=ignore. Default: nnU-Net's.")  # fmt: skip
 @option("--folds", INPUT, "LIST", "Only these of nnU-Net's folds, such as 0,1,2.")
-@option("--tolerance", INPUT, "MM", "Tolerance of the NSD of predictions; default: 1.", type=float)
+@option("--metrics", INPUT, "LIST",
+        "Metrics of predictions, such as default,lesion_f1; all; default: the default ones and --metric.")  # fmt: skip
+@option("--tolerance", INPUT, "MM",
+        "Tolerance of the NSD of predictions; default: 1 or the largest voxel side, whichever is more.",
+        type=float)  # fmt: skip
+@option("--connectivity", INPUT, "N", "Neighbours of a voxel in a lesion: 6, 18 or 26, in 2D 4 or 8; default: all.",
+        type=int)  # fmt: skip
+@option("--overlap", INPUT, "IOU", "IoU above which two lesions match; default: 0.5.", type=float)
 @option("--cache-dir", INPUT, "DIR", "Folder of the metrics computed before; default: cache in the folder of --out.",
         type=PATH)  # fmt: skip
 @option("--jobs", PLACE, "N", "Processes that compute metrics; default: one per core.", type=int)
@@ -115,7 +121,10 @@ def report(
             for line in collected.notes:
                 click.echo(line)
         else:
-            collected, options["reference"] = _contents(cases, predictions, out, options["reference"], computation)
+            metric = options["metric"]
+            collected, options["reference"] = _contents(
+                cases, predictions, out, options["reference"], computation, metric
+            )
         with terminal_note("comparing and drawing"):
             from pipelines.report.write import write_report  # and matplotlib
 
@@ -129,8 +138,12 @@ def report(
 
 
 #: How the metrics of finished predictions are computed.
-_COMPUTATION = ("labels", "classes", "folds", "tolerance", "jobs", "cache_dir")
-_COMPUTATION_FLAGS = "--labels, --classes, --folds, --tolerance, --jobs and --cache-dir"
+_COMPUTATION = (
+    "labels", "classes", "folds", "metrics", "tolerance", "connectivity", "overlap", "jobs", "cache_dir",
+)  # fmt: skip
+_COMPUTATION_FLAGS = (
+    "--labels, --classes, --folds, --metrics, --tolerance, --connectivity, --overlap, --jobs and --cache-dir"
+)
 
 
 def _is_given(computation: dict[str, Any]) -> bool:
@@ -138,7 +151,12 @@ def _is_given(computation: dict[str, Any]) -> bool:
 
 
 def _contents(
-    cases: Sequence[str], predictions: Sequence[str], out: Path, reference: str | None, computation: dict[str, Any]
+    cases: Sequence[str],
+    predictions: Sequence[str],
+    out: Path,
+    reference: str | None,
+    computation: dict[str, Any],
+    metric: str | None,
 ) -> "tuple[Collected, str | None]":
     """The report's contents from `--cases` or `--predictions`, of which one is empty, and the reference."""
     from pipelines.evaluation.sources import read_names
@@ -167,7 +185,7 @@ def _contents(
         raise UserError(f"{_COMPUTATION_FLAGS} belong to folders of predictions, and tables were named")
     from pipelines.report.external_results import from_tables  # not above, for the time that pandas takes
 
-    found = from_tables(names) if cases or tables else _measured(names, out, computation)
+    found = from_tables(names) if cases or tables else _measured(names, out, computation, metric)
     for line in found.messages:
         click.echo(line)
     collected = found.collected
@@ -178,18 +196,23 @@ def _contents(
     return collected, reference
 
 
-def _measured(named: dict[str, Path], out: Path, computation: dict[str, Any]) -> "ExternalResults":
+def _measured(named: dict[str, Path], out: Path, computation: dict[str, Any], metric: str | None) -> "ExternalResults":
     """The metrics of finished predictions."""
-    from pipelines.cli.settings import whole_numbers
-    from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
+    from pipelines.cli.settings import metric_names, whole_numbers
+    from pipelines.evaluation.metrics.base import LESION_OVERLAP, LesionRule, MetricSettings, with_default
     from pipelines.evaluation.result_folders import read_classes
     from pipelines.utils.files import write_text
     from pipelines.utils.machine import available_cores
 
     classes, folds, jobs = computation["classes"], computation["folds"], computation["jobs"]
-    tolerance = NSD_TOLERANCE_MM if computation["tolerance"] is None else computation["tolerance"]
-    if not math.isfinite(tolerance) or tolerance < 0:
-        raise UserError(f"--tolerance: got {tolerance}; expected a finite number of mm, 0 or more")
+    tolerance, names = computation["tolerance"], computation["metrics"]
+    chosen = with_default([metric or "dice"])
+    if names is not None:
+        chosen = metric_names(f"{names},{metric or 'dice'}")
+    overlap = LESION_OVERLAP if computation["overlap"] is None else computation["overlap"]
+    lesions = LesionRule(computation["connectivity"], overlap)
+    if tolerance is not None:
+        MetricSettings(nsd_tolerance_mm=tolerance)  # refused before any file is read
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs: got {jobs}; expected at least 1")
     # Not above, for the time that pandas takes.
@@ -199,7 +222,9 @@ def _measured(named: dict[str, Path], out: Path, computation: dict[str, Any]) ->
         labels=computation["labels"],
         classes=None if classes is None else read_classes(classes),
         folds=None if folds is None else whole_numbers(folds, "--folds"),
+        metrics=chosen,
         nsd_tolerance_mm=tolerance,
+        lesions=lesions,
         jobs=jobs or available_cores(),
     )
     cache = computation["cache_dir"] or out / "cache"

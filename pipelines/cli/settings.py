@@ -14,6 +14,8 @@ from medloss.names import refuse_unknown_losses
 from pipelines.cli import note_typed, typed
 from pipelines.comparison.executors import EXECUTORS
 from pipelines.data.manifest import Manifest
+from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics, refuse_unknown_metrics
 from pipelines.training.run_config import RunConfig, checked_config, recipe_settings
 from pipelines.utils import UserError
 
@@ -43,10 +45,37 @@ def _rate(text: str) -> tuple[str, float]:
 whole_numbers = _list_of(int, "whole numbers and commas, such as 0,1,2")
 _numbers = _list_of(float, "numbers and commas, such as 3,0.8,0.8")
 _rates = _list_of(_rate, "losses with rates, such as focal=1e-2,tversky=1e-3")
+
+
+def metric_names(text: str, flag: str = "--metrics") -> tuple[str, ...]:
+    """The metrics in a list such as `default,lesion_f1`, each once, in the order of columns; `all` are all.
+
+    Raises:
+        UserError: there is no such metric, or it needs a package that is not installed.
+    """
+    names: set[str] = set()
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        if item == "all":
+            names |= {name for name, metric in METRICS.items() if metric.is_installed}
+        elif item == "default":
+            names |= set(default_metrics())
+        else:
+            refuse_unknown_metrics([item], flag)
+            names.add(item)
+    if not names:
+        raise UserError(f"{flag}: got none; expected names by commas, such as dice,hd95_mm,lesion_f1")
+    return tuple(name for name in METRICS if name in names)
+
+
+def _further_metrics(text: str, flag: str) -> tuple[str, ...]:
+    return tuple(name for name in metric_names(text, flag) if not METRICS[name].default)
+
+
 _READERS = {
     "patch_size": ("--patch", whole_numbers),
     "flip_axes": ("--flip-axes", whole_numbers),
     "spacing": ("--spacing", _numbers),
+    "metrics": ("--metrics", _further_metrics),
     "learning_rates": ("--loss-lr", lambda text, flag: dict(_rates(text, flag))),
 }
 

@@ -63,6 +63,11 @@ training_options = combined(
            default=None),
     option("--predictions/--no-predictions keep_predictions", OUTPUT, None,
            "Keep the label maps of the last validation; kept by default.", rare=True, default=None),
+    option("--metrics", RECIPE, "LIST",
+           "Metrics in addition to the default ones and the manifest's, such as lesion_f1,lesion_dice.", rare=True),
+    option("--tolerance nsd_tolerance", RECIPE, "MM",
+           "Tolerance of the NSD; default: the manifest's, or 1 or the largest voxel side, whichever is more.",
+           rare=True, type=float),
     option("--device", PLACE, "NAME", "cpu, cuda or auto (the default)."),
     option("--workers", PLACE, "N", "Loader processes per run.", rare=True, type=int),
     option("--threads", PLACE, "N", "CPU threads per run.", rare=True, type=int),
@@ -84,7 +89,9 @@ trainer_options = combined(
 )  # fmt: skip
 
 #: Training options that nnU-Net does not plan itself.
-_NOT_PLANNED = {"epochs", "data_root", "keep_predictions", "cache_dir", "device", "settings"}
+_NOT_PLANNED = {
+    "epochs", "data_root", "keep_predictions", "cache_dir", "device", "settings", "metrics", "nsd_tolerance"
+}  # fmt: skip
 
 
 def chosen_trainer(manifest: str, options: Mapping[str, Any], others: Mapping[str, bool]) -> dict[str, Any]:

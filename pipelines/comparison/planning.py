@@ -13,7 +13,7 @@ from pipelines.comparison.step_timing import Measured, measure
 from pipelines.data.manifest import Manifest
 from pipelines.runs.comparison_folder import cache_folder, read_plan, refuse_another, refuse_foreign
 from pipelines.runs.plan import NO_REFERENCE, Asked, Halving, Plan, RunGrid, Tuning, make_plan, planned_runs
-from pipelines.training.run_config import RunConfig
+from pipelines.training.run_config import RunConfig, as_begun
 from pipelines.utils import UserError
 
 
@@ -77,9 +77,8 @@ def plan_comparison(
     """
     refuse_foreign(folder)
     begun = read_plan(folder)
-    if begun is not None and begun.runs[0].config.orientation == "file":  # also of older versions, which had no other
-        configs = [config.model_copy(update={"orientation": "file"}) for config in request.configs]
-        request = replace(request, configs=configs)
+    if begun is not None:  # perhaps by an older version
+        request = replace(request, configs=[as_begun(config, begun.runs[0].config) for config in request.configs])
     # Refuses repeated losses, folds and seeds.
     simple = make_plan(request.configs, request.folds, request.seeds, request.manifest.name, request.manifest.sha256,
                        **request.about)  # fmt: skip

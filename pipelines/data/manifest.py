@@ -44,6 +44,7 @@ def manifest_problems(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"excluded: '{entry['file']}' is also a case's file"
     yield from _folds(cases)
     yield from scheme_problems(content)
+    yield from _connectivity(content)
     yield from _channels(content.get("channels"), cases)
     if isinstance(classes, dict):
         yield from _labelled(cases, list(classes.values()))
@@ -53,6 +54,14 @@ def _files(case: Mapping[str, Any]) -> list[str]:
     image = case.get("image")
     entries = [*(image if isinstance(image, list | tuple) else [image]), case.get("label")]
     return [file for file in entries if isinstance(file, str)]
+
+
+def _connectivity(content: Mapping[str, Any]) -> Iterator[str]:
+    lesions, dimensions = content.get("lesions"), content.get("dimensions")
+    given = lesions.get("connectivity") if isinstance(lesions, dict) else None
+    known = {2: (4, 8), 3: (6, 18, 26)}.get(dimensions if isinstance(dimensions, int) else 0, ())
+    if known and isinstance(given, int) and given not in known:
+        yield f"lesions.connectivity: got {given}; expected one of {', '.join(map(str, known))} in {dimensions}D"
 
 
 def _axes(content: Mapping[str, Any]) -> Iterator[str]:
@@ -241,6 +250,18 @@ class Channel(_Strict):
         return (self.modality or self.name).upper() == "CT"
 
 
+class Lesions(_Strict):
+    """What a lesion is, for lesion-wise metrics.
+
+    Attributes:
+        connectivity: number of neighbours of a voxel in a lesion: 6, 18 or 26 in 3D, 4 or 8 in 2D; default: all.
+        overlap: a predicted and a reference lesion can match if their IoU is above this.
+    """
+
+    connectivity: Literal[4, 6, 8, 18, 26] | None = None
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+
+
 class Excluded(_Strict):
     """A file of the folder, or a pattern such as `*_flair.nii.gz`, that is excluded on purpose."""
 
@@ -305,6 +326,11 @@ class Manifest(_Strict):
         generator: how the data are generated; the cases are then the generator's.
         cases: the images with their labels.
         excluded: files of the folder that are excluded on purpose, with the reason.
+        metrics: names of metrics that are computed in addition to the default ones (`docs/metrics.md` has all).
+        primary_metric: the metric that a comparison decides by unless its options name another; default: Dice.
+        nsd_tolerance: distance between surfaces up to which there is no error for the NSD, mm; default: 1 mm or the
+            largest of `spacing`, whichever is more.
+        lesions: what a lesion is, for lesion-wise metrics.
     """
 
     name: Name
@@ -326,6 +352,10 @@ class Manifest(_Strict):
     generator: Generator | None = None
     cases: list[Case] = Field(default_factory=list)
     excluded: list[Excluded] = Field(default_factory=list)
+    metrics: tuple[Name, ...] = ()
+    primary_metric: Name | None = None
+    nsd_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] | None = None
+    lesions: Lesions = Lesions()
 
     @field_validator("folder")
     @classmethod
@@ -405,6 +435,10 @@ class Manifest(_Strict):
         for name in ("channels", "regions", "region_order", "ignore"):
             if not content[name] and content[name] != 0:
                 del content[name]
+        # Nor do these, if they are at their defaults.
+        for name in ("metrics", "primary_metric", "nsd_tolerance", "lesions"):
+            if getattr(self, name) == Manifest.model_fields[name].default:
+                del content[name]
         for case in content["cases"]:
             if case["labelled"] is None:
                 del case["labelled"]
@@ -475,6 +509,6 @@ def _key(part: Any) -> str:
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:
     models: dict[Any, type[BaseModel]] = {
-        "cases": Case, "channels": Channel, "excluded": Excluded, "generator": Generator
+        "cases": Case, "channels": Channel, "excluded": Excluded, "generator": Generator, "lesions": Lesions
     }  # fmt: skip
     return list((models.get(location[0], Manifest) if len(location) > 1 else Manifest).model_fields)

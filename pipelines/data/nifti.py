@@ -179,6 +179,21 @@ def read_file(path: Path, dimensions: Iterable[int] = (2, 3), channels: int | No
 MOST_CHANNELS = 8
 
 
+def read_spacing(path: Path) -> tuple[float, ...]:
+    """The voxel spacing of a file, mm, along its axes, from its header alone.
+
+    Raises:
+        BadFileError: the file cannot be read, or its header is not usable.
+    """
+    try:
+        image: Any = nib.load(path)
+        return _spacing(image, len(_split_shape(image.shape, [2, 3], None)[0]))
+    except BadFileError:
+        raise
+    except Exception as error:  # nibabel raises whatever a damaged header leads to
+        raise BadFileError(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
 def _split_shape(full: Sequence[int], allowed: list[int], channels: int | None) -> tuple[tuple[int, ...], int | None]:
     """The spatial shape of a file, and its number of volumes; None for one volume."""
     shape = squeezed(full, allowed[-1])

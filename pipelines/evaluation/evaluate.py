@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,13 @@ from numpy.typing import NDArray
 from pipelines.data.checks import Offence
 from pipelines.data.nifti import grid_shift, shift_note
 from pipelines.evaluation.metrics import METRICS
-from pipelines.evaluation.metrics.base import ClassMasks
+from pipelines.evaluation.metrics.base import (
+    DEFAULT_SETTINGS,
+    ClassMasks,
+    Metric,
+    MetricSettings,
+    default_metrics,
+)
 from pipelines.evaluation.references import Matched, Reference, References, read_pair
 from pipelines.utils import UserError
 from pipelines.utils.files import NamedFile
@@ -30,29 +37,25 @@ if TYPE_CHECKING:
 
 # Arrays.
 
-#: Default tolerance of the NSD: about a voxel of common MR and CT grids. The difference between raters is a better
-#: choice.
-NSD_TOLERANCE_MM = 1.0
-
 
 def case_metrics(
     prediction: Tensor,
     reference: Tensor,
     num_classes: int,
     spacing: tuple[float, ...],
-    *,
-    nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
+    settings: MetricSettings = DEFAULT_SETTINGS,
 ) -> list[dict[str, float]]:
-    """The metrics of each foreground class of one case, by name, in the order of `METRICS`.
+    """The metrics of each foreground class of one case, by name.
 
-    Prediction and reference are labels 0..C-1, `[*spatial]`; spacing (per axis) and tolerance of the NSD are in mm.
+    Prediction and reference are labels 0..C-1, `[*spatial]`; spacing (per axis) is in mm; the settings name the
+    metrics.
 
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
     """
     regions = [(c,) for c in range(1, num_classes)]
     maps = prediction.cpu().numpy(), reference.cpu().numpy()
-    return region_metrics(*maps, regions, spacing, nsd_tolerance_mm=nsd_tolerance_mm)
+    return region_metrics(*maps, regions, spacing, settings=settings)
 
 
 def region_metrics(
@@ -62,13 +65,14 @@ def region_metrics(
     spacing: tuple[float, ...],
     *,
     ignored: int | None = None,
-    nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
+    settings: MetricSettings = DEFAULT_SETTINGS,
 ) -> list[dict[str, float]]:
     """The metrics of each region of one case; a region is a label or a union of labels, and regions may overlap.
 
     A metric is NaN where it is undefined: all but specificity if reference and prediction are both empty, specificity
     if the reference fills the volume, sensitivity if the reference is empty. If only one of the two is empty, metrics
-    have their worst values: 0 for Dice, IoU and NSD, the volume's diagonal for HD95 and ASSD.
+    have their worst values: 0 for Dice, IoU and NSD, the volume's diagonal for HD95 and ASSD. `docs/metrics.md` has all
+    of them.
 
     Args:
         prediction: labels from 0, `[*spatial]`.
@@ -77,11 +81,28 @@ def region_metrics(
         spacing: mm, in the order of the array's axes.
         ignored: label of voxels of the reference that do not count: they are outside the volume, in both maps, and the
             border of a region along them is no surface.
-        nsd_tolerance_mm: tolerance of the NSD, mm.
+        settings: which metrics, the tolerance of the NSD, and what a lesion is.
 
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
     """
+    chosen = settings.metrics
+    return [
+        {name: metric.compute(masks) for name, metric in chosen.items()}
+        for masks in region_masks(prediction, reference, regions, spacing, ignored=ignored, settings=settings)
+    ]
+
+
+def region_masks(
+    prediction: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    regions: Sequence[tuple[int, ...]],
+    spacing: tuple[float, ...],
+    *,
+    ignored: int | None = None,
+    settings: MetricSettings = DEFAULT_SETTINGS,
+) -> Iterator[ClassMasks]:
+    """The masks of each region of one case, with arguments and errors as of `region_metrics`."""
     from scipy.ndimage import find_objects  # imported late, since not all commands need it
 
     shape = reference.shape
@@ -95,7 +116,6 @@ def region_metrics(
     # Metrics only depend on the bounding box of a class, so the volume is read once rather than once per class.
     highest = max((label for region in regions for label in region), default=0)
     boxes = [[tuple(slice(0, n) for n in shape), *find_objects(labels, highest)] for labels in (prediction, reference)]
-    metrics = []
     for region in regions:
         found = [box[label] for box in boxes for label in region if box[label] is not None]
         # The smallest box around all of them; an empty one if there are none.
@@ -105,9 +125,14 @@ def region_metrics(
         box = box or (slice(0),) * len(shape)
         pair = [np.logical_or.reduce([labels[box] == label for label in region]) for labels in (prediction, reference)]
         outside = None if hidden is None else hidden[box]
-        masks = ClassMasks(pair[0], pair[1], voxels, spacing, diagonal, nsd_tolerance_mm, outside)
-        metrics.append({name: metric.compute(masks) for name, metric in METRICS.items()})
-    return metrics
+        yield ClassMasks(
+            pair[0], pair[1], voxels, spacing, diagonal, settings.nsd_tolerance_mm, outside, settings.lesions
+        )
+
+
+def computed_metrics(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The names of the metrics that rows have, in the order of columns; the default ones if there are no rows."""
+    return tuple(name for name in METRICS if name in rows[0]) if rows else default_metrics()
 
 
 def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -116,13 +141,15 @@ def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
     for row in rows:
         cases.setdefault(row["case"], []).append(row)
     return {
-        metric: nanmean([nanmean([row[metric] for row in classes]) for classes in cases.values()]) for metric in METRICS
+        metric: nanmean([nanmean([row[metric] for row in classes]) for classes in cases.values()])
+        for metric in computed_metrics(rows)
     }
 
 
 def class_means(rows: list[dict[str, Any]], classes: Iterable[str]) -> dict[str, dict[str, float]]:
     """Means over cases for each class; NaN for a metric that no case has."""
-    return {name: {metric: nanmean([row[metric] for row in rows if row["class"] == name]) for metric in METRICS}
+    names = computed_metrics(rows)
+    return {name: {metric: nanmean([row[metric] for row in rows if row["class"] == name]) for metric in names}
             for name in classes}  # fmt: skip
 
 
@@ -137,18 +164,23 @@ def nanmean(values: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation: a row per case and class with `case`, `class` and the metrics.
+    """Result of an evaluation.
 
-    The note is on predictions that are slightly off their labels; None if there are none.
+    Attributes:
+        classes: names of the classes.
+        rows: a row per case and class with `case`, `class` and the metrics.
+        counts: class -> number of cases with the class in the label or the prediction.
+        metrics: the metrics by name, with their tolerance.
+        note: on predictions that are slightly off their labels; None if there are none.
+        lesions: a row per lesion, if asked for: see `lesion_rows`.
     """
 
     classes: list[str]
     rows: list[dict[str, Any]]
+    counts: dict[str, int]
+    metrics: dict[str, Metric]
     note: str | None = None
-
-    def cases(self, name: str) -> int:
-        """Number of cases with a class in the label or the prediction."""
-        return sum(row["class"] == name and not math.isnan(row["dice"]) for row in self.rows)
+    lesions: list[dict[str, Any]] = field(default_factory=list)
 
     def class_means(self) -> dict[str, dict[str, float]]:
         """Means over cases for each class."""
@@ -160,15 +192,16 @@ class Evaluation:
 
     def csv(self) -> str:
         """The rows as CSV; undefined metrics are empty."""
-        return str(pd.DataFrame(self.rows, columns=["case", "class", *METRICS]).to_csv(index=False))
+        return str(pd.DataFrame(self.rows, columns=["case", "class", *self.metrics]).to_csv(index=False))
 
 
 def evaluate(
     predictions: Path,
     references: References,
     matched: Matched,
+    settings: MetricSettings | None = None,
     *,
-    nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
+    lesions: bool = False,
     progress: Callable[[], object] | None = None,
 ) -> Evaluation:
     """Evaluate all pairs of labels and files in the folder `predictions`, several at a time.
@@ -177,23 +210,26 @@ def evaluate(
         predictions: folder of NIfTI label maps.
         references: the labels.
         matched: the pairs, from `match`.
-        nsd_tolerance_mm: tolerance of the NSD, mm.
+        settings: which metrics, the tolerance of the NSD, and what a lesion is; None: those of the references.
+        lesions: whether to list every lesion.
         progress: called after each pair.
 
     Raises:
         UserError: a file cannot be read, is on another grid than its label, or has values that are not classes; the
             message has one line per bad file.
     """
-    if not math.isfinite(nsd_tolerance_mm) or nsd_tolerance_mm < 0:
-        raise UserError(f"--tolerance: got {nsd_tolerance_mm}; expected a finite number of mm, 0 or more")
     scheme = references.scheme
     ignored = None if scheme.ignore is None else len(scheme.values)
     offences: list[Offence] = []
     rows: list[dict[str, Any]] = []
+    of_lesions: list[dict[str, Any]] = []
+    counts = dict.fromkeys(scheme.names, 0)
+    settings = settings or references.settings
+    chosen = settings.metrics
     shifts: dict[str, float] = {}
     failed = Event()
 
-    def evaluate_pair(pair: tuple[Reference, str]) -> tuple[list[Offence], list[dict[str, float]], float]:
+    def evaluate_pair(pair: tuple[Reference, str]) -> tuple[list[Offence], list[_OfClass], float]:
         file = NamedFile(predictions / pair[1], pair[0].name)
         maps, bad = read_pair(pair[0], file, scheme.values, ignore=scheme.ignore, dimensions=references.dimensions)
         if bad:
@@ -202,24 +238,97 @@ def evaluate(
         if failed.is_set():
             return bad, [], 0.0
         (reference, truth), (prediction, predicted) = maps
-        metrics = region_metrics(
-            predicted, truth, scheme.members, reference.spacing, ignored=ignored, nsd_tolerance_mm=nsd_tolerance_mm
-        )
-        return [], metrics, grid_shift(prediction, reference)
+        found = [
+            _OfClass(
+                bool(masks.predicted or masks.present),
+                {name: metric.compute(masks) for name, metric in chosen.items()},
+                lesion_rows(masks) if lesions else [],
+            )
+            for masks in region_masks(
+                predicted, truth, scheme.members, reference.spacing, ignored=ignored, settings=settings
+            )
+        ]
+        return [], found, grid_shift(prediction, reference)
 
     with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         results = pool.map(evaluate_pair, matched.pairs)
-        for (label, file), (bad, metrics, shift) in zip(matched.pairs, results, strict=True):
+        for (label, file), (bad, found, shift) in zip(matched.pairs, results, strict=True):
             offences.extend(bad)
             shifts[str(predictions / file)] = shift
             annotated = scheme.annotated(label.labelled)
-            rows.extend(
-                {"case": label.name, "class": name, **of_class}
-                for name, counts, of_class in zip(scheme.names, annotated, metrics, strict=False)  # none for a bad file
-                if counts
-            )
+            for name, is_annotated, of_class in zip(
+                scheme.names, annotated, found, strict=False
+            ):  # none for a bad file
+                if is_annotated:
+                    keys = {"case": label.name, "class": name}
+                    rows.append(keys | of_class.metrics)
+                    of_lesions += [keys | row for row in of_class.lesions]
+                    counts[name] += of_class.counts
             if progress is not None:
                 progress()
     if offences:
         raise UserError("\n".join(f"{shown(file)}: {reason}" for file, reason in offences))
-    return Evaluation(scheme.names, rows, shift_note(shifts, "prediction", "label"))
+    note = shift_note(shifts, "prediction", "label")
+    return Evaluation(scheme.names, rows, counts, chosen, note, of_lesions)
+
+
+@dataclass(frozen=True)
+class _OfClass:
+    """One class of one case: whether label or prediction have it, its metrics, and its lesions."""
+
+    counts: bool
+    metrics: dict[str, float]
+    lesions: list[dict[str, Any]]
+
+
+def lesion_rows(masks: ClassMasks) -> list[dict[str, Any]]:
+    """A row per lesion: those of the reference in the order of their first voxels, then the false ones.
+
+    Columns: `lesion` (number from 1), `state` (`matched`, `missed` or `false`), `volume_mm3` (in 2D `area_mm2`) of the
+    reference's lesion, or of a false one, `predicted_volume_mm3` of a matched one, `iou`, `dice`, and `hd95_mm`, which
+    count as 0, 0 and the volume's diagonal unless matched.
+    """
+    found = masks.lesions
+    size = "volume_mm3" if len(masks.spacing) == 3 else "area_mm2"
+    voxel = math.prod(masks.spacing)
+    unmatched = {"iou": 0.0, "dice": 0.0, "hd95_mm": masks.diagonal}
+    values = zip(found.pairs.tolist(), found.iou, found.dice, found.hd95_mm, strict=True)
+    matches = {reference: (predicted, *map(float, of_match)) for (predicted, reference), *of_match in values}
+    rows: list[dict[str, Any]] = []
+    for number, voxels in enumerate(found.present):
+        row = {"state": "missed", size: float(voxels * voxel), f"predicted_{size}": math.nan, **unmatched}
+        if number in matches:
+            predicted, iou, dice, hd95_mm = matches[number]
+            row |= {"state": "matched", f"predicted_{size}": float(found.predicted[predicted] * voxel)}
+            row |= {"iou": iou, "dice": dice, "hd95_mm": hd95_mm}
+        rows.append(row)
+    taken = {predicted for predicted, *_ in matches.values()}
+    for number, voxels in enumerate(found.predicted):
+        if number not in taken:
+            rows.append({"state": "false", size: float(voxels * voxel), f"predicted_{size}": math.nan, **unmatched})
+    return [{"lesion": number, **row} for number, row in enumerate(rows, 1)]
+
+
+def with_strata(rows: list[dict[str, Any]], limits: Sequence[float]) -> pd.DataFrame:
+    """The rows of lesions as a table sorted by case, class and number, with a column `stratum`, such as `<= 27 mm^3`.
+
+    Args:
+        rows: of `Evaluation.lesions`.
+        limits: ascending limits between strata, mm^3 (in 2D mm^2); a lesion of exactly a limit is below it.
+    """
+    columns = ["case", "class", "lesion", "state", "stratum"]
+    frame = pd.DataFrame(rows)
+    if not len(frame):
+        return pd.DataFrame(columns=[*columns, "volume_mm3", "predicted_volume_mm3", "iou", "dice", "hd95_mm"])
+    sizes = [name for name in ("volume_mm3", "area_mm2") if name in frame.columns]
+    blocks = []
+    for size in sizes:
+        unit = size.rpartition("_")[2].replace("mm", "mm^")
+        edges = [f"{limit:g}" for limit in limits]
+        names = [f"<= {edges[0]} {unit}", *(f"{low} to {high} {unit}" for low, high in pairwise(edges))]
+        names.append(f"> {edges[-1]} {unit}")
+        of_size = frame[frame[size].notna()]
+        # Floats: 27 voxels of 1 mm^3 are exactly 27, but 1000 of 0.3^3 are not.
+        place = np.searchsorted(np.array(limits) * (1 + 1e-6), of_size[size])
+        blocks.append(of_size.assign(stratum=[names[at] for at in place]))
+    return pd.concat(blocks)[[*columns, *(name for name in frame.columns if name not in columns)]]

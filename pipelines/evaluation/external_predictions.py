@@ -16,8 +16,9 @@ import numpy as np
 
 from pipelines.data import nifti
 from pipelines.data.checks import Offence
-from pipelines.evaluation import evaluate, references, surface_distances
+from pipelines.evaluation import evaluate, lesions, references, surface_distances
 from pipelines.evaluation.metrics import METRICS, base
+from pipelines.evaluation.metrics.base import MetricSettings
 from pipelines.evaluation.references import MAX_VALUES, label_values
 from pipelines.evaluation.result_folders import Classes, summary_dice
 from pipelines.evaluation.sources import Method, ReferenceFiles
@@ -26,28 +27,30 @@ from pipelines.utils.files import NamedFile, sha256
 from pipelines.utils.text import Bar, shown
 
 #: Modules whose source affects the numbers, in addition to those of the metrics.
-_METRIC_MODULES: tuple[ModuleType, ...] = (evaluate, base, surface_distances, references, nifti)
+_METRIC_MODULES: tuple[ModuleType, ...] = (evaluate, base, lesions, surface_distances, references, nifti)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A hashed prediction and its reference, evaluated as by `medloss evaluate` with a tolerance of the NSD in mm.
+    """A hashed prediction and its reference, evaluated as by `medloss evaluate`.
 
-    The result has `measures`, for each class the metrics in the order of `METRICS`, NaN if undefined; and `shift`, how
-    far the prediction is off its reference, mm.
+    The result has `measures`, for each class the metrics in the order of the settings, NaN if undefined; and `shift`,
+    how far the prediction is off its reference, mm.
     """
 
     prediction: NamedFile
     reference: NamedFile
     classes: Classes
-    tolerance: float
+    settings: MetricSettings
 
     @property
     def key(self) -> list[Any]:
-        """Everything that the numbers depend on: files, classes (but not their names), tolerance, and code."""
+        """Everything that the numbers depend on: files, classes (but not their names), settings, and code."""
         regions = [list(values) for values in self.classes.regions.values()]
         files = [self.prediction.sha256, self.reference.sha256]
-        return ["measures", metrics_code(), *files, regions, self.classes.ignore, self.tolerance]
+        rule, names = self.settings.lesions, list(self.settings.metrics)
+        settings = [self.settings.nsd_tolerance_mm, names, rule.connectivity, rule.overlap]
+        return ["measures", metrics_code(), *files, regions, self.classes.ignore, *settings]
 
     @property
     def size(self) -> int:
@@ -67,7 +70,7 @@ class Pair:
         try:
             regions = [tuple(map(values.index, labels)) for labels in self.classes.regions.values()]
             found = evaluate.region_metrics(
-                predicted, truth, regions, reference.spacing, ignored=ignored, nsd_tolerance_mm=self.tolerance
+                predicted, truth, regions, reference.spacing, ignored=ignored, settings=self.settings
             )
         except MemoryError:
             return None, [Offence(str(self.prediction.path), "cannot be evaluated: out of memory")]

@@ -1,6 +1,7 @@
 """References: the labels that predictions are evaluated against, and their matching by name."""
 
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,15 @@ from pipelines.data.data_root import located_cases
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import is_label_name, nifti_files, pair_predictions, stem
 from pipelines.data.manifest import Case, Manifest
-from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, Volume, digits, grid_problem, read_labels
+from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, Volume, digits, grid_problem, read_labels, read_spacing
+from pipelines.evaluation.metrics.base import (
+    DEFAULT_SETTINGS,
+    NSD_TOLERANCE_MM,
+    LesionRule,
+    MetricSettings,
+    refuse_unknown_metrics,
+    with_default,
+)
 from pipelines.utils import UserError
 from pipelines.utils.files import NamedFile
 from pipelines.utils.text import Bar, abbreviated, no_bar, shown
@@ -43,11 +52,13 @@ class References:
     Attributes:
         scheme: the classes, or regions, and the ignored label.
         dimensions: accepted numbers of axes of the files.
+        settings: what is computed unless options say otherwise.
     """
 
     labels: list[Reference]
     scheme: LabelScheme
     dimensions: frozenset[int] = frozenset({2, 3})
+    settings: MetricSettings = DEFAULT_SETTINGS
 
 
 def folder_references(folder: Path, bar: Bar = no_bar) -> References:
@@ -63,7 +74,51 @@ def folder_references(folder: Path, bar: Bar = no_bar) -> References:
             f"--labels: the files of {shown(folder)} hold {len(values)} values above 0; expected labels, not images"
         )
     scheme = LabelScheme(classes={0: "background"} | {value: str(value) for value in values})
-    return References([Reference(file, stem(file.name)) for file in files], scheme)
+    settings = MetricSettings(nsd_tolerance_mm=files_tolerance(files))
+    return References([Reference(file, stem(file.name)) for file in files], scheme, settings=settings)
+
+
+def default_tolerance(*voxel_sides: float) -> float:
+    """The tolerance of the NSD if none is named: 1 mm or the largest voxel side (mm), whichever is more.
+
+    Distances are between voxel centres: with a tolerance below a voxel's side, a surface that is off by a single voxel
+    along that axis counts as wrong. The difference between raters is a better choice.
+    """
+    return max(NSD_TOLERANCE_MM, *voxel_sides)
+
+
+def files_tolerance(files: Iterable[Path]) -> float:
+    """The default tolerance of the NSD for label maps, mm: of the median of their largest voxel sides.
+
+    Bad files are left to the evaluation.
+    """
+
+    def side(file: Path) -> float | None:
+        try:
+            return max(read_spacing(file))
+        except BadFileError:
+            return None
+
+    with LoggingOutputSuppressor(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        sides = [found for found in pool.map(side, files) if found is not None]
+    return default_tolerance(statistics.median(sides)) if sides else NSD_TOLERANCE_MM
+
+
+def manifest_settings(manifest: Manifest) -> MetricSettings:
+    """The metrics of a manifest: the default ones and those that it names, with its tolerance and its lesions.
+
+    Raises:
+        UserError: it names a metric that does not exist or that needs a package that is not installed.
+    """
+    primary = () if manifest.primary_metric is None else (manifest.primary_metric,)
+    refuse_unknown_metrics(manifest.metrics, f"manifest '{manifest.name}': metrics")
+    refuse_unknown_metrics(primary, f"manifest '{manifest.name}': primary_metric")
+    tolerance = manifest.nsd_tolerance
+    return MetricSettings(
+        names=with_default((*manifest.metrics, *primary)),
+        nsd_tolerance_mm=default_tolerance(*manifest.spacing) if tolerance is None else tolerance,
+        lesions=LesionRule(manifest.lesions.connectivity, manifest.lesions.overlap),
+    )
 
 
 def label_files(folder: Path, *, among_images: bool = True) -> list[Path]:
@@ -127,6 +182,7 @@ def case_references(manifest: Manifest, cases: Iterable[Case], root: Path) -> Re
         [Reference(root / case.label, case.id, case.label_sha256, case.images[0], case.labelled) for case in cases],
         manifest.scheme,
         frozenset({manifest.dimensions}),
+        manifest_settings(manifest),
     )
 
 

@@ -22,6 +22,7 @@ from pipelines.evaluation.references import manifest_references, match
 from pipelines.evaluation.result_folders import STOCK
 from pipelines.nnunet.datasets import Prepared, find_prepared
 from pipelines.nnunet.losses import LOSS_STATE, PREFIX
+from pipelines.training.auto_config import metric_settings
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
 from pipelines.utils import TrainingError, UserError
@@ -153,7 +154,8 @@ class NnunetRun:
             self.device,
         )
         self.trainer.before_files, self.trainer.after_epoch = before_files, self._end_epoch
-        self.config = config.model_copy(update=self._planned())
+        tolerance = metric_settings(config, self.manifest).nsd_tolerance_mm
+        self.config = config.model_copy(update=self._planned() | {"nsd_tolerance": tolerance})
         self.peaks = {int(row["epoch"]): row["peak_mb"] for row in folder.epochs}
 
     def __call__(self) -> dict[str, Any]:
@@ -218,7 +220,7 @@ class NnunetRun:
             image = nib.load(label.path)
             write_labels(path, values.reshape(squeezed(image.shape, 3)), image.header, canonical=False)
         folder = self.folder.prediction("any").parent
-        found = evaluate(folder, references, match(references, folder))
+        found = evaluate(folder, references, match(references, folder), metric_settings(self.config, self.manifest))
         if not self.config.keep_predictions:
             for path in predictions:
                 path.unlink()

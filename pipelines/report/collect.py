@@ -1,7 +1,7 @@
 """The contents of a report: the table of results and, for a comparison's folder, costs, curves and failures."""
 
 import statistics
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, Manifest, load_manifest
 from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import at_tolerance, with_default
 from pipelines.report.provenance import csv_facts, folder_facts
 from pipelines.runs.comparison_folder import (
     StoodStill,
@@ -21,7 +22,7 @@ from pipelines.runs.comparison_folder import (
     stood_still_notes,
 )
 from pipelines.runs.plan import Plan, PlannedRun, Tuning
-from pipelines.runs.summary import case_table, screening_notes
+from pipelines.runs.summary import case_table, screening_notes, tolerance_of
 from pipelines.statistics.table import CaseTable, check_table, read_table, refuse_disjoint, with_failed_runs
 from pipelines.utils import UserError
 
@@ -264,16 +265,17 @@ def from_folder(folder: Path) -> Collected:
     worst = [(run.config.loss, run.config.fold, run.config.seed) for run in failed if run in selection.runs]
     frame = _cases(folder, plan, finished)
     try:
-        table = check_table(with_failed_runs(frame, worst), METRICS)
+        table = check_table(with_failed_runs(frame, worst), at_tolerance(tolerance_of(folder, plan)))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     still = stood_still(folder, plan)
+    wanted = {plan.metric, *(name for run in plan.runs for name in run.config.metrics)}
     predictions, no_pictures = folder_predictions(folder, plan, finished)
     return Collected(
         title=plan.manifest_name,
         table=table,
         facts=folder_facts(folder, plan, done),
-        notes=(*_notes(plan, len(ended), selection), *_missing_metrics(table), *stood_still_notes(plan, still)),
+        notes=(*_notes(plan, len(ended), selection), *_missing_metrics(table, wanted), *stood_still_notes(plan, still)),
         costs={
             loss: _cost([done[run.id] for run in plan.runs if run.id in done and run.config.loss == loss])
             for loss in compared
@@ -306,7 +308,7 @@ def _cases(folder: Path, plan: Plan, runs: list[PlannedRun]) -> pd.DataFrame:
             raise UserError(f"{path} is damaged; remove its folder and train it again")
         missing.update(name for name in METRICS if rows and name not in rows[0])
     try:
-        return case_table(folder, plan.model_copy(update={"runs": runs})).drop(columns=list(missing))
+        return case_table(folder, plan.model_copy(update={"runs": runs})).drop(columns=list(missing), errors="ignore")
     except ValueError as error:
         raise UserError(f"{folder}: a cases.csv is damaged: {str(error).splitlines()[0]}") from None
 
@@ -333,8 +335,8 @@ def _cost(results: list[dict[str, Any]]) -> Cost:
     )
 
 
-def _missing_metrics(table: CaseTable) -> list[str]:
-    missing = [metric.label for name, metric in METRICS.items() if name not in table.metrics]
+def _missing_metrics(table: CaseTable, wanted: Iterable[str]) -> list[str]:
+    missing = [METRICS[name].label for name in with_default(wanted) if name not in table.frame.columns]
     return [f"Left out, since some runs do not have these metrics: {', '.join(missing)}."] if missing else []
 
 

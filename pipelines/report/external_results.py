@@ -10,7 +10,6 @@ import pandas as pd
 from pipelines.data.checks import Offence
 from pipelines.data.nifti import shift_note
 from pipelines.evaluation.cached_tasks import ResultCache, work
-from pipelines.evaluation.evaluate import NSD_TOLERANCE_MM
 from pipelines.evaluation.external_predictions import (
     Pair,
     agreed_classes,
@@ -20,6 +19,8 @@ from pipelines.evaluation.external_predictions import (
     summary_notes,
 )
 from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import DEFAULT_SETTINGS, LesionRule, MetricSettings, at_tolerance
+from pipelines.evaluation.references import files_tolerance
 from pipelines.evaluation.result_folders import STOCK, Classes, found_images, is_mist, mist_rows
 from pipelines.evaluation.sources import Method, ReferenceFiles, match_method, read_methods, read_references
 from pipelines.report.collect import ONLY, Collected, PredictedCase
@@ -61,14 +62,19 @@ class EvaluationSettings:
         labels: folder of references; `None`: those that nnU-Net keeps.
         classes: the classes to evaluate; `None`: nnU-Net's, or each label of the references.
         folds: the folds of nnU-Net's cross-validations to include; `None`: all.
-        nsd_tolerance_mm: distance in mm up to which a surface counts as correct for the NSD.
+        metrics: names of the metrics; `None`: the default ones.
+        nsd_tolerance_mm: distance in mm up to which a surface counts as correct for the NSD; `None`: 1 mm or the
+            references' largest voxel side, whichever is more.
+        lesions: what a lesion is, for lesion-wise metrics.
         jobs: number of processes. With several, a calling script must be guarded by `if __name__ == "__main__"`.
     """
 
     labels: Path | None = None
     classes: Classes | None = None
     folds: tuple[int, ...] | None = None
-    nsd_tolerance_mm: float = NSD_TOLERANCE_MM
+    metrics: tuple[str, ...] | None = None
+    nsd_tolerance_mm: float | None = None
+    lesions: LesionRule = DEFAULT_SETTINGS.lesions
     jobs: int = 1
 
 
@@ -197,7 +203,11 @@ def from_predictions(
              if file in hashed and references.files[case] in hashed]  # fmt: skip
     named_files = {file: NamedFile(file, case, hashed[file])
                    for _, case, prediction in asked for file in (prediction, references.files[case])}  # fmt: skip
-    pairs = [Pair(named_files[file], named_files[references.files[case]], classes, settings.nsd_tolerance_mm)
+    tolerance = settings.nsd_tolerance_mm
+    if tolerance is None:
+        tolerance = files_tolerance(references.files[case] for case in sorted({case for _, case, _ in asked}))
+    chosen = MetricSettings(settings.metrics, tolerance, settings.lesions)
+    pairs = [Pair(named_files[file], named_files[references.files[case]], classes, chosen)
              for _, case, file in asked]  # fmt: skip
     with bar("evaluating", len(pairs)) as step:
         done = work(pairs, store, jobs=settings.jobs, check_only=bool(offences), progress=step, notify=message)
@@ -220,10 +230,11 @@ def from_predictions(
             )
         )  # fmt: skip
         for name, values in zip(classes.regions, result["measures"], strict=True):
-            metrics = dict(zip(METRICS, values, strict=True))
+            metrics = dict(zip(chosen.metrics, values, strict=True))
             keys = {"case": case, "loss": method.name, "class": name} | ({"fold": fold} if fold_of else {})
             rows.append(keys | metrics)
-            dice[method.name, str(file), name] = metrics["dice"]
+            if "dice" in metrics:
+                dice[method.name, str(file), name] = metrics["dice"]
     table = pd.DataFrame(rows)
     agreed, differing = summary_notes(methods, classes, dice)
     shifts = {str(file): result["shift"] for (_, _, file), result in zip(asked, done.results, strict=True)}
@@ -231,8 +242,8 @@ def from_predictions(
     notes = [*_notes(methods, references, predicted, classes), *([f"{off_grid}."] if off_grid else []), *differing]
     collected = Collected(
         title=title(methods, references),
-        table=check_table(table, METRICS),
-        facts=folders_facts(methods, references, classes, hashed, settings.nsd_tolerance_mm, predictions, agreed),
+        table=check_table(table, at_tolerance(tolerance)),
+        facts=folders_facts(methods, references, classes, hashed, tolerance, predictions, agreed),
         notes=(_METHODS_ARE_LOSSES, *notes),
         predictions=tuple(drawn),
     )

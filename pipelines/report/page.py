@@ -162,8 +162,14 @@ def page(
         friedman=_friedman(primary),
         classes=_grid(primary, analysis.classes, analysis.classes),
         less_is_better=[METRICS[name].label for name in analysis.secondary if not METRICS[name].higher_is_better],
-        secondary=_grid(primary, analysis.secondary, [METRICS[name].label for name in analysis.secondary]),
+        secondary=_grid(primary, analysis.secondary, [_label(analysis, name) for name in analysis.secondary]),
     )
+
+
+def _label(analysis: Analysis, name: str) -> str:
+    """A metric's label, with its tolerance, if known."""
+    metric = analysis.metrics[name]
+    return metric.label if metric.tolerance is None else metric.heading
 
 
 def _p(p: float) -> str:

@@ -22,6 +22,7 @@ Facts = tuple[tuple[str, str], ...]
 _SETTINGS = {
     "network": "network", "epochs": "epochs", "optimizer": "optimizer", "learning_rate": "learning rate",
     "batch_size": "batch size", "patch_size": "patch, voxels", "spacing": "training grid, mm",
+    "nsd_tolerance": "NSD's tolerance, mm",
     "device": "device asked for",
 }  # fmt: skip
 #: Listed with the versions of packages in the result of a run.

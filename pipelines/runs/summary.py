@@ -3,11 +3,13 @@
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import with_default
 from pipelines.runs.comparison_folder import RunState, StoodStill, run_folder, stood_still
 from pipelines.runs.plan import Dropped, Halving, Plan, PlannedRun, RunGrid, Tuning, survivors
 from pipelines.statistics.table import having, in_report_order
@@ -146,6 +148,7 @@ class Table:
     #: losses with finished and unfinished or failed runs: their means are over other cases
     partial: tuple[str, ...] = ()
     still: tuple[StoodStill, ...] = ()  #: runs whose optimizer stood still
+    tolerance: float | None = None  #: of the NSD, mm; None: unknown
 
     @property
     def caveat(self) -> str:
@@ -166,11 +169,18 @@ def case_table(folder: Path, plan: Plan) -> "pd.DataFrame":
         run_dir = run_folder(folder, run)
         if run_dir.result is not None and run_dir.result["state"] == "done":
             # Runs of an earlier version may not have all metrics: these are NaN.
-            frame = pd.DataFrame(run_dir.cases).reindex(columns=list(case_columns()))
-            frame[list(METRICS)] = frame[list(METRICS)].apply(pd.to_numeric)
+            frame = pd.DataFrame(run_dir.cases)
+            frame = frame.reindex(columns=list(case_columns((*frame.columns, plan.metric))))
+            metrics = having_values(frame)
+            frame[metrics] = frame[metrics].apply(pd.to_numeric)
             config = run.config
             frames.append(frame.assign(loss=config.loss, fold=config.fold, seed=config.seed))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def having_values(frame: "pd.DataFrame") -> list[str]:
+    """The names of the metrics among the columns of a table, in the order of columns."""
+    return [name for name in METRICS if name in frame.columns]
 
 
 def with_empty(cases: "pd.DataFrame", empty: str) -> "pd.DataFrame":
@@ -180,10 +190,11 @@ def with_empty(cases: "pd.DataFrame", empty: str) -> "pd.DataFrame":
     """
     if not len(cases):
         return cases
-    left_out = having(METRICS, "left out")
-    absent = cases[left_out].isna().all(axis=1) & cases[list(METRICS)].notna().any(axis=1)
+    metrics = {name: METRICS[name] for name in having_values(cases)}
+    left_out = having(metrics, "left out")
+    absent = cases[left_out].isna().all(axis=1) & cases[list(metrics)].notna().any(axis=1)
     filled = cases.copy()
-    for name in having(METRICS, "option"):
+    for name in having(metrics, "option"):
         best, worst = METRICS[name].best, METRICS[name].worst(cases[name].max())
         if empty == "exclude":
             filled.loc[absent, name] = float("nan")
@@ -197,6 +208,7 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
     import pandas as pd
 
     cases = with_empty(case_table(folder, plan), plan.empty)
+    metrics = having_values(cases) if len(cases) else list(with_default([plan.metric]))
     still = stood_still(folder, plan)
     rows, failed, partial = [], set(), []
     for loss in plan.losses:
@@ -210,26 +222,41 @@ def comparison_table(folder: Path, plan: Plan) -> Table:
         if 0 < len(done) < len(runs):
             partial.append(loss)
         if done:
-            by_class = cases[cases["loss"] == loss].groupby(["case", "class"])[list(METRICS)].mean()
+            by_class = cases[cases["loss"] == loss].groupby(["case", "class"])[metrics].mean()
             row |= {str(name): mean for name, mean in by_class.groupby("case").mean().mean().items()}
             row["epoch_s"] = statistics.median(result["epoch_s"] for result in done)
         elif None not in results:
             failed.add(loss)
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=["loss", *METRICS, "epoch_s", "runs", "trained_as", "stood_still"])
+    frame = pd.DataFrame(rows, columns=["loss", *metrics, "epoch_s", "runs", "trained_as", "stood_still"])
     frame = frame.sort_values("dice", ascending=False, na_position="last")
     # After those with all cases.
     frame = pd.concat([frame[~(behind := frame["loss"].isin(partial) | frame["dice"].isna())], frame[behind]])
     seeds = len({run.config.seed for run in plan.runs})
     count = cases["case"].nunique() if len(cases) else 0
-    return Table(frame.reset_index(drop=True), frozenset(failed), count, seeds, tuple(partial), still)
+    tolerance = tolerance_of(folder, plan)
+    return Table(frame.reset_index(drop=True), frozenset(failed), count, seeds, tuple(partial), still, tolerance)
+
+
+def tolerance_of(folder: Path, plan: Plan) -> float | None:
+    """The tolerance of the NSD of a comparison's runs, mm; None if no run has begun, or if they differ."""
+    found = set()
+    for run in plan.runs:
+        with suppress(ValueError):  # written by another version
+            if (config := run_folder(folder, run).config) is not None:
+                found.add(config.nsd_tolerance)
+    return found.pop() if len(found) == 1 else None
 
 
 def formatted_rows(table: Table) -> list[list[str]]:
     """The table as text, its headings first."""
     import pandas as pd
 
-    shown = {name: metric for name, metric in in_report_order(METRICS).items() if METRICS[name].in_table}
+    shown = {
+        name: metric.at_tolerance(table.tolerance)
+        for name, metric in in_report_order(METRICS).items()
+        if metric.in_table and name in table.rows.columns
+    }
     headings = {"trained_as": "loss"} | {name: metric.heading for name, metric in shown.items()}
     headings |= {"epoch_s": "s/epoch", "runs": "runs"} | ({"stood_still": "stood still"} if table.still else {})
     cells = table.rows[list(headings)].astype(object)

@@ -65,7 +65,8 @@ class CaseTable:
 
     Attributes:
         frame: all of `KEYS` as text, the metrics as numbers, `ABSENT` and `RIGHTLY_EMPTY`; rows sorted by the keys.
-        metrics: the metrics of the table by name, in the order of reports.
+        metrics: the metrics of the table by name, in the order of reports; those with a `target`, which describe a
+            bias, are only in the frame.
         classes: names of the classes, sorted like `losses`; empty without that column.
         given: those of `KEYS` that the table had as columns.
     """
@@ -113,6 +114,7 @@ def check_table(frame: "pd.DataFrame", metrics: Mapping[str, "Metric"]) -> CaseT
     checked = pd.DataFrame({key: _names(frame, key) for key in KEYS})
     for name, metric in metrics.items():
         checked[name] = _numbers(frame[name], metric, checked)
+    metrics = {name: metric for name, metric in metrics.items() if metric.target is None}
     key = list(KEYS[:-1])
     twice = checked[checked.duplicated(key)]
     if len(twice):
@@ -201,8 +203,9 @@ def _checked_columns(columns: list[str], known: Mapping[str, "Metric"]) -> dict[
         if column not in columns:
             raise UserError(f"no column {column}; got {', '.join(columns) or 'none'}; expected case, loss and a metric")
     metrics = {name: metric for name, metric in known.items() if name in columns}
-    if not metrics:
-        raise UserError(f"no column with a metric; expected at least one of {', '.join(known)}")
+    comparable = [name for name, metric in known.items() if metric.target is None]
+    if not metrics.keys() & comparable:
+        raise UserError(f"no column with a metric; expected at least one of {', '.join(comparable)}")
     return metrics
 
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.manifest import Manifest
+from pipelines.evaluation.metrics.base import MetricSettings, refuse_unknown_metrics, with_default
+from pipelines.evaluation.references import manifest_settings
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 
@@ -94,6 +97,7 @@ def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
     """
     dims = manifest.dimensions
     manifest.split(config.fold)
+    metric_settings(config, manifest)
     if any(axis not in range(dims) for axis in config.flip_axes):
         raise UserError(f"flip axes: got {config.flip_axes}; '{manifest.name}' has axes 0 to {dims - 1}")
     if config.levels is not None and config.levels < _LEAST_LEVELS.get(config.network, 0):
@@ -116,6 +120,19 @@ def refuse_settings(config: RunConfig, manifest: Manifest) -> None:
         raise UserError(f"spacing: got {config.spacing}; expected {dims} numbers, mm, for '{manifest.name}'")
     if config.patch_size is not None and (config.levels is not None or len(config.patch_size) != dims):
         _refuse_patch(config, manifest, config.patch_size)
+
+
+def metric_settings(config: RunConfig, manifest: Manifest) -> MetricSettings:
+    """The metrics of a run: the default ones, the manifest's and the config's; with the config's tolerance, if any.
+
+    Raises:
+        UserError: there is no such metric, or it needs a package that is not installed.
+    """
+    settings = manifest_settings(manifest)
+    refuse_unknown_metrics(config.metrics, "metrics")
+    tolerance = settings.nsd_tolerance_mm if config.nsd_tolerance is None else config.nsd_tolerance
+    names = with_default((*settings.metrics, *config.metrics))
+    return replace(settings, names=names, nsd_tolerance_mm=tolerance)
 
 
 def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, device: torch.device) -> RunConfig:
@@ -144,6 +161,7 @@ def planned(config: RunConfig, manifest: Manifest, fingerprint: Fingerprint, dev
             "base_channels": config.base_channels or (32 if on_gpu else 16),
             "learning_rate": recipe_rate(config),
             "memory_gb": memory_gb,
+            "nsd_tolerance": metric_settings(config, manifest).nsd_tolerance_mm,
         }
     )
     grid = Preprocessing(dimensions=dims, spacing=spacing)

@@ -17,12 +17,11 @@ from medloss.create import pass_epoch_on
 from medloss.training_loss import recipe_clip
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, Manifest, load_manifest
-from pipelines.evaluation.metrics import METRICS
 from pipelines.preprocessing.case_store import CaseStore, EntryCache, content_key, take_fingerprint
 from pipelines.preprocessing.label_maps import wanted_maps
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.preprocessing.resampling import Preprocessing
-from pipelines.training.auto_config import create_loss, planned, preprocessing, refuse_misfit
+from pipelines.training.auto_config import create_loss, metric_settings, planned, preprocessing, refuse_misfit
 from pipelines.training.distributed import broadcast_buffers, data_parallel, gather_metrics, rank, ranks
 from pipelines.training.engines import TrainingStep, create_evaluator, create_trainer
 from pipelines.training.networks import autocast_dtype, create_network
@@ -104,7 +103,8 @@ class Training:
     They are its attributes: the planned `config`, `manifest`, `device`, `dtype` (under autocast; None for float32),
     `preprocessing`, the stores of cases, `dataset` and `loader` of patches, `validation_loader` of whole cases,
     `network`, `average` (Ignite's handler of the averaged weights; None without `ema`), `loss`, `optimizer`,
-    `scheduler`, `scaler` (for float16; else None), and MONAI's `trainer` and `evaluator`, which `validate` runs.
+    `scheduler`, `scaler` (for float16; else None), `metrics` (which are computed, and how), and MONAI's `trainer` and
+    `evaluator`, which `validate` runs.
 
     Args:
         config: what to train; what it leaves open is planned.
@@ -163,6 +163,7 @@ class Training:
                 self.trainer.state.ema_momentum = max(average.momentum, 9 / (10 + self.trainer.state.iteration))
 
             average.attach(self.trainer)
+        self.metrics = metric_settings(config, manifest)
         self._collect: Callable[[dict[str, Any]], None] = lambda done: None
         self.evaluator = create_evaluator(
             self.best_network,
@@ -171,6 +172,7 @@ class Training:
             run,
             scheme=manifest.scheme,
             patch=config.patch_size or (),
+            metrics=self.metrics,
         )
 
     @property
@@ -205,10 +207,11 @@ class Training:
         self._collect = collect
         broadcast_buffers(self.best_network)
         self.evaluator.run()
-        everywhere = gather_metrics(local, tuple(METRICS), len(cases))
+        names = tuple(self.metrics.metrics)
+        everywhere = gather_metrics(local, names, len(cases))
         scheme = self.manifest.scheme
         return [
-            {"case": case.id, "patient": case.patient, "class": name, **dict(zip(METRICS, values, strict=True))}
+            {"case": case.id, "patient": case.patient, "class": name, **dict(zip(names, values, strict=True))}
             for number, case in enumerate(cases)
             for name, annotated, values in zip(
                 scheme.names, scheme.annotated(case.labelled), everywhere[number], strict=True

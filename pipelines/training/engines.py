@@ -17,6 +17,7 @@ import medloss
 from medloss.errors import InputError
 from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.evaluation.evaluate import region_metrics
+from pipelines.evaluation.metrics.base import DEFAULT_SETTINGS, MetricSettings
 from pipelines.preprocessing.label_maps import MAPS, channel_masks
 from pipelines.training.distributed import mean_over_ranks, texts_over_ranks
 from pipelines.training.saved_model import AutocastInferer, WindowInferer, label_map
@@ -234,6 +235,7 @@ def create_evaluator(
     *,
     scheme: LabelScheme,
     patch: tuple[int, ...],
+    metrics: MetricSettings = DEFAULT_SETTINGS,
 ) -> SupervisedEvaluator:
     """An evaluator that predicts whole cases by sliding windows of a size (voxels), and passes on each case's metrics.
 
@@ -252,14 +254,15 @@ def create_evaluator(
             reference = batch["reference"][index]
             # On the grid of the label, not on the one that the network sees.
             labels = label_map(engine.state.output[CommonKeys.PRED][index], reference.shape, scheme).cpu()
-            metrics = region_metrics(
+            values = region_metrics(
                 labels.numpy(),
                 reference.cpu().numpy(),
                 scheme.members,
                 batch["reference_spacing"][index],
                 ignored=None if scheme.ignore is None else IGNORED,
+                settings=metrics,
             )
-            on_case({"case": case, "labels": labels, "metrics": metrics})
+            on_case({"case": case, "labels": labels, "metrics": values})
 
     return evaluator
 

@@ -26,7 +26,7 @@ from pipelines.training.checkpoint import has_checkpoint, load_checkpoint, save_
 from pipelines.training.components import Training
 from pipelines.training.distributed import max_over_ranks, rank
 from pipelines.training.engines import GRAD_NORM, UPDATE_RATIO
-from pipelines.training.run_config import INCIDENTAL, RunConfig
+from pipelines.training.run_config import BEFORE, INCIDENTAL, RunConfig, as_begun
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saved_model import NAME, save_model
 from pipelines.utils import TrainingError, UserError
@@ -98,14 +98,11 @@ def train_run(
     folder = RunFolder(run_dir)
     if not resume and has_checkpoint(run_dir):
         raise UserError(f"{run_dir} holds another run; name another folder, or resume it")
-    before = folder.config if resume and has_checkpoint(run_dir) else None
-    if before is not None and before.orientation == "file" and isinstance(config, RunConfig):
-        # Runs of older versions, which had no other orientation, are resumed along the same axes.
-        config = config.model_copy(update={"orientation": "file"})
     reset_peak_memory()
     planned: RunConfig | None = None
     if resume and isinstance(config, RunConfig):
-        config = _oriented_as_begun(config, folder)
+        with suppress(ValueError):  # damaged, or of another version: the checkpoint decides
+            config = config if folder.config is None else as_begun(config, folder.config)
     try:
         run = Run(config if isinstance(config, Training) else Training(config), folder, report)
         planned = run.config
@@ -121,14 +118,6 @@ def train_run(
     # In any process: one other than the first may have run out of memory.
     folder.write_result({"state": "failed", "error": str(failure)})
     raise failure from None
-
-
-def _oriented_as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """The config along the files' axes if the folder's run is of an older version, which knew no other orientation."""
-    with suppress(ValueError):  # damaged, or of another version: the checkpoint decides
-        if (before := folder.config) is not None and before.orientation == "file":
-            return config.model_copy(update={"orientation": "file"})
-    return config
 
 
 def _what_to_lower(planned: RunConfig | None) -> str:
@@ -254,7 +243,7 @@ class Run:
             raise UserError(f"{made} by another version of medloss; name another folder")
         if state["manifest_sha256"] != self.training.manifest.sha256:
             raise UserError(f"{made} with other data: the manifest has changed")
-        before = {"orientation": "file", **state["config"]}
+        before = {**BEFORE, **state["config"]}
         spacing = self.config.spacing or ()
         if np.shape(before["spacing"] or ()) == np.shape(spacing) and np.allclose(before["spacing"] or (), spacing):
             before["spacing"] = list(spacing) or None  # versions before did not round those of files to a nanometre

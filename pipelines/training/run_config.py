@@ -101,6 +101,9 @@ class RunConfig(BaseModel):
         threads: of the processor; None: all.
         cache_dir: where prepared cases are kept; None: in memory only.
         keep_predictions: whether the validation cases' label maps are kept after the last epoch.
+        metrics: names of metrics that are computed in addition to the default ones and the manifest's.
+        nsd_tolerance: distance between surfaces up to which there is no error for the NSD, mm; None: the manifest's.
+            Runs of older versions had 1 mm.
         device: `cpu`, `cuda`, or `auto`.
         nnunet: nnU-Net trains this run, with these settings, and ignores those in `NNUNET_PLANS`. None: MONAI's engines
             train it.
@@ -150,6 +153,8 @@ class RunConfig(BaseModel):
     threads: Positive | None = None
     cache_dir: str | None = None
     keep_predictions: bool = True
+    metrics: tuple[str, ...] = ()
+    nsd_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     device: str = "auto"
     nnunet: NnunetSettings | None = None
 
@@ -169,13 +174,25 @@ class RunConfig(BaseModel):
         return {name: value for name, value in settings.items() if name not in NNUNET_PLANS or name in _NNUNET_RECORDED}
 
 
+#: Of older versions, which had no such settings: the axes of the files, the default metrics, a tolerance of 1 mm.
+BEFORE = {"orientation": "file", "metrics": [], "nsd_tolerance": 1.0}
+
+
 def stored_config(content: Mapping[str, Any]) -> RunConfig:
-    """A config that was written to a file. Versions that had no `orientation` used the axes of the files.
+    """A config that was written to a file, also by an older version.
 
     Raises:
         ValidationError: it is no config of this version.
     """
-    return RunConfig.model_validate({"orientation": "file", **content})
+    return RunConfig.model_validate({**BEFORE, **content})
+
+
+def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
+    """A config that resumes one of an older version, with what that version could not choose."""
+    update: dict[str, Any] = {"orientation": "file"} if begun.orientation == "file" else {}
+    if config.nsd_tolerance is None:
+        update["nsd_tolerance"] = begun.nsd_tolerance
+    return config.model_copy(update=update)
 
 
 def checked_config(settings: dict[str, Any]) -> RunConfig:

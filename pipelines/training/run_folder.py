@@ -3,10 +3,12 @@
 import csv
 import io
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import with_default
 from pipelines.training.run_config import RunConfig, stored_config
 from pipelines.utils import UserError
 from pipelines.utils.files import read_json, write_json, write_text
@@ -17,16 +19,17 @@ _PSEUDO = "pseudo_dice"
 RUN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "predictions", "result.json"})
 
 
-def epoch_columns() -> tuple[str, ...]:
-    """The columns of `epochs.csv`."""
-    metrics = [f"val_{name}" for name in METRICS]
+def epoch_columns(rows: Sequence[Mapping[str, Any]] = ()) -> tuple[str, ...]:
+    """The columns of `epochs.csv`: of the default metrics, and of others that rows have."""
+    found = {name for row in rows for name in row}
+    metrics = [f"val_{name}" for name, metric in METRICS.items() if metric.default or f"val_{name}" in found]
     return ("epoch", "train_loss", "grad_norm", "update_ratio", *metrics, "epoch_s", "data_share", "val_s", "peak_mb",
             "time")  # fmt: skip
 
 
-def case_columns() -> tuple[str, ...]:
-    """The columns of `cases.csv`."""
-    return ("case", "patient", "class", *METRICS)
+def case_columns(found: Iterable[str] = ()) -> tuple[str, ...]:
+    """The columns of `cases.csv`: the default metrics, and others that were found."""
+    return ("case", "patient", "class", *with_default(METRICS.keys() & set(found)))
 
 
 class RunFolder:
@@ -103,7 +106,7 @@ class RunFolder:
     def write_epochs(self, rows: list[dict[str, Any]]) -> None:
         """Write `epochs.csv`."""
         pseudo = (_PSEUDO,) if any(_PSEUDO in row for row in rows) else ()
-        write_text(self.path / "epochs.csv", _csv((*epoch_columns(), *pseudo), rows))
+        write_text(self.path / "epochs.csv", _csv((*epoch_columns(rows), *pseudo), rows))
 
     @property
     def cases(self) -> list[dict[str, str]]:
@@ -112,7 +115,7 @@ class RunFolder:
 
     def write_cases(self, rows: list[dict[str, Any]]) -> None:
         """Write `cases.csv`."""
-        write_text(self.path / "cases.csv", _csv(case_columns(), rows))
+        write_text(self.path / "cases.csv", _csv(case_columns(rows[0] if rows else ()), rows))
 
     def _object(self, name: str) -> dict[str, Any] | None:
         try:

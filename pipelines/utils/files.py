@@ -89,12 +89,12 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
         raise
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise a `UserError` if the file to write, named by `--out`, exists and `--force` is not given, or is a folder."""
+def refuse_existing(path: Path, force: bool, flag: str = "--out") -> None:
+    """Raise a `UserError` if the file to write, named by a flag, exists and `--force` is not given, or is a folder."""
     if path.is_dir():
-        raise UserError(f"--out: {path} is a folder; expected a file to write")
+        raise UserError(f"{flag}: {path} is a folder; expected a file to write")
     if path.exists() and not force:
-        raise UserError(f"--out: {path} is there already; pass --force to overwrite it, or name another file")
+        raise UserError(f"{flag}: {path} is there already; pass --force to overwrite it, or name another file")
 
 
 def refuse_unwritable(path: Path, flag: str) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.runs.comparison_folder import require_plan, run_folder
 from pipelines.runs.plan import PlannedRun
 from pipelines.utils.files import write_json
@@ -30,7 +30,7 @@ def _work(folder: Path, run: PlannedRun, index: int) -> None:
             if len(rows) >= int((folder / "allowed").read_text()):
                 continue
             epoch = len(rows) + 1
-            measures = {f"val_{name}": (index + 1 / epoch) / 20 for name in METRICS} if epoch % 2 == 0 else {}
+            measures = {f"val_{name}": (index + 1 / epoch) / 20 for name in default_metrics()} if epoch % 2 == 0 else {}
             rows.append(
                 {"epoch": epoch, "train_loss": index + 1 / epoch, "epoch_s": 0.02, "peak_mb": 1.0, "data_share": 0.1,
                  "time": round(time.time(), 3), **measures}

@@ -12,7 +12,7 @@ from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, Manifest, load_manifest
 from pipelines.data.nifti import read_labels, write_labels
 from pipelines.evaluation.evaluate import nanmean, region_metrics
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.evaluation.references import label_channels
 from pipelines.runs.comparison_folder import adopt_plan, run_folder
 from pipelines.runs.plan import Plan, PlannedRun, make_plan
@@ -89,7 +89,7 @@ def _end(folder: Path, run: PlannedRun, state: str, place: int, manifest: Manife
         {
             "state": "done",
             "error": None,
-            "metrics": {name: nanmean([row[name] for row in rows]) for name in METRICS},
+            "metrics": {name: nanmean([row[name] for row in rows]) for name in default_metrics()},
             "seconds": 9.0,
             "epoch_s": 2.0 + place,
             "peak_mb": 300.0 + place,

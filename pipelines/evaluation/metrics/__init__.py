@@ -4,6 +4,9 @@
 # isort: off
 from pipelines.evaluation.metrics.overlap import dice as dice
 from pipelines.evaluation.metrics.surface import nsd as nsd
+from pipelines.evaluation.metrics.lesions import lesion_f1 as lesion_f1
+from pipelines.evaluation.metrics.volume import volume_difference as volume_difference
+from pipelines.evaluation.metrics.centreline import cldice as cldice
 
 # isort: on
 from pipelines.evaluation.metrics.base import REGISTERED, Metric

@@ -6,20 +6,104 @@ start-up, so NumPy is imported only where it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
+from importlib.util import find_spec
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
+
+from pipelines.utils import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipelines.evaluation.lesions import Lesions
     from pipelines.evaluation.surface_distances import SurfaceDistances
+
+#: Default tolerance of the NSD on grids of up to 1 mm; on coarser ones it is their largest voxel side.
+NSD_TOLERANCE_MM = 1.0
+#: Default overlap above which two lesions match, that of panoptic quality (Kirillov et al. 2019, arXiv 1801.00868).
+LESION_OVERLAP = 0.5
+#: Number of axes -> number of neighbours of a voxel -> number of axes along which a neighbour may differ.
+CONNECTIVITIES = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 #: Values of `Metric.empty_reference`.
 EMPTY_REFERENCE = ("option", "left out", "value")
+
+
+@dataclass(frozen=True)
+class LesionRule:
+    """What a lesion is, and when two lesions match.
+
+    Attributes:
+        connectivity: number of neighbours of a voxel in a connected component: 6, 18 or 26 in 3D, 4 or 8 in 2D; None:
+            all, 26 or 8.
+        overlap: a predicted and a reference lesion can match if their IoU is above this, 0 to below 1. At 0.5 and
+            above, at most one match is possible per lesion; at 0, a shared voxel suffices.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    connectivity: int | None = None
+    overlap: float = LESION_OVERLAP
+
+    def __post_init__(self) -> None:
+        if self.connectivity is not None and not any(self.connectivity in known for known in CONNECTIVITIES.values()):
+            raise UserError(f"--connectivity: got {self.connectivity}; expected 6, 18 or 26 (3D), or 4 or 8 (2D)")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"--overlap: got {self.overlap:g}; expected an IoU from 0 to below 1")
+
+    def steps(self, dimensions: int) -> int:
+        """The number of axes along which two neighbours may differ.
+
+        Raises:
+            UserError: the connectivity is of another number of axes.
+        """
+        known = CONNECTIVITIES.get(dimensions, {})
+        if self.connectivity is None:
+            return dimensions
+        if self.connectivity not in known:
+            numbers = ", ".join(map(str, known))
+            raise UserError(f"--connectivity: got {self.connectivity}; expected one of {numbers} in {dimensions}D")
+        return known[self.connectivity]
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """What is computed of each class of each case.
+
+    Attributes:
+        names: names of the metrics, in the order of columns; None: the default ones.
+        nsd_tolerance_mm: distance between surfaces up to which there is no error for the NSD, mm.
+        lesions: what a lesion is, for lesion-wise metrics.
+
+    Raises:
+        UserError: an unknown metric, or a tolerance out of range.
+    """
+
+    names: tuple[str, ...] | None = None
+    nsd_tolerance_mm: float = NSD_TOLERANCE_MM
+    lesions: LesionRule = LesionRule()
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.nsd_tolerance_mm) and self.nsd_tolerance_mm >= 0):
+            raise UserError(f"--tolerance: got {self.nsd_tolerance_mm}; expected a finite number of mm, 0 or more")
+        if self.names is not None:
+            refuse_unknown_metrics(self.names, "--metrics")
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics by name, with their tolerance."""
+        names = default_metrics() if self.names is None else self.names
+        return {name: REGISTERED[name].at_tolerance(self.nsd_tolerance_mm) for name in names}
+
+
+#: The default metrics.
+DEFAULT_SETTINGS = MetricSettings()
 
 
 @dataclass(frozen=True)
@@ -35,6 +119,7 @@ class ClassMasks:
         diagonal: diagonal of the whole volume, mm, which no distance exceeds.
         tolerance: distance between surfaces up to which there is no error, mm (`--tolerance`).
         ignored: ignored voxels, `[*box]`, which are in neither mask; None if there are none.
+        lesion_rule: what a lesion is, for lesion-wise metrics.
     """
 
     prediction: NDArray[np.bool_]
@@ -44,6 +129,7 @@ class ClassMasks:
     diagonal: float
     tolerance: float
     ignored: NDArray[np.bool_] | None = None
+    lesion_rule: LesionRule = LesionRule()
 
     @cached_property
     def predicted(self) -> int:
@@ -86,6 +172,25 @@ class ClassMasks:
 
         return surface_distances(self.prediction, self.reference, self.spacing, self.ignored)
 
+    @cached_property
+    def lesions(self) -> Lesions:
+        """The lesions of both masks, and which of them match.
+
+        Raises:
+            UserError: the connectivity is of another number of axes.
+        """
+        from pipelines.evaluation.lesions import find_lesions
+
+        steps = self.lesion_rule.steps(len(self.spacing))
+        return find_lesions(
+            self.prediction,
+            self.reference,
+            self.spacing,
+            steps=steps,
+            overlap=self.lesion_rule.overlap,
+            ignored=self.ignored,
+        )
+
 
 def _count(mask: NDArray[np.bool_]) -> int:
     import numpy as np
@@ -115,6 +220,13 @@ class Metric:
         zero_without_overlap: whether it is 0 exactly if prediction and reference share no voxel.
         by_tolerance: whether it depends on `--tolerance`, which is then shown in its heading.
         in_table: whether it is in the table at the end of a comparison; `table.csv` has all metrics.
+        default: whether every run and evaluation computes it; others are named, in a manifest's `metrics` or by
+            `--metrics` or `--metric`.
+        target: the value of a perfect prediction for a signed error, or a ratio, from which both directions are worse;
+            such a metric describes a bias and cannot be compared between losses. None for all other metrics.
+        requires: the optional package that computes it, as the name to import and that to install,
+            `skimage/scikit-image`; empty if there is none.
+        tolerance: the tolerance that it was computed with, mm, if known and if it depends on it.
     """
 
     name: str
@@ -129,17 +241,32 @@ class Metric:
     zero_without_overlap: bool = False
     by_tolerance: bool = False
     in_table: bool = True
+    default: bool = True
+    target: float | None = None
+    requires: str = ""
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         if self.empty_reference not in EMPTY_REFERENCE:
             expected = ", ".join(EMPTY_REFERENCE)
             raise ValueError(f"{self.name}: empty_reference: got '{self.empty_reference}'; expected one of {expected}")
+        if self.target is not None:
+            if not self.lower <= self.target <= self.upper:
+                raise ValueError(
+                    f"{self.name}: got the target {self.target:g}; expected {self.lower:g} to {self.upper:g}"
+                )
+            return
         # A failed prediction counts as the worst value and a correct empty one as the best, so both must be known.
         if not isfinite(self.lower) or (self.higher_is_better and not self.bounded) or self.lower >= self.upper:
             raise ValueError(
                 f"{self.name}: got {self.lower:g} to {self.upper:g}; expected a finite lower bound below the upper "
                 "one, which must also be finite if higher is better"
             )
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package that computes it is installed, if it needs one."""
+        return not self.requires or find_spec(self.requires.partition("/")[0]) is not None
 
     @property
     def sign(self) -> int:
@@ -154,12 +281,19 @@ class Metric:
     @property
     def best(self) -> float:
         """The value of a perfect prediction."""
+        if self.target is not None:
+            return self.target
         return self.upper if self.higher_is_better else self.lower
 
     @property
     def heading(self) -> str:
-        """Its label with its unit: `HD95 (mm)`."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
+        """Its label with its unit, `HD95 (mm)`, or with its tolerance, if known: `NSD (1 mm)`."""
+        unit = self.unit if self.tolerance is None else f"{self.tolerance:g} mm"
+        return f"{self.label} ({unit})" if unit else self.label
+
+    def at_tolerance(self, tolerance_mm: float | None) -> Metric:
+        """The metric as computed with a tolerance (None: unknown); itself if it does not depend on one."""
+        return replace(self, tolerance=tolerance_mm) if self.by_tolerance else self
 
     def worst(self, largest: float) -> float:
         """The value of a failed prediction: the bound on the bad side, or the largest value seen if there is none."""
@@ -190,3 +324,35 @@ def register(name: str, label: str, **about: Any) -> Callable[[_Compute], _Compu
         return compute
 
     return add
+
+
+def at_tolerance(tolerance_mm: float | None) -> dict[str, Metric]:
+    """All metrics by name, in the order of columns, as computed with a tolerance of the NSD, mm (None: unknown)."""
+    return {name: metric.at_tolerance(tolerance_mm) for name, metric in REGISTERED.items()}
+
+
+def default_metrics() -> tuple[str, ...]:
+    """The names of the metrics that every run and evaluation computes, in the order of columns."""
+    return tuple(name for name, metric in REGISTERED.items() if metric.default)
+
+
+def with_default(names: Iterable[str]) -> tuple[str, ...]:
+    """The default metrics and the named ones, each once, in the order of columns."""
+    chosen = {*default_metrics(), *names}
+    return tuple(name for name in REGISTERED if name in chosen)
+
+
+def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:
+    """Refuse names of no metric, and metrics of a package that is not installed; `where` they were given.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name in names:
+        if name not in REGISTERED:
+            near = get_close_matches(name, REGISTERED, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; expected some of {', '.join(REGISTERED)}"
+            raise UserError(f"{where}: no metric '{name}'{hint}")
+        if not REGISTERED[name].is_installed:
+            package = REGISTERED[name].requires.partition("/")[2]
+            raise UserError(f"{where}: {name} needs the package {package}; install it: pip install {package}")

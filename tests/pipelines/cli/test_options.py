@@ -12,7 +12,7 @@ from pipelines.cli.compare import compare
 from pipelines.cli.report import report
 from pipelines.cli.settings import keys_without_option, run_config, with_settings
 from pipelines.cli.train import train
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.training.run_config import RunConfig
 
 COMMANDS: dict[str, click.Command] = {"compare": compare, "train": train, "report": report}
@@ -44,6 +44,10 @@ TRAINING = [
     ("--no-resample-channels", "resample-channels=false"),
     ("--no-predictions", "predictions=false"),
     ("--predictions", "keep_predictions=true"),
+    ("--metrics lesion_f1,lesion_dice", "metrics=lesion_f1,lesion_dice"),
+    ("--metrics lesion_f1,dice", "metrics=[lesion_f1]"),
+    ("--tolerance 2", "tolerance=2"),
+    ("--tolerance 2", "nsd_tolerance=2"),
 ]
 #: Those that it lists, and that are settings of a recipe.
 LISTED = [
@@ -78,6 +82,7 @@ PLAIN = {
     "--non-inferior --dry-run --budget 3 --tune-lr 3 --halving --recipe full",
     "train": "--loss focal --fold 1 --seed 2 --resume --no-check --check --recipe full",
     "report": "--cases a.csv --predictions a=b --labels l --classes 1=a --folds 0 --tolerance 1 --jobs 2 --cache-dir c "
+    "--metrics all --connectivity 6 --overlap 0.1 "
     "--reference dice --metric nsd --margin 0.1 --empty exclude --non-inferior",
 }  # fmt: skip
 
@@ -128,7 +133,7 @@ def test_the_help_lists_each_option_once(monkeypatch: pytest.MonkeyPatch, comman
 
 
 def test_the_help_names_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(METRICS) <= set(re.findall(r"\w+", " ".join(_help(monkeypatch, "compare", 100))))
+    assert {*default_metrics(), "lesion_f1"} <= set(re.findall(r"\w+", " ".join(_help(monkeypatch, "compare", 100))))
 
 
 def test_help_all_lists_the_keys_without_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 from pipelines.cli import main
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.training.run_folder import RunFolder
 from pipelines.utils.files import read_json
 from pipelines.utils.locks import held_lock
@@ -59,13 +59,14 @@ def test_one_line_per_epoch_and_the_metrics(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stderr == ""  # no library's warnings, either
     *lines, written = done.stdout.splitlines()
-    epochs, metrics = lines[: -len(METRICS)], lines[-len(METRICS) :]
+    names = default_metrics()
+    epochs, metrics = lines[: -len(names)], lines[-len(names) :]
     assert [match.groups() for match in map(EPOCH.fullmatch, epochs) if match] == [("1", "2"), ("2", "2")]
     assert len(epochs) == 2
     result = RunFolder(tmp_path / "run").result
     assert result is not None
-    assert list(result["metrics"]) == list(METRICS)
-    for line, name in zip(metrics, METRICS, strict=True):
+    assert tuple(result["metrics"]) == names
+    for line, name in zip(metrics, names, strict=True):
         assert line.split() == [name, f"{result['metrics'][name]:.4f}"]
     assert written == f"written to {tmp_path / 'run'}"
 

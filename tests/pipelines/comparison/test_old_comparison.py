@@ -63,6 +63,10 @@ def test_an_old_folder_is_resumed_and_mirrored(folder: Path) -> None:
     assert {*_FINISHED, _KILLED, _STARTED} <= set(mirrored)
     analysis = read_json(comparison / "report/analysis.json") or {}
     assert len(analysis["scores"]) == 3
+    # Earlier versions had a tolerance of 1 mm, though the manifest's voxels are larger.
+    configs = [read_json(run / "config.json") for run in (comparison / "runs").iterdir()]
+    assert {config.get("nsd_tolerance", 1.0) for config in configs} == {1.0}
+    assert "NSD (1 mm)" in (comparison / "table.md").read_text(encoding="utf-8")
 
 
 def test_one_of_its_runs_is_resumed_alone(folder: Path) -> None:
@@ -76,4 +80,4 @@ def test_one_of_its_runs_is_resumed_alone(folder: Path) -> None:
     assert code == 0, err
     assert _epochs(run)[:2] == begun and len(_epochs(run)) == 3
     config = read_json(run / "config.json")
-    assert config["orientation"] == "file"
+    assert config["orientation"] == "file" and config["nsd_tolerance"] == 1.0

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from cli_call import call_medloss
 from made_comparison import made_comparison
+from tiny import tiny_manifest
 
-from pipelines.cli.compare_options import named_before
-from pipelines.runs.comparison_folder import adopt_plan, read_plan, require_plan
+from pipelines.cli.compare_options import named_before, with_primary
+from pipelines.data.manifest import load_manifest
+from pipelines.runs.comparison_folder import adopt_plan, read_plan, require_plan, run_folder
 from pipelines.runs.plan import make_plan
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
@@ -107,3 +109,45 @@ def test_plans_of_an_earlier_version_are_read_and_others_refused(tmp_path: Path)
         with pytest.raises(UserError, match=f"its {field} is .*, and {value} was asked for"):
             adopt_plan(tmp_path / "new", plan.model_copy(update={field: value}))
     assert read_plan(tmp_path / "new") == plan
+
+
+def test_the_primary_metric_is_the_options_the_manifests_or_dice(tmp_path: Path) -> None:
+    plain = load_manifest(tiny_manifest(tmp_path, 2))
+    named = load_manifest(tiny_manifest(tmp_path / "named", 2, primary_metric="lesion_f1", metrics=["lesion_dice"]))
+    wrong = load_manifest(tiny_manifest(tmp_path / "wrong", 2, primary_metric="volume_ratio"))
+    configs = [RunConfig(manifest="x", metrics=("lesion_pq",))]
+    assert with_primary(None, plain, configs) == ("dice", configs)
+    assert with_primary("nsd", plain, configs) == with_primary("nsd", named, configs) == ("nsd", configs)
+    # The manifest's own are computed without the config's naming them.
+    assert with_primary(None, named, configs) == ("lesion_f1", configs)
+    assert with_primary("lesion_dice", named, configs) == ("lesion_dice", configs)
+    metric, found = with_primary("lesion_f1", plain, configs)
+    assert (metric, found[0].metrics) == ("lesion_f1", ("lesion_pq", "lesion_f1"))
+    with pytest.raises(
+        UserError, match=r"^manifest 'tiny_2d': primary_metric: got 'volume_ratio', whose best value is 1"
+    ):
+        with_primary(None, wrong, configs)
+
+
+@pytest.mark.slow
+def test_a_comparison_by_a_metric_of_lesions(tmp_path: Path) -> None:
+    manifest = tiny_manifest(tmp_path, 2, nsd_tolerance=2.0)
+    command = (
+        "compare", manifest, "--data-root", tmp_path / "data", "--losses", "dice,focal", "--reference", "dice",
+        "--epochs", 1, "--metric", "lesion_f1", "--jobs", 1, "--out", tmp_path / "out",
+    )  # fmt: skip
+    for _ in range(2):  # the second time, everything is there
+        code, _, err = call_medloss(*command)
+        assert code == 0, err
+    plan = require_plan(tmp_path / "out")
+    assert plan.metric == "lesion_f1" and {run.config.metrics for run in plan.runs} == {("lesion_f1",)}
+    assert {run_folder(tmp_path / "out", run).config.nsd_tolerance for run in plan.runs} == {2.0}
+    heading = (tmp_path / "out" / "table.md").read_text().splitlines()[0]
+    assert "lesion F1" in heading and "NSD (2 mm)" in heading
+    code, _, err = call_medloss("report", tmp_path / "out")
+    assert code == 0, err
+    assert read_json(tmp_path / "out" / "report" / "analysis.json")["primary"]["metric"] == "lesion_f1"
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "tolerance, mm" in page and "NSD (2 mm)" in page
+    code, _, err = call_medloss(*command, "--tolerance", 3)
+    assert code == 2 and "its nsd_tolerance is the default, and 3.0 was asked for" in err

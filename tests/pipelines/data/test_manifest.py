@@ -113,6 +113,13 @@ REFUSALS: list[tuple[Change, str]] = [
     (put("spacing", to=[1.0, float("inf"), 1.0]), "spacing[1]: should be a finite number; got inf"),
     (put("spacing", to="wide"), "spacing: should be a valid tuple; got 'wide'"),
     (put("spacing_tolerance", to=-0.1), "spacing_tolerance: should be greater than or equal to 0; got -0.1"),
+    (put("nsd_tolerance", to=-1), "nsd_tolerance: should be greater than or equal to 0; got -1"),
+    (put("nsd_tolerance", to="1 mm"), "nsd_tolerance: should be a valid number; got '1 mm'"),
+    (put("metrics", to="nsd"), "metrics: should be a valid tuple; got 'nsd'"),
+    (put("lesions", to={"overlap": 1}), "lesions.overlap: should be less than 1; got 1"),
+    (put("lesions", to={"connectivity": 5}), "lesions.connectivity: should be 4, 6, 8, 18 or 26; got 5"),
+    (put("lesions", to={"connectivity": 8}), "lesions.connectivity: got 8; expected one of 6, 18, 26 in 3D"),
+    (put("lesions", to={"conectivity": 6}), "lesions.conectivity: unknown field; did you mean 'connectivity'?"),
     (put("classes", to={0: "background"}), "classes: no foreground class"),
     (put("classes", to={1: "liver", 2: "tumour"}), "classes: class 0 is missing; expected 0: background"),
     (put("classes", 4, to="liver"), "classes: name 'liver' appears 2 times"),
@@ -394,6 +401,25 @@ def test_the_checksum_depends_on_the_content_only(tmp_path: Path) -> None:
     assert load_manifest(other).sha256 == first
     content["cases"][0]["label_sha256"] = "f" * 64
     assert load_manifest(written(content, tmp_path)).sha256 != first
+
+
+@pytest.mark.parametrize(
+    ("field", "default", "other"),
+    [
+        ("metrics", [], ["lesion_f1"]),
+        ("primary_metric", None, "nsd"),
+        ("nsd_tolerance", None, 0),
+        ("lesions", {"overlap": 0.5}, {"overlap": 0}),
+        ("lesions", {}, {"connectivity": 6}),
+    ],
+)
+def test_fields_that_older_versions_did_not_have_do_not_change_the_checksum(
+    field: str, default: Any, other: Any, tmp_path: Path
+) -> None:
+    content = listed()
+    first = load_manifest(written(content, tmp_path)).sha256
+    assert load_manifest(written(content | {field: default}, tmp_path)).sha256 == first
+    assert load_manifest(written(content | {field: other}, tmp_path)).sha256 != first
 
 
 @given(st.text(st.sampled_from("ab./\\C: \n~é"), max_size=12))

@@ -31,7 +31,7 @@ from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_fold
 from pipelines.data.manifest import load_manifest
 from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
 from pipelines.evaluation.evaluate import case_metrics, evaluate, mean_metrics
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 from pipelines.evaluation.references import folder_references, match
 from pipelines.utils import UserError
 
@@ -65,8 +65,13 @@ def _call(folder: Path, *options: object, manifest: bool = False) -> tuple[int, 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames or ()) == ("case", "class", *METRICS)
+        assert tuple(reader.fieldnames or ()) == ("case", "class", *default_metrics())
         return list(reader)
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _expected(folder: Path, tolerance: float = 1.0) -> list[dict[str, Any]]:
@@ -74,7 +79,7 @@ def _expected(folder: Path, tolerance: float = 1.0) -> list[dict[str, Any]]:
     rows = []
     for path in sorted((folder / "data" / "labels").iterdir()):
         maps = [torch.from_numpy(array_of(file)) for file in (folder / "predictions" / path.name, path)]
-        metrics = case_metrics(*maps, 4, SPACING, nsd_tolerance_mm=tolerance)
+        metrics = case_metrics(*maps, 4, SPACING, MetricSettings(nsd_tolerance_mm=tolerance))
         rows += [{"case": path.name.split(".")[0], "class": c, **m} for c, m in enumerate(metrics, 1)]
     return rows
 
@@ -89,8 +94,8 @@ def test_the_csv_has_every_case_and_class(folder: Path, manifest: bool) -> None:
     names = load_manifest(folder / "set.yaml").scheme.names if manifest else ["1", "2", "3"]
     assert [row["class"] for row in rows] == names * 4
     for row, wanted in zip(rows, expected, strict=True):
-        values = [float(row[name]) if row[name] else math.nan for name in METRICS]
-        assert values == pytest.approx([wanted[name] for name in METRICS], rel=1e-12, nan_ok=True)
+        values = [float(row[name]) if row[name] else math.nan for name in default_metrics()]
+        assert values == pytest.approx([wanted[name] for name in default_metrics()], rel=1e-12, nan_ok=True)
     assert out.splitlines()[-1] == f"written to {folder / 'new' / 'all.csv'}"
     assert [path.name for path in (folder / "new").iterdir()] == ["all.csv"]  # nothing temporary is left
 
@@ -139,20 +144,74 @@ def test_regions_ignored_voxels_and_partial_labels(folder: Path, tmp_path: Path)
     assert (code, err.count("\n"), "label values without a class: 9 (" in err) == (2, 1, True)
 
 
-def test_the_table_has_means_per_class_and_of_the_foreground(folder: Path) -> None:
-    code, out, err = _call(folder)
+@pytest.mark.parametrize(
+    ("options", "tolerance"), [((), 3.0), (("--tolerance", 1), 1.0)], ids=["the largest voxel side", "an option"]
+)
+def test_the_table_has_means_per_class_and_of_the_foreground(
+    folder: Path, options: tuple[object, ...], tolerance: float
+) -> None:
+    code, out, err = _call(folder, *options)
     assert (code, err) == (0, "")
     head, *lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert head == f"{HEADINGS} NSD (1 mm)"
-    rows = _expected(folder)
-    digits = {name: 2 if name in ("hd95_mm", "assd_mm") else 4 for name in METRICS}
+    assert head == f"{HEADINGS} NSD ({tolerance:g} mm)"
+    rows = _expected(folder, tolerance)
+    digits = {name: 2 if name in ("hd95_mm", "assd_mm") else 4 for name in default_metrics()}
     for c in (1, 2, 3):
         of_class = [row for row in rows if row["class"] == c]
-        means = [f"{sum(row[name] for row in of_class) / 4:.{digits[name]}f}" for name in METRICS]
+        means = [f"{sum(row[name] for row in of_class) / 4:.{digits[name]}f}" for name in default_metrics()]
         assert lines[c - 1] == f"{c} 4 {' '.join(means)}"
     foreground = mean_metrics(rows)
-    assert lines[3] == "mean foreground " + " ".join(f"{foreground[name]:.{digits[name]}f}" for name in METRICS)
+    assert lines[3] == "mean foreground " + " ".join(
+        f"{foreground[name]:.{digits[name]}f}" for name in default_metrics()
+    )
     assert len(lines) == 4
+
+
+def test_named_metrics_and_a_table_of_lesions(folder: Path) -> None:
+    named, lesions = folder / "named.csv", folder / "lesions.csv"
+    options = ("--metrics", "lesion_f1, lesion_dice,dice", "--overlap", 0.1, "--connectivity", 6, "--sizes", "30,100")
+    code, out, err = _call(folder, *options, "--out", named, "--lesions", lesions)
+    assert (code, err) == (0, "")
+    assert " ".join(out.splitlines()[0].split()) == "class cases Dice lesion F1 lesion-wise Dice"
+    rows, found = _table(named), _table(lesions)
+    assert list(rows[0]) == ["case", "class", "dice", "lesion_f1", "lesion_dice"]
+    columns = "case class lesion state stratum volume_mm3 predicted_volume_mm3 iou dice hd95_mm"
+    assert list(found[0]) == columns.split()
+    for row in rows:
+        of_case = [lesion for lesion in found if (lesion["case"], lesion["class"]) == (row["case"], row["class"])]
+        states = [lesion["state"] for lesion in of_case]
+        assert [int(lesion["lesion"]) for lesion in of_case] == list(range(1, len(of_case) + 1))
+        doubled = 2 * states.count("matched")
+        assert float(row["lesion_f1"]) == pytest.approx(doubled / (doubled + len(of_case) - doubled / 2))
+        mean = sum(float(lesion["dice"]) for lesion in of_case) / len(of_case)
+        assert float(row["lesion_dice"]) == pytest.approx(mean)
+    assert {lesion["state"] for lesion in found} == {"matched", "missed", "false"}
+    for lesion in found:
+        sizes = {"<= 30 mm^3": 30, "30 to 100 mm^3": 100, "> 100 mm^3": math.inf}
+        assert lesion["stratum"] == next(name for name, most in sizes.items() if float(lesion["volume_mm3"]) <= most)
+    # Below the means: a row per class and stratum.
+    heading, *strata = [" ".join(line.split()) for line in out.splitlines()[6:-2]]
+    assert heading == "class lesions of matched missed false sensitivity lesion-wise Dice"
+    of_first = [lesion for lesion in found if lesion["class"] == "1" and lesion["stratum"] == "<= 30 mm^3"]
+    states = [lesion["state"] for lesion in of_first]
+    counts = " ".join(str(states.count(state)) for state in ("matched", "missed", "false"))
+    assert strata[0].startswith(f"1 <= 30 mm^3 {counts} ")
+    code, _, err = _call(folder, "--lesions", lesions)
+    assert code == 2 and err.startswith(f"error: --lesions: {lesions} is there already")
+
+
+def test_a_manifest_names_metrics_tolerance_and_lesions(folder: Path) -> None:
+    with (folder / "set.yaml").open("a") as file:
+        file.write("nsd_tolerance: 2.5\nmetrics: [lesion_precision]\nlesions: {overlap: 0.2}\n")
+    code, out, err = _call(folder, "--out", folder / "o.csv", manifest=True)
+    assert (code, err) == (0, "")
+    assert " ".join(out.splitlines()[0].split()) == f"{HEADINGS} NSD (2.5 mm) lesion precision"
+    by_option = folder / "named.csv"
+    names = ("--metrics", "default,lesion_precision", "--tolerance", 2.5, "--overlap", 0.2)
+    assert _call(folder, *names, "--out", by_option)[0] == 0
+    ours, theirs = _table(folder / "o.csv"), _table(by_option)
+    for row, other in zip(ours, theirs, strict=True):
+        assert row | {"class": ""} == other | {"class": ""}
 
 
 def test_distances_use_the_labels_spacing_per_axis(folder: Path) -> None:
@@ -208,7 +267,10 @@ def test_two_dimensions_floats_and_values_with_gaps(tmp_path: Path) -> None:
         path = tmp_path / part / "x.nii"
         path.write_bytes(_nifti(array, affine))
     evaluation = evaluate(
-        tmp_path / "predictions", folder_references(tmp_path / "labels"), _matched(tmp_path), nsd_tolerance_mm=0.5
+        tmp_path / "predictions",
+        folder_references(tmp_path / "labels"),
+        _matched(tmp_path),
+        MetricSettings(nsd_tolerance_mm=0.5),
     )
     assert evaluation.classes == ["300", "1000"]
     first, second = evaluation.rows
@@ -442,6 +504,36 @@ CALLS: list[tuple[str, Callable[[Path], list[Any]], str]] = [
         "tolerance below 0",
         lambda f: [f / "predictions", "--labels", f / "data/labels", "--tolerance", -1],
         "--tolerance: got -1.0; expected a finite number of mm, 0 or more",
+    ),
+    (
+        "no such metric",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--metrics", "dice,lesion_f2"],
+        "--metrics: no metric 'lesion_f2'; did you mean lesion_f1\\?\n",
+    ),
+    (
+        "no metric",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--metrics", ","],
+        "--metrics: got none; expected names by commas",
+    ),
+    (
+        "connectivity in 2D",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--connectivity", 8, "--metrics", "lesion_f1"],
+        "--connectivity: got 8; expected one of 6, 18, 26 in 3D\n",
+    ),
+    (
+        "overlap",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--overlap", 50],
+        "--overlap: got 50; expected an IoU from 0 to below 1\n",
+    ),
+    (
+        "sizes",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--sizes", "27,8"],
+        "--sizes: got '27,8'; expected ascending numbers above 0 and commas, such as 27,1000\n",
+    ),
+    (
+        "one file for both tables",
+        lambda f: [f / "predictions", "--labels", f / "data/labels", "--out", f / "o.csv", "--lesions", f / "o.csv"],
+        "--lesions: got .*o.csv, as for --out; expected another file\n",
     ),
     (
         "tolerance NaN",

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +16,18 @@ from made_comparison import made_comparison
 from page_reader import read_page
 from tiny import tiny_manifest
 
+from pipelines.cli.settings import metric_names
 from pipelines.evaluation.evaluate import region_metrics
 from pipelines.evaluation.external_predictions import metrics_code
 from pipelines.evaluation.metrics import METRICS, base
-from pipelines.evaluation.metrics.base import ClassMasks, Metric, register
+from pipelines.evaluation.metrics.base import ClassMasks, Metric, MetricSettings, register
 from pipelines.runs.comparison_folder import require_plan
 from pipelines.runs.summary import comparison_table, formatted_rows
 from pipelines.tracking.mlflow_runs import send_curves
 from pipelines.training.run import train_run
 from pipelines.training.run_config import RunConfig
 from pipelines.training.run_folder import RunFolder
+from pipelines.utils import UserError
 
 _NAME = "volume_error_ml"
 
@@ -97,8 +100,9 @@ def test_a_new_metric_in_a_report(tmp_path: Path, volume_error: Metric) -> None:
     assert "primary metric volume error" in read_page(out / "report.html").text
     assert json.loads((out / "analysis.json").read_text())["primary"]["metric"] == _NAME
     code, _, err = call_medloss(*report, "--metric", "ml")
-    assert (code, err) == (2, f"error: --metric: got 'ml'; expected one of dice, iou, nsd, sensitivity, specificity, "
-                               f"hd95_mm, assd_mm, {_NAME}\n")  # fmt: skip
+    assert code == 2
+    assert err.startswith("error: --metric: got 'ml'; expected one of dice, iou, nsd, lesion_precision, lesion_f1, ")
+    assert err.endswith(f", hd95_mm, assd_mm, lesion_hd95_mm, {_NAME}\n") and err.count("\n") == 1
 
 
 def test_a_new_metric_for_empty_masks(volume_error: Metric) -> None:
@@ -149,6 +153,60 @@ def test_metrics_with_invalid_properties_are_refused(about: dict[str, Any], mess
         register("x", "x", **about)(lambda masks: 0.0)
     assert str(refusal.value).startswith(message)
     assert "x" not in base.REGISTERED
+
+
+def test_a_metric_without_a_better_direction() -> None:
+    bias = METRICS["volume_difference"]
+    assert (bias.best, METRICS["volume_ratio"].best) == (0, 1)
+    with pytest.raises(ValueError, match="x: got the target 2; expected 0 to 1"):
+        register("x", "x", target=2.0)(lambda masks: 0.0)
+    code, _, err = call_medloss("report", "--cases", "x.csv", "--out", "x", "--metric", "volume_difference")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(
+        "error: --metric: got 'volume_difference', whose best value is 0, between worse ones; expected one of dice, "
+    )
+    assert "volume_difference" not in err.partition("expected")[2].replace("absolute_volume_difference", "")
+
+
+def test_a_metric_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "cldice", replace(METRICS["cldice"], requires="no_such_package/no-such-package"))
+    with pytest.raises(UserError) as refusal:
+        MetricSettings(("dice", "cldice"))
+    assert str(refusal.value) == (
+        "--metrics: cldice needs the package no-such-package; install it: pip install no-such-package"
+    )
+    assert "cldice" not in metric_names("all") and "lesion_f1" in metric_names("all")
+
+
+def test_the_page_of_metrics_describes_each() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in page.splitlines():
+        if line.startswith("| `") and line.count("|") == 9:
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[name.strip("`")] = cells
+    assert list(rows) == list(METRICS)
+    for name, (label, unit, better, bounds, *empty) in rows.items():
+        metric = METRICS[name]
+        upper = "up" if not metric.bounded else f"to {metric.upper:g}"
+        direction = "higher" if metric.higher_is_better else "lower"
+        section = label.rpartition("#")[2].rstrip(")").replace("-", " ")
+        assert metric.label in label and f"## {section}" in page.lower()
+        assert (unit, bounds) == (metric.unit, f"{metric.lower:g} {upper}")
+        assert better == (direction if metric.target is None else f"{metric.target:g} is best")
+        assert (empty[0] == "left out") == (metric.empty_reference == "left out")
+        assert (empty[0] == "`--empty`") == (metric.empty_reference == "option")
+        if name != "cldice":
+            nothing, full = np.zeros((4, 5), np.int64), np.zeros((4, 5), np.int64)
+            full[1:3, 1:3] = 1
+            for cell, masks in zip(empty, ((nothing, nothing), (full, nothing), (nothing, full)), strict=True):
+                (found,) = region_metrics(*masks, [(1,)], (2.0, 3.0), settings=MetricSettings((name,)))
+                value, undefined = found[name], cell in ("`--empty`", "left out")
+                assert undefined == math.isnan(value), name
+                if cell == "diagonal":
+                    assert value == math.hypot(8.0, 15.0)
+                elif not undefined and cell.lstrip("-").isdigit():
+                    assert value == float(cell), name
 
 
 def test_a_name_cannot_be_registered_twice() -> None:

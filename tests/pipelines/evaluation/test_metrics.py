@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from pipelines.evaluation.evaluate import case_metrics, mean_metrics, nanmean, region_metrics
 from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 
 SHAPES = [((11, 14, 9), (3.0, 1.0, 0.6)), ((9, 12, 13), (0.5, 2.0, 1.1)), ((17, 23), (2.5, 0.4))]
 
@@ -67,7 +68,8 @@ def _slow_counts(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) ->
 
 
 def test_the_metrics_and_their_order() -> None:
-    assert tuple(METRICS) == ("dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd")
+    first = ("dice", "iou", "sensitivity", "specificity", "hd95_mm", "assd_mm", "nsd")
+    assert default_metrics() == first == tuple(METRICS)[:7]
 
 
 @pytest.mark.parametrize(("shape", "spacing"), SHAPES)
@@ -76,7 +78,7 @@ def test_matches_loops(seed: int, shape: tuple[int, ...], spacing: tuple[float, 
     prediction, reference = _blobs(seed, shape), _blobs(seed + 100, shape)
     tolerances = (0.0, 1.0, 2.5)
     pair = torch.from_numpy(prediction), torch.from_numpy(reference)
-    results = [case_metrics(*pair, 3, spacing, nsd_tolerance_mm=tolerance) for tolerance in tolerances]
+    results = [case_metrics(*pair, 3, spacing, MetricSettings(nsd_tolerance_mm=tolerance)) for tolerance in tolerances]
     assert [len(metrics) for metrics in results] == [2, 2, 2]
     for c in (1, 2):
         masks = prediction == c, reference == c
@@ -98,7 +100,7 @@ def test_matches_monai(shape: tuple[int, ...], spacing: tuple[float, ...]) -> No
         nsd = compute_surface_dice(*one_hot, [1.3, 1.3], **common)
         iou, dice = compute_iou(*one_hot, include_background=False), compute_dice(*one_hot, include_background=False)
     expected = torch.stack([dice[0], iou[0], hd95[0], assd[0], nsd[0]], 1).tolist()
-    results = case_metrics(prediction, reference, 3, spacing, nsd_tolerance_mm=1.3)
+    results = case_metrics(prediction, reference, 3, spacing, MetricSettings(nsd_tolerance_mm=1.3))
     for metrics, wanted in zip(results, expected, strict=True):
         values = [metrics[name] for name in ("dice", "iou", "hd95_mm", "assd_mm", "nsd")]
         assert values == pytest.approx(wanted, rel=1e-5)
@@ -117,10 +119,10 @@ def test_spacing_is_per_axis(shape: tuple[int, ...], spacing: tuple[float, ...])
         pair = torch.from_numpy(first), torch.from_numpy(second)
         for order in itertools.permutations(spacing):
             far = (size - 3) * order[axis]
-            (metrics,) = case_metrics(*pair, 2, order, nsd_tolerance_mm=far)
+            (metrics,) = case_metrics(*pair, 2, order, MetricSettings(nsd_tolerance_mm=far))
             assert (metrics["hd95_mm"], metrics["assd_mm"]) == pytest.approx((far, far), rel=1e-12)
             assert metrics["nsd"] == 1
-            assert case_metrics(*pair, 2, order, nsd_tolerance_mm=0.999 * far)[0]["nsd"] == 0
+            assert case_metrics(*pair, 2, order, MetricSettings(nsd_tolerance_mm=0.999 * far))[0]["nsd"] == 0
 
 
 def test_hd95_is_symmetric_and_ignores_five_per_cent() -> None:

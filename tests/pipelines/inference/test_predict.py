@@ -25,7 +25,7 @@ from tiny import tiny_manifest
 from pipelines.data.manifest import load_manifest
 from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
 from pipelines.data.nifti import write_labels
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.training.networks import create_network
 from pipelines.training.run import train_run
@@ -319,7 +319,7 @@ def _check_metrics_of_validation(folder: Path, config: RunConfig) -> None:
     assert len(evaluated) == len(validated) == 6
     for ours, theirs in zip(evaluated, validated, strict=True):
         assert (ours["case"], ours["class"]) == (theirs["case"], theirs["class"])
-        for metric in METRICS:
+        for metric in default_metrics():
             one, other = (float(row[metric] or "nan") for row in (ours, theirs))
             # Spacings of manifests are rounded to a nanometre.
             assert one == pytest.approx(other, rel=1e-5 if metric.endswith("mm") else 0, abs=0, nan_ok=True), metric

@@ -1,5 +1,6 @@
 """Folders of finished predictions: evaluated as by `medloss evaluate`, cached, compared; and refused by name."""
 
+import json
 import os
 import re
 import shutil
@@ -28,13 +29,14 @@ from faults import (
 )
 from faults import moved as moved_off
 from made_predictions import CASES, SHAPE, SPACING, label_map, made_folders, moved, write_map
+from page_reader import read_page
 from small_files import array_of, rewrite
 from waiting import PROCESS_S, wait_for
 
 from pipelines.cli.report import ManyValues
 from pipelines.evaluation.evaluate import region_metrics
 from pipelines.evaluation.external_predictions import Pair
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 from pipelines.evaluation.result_folders import Classes, read_classes
 from pipelines.report.external_results import EvaluationSettings, ExternalResults, from_predictions
 from pipelines.report.overlay_selection import Choice
@@ -85,7 +87,7 @@ def test_the_numbers_are_those_of_evaluate_and_the_report_is_written(folder: Pat
     expected = pd.concat([_rows(folder, name) for name in ("near", "far")])
     rows, expected = (frame.sort_values(KEYS, ignore_index=True) for frame in (rows, expected))
     pd.testing.assert_frame_equal(rows[KEYS], expected[KEYS])
-    np.testing.assert_array_equal(rows[list(METRICS)], expected[list(METRICS)])
+    np.testing.assert_array_equal(rows[list(default_metrics())], expected[list(default_metrics())])
     assert rows["dice"].isna().sum() == 0 and (rows["dice"] == 0).sum() >= 2
     lines = shown.splitlines()
     assert lines[0] == "2 folders, 4 cases, 2 classes: 8 pairs evaluated, 0 read from the cache"
@@ -103,6 +105,34 @@ def test_the_numbers_are_those_of_evaluate_and_the_report_is_written(folder: Pat
     assert call_medloss(
         "report", "--cases", folder / "out/cases.csv", "--out", folder / "again", "--reference", "far"
     )[1].splitlines()[0] == verdict  # fmt: skip
+
+
+def test_lesions_of_predictions(folder: Path) -> None:
+    code, _, err = _call(folder, "--metric", "lesion_f1", "--overlap", 0.2, "--connectivity", 6)
+    assert (code, err) == (0, "")
+    table = folder / "lesions.csv"
+    for name in ("near", "far"):
+        code, _, err = call_medloss(
+            "evaluate", folder / name, "--labels", folder / "labels", "--metrics", "default,lesion_f1",
+            "--overlap", 0.2, "--connectivity", 6, "--out", table, "--force",
+        )  # fmt: skip
+        assert code == 0, err
+        rows = pd.read_csv(folder / "out" / "cases.csv")
+        expected = pd.read_csv(table)
+        columns = [*default_metrics(), "lesion_f1"]
+        np.testing.assert_array_equal(rows[rows["loss"] == name][columns], expected[columns])
+    assert json.loads((folder / "out" / "analysis.json").read_text())["primary"]["metric"] == "lesion_f1"
+    page = read_page(folder / "out" / "report.html").text
+    assert "lesion F1" in page and f"NSD ({max(SPACING):g} mm)" in page
+    # Other settings are other numbers: nothing is read from the cache.
+    assert "0 read from the cache" in _call(folder, "--metric", "lesion_f1", "--overlap", 0.3)[1]
+    assert "8 read from the cache" in _call(folder, "--metric", "lesion_f1", "--overlap", 0.3)[1]
+    for words, message in (
+        (("--overlap", 1), "--overlap: got 1; expected an IoU from 0 to below 1"),
+        (("--metrics", "lesions"), "--metrics: no metric 'lesions'"),
+    ):
+        code, _, err = _call(folder, *words)
+        assert code == 2 and err.startswith(f"error: {message}")
 
 
 def test_files_saved_again_from_floats_give_the_same_results(folder: Path) -> None:
@@ -594,7 +624,8 @@ def test_classes_are_named_joined_and_ignored(folder: Path) -> None:
         tp, fp, fn = (one & other).sum(), (one & ~other).sum(), (other & ~one).sum()
         assert row.dice == pytest.approx(2 * tp / (2 * tp + fp + fn), rel=1e-12)
         assert row.specificity == pytest.approx((counted.sum() - tp - fp - fn) / (counted & ~other).sum(), rel=1e-12)
-        (alone,) = region_metrics(one.astype(int), other.astype(int), [(1,)], SPACING)
+        tolerance = MetricSettings(nsd_tolerance_mm=max(SPACING))
+        (alone,) = region_metrics(one.astype(int), other.astype(int), [(1,)], SPACING, settings=tolerance)
         assert (row.hd95_mm, row.assd_mm, row.nsd) == (alone["hd95_mm"], alone["assd_mm"], alone["nsd"])
     # A prediction must not contain the ignored label.
     with_voxel(folder / "far" / "b.nii.gz", 3, np.uint8, 2)

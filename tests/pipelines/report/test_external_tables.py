@@ -137,6 +137,6 @@ def test_tables_have_no_references(tmp_path: Path) -> None:
     code, _, err = call_medloss("report", "--predictions", *words, "--labels", tmp_path, "--out", tmp_path / "out")
     assert code == 2
     assert err == (
-        "error: --labels, --classes, --folds, --tolerance, --jobs and --cache-dir belong to folders of predictions, "
-        "and tables were named\n"
+        "error: --labels, --classes, --folds, --metrics, --tolerance, --connectivity, --overlap, --jobs and "
+        "--cache-dir belong to folders of predictions, and tables were named\n"
     )

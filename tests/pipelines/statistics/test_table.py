@@ -22,7 +22,8 @@ NAN = float("nan")
 
 def test_reports_have_shares_before_distances() -> None:
     found = in_report_order(METRICS)
-    assert tuple(found) == ("dice", "iou", "nsd", "sensitivity", "specificity", "hd95_mm", "assd_mm")
+    default = [name for name, metric in found.items() if metric.default]
+    assert default == ["dice", "iou", "nsd", "sensitivity", "specificity", "hd95_mm", "assd_mm"]
     assert found == METRICS
 
 
@@ -79,6 +80,18 @@ def test_names_stay_text_and_rows_may_come_in_any_order(tmp_path: Path) -> None:
     assert found.patients == ("001", "1", "2")
     # nnU-Net writes NaN if neither reference nor prediction has the class; the other loss's empty cell is a failure.
     assert found.by_patient.tolist() == [[0.7, 0.0, 0.1], [0.8, 1.0, 0.0]]
+
+
+def test_a_signed_error_is_read_and_not_compared() -> None:
+    frame = long_table({"a": [0.9, 0.8], "b": [0.8, 0.7]}).assign(volume_difference=[-0.5, 0.1, 3.0, NAN])
+    table = check_table(frame, METRICS)
+    assert list(table.metrics) == ["dice"]
+    assert table.frame["volume_difference"].tolist() == pytest.approx([-0.5, 0.1, 3.0, NAN], nan_ok=True)
+    assert analyse(table, reference="a", bootstraps=20).secondary == {}
+    with pytest.raises(UserError, match=r"volume_difference: got -1\.5 .*; expected a number, -1 to 1e6 or inf"):
+        check_table(frame.assign(volume_difference=-1.5), METRICS)
+    with pytest.raises(UserError, match="no column with a metric"):
+        check_table(frame.drop(columns="dice"), METRICS)
 
 
 def test_a_failed_prediction_counts_as_worst() -> None:

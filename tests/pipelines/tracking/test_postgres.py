@@ -24,7 +24,7 @@ from waiting import PROCESS_S, wait_for
 from pipelines.comparison.compare import compare_losses
 from pipelines.comparison.execution import Execution
 from pipelines.data.manifest import load_manifest
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.preprocessing.resampling import Preprocessing
 from pipelines.runs.comparison_folder import adopt_plan, run_folder, run_states
 from pipelines.runs.plan import Plan, make_plan
@@ -197,7 +197,7 @@ def _all_is_there_once(service: _Service, folder: Path, plan: Plan) -> None:
         if run_id in count:
             count[run_id][key, step, value] += 1
     names = {"train_loss": "train/loss", "epoch_s": "time/epoch_s", "data_share": "time/data_share",
-             "peak_mb": "mem/peak_mb"} | {f"val_{name}": f"val/{name}" for name in METRICS}  # fmt: skip
+             "peak_mb": "mem/peak_mb"} | {f"val_{name}": f"val/{name}" for name in default_metrics()}  # fmt: skip
     for run in plan.runs:
         run_dir = run_folder(folder, run)
         assert len(run_dir.epochs) == _EPOCHS[-1]

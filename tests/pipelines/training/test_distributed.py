@@ -21,7 +21,7 @@ from waiting import wait_for
 
 from pipelines import utils
 from pipelines.data.manifest import load_manifest
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.training import distributed
 from pipelines.training.checkpoint import load_checkpoint
 from pipelines.training.components import Training
@@ -162,7 +162,7 @@ def test_torchrun_trains_as_one_process(sets: dict[str, _Set], tmp_path: Path) -
     alone = train_run(sets["2d"].config(epochs=1), tmp_path / "alone")
     done = torchrun(*sets["2d"].options(tmp_path / "run", epochs=1))
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["epoch", *METRICS, "written"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["epoch", *default_metrics(), "written"]
     _assert_same(tmp_path / "alone", alone, tmp_path / "run")
 
 
@@ -170,7 +170,7 @@ def _assert_same(one_folder: Path, alone: dict[str, Any], two_folder: Path) -> N
     """One process and two came to the same in two folders; `alone` is what the one returned."""
     one, two = RunFolder(one_folder), RunFolder(two_folder)
     assert [row["train_loss"] for row in two.epochs] == pytest.approx([row["train_loss"] for row in one.epochs], 1e-4)
-    for metric in METRICS:
+    for metric in default_metrics():
         column = f"val_{metric}"
         assert [row[column] for row in two.epochs] == pytest.approx(
             [row[column] for row in one.epochs], rel=1e-2, nan_ok=True
@@ -197,7 +197,7 @@ def test_all_processes_validate_the_network_that_is_saved(sets: dict[str, _Set],
     rows = training.validate()
     recorded = RunFolder(runs / name).cases
     assert [row["case"] for row in recorded] == [row["case"] for row in rows]
-    for metric in METRICS:
+    for metric in default_metrics():
         assert [float(row[metric] or "nan") for row in recorded] == pytest.approx(
             [row[metric] for row in rows], rel=1e-6, nan_ok=True
         )
@@ -210,7 +210,7 @@ def test_the_command_prints_once_and_goes_on(sets: dict[str, _Set], tmp_path: Pa
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
-    assert [line.split()[0] for line in lines[3:]] == [*METRICS, "written"]
+    assert [line.split()[0] for line in lines[3:]] == [*default_metrics(), "written"]
     assert done.stderr == ""
 
     _killed_after_an_epoch(launch, sets["2d"].options(stopped, epochs=3))

@@ -20,7 +20,7 @@ from pipelines.data.data_root import resolve_data
 from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.data.nifti import read_image
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.inference.predict import Settings, predict
 from pipelines.inference.sources import Source
 from pipelines.preprocessing.resampling import resampled
@@ -111,7 +111,7 @@ def test_metrics_of_regions_are_those_of_the_kept_label_maps(regions: TinySet, t
     rows = RunFolder(trained).cases
     assert [(row["case"], row["class"]) for row in evaluated] == [(row["case"], row["class"]) for row in rows]
     for one, other in zip(evaluated, rows, strict=True):
-        values = [[float(row[name] or "nan") for name in METRICS] for row in (one, other)]
+        values = [[float(row[name] or "nan") for name in default_metrics()] for row in (one, other)]
         assert values[0] == pytest.approx(values[1], rel=1e-12, nan_ok=True)
     assert any(0 < float(row["dice"] or 0) < 1 for row in rows)
 

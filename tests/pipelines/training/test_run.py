@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from cli_call import call_medloss
 from forked import Forked
 from tiny import TinySet, tiny_manifest
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 import medloss
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.metrics import METRICS
+from pipelines.evaluation.metrics.base import default_metrics
 from pipelines.evaluation.references import manifest_references, match
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.components import Training
@@ -84,12 +85,12 @@ def _check_folder(folder: Path, manifest: Manifest, epochs: int, validated: list
     ]
     result = json.loads((folder / "result.json").read_text())
     assert (result["state"], result["error"]) == ("done", None)
-    assert set(result["metrics"]) == set(METRICS)
+    assert set(result["metrics"]) == set(default_metrics())
     assert set(result["per_class"]) == set(manifest.scheme.names)
     for name in manifest.scheme.names:
         values = [float(row["dice"]) for row in cases if row["class"] == name and row["dice"]]
         assert result["per_class"][name]["dice"] == pytest.approx(sum(values) / len(values))
-    for metric in METRICS:
+    for metric in default_metrics():
         assert float(rows[-1]["val_" + metric]) == pytest.approx(result["metrics"][metric])
     assert result["epoch_s"] > 0
     assert {"torch", "monai", "python"} <= set(result["versions"])
@@ -120,8 +121,35 @@ def test_a_run_leaves_a_folder(sets: dict[int, _Set], tmp_path: Path, dims: int)
     kept = RunFolder(tmp_path / "run").config
     assert kept is not None
     filled = {name for name, value in config if value is None and getattr(kept, name) is not None}
-    assert filled == {"patch_size", "spacing", "intensity", "memory_gb"}
+    assert filled == {"patch_size", "spacing", "intensity", "memory_gb", "nsd_tolerance"}
     assert kept.model_copy(update=dict.fromkeys(filled)) == config
+
+
+def test_metrics_that_manifest_and_config_name(tmp_path: Path) -> None:
+    path = tiny_manifest(tmp_path, 2, metrics=["lesion_f1"], nsd_tolerance=2.0, lesions={"overlap": 0.1})
+    run = RunFolder(tmp_path / "run")
+    config = TinySet(path, tmp_path).config(metrics=("volume_difference",))
+    result = train_run(config, run.path)
+    assert run.config is not None and run.config.nsd_tolerance == 2.0
+    names = (*default_metrics(), "lesion_f1", "volume_difference")
+    assert tuple(result["metrics"]) == names
+    assert list(run.cases[0]) == ["case", "patient", "class", *names]
+    assert run.epochs[-1]["val_lesion_f1"] == result["metrics"]["lesion_f1"]
+    # The same numbers as of `medloss evaluate` on the kept predictions.
+    table = tmp_path / "all.csv"
+    code, _, err = call_medloss(
+        "evaluate", run.path / "predictions", "--manifest", path, "--data-root", tmp_path, "--fold", 0,
+        "--metrics", "all", "--out", table,
+    )  # fmt: skip
+    assert code == 0, err
+    with table.open(newline="") as file:
+        for row, noted in zip(csv.DictReader(file), run.cases, strict=True):
+            values = [float(row[name] or "nan") for name in names]
+            assert values == pytest.approx([float(noted[name] or "nan") for name in names], rel=1e-6, nan_ok=True)
+    with pytest.raises(UserError, match=r"^metrics: no metric 'lesion'; did you mean"):
+        train_run(config.model_copy(update={"metrics": ("lesion",)}), tmp_path / "other")
+    with pytest.raises(UserError, match="its checkpoint was made with another metrics"):
+        train_run(config.model_copy(update={"metrics": ()}), run.path, resume=True)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -138,8 +166,8 @@ def test_the_kept_predictions_are_those_measured(tmp_path: Path, dims: int) -> N
         noted = list(csv.DictReader(file))
     assert [(row["case"], row["class"]) for row in rows] == [(row["case"], row["class"]) for row in noted]
     for row, other in zip(rows, noted, strict=True):
-        values = [float(other[name] or "nan") for name in METRICS]
-        assert values == pytest.approx([row[name] for name in METRICS], rel=1e-6, nan_ok=True)
+        values = [float(other[name] or "nan") for name in default_metrics()]
+        assert values == pytest.approx([row[name] for name in default_metrics()], rel=1e-6, nan_ok=True)
     files = (run.path / "predictions").iterdir()
     assert len({value for file in files for value in np.unique(nib.load(file).dataobj)}) > 1
 
