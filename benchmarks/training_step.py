@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import medloss
 from benchmarks.cases import FRESH, RECYCLED, Case, Contender, Row, row
-from benchmarks.contenders import build
+from benchmarks.contenders import build, monai_loss
 from benchmarks.machine import machine, versions
 from benchmarks.measure import Stopwatch, summary
 from benchmarks.regimes import EXPLAINED, REGIMES
@@ -195,12 +195,13 @@ def _losses(setting: Setting, target: Tensor, outputs: Callable[[], list[Tensor]
         for kernels in setting.kernels:
             side = f"{OURS}, {kernels or dispatch.in_use()}"
             losses[side, loss] = _ours(medloss.create_loss(loss, softmax=True), target, kernels or "auto")
-        other = Contender("torch" if loss == "binary_cross_entropy" else "MONAI", loss)
-        losses[other.library, loss] = _elsewhere(lambda y, o=other: build(o, y, setting.classes).function, target)
+        if loss == "binary_cross_entropy":
+            losses["torch", loss] = _elsewhere(PLAIN[loss], target)
+        else:
+            losses["MONAI", loss] = _elsewhere(monai_loss(loss, setting.classes), target)
         if not setting.compiled:
             continue
-        plain = torch.compile(PLAIN[loss])
-        function = _elsewhere(lambda y, f=plain: lambda z: f(z, y), target)
+        function = _elsewhere(torch.compile(PLAIN[loss]), target)
         try:
             function(outputs()).backward()
         except Exception as error:  # whatever the compiler or the C++ compiler raises
@@ -221,9 +222,7 @@ def _ours(loss: nn.Module, target: Tensor, kernels: str) -> Callable[[list[Tenso
     return function
 
 
-def _elsewhere(
-    make: Callable[[Tensor], Callable[[Tensor], Tensor]], target: Tensor
-) -> Callable[[list[Tensor]], Tensor]:
+def _elsewhere(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor) -> Callable[[list[Tensor]], Tensor]:
     """Float32 logits, and one loss per scale on a target that is resized in each step, as MONAI's wrapper does."""
 
     def function(outputs: list[Tensor]) -> Tensor:
@@ -233,7 +232,7 @@ def _elsewhere(
             label = target
             if grid != target.shape[2:]:
                 label = F.interpolate(target.float(), size=tuple(grid), mode="nearest-exact").to(target.dtype)
-            total = total + 0.5**number * make(label)(out.float())
+            total = total + 0.5**number * loss(out.float(), label)
         return total
 
     return function
@@ -351,7 +350,8 @@ def run_in_regime(setting: Setting, regime: str) -> list[Found]:
 
 
 def _setting_from_json(data: dict[str, Any]) -> Setting:
-    return Setting(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+    tuples: dict[str, Any] = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+    return Setting(**data | tuples)
 
 
 def page(rows: Sequence[Found], made_on: str) -> str:
@@ -367,8 +367,8 @@ def page(rows: Sequence[Found], made_on: str) -> str:
         "*added*: the median, over rounds in which the sides take turns, of a step with the loss minus the step of",
         "the same round whose backward pass begins with a constant gradient of the network's output; in brackets the",
         "middle half. *in place*: from the network's output to the loss's value, and from there to the output's",
-        "gradient, with the conversion of bfloat16 logits where a side needs one. Milliseconds. Networks, channels-last",
-        "images and autocast are as in the engines; each setting and regime runs in a separate process:",
+        "gradient, with the conversion of bfloat16 logits where a side needs one. Milliseconds. Networks,",
+        "channels-last images and autocast are as in the engines; each setting and regime runs in a separate process:",
         "",
         *(f"- {title}: {meaning}" for title, meaning in (EXPLAINED[FRESH], EXPLAINED[RECYCLED])),
         "",
@@ -462,7 +462,7 @@ def main(
             setting = dataclasses.replace(setting, rounds=rounds or setting.rounds, kernels=kernels or setting.kernels)
             for regime in regimes or (FRESH, RECYCLED):
                 start = time.perf_counter()
-                kept[setting.key, regime] = run_in_regime(setting, regime)
+                kept[setting.key, regime] = [Found(**_rounded(r)) for r in run_in_regime(setting, regime)]
                 click.echo(f"{setting.key}, {regime}: {time.perf_counter() - start:.0f} s", err=True)
                 if write:
                     # After each: a long run that is stopped keeps what it has.
@@ -477,7 +477,7 @@ def main(
 
 def _write(stored: Path, kept: dict[tuple[str, str], list[Found]], made_on: str) -> None:
     groups = [
-        {"setting": setting, "regime": regime, "rows": [_rounded(r) for r in rows]}
+        {"setting": setting, "regime": regime, "rows": [dataclasses.asdict(r) for r in rows]}
         for (setting, regime), rows in kept.items()
     ]
     write_text(stored, json.dumps({"machine": made_on, "groups": groups}, indent=1) + "\n")

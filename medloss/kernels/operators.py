@@ -170,14 +170,16 @@ class _PlainSums(torch.autograd.Function):
         return _call_sums(terms, logits, target, mask, voxel_weight, kernels)
 
     @staticmethod
-    def backward(ctx: Any, sum_gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, sum_gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The logits' gradient."""
         gradient = None
+        logits, target, mask, voxel_weight = ctx.saved_tensors
+        given = sum_gradients, logits, target, mask, voxel_weight
         if ctx.needs_input_grad[0] and torch.is_grad_enabled():
             # The operator refuses to be differentiated again, in our words.
-            gradient = _sums_backward(sum_gradients, *ctx.saved_tensors, *_flat(ctx.terms), ctx.kernels)
+            gradient = _sums_backward(*given, *_flat(ctx.terms), ctx.kernels)
         elif ctx.needs_input_grad[0]:
-            gradient = _call_backward(ctx.terms, sum_gradients, *ctx.saved_tensors, ctx.kernels)
+            gradient = _call_backward(ctx.terms, *given, ctx.kernels)
         return gradient, None, None, None, None, None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medloss.checks import checked_tensors
 from medloss.create import call_loss
 from medloss.inputs import LossInputs
+from medloss.kernels.sum_spec import sum_type
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 from medloss.voxelwise import VoxelwiseLoss
@@ -22,7 +23,11 @@ _READING = ("softmax", "sigmoid", "other_act", "ignore_index", "validate", "soft
 def values_of(losses: Sequence[nn.Module], logits: Any, target: Any, **keywords: Any) -> list[Tensor]:
     """The value of each loss, in their order; keywords as `SegmentationLoss.forward` takes them."""
     values: dict[int, Tensor] = {}
-    for group in _groups(losses):
+    groups = _groups(losses)
+    if len(groups) > 1 and isinstance(logits, Tensor) and logits.is_floating_point():
+        # Or the groups' gradients would be added in half precision.
+        logits = logits.to(sum_type(logits))
+    for group in groups:
         if len(group) == 1:
             values[group[0]] = call_loss(losses[group[0]], logits, target, **keywords)
         else:
