@@ -84,6 +84,12 @@ def _ours(contender: Contender, target: Tensor, classes: int) -> Function:
 
 
 def _monai(loss: str, target: Tensor, classes: int) -> Function:
+    module = monai_loss(loss, classes)
+    return lambda logits: module(logits, target)
+
+
+def monai_loss(loss: str, classes: int) -> torch.nn.Module:
+    """MONAI's module of one of our names, for logits of C classes and an index map."""
     shared = {"include_background": True, "to_onehot_y": classes > 1}
     activation = {"softmax" if classes > 1 else "sigmoid": True}
     module: torch.nn.Module
@@ -97,7 +103,7 @@ def _monai(loss: str, target: Tensor, classes: int) -> Function:
         module = monai.losses.HausdorffDTLoss(**shared, **activation)
     else:
         raise ValueError(f"MONAI has no {loss}")
-    return lambda logits: module(logits, target)
+    return module
 
 
 def _torch(loss: str, target: Tensor, classes: int) -> Function:

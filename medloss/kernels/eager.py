@@ -92,7 +92,7 @@ def _load(
     part: slice,
 ) -> Block:
     """A block's numbers in the type of the sums."""
-    z = logits[item, :, part].to(sum_type(logits))
+    z = logits[item, :, part].to(sum_type(logits)).contiguous()
     y = _class_maps(target[item, :, part], z)
     m = None if mask is None else mask[item, part]
     v = None if weight is None else weight[item, :, part]

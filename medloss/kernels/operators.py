@@ -28,7 +28,13 @@ def voxel_sums(
     """
     # The other sets know no minimum.
     kernels = "eager" if terms.soft_overlap else dispatch.choose(logits.device.type, logits.dtype)
-    result: Tensor = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels)
+    # A custom operator costs more than a small kernel. A compiler and subclasses of tensors (fake ones) need it.
+    plain = type(logits) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    result: Tensor
+    if plain:
+        result = _PlainSums.apply(logits, target, mask, voxel_weight, terms, kernels)
+    else:
+        result = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels)
     return result
 
 
@@ -76,9 +82,7 @@ def _sums(
     kernels: str,
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma, soft_overlap)
-    flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
-    result: Tensor = dispatch.module(kernels).voxel_sums(terms, *flat)
-    return result
+    return _call_sums(terms, logits, target, mask, voxel_weight, kernels)
 
 
 @torch.library.custom_op("medloss::voxel_sums_backward", mutates_args=())
@@ -99,9 +103,7 @@ def _sums_backward(
     kernels: str,
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma, soft_overlap)
-    flat = (_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
-    result: Tensor = dispatch.module(kernels).voxel_sums_backward(terms, *flat, sum_gradients.contiguous())
-    return result.view(logits.shape)
+    return _call_backward(terms, sum_gradients, logits, target, mask, voxel_weight, kernels)
 
 
 @torch.library.custom_op("medloss::entropy_map", mutates_args=())
@@ -122,13 +124,79 @@ def _map(
     kernels: str,
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma, soft_overlap)
-    flat = (_lines(logits), _lines(target), _line(mask))
+    flat = (_logit_lines(logits), _lines(target), _line(mask))
     values: Tensor = dispatch.module(kernels).entropy_map(terms, *flat, positive.contiguous(), negative.contiguous())
     return values.view(logits.shape[0], -1, *logits.shape[2:])
 
 
+def _call_sums(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None, kernels: str
+) -> Tensor:
+    flat = (_logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
+    result: Tensor = dispatch.module(kernels).voxel_sums(terms, *flat)
+    return result
+
+
+def _call_backward(
+    terms: VoxelTerms,
+    sum_gradients: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    voxel_weight: Tensor | None,
+    kernels: str,
+) -> Tensor:
+    flat = (_logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
+    result: Tensor = dispatch.module(kernels).voxel_sums_backward(terms, *flat, sum_gradients.contiguous())
+    return result.unflatten(2, logits.shape[2:])
+
+
+class _PlainSums(torch.autograd.Function):
+    """`_sums`, without what makes it an operator."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        voxel_weight: Tensor | None,
+        terms: VoxelTerms,
+        kernels: str,
+    ) -> Tensor:
+        """The sums."""
+        ctx.save_for_backward(logits, target, mask, voxel_weight)
+        ctx.terms, ctx.kernels = terms, kernels
+        return _call_sums(terms, logits, target, mask, voxel_weight, kernels)
+
+    @staticmethod
+    def backward(ctx: Any, sum_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The logits' gradient."""
+        gradient = None
+        logits, target, mask, voxel_weight = ctx.saved_tensors
+        given = sum_gradients, logits, target, mask, voxel_weight
+        if ctx.needs_input_grad[0] and torch.is_grad_enabled():
+            # The operator refuses to be differentiated again, in our words.
+            gradient = _sums_backward(*given, *_flat(ctx.terms), ctx.kernels)
+        elif ctx.needs_input_grad[0]:
+            gradient = _call_backward(ctx.terms, *given, ctx.kernels)
+        return gradient, None, None, None, None, None
+
+
+def _memory_format(logits: Tensor) -> torch.memory_format:
+    """The layout in which logits are read and their gradient is written; others are copied to the default one."""
+    layout = torch.channels_last if logits.ndim == 4 else torch.channels_last_3d
+    last = logits.is_contiguous(memory_format=layout) and not logits.is_contiguous()
+    return layout if last else torch.contiguous_format
+
+
+def _logit_lines(logits: Tensor) -> Tensor:
+    """`[B, C, N]`, contiguous or with adjacent channels: what networks trained with channels-last images return."""
+    return logits.contiguous(memory_format=_memory_format(logits)).flatten(2)
+
+
 def _lines(tensor: Any) -> Any:
-    """`[B, C, N]`; a copy only of what is not contiguous, such as channels-last logits."""
+    """`[B, C, N]`; a copy only of what is not contiguous."""
     return None if tensor is None else tensor.contiguous().flatten(2)
 
 
@@ -143,7 +211,7 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 
 @_sums_backward.register_fake
 def _(sum_gradients: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape)
+    return torch.empty_like(logits, memory_format=_memory_format(logits))
 
 
 @_map.register_fake

@@ -9,6 +9,9 @@ A kernel set (`eager`, `numba`, `triton`) is a module with the same functions:
   `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]` in the type of `logits`.
 - `entropy_map(terms, logits, target, mask, positive, negative) -> Tensor`: the cross entropy per voxel.
 
+`logits` are `[B, C, N]`, contiguous or with adjacent channels (strides C N, 1, C), and so is their gradient; everything
+else is contiguous.
+
 Symbols, for item b, class c, voxel x: p probability, y target, v voxel weight (`[B, 1 or C - first, N]`, without
 gradient; 1 unless given), l = ln p, q = ln(1 - p).
 Only voxels under the mask count: elsewhere nothing is read into a sum (NaN included) and the gradient is 0.

@@ -11,6 +11,7 @@ from medloss.call_arguments import CallArguments, tensors_of
 from medloss.checks import checked_tensors
 from medloss.create import call_loss
 from medloss.inputs import LossInputs
+from medloss.kernels.sum_spec import sum_type
 from medloss.sums_loss import SumsLoss
 from medloss.voxel_sums import VoxelSums, voxel_sums
 from medloss.wrappers.sums_groups import fitting_groups, united
@@ -19,7 +20,11 @@ from medloss.wrappers.sums_groups import fitting_groups, united
 def values_of(losses: Sequence[nn.Module], logits: Any, target: Any, **given: Unpack[CallArguments]) -> list[Tensor]:
     """The value of each loss, in their order."""
     values: dict[int, Tensor] = {}
-    for group in fitting_groups(losses):
+    groups = list(fitting_groups(losses))
+    if len(groups) > 1 and isinstance(logits, Tensor) and logits.is_floating_point():
+        # Or the groups' gradients would be added in half precision.
+        logits = logits.to(sum_type(logits))
+    for group in groups:
         if len(group) == 1:
             values[group[0]] = call_loss(losses[group[0]], logits, target, **given)
         else:

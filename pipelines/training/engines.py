@@ -155,8 +155,9 @@ def create_trainer(
 ) -> SupervisedTrainer:
     """A trainer of the step's network on `run`'s device, in its precision.
 
-    The loss gets float32 logits; the class indices `[B, 1, *patch]`, or 0 and 1 per region `[B, C, *patch]`; and each
-    item's spacing in mm. If voxels are ignored or classes not annotated, it gets `mask` and `labelled_classes` as well.
+    The loss gets the logits, in float32 if a part of it is not ours; the class indices `[B, 1, *patch]`, or 0 and 1
+    per region `[B, C, *patch]`; and each item's spacing in mm. If voxels are ignored or classes not annotated, it gets
+    `mask` and `labelled_classes` as well.
 
     Raises:
         TrainingError: from `run`, when a loss or a gradient is not finite; names the cases whose logits are not finite,
@@ -184,8 +185,12 @@ class _LossCall:
         self.scheme = scheme
         ours = ("medloss.", "torch.nn.modules.container")
         self.untried = [type(part).__name__ for part in loss.modules() if not type(part).__module__.startswith(ours)]
+        # Ours compute in float32 whatever they read, without a copy; losses from elsewhere compute in the logits' type.
+        self.casts = bool(self.untried)
 
-    def __call__(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+    def __call__(self, logits: Any, batch: dict[str, Any]) -> Tensor:
+        if self.casts:
+            logits = logits.float() if isinstance(logits, Tensor) else [scale.float() for scale in logits]
         target, extras = loss_target(batch["label"], batch["labelled"], self.scheme)
         extras |= {name: batch[name] for name in MAPS if name in batch}
         try:

@@ -34,17 +34,16 @@ WINDOWS = 4
 
 
 class AutocastInferer(Inferer):
-    """Runs a network under autocast on any device, and gives float32 logits: MONAI's engines support CUDA only."""
+    """Runs a network under autocast on any device: MONAI's engines support CUDA only."""
 
     def __init__(self, dtype: torch.dtype | None, device: torch.device, memory_format: torch.memory_format) -> None:
         super().__init__()
         self.dtype, self.device, self.memory_format = dtype, device, memory_format
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Logits, or a list of them where the network returns one."""
+        """Logits in the type that the network computes in, or a list of them where it returns one."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            logits = network(inputs.contiguous(memory_format=self.memory_format), *args, **kwargs)
-        return logits.float() if isinstance(logits, Tensor) else [scale.float() for scale in logits]
+            return network(inputs.contiguous(memory_format=self.memory_format), *args, **kwargs)
 
 
 class WindowInferer(Inferer):
@@ -74,10 +73,10 @@ class WindowInferer(Inferer):
         """Logits of whole images."""
 
         def predict(window: Tensor) -> Tensor:
-            total: Tensor = self._run(window, network, *args, **kwargs)
+            total: Tensor = self._run(window, network, *args, **kwargs).float()
             # Window by window: flipped copies of the whole case's logits would take twice its memory.
             for axes in self._flips[1:]:
-                total = total + self._run(window.flip(axes), network, *args, **kwargs).flip(axes)
+                total = total + self._run(window.flip(axes), network, *args, **kwargs).float().flip(axes)
             return total / len(self._flips) if len(self._flips) > 1 else total
 
         device = self._run.device

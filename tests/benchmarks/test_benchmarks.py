@@ -8,10 +8,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import medloss
+
 # They belong to the checkout, not to the wheel. `python -m pytest` finds them in the folder where it was started.
 pytest.importorskip("benchmarks.losses", reason="benchmarks/ is not here: these tests run in the checkout")
 
-from benchmarks import distance_maps, goals, losses, regimes, report_predictions, selections
+from benchmarks import distance_maps, goals, losses, regimes, report_predictions, selections, training_step
 from benchmarks.cases import FRESH, RECYCLED, Case, Contender, Row, case_from_json, case_to_json, row, row_from_json
 from benchmarks.contenders import ELSEWHERE, build, installed, kernel_sets, sides_of
 from benchmarks.memory import peak_memory
@@ -77,6 +79,37 @@ def test_every_side_of_a_case_gets_a_row() -> None:
 def test_a_training_step_is_longer_than_its_loss() -> None:
     rows = run_case(_case("training", (Contender("medloss", "hausdorff_dt"), Contender("MONAI", "dice"))), FRESH)
     assert all(r.step and r.total and r.step > r.total for r in rows)
+
+
+def test_what_a_loss_adds_to_a_step_is_measured_of_every_side() -> None:
+    setting = training_step.Setting(
+        "dynunet", "bfloat16", 2, 1, size=(16, 16, 16), batch=1, rounds=2, losses=("dice",), compiled=False
+    )
+    rows = training_step.measure(setting, FRESH)
+    assert [r.side for r in rows] == [f"medloss, {medloss.kernels.in_use()}", "MONAI"]
+    assert all(r.place > 0 and r.step > 0 and r.low <= r.added <= r.high for r in rows)
+    assert "1 heads, bfloat16, 1 x 2 x 16 x 16 x 16" in rows[0].setting
+    text = training_step.page(rows, "a machine")
+    assert f"| {rows[0].place / rows[1].place:.2f} |" in text
+
+
+@pytest.mark.parametrize("loss", ["dice", "tversky", "focal", "binary_cross_entropy"])
+def test_plain_torch_computes_the_same_loss(loss: str) -> None:
+    logits, label = scene((16, 16, 16), 3)
+    ours = build(Contender("medloss", loss), label, 3).function(logits)
+    assert training_step.PLAIN[loss](logits, label).item() == pytest.approx(ours.item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_step_benchmark_writes_its_page(tmp_path: Path) -> None:
+    only = ["--quick", "--only", "unet, float32", "--regime", "fresh", "--write", "--out", str(tmp_path)]
+    outcome = CliRunner().invoke(training_step.main, only)
+    assert outcome.exit_code == 0, outcome.output
+    page = (tmp_path / "step.md").read_text()
+    assert "## unet, float32, 1 x 2 x 16 x 16 x 16, fresh memory" in page
+    outcome = CliRunner().invoke(training_step.main, ["--report-only", "--out", str(tmp_path)])
+    assert outcome.exit_code == 0, outcome.output
+    assert (tmp_path / "step.md").read_text() == page
 
 
 def test_the_group_of_a_gpu_runs_on_any_device() -> None:

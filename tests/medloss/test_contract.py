@@ -570,6 +570,26 @@ def test_partial_labels_equal_the_reference(name: str, mode: str, dims: int) -> 
 
 @every_loss
 @every_mode
+@both_dims
+def test_channels_last_and_bfloat16_logits_are_those_of_float32_planes(name: str, mode: str, dims: int) -> None:
+    drawn = sample(mode, dims)
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    short = drawn.logits.bfloat16()
+    loss = make(name, mode)
+    value, gradient = value_and_gradient(loss, short.float(), drawn.index, spacing=drawn.spacing)
+    for logits in (short, short.contiguous(memory_format=layout), short.float().contiguous(memory_format=layout)):
+        other, other_gradient = value_and_gradient(loss, logits, drawn.index, spacing=drawn.spacing)
+        assert_close(other, value, rtol=2e-6)
+        assert other_gradient.dtype == logits.dtype
+        largest = float(gradient.abs().max())
+        half = logits.dtype == torch.bfloat16
+        assert_close(
+            other_gradient.float(), gradient, rtol=2**-7 if half else 2e-5, atol=largest * (1e-3 if half else 1e-6)
+        )
+
+
+@every_loss
+@every_mode
 def test_all_classes_labelled_equals_none_given_to_the_bit(name: str, mode: str) -> None:
     drawn = sample(mode, 3)
     everything = torch.ones(2, 3, dtype=torch.bool)

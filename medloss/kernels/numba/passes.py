@@ -9,21 +9,23 @@ from medloss.kernels.numba import terms
 from medloss.kernels.numba.blocks import (
     class_map,
     keep_only,
+    load_interleaved,
     load_labels,
     load_map,
     load_row,
     store_difference,
+    store_interleaved,
 )
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 
 #: What a plan holds, in this order; `_Work.of` in sums.py makes it.
 SOFTMAX, SIGMOID, GIVEN = 0, 1, 2
 MODE, FIRST, OVERLAP, SQUARES, ERRORS, ENTROPY = 0, 1, 2, 3, 4, 5
-INDEXED, KIND, MASKED, WEIGHTS, CLASSES, VOXELS, BLOCK = 6, 7, 8, 9, 10, 11, 12
+INDEXED, KIND, MASKED, WEIGHTS, CLASSES, VOXELS, BLOCK, INTERLEAVED = 6, 7, 8, 9, 10, 11, 12, 13
 
 #: The narrow buffers, a block long each.
-NARROW = 14
-_Y, _V, _P, _U, _L, _Q, _G, _H, _TOP, _INVERSE, _PARTITION, _SHARED, _Z, _O = range(NARROW)
+NARROW = 13
+_Y, _V, _P, _U, _L, _Q, _G, _H, _TOP, _INVERSE, _PARTITION, _SHARED, _O = range(NARROW)
 
 
 @numba.njit(**OPTIONS)
@@ -47,12 +49,21 @@ def _voxel_weight(weight: Any, plan: Any, item: Any, c: Any, start: Any, n: Any,
 
 
 @numba.njit(**OPTIONS)
-def _softmax(logits: Any, plan: Any, offset: Any, n: Any, keep: Any, logarithm: Any, wide: Any, narrow: Any) -> None:
+def _load(logits: Any, plan: Any, item: Any, start: Any, n: Any, wide: Any) -> None:
+    """The logits of all classes to the first rows of `wide`."""
+    classes, voxels = plan[CLASSES], plan[VOXELS]
+    if plan[INTERLEAVED]:
+        load_interleaved(logits, (item * voxels + start) * classes, classes, n, wide, wide[classes:].reshape(-1))
+    else:
+        for c in range(classes):
+            offset = (item * classes + c) * voxels + start
+            load_row(logits[offset : offset + n], wide[c])
+
+
+@numba.njit(**OPTIONS)
+def _softmax(plan: Any, n: Any, keep: Any, logarithm: Any, wide: Any, narrow: Any) -> None:
     classes = plan[CLASSES]
     terms.softmax_block(
-        logits,
-        offset,
-        plan[VOXELS],
         classes,
         n,
         keep,
@@ -66,10 +77,8 @@ def _softmax(logits: Any, plan: Any, offset: Any, n: Any, keep: Any, logarithm: 
 
 
 @numba.njit(**OPTIONS)
-def _class_probability(logits: Any, plan: Any, offset: Any, n: Any, keep: Any, entropy: Any, narrow: Any) -> None:
+def _class_probability(z: Any, plan: Any, n: Any, keep: Any, entropy: Any, narrow: Any) -> None:
     """One class of a sigmoid's or given probabilities: `p`, `1 - p` and their logarithms."""
-    z = narrow[_Z]
-    load_row(logits[offset : offset + n], z)
     keep_only(keep, z)
     if plan[MODE] == SIGMOID:
         terms.sigmoid_class(z, n, entropy, narrow[_P], narrow[_U], narrow[_L], narrow[_Q])
@@ -97,9 +106,10 @@ def sums_pass(
         keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
-        if softmax and (overlap or squares or errors or entropy):
-            offset = item * classes * voxels + start
-            _softmax(logits, plan, offset, n, keep, entropy != 0, wide, narrow)
+        if overlap or squares or errors or entropy:
+            _load(logits, plan, item, start, n, wide)
+            if softmax:
+                _softmax(plan, n, keep, entropy != 0, wide, narrow)
         if weighted and weights <= 1:
             _voxel_weight(weight, plan, item, 0, start, n, keep, v)
         for c in range(classes):
@@ -110,7 +120,7 @@ def sums_pass(
             if weights > 1:
                 _voxel_weight(weight, plan, item, c, start, n, keep, v)
             if not softmax:
-                _class_probability(logits, plan, (item * classes + c) * voxels + start, n, keep, entropy != 0, narrow)
+                _class_probability(wide[c], plan, n, keep, entropy != 0, narrow)
             elif squares or errors or weights:
                 terms.multiply(wide[classes + c], inverse, n, p)
             if overlap:
@@ -168,6 +178,7 @@ def gradient_pass(
     weights = plan[WEIGHTS]
     weighted = errors or entropy or weights
     rows = overlap or squares or errors
+    interleaved = plan[INTERLEAVED] != 0
     only_overlap = overlap and not (squares or weighted)
     logarithms = entropy != 0 and (entropy != entropies.PLAIN or plan[MODE] == GIVEN)
     terms.fill(zeros, block, 0)
@@ -176,9 +187,9 @@ def gradient_pass(
         keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
+        _load(logits, plan, item, start, n, wide)
         if softmax:
-            offset = item * classes * voxels + start
-            _softmax(logits, plan, offset, n, keep, logarithms, wide, narrow)
+            _softmax(plan, n, keep, logarithms, wide, narrow)
             terms.fill(shared, n, 0)
         if weighted and weights <= 1:
             _voxel_weight(weight, plan, item, 0, start, n, keep, v)
@@ -187,8 +198,8 @@ def gradient_pass(
             offset = (item * classes + c) * voxels + start
             if c < first:
                 terms.fill(z, n, 0)
-                if not softmax:
-                    store_difference(z, z, z, gradient[offset : offset + n])
+                if not softmax and not interleaved:
+                    store_difference(z, zeros, zeros, gradient[offset : offset + n])
                 continue
             s = sum_gradients[item, c]
             _target(target, plan, item, c, start, n, keep, labels, y)
@@ -216,7 +227,7 @@ def gradient_pass(
                     z[:n] = g[:n]
                 terms.add(z, n, shared)
                 continue
-            _class_probability(logits, plan, offset, n, keep, logarithms, narrow)
+            _class_probability(z, plan, n, keep, logarithms, narrow)
             given = plan[MODE] == GIVEN
             if rows:
                 terms.probability_gradients(overlap, squares, errors, weights, s, y, p, v, n, g)
@@ -233,15 +244,25 @@ def gradient_pass(
             elif entropy:
                 entropies.add_sigmoid_gradients(entropy, gamma, s[7], s[8], y, v, p, u, narrow[_L], narrow[_Q], n, h, g)
             keep_only(keep, g)
-            store_difference(g, zeros, zeros, gradient[offset : offset + n])
+            if interleaved:
+                z[:n] = g[:n]
+            else:
+                store_difference(g, zeros, zeros, gradient[offset : offset + n])
         if softmax:
             # The gradient is E - p sum(E), with p = e * inverse.
             terms.multiply(inverse, shared, n, shared)
             for c in range(classes):
+                if interleaved:
+                    terms.subtract_product(wide[classes + c], shared, n, wide[c])
+                    keep_only(keep, wide[c])
+                    continue
                 offset = (item * classes + c) * voxels + start
                 row = gradient[offset : offset + n]
                 store_difference(wide[c], wide[classes + c], shared, row)
                 keep_only(keep, row)
+        if interleaved:
+            spare = wide[classes:].reshape(-1)
+            store_interleaved(wide, classes, n, gradient, (item * voxels + start) * classes, spare)
 
 
 @compiled
@@ -260,9 +281,9 @@ def entropy_pass(
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
         _voxel_weight(weight, plan, item, 0, start, n, keep, v)
+        _load(logits, plan, item, start, n, wide)
         if softmax:
-            offset = item * classes * voxels + start
-            _softmax(logits, plan, offset, n, keep, entropy != 0, wide, narrow)
+            _softmax(plan, n, keep, entropy != 0, wide, narrow)
             terms.fill(g, n, 0)
         for c in range(first, classes):
             _target(target, plan, item, c, start, n, keep, labels, y)
@@ -271,7 +292,7 @@ def entropy_pass(
                 entropies.softmax_class(wide[c], top, partition, p, n, narrow[_L], u)
             else:
                 terms.fill(g, n, 0)
-                _class_probability(logits, plan, (item * classes + c) * voxels + start, n, keep, True, narrow)
+                _class_probability(wide[c], plan, n, keep, True, narrow)
             entropies.entropy_values(entropy, gamma, narrow[_L], u, n, h)
             entropies.add_entropy(positive[item, c], y, v, h, n, False, g)
             if not softmax:

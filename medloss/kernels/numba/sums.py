@@ -64,7 +64,7 @@ def voxel_sums_backward(
     """The gradient of `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]`."""
     work = _Work.of(terms, logits, target, mask, voxel_weight)
     half = logits.dtype == torch.float16
-    gradient = torch.empty(logits.shape, dtype=torch.float32 if half else logits.dtype, device="cpu")
+    gradient = torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
     out = _flat(gradient)
     by_class = np.ascontiguousarray(sum_gradients.detach().numpy().transpose(1, 2, 0))
     floor = max(math.exp(LOG_FLOOR), float(np.finfo(work.real).tiny))
@@ -132,6 +132,7 @@ class _Work:
                 classes,
                 voxels,
                 block,
+                not logits.is_contiguous(),
             ],
             dtype=np.int64,
         )
@@ -166,7 +167,8 @@ class _Work:
 
 
 def _flat(tensor: Tensor) -> Array:
-    """A tensor's numbers in a row, a bfloat16's as bits."""
-    numbers = tensor.detach().view(-1)
+    """A tensor's numbers in the order of memory, a bfloat16's as bits; `[B, C, N]` may be channels-last."""
+    tensor = tensor.detach()
+    numbers = (tensor if tensor.is_contiguous() else tensor.transpose(1, 2)).view(-1)
     array: Array = (numbers.view(torch.uint16) if numbers.dtype == torch.bfloat16 else numbers).numpy()
     return array

@@ -7,7 +7,7 @@ from typing import Any
 
 import numba
 
-from medloss.kernels.numba.blocks import keep_only, load_row
+from medloss.kernels.numba.blocks import keep_only
 from medloss.kernels.numba.compilation import OPTIONS
 from medloss.kernels.numba.elementary import bounded_log, exp, log, log1p_unit, log_complement
 from medloss.kernels.sum_spec import LOG_FLOOR
@@ -23,9 +23,6 @@ def fill(out: Any, n: Any, value: Any) -> None:
 
 @numba.njit(**OPTIONS)
 def softmax_block(
-    logits: Any,
-    offset: Any,
-    voxels: Any,
     classes: Any,
     n: Any,
     keep: Any,
@@ -36,13 +33,11 @@ def softmax_block(
     inverse: Any,
     partition: Any,
 ) -> None:
-    """Logits to `z`, `exp(z - top)` to `e`, and the reciprocal of its sum, 0 where a voxel does not count.
+    """For logits `z`: `exp(z - top)` to `e`, and the reciprocal of its sum, 0 where a voxel does not count.
 
     The sum's logarithm goes to `partition` if requested.
     """
     for c in range(classes):
-        start = offset + c * voxels
-        load_row(logits[start : start + n], z[c])
         keep_only(keep, z[c])
         _raise_top(z[c], n, c == 0, top)
     fill(inverse, n, 0)
@@ -81,6 +76,13 @@ def multiply(left: Any, right: Any, n: Any, out: Any) -> None:
     """A product."""
     for i in range(n):
         out[i] = left[i] * right[i]
+
+
+@numba.njit(**OPTIONS)
+def subtract_product(left: Any, right: Any, n: Any, out: Any) -> None:
+    """Subtract a product."""
+    for i in range(n):
+        out[i] -= left[i] * right[i]
 
 
 @numba.njit(**OPTIONS)

@@ -37,6 +37,7 @@ def voxel_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None
 ) -> Tensor:
     """The sums `[ROWS, B, C]` of `VoxelTerms`."""
+    logits = logits.contiguous()  # channels-last is copied
     batch, channels, voxels = logits.shape
     plan = _plan(terms, logits, target, mask, voxel_weight)
     programs = triton.cdiv(voxels, plan.block_n * plan.tiles)
@@ -54,16 +55,18 @@ def voxel_sums_backward(
     sum_gradients: Tensor,
 ) -> Tensor:
     """The gradient of `(sum_gradients * voxel_sums).sum()` for the logits."""
+    given, logits = logits, logits.contiguous()
     gradient = torch.empty_like(logits)
     plan = _plan(terms, logits, target, mask, voxel_weight)
     _launch(backward_pass, plan, logits, target, mask, voxel_weight, sum_gradients.contiguous(), gradient)
-    return gradient
+    return gradient if logits is given else torch.empty_like(given).copy_(gradient)
 
 
 def entropy_map(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
 ) -> Tensor:
     """The weighted cross entropy per voxel: `[B, 1, N]` for a softmax, else `[B, C - first, N]`."""
+    logits = logits.contiguous()
     batch, channels, voxels = logits.shape
     kept = 1 if terms.mode == "softmax" else channels - terms.first
     out = logits.new_empty((batch, kept, voxels), dtype=sum_type(logits))

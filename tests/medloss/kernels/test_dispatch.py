@@ -187,17 +187,41 @@ def test_second_derivatives_are_refused_in_one_line(kernels: str, name: str) -> 
 
 
 @every_set
-def test_layout_and_type_of_the_gradient(kernels: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("channels", [2, 3, 4, 6])
+def test_channels_last_logits_are_read_as_they_are(kernels: str, mode: str, channels: int) -> None:
+    drawn = sample(mode, 3, channels=channels)
+    terms = VoxelTerms(mode, 1, overlap=True, squares=True, entropy="focal", gamma=2.0)
+    mask = mask_like(drawn.index)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        plain = drawn.logits.to(dtype)
+        last = plain.contiguous(memory_format=torch.channels_last_3d)
+        with medloss.kernels.use(kernels):
+            sums, gradient = sums_and_gradient(terms, plain, drawn.index, mask=mask)
+            other_sums, other_gradient = sums_and_gradient(terms, last, drawn.index, mask=mask)
+        assert_close(other_sums, sums, rtol=1e-6)
+        assert gradient.stride() == plain.stride() and other_gradient.stride() == last.stride()
+        assert gradient.dtype == other_gradient.dtype == dtype
+        assert_close(
+            other_gradient.double(), gradient.double(), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6
+        )
+        if kernels == "numba":
+            assert torch.equal(other_sums, sums) and torch.equal(other_gradient, gradient)
+
+
+@every_set
+def test_logits_of_other_strides_are_read_right(kernels: str) -> None:
     drawn = sample("softmax", 3)
+    terms = VoxelTerms("softmax", overlap=True)
+    swapped = drawn.logits.float().transpose(2, 4).contiguous().transpose(2, 4)
+    assert not swapped.is_contiguous()
     with medloss.kernels.use(kernels):
-        plain, other = drawn.logits.float(), drawn.logits.float().to(memory_format=torch.channels_last_3d)
-        results = []
-        for logits in (plain, other):
-            logits = logits.clone(memory_format=torch.preserve_format).requires_grad_()
-            medloss.DiceLoss(softmax=True)(logits, drawn.index).backward()
-            assert logits.grad is not None
-            results.append(logits.grad)
-    assert torch.equal(*results)
+        for found, expected in zip(
+            sums_and_gradient(terms, swapped, drawn.index),
+            sums_and_gradient(terms, drawn.logits.float(), drawn.index),
+            strict=True,
+        ):
+            assert_close(found, expected, rtol=1e-5)
 
 
 @every_set

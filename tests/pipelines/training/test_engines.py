@@ -12,10 +12,11 @@ from monai.engines import SupervisedTrainer
 from tiny import tiny_manifest
 from torch import Tensor, nn
 
+import medloss
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
 from pipelines.training.components import Training, create_optimizer, create_schedule
-from pipelines.training.engines import TrainingStep, create_evaluator, create_trainer
+from pipelines.training.engines import TrainingStep, _LossCall, create_evaluator, create_trainer
 from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig
 from pipelines.training.saved_model import AutocastInferer, WindowInferer, channels_last
@@ -127,6 +128,26 @@ def test_the_loss_gets_float32_and_each_items_spacing() -> None:
     for cases, (logits, target, shape, autocast, spacing) in zip(batches, seen, strict=True):
         assert (logits, target, shape, autocast) == (torch.float32, torch.uint8, (2, 1, 12, 16, 12), False)
         assert spacing.tolist() == [spacing_of[case] for case in cases]
+
+
+@pytest.mark.parametrize("loss", ["dice+binary_cross_entropy", "dice+distance_penalty"])
+def test_our_losses_read_bfloat16_logits_and_the_step_is_that_of_float32_ones(loss: str) -> None:
+    items = _items((12, 16, 12))
+    weights, seen = [], []
+    for foreign in (False, True):
+        torch.manual_seed(0)
+        network = create_network(RunConfig(manifest="phantom"), 3, 2)
+        trainer, _ = _trainer(
+            lambda z, y, s: z.mean(), items, network=network, dtype=torch.bfloat16, learning_rate=1e-2
+        )
+        ours = medloss.create_training_loss(loss, num_classes=2)
+        call = trainer.loss_function = _LossCall(ours, SCHEME)
+        call.casts |= foreign
+        ours.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+        trainer.run()
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert set(seen[: len(seen) // 2]) == {torch.bfloat16} and set(seen[len(seen) // 2 :]) == {torch.float32}
+    assert torch.equal(*weights)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
