@@ -25,7 +25,7 @@ _POWERS = {"square": 2.0, "simple": 1.0, "uniform": 0.0}
     summary="one overlap of all classes, each weighted by its rarity",
     recipe=Recipe(
         arguments={"w_type": "simple"},
-        note="Weights by the volume, not by its square as in the paper: squares left all but the rarest of three classes "
+        note="Weights by the volume, not by its square as in the paper: squares left all but the rarest of the classes "
         "unlearned (phantom, 20 epochs: Dice 0.313 with `square`, 0.923 with `simple`)",
     ),
 )
