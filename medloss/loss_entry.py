@@ -18,8 +18,6 @@ class Recipe:
     Attributes:
         expression: the loss alone, or a sum such as `hausdorff_dt+dice`; empty for the loss alone.
         schedule: how the weights of a sum change, as in `CombinedLoss`.
-        final_weights: the weights at the end of a `ramp`, one per term; None: as `CombinedLoss` has them.
-        ramp: the epochs between which a `ramp` changes the weights; None: as `CombinedLoss` has them.
         arguments: keyword arguments of every term.
         terms: keyword arguments of single terms, by their names.
         clip: largest norm of a step's gradient, for trainings that set none themselves; None: any.
@@ -29,8 +27,6 @@ class Recipe:
 
     expression: str = ""
     schedule: str = "constant"
-    final_weights: tuple[float, ...] | None = None
-    ramp: tuple[float, float] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     terms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     clip: float | None = None

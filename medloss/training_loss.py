@@ -1,6 +1,6 @@
 """Losses as networks are trained with them: each by its recipe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +77,7 @@ def create_training_loss(
     if len(losses) == 1 and trained.terms[0].weight == 1:
         return losses[0]
     weights = [part.weight for part in trained.terms]
-    ramp: dict[str, Any] = {"final_weights": trained.final_weights, "ramp": trained.ramp}
-    return CombinedLoss(losses, weights=weights, schedule=trained.schedule, epochs=epochs, **ramp)
+    return CombinedLoss(losses, weights=weights, schedule=trained.schedule, epochs=epochs)
 
 
 def trained_as(spec: str, schedule: str | None = None) -> str:
@@ -139,8 +138,6 @@ class _Trained:
     schedule: str
     arguments: Mapping[str, Any]
     name: str
-    final_weights: Sequence[float] | None = None
-    ramp: tuple[float, float] | None = None
     terms_arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -166,10 +163,7 @@ def _trained(spec: str, schedule: str | None) -> _Trained:
                 "expected one such as dice+binary_cross_entropy+hausdorff_dt"
             )
         chosen = schedule
-    # A schedule that is requested instead has no final weights.
-    final, ramp = (recipe.final_weights, recipe.ramp) if schedule is None else (None, None)
-    final = None if final is None else tuple(factor * weight for weight in final)
-    return _Trained(parts, chosen, dict(recipe.arguments), name, final, ramp, recipe.terms)
+    return _Trained(parts, chosen, dict(recipe.arguments), name, recipe.terms)
 
 
 def _term_loss(

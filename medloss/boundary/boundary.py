@@ -21,13 +21,11 @@ from medloss.voxel_sums import Requested, voxel_sums
     paper="Kervadec et al. 2018, arXiv 1812.07032",
     summary="probabilities times the signed distance to the reference's border",
     recipe=Recipe(
-        "generalized_dice+0.01*boundary",
-        schedule="ramp",
-        final_weights=(0.1, 0.91),
-        ramp=(0, 90),
+        "dice+binary_cross_entropy+0.01*boundary",
         terms={"boundary": {"include_background": False}},
-        note="After the authors' code, 'rebalance': generalized Dice gives way to the boundary loss, by 0.01 per epoch "
-        "until epoch 90; background's map is the opposite of the structures' and is left out",
+        note="Background's map is the opposite of the structures' and is left out. The authors' code adds it to "
+        "generalized Dice, which gives way to it by 0.01 per epoch until epoch 90 ('rebalance'): with classes of very "
+        "different sizes that sum learned only the rarest (phantom, 20 epochs: Dice 0.316; this sum: 0.911)",
     ),
 )
 class BoundaryLoss(MeanOverVoxelsLoss):

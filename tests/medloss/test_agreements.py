@@ -318,18 +318,22 @@ def test_balanced_sums_refuse_a_boundary_loss_below_zero() -> None:
     assert medloss.CombinedLoss(["dice", boundary], schedule="balanced", softmax=True).anchor == 0
 
 
-def test_boundarys_recipe_rebalances() -> None:
+def test_boundarys_recipe_and_the_authors_rebalance() -> None:
     loss = medloss.create_training_loss("boundary", num_classes=3)
+    assert [round(w, 6) for w in loss.weights.tolist()] == [1.0, 1.0, 0.01]
+    assert [part.include_background for part in loss.losses] == [True, True, False]
+    regions = medloss.create_training_loss("boundary", num_classes=3, sigmoid=True)
+    assert [part.include_background for part in regions.losses] == [True, True, True]
+    warmed_up = medloss.create_training_loss("boundary", num_classes=3, schedule="ramp", epochs=10)
+    assert (warmed_up.weights.tolist(), warmed_up.ramp) == ([1.0, 1.0, 0.0], (1.0, 5.0))
+    authors = medloss.CombinedLoss(
+        "generalized_dice+0.01*boundary", schedule="ramp", final_weights=(0.1, 0.91), ramp=(0, 90), softmax=True
+    )
     weights = []
     for epoch in (0, 45, 90, 120):
-        loss.start_epoch(epoch)
-        weights.append([round(w, 6) for w in loss.weights.tolist()])
+        authors.start_epoch(epoch)
+        weights.append([round(w, 6) for w in authors.weights.tolist()])
     assert weights == [[1.0, 0.01], [0.55, 0.46], [0.1, 0.91], [0.1, 0.91]]
-    assert [part.include_background for part in loss.losses] == [True, False]
-    regions = medloss.create_training_loss("boundary", num_classes=3, sigmoid=True)
-    assert [part.include_background for part in regions.losses] == [True, True]
-    warmed_up = medloss.create_training_loss("boundary", num_classes=3, schedule="ramp", epochs=10)
-    assert (warmed_up.weights.tolist(), warmed_up.ramp) == ([1.0, 0.0], (1.0, 5.0))
 
 
 @pytest.mark.parametrize("binning", ["hard", "soft"])
