@@ -213,6 +213,7 @@ def evaluate(
     A prediction is named as its label is, or, with a manifest, as its case, label or image is. It lies on its label's
     grid; up to a tenth of a voxel off it passes, with a note.
     """
+    from pipelines.evaluation.metrics.base import DEFAULT_SETTINGS
     from pipelines.evaluation.references import folder_references, manifest_references, match
     from pipelines.utils.files import refuse_existing, refuse_unwritable, write_text
 
@@ -226,6 +227,7 @@ def evaluate(
             refuse_unwritable(file, flag)
     if out is not None and out == lesions:
         raise UserError(f"--lesions: got {lesions}, as for --out; expected another file")
+    _metric_settings(DEFAULT_SETTINGS, **named)  # refused before any file is read
     references = folder_references(labels, terminal_bar) if labels else manifest_references(*of_manifest or ())
     settings = _metric_settings(references.settings, **named)
     matched = match(references, predictions)
