@@ -24,6 +24,8 @@ def losses(name: str | None) -> None:
         click.echo(inspect.getdoc(cls))
         _print_presets(cls)
         return
+    from rich.console import Console
+
     from medloss import LOSSES, kernels
     from medloss.names import LOSS_SETS
     from medloss.training_loss import trained_as
@@ -37,7 +39,8 @@ def losses(name: str | None) -> None:
             trained = trained_as(entry.name) if entry.recipe.expression else "alone"
             trained += f" ({entry.recipe.origin})" if entry.recipe.published else ""
             rows.append([entry.name, entry.family, entry.summary, trained, entry.paper])
-        click.echo(f"{heading}: compare --losses {which}\n")
+        console = Console(highlight=False)
+        console.print(f"{heading}: compare --losses {which}\n", markup=False, soft_wrap=not console.is_terminal)
         print_table(columns, rows)
         click.echo()
     click.echo("Trained as: by our recipe, unless a published one is named.")

@@ -74,7 +74,12 @@ def _stop(_: Progress) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LOSSES]
+    "loss",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in LOSSES
+        if not LOSSES[name].cls.categorical_only
+    ],
 )
 def test_every_loss_trains_and_resumes_to_the_same_bits(regions: TinySet, tmp_path: Path, loss: str) -> None:
     config = _config(regions, loss=loss)
@@ -230,6 +235,10 @@ def test_the_target_of_regions_and_its_mask() -> None:
 @pytest.mark.parametrize("scheme", [REGIONS, REGIONS.model_copy(update={"regions": {}, "region_order": ()})])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_loss_depends_on_ignored_voxels(loss: str, scheme: LabelScheme) -> None:
+    if scheme.regions and LOSSES[loss].cls.categorical_only:
+        with pytest.raises(medloss.InputError, match="of classes that exclude each other"):
+            create_loss(RunConfig(manifest="none", loss=loss), scheme)
+        return
     generator = torch.Generator().manual_seed(0)
     label = torch.zeros(2, 1, 8, 9, 10, dtype=torch.uint8)
     label[:, :, 2:6, 2:7, 3:8], label[:, :, 3:5, 3:6, 4:7], label[0, :, 4, 4, 5] = 1, 2, 3
