@@ -33,29 +33,9 @@ from pipelines.utils.files import NamedFile
 from pipelines.utils.text import shown
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 # Arrays.
-
-
-def case_metrics(
-    prediction: Tensor,
-    reference: Tensor,
-    num_classes: int,
-    spacing: tuple[float, ...],
-    settings: MetricSettings = DEFAULT_SETTINGS,
-) -> list[dict[str, float]]:
-    """The metrics of each foreground class of one case, by name.
-
-    Prediction and reference are labels 0..C-1, `[*spatial]`; spacing (per axis) is in mm; the settings name the
-    metrics.
-
-    Raises:
-        ValueError: the shapes differ, or the spacing has another number of axes.
-    """
-    regions = [(c,) for c in range(1, num_classes)]
-    maps = prediction.cpu().numpy(), reference.cpu().numpy()
-    return region_metrics(*maps, regions, spacing, settings=settings)
 
 
 def region_metrics(

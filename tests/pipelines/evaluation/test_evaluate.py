@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from class_metrics import case_metrics
 from cli_call import call_medloss
 from faults import (
     cut,
@@ -30,7 +31,7 @@ from small_files import SHAPE, SPACING, affine_of, array_of, rewrite, small_fold
 
 from pipelines.data.manifest import load_manifest
 from pipelines.data.manifest_writer import FoldSettings, make_manifest, manifest_text
-from pipelines.evaluation.evaluate import case_metrics, evaluate, mean_metrics
+from pipelines.evaluation.evaluate import evaluate, mean_metrics
 from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 from pipelines.evaluation.references import folder_references, match
 from pipelines.utils import UserError

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from class_metrics import case_metrics
 from monai.metrics import (
     compute_average_surface_distance,
     compute_dice,
@@ -19,7 +20,7 @@ from monai.networks import one_hot as one_hot_of
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.evaluation.evaluate import case_metrics, mean_metrics, nanmean, region_metrics
+from pipelines.evaluation.evaluate import mean_metrics, nanmean, region_metrics
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 

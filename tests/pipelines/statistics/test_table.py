@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from class_metrics import case_metrics
 from results_tables import long_table
 
-from pipelines.evaluation.evaluate import case_metrics
 from pipelines.evaluation.metrics import METRICS
 from pipelines.statistics.analysis import analyse
 from pipelines.statistics.scores import misses, scores
