@@ -171,8 +171,13 @@ class Evaluation:
         return mean_metrics(self.rows)
 
     def csv(self) -> str:
-        """The rows as CSV; undefined metrics are empty."""
-        return str(pd.DataFrame(self.rows, columns=["case", "class", *self.metrics]).to_csv(index=False))
+        """The rows as CSV; undefined metrics are empty, or `nan` in a table without specificity.
+
+        Either shows `statistics.table` that a class is rightly empty; otherwise it would count as a failure.
+        """
+        undefined = "" if "specificity" in self.metrics else "nan"
+        frame = pd.DataFrame(self.rows, columns=["case", "class", *self.metrics])
+        return str(frame.to_csv(index=False, na_rep=undefined))
 
 
 def evaluate(

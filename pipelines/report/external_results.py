@@ -37,6 +37,10 @@ _METHODS_ARE_LOSSES = (
 )
 
 
+#: Metrics by which `check_table` recognises empty references and rightly empty predictions.
+_SHOWING_EMPTY = ("sensitivity", "specificity")
+
+
 @dataclass(frozen=True)
 class ExternalResults:
     """Results of other tools, ready for a report.
@@ -62,7 +66,7 @@ class EvaluationSettings:
         labels: folder of references; `None`: those that nnU-Net keeps.
         classes: the classes to evaluate; `None`: nnU-Net's, or each label of the references.
         folds: the folds of nnU-Net's cross-validations to include; `None`: all.
-        metrics: names of the metrics; `None`: the default ones.
+        metrics: names of the metrics; `None`: the default ones. Sensitivity and specificity are always computed.
         nsd_tolerance_mm: distance in mm up to which a surface counts as correct for the NSD; `None`: 1 mm or the
             references' largest voxel side, whichever is more.
         lesions: what a lesion is, for lesion-wise metrics.
@@ -206,7 +210,10 @@ def from_predictions(
     tolerance = settings.nsd_tolerance_mm
     if tolerance is None:
         tolerance = files_tolerance(references.files[case] for case in sorted({case for _, case, _ in asked}))
-    chosen = MetricSettings(settings.metrics, tolerance, settings.lesions)
+    names = settings.metrics
+    if names is not None:
+        names = tuple(name for name in METRICS if name in (*names, *_SHOWING_EMPTY))
+    chosen = MetricSettings(names, tolerance, settings.lesions)
     pairs = [Pair(named_files[file], named_files[references.files[case]], classes, chosen)
              for _, case, file in asked]  # fmt: skip
     with bar("evaluating", len(pairs)) as step:

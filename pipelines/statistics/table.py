@@ -239,12 +239,14 @@ def _numbers(column: "pd.Series", metric: "Metric", keys: "pd.DataFrame") -> "pd
     low, high = metric.lower - 1e-6, metric.upper + 1e-6
     text = numbers.isna() & column.notna()
     # Some tools write an infinite distance for an empty prediction.
-    wrong = text | (numbers < low) | (numbers > high) | (np.isfinite(numbers) & (numbers > _FARTHEST_MM))
+    wrong = text | (numbers < low) | (numbers > high)
+    if metric.unit == "mm":
+        wrong |= np.isfinite(numbers) & (numbers > _FARTHEST_MM)
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
         expected = f"{metric.lower:g} to {metric.upper:g}{' (not percent)' if metric.upper == 1 else ''}"
         if not metric.bounded:
-            expected = ", ".join(filter(None, [metric.unit, f"{metric.lower:g} to 1e6 or inf"]))
+            expected = f"mm, {metric.lower:g} to 1e6 or inf" if metric.unit == "mm" else f"{metric.lower:g} or more"
         row = f"case {keys['case'].iloc[at]}, loss {keys['loss'].iloc[at]}"
         raise UserError(
             f"{metric.name}: got {column.iloc[at]} ({row}); expected a number, {expected}, or an empty cell"

@@ -178,13 +178,13 @@ class RunConfig(BaseModel):
 BEFORE = {"orientation": "file", "metrics": [], "nsd_tolerance": 1.0}
 
 
-def stored_config(content: Mapping[str, Any]) -> RunConfig:
+def stored_config(content: Any) -> RunConfig:
     """A config that was written to a file, also by an older version.
 
     Raises:
         ValidationError: it is no config of this version.
     """
-    return RunConfig.model_validate({**BEFORE, **content})
+    return RunConfig.model_validate({**BEFORE, **content} if isinstance(content, Mapping) else content)
 
 
 def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:

@@ -31,4 +31,6 @@ def _share(tubes: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
     from skimage.morphology import skeletonize
 
     skeleton = skeletonize(tubes) > 0
+    if not skeleton.any():  # scikit-image thins small blocks, such as 2 x 2 x 2, to nothing
+        skeleton = tubes
     return float((skeleton & others).sum() / skeleton.sum())

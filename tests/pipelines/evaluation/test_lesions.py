@@ -344,3 +344,14 @@ def test_cldice_of_tubes() -> None:
     assert value(thin, nothing) == value(nothing, thin) == 0
     assert math.isnan(value(nothing, nothing))
     assert value(np.roll(thin, 3, 0), thin) == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 1, 2), (2, 2, 3), (3, 2, 2)])
+def test_cldice_of_a_mask_whose_skeleton_vanishes(shape: tuple[int, ...]) -> None:
+    pytest.importorskip("skimage")  # whose skeleton of such a block is empty
+    block = np.zeros((7, 7, 7), np.uint8)
+    block[tuple(slice(2, 2 + n) for n in shape)] = 1
+    far = np.roll(block, 3, 0)
+    for other, expected in ((block, 1.0), (far, 0.0)):
+        (found,) = region_metrics(block, other, [(1,)], (1.0, 1.0, 1.0), settings=MetricSettings(("cldice",)))
+        assert found["cldice"] == expected

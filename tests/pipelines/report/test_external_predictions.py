@@ -34,11 +34,12 @@ from small_files import array_of, rewrite
 from waiting import PROCESS_S, wait_for
 
 from pipelines.cli.report import ManyValues
+from pipelines.cli.settings import metric_names
 from pipelines.evaluation.evaluate import region_metrics
 from pipelines.evaluation.external_predictions import Pair
 from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 from pipelines.evaluation.result_folders import Classes, read_classes
-from pipelines.report.external_results import EvaluationSettings, ExternalResults, from_predictions
+from pipelines.report.external_results import EvaluationSettings, ExternalResults, from_predictions, from_tables
 from pipelines.report.overlay_selection import Choice
 from pipelines.report.overlay_slices import read_panels
 from pipelines.statistics.scores import scores
@@ -133,6 +134,22 @@ def test_lesions_of_predictions(folder: Path) -> None:
     ):
         code, _, err = _call(folder, *words)
         assert code == 2 and err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("metrics", ["default", "dice", "dice,hd95_mm", "sensitivity,dice", "lesion_f1,dice,iou"])
+def test_a_rightly_empty_prediction_is_no_failure_whichever_metrics_are_named(folder: Path, metrics: str) -> None:
+    without = np.where(label_map(2) == 2, 0, label_map(2))
+    for name in ("labels", "near"):  # in `far` class 2 of case c is a false alarm
+        write_map(folder / name / "c.nii.gz", without)
+    tables = {}
+    for name in ("near", "far"):
+        tables[name] = folder / f"{name}.csv"
+        options = ("--labels", folder / "labels", "--metrics", metrics, "--out", tables[name])
+        assert call_medloss("evaluate", folder / name, *options)[0] == 0
+    for found in (_evaluated(folder, metrics=metric_names(metrics)), from_tables(tables)):
+        of_class = scores(found.collected.table, "dice", "2")
+        assert of_class.losses == ("far", "near") and not any(of_class.failed.values())
+        assert of_class.by_patient[:, of_class.patients.index("c")].tolist() == [0.0, 1.0]
 
 
 def test_files_saved_again_from_floats_give_the_same_results(folder: Path) -> None:

@@ -7,6 +7,7 @@ from cli_call import call_medloss
 
 from pipelines.runs.comparison_folder import adopt_plan, read_plan, refuse_foreign, require_plan, run_folder
 from pipelines.runs.plan import Plan, file_name, make_plan
+from pipelines.runs.summary import tolerance_of
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 
@@ -138,3 +139,13 @@ def test_a_damaged_result_is_named(tmp_path: Path, content: str) -> None:
     code, shown, err = call_medloss("status", tmp_path)
     expected = f"error: {run_dir.path / 'result.json'} is damaged; remove it, and run the same command again\n"
     assert (code, shown, err) == (2, "", expected)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"config"', '{"epochs": -8}'])
+def test_a_damaged_config_of_a_run_leaves_its_tolerance_unknown(tmp_path: Path, content: str) -> None:
+    adopt_plan(tmp_path, plan := _plan(("dice",)))
+    run_dir = run_folder(tmp_path, plan.runs[0])
+    run_dir.begin(plan.runs[0].config.model_copy(update={"nsd_tolerance": 2.0}))
+    assert tolerance_of(tmp_path, plan) == 2.0
+    (run_dir.path / "config.json").write_text(content)
+    assert tolerance_of(tmp_path, plan) is None

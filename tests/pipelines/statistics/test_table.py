@@ -88,8 +88,13 @@ def test_a_signed_error_is_read_and_not_compared() -> None:
     assert list(table.metrics) == ["dice"]
     assert table.frame["volume_difference"].tolist() == pytest.approx([-0.5, 0.1, 3.0, NAN], nan_ok=True)
     assert analyse(table, reference="a", bootstraps=20).secondary == {}
-    with pytest.raises(UserError, match=r"volume_difference: got -1\.5 .*; expected a number, -1 to 1e6 or inf"):
+    with pytest.raises(UserError, match=r"volume_difference: got -1\.5 .*; expected a number, -1 or more, or"):
         check_table(frame.assign(volume_difference=-1.5), METRICS)
+    # A volume of 2e6 voxels for one of a single voxel is no stand-in for a missing number, as such a distance is.
+    volumes = check_table(frame.assign(volume_difference=2e6, absolute_volume_difference=2e6), METRICS)
+    assert list(volumes.metrics) == ["dice", "absolute_volume_difference"]
+    with pytest.raises(UserError, match=r"hd95_mm: got 2000000\.0 .*; expected a number, mm, 0 to 1e6 or inf"):
+        check_table(frame.assign(hd95_mm=2e6), METRICS)
     with pytest.raises(UserError, match="no column with a metric"):
         check_table(frame.drop(columns="dice"), METRICS)
 
