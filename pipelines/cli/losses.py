@@ -36,7 +36,8 @@ def losses(name: str | None) -> None:
     for which, heading in LOSS_SETS.items():
         rows = []
         for entry in (one for one in LOSSES.values() if one.which == which):
-            trained = trained_as(entry.name) if entry.recipe.expression else "alone"
+            alone = ["alone", *(f"{key}={value}" for key, value in entry.recipe.arguments.items())]
+            trained = trained_as(entry.name) if entry.recipe.expression else ", ".join(alone)
             trained += f" ({entry.recipe.origin})" if entry.recipe.published else ""
             rows.append([entry.name, entry.family, entry.summary, trained, entry.paper])
         console = Console(highlight=False)

@@ -106,7 +106,9 @@ def _row(entry: LossEntry) -> str:
 
 
 def _sum(entry: LossEntry) -> str:
-    return f"`{entry.recipe.expression}`" if entry.recipe.expression else "alone"
+    if entry.recipe.expression:
+        return f"`{entry.recipe.expression}`"
+    return ", ".join(["alone", *(f"`{key}={value}`" for key, value in entry.recipe.arguments.items())])
 
 
 def _recipe(entry: LossEntry) -> str:

@@ -44,3 +44,9 @@ def test_a_losss_documentation_lists_its_presets(name: str) -> None:
 def test_a_loss_from_elsewhere_has_no_presets() -> None:
     code, out, _ = call_medloss("losses", "monai.losses.DiceLoss")
     assert (code, "Presets" in out) == (0, False)
+
+
+def test_the_list_names_what_a_recipe_sets() -> None:
+    rows = {line.split()[0]: line for line in call_medloss("losses")[1].splitlines() if line}
+    assert "  alone, w_type=simple  " in rows["generalized_dice"]
+    assert "  alone  " in rows["dice"]

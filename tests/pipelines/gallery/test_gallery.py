@@ -113,6 +113,7 @@ def test_a_new_loss_gets_a_page_and_a_neutral_text(tmp_path: Path) -> None:
     index = index_page([entry], overview=False)
     assert r"| [new](new.md) | region | a\|b | `new+dice` |" in index
     assert "overview.png" not in index
+    assert "| alone, `w_type=simple` |" in index_page([medloss.LOSSES["generalized_dice"]], overview=False)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.5)])
