@@ -261,7 +261,8 @@ def _by_table(path: Path) -> Groups:
     except csv.Error as error:
         raise UserError(f"--pairs: {path} is not CSV: {error}") from None
     images = [column for column in columns if column.startswith("image")]
-    if not images or not {"case", "label"} <= set(columns) or set(columns) - {"case", "patient", "label", *images}:
+    other = set(columns) - {"case", "patient", "label", *images}
+    if not images or not {"case", "label"} <= set(columns) or other or len(set(columns)) < len(columns):
         raise UserError(
             f"--pairs: {path} has the columns {', '.join(columns) or 'none'}; expected case, image, label, and at will "
             "patient, image2, image3, ..."

@@ -342,6 +342,7 @@ def _pairs(*lines: str) -> tuple[Callable[[Path], object], list[str]]:
         (*_pairs(""), "has the columns none; expected"),
         (*_pairs("case,image,label", ",a.nii.gz,a_seg.nii.gz"), "p.csv, line 2: case '', patient ''"),
         (*_pairs("case,image,label", *["a,a.nii.gz,a_seg.nii.gz"] * 2), "p.csv, line 3: 'a' is listed twice"),
+        (*_pairs("case,image,image,label", "a,a.nii.gz,b.nii.gz,a_seg.nii.gz"), "image, image, label; expected case"),
         (*_pairs("case,patient,image,label", "a,p\a,a.nii.gz,a_seg.nii.gz"), "line 2: case 'a', patient 'p\\x07'"),
         (*_pairs("case,image,label", "a,/etc/a.nii.gz,a_seg.nii.gz"), "'/etc/a.nii.gz' is absolute"),
         (*_pairs("case,image,label", "a,../a.nii.gz,a_seg.nii.gz"), "'../a.nii.gz' leaves the data root"),
