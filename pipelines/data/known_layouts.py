@@ -227,6 +227,7 @@ def _by_pattern(files: list[str], options: FolderOptions) -> Groups:
     groups = Groups()
     stars = options.labels.count("*")
     labels: set[str] = set()
+    matched: list[tuple[tuple[str, ...], str, str | None]] = []
     for pattern, channel in [(options.labels, None), *((p, str(n)) for n, p in enumerate(options.images))]:
         option = "--labels" if channel is None else "--images"
         if not stars or pattern.count("*") != stars:
@@ -239,10 +240,13 @@ def _by_pattern(files: list[str], options: FolderOptions) -> Groups:
         if not found:
             example = f", such as {shown(files[0])}" if files else ""
             raise UserError(f"{option}: '{pattern}' matches none of {len(files)} NIfTI files{example}")
-        for file, match in found.items():
-            groups.add("_".join(dict.fromkeys(match.groups())), file, channel)
+        matched += [(match.groups(), file, channel) for file, match in found.items()]
         if channel is None:
             labels.update(found)
+    short = {parts: "_".join(dict.fromkeys(parts)) for parts, _, _ in matched}
+    shared = Counter(short.values())
+    for parts, file, channel in matched:
+        groups.add(short[parts] if shared[short[parts]] == 1 else "/".join(parts), file, channel)
     return groups
 
 

@@ -301,6 +301,20 @@ def test_labels_may_match_the_images_pattern_too(folder: Path) -> None:
     assert [case.images for case in manifest.cases] == [("a.nii.gz",), ("b.nii.gz",), ("c.nii.gz",)]
 
 
+def test_files_are_paired_by_all_that_the_patterns_match(folder: Path) -> None:
+    """`1/1/2` and `1/2/2` are two cases, and so are `a_b/c/d` and `a/b_c/d`, never mixed up."""
+    cases = ("1/1/2", "1/2/2", "a_b/c/d", "a/b_c/d", "p/p/p")
+    for case in cases:
+        write_image(folder / f"i/{case}.nii.gz")
+        write_label(folder / f"l/{case}.nii.gz")
+    manifest, _ = manifest_of(folder, "--images", "i/*/*/*.nii.gz", "--labels", "l/*/*/*.nii.gz")
+    found = {case.image: (case.label, case.id) for case in manifest.cases}
+    assert {image: label for image, (label, _) in found.items()} == {
+        f"i/{case}.nii.gz": f"l/{case}.nii.gz" for case in cases
+    }
+    assert (found["i/1/2/2.nii.gz"][1], found["i/p/p/p.nii.gz"][1]) == ("1_2_2", "p")
+
+
 def test_a_table_lists_the_cases(odd: Path, tmp_path: Path) -> None:
     table = tmp_path / "pairs.csv"
     rows = [
