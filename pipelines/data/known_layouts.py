@@ -164,7 +164,7 @@ def _folder_per_case(files: list[str], channels: Sequence[str]) -> Groups | None
     groups = Groups(named=True)
     for folder, inside in folders.items():
         name = PurePosixPath(folder).name
-        case = name if last[name] == 1 else folder.replace("/", "_")
+        case = name if last[name] == 1 else folder
         for file, suffix in zip(inside, _suffixes(name, inside), strict=True):
             groups.add(case, file, None if is_label_name(suffix) else suffix)
     one = [case for case, labels in groups.labels.items() if len(labels) == 1 and case in groups.images]

@@ -271,6 +271,13 @@ def test_each_file_is_in_one_case_or_left_out(paths: list[str], names: tuple[str
         assert len({len(case.images) for case in found.cases}) <= 1
 
 
+def test_folders_of_cases_with_similar_paths_are_not_mixed(folder: Path) -> None:
+    complete = [f"{case}/{file}.nii.gz" for case in ("w", "z/y") for file in ("image", "seg")]
+    write_files(folder, "x_y/image.nii.gz", "x/y/seg.nii.gz", *complete)
+    found = find_cases(folder, FolderOptions())
+    assert [file for case in found.cases for file in (*case.images, case.label)] == complete
+
+
 # The user names the files.
 
 
