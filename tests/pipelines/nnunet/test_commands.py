@@ -279,7 +279,7 @@ def test_labels_are_written_along_their_images_axes(tmp_path: Path) -> None:
     written = tmp_path / f"raw/Dataset001_tiny_3d/labelsTr/{case.id}.nii.gz"
     assert not np.array_equal(array_of(label), content)
     np.testing.assert_array_equal(array_of(written), content)
-    np.testing.assert_array_equal(affine_of(written), affine_of(root / case.image))
+    np.testing.assert_array_equal(affine_of(written), affine_of(root / case.images[0]))
     # What nnU-Net predicts is along the image's axes, and evaluated along the label's.
     write_on_label(written, written, label, tmp_path / "predicted.nii.gz", 3)
     np.testing.assert_array_equal(array_of(tmp_path / "predicted.nii.gz"), array_of(label))
