@@ -164,7 +164,7 @@ def _folder_per_case(files: list[str], channels: Sequence[str]) -> Groups | None
     groups = Groups(named=True)
     for folder, inside in folders.items():
         name = PurePosixPath(folder).name
-        case = name if last[name] == 1 else folder.replace("/", "_")
+        case = name if last[name] == 1 else folder
         for file, suffix in zip(inside, _suffixes(name, inside), strict=True):
             groups.add(case, file, None if is_label_name(suffix) else suffix)
     one = [case for case, labels in groups.labels.items() if len(labels) == 1 and case in groups.images]
@@ -227,6 +227,7 @@ def _by_pattern(files: list[str], options: FolderOptions) -> Groups:
     groups = Groups()
     stars = options.labels.count("*")
     labels: set[str] = set()
+    matched: list[tuple[tuple[str, ...], str, str | None]] = []
     for pattern, channel in [(options.labels, None), *((p, str(n)) for n, p in enumerate(options.images))]:
         option = "--labels" if channel is None else "--images"
         if not stars or pattern.count("*") != stars:
@@ -239,10 +240,13 @@ def _by_pattern(files: list[str], options: FolderOptions) -> Groups:
         if not found:
             example = f", such as {shown(files[0])}" if files else ""
             raise UserError(f"{option}: '{pattern}' matches none of {len(files)} NIfTI files{example}")
-        for file, match in found.items():
-            groups.add("_".join(dict.fromkeys(match.groups())), file, channel)
+        matched += [(match.groups(), file, channel) for file, match in found.items()]
         if channel is None:
             labels.update(found)
+    short = {parts: "_".join(dict.fromkeys(parts)) for parts, _, _ in matched}
+    shared = Counter(short.values())
+    for parts, file, channel in matched:
+        groups.add(short[parts] if shared[short[parts]] == 1 else "/".join(parts), file, channel)
     return groups
 
 
@@ -261,7 +265,8 @@ def _by_table(path: Path) -> Groups:
     except csv.Error as error:
         raise UserError(f"--pairs: {path} is not CSV: {error}") from None
     images = [column for column in columns if column.startswith("image")]
-    if not images or not {"case", "label"} <= set(columns) or set(columns) - {"case", "patient", "label", *images}:
+    other = set(columns) - {"case", "patient", "label", *images}
+    if not images or not {"case", "label"} <= set(columns) or other or len(set(columns)) < len(columns):
         raise UserError(
             f"--pairs: {path} has the columns {', '.join(columns) or 'none'}; expected case, image, label, and at will "
             "patient, image2, image3, ..."

@@ -252,7 +252,8 @@ def stacked(volumes: Sequence[Volume], grid: "Grid | None" = None) -> NDArray[np
 
     Args:
         volumes: from `read_image`, all of one grid unless `grid` is given.
-        grid: resample channels on other grids to this one, linearly; voxels outside a channel get its minimum.
+        grid: resample channels on other grids to this one, linearly; voxels whose centre is in none of a channel's
+            voxels get its minimum.
 
     Raises:
         BadFileError: the channels are on different grids, and there is no `grid`.
@@ -287,9 +288,13 @@ def _on_grid(channel: NDArray[np.float32], volume: Volume, target: "Grid") -> ND
     else:
         index = np.linalg.solve(volume.affine, target.affine)
     low = float(channel[np.isfinite(channel)].min(initial=0.0)) if not np.isfinite(channel).all() else channel.min()
-    made: NDArray[np.float32] = affine_transform(
-        channel, index[:axes, :axes], index[:axes, axes], target.shape, order=1, mode="constant", cval=float(low)
-    )
+    matrix, offset = index[:axes, :axes], index[:axes, axes]
+    made: NDArray[np.float32] = affine_transform(channel, matrix, offset, target.shape, order=1, mode="nearest")
+    # The mode "constant" also blanks the outer half of border voxels, and whole slices whose indices round to -1e-16.
+    steps = np.ix_(*map(np.arange, target.shape))
+    for row, first, length in zip(matrix, offset, channel.shape, strict=True):
+        place = first + sum(per_step * step for per_step, step in zip(row, steps, strict=True))
+        made[(place < -0.5 - _ROUNDING) | (place > length - 0.5 + _ROUNDING)] = low
     return made
 
 

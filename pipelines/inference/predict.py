@@ -51,7 +51,8 @@ class Predictor:
             image: intensities, float32: `[*spatial]`, or `[K, *spatial]` of K channels.
             params: `spacing`, mm per axis, of the image (default: that of the network's grid, right for images on that
                 grid); `axes`, the directions of the array's axes, such as `LPS` (default: those of the network, `RAS`,
-                to the right, anterior and superior); `flips`, whether to average over flipped images (default: False).
+                to the right, anterior and superior; ignored by models of older versions, which take the axes of the
+                file); `flips`, whether to average over flipped images (default: False).
 
         Raises:
             UserError: the array has another number of axes or channels, or non-finite intensities; the spacing or the
@@ -68,6 +69,8 @@ class Predictor:
         if not np.isfinite(image).all():
             raise UserError("image: got NaN or Inf; expected finite intensities")
         orientation = _orientation(params.get("axes"), dimensions)
+        if preprocessing.orientation == "file":
+            orientation = _orientation(None, dimensions)
         default = preprocessing.spacing or (1.0,) * dimensions
         spacing = np.ravel(params["spacing"] if "spacing" in params else orientation.stored_order(default))
         if spacing.shape != (dimensions,) or not (np.isfinite(spacing).all() and spacing.min() > 0):

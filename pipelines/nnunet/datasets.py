@@ -20,10 +20,10 @@ import numpy as np
 
 from pipelines.data import Configuration, nnunet_folder
 from pipelines.data.data_root import resolve_data
-from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import SPLITS
 from pipelines.data.manifest import Manifest, load_manifest
-from pipelines.data.nifti import BadFileError, by, read_file, squeezed, whole_labels, write_labels
+from pipelines.data.manifest_writer import with_checksums
+from pipelines.data.nifti import BadFileError, Orientation, by, read_file, squeezed, whole_labels, write_labels
 from pipelines.evaluation.references import label_channels
 from pipelines.training.run_config import NnunetSettings, RunConfig
 from pipelines.utils import UserError
@@ -41,15 +41,16 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
 
     Files are not copied but hard-linked, or symbolically where the file system has no hard links. Written are: each
     channel of a file with several, since nnU-Net reads a file per channel; and labels that were not saved as whole
-    numbers, rounded as all commands here read them: nnU-Net truncates, so that 1.9999 would be 1.
+    numbers, rounded as all commands here read them: nnU-Net truncates, so that 1.9999 would be 1; and labels along
+    other axes than their image's, since nnU-Net compares arrays as they are stored.
 
     Raises:
         UserError: labels that are not 0, 1, 2 and so on, files of different endings, missing files, 2D images that
-            nnU-Net cannot read, a number that is taken.
+            nnU-Net cannot read, channels along different axes, a number that is taken.
     """
     content = _dataset_json(manifest)
     ending = content["file_ending"]
-    links, joined, labels = {}, {}, set()
+    links, joined, image_of = {}, {}, {}
     channels = len(manifest.image_channels)
     for case in manifest.cases:
         for channel in range(channels):
@@ -58,11 +59,18 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
                 joined[name] = channel
             links[name] = root / case.images[0 if name in joined else channel]
         links[f"labelsTr/{case.id}{ending}"] = root / case.label
-        labels.add(root / case.label)
+        image_of[root / case.label] = root / case.images[0]
     if missing := [source for source in links.values() if not source.is_file()]:
         raise UserError(f"{missing[0]}: missing, and so are {len(missing) - 1} other files of '{manifest.name}'")
     if manifest.dimensions == 2:
         _refuse_unreadable(root / manifest.cases[0].images[0])
+    for case in manifest.cases:
+        for file in case.images[1:]:
+            if _axes_differ(root / file, root / case.images[0], manifest.dimensions):
+                raise UserError(
+                    f"{root / file}: stored along other axes than {case.images[0]}; nnU-Net reads arrays as they are "
+                    "stored: save both along the same axes"
+                )
     folder = raw / f"Dataset{_free_number(raw, number):03d}_{manifest.name}"
     try:
         raw.mkdir(parents=True, exist_ok=True)
@@ -71,7 +79,7 @@ def write_raw_dataset(manifest: Manifest, root: Path, raw: Path, number: int | N
             for name, source in links.items():
                 target = unfinished / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if source in labels and _written_whole(source, target, manifest.scheme):
+                if source in image_of and _written_whole(source, target, manifest, image_of[source]):
                     continue
                 if name in joined:
                     _write_channel(source, target, joined[name], channels)
@@ -189,11 +197,23 @@ def _write_channel(source: Path, target: Path, channel: int, channels: int) -> N
     nib.save(type(image)(volume.reshape(squeezed(volume.shape, 3)), image.affine, image.header), target)
 
 
-def _written_whole(source: Path, target: Path, scheme: LabelScheme) -> bool:
+def _axes_differ(file: Path, other: Path, dimensions: int) -> bool:
+    """Whether two files are stored along different axes; damaged files, which `medloss check` reports, are not."""
+    try:
+        first, second = (Orientation.of(nib.load(path).affine, dimensions) for path in (file, other))
+    except Exception:  # nibabel raises any kind of error for a damaged header
+        return False
+    return first != second
+
+
+def _written_whole(source: Path, target: Path, manifest: Manifest, image_file: Path) -> bool:
     """Write a label map for nnU-Net, if it cannot be linked; whether it was written.
 
-    Values that were not saved as whole numbers are rounded, and an ignored label gets the value that nnU-Net expects.
+    Values that were not saved as whole numbers are rounded, an ignored label gets the value that nnU-Net expects, and
+    axes become those of the image.
     """
+    scheme = manifest.scheme
+    turned = _axes_differ(source, image_file, manifest.dimensions)
     try:
         image = nib.load(source)
         is_whole = image.get_data_dtype().kind in "iu" and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
@@ -201,14 +221,15 @@ def _written_whole(source: Path, target: Path, scheme: LabelScheme) -> bool:
         return False
     ignored = [] if scheme.ignore is None else [scheme.ignore]
     moved = bool(ignored) and ignored[0] != len(scheme.values)
-    if is_whole and not moved:
+    if is_whole and not (moved or turned):
         return False
     try:
-        labels = read_file(source).data
+        labels = read_file(source, {manifest.dimensions}).data
         whole = whole_labels(labels)
-        if np.array_equal(whole, labels) and not moved:
+        if np.array_equal(whole, labels) and not (moved or turned):
             return False
-        write_labels(target, label_channels(whole, [*scheme.values, *ignored]), image.header)
+        header = nib.load(image_file).header if turned else image.header
+        write_labels(target, label_channels(whole, [*scheme.values, *ignored]), header)
     except BadFileError as error:
         raise UserError(f"{source}: {error}") from None
     return True
@@ -290,6 +311,11 @@ def _place(config: RunConfig, manifest: Manifest, cache: Path) -> tuple[NnunetSe
     """The settings, and the folder, named by a hash of everything that determines its content."""
     settings = config.nnunet
     assert settings is not None
+    if manifest.generator is None and any(case.checksums.keys() != set(case.files) for case in manifest.cases):
+        # Without checksums, the manifest does not say whether the files are still those that were prepared.
+        manifest = with_checksums(
+            manifest, resolve_data(manifest, None if config.data_root is None else Path(config.data_root))
+        )
     decisive = [manifest.sha256, settings.configuration, settings.planner or "", version("nnunetv2")]
     return settings, cache / f"nnunet-{hashlib.sha256(' '.join(decisive).encode()).hexdigest()[:12]}"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipelines.data.manifest import load_manifest
-from pipelines.data.nifti import squeezed, write_labels
+from pipelines.data.nifti import Orientation, squeezed, write_labels
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.references import manifest_references, match
 from pipelines.evaluation.result_folders import STOCK
@@ -144,6 +144,7 @@ class NnunetRun:
         self.manifest = load_manifest(config.manifest)
         self.device = chosen_device(config.device)
         self.folder = folder
+        self.raw = prepared.folder / "raw" / prepared.dataset
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.trainer = compared_trainer(config)(
@@ -216,9 +217,9 @@ class NnunetRun:
         written, ending = Path(self.trainer.output_folder) / "validation", self.trainer.dataset_json["file_ending"]
         predictions = [self.folder.prediction(label.name) for label in references.labels]
         for label, path in zip(references.labels, predictions, strict=True):
-            values = np.asanyarray(nib.load(written / f"{label.name}{ending}").dataobj)
-            image = nib.load(label.path)
-            write_labels(path, values.reshape(squeezed(image.shape, 3)), image.header, canonical=False)
+            file = f"{label.name}{ending}"
+            given = self.raw / "labelsTr" / file
+            write_on_label(written / file, given, label.path, path, self.manifest.dimensions)
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder), metric_settings(self.config, self.manifest))
         if not self.config.keep_predictions:
@@ -243,6 +244,22 @@ class NnunetRun:
             "versions": versions() | {"nnunetv2": version("nnunetv2")},
             "machine": machine(self.device),
         }
+
+
+def write_on_label(written: Path, given: Path, label: Path, path: Path, dimensions: int) -> None:
+    """Write a label map of nnU-Net's, which is along the axes of the image, with the geometry of a label's file.
+
+    Args:
+        written: the map.
+        given: the label that nnU-Net was given, along the axes of the image.
+        label: the label's file in the data set, which may be along other axes.
+        path: the file to write.
+        dimensions: 2 or 3.
+    """
+    values = np.asanyarray(nib.load(written).dataobj)
+    orientation = Orientation.of(nib.load(given).affine, dimensions)
+    canonical = orientation.canonical(values.reshape(squeezed(values.shape, dimensions)))
+    write_labels(path, canonical, nib.load(label).header)
 
 
 def _checkpoint(run_dir: Path) -> Path | None:

@@ -66,7 +66,7 @@ class EntryCache:
 # Prepared cases.
 
 #: Changed together with `resampling.py`: cached cases of other versions are not read.
-_CACHE_VERSION = "4"
+_CACHE_VERSION = "5"
 #: Changed together with the maps of `label_maps.py`.
 _MAPS_VERSION = "maps 1"
 
@@ -170,7 +170,7 @@ def _bytes(item: dict[str, Any]) -> int:
 
 # Fingerprints.
 
-_VERSION = "facts 2"
+_VERSION = "facts 3"
 #: Number of foreground intensities sampled per case, evenly spaced: enough with hundreds of cases.
 _MAX_INTENSITIES = 5_000
 #: An axis is anisotropic if its spacing exceeds the coarsest of the others by this factor, as in nnU-Net.

@@ -271,6 +271,13 @@ def test_each_file_is_in_one_case_or_left_out(paths: list[str], names: tuple[str
         assert len({len(case.images) for case in found.cases}) <= 1
 
 
+def test_folders_of_cases_with_similar_paths_are_not_mixed(folder: Path) -> None:
+    complete = [f"{case}/{file}.nii.gz" for case in ("w", "z/y") for file in ("image", "seg")]
+    write_files(folder, "x_y/image.nii.gz", "x/y/seg.nii.gz", *complete)
+    found = find_cases(folder, FolderOptions())
+    assert [file for case in found.cases for file in (*case.images, case.label)] == complete
+
+
 # The user names the files.
 
 
@@ -299,6 +306,20 @@ def test_labels_may_match_the_images_pattern_too(folder: Path) -> None:
     MADE["side_by_side"](folder)
     manifest, _ = manifest_of(folder, "--images", "*.nii.gz", "--labels", "*_seg.nii.gz")
     assert [case.images for case in manifest.cases] == [("a.nii.gz",), ("b.nii.gz",), ("c.nii.gz",)]
+
+
+def test_files_are_paired_by_all_that_the_patterns_match(folder: Path) -> None:
+    """`1/1/2` and `1/2/2` are two cases, and so are `a_b/c/d` and `a/b_c/d`, never mixed up."""
+    cases = ("1/1/2", "1/2/2", "a_b/c/d", "a/b_c/d", "p/p/p")
+    for case in cases:
+        write_image(folder / f"i/{case}.nii.gz")
+        write_label(folder / f"l/{case}.nii.gz")
+    manifest, _ = manifest_of(folder, "--images", "i/*/*/*.nii.gz", "--labels", "l/*/*/*.nii.gz")
+    found = {case.image: (case.label, case.id) for case in manifest.cases}
+    assert {image: label for image, (label, _) in found.items()} == {
+        f"i/{case}.nii.gz": f"l/{case}.nii.gz" for case in cases
+    }
+    assert (found["i/1/2/2.nii.gz"][1], found["i/p/p/p.nii.gz"][1]) == ("1_2_2", "p")
 
 
 def test_a_table_lists_the_cases(odd: Path, tmp_path: Path) -> None:
@@ -342,6 +363,7 @@ def _pairs(*lines: str) -> tuple[Callable[[Path], object], list[str]]:
         (*_pairs(""), "has the columns none; expected"),
         (*_pairs("case,image,label", ",a.nii.gz,a_seg.nii.gz"), "p.csv, line 2: case '', patient ''"),
         (*_pairs("case,image,label", *["a,a.nii.gz,a_seg.nii.gz"] * 2), "p.csv, line 3: 'a' is listed twice"),
+        (*_pairs("case,image,image,label", "a,a.nii.gz,b.nii.gz,a_seg.nii.gz"), "image, image, label; expected case"),
         (*_pairs("case,patient,image,label", "a,p\a,a.nii.gz,a_seg.nii.gz"), "line 2: case 'a', patient 'p\\x07'"),
         (*_pairs("case,image,label", "a,/etc/a.nii.gz,a_seg.nii.gz"), "'/etc/a.nii.gz' is absolute"),
         (*_pairs("case,image,label", "a,../a.nii.gz,a_seg.nii.gz"), "'../a.nii.gz' leaves the data root"),

@@ -100,6 +100,22 @@ def test_channels_on_another_grid_are_refused_or_resampled_linearly() -> None:
     with pytest.raises(BadFileError, match=r"channel 1: 6 x 4 x 4 voxels, but its first channel has 12 x 4 x 4"):
         stacked(volumes)
     made = stacked(volumes, volumes[0])
-    # A ramp along x in mm is a fixed point of linear interpolation; outside the coarse grid is its minimum.
+    # A ramp along x in mm is a fixed point of linear interpolation; the outer halves of the border voxels are constant.
     assert np.allclose(made[1, 1:11], fine[1:11])
-    assert np.allclose(made[1, [0, 11]], 0.5)
+    assert np.allclose(made[1, [0, 11], 0, 0], [0.5, 10.5])
+    # Beyond them is the minimum.
+    long = _volume(np.zeros((14, 4, 4), np.float32), np.eye(4))
+    assert np.allclose(stacked([long, volumes[1]], long)[1, 11:, 0, 0], [10.5, 0.5, 0.5])
+
+
+def test_resampling_within_slices_keeps_the_first_and_the_last_slice() -> None:
+    """Positions of slices that both grids share are found as 1e-14 or -1e-14, and were outside by rounding."""
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        affine = np.diag([*random.uniform(0.5, 3, 3).round(2), 1])
+        affine[:3, 3] = random.uniform(-200, 200, 3).round(2)
+        coarse = _volume(random.uniform(1, 2, (4, 4, 5)).astype(np.float32), affine)
+        coarse.data[2, 2, 2] = 0  # the minimum
+        fine = _volume(np.zeros((7, 7, 5), np.float32), affine @ np.diag([0.5, 0.5, 1, 1]))
+        made = stacked([fine, coarse], fine)[1]
+        assert np.allclose(made[::2, ::2], coarse.data, atol=1e-4)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from old_model import FOLDER
 
-from pipelines.inference.predict import Settings, predict
+from pipelines.inference.predict import Predictor, Settings, predict
 from pipelines.inference.sources import Source
 from pipelines.training.saved_model import Model, label_map, load_model
 
@@ -41,3 +41,6 @@ def test_an_old_model_takes_each_files_axes_as_they_are(tmp_path: Path) -> None:
     logits = model.logits(model.preprocessing.image(array, image.header.get_zooms()))
     expected = np.array(model.scheme.values)[label_map(logits, array.shape[1:]).numpy()]
     assert np.array_equal(labels, expected)
+    for axes in ("RAS", "LPS"):
+        given = {"spacing": image.header.get_zooms(), "axes": axes}
+        assert np.array_equal(Predictor(model).predict(array[0].numpy(), given), expected)

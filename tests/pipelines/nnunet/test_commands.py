@@ -24,8 +24,11 @@ import medloss
 from medloss.errors import InputError
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import load_manifest
-from pipelines.nnunet import losses, trainer_folder
+from pipelines.data.manifest_writer import with_checksums
+from pipelines.nnunet import datasets, losses, trainer_folder
 from pipelines.nnunet.losses import TrainerName, create_nnunet_loss, hint, trainer_name
+from pipelines.nnunet.run import write_on_label
+from pipelines.training.run_config import NnunetSettings, RunConfig
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +265,39 @@ def test_channels_regions_and_the_ignore_label(tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "raw").iterdir()] == [folder.name]
 
 
+def test_labels_are_written_along_their_images_axes(tmp_path: Path) -> None:
+    """nnU-Net compares the arrays as they are stored, and would learn a mirrored label without an error."""
+    made = load_manifest(tiny_manifest(tmp_path / "made"))
+    root = resolve_data(made, tmp_path / "made")
+    case = made.cases[0]
+    label, content = root / case.label, array_of(root / case.label)
+    turned = nib.load(label).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]], float))
+    nib.save(turned, label)
+    call = ("nnunet", "dataset", tmp_path / "made/tiny_3d.yaml", "--raw", tmp_path / "raw", "--data-root")
+    code, _, err = call_medloss(*call, tmp_path / "made")
+    assert (code, err) == (0, "")
+    written = tmp_path / f"raw/Dataset001_tiny_3d/labelsTr/{case.id}.nii.gz"
+    assert not np.array_equal(array_of(label), content)
+    np.testing.assert_array_equal(array_of(written), content)
+    np.testing.assert_array_equal(affine_of(written), affine_of(root / case.images[0]))
+    # What nnU-Net predicts is along the image's axes, and evaluated along the label's.
+    write_on_label(written, written, label, tmp_path / "predicted.nii.gz", 3)
+    np.testing.assert_array_equal(array_of(tmp_path / "predicted.nii.gz"), array_of(label))
+    np.testing.assert_array_equal(affine_of(tmp_path / "predicted.nii.gz"), affine_of(label))
+
+
+def test_channels_along_different_axes_are_refused(tmp_path: Path) -> None:
+    made = load_manifest(tiny_manifest(
+        tmp_path, modality=None, channels=[{"name": "PET"}, {"name": "CT"}], ignore=255,
+        classes={0: "background", 1: "rim", 2: "core", 3: "centre"}, generator={"name": "phantom_regions"},
+    ))  # fmt: skip
+    second = resolve_data(made, tmp_path) / made.cases[2].images[1]
+    nib.save(nib.load(second).as_reoriented(np.array([[0, -1], [1, 1], [2, 1]], float)), second)
+    call = ("nnunet", "dataset", tmp_path / "tiny_3d.yaml", "--raw", tmp_path / "raw", "--data-root", tmp_path)
+    code, _, err = call_medloss(*call)
+    assert (code, err.count("\n"), f"{second}: stored along other axes than images/" in err) == (2, 1, True)
+
+
 def test_2d_channels_in_one_file(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     array = np.random.default_rng(0).integers(0, 100, (8, 9, 2), np.int16)
@@ -376,3 +412,20 @@ def test_voxels_of_the_ignore_label_are_not_trained() -> None:
     )
     expected = medloss.TverskyLoss(softmax=True)(logits, label, mask=ignored != 2)
     assert torch.isclose(loss([logits], [ignored]), expected)
+
+
+def test_cases_without_checksums_are_prepared_again_when_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "version", lambda package: "2")
+    made = load_manifest(tiny_manifest(tmp_path / "made"))
+    root = resolve_data(made, tmp_path / "made")
+    content = made.model_dump(mode="json", exclude={"generator"}) | {"classes": made.classes}
+    path = tmp_path / "plain.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    plain = load_manifest(path)
+    config = RunConfig(manifest=str(path), data_root=str(root), nnunet=NnunetSettings())
+    first = datasets._place(config, plain, tmp_path)
+    assert datasets._place(config, with_checksums(plain, root), tmp_path) == first
+    rewrite(root / plain.cases[0].label, array=np.zeros_like(array_of(root / plain.cases[0].label)))
+    assert datasets._place(config, plain, tmp_path) != first
