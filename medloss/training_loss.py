@@ -80,24 +80,28 @@ def create_training_loss(
     return CombinedLoss(losses, weights=weights, schedule=trained.schedule, epochs=epochs)
 
 
-def trained_as(spec: str, schedule: str | None = None) -> str:
-    """What a network is trained with: the sum of a loss's recipe, and its schedule.
+def trained_as(spec: str, schedule: str | None = None, arguments: Mapping[str, Any] | None = None) -> str:
+    """What a network is trained with: the sum of a loss's recipe, its schedule, and the arguments that it sets.
 
     Args:
         spec: a name, a sum or a dotted path.
         schedule: as in `create_training_loss`.
+        arguments: as in `create_training_loss`; of those that the recipe sets, these values are shown.
 
     Raises:
         InputError: it cannot be read, or is no sum and a schedule was requested.
 
     Example:
         >>> from medloss.training_loss import trained_as
-        >>> trained_as("hausdorff_dt"), trained_as("0.2*focal+dice"), trained_as("dice")
-        ('hausdorff_dt+dice, balanced', '0.2*focal+dice', 'dice')
+        >>> trained_as("hausdorff_dt"), trained_as("0.2*focal+dice"), trained_as("generalized_dice")
+        ('hausdorff_dt+dice, balanced', '0.2*focal+dice', 'generalized_dice, w_type=simple')
     """
     trained = _trained(spec, schedule)
     text = "+".join(part.name if part.weight == 1 else f"{part.weight:g}*{part.name}" for part in trained.terms)
-    return text if trained.schedule == "constant" else f"{text}, {trained.schedule}"
+    notes = [] if trained.schedule == "constant" else [trained.schedule]
+    chosen = trained.arguments | {name: value for name, value in (arguments or {}).items() if name in trained.arguments}
+    notes += [f"{name}={value}" for name, value in chosen.items()]
+    return ", ".join([text, *notes])
 
 
 def recipe_clip(spec: str, schedule: str | None = None) -> float | None:
@@ -136,7 +140,7 @@ class _Trained:
 
     terms: list[Term]
     schedule: str
-    arguments: Mapping[str, Any]
+    arguments: dict[str, Any]
     name: str
     terms_arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -163,7 +167,9 @@ def _trained(spec: str, schedule: str | None) -> _Trained:
                 "expected one such as dice+binary_cross_entropy+hausdorff_dt"
             )
         chosen = schedule
-    return _Trained(parts, chosen, dict(recipe.arguments), name, recipe.terms)
+    # A loss by a preset has the preset's arguments alone.
+    arguments = {} if "@" in name else dict(recipe.arguments)
+    return _Trained(parts, chosen, arguments, name, recipe.terms)
 
 
 def _term_loss(

@@ -36,8 +36,8 @@ def losses(name: str | None) -> None:
     for which, heading in LOSS_SETS.items():
         rows = []
         for entry in (one for one in LOSSES.values() if one.which == which):
-            alone = ["alone", *(f"{key}={value}" for key, value in entry.recipe.arguments.items())]
-            trained = trained_as(entry.name) if entry.recipe.expression else ", ".join(alone)
+            trained = trained_as(entry.name)
+            trained = trained if entry.recipe.expression else trained.replace(entry.name, "alone", 1)
             trained += f" ({entry.recipe.origin})" if entry.recipe.published else ""
             rows.append([entry.name, entry.family, entry.summary, trained, entry.paper])
         console = Console(highlight=False)

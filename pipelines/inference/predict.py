@@ -72,7 +72,8 @@ class Predictor:
         if preprocessing.orientation == "file":
             orientation = _orientation(None, dimensions)
         default = preprocessing.spacing or (1.0,) * dimensions
-        spacing = np.ravel(params["spacing"] if "spacing" in params else orientation.stored_order(default))
+        given = np.ravel(params.get("spacing", ()))  # MLflow fills in an empty list
+        spacing = given if given.size else np.ravel(orientation.stored_order(default))
         if spacing.shape != (dimensions,) or not (np.isfinite(spacing).all() and spacing.min() > 0):
             raise UserError(f"spacing: got {spacing.tolist()}; expected {dimensions} numbers above 0, in mm")
         array = torch.from_numpy(np.ascontiguousarray(orientation.canonical(image)))

@@ -147,7 +147,8 @@ def _signature(model: Model) -> Any:
 
     grid = (-1,) * model.preprocessing.dimensions
     channels = (model.in_channels,) if model.in_channels > 1 else ()
-    spacing = ParamSpec("spacing", "double", _spacing(model), (-1,))
+    # Empty: that of the network's grid, whichever way the array's axes run; MLflow fills in defaults one by one.
+    spacing = ParamSpec("spacing", "double", [], (-1,))
     axes = ParamSpec("axes", "string", _axes(model))
     return ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (*channels, *grid))]),

@@ -164,7 +164,7 @@ class RunConfig(BaseModel):
         # Imported here: a worker that waits for work needs no torch.
         from medloss.training_loss import trained_as
 
-        return trained_as(self.loss, self.loss_schedule)
+        return trained_as(self.loss, self.loss_schedule, self.loss_arguments)
 
     def settings(self) -> dict[str, Any]:
         """The settings that determine the result, for tables: without those that are unset or ignored."""

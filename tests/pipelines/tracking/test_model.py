@@ -186,6 +186,9 @@ def test_channels_regions_and_axes(tmp_path: Path, empty_store: Path) -> None:
     found = model.predict(voxels, params={"spacing": [3.0, 1.5, 1.0], "axes": "ILA"})
     np.testing.assert_array_equal(found, expected)
     assert (found != model.predict(voxels, params={"spacing": [3.0, 1.5, 1.0]})).any()
+    # Without a spacing it is that of the network's grid, (2, 1, 3), in the order of the array's axes.
+    by_default = model.predict(voxels, params={"axes": "ILA"})
+    np.testing.assert_array_equal(by_default, model.predict(voxels, params={"spacing": [3.0, 2.0, 1.0], "axes": "ILA"}))
 
 
 def test_only_the_weights_are_pickled(comparison: tuple[Path, Plan], mlflow: Any, tmp_path: Path) -> None:
