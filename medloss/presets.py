@@ -33,6 +33,7 @@ _WITHOUT_BACKGROUND = {"dice": {"include_background": False}}
 
 PRESETS: dict[str, Preset] = {
     "survey": Preset("medloss's defaults"),
+    # Also what is a default here, where a recipe has something else.
     "monai": Preset(
         "MONAI's defaults, where MONAI has the loss; docs/parity.md lists what still differs",
         {
@@ -40,13 +41,13 @@ PRESETS: dict[str, Preset] = {
             "focal": {"gamma": 2.0, "alpha": None},
             "dice": _SMOOTH,
             "tversky": {"alpha": 0.5, "beta": 0.5, **_SMOOTH},
-            "generalized_dice": _SMOOTH,
+            "generalized_dice": {"w_type": "square", **_SMOOTH},
             "generalized_wasserstein_dice": _SMOOTH,
             "matthews_correlation": {"smooth_dr": 1e-5},
             "cldice": {"iter_": 3, "smooth": 1.0},
             "hausdorff_dt": {"alpha": 2.0, "include_background": False},
             "log_hausdorff_dt": {"alpha": 2.0, "include_background": False},
-            "boundary": {},
+            "boundary": {"include_background": True},
             "unified_focal": {"alpha": 0.5, "delta": 0.7, "gamma": 0.5, "smooth_nr": 1e-7, "smooth_dr": 1e-7},
         },
     ),

@@ -67,7 +67,7 @@ def create_training_loss(
     losses = []
     for part in trained.terms:
         chosen = dict(trained.terms_arguments.get(part.loss, {}))
-        chosen = preset_of(part.name, softmax=activation == "softmax") | chosen
+        chosen |= preset_of(part.name, softmax=activation == "softmax")
         if activation == "sigmoid":
             chosen.pop("include_background", None)  # no channel is background
         chosen |= (terms or {}).get(part.name, {})

@@ -10,6 +10,7 @@ from torch import Tensor
 from medloss.distance.maps import outside_distance_map
 from medloss.errors import InputError
 from medloss.maps.instances import labelled_components
+from medloss.maps.smoothing import check_sigma
 from medloss.spacing import Spacing, resolve_spacing
 
 
@@ -72,8 +73,7 @@ def check_border(w0: float, sigma: float | None) -> None:
     """Refuse a negative `w0`, and a `sigma` that is not positive."""
     if not 0 <= w0 < math.inf:
         raise InputError(f"w0: got {w0}; expected a number >= 0")
-    if sigma is not None and not 0 < sigma < math.inf:
-        raise InputError(f"sigma: got {sigma}; expected mm, above 0, or None")
+    check_sigma(sigma)
 
 
 def check_class_weight(class_weight: float | Sequence[float], classes: int) -> list[float]:

@@ -33,12 +33,17 @@ def tube_map(mask: Tensor, spacing: Spacing | None = None, radius: float | None 
     Raises:
         InputError: scikit-image is not installed, a bad spacing or radius.
     """
-    if radius is not None and not 0 <= radius < math.inf:
-        raise InputError(f"radius: got {radius}; expected mm, 0 or more, or None")
+    check_radius(radius)
     rows = resolve_spacing(spacing, mask, mask.shape[0], mask.ndim - 2)
     radii = [2 * min(row) if radius is None else float(radius) for row in rows]
     maps: Tensor = _operator((mask > 0.5).detach().contiguous(), [s for row in rows for s in row], radii)
     return maps
+
+
+def check_radius(radius: float | None) -> None:
+    """Refuse a radius that is negative or not finite."""
+    if radius is not None and not 0 <= radius < math.inf:
+        raise InputError(f"radius: got {radius}; expected mm, 0 or more, or None")
 
 
 @torch.library.custom_op("medloss::tubes", mutates_args=())

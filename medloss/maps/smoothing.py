@@ -36,8 +36,7 @@ def smoothed_label(mask: Tensor, spacing: Spacing | None = None, sigma: float | 
         >>> [round(v, 3) for v in soft[0, 0, 1].tolist()]
         [0.0, 0.172, 0.828, 1.0]
     """
-    if sigma is not None and not 0 < sigma < math.inf:
-        raise InputError(f"sigma: got {sigma}; expected mm, above 0, or None")
+    check_sigma(sigma)
     dims = mask.ndim - 2
     rows = resolve_spacing(spacing, mask, mask.shape[0], dims)
     labels = mask.detach().float()
@@ -54,3 +53,9 @@ def smoothed_label(mask: Tensor, spacing: Spacing | None = None, sigma: float | 
                 weights += weight
         soft[item] = (labels[item] + total / weights) / 2
     return soft
+
+
+def check_sigma(sigma: float | None) -> None:
+    """Refuse a sigma that is not positive and finite."""
+    if sigma is not None and not 0 < sigma < math.inf:
+        raise InputError(f"sigma: got {sigma}; expected mm, above 0, or None")

@@ -6,11 +6,10 @@ import torch
 from monai.config import KeysCollection
 
 from medloss.distance.transforms import LabelMapTransform
-from medloss.errors import InputError
 from medloss.maps.borders import border_weight_map, check_border
 from medloss.maps.instances import check_connectivity, instance_map
-from medloss.maps.skeletons import tube_map
-from medloss.maps.smoothing import smoothed_label
+from medloss.maps.skeletons import check_radius, tube_map
+from medloss.maps.smoothing import check_sigma, smoothed_label
 
 
 class SkeletonMapd(LabelMapTransform):
@@ -46,8 +45,7 @@ class SkeletonMapd(LabelMapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, num_classes, postfix, allow_missing_keys)
-        if radius is not None and not radius >= 0:
-            raise InputError(f"radius: got {radius}; expected mm, 0 or more, or None")
+        check_radius(radius)
         self.radius = radius
 
     def compute(self, masks: torch.Tensor, spacing: tuple[float, ...]) -> torch.Tensor:
@@ -174,8 +172,7 @@ class SmoothedLabeld(LabelMapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, num_classes, postfix, allow_missing_keys)
-        if sigma is not None and not sigma > 0:
-            raise InputError(f"sigma: got {sigma}; expected mm, above 0, or None")
+        check_sigma(sigma)
         self.sigma = sigma
 
     def compute(self, masks: torch.Tensor, spacing: tuple[float, ...]) -> torch.Tensor:

@@ -56,6 +56,8 @@ class MatthewsCorrelationLoss(RegionLoss):
         0.397
     """
 
+    reads_voxels_again = True  # for the sum of w (1 - y)
+
     def __init__(self, *, smooth_dr: float = 1e-5, **common: Unpack[CommonArguments]) -> None:
         super().__init__(**common)
         if not smooth_dr > 0:

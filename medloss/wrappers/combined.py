@@ -113,8 +113,8 @@ class CombinedLoss(UncastBuffers):
         if schedule == "linear" and (final_weights is None or not epochs or epochs < 1):
             raise InputError("schedule: 'linear' needs final_weights and epochs >= 1")
         for name, numbers in (("weights", weights), ("final_weights", final_weights)):
-            if numbers is not None and (len(numbers) != len(made) or not all(w >= 0 for w in numbers)):
-                raise InputError(f"{name}: got {list(numbers)}; expected {len(made)} numbers >= 0, one per loss")
+            if numbers is not None and (len(numbers) != len(made) or not all(0 <= w < math.inf for w in numbers)):
+                raise InputError(f"{name}: got {list(numbers)}; expected {len(made)} finite numbers >= 0, one per loss")
         families = [family_of(loss) for loss in made]
         if schedule == "balanced" and any(
             getattr(part, "negative_values", False) for loss in made for part in loss.modules()
@@ -220,10 +220,10 @@ def _ramp(schedule: str, ramp: tuple[float, float] | None, epochs: int | None) -
         return 0.0, float(max((epochs or 1) - 1, 1))
     if ramp is None and (epochs is None or epochs < 1):
         raise InputError("schedule: 'ramp' needs epochs >= 1, or ramp=(a, b), the epochs between which weights change")
-    begin, end = (share * (epochs or 1) for share in RAMP) if ramp is None else ramp
-    if not 0 <= begin < end < math.inf:
-        raise InputError(f"ramp: got ({begin:g}, {end:g}); expected epochs (a, b) with 0 <= a < b")
-    return float(begin), float(end)
+    given = tuple(share * (epochs or 1) for share in RAMP) if ramp is None else ramp
+    if len(given) != 2 or not 0 <= given[0] < given[1] < math.inf:
+        raise InputError(f"ramp: got {tuple(given)}; expected epochs (a, b) with 0 <= a < b")
+    return float(given[0]), float(given[1])
 
 
 def _anchor(families: Sequence[str | None]) -> int:

@@ -29,7 +29,7 @@ class DeepSupervision(nn.Module):
     Raises:
         InputError: negative weights; from the call, more weights than outputs, outputs that are stacked in one tensor
             `[B, n, C, *spatial]` (pass `logits.unbind(1)`), a list of targets, a mask for a loss from elsewhere
-            that takes none.
+            that takes none, a mask or map on another grid than the target's.
 
     References:
         Isensee et al. (2021), nnU-Net, doi 10.1038/s41592-020-01008-z, for the weights.
@@ -84,6 +84,13 @@ class DeepSupervision(nn.Module):
         assert target is not None
         weights = self._weights(len(outputs))
         size = target.shape[2:]
+        for name, value in tensors.items():
+            # Resized it would fit every scale, whatever volume it is of.
+            if value is not None and CALL_ARGUMENTS[name].resize and value.shape[2:] != size:
+                raise InputError(
+                    f"{name}: got shape {tuple(value.shape)} for a target {tuple(target.shape)}; expected the target's "
+                    "grid, which is brought to the other scales"
+                )
         try:
             spacings = resolve_spacing(given.get("spacing"), target, target.shape[0], len(size))
         except UnknownSpacingError:

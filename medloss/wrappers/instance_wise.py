@@ -62,7 +62,8 @@ class InstanceWiseLoss(SegmentationLoss):
 
     Raises:
         InputError: an inner loss that is unknown, of another package, or needs a softmax; an unknown `cells` or
-            `connectivity`; `terms` for a loss that is not in the sum; a soft target.
+            `connectivity`; `terms` for a loss that is not in the sum, or with `reduction="none"` or `batch=True`; a
+            soft target.
 
     References:
         CC-DiceCE (2025), arXiv 2511.17146. Kofler et al. (2022), blob loss: instance imbalance aware loss functions for
@@ -115,7 +116,12 @@ class InstanceWiseLoss(SegmentationLoss):
         if not issubclass(cls, SegmentationLoss) or cls.categorical_only or issubclass(cls, InstanceWiseLoss):
             raise InputError(f"loss: '{name}' cannot be taken per instance; expected a loss of medloss for one channel")
         arguments: dict[str, Any] = {"sigmoid": self.sigmoid or self.softmax, "validate": False}
-        return create_loss(name, **(arguments | (self.terms or {}).get(name, {})))
+        loss = create_loss(name, **(arguments | (self.terms or {}).get(name, {})))
+        assert isinstance(loss, SegmentationLoss)
+        if loss.reduction == "none" or loss.batch:
+            # Ranks with different numbers of instances would wait for each other's sums forever.
+            raise InputError(f"terms: '{name}' has reduction='none' or batch=True; expected one value per instance")
+        return loss
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """The mean over each map's instances, weighted and reduced."""

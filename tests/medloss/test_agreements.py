@@ -442,9 +442,19 @@ def test_instance_wise_of_one_component_is_the_inner_loss(cells: str, mode: str)
 @pytest.mark.parametrize("cells", ["voronoi", "blob"])
 @pytest.mark.parametrize(
     "loss",
-    ["lovasz", "topk_cross_entropy", "unified_focal", "focal", "l1_ace", "hausdorff_dt", "structural_similarity"],
+    [
+        "lovasz",
+        "topk_cross_entropy",
+        "unified_focal",
+        "matthews_correlation",
+        "focal",
+        "l1_ace",
+        "hausdorff_dt",
+        "structural_similarity",
+    ],
 )
-def test_instance_wise_takes_any_loss_under_its_masks(loss: str, cells: str) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_instance_wise_takes_any_loss_under_its_masks(loss: str, cells: str, weighted: bool) -> None:
     logits, label = _lesions()
     spacing = (3.0, 1.0, 0.6)
     numbers = medloss.maps.instance_map(label == 1, spacing)
@@ -452,9 +462,11 @@ def test_instance_wise_takes_any_loss_under_its_masks(loss: str, cells: str) -> 
     y = label == 1
     areas = [(numbers == k) & (y if cells == "blob" else True) | (~y if cells == "blob" else False) for k in (1, 2, 3)]
     inner = make(loss, "sigmoid")
-    expected = sum(inner(channel, y.long(), mask=area, spacing=spacing) for area in areas) / 3
+    call: dict[str, Any] = {"spacing": spacing}
+    call |= {"voxel_weight": logits[:, :1].abs()} if weighted else {}
+    expected = sum(inner(channel, y.long(), mask=area, **call) for area in areas) / 3
     one = make("instance_wise", "softmax", loss=f"0.5*{loss}", cells=cells, reduction="none")
-    assert_close(one(logits, label, spacing=spacing)[0, 0].squeeze(), 0.5 * expected, rtol=1e-7)
+    assert_close(one(logits, label, **call)[0, 0].squeeze(), 0.5 * expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("loss", ["dice+binary_cross_entropy", "lovasz+structural_similarity"])

@@ -294,6 +294,8 @@ CONSTRUCTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("instance_wise", {"loss": "generalized_wasserstein_dice"}, "loss: .* expected a loss of medloss for one channel"),
     ("instance_wise", {"loss": "monai.losses.DiceLoss"}, "loss: 'monai.losses.DiceLoss' cannot be taken per instance"),
     ("instance_wise", {"terms": {"focal": {}}}, "terms: got 'focal', which is not in 'dice"),
+    ("instance_wise", {"terms": {"dice": {"reduction": "none"}}}, "terms: 'dice' has reduction='none' or batch=True"),
+    ("instance_wise", {"terms": {"dice": {"batch": True}}}, "terms: 'dice' has reduction='none' or batch=True"),
     ("skeleton_recall", {"smooth": 0.0}, "smooth: got 0.0; expected a positive number"),
     ("lovasz", {"classes": "some"}, "classes: got 'some'; expected 'present', 'all'"),
     ("lovasz", {"softmax": True, "hinge": True}, "hinge: .* expected sigmoid=True"),

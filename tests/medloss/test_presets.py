@@ -101,6 +101,11 @@ def test_a_preset_is_that_of_the_named_loss_in_its_recipe() -> None:
     assert trained_as("hausdorff_dt@monai") == "hausdorff_dt@monai+dice, balanced"
     assert not loss.losses[0].include_background
     assert loss.losses[1].include_background and loss.losses[1].smooth_nr == 1.0
+    # MONAI's arguments, not those of the recipe.
+    assert not medloss.create_training_loss("boundary", num_classes=3).losses[2].include_background
+    assert medloss.create_training_loss("boundary@monai", num_classes=3).losses[2].include_background
+    assert medloss.create_training_loss("generalized_dice", num_classes=3).w_type == "simple"
+    assert medloss.create_training_loss("generalized_dice@monai", num_classes=3).w_type == "square"
     # Independent channels have no background.
     assert medloss.create_training_loss("hausdorff_dt@monai", num_classes=3, sigmoid=True).losses[0].include_background
     arguments: dict[str, Any] = {"common": {"batch": True}, "terms": {"dice": {"smooth_nr": 9.0}}}

@@ -127,7 +127,7 @@ def test_without_scikit_image_one_line_says_what_to_do(monkeypatch: pytest.Monke
     assert medloss.SkeletonRecallLoss(sigmoid=True)(torch.zeros_like(label), label, skeleton_map=label).isclose(
         torch.tensor(0.5)
     )
-    for radius in (-1.0, float("nan")):
+    for radius in (-1.0, float("nan"), float("inf")):
         with pytest.raises(medloss.InputError, match="radius: got"):
             tube_map(label, radius=radius)
 
@@ -202,7 +202,8 @@ def test_soft_labels_by_brute_force(sigma: float | None) -> None:
 
 def test_soft_labels_are_the_label_where_it_is_constant() -> None:
     assert torch.equal(smoothed_label(torch.ones(1, 2, 4, 4)), torch.ones(1, 2, 4, 4))
-    for make in (lambda: smoothed_label(torch.ones(1, 2, 4, 4), sigma=0.0), lambda: SmoothedLabeld("y", sigma=-1.0)):
+    inf = float("inf")
+    for make in (lambda: smoothed_label(torch.ones(1, 2, 4, 4), sigma=0.0), lambda: SmoothedLabeld("y", sigma=inf)):
         with pytest.raises(medloss.InputError, match="sigma: got"):
             make()
 

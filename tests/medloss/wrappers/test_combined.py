@@ -1,6 +1,7 @@
 """Sums of losses, their schedules, and losses from elsewhere."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -329,10 +330,12 @@ def test_terms_that_are_zero_keep_their_weight() -> None:
     ("arguments", "message"),
     [
         ({"losses": "dice+focal", "schedule": "cosine"}, "schedule: got 'cosine'"),
-        ({"losses": "dice+focal", "weights": [1.0]}, "weights: got .* expected 2 numbers"),
+        ({"losses": "dice+focal", "weights": [1.0]}, "weights: got .* expected 2 finite numbers"),
         ({"losses": "dice+focal", "schedule": "linear"}, "'linear' needs final_weights"),
         ({"losses": "dice+hausdorff_dt", "schedule": "ramp"}, "'ramp' needs epochs >= 1, or ramp="),
         ({"losses": "dice+hausdorff_dt", "schedule": "ramp", "ramp": (5, 5)}, r"ramp: got \(5, 5\); expected epochs"),
+        ({"losses": "dice+hausdorff_dt", "schedule": "ramp", "ramp": (5,)}, r"ramp: got \(5,\); expected epochs"),
+        ({"losses": "dice+focal", "weights": [1.0, math.inf]}, "weights: got .* expected 2 finite numbers"),
         ({"losses": "dice+fokal"}, "no loss 'fokal'; did you mean 'focal'"),
     ],
 )

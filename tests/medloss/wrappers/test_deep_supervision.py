@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import medloss
+from medloss.call_arguments import CALL_ARGUMENTS
 
 SPACING = (3.0, 1.0, 0.6)
 LABEL = torch.randint(0, 3, (2, 1, 8, 12, 16), generator=torch.Generator().manual_seed(0))
@@ -92,6 +93,14 @@ def test_a_sum_of_deep_supervisions_takes_the_outputs(schedule: str) -> None:
     value = medloss.CombinedLoss(terms, schedule=schedule)(outputs, LABEL)
     dice, focal = (term(outputs, LABEL) for term in terms)
     assert torch.isclose(value, dice + focal if schedule == "constant" else 2 * dice)
+
+
+@pytest.mark.parametrize("name", [name for name, argument in CALL_ARGUMENTS.items() if argument.resize])
+@pytest.mark.parametrize("grid", [(3, 3, 3), (12, 12), ()])
+def test_masks_and_maps_of_another_grid_are_refused(name: str, grid: tuple[int, ...]) -> None:
+    loss = medloss.DeepSupervision(medloss.DiceLoss(softmax=True))
+    with pytest.raises(medloss.InputError, match=f"{name}: got shape .*; expected the target's grid"):
+        loss(_outputs(), LABEL, **{name: torch.ones(LABEL.shape[0], 1, *grid)})
 
 
 def test_bad_weights_are_refused() -> None:
