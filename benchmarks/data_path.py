@@ -62,6 +62,8 @@ def measured(checkout: Path, manifest: str, root: str, epochs: int) -> tuple[flo
 @click.option("--write", is_flag=True, help=f"Write {_RESULT.relative_to(_CHECKOUT)}.")
 def main(against: Path, manifest: str, data_root: str, rounds: int, epochs: int, write: bool) -> None:
     """Compare this checkout with an earlier one."""
+    command = ["git", "-C", str(against), "rev-parse", "--short", "HEAD"]
+    revision = subprocess.run(command, capture_output=True, text=True, check=True)
     versions = {"before": against.resolve(), "now": _CHECKOUT}
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in versions}
     for number in range(rounds + 1):
@@ -74,8 +76,6 @@ def main(against: Path, manifest: str, data_root: str, rounds: int, epochs: int,
         before, now = (statistics.median(row[column] for row in found[name]) for name in versions)
         ratios = [b[column] / a[column] for a, b in zip(found["before"], found["now"], strict=True)]
         lines.append(f"| {what} | {before:.3g} | {now:.3g} | {statistics.median(ratios):.3f} |")
-    command = ["git", "-C", str(against), "rev-parse", "--short", "HEAD"]
-    revision = subprocess.run(command, capture_output=True, text=True, check=True)
     text = "\n".join(
         [
             "# Preparing cases and cutting patches, one channel",
