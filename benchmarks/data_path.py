@@ -1,4 +1,4 @@
-"""What preparing cases and cutting patches costs, beside an earlier version of this package, in one run.
+"""The time of preparing cases and cutting patches, next to an earlier version of this package, in one run.
 
 Each round starts one process per version, in alternating order: it reads and prepares all cases of a fold, and then
 draws the patches of some epochs. Reported are the medians over the rounds, the ratio, and each process's peak memory.
@@ -45,7 +45,7 @@ print(json.dumps([prepared, time.perf_counter() - start, peak]))
 
 
 def measured(checkout: Path, manifest: str, root: str, epochs: int) -> tuple[float, float, float]:
-    """Seconds of preparing, seconds of drawing patches, and peak memory (MB), in a process of its own."""
+    """Seconds of preparing, seconds of drawing patches, and peak memory (MB), in a separate process."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _CHILD, manifest, root, str(epochs)]
     done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=True)
@@ -62,6 +62,8 @@ def measured(checkout: Path, manifest: str, root: str, epochs: int) -> tuple[flo
 @click.option("--write", is_flag=True, help=f"Write {_RESULT.relative_to(_CHECKOUT)}.")
 def main(against: Path, manifest: str, data_root: str, rounds: int, epochs: int, write: bool) -> None:
     """Compare this checkout with an earlier one."""
+    command = ["git", "-C", str(against), "rev-parse", "--short", "HEAD"]
+    revision = subprocess.run(command, capture_output=True, text=True, check=True)
     versions = {"before": against.resolve(), "now": _CHECKOUT}
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in versions}
     for number in range(rounds + 1):
@@ -74,12 +76,12 @@ def main(against: Path, manifest: str, data_root: str, rounds: int, epochs: int,
         before, now = (statistics.median(row[column] for row in found[name]) for name in versions)
         ratios = [b[column] / a[column] for a, b in zip(found["before"], found["now"], strict=True)]
         lines.append(f"| {what} | {before:.3g} | {now:.3g} | {statistics.median(ratios):.3f} |")
-    revision = subprocess.run(["git", "-C", against, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     text = "\n".join(
         [
             "# Preparing cases and cutting patches, one channel",
             "",
-            f"    python -m benchmarks.data_path --against {revision.stdout.strip()} --manifest {manifest} "
+            f"    git worktree add /tmp/before {revision.stdout.strip()}",
+            f"    python -m benchmarks.data_path --against /tmp/before --manifest {manifest} "
             f"--rounds {rounds} --epochs {epochs}",
             "",
             f"Medians over {rounds} rounds, both versions in each round, one thread; ratios of the same round.",

@@ -451,6 +451,8 @@ def main(
     known: dict[str, Any] = (read_json(stored) or {}) if write or report_only else {}
     kept = {(r["setting"], r["regime"]): [Found(**x) for x in r["rows"]] for r in known.get("groups", [])}
     made_on = known.get("machine", "")
+    if report_only and not kept:
+        raise click.ClickException(f"{stored}: no results; expected those of an earlier --write")
     if not report_only:
         made_on = f"{machine()}, MONAI {versions()['monai']}, numba {versions()['numba']}"
         chosen = [s for s in settings(quick) if not parts or any(part in s.key for part in parts)]

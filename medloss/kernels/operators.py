@@ -28,10 +28,11 @@ def voxel_sums(
     """
     # The other sets know no minimum.
     kernels = "eager" if terms.soft_overlap else dispatch.choose(logits.device.type, logits.dtype)
-    # A custom operator costs more than a small kernel. A compiler and subclasses of tensors (fake ones) need it.
-    plain = type(logits) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    # A custom operator costs more than a small kernel. A compiler, tracing and subclasses of tensors (fake ones) need
+    # it, and it resolves negative views (`.imag` of a conjugate).
+    plain = type(logits) in (Tensor, torch.nn.Parameter) and not logits.is_neg()
     result: Tensor
-    if plain:
+    if plain and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         result = _PlainSums.apply(logits, target, mask, voxel_weight, terms, kernels)
     else:
         result = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels)

@@ -112,6 +112,12 @@ def test_a_quick_run_of_the_step_benchmark_writes_its_page(tmp_path: Path) -> No
     assert (tmp_path / "step.md").read_text() == page
 
 
+def test_the_page_of_the_step_benchmark_needs_results(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(training_step.main, ["--report-only", "--out", str(tmp_path)])
+    assert outcome.exit_code == 1 and "step.json: no results" in outcome.output
+    assert not (tmp_path / "step.md").exists()
+
+
 def test_the_group_of_a_gpu_runs_on_any_device() -> None:
     rows = run_case(_case("transform", (Contender("medloss", "signed_distance_map"),)), FRESH)
     assert [r.library for r in rows] == ["medloss", "SimpleITK", "copy"]

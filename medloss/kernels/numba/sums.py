@@ -139,8 +139,8 @@ class _Work:
         inputs = (
             # Processors do not compute in float16: it takes a copy, and is not selected by default.
             _flat(logits.float() if logits.dtype == torch.float16 else logits),
-            target.detach().view(-1).view(torch.uint8).numpy(),
-            np.empty(0, np.uint8) if mask is None else mask.view(-1).view(torch.uint8).numpy(),
+            _bytes(target),
+            np.empty(0, np.uint8) if mask is None else _bytes(mask),
             np.empty(0, real) if weight is None else _flat(weight),
             plan,
             float(terms.gamma),
@@ -164,6 +164,13 @@ class _Work:
                 function(item, chunk, begin, min(begin + self.chunk, self.voxels), buffers)
 
         POOL.run(worker, self.items * self.chunks, torch.get_num_threads())
+
+
+def _bytes(tensor: Tensor) -> Array:
+    """The bytes of a contiguous tensor."""
+    # Not `view(-1)`: a single number may have any stride, and then has no view as bytes.
+    array: Array = tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
+    return array
 
 
 def _flat(tensor: Tensor) -> Array:

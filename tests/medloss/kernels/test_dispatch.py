@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import medloss
 from medloss.boundary import ball_means, balls, erosion
 from medloss.kernels import dispatch, eager, operators
-from medloss.kernels.sum_spec import ROWS, VoxelTerms
+from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms
 
 SETS = [name for name in medloss.kernels.available() if dispatch.module(name).supports("cpu", torch.float32)]
 TERMS: list[dict[str, Any]] = [
@@ -184,6 +185,35 @@ def test_second_derivatives_are_refused_in_one_line(kernels: str, name: str) -> 
         (gradient,) = torch.autograd.grad(value, logits, create_graph=True)
         with pytest.raises(medloss.InputError, match=r"^(hausdorff_..: )?second derivatives.*"):
             gradient.sum().backward()
+
+
+@every_set
+def test_a_traced_loss_equals_the_plain_one(kernels: str) -> None:
+    traced_at, called_with = sample("softmax", 2), sample("softmax", 2, seed=1)
+    loss = make("dice", "softmax")
+    results = []
+    with medloss.kernels.use(kernels), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # checks of shapes become constants; torch deprecates TorchScript
+        example = traced_at.logits.float(), traced_at.index
+        for function in (torch.jit.trace(lambda z, y: loss(z, y), example, check_trace=False), loss):
+            logits = called_with.logits.float().requires_grad_()
+            value = function(logits, called_with.index)
+            results.append((value.detach(), *torch.autograd.grad(value, logits)))
+    for found, expected in zip(*results, strict=True):
+        assert_close(found, expected)
+
+
+@every_set
+def test_negative_views_and_single_voxels_of_any_stride_are_read_right(kernels: str) -> None:
+    drawn = sample("softmax", 2)
+    logits = drawn.logits.float()
+    terms = VoxelTerms("softmax", overlap=True)
+    strided = [torch.ones(7, dtype=kind).as_strided((1, 1, 1, 1), (7, 7, 7, 7)) for kind in (torch.int64, torch.bool)]
+    with medloss.kernels.use(kernels):
+        value = operators.voxel_sums(terms, torch._neg_view(-logits), drawn.index, None)
+        assert_close(value, operators.voxel_sums(terms, logits, drawn.index, None))
+        sums, _ = sums_and_gradient(terms, torch.zeros(1, 2, 1, 1), strided[0], mask=strided[1])
+    assert sums[Row.TARGET].tolist() == [[0, 1]]
 
 
 @every_set
