@@ -173,7 +173,8 @@ def overview_figure(shown: Slice, maps: Mapping[str, NDArray[np.float64]]) -> Fi
         grid[0, 0].set_title("the image", fontsize=8.5)
         for axes, (title, values) in zip(grid.flat[1:], maps.items(), strict=False):
             _draw_map(axes, shown, values)
-            axes.set_title(title, fontsize=8)
+            # The longest name would run into its neighbours.
+            axes.set_title(title, fontsize=min(8, 8 * 22 / len(title)))
         for number in range(len(maps) + 1, grid.size):
             grid.flat[number].set_axis_off()
             grid.flat[number - columns].tick_params(labelbottom=True)

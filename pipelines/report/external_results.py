@@ -209,7 +209,7 @@ def from_predictions(
                    for _, case, prediction in asked for file in (prediction, references.files[case])}  # fmt: skip
     tolerance = settings.nsd_tolerance_mm
     if tolerance is None:
-        tolerance = files_tolerance(references.files[case] for case in sorted({case for _, case, _ in asked}))
+        tolerance = files_tolerance(references.files.values())
     names = settings.metrics
     if names is not None:
         names = tuple(name for name in METRICS if name in (*names, *_SHOWING_EMPTY))
