@@ -30,9 +30,9 @@ def voxel_sums(
     kernels = "eager" if terms.soft_overlap else dispatch.choose(logits.device.type, logits.dtype)
     # A custom operator costs more than a small kernel. A compiler, tracing and subclasses of tensors (fake ones) need
     # it, and it resolves negative views (`.imag` of a conjugate).
-    plain = type(logits) in (Tensor, torch.nn.Parameter) and not logits.is_neg()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     result: Tensor
-    if plain and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+    if not traced and type(logits) in (Tensor, torch.nn.Parameter) and not logits.is_neg():
         result = _PlainSums.apply(logits, target, mask, voxel_weight, terms, kernels)
     else:
         result = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels)

@@ -132,7 +132,8 @@ def test_what_mlflow_knows_of_it(comparison: tuple[Path, Plan], mlflow: Any, dim
     assert (given.type, given.shape) == (np.float32, (-1,) * dims)
     assert (made.type, made.shape) == (np.uint16, (-1,) * dims)
     params = {param.name: param.default for param in signature.params.params}
-    assert params == {"spacing": [2.0] * dims, "axes": "RAS"[:dims], "flips": False}
+    # An empty spacing is that of the network's grid, in the order of the axes given.
+    assert params == {"spacing": [], "axes": "RAS"[:dims], "flips": False}
     assert model.metadata.metadata is None
     example, params = model.input_example, model.metadata.load_input_example_params(logged.artifact_location)
     assert example.shape == (16,) * dims
