@@ -11,8 +11,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
+from pipelines.data.grids import Orientation
 from pipelines.data.manifest import load_manifest
-from pipelines.data.nifti import BadFileError, Orientation, write_labels
+from pipelines.data.nifti import BadFileError, write_labels
 from pipelines.inference.predict import read_source
 from pipelines.inference.sources import Source, by_channel, image_sources, refuse_collisions
 from pipelines.preprocessing.resampling import Preprocessing

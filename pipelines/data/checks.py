@@ -16,21 +16,11 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from pipelines.data.data_root import CHECKSUMS, recorded_checksums, refuse_other_data, resolve_data
+from pipelines.data.grids import Volume, by, grid_problem, grid_shift, shift_note
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import is_label_name, nifti_files, pair_by_name, stem
 from pipelines.data.manifest import Case, Channel, Excluded, Manifest, load_manifest
-from pipelines.data.nifti import (
-    WRONG_CHECKSUM,
-    BadFileError,
-    Volume,
-    by,
-    digits,
-    grid_problem,
-    grid_shift,
-    read_file,
-    read_labels,
-    shift_note,
-)
+from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, digits, read_file, read_labels
 from pipelines.utils import UserError
 
 # Checks of one case: problems are collected, not raised.

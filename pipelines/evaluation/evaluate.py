@@ -18,7 +18,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from pipelines.data.checks import Offence
-from pipelines.data.nifti import grid_shift, shift_note
+from pipelines.data.grids import grid_shift, shift_note
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import (
     DEFAULT_SETTINGS,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data import nifti
+from pipelines.data import grids, nifti
 from pipelines.data.checks import Offence
 from pipelines.evaluation import evaluate, lesions, references, surface_distances
 from pipelines.evaluation.metrics import METRICS, base
@@ -27,7 +27,7 @@ from pipelines.utils.files import NamedFile, sha256
 from pipelines.utils.text import Bar, shown
 
 #: Modules whose source affects the numbers, in addition to those of the metrics.
-_METRIC_MODULES: tuple[ModuleType, ...] = (evaluate, base, lesions, surface_distances, references, nifti)
+_METRIC_MODULES: tuple[ModuleType, ...] = (evaluate, base, lesions, surface_distances, references, nifti, grids)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Pair:
             )
         except MemoryError:
             return None, [Offence(str(self.prediction.path), "cannot be evaluated: out of memory")]
-        shift = nifti.grid_shift(prediction, reference)
+        shift = grids.grid_shift(prediction, reference)
         return {"measures": [list(of_class.values()) for of_class in found], "shift": shift}, []
 
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from pipelines.data.checks import Offence, count_values, label_problem
 from pipelines.data.data_root import located_cases
+from pipelines.data.grids import Volume, grid_problem
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import is_label_name, nifti_files, pair_predictions, stem
 from pipelines.data.manifest import Case, Manifest
-from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, Volume, digits, grid_problem, read_labels, read_spacing
+from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, digits, read_labels, read_spacing
 from pipelines.evaluation.metrics.base import (
     DEFAULT_SETTINGS,
     NSD_TOLERANCE_MM,

@@ -13,17 +13,8 @@ from scipy import ndimage
 
 from medloss import CombinedLoss
 from medloss.expression import parse_expression
-from pipelines.data.nifti import (
-    BadFileError,
-    Orientation,
-    by,
-    digits,
-    grid_problem,
-    grid_shift,
-    read_file,
-    shift_note,
-    whole_labels,
-)
+from pipelines.data.grids import Orientation, by, grid_problem, grid_shift, shift_note
+from pipelines.data.nifti import BadFileError, digits, read_file, whole_labels
 from pipelines.gallery.pictures import Slice, densest_slice, gradient_figure
 from pipelines.gallery.scenes import logit, negative_gradient, one_channel_loss, soft_logits
 from pipelines.utils import UserError

@@ -13,16 +13,8 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from torch import Tensor
 
 from pipelines.data.checks import Offence
-from pipelines.data.nifti import (
-    WRONG_CHECKSUM,
-    BadFileError,
-    Orientation,
-    Volume,
-    by,
-    read_image,
-    write_labels,
-    write_probabilities,
-)
+from pipelines.data.grids import Orientation, Volume, by
+from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, read_image, write_labels, write_probabilities
 from pipelines.inference.sources import Source
 from pipelines.preprocessing.resampling import resampled
 from pipelines.training.saved_model import WINDOWS, Model, label_map, load_model

@@ -20,10 +20,11 @@ import numpy as np
 
 from pipelines.data import Configuration, nnunet_folder
 from pipelines.data.data_root import resolve_data
+from pipelines.data.grids import Orientation, by
 from pipelines.data.layouts import SPLITS
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.data.manifest_writer import with_checksums
-from pipelines.data.nifti import BadFileError, Orientation, by, read_file, squeezed, whole_labels, write_labels
+from pipelines.data.nifti import BadFileError, read_file, squeezed, whole_labels, write_labels
 from pipelines.evaluation.references import label_channels
 from pipelines.training.run_config import NnunetSettings, RunConfig
 from pipelines.utils import UserError

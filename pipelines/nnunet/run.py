@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from pipelines.data.grids import Orientation
 from pipelines.data.manifest import load_manifest
-from pipelines.data.nifti import Orientation, squeezed, write_labels
+from pipelines.data.nifti import squeezed, write_labels
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.references import manifest_references, match
 from pipelines.evaluation.result_folders import STOCK

@@ -12,9 +12,10 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from pipelines.data.grids import Volume, by, grid_problem
 from pipelines.data.label_scheme import IGNORED, LabelScheme
 from pipelines.data.manifest import Case, Manifest
-from pipelines.data.nifti import BadFileError, Volume, by, digits, grid_problem, read_image, read_labels, stacked
+from pipelines.data.nifti import BadFileError, digits, read_image, read_labels, stacked
 from pipelines.preprocessing import Clip
 from pipelines.utils import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.data.checks import Offence
-from pipelines.data.nifti import shift_note
+from pipelines.data.grids import shift_note
 from pipelines.evaluation.cached_tasks import ResultCache, work
 from pipelines.evaluation.external_predictions import (
     Pair,

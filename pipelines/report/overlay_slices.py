@@ -13,7 +13,8 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from pipelines.data.checks import label_problem
-from pipelines.data.nifti import BadFileError, Orientation, Volume, grid_problem, read_file, read_labels
+from pipelines.data.grids import Orientation, Volume, grid_problem
+from pipelines.data.nifti import BadFileError, read_file, read_labels
 from pipelines.report.collect import PredictedCase
 from pipelines.report.overlay_selection import Choice, Plane, largest_section, planes, select_slice, window
 

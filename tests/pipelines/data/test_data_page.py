@@ -9,10 +9,10 @@ import yaml
 from cli_call import call_medloss
 from made_layouts import MADE, write_files
 
+from pipelines.data.grids import TOLERANCE
 from pipelines.data.known_layouts import LAYOUTS
 from pipelines.data.label_scheme import scheme_problems
 from pipelines.data.manifest import Case, Channel, Excluded, Manifest
-from pipelines.data.nifti import TOLERANCE
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
 

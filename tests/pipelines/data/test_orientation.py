@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipelines.data.nifti import BadFileError, Orientation, Volume, read_file, read_image, stacked, write_labels
+from pipelines.data.grids import Orientation, Volume
+from pipelines.data.nifti import BadFileError, read_file, read_image, stacked, write_labels
 
 AFFINE = np.array([[2.0, 0, 0, -5], [0, 3, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]])
 #: All orders of three axes, each in both directions.
