@@ -7,7 +7,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 NNUNET := .venv-nnunet
 
-.PHONY: setup compare test test-all test-nnunet lint unit bench architecture clean
+# One loss per family, and the reference; sums with a boundary term are warmed up (`--schedule ramp`).
+FAMILIES := dice+binary_cross_entropy,dice,binary_cross_entropy,focal_tversky,exponential_logarithmic,dice+binary_cross_entropy+hausdorff_dt
+
+.PHONY: setup compare compare-all test test-all test-nnunet lint unit bench architecture clean
 
 setup: $(VENV)/.installed
 
@@ -20,7 +23,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 compare: setup
-	$(BIN)/medloss compare phantom --losses survey --epochs 20 --batch-size 2 --val-interval 5 --out $(OUT)
+	$(BIN)/medloss compare phantom --losses $(FAMILIES) --schedule ramp --folds 0,1,2 --epochs 20 --batch-size 2 \
+		--val-interval 5 --out $(OUT)
+
+# Every loss, on one fold: some ten minutes.
+compare-all: setup
+	$(BIN)/medloss compare phantom --losses all --epochs 20 --batch-size 2 --val-interval 5 --out $(OUT)_all
 
 # Lint, types, and the tests that decide. They run against the built wheel, from outside the checkout.
 test: lint

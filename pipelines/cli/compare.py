@@ -163,7 +163,8 @@ def status(folder: Path) -> None:
     from pipelines.comparison.executors.slurm import submitted_jobs
     from pipelines.comparison.remaining_runs import STATE_COLUMNS, STATE_KEYS, state_rows
     from pipelines.comparison.screening import begun_rungs
-    from pipelines.runs.comparison_folder import require_plan, run_states, stood_still, stood_still_notes
+    from pipelines.runs.comparison_folder import require_plan, run_states
+    from pipelines.runs.curve_checks import stood_still, stood_still_notes
     from pipelines.runs.summary import rung_title, screening_notes, state_counts
     from pipelines.utils.text import counted, print_table
 

@@ -11,27 +11,18 @@ import click
 from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.executors.base import Handover
 from pipelines.comparison.remaining_runs import prepare_cases, train_remaining
+from pipelines.comparison.results import Report, print_results
 from pipelines.comparison.screening import begun_rungs, screen, tune
 from pipelines.data.checks import refuse_bad_data
-from pipelines.runs.comparison_folder import adopt_plan, read_plan, stood_still_notes
+from pipelines.runs.comparison_folder import adopt_plan, read_plan
 from pipelines.runs.plan import Plan
-from pipelines.runs.summary import (
-    Table,
-    best_mean,
-    best_run,
-    comparison_table,
-    formatted_rows,
-    screening_notes,
-    state_counts,
-    write_table,
-)
+from pipelines.runs.summary import best_mean, best_run, comparison_table, state_counts, write_table
 from pipelines.tracking.findings import Findings
 from pipelines.tracking.mlflow_mirror import Mirror, mirroring
 from pipelines.tracking.mlflow_store import local_uri
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.locks import held_lock
-from pipelines.utils.text import Column, numbers, print_table
 
 
 def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequence[RunConfig] = ()) -> int:
@@ -115,7 +106,7 @@ def _train_and_report(comparison: Comparison, mirror: Mirror) -> Findings:
         if any(state.state == "done" for state in comparison.states):
             table = comparison_table(comparison.folder, comparison.plan)
             write_table(comparison.folder, table)
-            _print_results(comparison, table, [])
+            print_results(comparison, table, None)
         raise
 
 
@@ -125,36 +116,34 @@ def _conclude(comparison: Comparison) -> Findings:
     table = comparison_table(folder, plan)
     written = write_table(folder, table)
     report = _report(comparison)
-    _print_results(comparison, table, report)
+    print_results(comparison, table, report)
     return Findings(
         table=written,
         metrics={} if (best := best_mean(plan, table)) is None else {f"best/{plan.metric}": best[1]},
-        verdict=report[0] if report else None,
-        report=folder / "report" if report else None,
+        verdict=report.analysis.verdict if report else None,
+        report=report.page.parent if report else None,
         best=best_run(folder, plan, table),
         register=comparison.execution.register_model,
     )
 
 
-def _report(comparison: Comparison) -> list[str]:
-    """Write the report, once two losses have finished; returns its verdict, notes and path as lines to print."""
+def _report(comparison: Comparison) -> Report | None:
+    """Write the report, once two losses have finished."""
     if len({state.run.config.loss for state in comparison.states if state.state == "done"}) < 2:
-        return []
+        return None
     from pipelines.report import claimed
     from pipelines.report.collect import from_folder
     from pipelines.report.write import write_report
-    from pipelines.statistics.verdict_text import gap_notes
 
     folder = comparison.folder
     try:
         with claimed(folder / "report"):
-            page, analysis = write_report(from_folder(folder), folder / "report")
+            return Report(*write_report(from_folder(folder), folder / "report"))
     except Exception as error:
         # Hours of training are over, and their table is written: whatever goes wrong here must not end in a traceback.
         why = " ".join(str(error).split()) or type(error).__name__
         click.echo(f"warning: no report was written: {why}; see `medloss report {folder}`", err=True)
-        return []
-    return [analysis.verdict, *gap_notes(analysis), f"report    {page}"]
+        return None
 
 
 def _track(comparison: Comparison, mirror: Mirror, findings: Findings) -> None:
@@ -175,19 +164,3 @@ def _track(comparison: Comparison, mirror: Mirror, findings: Findings) -> None:
         click.echo(f"charts    {page}")
     if mirror.registered is not None:
         click.echo(f"model     {mirror.registered}, in MLflow's registry")
-
-
-def _print_results(comparison: Comparison, table: Table, report: list[str]) -> None:
-    """Print the table, what is to be known of it, the verdict, and where the files are."""
-    folder, plan = comparison.folder, comparison.plan
-    head, *body = formatted_rows(table)
-    title = f"{plan.manifest_name}: {len(plan.losses)} losses"
-    print_table([Column(head[0]), *numbers(*head[1:])], body, title=title)
-    click.echo(table.caveat)
-    failed = [f"failed: {state.run.title}: {state.error}" for state in comparison.states if state.state == "failed"]
-    for line in (*plan.told, *screening_notes(plan), *stood_still_notes(plan, table.still), *failed):
-        click.echo(line)
-    verdict = [f"\n{line}" for line in report[:1]]
-    files = [f"\nruns      {folder / 'runs'}", f"table     {folder / 'table.csv'}, {folder / 'table.md'}"]
-    for line in (*verdict, *files, *report[1:]):
-        click.echo(line)

@@ -1,7 +1,8 @@
 """Trains the remaining runs of a plan on this machine, and shows their progress."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Self
 
 import click
@@ -11,11 +12,15 @@ from rich.text import Text
 
 from pipelines.comparison.execution import Comparison
 from pipelines.comparison.executors.local import execute
+from pipelines.comparison.results import Estimates
 from pipelines.runs.comparison_folder import RunState, cache_folder, epochs_over, seconds_left
 from pipelines.utils.machine import available_cores
-from pipelines.utils.text import Column, duration, fitted_table, numbers
+from pipelines.utils.text import Column, counted, duration, fitted_table, numbers
 
-# The progress of a comparison: a live table on a terminal, a line per epoch elsewhere.
+# The progress of a comparison: a live table on a terminal, a line per epoch elsewhere and in the log file.
+
+#: In a comparison's folder: a line per event.
+LOG = "compare.log"
 
 #: Of the table of runs; `left` is the remaining time, or why a run failed.
 STATE_COLUMNS = [
@@ -29,8 +34,9 @@ _COLOURS = {"done": "green", "failed": "red", "running": "cyan", "interrupted": 
 class Display:
     """Shows the states of the runs while they change; used as a context manager around the work."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, log: Path | None = None) -> None:
         self.console = console or Console(stderr=True)
+        self.log = log
         self.started = time.monotonic()
         self.done_before: int | None = None
         self.under_way = False
@@ -54,11 +60,16 @@ class Display:
             self.under_way = self.done_before is not None
             self.done_before, self.started = done, time.monotonic()
         left = seconds_left(states, time.monotonic() - self.started, self.done_before)
+        for line in self._events(states, left):
+            self._write(line)
+            if not self.console.is_terminal:
+                click.echo(line, err=True)
         if not self.console.is_terminal:
-            self._lines(states, left)
             return
         finished = sum(state.finished for state in states)
-        title = f"{finished} of {len(states)} runs{'' if left is None else f', about {duration(left)} left'}"
+        share = done / max(1, sum(state.epochs for state in states))
+        title = f"{_bar(share)} {finished} of {counted(len(states), 'run')}"
+        title += "" if left is None else f", about {duration(left)} left"
         # Of many runs, the most recent ones are shown; a narrow terminal takes several lines per run.
         room = max(5, self.console.height - 6)
         while True:
@@ -70,13 +81,20 @@ class Display:
         self.live.update(table)
 
     def message(self, line: str) -> None:
-        """Print a line that stays, above the live table if there is one."""
+        """Print a line that stays, above the live table if there is one, and write it to the log file."""
+        self._write(line)
         if self.console.is_terminal:
             self.console.print(line, markup=False, highlight=False)
         else:
             click.echo(line, err=True)
 
-    def _lines(self, states: list[RunState], left: float | None) -> None:
+    def _write(self, line: str) -> None:
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def _events(self, states: list[RunState], left: float | None) -> Iterator[str]:
+        """A line per run that has begun, finished an epoch or ended since the last call."""
         for number, state in enumerate(states, start=1):
             now, before = (state.state, state.epoch), self.shown.get(state.run.id)
             self.shown[state.run.id] = now
@@ -88,7 +106,13 @@ class Display:
             dice = "" if state.dice is None else f", dice {state.dice:.3f}"
             why = "" if state.error is None else f": {state.error}"
             rest = "" if left is None else f" ({duration(left)} left in all)"
-            click.echo(f"[{number}/{len(states)}] {state.run.title}: {what}{dice}{why}{rest}", err=True)
+            yield f"[{number}/{len(states)}] {state.run.title}: {what}{dice}{why}{rest}"
+
+
+def _bar(share: float, width: int = 20) -> str:
+    """A bar of `width` characters in brackets, of which a share is filled."""
+    filled = round(width * min(1.0, share))
+    return f"[{'=' * filled}{'.' * (width - filled)}]"
 
 
 def state_rows(states: list[RunState]) -> list[list[str | Text]]:
@@ -136,11 +160,14 @@ def train_remaining(comparison: Comparison, to_mlflow: Callable[[list[RunState]]
     Raises:
         KeyboardInterrupt: it was interrupted; no worker is left.
     """
-    with Display() as display:
+    estimates = Estimates(comparison)
+    with Display(log=comparison.folder / LOG) as display:
 
         def watch() -> None:
             states = comparison.states
             display.update(states)
+            for line in estimates.lines(states):
+                display.message(line)
             to_mlflow(states)
 
         execute(comparison.folder, comparison.plan, comparison.execution.jobs, watch, display.message)

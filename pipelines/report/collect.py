@@ -13,11 +13,12 @@ from pipelines.data.manifest import Case, Manifest, load_manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import at_tolerance, with_default
 from pipelines.report.provenance import csv_facts, folder_facts
-from pipelines.runs.comparison_folder import (
+from pipelines.runs.comparison_folder import require_plan, run_folder
+from pipelines.runs.curve_checks import (
     StoodStill,
     relative_steps,
-    require_plan,
-    run_folder,
+    still_improving,
+    still_improving_note,
     stood_still,
     stood_still_notes,
 )
@@ -275,7 +276,12 @@ def from_folder(folder: Path) -> Collected:
         title=plan.manifest_name,
         table=table,
         facts=folder_facts(folder, plan, done),
-        notes=(*_notes(plan, len(ended), selection), *_missing_metrics(table, wanted), *stood_still_notes(plan, still)),
+        notes=(
+            *_notes(plan, len(ended), selection),
+            *_missing_metrics(table, wanted),
+            *stood_still_notes(plan, still),
+            *still_improving_note(plan, still_improving(folder, plan)),
+        ),
         costs={
             loss: _cost([done[run.id] for run in plan.runs if run.id in done and run.config.loss == loss])
             for loss in compared

@@ -1,7 +1,5 @@
 """The folder of a comparison: its `plan.json`, its runs' folders, and the status of each run."""
 
-import math
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,80 +202,3 @@ def attempts(folder: Path, run: PlannedRun) -> int:
     """How often a run was started."""
     content = read_json(run_folder(folder, run).path / "attempts.json")
     return 0 if content is None else int(content["attempts"])
-
-
-# Runs whose optimizer stood still: such a run's score says little about its loss.
-
-#: A run stands still below this share of the reference's ratio of update to weights, per epoch, fold and seed.
-_SHARE = 0.01
-
-
-@dataclass(frozen=True)
-class StoodStill:
-    """A run whose optimizer steps were far smaller than the reference's, and in which epochs, from 1."""
-
-    run: PlannedRun
-    epochs: tuple[int, ...]
-
-    @property
-    def when(self) -> str:
-        """`epoch 3`, `epochs 2, 6 to 20`."""
-        first = [epoch for epoch in self.epochs if epoch - 1 not in self.epochs]
-        last = [epoch for epoch in self.epochs if epoch + 1 not in self.epochs]
-        text = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(first, last, strict=True))
-        return f"epoch{'' if len(self.epochs) == 1 else 's'} {text}"
-
-
-def stood_still(folder: Path, plan: Plan) -> tuple[StoodStill, ...]:
-    """The runs of a comparison that stood still, so far.
-
-    A run is compared with the reference's of the same fold and seed, epoch by epoch; in a plan without a reference,
-    with the median over the losses. Runs of an earlier version, and nnU-Net's, have no ratio and are left out.
-    """
-    relative = _relative(folder, plan)
-    found = ((run, tuple(epoch for epoch, share in relative[run.id].items() if share < _SHARE)) for run in plan.runs)
-    return tuple(StoodStill(run, epochs) for run, epochs in found if epochs)
-
-
-def relative_steps(folder: Path, plan: Plan) -> dict[str, float]:
-    """Loss -> the median, over its runs and epochs, of its ratio of update to weights over the reference's."""
-    relative = _relative(folder, plan)
-    shares: dict[str, list[float]] = {loss: [] for loss in plan.losses}
-    for run in plan.runs:
-        shares[run.config.loss] += relative[run.id].values()
-    return {loss: statistics.median(values) for loss, values in shares.items() if values}
-
-
-def stood_still_notes(plan: Plan, found: tuple[StoodStill, ...]) -> tuple[str, ...]:
-    """A sentence per run that stood still."""
-    norm = f"that of {plan.reference}" if plan.has_reference else "the median of the losses"
-    return tuple(
-        f"{still.run.title}: the optimizer stood still in {still.when}: its ratio of update to weights "
-        f"(train/update_ratio) was below a hundredth of {norm}. The scores say little about the loss; try another "
-        "learning rate (--tune-lr, --loss-lr)."
-        for still in found
-    )
-
-
-def _relative(folder: Path, plan: Plan) -> dict[str, dict[int, float]]:
-    """Run id -> epoch -> ratio of update to weights over the reference's."""
-    ratios = {run.id: _ratios(folder, run) for run in plan.runs}
-    found: dict[str, dict[int, float]] = {run.id: {} for run in plan.runs}
-    for run in plan.runs:
-        same = [
-            peer for peer in plan.runs if (peer.config.fold, peer.config.seed) == (run.config.fold, run.config.seed)
-        ]
-        peers = [peer.id for peer in same if not plan.has_reference or peer.config.loss == plan.reference]
-        for epoch, ratio in ratios[run.id].items():
-            known = [ratios[peer][epoch] for peer in peers if epoch in ratios[peer]]
-            if known and (norm := statistics.median(known)) > 0:
-                found[run.id][epoch] = ratio / norm
-    return found
-
-
-def _ratios(folder: Path, run: PlannedRun) -> dict[int, float]:
-    try:
-        rows = run_folder(folder, run).epochs
-    except (ValueError, TypeError):
-        return {}  # damaged; what needs the file reports that
-    return {int(row["epoch"]): ratio for row in rows if math.isfinite(ratio := row.get("update_ratio", math.nan))}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import with_default
-from pipelines.runs.comparison_folder import RunState, StoodStill, run_folder, stood_still
+from pipelines.runs.comparison_folder import RunState, run_folder
+from pipelines.runs.curve_checks import StoodStill, stood_still
 from pipelines.runs.plan import Dropped, Halving, Plan, PlannedRun, RunGrid, Tuning, survivors
 from pipelines.statistics.table import having, in_report_order
 from pipelines.training.run_folder import case_columns

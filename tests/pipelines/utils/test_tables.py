@@ -12,10 +12,10 @@ from rich.console import Console
 from tiny import tiny_manifest
 
 from medloss.names import loss_names
-from pipelines.comparison.compare import _print_results
 from pipelines.comparison.dry_run import _losses
 from pipelines.comparison.execution import Comparison
 from pipelines.comparison.remaining_runs import Display
+from pipelines.comparison.results import print_results
 from pipelines.runs.comparison_folder import run_states
 from pipelines.runs.summary import comparison_table
 from pipelines.utils.text import Column, abbreviated, numbers, print_table
@@ -64,7 +64,7 @@ def test_status_and_the_table_at_the_end(width: int, tmp_path: Path, capsys: pyt
     assert "case <c1>" in " ".join(shown.split()) or width < 80  # the reason, over several lines
 
     table = comparison_table(tmp_path, plan)
-    _print_results(Comparison(tmp_path, plan), table, [])
+    print_results(Comparison(tmp_path, plan), table, None)
     shown = capsys.readouterr().out.split("\nmeans over")[0]
     values = [f"{value:.4f}" for value in table.rows["dice"].dropna()]
     _whole(shown, [*_LOSSES, *values, "sensitivity", "specificity", "0.9900", "2/2", "0/2"], width)

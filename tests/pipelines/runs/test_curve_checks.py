@@ -1,4 +1,4 @@
-"""Runs whose optimizer stood still: which are named, and where."""
+"""What curves say against scores: runs whose optimizer stood still, and losses that were still improving."""
 
 from pathlib import Path
 
@@ -9,7 +9,14 @@ from made_comparison import made_comparison
 from page_reader import read_page
 from tiny import TinySet, tiny_manifest
 
-from pipelines.runs.comparison_folder import StoodStill, run_folder, stood_still, stood_still_notes
+from pipelines.runs.comparison_folder import run_folder
+from pipelines.runs.curve_checks import (
+    StoodStill,
+    still_improving,
+    still_improving_note,
+    stood_still,
+    stood_still_notes,
+)
 from pipelines.runs.plan import Plan, PlannedRun, make_plan
 from pipelines.runs.summary import comparison_table, formatted_rows, write_table
 from pipelines.training.run import train_run
@@ -106,3 +113,45 @@ def test_a_real_training_whose_gradients_vanish(tmp_path: Path, weight: str, sti
     for run in plan.runs:
         train_run(run.config, run_folder(tmp_path, run).path)
     assert [one.epochs for one in stood_still(tmp_path, plan)] == ([(1, 2)] if still else [])
+
+
+def _with_curves(folder: Path, curves: dict[str, dict[int, float]], epochs: int = 20, margin: float = 0.01) -> Plan:
+    """A comparison with these validations: loss -> epoch -> Dice."""
+    configs = [RunConfig(manifest="made", loss=loss, epochs=epochs) for loss in curves]
+    plan = make_plan(configs, [0], [0], "made", "ab" * 32, margin=margin)
+    for run in plan.runs:
+        run_dir = run_folder(folder, run)
+        run_dir.begin(run.config)
+        run_dir.write_epochs(
+            [{"epoch": e, "val_dice": curves[run.config.loss].get(e, "")} for e in range(1, epochs + 1)]
+        )
+        run_dir.write_result({"state": "done"})
+    return plan
+
+
+def test_losses_that_were_still_improving(tmp_path: Path) -> None:
+    plan = _with_curves(
+        tmp_path,
+        {
+            "dice": {5: 0.5, 10: 0.8, 15: 0.900, 20: 0.905},  # by less than the margin
+            "focal": {5: 0.1, 10: 0.3, 15: 0.400, 20: 0.450},
+            "tversky": {5: 0.1, 10: 0.3, 15: 0.400, 20: 0.300},  # worse
+            "combo": {20: 0.8},  # nothing to compare with
+        },
+    )
+    gains = still_improving(tmp_path, plan)
+    assert gains == {"focal": pytest.approx(0.05)}
+    (note,) = still_improving_note(plan, gains)
+    assert "focal 0.0500" in note
+    assert still_improving_note(plan, {}) == ()
+    run_folder(tmp_path, plan.runs[1]).write_result({"state": "failed", "error": "x"})
+    assert still_improving(tmp_path, plan) == {}
+
+
+def test_distances_improve_downwards(tmp_path: Path) -> None:
+    plan = _with_curves(tmp_path, {"dice": {15: 0.0, 20: 0.0}}).model_copy(update={"metric": "hd95_mm", "margin": 1.0})
+    (run,) = plan.runs
+    for last, expected in ((5.0, {"dice": 4.0}), (13.0, {})):
+        rows = [{"epoch": 15, "val_hd95_mm": 9.0}, {"epoch": 20, "val_hd95_mm": last}]
+        run_folder(tmp_path, run).write_epochs(rows)
+        assert still_improving(tmp_path, plan) == expected
