@@ -120,6 +120,9 @@ def _metrics(analysis: Analysis, collected: Collected) -> str:
     text = f"The primary metric{named} was {_metric(analysis, metric.name)}{of_classes}"
     others = [_metric(analysis, name) for name in analysis.secondary]
     text += f"; secondary metrics were {in_words(others, 40)}." if others else "."
+    shown = {metric.name, *analysis.secondary}
+    if (collected.costs or "references" in dict(collected.facts)) and shown & {"hd95_mm", "assd_mm", "nsd"}:
+        text += " Distances between surfaces are those between the voxels of both surfaces, in mm."
     if analysis.primary.empty:
         rule = {
             "one": "an empty prediction counted as perfect and any other as the worst value",

@@ -61,7 +61,7 @@ def _of_better(analysis: Analysis, better: list[Comparison]) -> tuple[str, str]:
     answer = f"{first.loss} scored better than {base}: {_size(first, metric)} on average over {_cases(analysis)}{also}."
     if first.within_margin:
         return answer, (
-            f"The difference is certain ({_p(analysis, first)}) and smaller than the margin of "
+            f"The difference is unlikely to be chance ({_p(analysis, first)}), but smaller than the margin of "
             f"{metric.shown(analysis.margin)}, so it is too small to matter."
         )
     limit = "with one run per loss, another seed could change it"

@@ -140,6 +140,8 @@ def named_points(axes: Axes, x: Any, y: Any, names: Sequence[str], keys: Sequenc
         keys: `[n]`, which loss and case each point belongs to.
         style: of `Axes.scatter`; one colour and size for all.
     """
+    if not len(names):
+        return
     points = axes.scatter(x, y, linewidths=0, **style)
     figure = axes.get_figure()
     place = 0 if figure is None else figure.axes.index(axes)

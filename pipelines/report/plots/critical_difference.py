@@ -48,7 +48,7 @@ def draw_critical(analysis: Analysis, collected: Collected) -> Figure:
     low, high = 1.0, float(size)
     span = high - low
     axes.set_xlim(low - 0.5 * span, high + 0.5 * span)
-    axes.set_ylim(top + 0.26 * left, -0.4)
+    axes.set_ylim(top + 0.26 * left, -0.4 if groups else -0.65)
     axes.axis("off")
     axes.plot([low, high], [0, 0], color="black", linewidth=1.2)
     for rank in range(1, size + 1):
@@ -73,5 +73,5 @@ def draw_critical(analysis: Analysis, collected: Collected) -> Figure:
         axes.plot([min(members), max(members)], [level, level], color=GREY, linewidth=3.5, solid_capstyle="round")
         axes.plot(members, [level] * len(members), marker="o", color="black", markersize=3.5, linestyle="none")
     if not groups:
-        axes.text((low + high) / 2, 0.16, "all pairs differ significantly", ha="center", va="center", fontsize=8)
+        axes.text((low + high) / 2, -0.5, "all pairs differ significantly", ha="center", va="center", fontsize=8)
     return drawn

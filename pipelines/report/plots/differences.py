@@ -41,9 +41,9 @@ def _note(analysis: Analysis) -> str:
             f"and leads to its picture if there is one.{crowded}"
         )
     return (
-        f"A point per {unit}: loss minus {analysis.base}. Box: the middle half; line: median; diamond: mean. Triangles in "
-        f"a grey strip: {unit}s beyond the scale, with their number and farthest value. Every point names its {unit}, and "
-        f"leads to its picture if there is one.{crowded}"
+        f"A point per {unit}: loss minus {analysis.base}. Box: the middle half; line: median; diamond: mean. Triangles "
+        f"in a grey strip: {unit}s beyond the scale, with number and farthest value. Every point names its {unit}, "
+        f"and leads to its picture if there is one.{crowded}"
     )
 
 

@@ -26,9 +26,11 @@ def _forest_note(analysis: Analysis) -> str:
     if analysis.non_inferior:
         alike = "Non-inferior: neither of these, and shown not to be worse by more than the margin."
     if analysis.reference is None:
+        over_runs = " and over runs" if analysis.trainings > 1 else ""
         return (
             f"Mean over {analysis.unit}s of {analysis.primary.contrasts[0].loss} minus {analysis.base}, with its 95 % "
-            f"interval; tested {test}. No reference and no margin were named, so equivalence is not tested."
+            f"interval; tested by sign flips{over_runs}. No reference and no margin were named, so equivalence is not "
+            "tested."
         )
     return (
         f"Mean over {analysis.unit}s of loss minus reference, with its 95 % interval. Better or worse: the mean "

@@ -1,5 +1,7 @@
 """The significance matrix: every loss compared with every other."""
 
+from typing import Any
+
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -27,7 +29,8 @@ def _any_pair_differs(analysis: Analysis) -> bool:
     "significance",
     title="All pairs of losses",
     note="Adjusted p-value of the mean difference of every pair, over all pairs, tested as in the comparison with the "
-    "reference; none is written above 0.99. Losses are ordered by average rank.",
+    f"reference. None is written above 0.99, or with more than {_MOST_WRITTEN} losses; tables/pairs.csv has all. Losses "
+    "are ordered by average rank.",
     applies=lambda analysis, collected: _any_pair_differs(analysis),
 )
 def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
@@ -39,6 +42,7 @@ def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
     side = min(WIDTH, max(6.2, 3.6 + 0.36 * size))
     drawn = figure(side, 1.9 + 0.27 * size + (0.6 if size > 6 else 0))
     axes = drawn.add_subplot()
+    many = size > _MOST_WRITTEN
     for row, first in enumerate(pairs.losses):
         for column, second in enumerate(pairs.losses):
             if row == column:
@@ -50,12 +54,13 @@ def draw_significance(analysis: Analysis, collected: Collected) -> Figure:
             corner = (column - 0.5, row - 0.5)
             axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
             weight = "bold" if p <= ALPHA else "normal"
-            if size <= _MOST_WRITTEN and p <= 0.99:
+            if not many and p <= 0.99:
                 size_pt = 9 if size <= 8 else 6.5
                 axes.text(column, row, p_text(p), ha="center", va="center", fontsize=size_pt, weight=weight)
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
     axes.set_yticks(range(size), [short(loss, 30) for loss in pairs.losses])
-    axes.set_xticks(range(size), [short(loss, 24) for loss in pairs.losses], rotation=40, ha="left")
+    slanted: dict[str, Any] = {"rotation": 90, "fontsize": 7} if many else {"rotation": 40, "ha": "left"}
+    axes.set_xticks(range(size), [short(loss, 24) for loss in pairs.losses], **slanted)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     plain(axes)
