@@ -1,7 +1,9 @@
 """The page of the report, one HTML file, and its tables."""
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,13 @@ from markupsafe import Markup, escape
 
 from pipelines.evaluation.metrics import METRICS
 from pipelines.report.collect import Collected
+from pipelines.report.first_screen import first_facts
+from pipelines.report.hardest_cases import case_rows, pictured, shown_losses
 from pipelines.report.overlays import Overlays
+from pipelines.report.paper import Paper
 from pipelines.report.plots import PLOTS
 from pipelines.report.plots.base import Plot
+from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.verdict_text import NOT_CONTROLLED
 
@@ -118,11 +124,21 @@ def _interval(name: str, interval: tuple[float, float] | None) -> dict[str, floa
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-# The page: one HTML file that needs no other file, no network and no script.
+# The page: one HTML file that needs no other file and no network, and works without its script.
+
+#: Sorts tables, and opens what is closed for printing. The page runs no other script, whatever names contain.
+SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+_SCRIPT_HASH = f"sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}"
 
 
 def page(
-    analysis: Analysis, collected: Collected, plots: dict[str, Plot], overlays: Overlays, notes: tuple[str, ...]
+    analysis: Analysis,
+    collected: Collected,
+    plots: dict[str, Plot],
+    overlays: Overlays,
+    paper: Paper,
+    tables: Iterable[str],
+    notes: tuple[str, ...],
 ) -> str:
     """The page as HTML.
 
@@ -131,6 +147,8 @@ def page(
         collected: the results that were analysed.
         plots: the plots by name, in the order of the page.
         overlays: pictures of individual cases; without pictures and notes the section is left out.
+        paper: paragraphs and tables for a paper.
+        tables: names of the tables that are written next to the page.
         notes: notes that come before the caveats of the analysis.
     """
     # Names come from untrusted tables.
@@ -141,18 +159,29 @@ def page(
     environment.filters |= {"p": _p, "interval": _span, "shown": _shown, "bare": _bare, "number": _number}
     environment.filters["trained_as"] = lambda loss: _breakable(collected.names.get(loss) or loss)
     primary = analysis.primary
+    links = pictured(analysis, collected, overlays)
+    shown = [
+        # The SVG is made by matplotlib, which escapes all text.
+        {"name": name, "svg": Markup(plot.inline(links))}
+        | {kind: PLOTS[name].text(kind, analysis) for kind in ("title", "link", "note")}
+        for name, plot in plots.items()
+    ]
     return environment.get_template("template.html").render(
         analysis=analysis,
         collected=collected,
         metric=analysis.metric,
         notes=notes,
         not_controlled=NOT_CONTROLLED,
-        plots=[
-            # The SVG is made by matplotlib, which escapes all text.
-            {"name": name, "svg": Markup(plot.inline)}
-            | {kind: PLOTS[name].text(kind, analysis) for kind in ("title", "link", "note")}
-            for name, plot in plots.items()
-        ],
+        script=Markup(SCRIPT),
+        script_hash=_SCRIPT_HASH,
+        facts=first_facts(analysis, collected),
+        plots=shown,
+        forest=next((plot for plot in shown if plot["name"] == "forest"), None),
+        case_losses=shown_losses(analysis),
+        case_rows=case_rows(analysis, links),
+        paper=paper,
+        tables=tables,
+        pairs_note=_pairs_note(analysis),
         overlays=overlays,
         ranks={ranked.loss: ranked.rank for ranked in primary.ranking},
         rows=_rows(analysis, collected),
@@ -243,13 +272,24 @@ def _detectable(analysis: Analysis) -> str | None:
     if reach.difference is None or reach.sd is None:
         return None
     text = (
-        f"Detectable difference: with {reach.cases} {analysis.unit}s, a single comparison with the reference detects a "
-        f"true mean difference of {metric.shown(reach.difference)} with 80 % power"
+        f"Detectable difference: with {reach.cases} {analysis.unit}s, a single comparison "
+        f"{'with the reference' if analysis.reference else 'of two losses'} detects a true mean difference of "
+        f"{metric.shown(reach.difference)} with 80 % power"
     )
     if reach.difference_family is not None and len(analysis.primary.comparisons) > 1:
         comparisons = len(analysis.primary.comparisons)
         text += f", and each of the {comparisons} comparisons one of {metric.shown(reach.difference_family)}"
     return f"{text} (standard deviation of the differences: {metric.shown(reach.sd)})."
+
+
+def _pairs_note(analysis: Analysis) -> str | None:
+    """What there is to say of all pairs if there is no matrix of them; of two losses, the only share of replicates."""
+    pairs, first = analysis.primary.omnibus, analysis.primary.ranking[0]
+    if len(pairs.losses) == 2:
+        share = analysis.primary.bootstrap.losses[first.loss].p_first
+        return f"{first.loss} has the better mean in {100 * share:.1f} % of the bootstrap replicates."
+    least = min(p for row, of_row in enumerate(pairs.p_adjusted) for p in of_row[:row])
+    return None if least <= ALPHA else f"No pair of losses differs significantly (smallest adjusted p: {_p(least)})."
 
 
 def _friedman(primary: MetricAnalysis) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.report.collect import Collected
 from pipelines.report.overlays import every_overlay
 from pipelines.report.page import TABLES, every_table, page
+from pipelines.report.paper import paper
 from pipelines.report.plots import PLOTS
 from pipelines.report.plots.base import Plot, drawn
 from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
@@ -76,15 +77,20 @@ def write_report(
         # If the runs of the plan's reference have not ended yet, no other loss replaces it.
         options["reference"] = None
     analysis = analyse(collected.table, bootstraps=bootstraps, **options)
-    plots, overlays = every_plot(analysis, collected), every_overlay(analysis, collected)
+    plots, overlays, for_paper = (
+        every_plot(analysis, collected),
+        every_overlay(analysis, collected),
+        paper(analysis, collected),
+    )
     tables = every_table(analysis, collected)
     if overlays.table is not None:
         tables["overlays"] = overlays.table
-    html = page(analysis, collected, plots, overlays, notes)
+    html = page(analysis, collected, plots, overlays, for_paper, tables, notes)
     files: dict[str, bytes] = {}
     for name, plot in plots.items():
         files |= {f"plots/{name}.svg": plot.svg.encode(), f"plots/{name}.png": plot.png}
     files |= {f"plots/{picture.name}.png": picture.png for picture in overlays.pictures}
+    files |= {f"paper/{name}": content.encode() for name, content in for_paper.files.items()}
     files |= {f"tables/{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
     try:
         for name, content in files.items():
@@ -134,9 +140,13 @@ def _provenance(collected: Collected, notes: tuple[str, ...]) -> dict[str, objec
     }
 
 
+#: Plots of earlier versions.
+_FORMER_PLOTS = ("first",)
+
+
 def _remove_stale(out: Path, written: set[str]) -> None:
     """Remove files of an older report that this one does not have."""
-    possible = [f"plots/{name}.{kind}" for name in PLOTS for kind in ("svg", "png")]
+    possible = [f"plots/{name}.{kind}" for name in (*PLOTS, *_FORMER_PLOTS) for kind in ("svg", "png")]
     possible += [f"tables/{name}.csv" for name in TABLES]
     possible += [f"plots/{path.name}" for path in (out / "plots").glob("overlay_*.png")]
     for name in possible:

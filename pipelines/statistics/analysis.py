@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from pipelines.statistics.bootstrap import bootstrap
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.paired import Comparison, Omnibus, all_pairs, compare_with
+from pipelines.statistics.plain_summary import summary
 from pipelines.statistics.results import Analysis, MetricAnalysis, Ranked, Reach, least_difference
 from pipelines.statistics.scores import DIGITS, EMPTY, Scores, misses, scores
 from pipelines.statistics.table import CaseTable, cases_by_class
@@ -67,6 +68,7 @@ def analyse(
             comparisons = compare_with(of, reference, margin=named, non_inferior=non_inferior, seed=seed)
         pairs = all_pairs(of, seed=seed)
         ranking = _ranking(of, pairs, misses(table, class_name))
+        pair = None if base is None else compare_with(of, base, margin=None, seed=seed)[0]
         place = {ranked.loss: i for i, ranked in enumerate(ranking)}
         return MetricAnalysis(
             metric=name,
@@ -79,12 +81,17 @@ def analyse(
             comparisons=tuple(sorted(comparisons, key=lambda comparison: place[comparison.loss])),
             omnibus=pairs,
             bootstrap=bootstrap(of, bootstraps=bootstraps, seed=seed),
-            reach=_reach(of, comparisons),
+            reach=_reach(of, comparisons if pair is None else (pair,)),
+            pair=pair,
+            pair_base=base,
         )
 
     found = scores(table, metric, empty=empty)
     if not found.patients:
         raise UserError(f"metric {metric}: no loss has a value for any case; expected some")
+    base: str | None = None
+    if reference is None and len(table.losses) == 2:
+        base = found.losses[int(np.argmin(found.metric.sign * found.values.mean((1, 2))))]
     classes = table.classes if len(table.classes) > 1 else ()
     of_classes = {name: scores(table, metric, name, empty=empty) for name in classes}
     of_metrics = {name: scores(table, name, empty=empty) for name in table.metrics if name != metric}
@@ -110,7 +117,12 @@ def analyse(
         metrics=table.metrics,
         class_cases=cases_by_class(table),
     )
-    return replace(analysis, verdict=verdict_sentence(analysis), caveats=caveats(table, found, analysis))
+    return replace(
+        analysis,
+        verdict=verdict_sentence(analysis),
+        summary=summary(analysis),
+        caveats=caveats(table, found, analysis),
+    )
 
 
 def _unit(table: CaseTable) -> str:

@@ -23,11 +23,14 @@ class Resampled:
         mean_interval: 95 % interval of the mean; `None` with one patient.
         p_first: the share of replicates in which the loss is first; tied losses share a replicate.
         retraining: the share of this loss's variance that lies between seeds, within patients; `None` with one seed.
+        p_ranks: the share of replicates in which the loss has each rank, from 1 to the number of losses; tied losses
+            share their ranks.
     """
 
     mean_interval: tuple[float, float] | None
     p_first: float
     retraining: float | None
+    p_ranks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def bootstrap(scores: Scores, *, bootstraps: int = 10_000, seed: int = 0) -> Boo
     observed = np.round(gains.mean((1, 2)), DIGITS)
     first = ranks == ranks.min(1, keepdims=True)
     p_first = (first / first.sum(1, keepdims=True)).mean(0)
+    p_ranks = _rank_shares(np.round(means, DIGITS))
     taus = _kendall(-ranks, observed)
     intervals: list[tuple[float, float] | None] = [None] * len(scores.losses)
     if (n := len(scores.patients)) > 1:
@@ -69,10 +73,19 @@ def bootstrap(scores: Scores, *, bootstraps: int = 10_000, seed: int = 0) -> Boo
         natural = means * scores.metric.sign
         intervals = list(map(tuple, np.percentile(natural, [100 * tail, 100 * (1 - tail)], axis=0).T.tolist()))
     losses = {
-        loss: Resampled(intervals[i], float(p_first[i]), retraining_share(scores.values[i]))
+        loss: Resampled(intervals[i], float(p_first[i]), retraining_share(scores.values[i]), tuple(p_ranks[i].tolist()))
         for i, loss in enumerate(scores.losses)
     }
     return Bootstrap(losses, float(taus.mean()), float(np.percentile(taus, 2.5)))
+
+
+def _rank_shares(means: Floats) -> Floats:
+    """The share of replicates `[B, L]`, higher is better, in which each loss has each rank: `[L, L]`."""
+    low, high = (np.asarray(rankdata(-means, method, axis=1)) for method in ("min", "max"))
+    share = 1 / (high - low + 1)
+    return np.stack(
+        [(share * ((low <= rank) & (rank <= high))).mean(0) for rank in range(1, means.shape[1] + 1)], axis=1
+    )
 
 
 def resampled_means(values: Floats, folds: NDArray[np.intp], *, bootstraps: int, seed: int) -> Floats:

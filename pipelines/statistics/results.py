@@ -149,6 +149,8 @@ class MetricAnalysis:
         empty: cases whose reference is empty for a class.
         ranking: all losses, best mean first.
         comparisons: comparisons with the reference, in the order of the ranking; empty without a reference.
+        pair: with two losses and no reference, the comparison of one with the other, `pair_base`, which is the one
+            with the worse mean in the primary metric; otherwise `None`.
     """
 
     metric: str
@@ -162,6 +164,13 @@ class MetricAnalysis:
     omnibus: Omnibus
     bootstrap: Bootstrap
     reach: Reach
+    pair: Comparison | None = None
+    pair_base: str | None = None
+
+    @property
+    def contrasts(self) -> tuple[Comparison, ...]:
+        """The comparisons with the reference, or that of the only pair."""
+        return self.comparisons if self.pair is None else (self.pair,)
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,7 @@ class Analysis:
 
     Attributes:
         verdict: one sentence.
+        summary: the same in two plain sentences, without its details.
         caveats: what the verdict does not cover, one sentence each.
         reference: the loss that the others were compared with; `None`: only pairs were compared.
         unit: the statistical unit, `patient`, or `case` if the table does not name patients.
@@ -201,11 +211,17 @@ class Analysis:
     secondary: dict[str, MetricAnalysis]
     metrics: Mapping[str, "Metric"]
     class_cases: dict[str, int] = field(default_factory=dict)
+    summary: tuple[str, ...] = ()
 
     @property
     def metric(self) -> "Metric":
         """The primary metric."""
         return self.metrics[self.primary.metric]
+
+    @property
+    def base(self) -> str | None:
+        """The loss that the others are compared with: the reference, or without one that of the only pair."""
+        return self.primary.pair_base if self.reference is None else self.reference
 
     def to_dict(self) -> dict[str, Any]:
         """The analysis as dicts, lists, numbers, text and `None`, ready for JSON."""

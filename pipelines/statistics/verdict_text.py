@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
+from pipelines.statistics.plain_summary import best_mean
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.scores import Scores
 from pipelines.statistics.table import CaseTable
-from pipelines.utils.text import counted
+from pipelines.utils.text import counted, in_words
 
 if TYPE_CHECKING:
     from pipelines.evaluation.metrics.base import Metric
@@ -27,7 +28,7 @@ def verdict_sentence(analysis: Analysis) -> str:
         among = "pairs" if reference is None else f"comparisons with {reference}"
         return (
             f"Too few cases to tell: with {cases} no difference, however large, could be significant in the {among} "
-            f"(at least {needed} are needed); {_best(analysis)}."
+            f"(at least {needed} are needed); {best_mean(analysis)}."
         )
     if reference is None:
         return f"{start}: {_leader(analysis)}."
@@ -64,29 +65,19 @@ def _runs(analysis: Analysis) -> str:
     return f"{analysis.trainings} runs{of}"
 
 
-def _listed(names: list[str], at_most: int = 6) -> str:
-    """Names as a list in words; of a long list the first ones, and how many more there are."""
-    if len(names) > at_most:
-        return f"{', '.join(names[: at_most - 1])} and {len(names) - at_most + 1} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _best(analysis: Analysis) -> str:
-    """The best mean, and all losses that share it."""
-    first = analysis.primary.ranking[0]
-    tied = [ranked.loss for ranked in analysis.primary.ranking if ranked.rank == first.rank]
-    subject = f"{_listed(tied)} share" if len(tied) > 1 else f"{first.loss} had"
-    return f"{subject} the best mean {analysis.metric.label}, {analysis.metric.shown(first.mean)}"
-
-
 def _leader(analysis: Analysis) -> str:
     best, second = analysis.primary.ranking[:2]
     if best.rank == second.rank:
-        return _best(analysis)
+        return best_mean(analysis)
+    if (pair := analysis.primary.pair) is not None:
+        certain = (
+            "and was significantly better than" if pair.verdict == BETTER else "without a significant difference from"
+        )
+        return f"{best_mean(analysis)}, {certain} {analysis.base}: {_size(pair, analysis.metric)}"
     alike = _alike(analysis.primary, best.loss, analysis.primary.omnibus.losses)
     if not alike:
-        return f"{_best(analysis)}, and was significantly better than every other loss"
-    return f"{_best(analysis)}, without a significant difference from {_listed(alike)}"
+        return f"{best_mean(analysis)}, and was significantly better than every other loss"
+    return f"{best_mean(analysis)}, without a significant difference from {in_words(alike)}"
 
 
 def _alike(primary: MetricAnalysis, loss: str, others: Iterable[str]) -> list[str]:
@@ -112,7 +103,7 @@ def _ties_at_the_top(primary: MetricAnalysis, first: Comparison, others: list[Co
         return ""
     if len(alike) == len(others):
         return ", and which of them is best remains open"
-    return f" (no significant difference from {_listed(alike) if len(alike) < 4 else f'{len(alike)} of them'})"
+    return f" (no significant difference from {in_words(alike) if len(alike) < 4 else f'{len(alike)} of them'})"
 
 
 def _were(comparisons: list[Comparison]) -> str:
@@ -120,7 +111,7 @@ def _were(comparisons: list[Comparison]) -> str:
 
 
 def _names(comparisons: list[Comparison]) -> str:
-    return _listed([comparison.loss for comparison in comparisons])
+    return in_words([comparison.loss for comparison in comparisons])
 
 
 # What an analysis does not cover, in words.
@@ -148,7 +139,7 @@ def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, 
     alike = [compared.loss for compared in primary.comparisons if compared.verdict in (EQUIVALENT, NON_INFERIOR)]
     if alike:
         notes.append(
-            f"{_listed(alike)}: {'non-inferior' if analysis.non_inferior else 'equivalent'} on average. What none of "
+            f"{in_words(alike)}: {'non-inferior' if analysis.non_inferior else 'equivalent'} on average. What none of "
             f"{counted(primary.patients, unit)} showed, such as a collapse, may still happen in up to "
             f"{primary.comparisons[0].unseen:.0%} of {unit}s (3/n)."
         )
@@ -190,15 +181,15 @@ def empty_notes(analysis: Analysis) -> list[str]:
             "worst": "an empty prediction counts as the worst there",
         }[analysis.empty]
         notes.append(
-            f"The reference of {counted(len(primary.empty), 'case')} ({_listed(list(primary.empty))}) contains no "
+            f"The reference of {counted(len(primary.empty), 'case')} ({in_words(list(primary.empty))}) contains no "
             f"voxel of a class: {rule} (--empty {analysis.empty})."
         )
     alarms = [f"{ranked.loss} {ranked.false_alarms}" for ranked in primary.ranking if ranked.false_alarms]
     missed = [f"{ranked.loss} {ranked.missed}" for ranked in primary.ranking if ranked.missed]
     if alarms:
-        notes.append(f"False alarms (a class is predicted that the reference does not contain): {_listed(alarms)}.")
+        notes.append(f"False alarms (a class is predicted that the reference does not contain): {in_words(alarms)}.")
     if missed:
-        notes.append(f"Complete misses (nothing is found of a class that the reference contains): {_listed(missed)}.")
+        notes.append(f"Complete misses (nothing is found of a class that the reference contains): {in_words(missed)}.")
     return notes
 
 
@@ -211,7 +202,7 @@ def gap_notes(analysis: Analysis) -> list[str]:
         worst = f"{metric.worst(metric.upper):g}"
     by_name = sorted(primary.ranking, key=lambda ranked: ranked.loss)
     notes = [
-        f"{ranked.loss}: no result for {counted(len(ranked.lacking), 'case')} ({_listed(list(ranked.lacking))}); "
+        f"{ranked.loss}: no result for {counted(len(ranked.lacking), 'case')} ({in_words(list(ranked.lacking))}); "
         f"counted as the worst, {worst}."
         for ranked in by_name
         if ranked.lacking
@@ -225,7 +216,7 @@ def gap_notes(analysis: Analysis) -> list[str]:
     others = [case for case in primary.excluded if case not in primary.empty or metric.empty_reference == "left out"]
     if others:
         notes.append(
-            f"Left out for all losses, entirely or for one class: {counted(len(others), 'case')} ({_listed(others)}). "
+            f"Left out for all losses, entirely or for one class: {counted(len(others), 'case')} ({in_words(others)}). "
             f"{metric.label} is undefined there, or no loss has a value."
         )
     if analysis.class_cases:

@@ -85,6 +85,13 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else plural}"
 
 
+def in_words(names: Sequence[str], most: int = 6) -> str:
+    """Names as a list in words; of a long list the first ones, and how many more there are."""
+    if len(names) > most:
+        return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def listed(noun: str, numbers: tuple[int, ...] | list[int]) -> str:
     """`fold 0`, `folds 0, 1`."""
     return f"{noun}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"

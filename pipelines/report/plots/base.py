@@ -2,15 +2,20 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from pipelines.report.collect import Collected
 from pipelines.statistics.results import Analysis
@@ -95,12 +100,87 @@ class Plot:
     svg: str
     png: bytes
 
-    @property
-    def inline(self) -> str:
-        """The SVG as part of an HTML page: without header and metadata, and with ids that are unique on the page."""
+    def inline(self, links: Mapping["Key", str] | None = None) -> str:
+        """The SVG as part of an HTML page: without header and metadata, and with ids that are unique on the page.
+
+        Args:
+            links: ids on the page to which named points lead, by the points' keys.
+        """
         text = self.svg[self.svg.index("<svg") :]
         text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-        return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
+
+        def linked(point: re.Match[str]) -> str:
+            target = (links or {}).get((int(point[1]), int(point[2])))
+            return point[3] if target is None else f'<a href="#{escape(target)}">{point[3]}</a>'
+
+        return _POINT.sub(linked, text)
+
+
+# Points with names.
+
+#: A score in the analysis: the place of its loss in the ranking, and of its case among the patients.
+Key = tuple[int, int]
+#: A named point in the SVG.
+_POINT = re.compile(r'<g data-point="(\d+),(\d+)">(.*?)</g>')
+#: Points with names -> the names, and their keys.
+_NAMED: "WeakKeyDictionary[PathCollection, tuple[Sequence[str], Sequence[Key]]]" = WeakKeyDictionary()
+#: A plot names at most about this many points, which take 1.5 MB.
+MOST_POINTS = 6000
+
+
+def named_points(axes: Axes, x: Any, y: Any, names: Sequence[str], keys: Sequence[Key], **style: Any) -> None:
+    """Draw points that show their names, and lead to the picture of their case if there is one; without a script.
+
+    Args:
+        axes: whose limits must contain all points, since matplotlib omits others.
+        x: `[n]`.
+        y: `[n]`.
+        names: `[n]`.
+        keys: `[n]`, which loss and case each point belongs to.
+        style: of `Axes.scatter`; one colour and size for all.
+    """
+    if not len(names):
+        return
+    points = axes.scatter(x, y, linewidths=0, **style)
+    figure = axes.get_figure()
+    place = 0 if figure is None else figure.axes.index(axes)
+    points.set_gid(f"points-{place}-{len(axes.collections)}")
+    _NAMED[points] = names, keys
+
+
+def is_crowded(analysis: Analysis) -> bool:
+    """Whether there are too many scores to draw and name each."""
+    return len(analysis.scores) * len(analysis.patients) > MOST_POINTS
+
+
+def extremes(values: NDArray[np.float64], losses: int) -> NDArray[np.intp]:
+    """The indices of the values that are drawn as points, in order: all, or of very many the lowest and highest."""
+    most = max(10, MOST_POINTS // losses)
+    if len(values) <= most:
+        return np.arange(len(values))
+    order = np.argsort(values, kind="stable")
+    return np.sort(np.concatenate([order[: most // 2], order[-(most - most // 2) :]]))
+
+
+def _with_names(svg: str, figure: Figure) -> str:
+    for points in figure.findobj(PathCollection):
+        if points not in _NAMED:
+            continue
+        names, keys = _NAMED[points]
+        start = svg.index(f'<g id="{points.get_gid()}">')
+        end = svg.find('<g id="', start + 1) % (len(svg) + 1)
+        part = svg[start:end]
+        if part.count("<use ") != len(names):
+            continue  # another version of matplotlib: the points stay without names
+        of_points = iter(zip(names, keys, strict=True))
+
+        def name(use: re.Match[str], of_points: Iterator[tuple[str, Key]] = of_points) -> str:
+            text, (loss, case) = next(of_points)
+            return f'<g data-point="{loss},{case}">{use[1]}><title>{escape(text)}</title></use></g>'
+
+        svg = svg[:start] + re.sub(r"(<use [^>]*?)/>", name, part) + svg[end:]
+    return svg
 
 
 @contextmanager
@@ -122,7 +202,7 @@ def drawn(name: str, draw: Callable[[], Figure]) -> Plot:
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.set_layout_engine("none")  # the layout is final now
         figure.savefig(png, format="png", dpi=150)
-    return Plot(name, svg.getvalue().decode(), png.getvalue())
+    return Plot(name, _with_names(svg.getvalue().decode(), figure), png.getvalue())
 
 
 def short(name: str, at_most: int = 38) -> str:
@@ -143,4 +223,4 @@ def name_rows(axes: Axes, losses: list[str], reference: str | None) -> None:
 
 def p_text(p: float) -> str:
     """A p-value as a short text."""
-    return "<.001" if p < 0.001 else ">.99" if p > 0.99 else f"{p:.2g}".removeprefix("0")
+    return "<.001" if p < 0.001 else f"{p:.2g}".removeprefix("0")

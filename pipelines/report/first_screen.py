@@ -1,0 +1,77 @@
+"""What the first screen says next to the verdict: how sure it is, on what evidence, at what cost."""
+
+from pipelines.report.collect import Collected, Cost
+from pipelines.statistics.plain_summary import next_steps, sureness
+from pipelines.statistics.results import Analysis
+from pipelines.utils.text import counted, duration, in_words
+
+#: A heading and its sentences.
+Fact = tuple[str, tuple[str, ...]]
+
+
+def first_facts(analysis: Analysis, collected: Collected) -> tuple[Fact, ...]:
+    """The facts of the first screen."""
+    return (
+        ("How sure", (sureness(analysis),)),
+        ("On what", _evidence(analysis)),
+        ("Complete misses", (_misses(analysis),)),
+        ("Cost", _cost(analysis, collected)),
+        ("What could change the answer", next_steps(analysis)),
+    )
+
+
+def _evidence(analysis: Analysis) -> tuple[str, ...]:
+    primary, metric = analysis.primary, analysis.metric
+    cases = f"{counted(primary.patients, analysis.unit)}, {counted(analysis.trainings, 'run')} per loss."
+    of, reach = len(primary.contrasts), primary.reach
+    detectable = reach.difference if of == 1 else reach.difference_family
+    if detectable is None:
+        return (cases,)
+    return cases, f"Typically enough to find a true difference of {metric.shown(detectable)} with 80 % power."
+
+
+def _misses(analysis: Analysis) -> str:
+    """Complete misses, failed and missing predictions, per loss."""
+    texts = []
+    ranking = analysis.primary.ranking
+    for what, counts in (
+        ("", {ranked.loss: ranked.missed for ranked in ranking}),
+        ("Failed or missing predictions: ", {ranked.loss: ranked.failed + len(ranked.lacking) for ranked in ranking}),
+    ):
+        found = sorted(((count, loss) for loss, count in counts.items() if count), key=lambda pair: -pair[0])
+        if found:
+            others = len(counts) - len(found)
+            rest = f"; none with {'the other' if others > 1 else 'the other loss'}" if others else ""
+            rest += f" {counted(others, 'loss')}" if others > 1 else ""
+            texts.append(f"{what}{in_words([f'{loss} {count}' for count, loss in found], 5)}{rest}.")
+        elif not what:
+            texts.append("None with any loss.")
+    return " ".join(texts)
+
+
+def _cost(analysis: Analysis, collected: Collected) -> tuple[str, ...]:
+    """Time and memory of the loss that the verdict is about, next to those of the reference."""
+    costs = {loss: cost for loss, cost in collected.costs.items() if cost.epoch_s is not None}
+    if not costs:
+        return ("Not recorded: the table has scores only.",)
+    first = next(
+        (c.loss for c in analysis.primary.contrasts if c.verdict == "better"), analysis.primary.ranking[0].loss
+    )
+    named = [loss for loss in dict.fromkeys((first, analysis.base)) if loss in costs]
+    lines = [f"{loss}: {_of_one(costs[loss])}." for loss in named if loss is not None]
+    times = [cost.epoch_s for cost in costs.values() if cost.epoch_s is not None]
+    if len(times) > len(named):
+        lines.append(f"All losses: {_seconds(min(times))} to {_seconds(max(times))} per epoch.")
+    if total := sum(cost.seconds or 0.0 for cost in costs.values()):
+        runs = sum(cost.runs for cost in costs.values())
+        lines.append(f"{counted(runs, 'run')} took {duration(total)} together.")
+    return tuple(lines)
+
+
+def _of_one(cost: Cost) -> str:
+    memory = "" if cost.peak_mb is None else f", {cost.peak_mb:.0f} MB"
+    return f"{_seconds(cost.epoch_s or 0.0)} per epoch{memory}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else duration(seconds)

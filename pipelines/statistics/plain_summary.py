@@ -1,0 +1,215 @@
+"""The answer in plain words: two sentences, how sure they are, and what could change them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.statistics.mean_difference import ALPHA
+from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
+from pipelines.statistics.results import Analysis, cases_needed
+from pipelines.utils.text import counted, in_words
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.metrics.base import Metric
+
+#: Differences of less than this share of their standard deviation would need over 200,000 cases, which nobody has.
+_LEAST_EFFECT = 0.01
+
+
+def summary(analysis: Analysis) -> tuple[str, str]:
+    """Two sentences for everybody: which loss, by how much, on how many cases; and how sure that is."""
+    primary = analysis.primary
+    if primary.patients < primary.reach.least_cases:
+        return (
+            f"With only {counted(primary.patients, analysis.unit)}, no difference between losses can be shown; "
+            f"{best_mean(analysis)}, which may be chance.",
+            f"No difference, however large, can be significant below {primary.reach.least_cases} {analysis.unit}s.",
+        )
+    if analysis.base is None:
+        return _of_many(analysis)
+    better = [compared for compared in primary.contrasts if compared.verdict == BETTER]
+    if better:
+        # Those whose advantage may matter come first; both lists are in the order of the ranking.
+        better.sort(key=lambda compared: compared.within_margin)
+        return _of_better(analysis, better)
+    if analysis.reference is None:
+        return _of_undecided_pair(analysis, primary.contrasts[0])
+    return (
+        f"No loss was shown to be better than the reference {analysis.reference} on {_cases(analysis)}, so these "
+        "results give no reason to replace it.",
+        _counts(analysis),
+    )
+
+
+def _cases(analysis: Analysis) -> str:
+    return counted(analysis.primary.patients, analysis.unit)
+
+
+def best_mean(analysis: Analysis) -> str:
+    """The best mean, and all losses that share it, as a clause."""
+    first = analysis.primary.ranking[0]
+    tied = [ranked.loss for ranked in analysis.primary.ranking if ranked.rank == first.rank]
+    subject = f"{in_words(tied)} share" if len(tied) > 1 else f"{first.loss} had"
+    return f"{subject} the best mean {analysis.metric.label}, {analysis.metric.shown(first.mean)}"
+
+
+def _of_better(analysis: Analysis, better: list[Comparison]) -> tuple[str, str]:
+    metric, (first, *others) = analysis.metric, better
+    base = f"the reference {analysis.base}" if analysis.reference else str(analysis.base)
+    also = f"; so did {in_words([other.loss for other in others], 3)}" if others else ""
+    answer = f"{first.loss} scored better than {base}: {_size(first, metric)} on average over {_cases(analysis)}{also}."
+    if first.within_margin:
+        return answer, (
+            f"The difference is unlikely to be chance ({_p(analysis, first)}), but smaller than the margin of "
+            f"{metric.shown(analysis.margin)}, so it is too small to matter."
+        )
+    limit = "with one run per loss, another seed could change it"
+    if analysis.trainings > 1:
+        limit = f"{_runs(analysis)} per loss show only in part what another training would change"
+    return answer, f"A difference of this size is unlikely to be chance ({_p(analysis, first)}), but {limit}."
+
+
+def _of_undecided_pair(analysis: Analysis, pair: Comparison) -> tuple[str, str]:
+    metric = analysis.metric
+    means = {ranked.loss: metric.shown(ranked.mean) for ranked in analysis.primary.ranking}
+    low, high = pair.interval or (pair.difference, pair.difference)
+    return (
+        f"{pair.loss} and {analysis.base} did not differ significantly on {_cases(analysis)}: their mean "
+        f"{metric.label} was {means[pair.loss]} and {means[str(analysis.base)]}, and {_size(pair, metric)}.",
+        f"This does not show that they are equal: true differences from {metric.shown(low, signed=True)} to "
+        f"{metric.shown(high, signed=True)} agree with these {analysis.unit}s.",
+    )
+
+
+def _of_many(analysis: Analysis) -> tuple[str, str]:
+    pairs, first = analysis.primary.omnibus, analysis.primary.ranking[0].loss
+    p = dict(zip(pairs.losses, pairs.p_adjusted[pairs.losses.index(first)], strict=True))
+    alike = [loss for loss in pairs.losses if loss != first and p[loss] > ALPHA]
+    start = f"{best_mean(analysis)}, on {_cases(analysis)}"
+    if alike:
+        return (
+            f"{start}, but was not significantly better than {in_words(alike, 4)}.",
+            f"Which of these {counted(len(alike) + 1, 'loss')} is best remains open; no reference was named to compare "
+            "them with.",
+        )
+    largest = _number(max(value for loss, value in p.items() if loss != first))
+    limit = "; with one run per loss, another seed could change them" if analysis.trainings == 1 else ""
+    return (
+        f"{start}, and was significantly better than every other loss.",
+        f"Such differences are unlikely to be chance (adjusted p at most {largest}, over all pairs){limit}.",
+    )
+
+
+def _counts(analysis: Analysis) -> str:
+    """How many of the other losses are equivalent, worse and undecided."""
+    verdicts = [compared.verdict for compared in analysis.primary.comparisons]
+    texts = {
+        EQUIVALENT: f"equivalent to it within {analysis.metric.shown(analysis.margin)}",
+        NON_INFERIOR: f"not worse than it by more than {analysis.metric.shown(analysis.margin)}",
+        WORSE: "worse",
+        UNDECIDED: "undecided, which does not mean equal",
+    }
+    counts = [(verdicts.count(verdict), text) for verdict, text in texts.items() if verdict in verdicts]
+    if len(verdicts) == 1:
+        return f"The other loss, {analysis.primary.comparisons[0].loss}, is {counts[0][1]}."
+    if len(counts) == 1:
+        return f"All {counts[0][0]} others are {counts[0][1]}."
+    clauses = [f"{count} {'is' if count == 1 else 'are'} {text}" for count, text in counts]
+    return f"Of the {len(verdicts)} others, {', '.join(clauses[:-1])} and {clauses[-1]}."
+
+
+def _size(compared: Comparison, metric: "Metric") -> str:
+    """`Dice 0.0103 higher (95 % interval +0.0053 to +0.0153)`."""
+    direction = "higher" if compared.difference > 0 else "lower"
+    text = f"{metric.label} {metric.shown(abs(compared.difference))} {direction}"
+    if compared.interval is None:
+        return text
+    low, high = (metric.shown(bound, signed=True) for bound in compared.interval)
+    return f"{text} (95 % interval of the difference {low} to {high})"
+
+
+def _p(analysis: Analysis, compared: Comparison) -> str:
+    over = (
+        f", over all {len(analysis.primary.comparisons)} comparisons" if len(analysis.primary.comparisons) > 1 else ""
+    )
+    return f"{'adjusted ' if over else ''}p {_number(compared.p_adjusted, equals=True)}{over}"
+
+
+def _number(p: float, *, equals: bool = False) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{'= ' if equals else ''}{p:.2g}"
+
+
+def _runs(analysis: Analysis) -> str:
+    of = f" ({counted(analysis.folds, 'fold')} x {counted(analysis.seeds, 'seed')})" if analysis.folds > 1 else ""
+    return "one run" if analysis.trainings == 1 else f"{analysis.trainings} runs{of}"
+
+
+def sureness(analysis: Analysis) -> str:
+    """How sure the words of the comparison are."""
+    primary = analysis.primary
+    if primary.patients < primary.reach.least_cases:
+        return f"Not at all: {_cases(analysis)} cannot show a difference."
+    size = len(primary.omnibus.losses)
+    compared = len(primary.comparisons) or size * (size - 1) // 2
+    over = f" over all {compared} comparisons together" if compared > 1 else ""
+    more = "" if primary.patients > 20 else f", and may be higher with so few {analysis.unit}s"
+    words = "“better” or “worse”" if primary.contrasts else "significant difference"
+    runs = "One run per loss: another seed may change the scores, and the intervals do not allow for that."
+    if analysis.trainings > 1:
+        runs = f"With {_runs(analysis)} per loss, the intervals allow for what another training may change."
+    return f"The chance of a false {words} is about 5 %{over}{more}. {runs}"
+
+
+def next_steps(analysis: Analysis) -> tuple[str, ...]:
+    """What could change the answer, one sentence each, with the number of cases that would be needed."""
+    primary, metric, unit = analysis.primary, analysis.metric, analysis.unit
+    if primary.patients < primary.reach.least_cases:
+        return (f"More cases: at least {primary.reach.least_cases} {unit}s before any difference can be significant.",)
+    steps = []
+    count = len(primary.contrasts)
+    undecided = [compared for compared in primary.contrasts if compared.verdict == UNDECIDED]
+    if analysis.trainings == 1:
+        steps.append("A second seed: nothing here shows what another training of the same loss would change.")
+        for compared in undecided[:1]:
+            needed = _needed(compared.difference, compared.sd, count)
+            step = f"More {unit}s: to detect a difference as large as that of {compared.loss} "
+            step += f"({metric.shown(compared.difference, signed=True)}) with 80 % power, "
+            steps.append(step + (f"about {needed:,} are needed" if needed else "more than 100,000 are needed") + ".")
+        detectable, sd = primary.reach.difference_family, primary.reach.sd
+        if analysis.reference and detectable is not None and sd and 0 < analysis.margin < detectable:
+            needed = _needed(analysis.margin, sd, count)
+            if needed:
+                steps.append(
+                    f"About {needed:,} {unit}s would detect differences as small as the margin, "
+                    f"{metric.shown(analysis.margin)}; these {primary.patients} detect "
+                    f"{metric.shown(detectable)}."
+                )
+    elif undecided:
+        share = runs_share(undecided)
+        between = "runs" if share is not None and share > 0.5 else f"{unit}s"
+        more, names = ("seeds or folds" if between == "runs" else between), [compared.loss for compared in undecided]
+        steps.append(
+            f"More {more}: {in_words(names, 3)} remained undecided, and most of the variance of such differences lies "
+            f"between {between}."
+        )
+    steps.append("Other data, or other settings such as a learning rate per loss: the answer is about these.")
+    return tuple(steps)
+
+
+def _needed(difference: float, sd: float | None, comparisons: int) -> int | None:
+    """The number of cases that detect a difference; `None` if it is extremely large."""
+    if not sd or abs(difference) < _LEAST_EFFECT * sd:
+        return None
+    needed = cases_needed(difference, sd, comparisons=comparisons)
+    return needed if needed <= 100_000 else None
+
+
+def runs_share(comparisons: Sequence[Comparison]) -> float | None:
+    """The share of a mean difference's variance that lies between runs, median; `None` with one run per loss."""
+    shares = []
+    for variance in (compared.variance for compared in comparisons):
+        if variance is not None and (variance.retraining, variance.fold) != (None, None):
+            between = (variance.retraining or 0.0) + (variance.fold or 0.0)
+            shares.append(between / (between + variance.patient) if between + variance.patient > 0 else 0.0)
+    return float(np.median(shares)) if shares else None
