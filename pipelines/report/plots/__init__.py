@@ -7,6 +7,8 @@ from pipelines.report.plots.verdict import draw_forest as draw_forest
 from pipelines.report.plots.verdict import draw_significance as draw_significance
 from pipelines.report.plots.verdict import draw_critical as draw_critical
 from pipelines.report.plots.verdict import draw_first as draw_first
+from pipelines.report.plots.calibration import draw_reliability as draw_reliability
+from pipelines.report.plots.volumes import draw_volumes as draw_volumes
 from pipelines.report.plots.training import draw_curves as draw_curves
 from pipelines.report.plots.training import draw_cost as draw_cost
 
