@@ -159,6 +159,13 @@ def bin_rows(case: str, class_name: str, found: Calibration | None) -> list[dict
     ]  # fmt: skip
 
 
+def loss_rows(loss: str, found: Calibration) -> list[dict[str, Any]]:
+    """The rows of a loss's bins over all cases and classes, without the squares."""
+    rows = bin_rows("", "", found)
+    return [{"loss": loss} | {name: row[name] for name in ("low", "high", "voxels", "probability", "present")}
+            for row in rows]  # fmt: skip
+
+
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> Calibration | None:
     """All rows of a table of bins together, as read from a CSV file; None without rows.
 

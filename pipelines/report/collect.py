@@ -29,6 +29,8 @@ from pipelines.utils import UserError
 
 # The runs that can be compared if the comparison is not finished: the folds and seeds that all losses have.
 
+#: What a plan names before training: attributes of `Plan` and `Collected`.
+NAMED_BEFORE = ("reference", "metric", "margin", "further_metrics", "empty", "non_inferior")
 #: A fold with a seed.
 Block = tuple[int, int]
 
@@ -220,6 +222,7 @@ class Collected:
     reference: str | None = None
     metric: str = "dice"
     margin: float = 0.01
+    further_metrics: dict[str, float | None] = field(default_factory=dict)
     empty: str = "one"
     non_inferior: bool = False
     predictions: tuple[PredictedCase, ...] = ()
@@ -272,7 +275,7 @@ def from_folder(folder: Path) -> Collected:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     still = stood_still(folder, plan)
-    wanted = {plan.metric, *(name for run in plan.runs for name in run.config.metrics)}
+    wanted = {plan.metric, *plan.further_metrics, *(name for run in plan.runs for name in run.config.metrics)}
     predictions, no_pictures = folder_predictions(folder, plan, finished)
     return Collected(
         title=plan.manifest_name,
@@ -295,7 +298,7 @@ def from_folder(folder: Path) -> Collected:
         steps=relative_steps(folder, plan),
         tuning=plan.tuning,
         calibration=_calibration(folder, finished),
-        **{name: getattr(plan, name) for name in ("reference", "metric", "margin", "empty", "non_inferior")},
+        **{name: getattr(plan, name) for name in NAMED_BEFORE},
     )
 
 
