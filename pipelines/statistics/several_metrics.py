@@ -8,11 +8,12 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from pipelines.statistics.mean_difference import ALPHA, least_patients
-from pipelines.statistics.paired import Comparison, adjusted_pairs, word
+from pipelines.statistics.paired import BETTER, VERDICTS, WORSE, Comparison, adjusted_pairs, word
 from pipelines.statistics.results import Analysis, MetricAnalysis, Reach, SeveralMetrics, least_difference
 from pipelines.statistics.scores import DIGITS, Floats
 from pipelines.statistics.significance_tests import holm
 from pipelines.statistics.verdict_text import verdict_sentence
+from pipelines.utils.text import abbreviated
 
 
 def as_family(analyses: Mapping[str, MetricAnalysis], signs: Mapping[str, int], non_inferior: bool) -> SeveralMetrics:
@@ -98,16 +99,30 @@ def several_verdict(analysis: Analysis) -> str:
     several = analysis.several
     assert several is not None
     runs = "one run" if analysis.trainings == 1 else f"{analysis.trainings} runs"
-    over = f" (Holm over all {several.tests} comparisons)" if several.tests else ""
+    over = f", compared with {analysis.reference} (Holm over all {several.tests} comparisons)" if several.tests else ""
     unit = analysis.unit if analysis.primary.patients == 1 else f"{analysis.unit}s"
     labels = {name: analysis.metrics[name].label for name in several.analyses}
     sentences = [f"On {analysis.primary.patients} {unit}, {runs} per loss, by {len(labels)} primary metrics{over}:"]
     for name, analysed in several.analyses.items():
-        alone = replace(analysis, primary=analysed, margin=several_margin(analysis, name) or 0.0, several=None)
-        sentence = verdict_sentence(alone)
         cases = "" if analysed.patients == analysis.primary.patients else f" (on {analysed.patients} {analysis.unit}s)"
-        sentences.append(f"{labels[name]}{cases}: {sentence.partition(' per loss: ')[2] or sentence}")
+        sentences.append(f"{labels[name]}{cases}: {_finding(analysis, analysed)}")
     return " ".join([*sentences, agreement(analysis)])
+
+
+def _finding(analysis: Analysis, analysed: MetricAnalysis) -> str:
+    """What one of several metrics shows, as a sentence without its subject."""
+    metric, least = analysis.metrics[analysed.metric], analysed.reach.least_cases
+    if analysed.patients < least:
+        return f"too few cases to tell (at least {least} are needed)."
+    if not analysed.comparisons:
+        sentence = verdict_sentence(replace(analysis, primary=analysed, several=None))
+        return sentence.partition(" per loss: ")[2] or sentence
+    groups: dict[str, list[str]] = {}
+    for compared in analysed.comparisons:
+        size = f" ({metric.shown(compared.difference, signed=True)})" if compared.verdict in (BETTER, WORSE) else ""
+        groups.setdefault(compared.words, []).append(f"{compared.loss}{size}")
+    order = sorted(groups, key=lambda words: VERDICTS.index(words.partition(",")[0]))
+    return "; ".join(f"{words}: {abbreviated(groups[words], 6)}" for words in order) + "."
 
 
 def several_margin(analysis: Analysis, name: str) -> float | None:
@@ -152,7 +167,7 @@ def several_caveats(analysis: Analysis) -> tuple[str, ...]:
     split = [
         compared.loss
         for compared in analysis.primary.comparisons
-        if {"better", "worse"} <= {
+        if {BETTER, WORSE} <= {
             other.verdict for analysed in several.analyses.values() for other in analysed.comparisons
             if other.loss == compared.loss
         }

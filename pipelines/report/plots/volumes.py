@@ -73,8 +73,9 @@ def draw_volumes(analysis: Analysis, collected: Collected) -> Figure:
             panel.axhline(end, color=BLUE, linewidth=0.9, linestyle="--")
         shown = np.abs(difference) <= largest
         panel.scatter(mean[shown], difference[shown], s=9, color=BLUE, alpha=0.45, linewidths=0)
-        beyond = np.clip(difference[~shown], -largest, largest)
-        panel.scatter(mean[~shown], beyond, s=24, marker="^", color=ORANGE, clip_on=False, linewidths=0)
+        for beyond, end, marker in ((difference > largest, largest, "^"), (difference < -largest, -largest, "v")):
+            ends = np.full(beyond.sum(), end)
+            panel.scatter(mean[beyond], ends, s=24, marker=marker, color=ORANGE, clip_on=False, linewidths=0)
         panel.set_title(f"{short(loss, 30 if columns > 2 else 50)}\n{bias:+.2f} ± {1.96 * spread:.2f} ml", fontsize=8)
         panel.tick_params(labelsize=7.5, labelbottom=losses.index(loss) + columns >= len(losses))
         if largest > 0:
