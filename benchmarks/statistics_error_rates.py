@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pipelines.statistics.mean_difference import ALPHA, Inference, infer
 from pipelines.statistics.paired import rank_sets
 from pipelines.statistics.results import least_difference
+from pipelines.statistics.several_metrics import over_metrics
 from pipelines.statistics.significance_tests import Indices, holm, signed_rank
 
 Floats = NDArray[np.float64]
@@ -126,6 +127,36 @@ def false_words(count: int, deviation: str, comparisons: int, patients: int, see
     worlds = tables(random, draw, count, comparisons + 1, patients, seeds, folds)
     wrong = sum(int((against_reference(*world).p_adjusted.min(-1) <= ALPHA).sum()) for world in worlds)
     return Rate(wrong / count, count)
+
+
+def false_words_over_metrics(
+    count: int,
+    deviation: str,
+    metrics: int,
+    comparisons: int,
+    patients: int,
+    seeds: int = 1,
+    folds: int = 1,
+    correlation: float = 0.6,
+    flips: int = FLIPS,
+) -> tuple[Rate, Rate]:
+    """The share of tables with any false word in any of several metrics: as one family, and each metric alone.
+
+    `correlation` is that of the metrics within a patient.
+    """
+    random = np.random.default_rng([metrics, comparisons, patients, seeds, folds, len(deviation)])
+    draw, losses = (DEVIATIONS | SKEWED_DIFFERENCES)[deviation], comparisons + 1
+    others = np.arange(1, losses)
+    together = alone = 0
+    for drawn, fold in tables(random, draw, count, (metrics + 1) * losses, patients, seeds, folds):
+        values = drawn.reshape(len(drawn), metrics + 1, losses, *drawn.shape[2:])
+        values = math.sqrt(correlation) * values[:, :1] + math.sqrt(1 - correlation) * values[:, 1:]
+        seed = int(random.integers(2**32))
+        found = infer(values, others, np.zeros_like(others), fold, flips=flips, seed=seed)
+        family = over_metrics(found.p, found.p_adjusted)
+        together += int((family <= ALPHA).any((-1, -2)).sum())
+        alone += int((found.p_adjusted <= ALPHA).any((-1, -2)).sum())
+    return Rate(together / count, count), Rate(alone / count, count)
 
 
 def false_pairs(count: int, deviation: str, losses: int, patients: int, seeds: int, folds: int) -> tuple[Rate, Rate]:

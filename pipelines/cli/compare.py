@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipelines.cli import PATH, PLACE, RUNS, TRACKING, GroupedCommand, option, take
-from pipelines.cli.compare_options import chosen_executor, compare_options, loss_list, named_before, with_primary
+from pipelines.cli.compare_options import chosen_executor, compare_options, loss_list, named_before, with_primaries
 from pipelines.cli.train import chosen_trainer, trainer_options, training_options
 from pipelines.utils import UserError
 
@@ -68,7 +68,7 @@ def compare(
         for name in names
     ]
     loaded = load_manifest(configs[0].manifest)
-    about["metric"], configs = with_primary(about["metric"], loaded, configs)
+    about, configs = with_primaries(about, loaded, configs)
     refuse_settings(configs[0], loaded)  # the others differ in their loss alone
     for fold in folds:
         loaded.split(fold)

@@ -1,15 +1,14 @@
 """Options of `medloss compare`: what is compared and planned, and where the runs are trained."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.cli import PLACE, PLANNING, VERDICT, combined, option, typed
+from pipelines.cli.primary_metrics import chosen_primary, primary_metrics, read_margins
 from pipelines.comparison.executors import EXECUTORS
 from pipelines.comparison.executors.base import Handover
 from pipelines.evaluation.metrics import METRICS
-from pipelines.evaluation.metrics.base import refuse_unknown_metrics
 from pipelines.statistics.table import in_report_order
 from pipelines.utils import UserError
 
@@ -28,10 +27,11 @@ _PLANNING = (
     option("--reference", VERDICT, "LOSS",
            "Loss that all others are compared with, added if missing; none: all pairs.",
            default="dice+binary_cross_entropy"),
-    option("--metric", VERDICT, "NAME",
-           f"Primary metric: {', '.join(_METRICS)} or another, such as lesion_f1; default: the manifest's, or dice."),
-    option("--margin", VERDICT, "VALUE", "Largest difference in the metric that does not matter.", type=float,
-           default=0.01),
+    option("--metric", VERDICT, "LIST",
+           f"Primary metric: {', '.join(_METRICS)} or another, such as lesion_f1; default: the manifest's, or dice. "
+           "Several, such as dice,nsd, are tested as one family."),
+    option("--margin", VERDICT, "VALUE", "Largest difference in the metric that does not matter, by default 0.01; of "
+           "several metrics such as dice=0.01,hd95=1."),
     option("--empty", VERDICT, "RULE", EMPTY_HELP, type=click.Choice(["one", "exclude", "worst"]), default="one"),
     option("--non-inferior", VERDICT, None, NON_INFERIOR_HELP, is_flag=True),
     option("--dry-run is_dry", PLANNING, None,
@@ -73,7 +73,7 @@ def loss_list(text: str) -> list[str]:
 
 
 def named_before(
-    names: list[str], reference: str, metric: str | None, margin: float, **rest: Any
+    names: list[str], reference: str, metric: str | None, margin: float | str | None, **rest: Any
 ) -> tuple[list[str], dict[str, Any]]:
     """The losses with the reference among them (added as the first, unless it is `none`), and the plan's fields.
 
@@ -97,22 +97,29 @@ def named_before(
     return names, {"reference": reference, "metric": metric, "margin": margin, **rest}
 
 
-def refuse_verdict(metric: str | None, margin: float | None) -> None:
-    """Raise a `UserError` for a metric or a margin out of range (None: not named), before any work begins."""
+def refuse_verdict(metric: str | None, margin: float | str | None) -> None:
+    """Raise a `UserError` for metrics or margins out of range (None: not named), before any work begins."""
     if metric is not None:
-        refuse_primary(metric, "--metric")
-    if margin is not None and not (math.isfinite(margin) and margin >= 0):
-        raise UserError(f"--margin: got {margin}; expected 0 or more, in the unit of {metric or 'the metric'}")
+        primary_metrics(metric)
+    if margin is not None:
+        read_margins(str(margin))
 
 
-def refuse_primary(metric: str, where: str) -> None:
-    """Raise a `UserError` for a primary metric that losses cannot be compared by; `where` it was named."""
-    known = in_report_order(METRICS)  # tests register others
-    if metric not in known or known[metric].target is not None:
-        expected = ", ".join(name for name, entry in known.items() if entry.target is None)
-        why = f", whose best value is {known[metric].target:g}, between worse ones" if metric in known else ""
-        raise UserError(f"{where}: got '{metric}'{why}; expected one of {expected}")
-    refuse_unknown_metrics([metric], where)
+def with_primaries(
+    about: dict[str, Any], manifest: "Manifest", configs: list["RunConfig"]
+) -> tuple[dict[str, Any], list["RunConfig"]]:
+    """The plan's fields with every primary metric and its margin, and configs of runs that compute them.
+
+    Raises:
+        UserError: losses cannot be compared by a metric, or a margin is of another one.
+    """
+    first, configs = with_primary(None, manifest, configs) if about["metric"] is None else (about["metric"], configs)
+    margin = about["margin"]
+    chosen = chosen_primary(primary_metrics(first), None if margin is None else read_margins(str(margin)))
+    for name in chosen.margins:
+        _, configs = with_primary(name, manifest, configs)
+    further = {"further_metrics": chosen.further} if chosen.further else {}
+    return {**about, "metric": chosen.metric, "margin": chosen.margin, **further}, configs
 
 
 def with_primary(metric: str | None, manifest: "Manifest", configs: list["RunConfig"]) -> tuple[str, list["RunConfig"]]:
@@ -122,7 +129,7 @@ def with_primary(metric: str | None, manifest: "Manifest", configs: list["RunCon
         UserError: losses cannot be compared by it.
     """
     if metric is None and manifest.primary_metric is not None:
-        refuse_primary(manifest.primary_metric, f"manifest '{manifest.name}': primary_metric")
+        primary_metrics(manifest.primary_metric, f"manifest '{manifest.name}': primary_metric")
     chosen = metric or manifest.primary_metric or "dice"
     if METRICS[chosen].default or chosen in (*manifest.metrics, manifest.primary_metric):
         return chosen, configs

@@ -247,8 +247,9 @@ def evaluate(
         evaluation = compute_metrics(
             predictions, references, matched, settings, lesions=lesions is not None, progress=lambda: step(1)
         )
-    if evaluation.note is not None:
-        click.echo(f"note: {evaluation.note}", err=True)
+    for line in (evaluation.note, *evaluation.notes):
+        if line is not None:
+            click.echo(f"note: {line}", err=True)
     _print_means(evaluation)
     tables = {} if out is None else {("--out", out): evaluation.csv()}
     if lesions is not None:

@@ -9,6 +9,7 @@ import click
 
 from pipelines.cli import INPUT, OUTPUT, PATH, PLACE, VERDICT, GroupedCommand, option, take
 from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP, refuse_verdict
+from pipelines.cli.primary_metrics import chosen_primary, primary_metrics, read_margins
 from pipelines.utils import UserError
 from pipelines.utils.text import terminal_bar, terminal_note
 
@@ -78,10 +79,15 @@ class ManyValues(GroupedCommand):
 @option("--out", OUTPUT, "DIR", "Folder of the report; default: FOLDER/report.", type=PATH)
 @option("--reference", VERDICT, "LOSS",
         "Loss that all others are compared with, or none; default: that of the comparison.")  # fmt: skip
-@option("--metric", VERDICT, "NAME", "Primary metric; default: that of the comparison, or dice.")
+@option(
+    "--metric",
+    VERDICT,
+    "LIST",
+    "Primary metric; default: that of the comparison, or dice. Several, such as dice,nsd, are tested as one family.",
+)
 @option("--margin", VERDICT, "VALUE",
-        "Largest difference in the metric that does not matter; default: that of the comparison, or 0.01.",
-        type=float)  # fmt: skip
+        "Largest difference in the metric that does not matter; default: that of the comparison, or 0.01. Of several "
+        "metrics such as dice=0.01,hd95=1.")  # fmt: skip
 @option("--empty", VERDICT, "RULE", f"{EMPTY_HELP} Default: that of the comparison, or one.",
         type=click.Choice(["one", "exclude", "worst"]))  # fmt: skip
 @option("--non-inferior", VERDICT, None, NON_INFERIOR_HELP, is_flag=True)
@@ -129,6 +135,7 @@ def report(
             from pipelines.report.write import write_report  # and matplotlib
 
             options["non_inferior"] = options["non_inferior"] or None
+            options |= _primary(options["metric"], options["margin"], collected)
             path, analysis = write_report(collected, out, **options)
     from pipelines.statistics.verdict_text import gap_notes
 
@@ -144,6 +151,19 @@ _COMPUTATION = (
 _COMPUTATION_FLAGS = (
     "--labels, --classes, --folds, --metrics, --tolerance, --connectivity, --overlap, --jobs and --cache-dir"
 )
+
+
+def _primary(metric: str | None, margin: str | None, collected: "Collected") -> dict[str, Any]:
+    """The primary metrics and margins as `write_report` takes them; what is not named is that of the plan."""
+    if metric is None and margin is None:
+        return {}
+    planned = {collected.metric: collected.margin, **collected.further_metrics}
+    names = tuple(planned) if metric is None else primary_metrics(metric)
+    planned.setdefault(names[0], collected.margin)
+    chosen = chosen_primary(names, None if margin is None else read_margins(margin), planned)
+    return {
+        "metric": None if metric is None else chosen.metric, "margin": chosen.margin, "further_metrics": chosen.further
+    }  # fmt: skip
 
 
 def _is_given(computation: dict[str, Any]) -> bool:
@@ -206,9 +226,10 @@ def _measured(named: dict[str, Path], out: Path, computation: dict[str, Any], me
 
     classes, folds, jobs = computation["classes"], computation["folds"], computation["jobs"]
     tolerance, names = computation["tolerance"], computation["metrics"]
-    chosen = with_default([metric or "dice"])
+    primary = primary_metrics(metric or "dice")
+    chosen = with_default(primary)
     if names is not None:
-        chosen = metric_names(f"{names},{metric or 'dice'}")
+        chosen = metric_names(",".join([names, *primary]))
     overlap = LESION_OVERLAP if computation["overlap"] is None else computation["overlap"]
     lesions = LesionRule(computation["connectivity"], overlap)
     if tolerance is not None:

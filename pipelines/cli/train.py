@@ -63,6 +63,9 @@ training_options = combined(
            default=None),
     option("--predictions/--no-predictions keep_predictions", OUTPUT, None,
            "Keep the label maps of the last validation; kept by default.", rare=True, default=None),
+    option("--probabilities/--no-probabilities keep_probabilities", OUTPUT, None,
+           "Keep the class probabilities of the last validation, too, as nnU-Net's .npz in float16.", rare=True,
+           default=None),
     option("--metrics", RECIPE, "LIST",
            "Metrics in addition to the default ones and the manifest's, such as lesion_f1,lesion_dice.", rare=True),
     option("--tolerance nsd_tolerance", RECIPE, "MM",
@@ -90,7 +93,8 @@ trainer_options = combined(
 
 #: Training options that nnU-Net does not plan itself.
 _NOT_PLANNED = {
-    "epochs", "data_root", "keep_predictions", "cache_dir", "device", "settings", "metrics", "nsd_tolerance"
+    "epochs", "data_root", "keep_predictions", "keep_probabilities", "cache_dir", "device", "settings", "metrics",
+    "nsd_tolerance",
 }  # fmt: skip
 
 

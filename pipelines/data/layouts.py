@@ -26,6 +26,14 @@ def path_problem(path: str) -> str | None:
 
 #: Suffix of an image's file of probabilities, after the image's name.
 PROBABILITIES = "_probabilities.nii.gz"
+#: nnU-Net's.
+NNUNET_PROBABILITIES = ".npz"
+
+
+def without_probabilities(files: list[str]) -> list[str]:
+    """File names without those of the probabilities of another one."""
+    stems = {stem(file) for file in files if not file.endswith(PROBABILITIES)}
+    return [file for file in files if not (file.endswith(PROBABILITIES) and file.removesuffix(PROBABILITIES) in stems)]
 
 
 # nnU-Net's folds: `splits_final.json`.

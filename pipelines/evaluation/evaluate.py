@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from pipelines.data.checks import Offence
 from pipelines.data.grids import grid_shift, shift_note
+from pipelines.data.nifti import BadFileError
+from pipelines.data.probabilities import probability_file
+from pipelines.evaluation.calibration import Calibration, Probabilities, around, measure
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import (
     DEFAULT_SETTINGS,
@@ -27,13 +30,11 @@ from pipelines.evaluation.metrics.base import (
     MetricSettings,
     default_metrics,
 )
+from pipelines.evaluation.probabilities import case_probabilities
 from pipelines.evaluation.references import Matched, Reference, References, read_pair
 from pipelines.utils import UserError
 from pipelines.utils.files import NamedFile
-from pipelines.utils.text import shown
-
-if TYPE_CHECKING:
-    pass
+from pipelines.utils.text import abbreviated, shown
 
 # Arrays.
 
@@ -46,6 +47,7 @@ def region_metrics(
     *,
     ignored: int | None = None,
     settings: MetricSettings = DEFAULT_SETTINGS,
+    probabilities: Probabilities | None = None,
 ) -> list[dict[str, float]]:
     """The metrics of each region of one case; a region is a label or a union of labels, and regions may overlap.
 
@@ -62,15 +64,20 @@ def region_metrics(
         ignored: label of voxels of the reference that do not count: they are outside the volume, in both maps, and the
             border of a region along them is no surface.
         settings: which metrics, the tolerance of the NSD, and what a lesion is.
+        probabilities: of the regions, on the same grid; None: metrics that need them are NaN.
 
     Raises:
         ValueError: the shapes differ, or the spacing has another number of axes.
     """
-    chosen = settings.metrics
-    return [
-        {name: metric.compute(masks) for name, metric in chosen.items()}
-        for masks in region_masks(prediction, reference, regions, spacing, ignored=ignored, settings=settings)
-    ]
+    found = region_masks(
+        prediction, reference, regions, spacing, ignored=ignored, settings=settings, probabilities=probabilities
+    )
+    return [computed(masks, settings) for masks in found]
+
+
+def computed(masks: ClassMasks, settings: MetricSettings) -> dict[str, float]:
+    """The metrics of one class of one case."""
+    return {name: metric.compute(masks) for name, metric in settings.metrics.items()}
 
 
 def region_masks(
@@ -81,11 +88,14 @@ def region_masks(
     *,
     ignored: int | None = None,
     settings: MetricSettings = DEFAULT_SETTINGS,
+    probabilities: Probabilities | None = None,
 ) -> Iterator[ClassMasks]:
     """The masks of each region of one case, with arguments and errors as of `region_metrics`."""
     from scipy.ndimage import find_objects  # imported late, since not all commands need it
 
     shape = reference.shape
+    if probabilities is not None and probabilities.data.shape[1:] != shape:
+        raise ValueError(f"got probabilities of shape {probabilities.data.shape}; expected [C, *{shape}]")
     if prediction.shape != shape or len(spacing) != len(shape):
         raise ValueError(f"got shapes {prediction.shape} and {shape} and spacing {spacing}; expected the same axes")
     diagonal = math.hypot(*(n * s for n, s in zip(shape, spacing, strict=True)))
@@ -96,18 +106,35 @@ def region_masks(
     # Metrics only depend on the bounding box of a class, so the volume is read once rather than once per class.
     highest = max((label for region in regions for label in region), default=0)
     boxes = [[tuple(slice(0, n) for n in shape), *find_objects(labels, highest)] for labels in (prediction, reference)]
-    for region in regions:
-        found = [box[label] for box in boxes for label in region if box[label] is not None]
-        # The smallest box around all of them; an empty one if there are none.
-        box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*found, strict=True))
+    for number, region in enumerate(regions):
+        box = _joined(box[label] for box in boxes for label in region)
         if hidden is not None:  # the neighbours decide what is surface
             box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
         box = box or (slice(0),) * len(shape)
         pair = [np.logical_or.reduce([labels[box] == label for label in region]) for labels in (prediction, reference)]
         outside = None if hidden is None else hidden[box]
+        calibrated = None
+        if probabilities is not None and (near := _joined(boxes[1][label] for label in region)):
+            near = around(near, shape, spacing)
+            truth = np.logical_or.reduce([reference[near] == label for label in region])
+            calibrated = measure(probabilities.of(number, near), truth, None if hidden is None else hidden[near])
         yield ClassMasks(
-            pair[0], pair[1], voxels, spacing, diagonal, settings.nsd_tolerance_mm, outside, settings.lesions
+            pair[0],
+            pair[1],
+            voxels,
+            spacing,
+            diagonal,
+            settings.nsd_tolerance_mm,
+            outside,
+            settings.lesions,
+            calibrated,
         )
+
+
+def _joined(boxes: Iterable[tuple[slice, ...] | None]) -> tuple[slice, ...]:
+    """The smallest box around several; () if there are none."""
+    found = [box for box in boxes if box is not None]
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*found, strict=True))
 
 
 def computed_metrics(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -152,7 +179,9 @@ class Evaluation:
         counts: class -> number of cases with the class in the label or the prediction.
         metrics: the metrics by name, with their tolerance.
         note: on predictions that are slightly off their labels; None if there are none.
+        notes: on metrics that were left out.
         lesions: a row per lesion, if asked for: see `lesion_rows`.
+        calibration: (case, class) -> how the probabilities agree with the label, where there are any.
     """
 
     classes: list[str]
@@ -161,6 +190,8 @@ class Evaluation:
     metrics: dict[str, Metric]
     note: str | None = None
     lesions: list[dict[str, Any]] = field(default_factory=list)
+    calibration: dict[tuple[str, str], Calibration] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def class_means(self) -> dict[str, dict[str, float]]:
         """Means over cases for each class."""
@@ -209,8 +240,9 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     of_lesions: list[dict[str, Any]] = []
     counts = dict.fromkeys(scheme.names, 0)
-    settings = settings or references.settings
+    settings, with_probabilities, notes = _available(settings or references.settings, predictions, matched)
     chosen = settings.metrics
+    calibration: dict[tuple[str, str], Calibration] = {}
     shifts: dict[str, float] = {}
     failed = Event()
 
@@ -223,15 +255,26 @@ def evaluate(
         if failed.is_set():
             return bad, [], 0.0
         (reference, truth), (prediction, predicted) = maps
+        probabilities = None
+        if pair[1] in with_probabilities:
+            path = with_probabilities[pair[1]]
+            try:
+                probabilities = case_probabilities(path, prediction, predicted, scheme.values, scheme.members)
+            except BadFileError as error:
+                failed.set()
+                return [Offence(str(path), str(error))], [], 0.0
+        every = region_masks(
+            predicted, truth, scheme.members, reference.spacing, ignored=ignored, settings=settings,
+            probabilities=probabilities,
+        )  # fmt: skip
         found = [
             _OfClass(
                 bool(masks.predicted or masks.present),
-                {name: metric.compute(masks) for name, metric in chosen.items()},
+                computed(masks, settings),
                 lesion_rows(masks) if lesions else [],
+                masks.calibration,
             )
-            for masks in region_masks(
-                predicted, truth, scheme.members, reference.spacing, ignored=ignored, settings=settings
-            )
+            for masks in every
         ]
         return [], found, grid_shift(prediction, reference)
 
@@ -249,21 +292,47 @@ def evaluate(
                     rows.append(keys | of_class.metrics)
                     of_lesions += [keys | row for row in of_class.lesions]
                     counts[name] += of_class.counts
+                    if of_class.calibration is not None:
+                        calibration[label.name, name] = of_class.calibration
             if progress is not None:
                 progress()
     if offences:
         raise UserError("\n".join(f"{shown(file)}: {reason}" for file, reason in offences))
     note = shift_note(shifts, "prediction", "label")
-    return Evaluation(scheme.names, rows, counts, chosen, note, of_lesions)
+    return Evaluation(scheme.names, rows, counts, chosen, note, of_lesions, calibration, notes)
+
+
+def _available(
+    settings: MetricSettings, predictions: Path, matched: Matched
+) -> tuple[MetricSettings, dict[str, Path], tuple[str, ...]]:
+    """The metrics that can be computed, the files of probabilities, and notes on what is missing.
+
+    Raises:
+        UserError: no metric is left.
+    """
+    needing = settings.by_probabilities
+    if not needing:
+        return settings, {}, ()
+    files = {file: found for _, file in matched.pairs if (found := probability_file(predictions / file)) is not None}
+    labels = " and ".join(METRICS[name].label for name in needing)
+    if files:
+        missing = [shown(file) for _, file in matched.pairs if file not in files]
+        return settings, files, (f"{labels}: without probabilities: {abbreviated(missing)}",) if missing else ()
+    advice = "keep them: medloss predict --probabilities, or nnU-Net's --save_probabilities"
+    left = settings.without_probabilities()
+    if not left.metrics:
+        raise UserError(f"--metrics: {labels}: {shown(predictions)} has no probabilities; {advice}")
+    return left, {}, (f"left out, {labels}: {shown(predictions)} has no probabilities; {advice}",)
 
 
 @dataclass(frozen=True)
 class _OfClass:
-    """One class of one case: whether label or prediction have it, its metrics, and its lesions."""
+    """One class of one case: whether label or prediction have it, its metrics, its lesions, and its calibration."""
 
     counts: bool
     metrics: dict[str, float]
     lesions: list[dict[str, Any]]
+    calibration: Calibration | None = None
 
 
 def lesion_rows(masks: ClassMasks) -> list[dict[str, Any]]:

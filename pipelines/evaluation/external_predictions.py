@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.data import grids, nifti
+from pipelines.data import probabilities as probability_files
 from pipelines.data.checks import Offence
-from pipelines.evaluation import evaluate, lesions, references, surface_distances
+from pipelines.evaluation import calibration, evaluate, lesions, probabilities, references, surface_distances
 from pipelines.evaluation.metrics import METRICS, base
 from pipelines.evaluation.metrics.base import MetricSettings
 from pipelines.evaluation.references import MAX_VALUES, label_values
@@ -27,7 +28,9 @@ from pipelines.utils.files import NamedFile, sha256
 from pipelines.utils.text import Bar, shown
 
 #: Modules whose source affects the numbers, in addition to those of the metrics.
-_METRIC_MODULES: tuple[ModuleType, ...] = (evaluate, base, lesions, surface_distances, references, nifti, grids)
+_METRIC_MODULES: tuple[ModuleType, ...] = (
+    evaluate, base, lesions, surface_distances, references, nifti, grids, calibration, probabilities, probability_files
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,15 @@ class Pair:
     """A hashed prediction and its reference, evaluated as by `medloss evaluate`.
 
     The result has `measures`, for each class the metrics in the order of the settings, NaN if undefined; and `shift`,
-    how far the prediction is off its reference, mm.
+    how far the prediction is off its reference, mm; with the prediction's `probabilities` also `calibration`, for each
+    class `Calibration.to_list`.
     """
 
     prediction: NamedFile
     reference: NamedFile
     classes: Classes
     settings: MetricSettings
+    probabilities: NamedFile | None = None
 
     @property
     def key(self) -> list[Any]:
@@ -50,13 +55,15 @@ class Pair:
         files = [self.prediction.sha256, self.reference.sha256]
         rule, names = self.settings.lesions, list(self.settings.metrics)
         settings = [self.settings.nsd_tolerance_mm, names, rule.connectivity, rule.overlap]
+        if self.probabilities is not None:
+            files.append(self.probabilities.sha256)
         return ["measures", metrics_code(), *files, regions, self.classes.ignore, *settings]
 
     @property
     def size(self) -> int:
-        """Size of the two files in bytes; 0 for one that no longer exists."""
-        paths = (self.prediction.path, self.reference.path)
-        return sum(path.stat().st_size for path in paths if path.exists())
+        """Size of the files in bytes; 0 for one that no longer exists."""
+        files = (self.prediction, self.reference, self.probabilities)
+        return sum(file.path.stat().st_size for file in files if file is not None and file.path.exists())
 
     def run(self, check_only: bool) -> tuple[dict[str, Any] | None, list[Offence]]:
         """The metrics and the shift, or why the files cannot be evaluated."""
@@ -69,13 +76,27 @@ class Pair:
         ignored = None if ignore is None else len(values)
         try:
             regions = [tuple(map(values.index, labels)) for labels in self.classes.regions.values()]
-            found = evaluate.region_metrics(
-                predicted, truth, regions, reference.spacing, ignored=ignored, settings=self.settings
-            )
+            given = None
+            if self.probabilities is not None:
+                path = self.probabilities.path
+                given = probabilities.case_probabilities(path, prediction, predicted, values, regions)
+            found = list(
+                evaluate.region_masks(
+                    predicted, truth, regions, reference.spacing, ignored=ignored, settings=self.settings,
+                    probabilities=given,
+                )
+            )  # fmt: skip
+            measures = [list(evaluate.computed(masks, self.settings).values()) for masks in found]
+        except nifti.BadFileError as error:
+            return None, [Offence(str(path), str(error))]
         except MemoryError:
             return None, [Offence(str(self.prediction.path), "cannot be evaluated: out of memory")]
-        shift = grids.grid_shift(prediction, reference)
-        return {"measures": [list(of_class.values()) for of_class in found], "shift": shift}, []
+        result: dict[str, Any] = {"measures": measures, "shift": grids.grid_shift(prediction, reference)}
+        if given is not None:
+            result["calibration"] = [
+                calibration.NOTHING if masks.calibration is None else masks.calibration.to_list() for masks in found
+            ]
+        return result, []
 
 
 def metrics_code() -> str:
@@ -125,6 +146,39 @@ def refuse(offences: Iterable[Offence], most: int = 30) -> None:
     lines = list(dict.fromkeys(f"{shown(file)}: {reason}" for file, reason in offences))
     if lines:
         raise UserError("\n".join(lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])))
+
+
+def found_probabilities(
+    settings: MetricSettings, asked: Sequence[tuple[Method, str, Path]], bar: Bar
+) -> tuple[MetricSettings, dict[Path, NamedFile], list[str]]:
+    """The metrics that can be computed for every method, the hashed probabilities of each prediction, and notes.
+
+    A metric that some predictions have no probabilities for is left out: their cells would count as failures.
+
+    Args:
+        settings: the metrics that are asked for.
+        asked: method, case and prediction.
+        bar: makes the progress bar.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    needing = settings.by_probabilities
+    if not needing:
+        return settings, {}, []
+    files = {file: probability_files.probability_file(file) for _, _, file in asked}
+    missing = [(method.name, file) for method, _, file in asked if files[file] is None]
+    if missing:
+        name, file = missing[0]
+        labels = " and ".join(METRICS[metric].label for metric in needing)
+        note = f"Left out, {labels}: {len(missing)} of {len(asked)} predictions have no probabilities, such as {name}'s"
+        note += f" {shown(file.name)} (expected <name>_probabilities.nii.gz or nnU-Net's <name>.npz)."
+        return settings.without_probabilities(), {}, [note]
+    found = {file: path for file, path in files.items() if path is not None}
+    with bar("reading", len(found)) as step:
+        hashed, offences = hash_files(list(dict.fromkeys(found.values())), step)
+    refuse(offences)
+    return settings, {file: NamedFile(path, path.name, hashed[path]) for file, path in found.items()}, []
 
 
 # Default classes: nnU-Net's, or each label value in the references.

@@ -17,7 +17,7 @@ from pipelines.data.checks import Offence, count_values, label_problem
 from pipelines.data.data_root import located_cases
 from pipelines.data.grids import Volume, grid_problem
 from pipelines.data.label_scheme import LabelScheme
-from pipelines.data.layouts import is_label_name, nifti_files, pair_predictions, stem
+from pipelines.data.layouts import is_label_name, nifti_files, pair_predictions, stem, without_probabilities
 from pipelines.data.manifest import Case, Manifest
 from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, digits, read_labels, read_spacing
 from pipelines.evaluation.metrics.base import (
@@ -204,7 +204,7 @@ def match(references: References, predictions: Path) -> Matched:
     """
     if not predictions.is_dir():
         raise UserError(f"{predictions}: no such folder; expected one of predictions")
-    files = nifti_files(predictions)
+    files = without_probabilities(nifti_files(predictions))
     if not files:
         raise UserError(f"{predictions} holds no NIfTI file (.nii or .nii.gz)")
     by_case = any(label.image is not None for label in references.labels)

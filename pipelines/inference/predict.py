@@ -10,14 +10,13 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel.imageglobals import LoggingOutputSuppressor
-from torch import Tensor
 
 from pipelines.data.checks import Offence
 from pipelines.data.grids import Orientation, Volume, by
 from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, read_image, write_labels, write_probabilities
 from pipelines.inference.sources import Source
 from pipelines.preprocessing.resampling import resampled
-from pipelines.training.saved_model import WINDOWS, Model, label_map, load_model
+from pipelines.training.saved_model import WINDOWS, Model, label_map, load_model, probabilities
 from pipelines.utils import UserError
 from pipelines.utils.machine import is_out_of_memory
 
@@ -200,14 +199,8 @@ def _predict(model: Model, volumes: list[Volume], source: Source, folder: Path, 
                 inside = (logit > 0).cpu().numpy().astype(np.uint8)
                 write_labels(source.region(folder, name), inside, header, canonical=canonical)
         if settings.probabilities:
-            probabilities = logits.sigmoid_() if scheme.sigmoid else _softmax(logits)
-            write_probabilities(source.probabilities(folder), probabilities.cpu().numpy(), header, canonical=canonical)
+            found = probabilities(logits, scheme).cpu().numpy()
+            write_probabilities(source.probabilities(folder), found, header, canonical=canonical)
         write_labels(source.labels(folder), labels, header, canonical=canonical)
     except OSError as error:
         raise UserError(f"--out: cannot write in {folder}: {error.strerror or error}") from None
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    """Probabilities, computed in place."""
-    logits.sub_(logits.amax(0, keepdim=True)).exp_()
-    return logits.div_(logits.sum(0, keepdim=True))

@@ -17,7 +17,8 @@ import torch
 
 from pipelines.data.grids import Orientation
 from pipelines.data.manifest import load_manifest
-from pipelines.data.nifti import squeezed, write_labels
+from pipelines.data.nifti import read_labels, squeezed, write_labels
+from pipelines.data.probabilities import probability_file, read_probabilities, write_npz
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.references import manifest_references, match
 from pipelines.evaluation.result_folders import STOCK
@@ -171,7 +172,11 @@ class NnunetRun:
         if path is None or path.name != _FINAL:
             trainer.run_training()
         began = time.perf_counter()
-        trainer.perform_actual_validation()
+        settings = metric_settings(self.config, self.manifest)
+        if self.config.keep_probabilities or settings.by_probabilities:
+            trainer.perform_actual_validation(save_probabilities=True)
+        else:
+            trainer.perform_actual_validation()
         evaluation = self._evaluate()
         patients = {case.id: case.patient for case in self.manifest.split(self.config.fold)[1]}
         rows = self._rows()
@@ -180,6 +185,10 @@ class NnunetRun:
         result = self._result(evaluation, rows)
         self.folder.write_epochs(rows)
         self.folder.write_cases([row | {"patient": patients[row["case"]]} for row in evaluation.rows])
+        calibration = evaluation.calibration.items()
+        self.folder.write_calibration(
+            [{"case": case, "class": name, "calibration": found.to_list()} for (case, name), found in calibration]
+        )
         self.folder.write_result(result)
         return result
 
@@ -221,11 +230,19 @@ class NnunetRun:
             file = f"{label.name}{ending}"
             given = self.raw / "labelsTr" / file
             write_on_label(written / file, given, label.path, path, self.manifest.dimensions)
+            if (found := probability_file(written / file)) is not None:
+                probabilities = read_probabilities(found, read_labels(given, (self.manifest.dimensions,)))
+                write_npz(self.folder.probabilities(label.name), probabilities, nib.load(label.path).header)
+                found.unlink()
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder), metric_settings(self.config, self.manifest))
-        if not self.config.keep_predictions:
-            for path in predictions:
+        kept = self.config.keep_predictions or self.config.keep_probabilities
+        for label, path in zip(references.labels, predictions, strict=True):
+            if not self.config.keep_probabilities:
+                self.folder.probabilities(label.name).unlink(missing_ok=True)
+            if not kept:
                 path.unlink()
+        if not kept:
             folder.rmdir()
         return found
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, Manifest, load_manifest
+from pipelines.evaluation.calibration import Calibration, from_rows
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import at_tolerance, with_default
 from pipelines.report.provenance import csv_facts, folder_facts
@@ -29,6 +30,8 @@ from pipelines.utils import UserError
 
 # The runs that can be compared if the comparison is not finished: the folds and seeds that all losses have.
 
+#: What a plan names before training: attributes of `Plan` and `Collected`.
+NAMED_BEFORE = ("reference", "metric", "margin", "further_metrics", "empty", "non_inferior")
 #: A fold with a seed.
 Block = tuple[int, int]
 
@@ -207,6 +210,7 @@ class Collected:
         still: runs whose optimizer stood still.
         steps: loss -> its ratio of update to weights, relative to the reference; empty if unknown.
         tuning: the learning rates that were tried before the comparison.
+        calibration: loss -> how its probabilities agree with the references, over all cases; empty if unknown.
     """
 
     title: str
@@ -219,6 +223,7 @@ class Collected:
     reference: str | None = None
     metric: str = "dice"
     margin: float = 0.01
+    further_metrics: dict[str, float | None] = field(default_factory=dict)
     empty: str = "one"
     non_inferior: bool = False
     predictions: tuple[PredictedCase, ...] = ()
@@ -227,6 +232,7 @@ class Collected:
     still: tuple[StoodStill, ...] = ()
     steps: dict[str, float] = field(default_factory=dict)
     tuning: Tuning | None = None
+    calibration: dict[str, Calibration] = field(default_factory=dict)
 
 
 def from_csv(path: Path) -> Collected:
@@ -270,7 +276,7 @@ def from_folder(folder: Path) -> Collected:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     still = stood_still(folder, plan)
-    wanted = {plan.metric, *(name for run in plan.runs for name in run.config.metrics)}
+    wanted = {plan.metric, *plan.further_metrics, *(name for run in plan.runs for name in run.config.metrics)}
     predictions, no_pictures = folder_predictions(folder, plan, finished)
     return Collected(
         title=plan.manifest_name,
@@ -297,7 +303,8 @@ def from_folder(folder: Path) -> Collected:
         still=still,
         steps=relative_steps(folder, plan),
         tuning=plan.tuning,
-        **{name: getattr(plan, name) for name in ("reference", "metric", "margin", "empty", "non_inferior")},
+        calibration=_calibration(folder, finished),
+        **{name: getattr(plan, name) for name in NAMED_BEFORE},
     )
 
 
@@ -317,6 +324,20 @@ def _cases(folder: Path, plan: Plan, runs: list[PlannedRun]) -> pd.DataFrame:
         return case_table(folder, plan.model_copy(update={"runs": runs})).drop(columns=list(missing), errors="ignore")
     except ValueError as error:
         raise UserError(f"{folder}: a cases.csv is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _calibration(folder: Path, runs: list[PlannedRun]) -> dict[str, Calibration]:
+    """The calibration of each loss, if all of its runs have measured it."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for run in runs:
+        rows.setdefault(run.config.loss, []).extend(of_run := run_folder(folder, run).calibration)
+        if not of_run:
+            return {}
+    try:
+        found = {loss: from_rows(of_loss) for loss, of_loss in rows.items()}
+    except ValueError:
+        raise UserError(f"{folder}: a calibration.csv is damaged; remove it") from None
+    return {loss: of_loss for loss, of_loss in found.items() if of_loss is not None}
 
 
 def _curve(folder: Path, run: PlannedRun, failed: bool) -> Curve:

@@ -10,10 +10,12 @@ import pandas as pd
 from pipelines.data.checks import Offence
 from pipelines.data.grids import shift_note
 from pipelines.evaluation.cached_tasks import ResultCache, work
+from pipelines.evaluation.calibration import together
 from pipelines.evaluation.external_predictions import (
     Pair,
     agreed_classes,
     found_classes,
+    found_probabilities,
     hash_files,
     refuse,
     summary_notes,
@@ -214,7 +216,8 @@ def from_predictions(
     if names is not None:
         names = tuple(name for name in METRICS if name in (*names, *_SHOWING_EMPTY))
     chosen = MetricSettings(names, tolerance, settings.lesions)
-    pairs = [Pair(named_files[file], named_files[references.files[case]], classes, chosen)
+    chosen, probabilities, without = found_probabilities(chosen, asked, bar)
+    pairs = [Pair(named_files[file], named_files[references.files[case]], classes, chosen, probabilities.get(file))
              for _, case, file in asked]  # fmt: skip
     with bar("evaluating", len(pairs)) as step:
         done = work(pairs, store, jobs=settings.jobs, check_only=bool(offences), progress=step, notify=message)
@@ -246,13 +249,19 @@ def from_predictions(
     agreed, differing = summary_notes(methods, classes, dice)
     shifts = {str(file): result["shift"] for (_, _, file), result in zip(asked, done.results, strict=True)}
     off_grid = shift_note(shifts, "prediction", "reference")
-    notes = [*_notes(methods, references, predicted, classes), *([f"{off_grid}."] if off_grid else []), *differing]
+    notes = [*_notes(methods, references, predicted, classes), *without]
+    notes += [*([f"{off_grid}."] if off_grid else []), *differing]
     collected = Collected(
         title=title(methods, references),
         table=check_table(table, at_tolerance(tolerance)),
         facts=folders_facts(methods, references, classes, hashed, tolerance, predictions, agreed),
         notes=(_METHODS_ARE_LOSSES, *notes),
         predictions=tuple(drawn),
+        calibration=together(
+            (method.name, numbers)
+            for (method, _, _), result in zip(asked, done.results, strict=True)
+            for numbers in result.get("calibration", ())
+        ),
     )
     # The analysis reports what is missing.
     summary = (

@@ -12,6 +12,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from pipelines.evaluation.calibration import loss_rows
 from pipelines.evaluation.metrics import METRICS
 from pipelines.report.collect import Collected
 from pipelines.report.first_screen import first_facts
@@ -20,6 +21,7 @@ from pipelines.report.overlays import Overlays
 from pipelines.report.paper import Paper
 from pipelines.report.plots import PLOTS
 from pipelines.report.plots.base import Plot
+from pipelines.report.several_metrics import agreement_rows, metric_rows, rank_table
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.verdict_text import NOT_CONTROLLED
@@ -27,7 +29,7 @@ from pipelines.statistics.verdict_text import NOT_CONTROLLED
 #: Every table that a report can have.
 TABLES = (
     "ranking", "comparisons", "pairs", "groups", "classes", "secondary", "claim_check", "costs", "failures",
-    "learning_curves", "learning_rates", "overlays",
+    "learning_curves", "learning_rates", "overlays", "metrics", "metric_agreement", "calibration",
 )  # fmt: skip
 
 
@@ -41,6 +43,9 @@ def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFr
         "groups": [{"group": i, "loss": loss} for i, group in enumerate(omnibus.groups, 1) for loss in group],
         "classes": _secondary(analysis.classes.values()),
         "secondary": _secondary(analysis.secondary.values()),
+        "metrics": metric_rows(analysis),
+        "metric_agreement": agreement_rows(analysis),
+        "calibration": [row for loss, found in collected.calibration.items() for row in loss_rows(loss, found)],
         "costs": [{"loss": loss, **vars(cost)} for loss, cost in collected.costs.items()],
         "failures": [vars(failure) for failure in collected.failures],
         "learning_curves": [
@@ -183,6 +188,7 @@ def page(
         tables=tables,
         pairs_note=_pairs_note(analysis),
         overlays=overlays,
+        several=rank_table(analysis),
         ranks={ranked.loss: ranked.rank for ranked in primary.ranking},
         rows=_rows(analysis, collected),
         gaps=any(ranked.failed or ranked.lacking for ranked in primary.ranking),

@@ -35,6 +35,7 @@ def write_report(
     metric: str | None = None,
     reference: str | None = None,
     margin: float | None = None,
+    further_metrics: Mapping[str, float | None] | None = None,
     empty: str | None = None,
     non_inferior: bool | None = None,
     bootstraps: int = 10_000,
@@ -48,6 +49,7 @@ def write_report(
         reference: the loss that the others are compared with, or `NO_REFERENCE`; `None`: that of the plan, or without
             one `DEFAULT_REFERENCE` if it is among the losses.
         margin: equivalence margin, in the metric's unit; `None`: that of the plan.
+        further_metrics: further primary metrics with their margins; `None`: those of the plan.
         empty: the rule for cases whose reference is empty for a class: `one`, `exclude` or `worst`; `None`: that of the
             plan.
         non_inferior: whether to test non-inferiority in place of equivalence; `None`: as in the plan.
@@ -59,7 +61,10 @@ def write_report(
     Raises:
         UserError: there is no such metric or loss, or the folder cannot be written.
     """
-    named = {"reference": reference, "metric": metric, "margin": margin, "empty": empty, "non_inferior": non_inferior}
+    named = {
+        "reference": reference, "metric": metric, "margin": margin, "further_metrics": further_metrics, "empty": empty,
+        "non_inferior": non_inferior,
+    }  # fmt: skip
     notes = collected.notes + _after_the_fact(collected, named)
     options: dict[str, Any] = {
         name: getattr(collected, name) if value is None else value for name, value in named.items()
@@ -76,6 +81,7 @@ def write_report(
     elif options["reference"] == NO_REFERENCE or (reference is None and collected.reference not in losses):
         # If the runs of the plan's reference have not ended yet, no other loss replaces it.
         options["reference"] = None
+    options["further"] = options.pop("further_metrics")
     analysis = analyse(collected.table, bootstraps=bootstraps, **options)
     plots, overlays, for_paper = (
         every_plot(analysis, collected),
@@ -105,7 +111,8 @@ def write_report(
 
 #: Attributes of `Collected` that a plan names before training, and their names in notes.
 _NAMED_BEFORE = {
-    "reference": "reference", "metric": "primary metric", "margin": "margin", "empty": "empty",
+    "reference": "reference", "metric": "primary metric", "margin": "margin",
+    "further_metrics": "further primary metrics", "empty": "empty",
     "non_inferior": "non-inferior",
 }  # fmt: skip
 
@@ -115,11 +122,18 @@ def _after_the_fact(collected: Collected, named: Mapping[str, object]) -> tuple[
     if collected.reference is None:
         return ()  # nothing was named before training
     return tuple(
-        f"Chosen after the fact: {what} {named[name]}; before training, {getattr(collected, name)} was named. A choice "
-        "that is based on the results makes them look better than they are."
+        f"Chosen after the fact: {what} {_shown(named[name])}; before training, {_shown(getattr(collected, name))} was "
+        "named. A choice that is based on the results makes them look better than they are."
         for name, what in _NAMED_BEFORE.items()
         if named[name] is not None and named[name] != getattr(collected, name)
     )
+
+
+def _shown(value: object) -> str:
+    """A choice as text; of further metrics each with its margin."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{name} ({'no margin' if own is None else f'{own:g}'})" for name, own in value.items()) or "none"
 
 
 def _provenance(collected: Collected, notes: tuple[str, ...]) -> dict[str, object]:

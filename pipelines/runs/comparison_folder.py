@@ -122,7 +122,7 @@ def _difference(old: Plan, new: Plan) -> str:
         for field, value in config.items():
             if runs[1][run][field] != value:
                 return f"its {field} is {_shown(value)}, and {_shown(runs[1][run][field])} was asked for"
-    for field in ("reference", "metric", "margin", "empty", "non_inferior"):
+    for field in ("reference", "metric", "margin", "further_metrics", "empty", "non_inferior"):
         theirs, ours = getattr(old, field), getattr(new, field)
         # Plans of an earlier version have none, and are resumed as they are.
         if theirs != ours and theirs is not None:

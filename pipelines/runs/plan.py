@@ -158,6 +158,8 @@ class Plan(_Frozen):
     reference: str | None = None
     metric: str = "dice"  #: the primary metric
     margin: float = 0.01  #: of equivalence, in the metric's unit
+    #: further primary metrics with their margins, None where equivalence is not tested; the first one orders losses
+    further_metrics: dict[str, float | None] = {}
     empty: str = "one"  #: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`
     non_inferior: bool = False  #: whether *non-inferior* takes the place of *equivalent*
     asked: Asked | None = None  #: what was asked for, where that is not simply what is planned

@@ -38,6 +38,10 @@ def plan_lines(plan: Plan, grid: RunGrid, seconds: float | None = None) -> Itera
     named = f"reference {plan.reference}" if plan.has_reference else "no reference, every pair compared"
     margin = f"{plan.margin:g} {metric.unit or metric.label}"
     yield from item("verdict", f"{named}; primary metric {metric.label}; margin of equivalence {margin}")
+    if plan.further_metrics:
+        others = [f"{METRICS[name].label} ({'no margin' if own is None else f'margin {METRICS[name].shown(own)}'})"
+                  for name, own in plan.further_metrics.items()]  # fmt: skip
+        yield from item("", f"further primary metrics, in one family of tests with it: {', '.join(others)}")
     if tuning is not None:
         each = f"each of {counted(len(grid.losses), 'loss')} is trained on fold {tuning.fold} at {_rates(tuning)}"
         yield from item("rates", f"before that, {each} for {counted(tuning.epochs, 'epoch')}, and then at its best")
@@ -171,7 +175,7 @@ def case_table(folder: Path, plan: Plan) -> "pd.DataFrame":
         if run_dir.result is not None and run_dir.result["state"] == "done":
             # Runs of an earlier version may not have all metrics: these are NaN.
             frame = pd.DataFrame(run_dir.cases)
-            frame = frame.reindex(columns=list(case_columns((*frame.columns, plan.metric))))
+            frame = frame.reindex(columns=list(case_columns((*frame.columns, plan.metric, *plan.further_metrics))))
             metrics = having_values(frame)
             frame[metrics] = frame[metrics].apply(pd.to_numeric)
             config = run.config

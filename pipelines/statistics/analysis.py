@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipelines.statistics.paired import Comparison, Omnibus, all_pairs, compare_
 from pipelines.statistics.plain_summary import summary
 from pipelines.statistics.results import Analysis, MetricAnalysis, Ranked, Reach, least_difference
 from pipelines.statistics.scores import DIGITS, EMPTY, Scores, misses, scores
+from pipelines.statistics.several_metrics import as_family, several_caveats, several_verdict
 from pipelines.statistics.table import CaseTable, cases_by_class
 from pipelines.statistics.verdict_text import caveats, verdict_sentence
 from pipelines.utils import UserError
@@ -26,6 +28,7 @@ def analyse(
     margin: float = 0.01,
     empty: str = "one",
     non_inferior: bool = False,
+    further: Mapping[str, float | None] | None = None,
     bootstraps: int = 10_000,
     seed: int = 0,
 ) -> Analysis:
@@ -38,15 +41,20 @@ def analyse(
         margin: equivalence margin, in the unit of the primary metric.
         empty: the rule for cases whose reference is empty for a class: `one`, `exclude` or `worst`; see `scores`.
         non_inferior: whether to test non-inferiority in place of equivalence.
+        further: further primary metrics, named before training, with their margins, or `None` where equivalence is not
+            tested: p-values and words are adjusted over all of them. `None`: there is only `metric`.
         bootstraps: number of bootstrap replicates.
         seed: seed of the replicates and sign patterns; the same table and seed give the same numbers.
 
     Raises:
         UserError: the table has no such metric or loss, or margin, `empty` or `bootstraps` is invalid.
     """
-    if metric not in table.metrics:
+    margins: dict[str, float | None] = {metric: margin, **(further or {})}
+    for name in margins:
+        if name in table.metrics:
+            continue
         raise UserError(
-            f"metric {metric}: no such column; the table has {', '.join(table.metrics)}: name one of them (--metric)"
+            f"metric {name}: no such column; the table has {', '.join(table.metrics)}: name one of them (--metric)"
         )
     if reference is not None and reference not in table.losses:
         near = difflib.get_close_matches(reference, table.losses, n=1)
@@ -54,6 +62,9 @@ def analyse(
         raise UserError(f"reference {reference}: not in the table; its losses are {', '.join(table.losses)}{hint}")
     if not (math.isfinite(margin) and margin >= 0):
         raise UserError(f"margin: got {margin}; expected 0 or more, in the unit of {metric}")
+    for name, other in margins.items():
+        if other is not None and not (math.isfinite(other) and other >= 0):
+            raise UserError(f"margin: got {other} for {name}; expected 0 or more, in the unit of {name}")
     if empty not in EMPTY:
         raise UserError(f"empty: got {empty}; expected one of {', '.join(EMPTY)}")
     if bootstraps < 1:
@@ -61,8 +72,8 @@ def analyse(
 
     def analyse_scores(of: Scores, class_name: str | None = None) -> MetricAnalysis:
         name = of.metric.name
-        # The margin was named for the primary metric alone: no other has the same scale.
-        named = margin if name == metric else None
+        # Margins were named for the primary metrics alone: no other has the same scale.
+        named = margins.get(name)
         comparisons: tuple[Comparison, ...] = ()
         if reference is not None:
             comparisons = compare_with(of, reference, margin=named, non_inferior=non_inferior, seed=seed)
@@ -73,7 +84,7 @@ def analyse(
         return MetricAnalysis(
             metric=name,
             class_name=class_name,
-            primary=name == metric and class_name is None,
+            primary=name in margins and class_name is None,
             patients=len(of.patients),
             excluded=of.excluded,
             empty=of.empty,
@@ -86,15 +97,22 @@ def analyse(
             pair_base=base,
         )
 
-    found = scores(table, metric, empty=empty)
-    if not found.patients:
-        raise UserError(f"metric {metric}: no loss has a value for any case; expected some")
+    of_primary = {name: scores(table, name, empty=empty) for name in margins}
+    for name, of in of_primary.items():
+        if not of.patients:
+            raise UserError(f"metric {name}: no loss has a value for any case; expected some")
+    found = of_primary[metric]
     base: str | None = None
     if reference is None and len(table.losses) == 2:
         base = found.losses[int(np.argmin(found.metric.sign * found.values.mean((1, 2))))]
     classes = table.classes if len(table.classes) > 1 else ()
     of_classes = {name: scores(table, metric, name, empty=empty) for name in classes}
-    of_metrics = {name: scores(table, name, empty=empty) for name in table.metrics if name != metric}
+    of_metrics = {name: scores(table, name, empty=empty) for name in table.metrics if name not in margins}
+    primary, several = analyse_scores(found), None
+    if further:
+        analysed = {name: primary if name == metric else analyse_scores(of) for name, of in of_primary.items()}
+        several = as_family(analysed, {name: table.metrics[name].sign for name in margins}, non_inferior)
+        primary = several.analyses[metric]
     folds, seeds = int(found.folds.max(initial=0)) + 1, found.values.shape[-1]
     analysis = Analysis(
         verdict="",
@@ -111,17 +129,20 @@ def analyse(
         trainings=folds * seeds,
         patients=found.patients,
         scores={loss: tuple(values) for loss, values in zip(found.losses, found.by_patient.tolist(), strict=True)},
-        primary=analyse_scores(found),
+        primary=primary,
         classes={name: analyse_scores(of, name) for name, of in of_classes.items() if of.patients},
         secondary={name: analyse_scores(of) for name, of in of_metrics.items() if of.patients},
         metrics=table.metrics,
         class_cases=cases_by_class(table),
+        further=dict(further or {}),
+        several=several,
     )
+    several_first = () if several is None else several_caveats(analysis)
     return replace(
         analysis,
-        verdict=verdict_sentence(analysis),
+        verdict=verdict_sentence(analysis) if several is None else several_verdict(analysis),
         summary=summary(analysis),
-        caveats=caveats(table, found, analysis),
+        caveats=(*several_first, *caveats(table, found, analysis)),
     )
 
 

@@ -3,7 +3,8 @@
 `docs/statistics.md` describes verdicts, pairs and rank sets, and what they do not control.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,29 @@ def rank_sets(
     better = under @ is_first + over @ is_second
     worse = over @ is_first + under @ is_second
     return 1 + better, losses - worse
+
+
+def adjusted_pairs(pairs: Omnibus, factor: int, means: Mapping[str, float], sign: int) -> Omnibus:
+    """The pairs of one of several metrics: p-values times their number (Bonferroni), and what follows from them.
+
+    Args:
+        pairs: as if the metric were the only one.
+        factor: the number of metrics.
+        means: loss -> its mean.
+        sign: 1, or -1 if less is better.
+    """
+    size = len(pairs.losses)
+    first, second = np.triu_indices(size, 1)
+    p = np.minimum(factor * np.array(pairs.p_adjusted), 1.0)
+    np.fill_diagonal(p, 1.0)
+    gains = sign * np.round([means[loss] for loss in pairs.losses], DIGITS)
+    low, high = rank_sets(gains[first] - gains[second], p[first, second] <= ALPHA, first, second, size)
+    return replace(
+        pairs,
+        p_adjusted=tuple(map(tuple, p.tolist())),
+        groups=tuple(tuple(pairs.losses[i] for i in group) for group in cliques(p > ALPHA)),
+        rank_sets=dict(zip(pairs.losses, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
+    )
 
 
 def cliques(linked: NDArray[np.bool_]) -> list[tuple[int, ...]]:
@@ -215,12 +239,8 @@ def compare_with(
         within = same is not None and bool(same[i] <= ALPHA / 2)
         verdict = UNDECIDED
         if enough and ends is not None:
-            if found.p_adjusted[i] <= ALPHA:
-                verdict = BETTER if found.mean[i] > 0 else WORSE
-            elif above is not None and non_inferior:
-                verdict = NON_INFERIOR if above[i] <= ALPHA / 2 else UNDECIDED
-            elif within:
-                verdict = EQUIVALENT
+            p_non_inferior = float(above[i]) if above is not None and non_inferior else None
+            verdict = word(found.mean[i], found.p_adjusted[i], within=within, p_non_inferior=p_non_inferior)
         comparisons.append(
             Comparison(
                 loss=scores.losses[other],
@@ -250,6 +270,22 @@ def compare_with(
             )
         )
     return tuple(comparisons)
+
+
+def word(gain: float, p_adjusted: float, *, within: bool, p_non_inferior: float | None) -> str:
+    """The verdict on a comparison with enough patients.
+
+    Args:
+        gain: the mean difference, above 0 if the loss is better.
+        p_adjusted: its family-wise p-value.
+        within: whether the mean is shown to lie within the margin.
+        p_non_inferior: its p-value if non-inferiority is tested in place of equivalence; else None.
+    """
+    if p_adjusted <= ALPHA:
+        return BETTER if gain > 0 else WORSE
+    if p_non_inferior is not None:
+        return NON_INFERIOR if p_non_inferior <= ALPHA / 2 else UNDECIDED
+    return EQUIVALENT if within else UNDECIDED
 
 
 def _variance(parts: Parts, i: int, patients: int, seeds: int) -> VarianceParts:

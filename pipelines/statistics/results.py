@@ -174,6 +174,26 @@ class MetricAnalysis:
 
 
 @dataclass(frozen=True)
+class SeveralMetrics:
+    """Several primary metrics together.
+
+    Attributes:
+        analyses: metric -> its analysis over all classes, in the order in which the metrics were named; p-values and
+            words are adjusted over all of them.
+        tests: number of comparisons with the reference in all metrics together; 0 without one.
+        ranks: loss -> its rank by mean in each metric, in their order.
+        mean_ranks: loss -> the mean of these.
+        tau: metric -> other metric -> Kendall's tau-b between the rankings by mean; None if one consists of ties.
+    """
+
+    analyses: dict[str, MetricAnalysis]
+    tests: int
+    ranks: dict[str, tuple[float, ...]]
+    mean_ranks: dict[str, float]
+    tau: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
 class Analysis:
     """The analysis of a table. `analyse` describes its arguments, from `reference` to `non_inferior`.
 
@@ -190,6 +210,8 @@ class Analysis:
         classes: class -> the analysis of the primary metric for this class; empty with fewer than two classes.
         metrics: the metrics of the table by name; not part of `to_dict`.
         class_cases: class -> number of cases that any loss has a row for; empty if all classes have all cases.
+        further: further primary metric -> its margin, `None` if none was named; empty with one primary metric.
+        several: all primary metrics together; `None` with one.
     """
 
     verdict: str
@@ -212,6 +234,8 @@ class Analysis:
     metrics: Mapping[str, "Metric"]
     class_cases: dict[str, int] = field(default_factory=dict)
     summary: tuple[str, ...] = ()
+    further: Mapping[str, float | None] = field(default_factory=dict)
+    several: SeveralMetrics | None = None
 
     @property
     def metric(self) -> "Metric":
@@ -229,6 +253,8 @@ class Analysis:
         del content["metrics"]
         if not self.class_cases:
             del content["class_cases"]
+        if self.several is None:
+            del content["several"], content["further"]
         return dict(_plain(content))
 
 

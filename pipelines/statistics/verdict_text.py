@@ -163,7 +163,7 @@ def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, 
         notes.append(
             "Other metrics and individual classes are secondary: p is adjusted for the losses within each of them, not "
             "across them, so some small p-values there are due to chance. The equivalence margin applies to the "
-            "primary metric alone."
+            f"primary metric{'s' if analysis.several else ''} alone."
         )
     return tuple(notes)
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Events
 from ignite.handlers import EMAHandler
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -17,6 +19,7 @@ from medloss.create import pass_epoch_on
 from medloss.training_loss import recipe_clip
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Case, Manifest, load_manifest
+from pipelines.evaluation.calibration import NOTHING
 from pipelines.preprocessing.case_store import CaseStore, EntryCache, content_key, take_fingerprint
 from pipelines.preprocessing.label_maps import wanted_maps
 from pipelines.preprocessing.patches import PatchDataset, start_epoch, training_loader, validation_loader
@@ -173,6 +176,7 @@ class Training:
             scheme=manifest.scheme,
             patch=config.patch_size or (),
             metrics=self.metrics,
+            keep_probabilities=config.keep_probabilities,
         )
 
     @property
@@ -185,33 +189,43 @@ class Training:
         """The type that the network computes in, such as `bfloat16`."""
         return "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
-    def validate(self, keep: Callable[[Case, Tensor], None] | None = None) -> list[dict[str, Any]]:
+    def validate(
+        self, keep: Callable[[Case, Tensor, NDArray[np.float16] | None], None] | None = None
+    ) -> list[dict[str, Any]]:
         """Predict and evaluate every validation case once, over all processes.
 
         Args:
-            keep: gets each case that this process predicts, and its labels `[*spatial]`, of 0..C-1.
+            keep: gets each case that this process predicts, its labels `[*spatial]`, of 0..C-1, and its probabilities
+                `[C, *spatial]` if they are kept or a metric needs them.
 
         Returns:
-            A row per case and class, in the manifest's order: `case`, `patient`, `class` and the metrics.
+            A row per case and class, in the manifest's order: `case`, `patient`, `class` and the metrics; with
+            probabilities also `calibration`, the numbers of `Calibration.to_list`.
         """
         cases = self.validation_cases.cases
         numbers = {case.id: number for number, case in enumerate(cases)}
-        local: dict[int, list[dict[str, float]]] = {}
+        local: dict[int, list[dict[Any, float]]] = {}
+        calibrated = self.config.keep_probabilities or bool(self.metrics.by_probabilities)
 
         def collect(done: dict[str, Any]) -> None:
             number = numbers[done["case"]]
             local[number] = done["metrics"]
+            if calibrated:
+                numbers_of = (NOTHING if found is None else found.to_list() for found in done["calibration"])
+                local[number] = [row | dict(enumerate(of_class)) for row, of_class in
+                                 zip(done["metrics"], numbers_of, strict=True)]  # fmt: skip
             if keep is not None:
-                keep(cases[number], done["labels"])
+                keep(cases[number], done["labels"], done.get("probabilities"))
 
         self._collect = collect
         broadcast_buffers(self.best_network)
         self.evaluator.run()
         names = tuple(self.metrics.metrics)
-        everywhere = gather_metrics(local, names, len(cases))
+        everywhere = gather_metrics(local, (*names, *range(len(NOTHING) if calibrated else 0)), len(cases))
         scheme = self.manifest.scheme
         return [
-            {"case": case.id, "patient": case.patient, "class": name, **dict(zip(names, values, strict=True))}
+            {"case": case.id, "patient": case.patient, "class": name, **dict(zip(names, values, strict=False))}
+            | ({"calibration": values[len(names) :]} if calibrated else {})
             for number, case in enumerate(cases)
             for name, annotated, values in zip(
                 scheme.names, scheme.annotated(case.labelled), everywhere[number], strict=True

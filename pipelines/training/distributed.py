@@ -106,12 +106,12 @@ def texts_over_ranks(texts: list[str]) -> list[str]:
     return [text for encoded in idist.all_gather(json.dumps(texts)) for text in json.loads(encoded)]
 
 
-def gather_metrics(rows: dict[int, list[dict[str, Any]]], metrics: tuple[str, ...], count: int) -> dict[int, Any]:
+def gather_metrics(rows: dict[int, list[dict[str, Any]]], metrics: tuple[Any, ...], count: int) -> dict[int, Any]:
     """The values `[classes][metrics]` of all cases by number, from all processes, in every process.
 
     Args:
         rows: of this process: the case's number to its rows, one per class, each with all metrics.
-        metrics: their names.
+        metrics: their names, and the keys of other numbers in the rows.
         count: number of cases, over all processes.
     """
     classes = int(max_over_ranks(max((len(r) for r in rows.values()), default=0)))

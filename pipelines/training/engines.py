@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader
 import medloss
 from medloss.errors import InputError
 from pipelines.data.label_scheme import IGNORED, LabelScheme
-from pipelines.evaluation.evaluate import region_metrics
+from pipelines.evaluation.calibration import Probabilities
+from pipelines.evaluation.evaluate import computed, region_masks
 from pipelines.evaluation.metrics.base import DEFAULT_SETTINGS, MetricSettings
 from pipelines.preprocessing.label_maps import MAPS, channel_masks
+from pipelines.preprocessing.resampling import resampled
 from pipelines.training.distributed import mean_over_ranks, texts_over_ranks
-from pipelines.training.saved_model import AutocastInferer, WindowInferer, label_map
+from pipelines.training.saved_model import AutocastInferer, WindowInferer, label_map, probabilities
 from pipelines.utils import TrainingError
 from pipelines.utils.machine import is_out_of_memory
 
@@ -241,12 +243,15 @@ def create_evaluator(
     scheme: LabelScheme,
     patch: tuple[int, ...],
     metrics: MetricSettings = DEFAULT_SETTINGS,
+    keep_probabilities: bool = False,
 ) -> SupervisedEvaluator:
     """An evaluator that predicts whole cases by sliding windows of a size (voxels), and passes on each case's metrics.
 
     `on_case` gets `{"case": id, "labels": [*spatial] of 0..C-1, "metrics": [{name: value}, ...]}`, one per foreground
-    class or region of the scheme.
+    class or region of the scheme; if a metric needs them, or `keep_probabilities`, also `probabilities`, an array
+    `[C, *spatial]` in float16, in which they are kept, and `calibration`, one per class or None.
     """
+    with_probabilities = keep_probabilities or bool(metrics.by_probabilities)
     evaluator = SupervisedEvaluator(
         device=run.device, val_data_loader=loader, network=network, prepare_batch=_prepare_batch,
         inferer=WindowInferer(patch, run), decollate=False
@@ -259,15 +264,29 @@ def create_evaluator(
             reference = batch["reference"][index]
             # On the grid of the label, not on the one that the network sees.
             labels = label_map(engine.state.output[CommonKeys.PRED][index], reference.shape, scheme).cpu()
-            values = region_metrics(
-                labels.numpy(),
-                reference.cpu().numpy(),
-                scheme.members,
-                batch["reference_spacing"][index],
-                ignored=None if scheme.ignore is None else IGNORED,
-                settings=metrics,
+            done: dict[str, Any] = {"case": case, "labels": labels}
+            given = None
+            if with_probabilities:
+                logits = resampled(engine.state.output[CommonKeys.PRED][index], reference.shape).float().clone()
+                # Rounded first, so that the kept files give the same metrics.
+                data = done["probabilities"] = probabilities(logits, scheme).half().cpu().numpy()
+                own = [(number,) for number in range(len(data))]
+                given = Probabilities(data, own if scheme.sigmoid else scheme.members)
+            found = list(
+                region_masks(
+                    labels.numpy(),
+                    reference.cpu().numpy(),
+                    scheme.members,
+                    batch["reference_spacing"][index],
+                    ignored=None if scheme.ignore is None else IGNORED,
+                    settings=metrics,
+                    probabilities=given,
+                )
             )
-            on_case({"case": case, "labels": labels, "metrics": values})
+            done["metrics"] = [computed(masks, metrics) for masks in found]
+            if with_probabilities:
+                done["calibration"] = [masks.calibration for masks in found]
+            on_case(done)
 
     return evaluator
 

@@ -17,10 +17,12 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar, Timer
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.utils import CommonKeys
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.manifest import Case
 from pipelines.data.nifti import write_labels
+from pipelines.data.probabilities import write_npz
 from pipelines.evaluation.evaluate import class_means, mean_metrics
 from pipelines.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from pipelines.training.components import Training
@@ -191,7 +193,7 @@ class Run:
         if epoch % self.config.val_interval == 0 or epoch == epochs:
             start = time.perf_counter()
             # Only those of the last validation: `cases.csv` holds their metrics.
-            last = self.config.keep_predictions and epoch == epochs
+            last = (self.config.keep_predictions or self.config.keep_probabilities) and epoch == epochs
             self.cases = self.training.validate(self._keep_prediction if last else None)
             row |= {f"val_{name}": value for name, value in mean_metrics(self.cases).items()}
             row["val_s"] = round(time.perf_counter() - start, 3)
@@ -209,12 +211,14 @@ class Run:
         if self.report is not None:
             self.report(Progress(epoch, epochs, row["train_loss"], dice, row["epoch_s"], left))
 
-    def _keep_prediction(self, case: Case, labels: Tensor) -> None:
+    def _keep_prediction(self, case: Case, labels: Tensor, probabilities: NDArray[np.float16] | None) -> None:
         manifest, root = self.training.manifest, self.training.validation_cases.root
         values = np.array(manifest.label_values)[labels.numpy()]
         try:
             header = nib.load(root / case.label).header
             canonical = self.config.orientation == "canonical"
+            if self.config.keep_probabilities and probabilities is not None:
+                write_npz(self.folder.probabilities(case.id), probabilities, header, canonical=canonical)
             write_labels(self.folder.prediction(case.id), values, header, canonical=canonical)
         except OSError as error:
             if is_disk_full(error):
@@ -284,6 +288,7 @@ class Run:
             "machine": machine(training.device),
         }
         if rank() == 0:
+            self.folder.write_calibration(self.cases)
             self.folder.write_cases(self.cases)
             save_model(
                 self.folder.path / NAME, training.best_network, self.config, training.manifest, training.preprocessing

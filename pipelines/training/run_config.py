@@ -29,7 +29,9 @@ _NNUNET_RECORDED = {"batch_size", "patch_size", "spacing"}
 
 #: Settings that may change when a run resumes, or between compared runs: they do not affect the result. Of the manifest
 #: this is its path: checkpoints and plans keep the checksum of its content.
-INCIDENTAL = {"manifest", "threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions"}
+INCIDENTAL = {
+    "manifest", "threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions", "keep_probabilities"
+}  # fmt: skip
 
 
 class NnunetSettings(BaseModel):
@@ -101,6 +103,7 @@ class RunConfig(BaseModel):
         threads: of the processor; None: all.
         cache_dir: where prepared cases are kept; None: in memory only.
         keep_predictions: whether the validation cases' label maps are kept after the last epoch.
+        keep_probabilities: whether the probabilities of the validation cases are kept after the last epoch, too.
         metrics: names of metrics that are computed in addition to the default ones and the manifest's.
         nsd_tolerance: distance between surfaces up to which there is no error for the NSD, mm; None: the manifest's.
             Runs of older versions had 1 mm.
@@ -153,6 +156,7 @@ class RunConfig(BaseModel):
     threads: Positive | None = None
     cache_dir: str | None = None
     keep_predictions: bool = True
+    keep_probabilities: bool = False
     metrics: tuple[str, ...] = ()
     nsd_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     device: str = "auto"

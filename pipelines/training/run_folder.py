@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.layouts import NNUNET_PROBABILITIES
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import with_default
 from pipelines.training.run_config import RunConfig, stored_config
@@ -16,7 +17,9 @@ from pipelines.utils.files import read_json, write_json, write_text
 #: A column of epochs trained by nnU-Net only: Dice over patches of the validation cases.
 _PSEUDO = "pseudo_dice"
 #: Files that a run without a checkpoint may have left in its folder.
-RUN_FILES = frozenset({"lock", "cache", "config.json", "progress.json", "epochs.csv", "predictions", "result.json"})
+RUN_FILES = frozenset(
+    {"lock", "cache", "config.json", "progress.json", "epochs.csv", "predictions", "calibration.csv", "result.json"}
+)
 
 
 def epoch_columns(rows: Sequence[Mapping[str, Any]] = ()) -> tuple[str, ...]:
@@ -36,8 +39,8 @@ class RunFolder:
     """One run's folder; every file in it is written atomically.
 
     `config.json` (the planned config), `progress.json` (epochs done), `epochs.csv`, `cases.csv` (metrics of the
-    validation cases after the last epoch), `predictions/` (their label maps), `result.json` (how the run ended), and
-    the checkpoint.
+    validation cases after the last epoch), `predictions/` (their label maps, and their probabilities if asked for),
+    `calibration.csv` (if probabilities were kept or measured), `result.json` (how the run ended), and the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,6 +86,10 @@ class RunFolder:
         """The path of the predicted label map of a validation case."""
         return self.path / "predictions" / f"{case}.nii.gz"
 
+    def probabilities(self, case: str) -> Path:
+        """The path of the probabilities of a validation case."""
+        return self.path / "predictions" / f"{case}{NNUNET_PROBABILITIES}"
+
     @property
     def progress(self) -> dict[str, Any] | None:
         """The content of `progress.json`; None before the run started.
@@ -115,7 +122,23 @@ class RunFolder:
 
     def write_cases(self, rows: list[dict[str, Any]]) -> None:
         """Write `cases.csv`."""
-        write_text(self.path / "cases.csv", _csv(case_columns(rows[0] if rows else ()), rows))
+        kept = [{name: value for name, value in row.items() if name != "calibration"} for row in rows]
+        write_text(self.path / "cases.csv", _csv(case_columns(kept[0] if kept else ()), kept))
+
+    @property
+    def calibration(self) -> list[dict[str, str]]:
+        """The rows of `calibration.csv`, as text; none if no probabilities were measured."""
+        return _read_csv(self.path / "calibration.csv")
+
+    def write_calibration(self, rows: list[dict[str, Any]]) -> None:
+        """Write `calibration.csv` from rows with `case`, `class` and `calibration`; nothing if none has any."""
+        from pipelines.evaluation.calibration import COLUMNS, Calibration, bin_rows  # not above: commands need no NumPy
+
+        found = [row for row in rows if "calibration" in row]
+        measured = [(row["case"], row["class"], Calibration.from_list(row["calibration"])) for row in found]
+        bins = [entry for of_row in measured for entry in bin_rows(*of_row)]
+        if found:
+            write_text(self.path / "calibration.csv", _csv(COLUMNS, bins))
 
     def _object(self, name: str) -> dict[str, Any] | None:
         try:

@@ -110,6 +110,14 @@ def label_map(logits: Tensor, shape: Sequence[int], scheme: LabelScheme | None =
     return largest((resampled(logits[c : c + 1], shape) for c in range(len(logits))), dtype)[0]
 
 
+def probabilities(logits: Tensor, scheme: LabelScheme) -> Tensor:
+    """The probabilities of logits `[C, *spatial]`, computed in place: a softmax of classes, a sigmoid of regions."""
+    if scheme.sigmoid:
+        return logits.sigmoid_()
+    logits.sub_(logits.amax(0, keepdim=True)).exp_()
+    return logits.div_(logits.sum(0, keepdim=True))
+
+
 @dataclass
 class Model:
     """A trained network, ready to predict.

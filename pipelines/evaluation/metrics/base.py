@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipelines.evaluation.calibration import Calibration
     from pipelines.evaluation.lesions import Lesions
     from pipelines.evaluation.surface_distances import SurfaceDistances
 
@@ -101,6 +102,15 @@ class MetricSettings:
         names = default_metrics() if self.names is None else self.names
         return {name: REGISTERED[name].at_tolerance(self.nsd_tolerance_mm) for name in names}
 
+    @property
+    def by_probabilities(self) -> tuple[str, ...]:
+        """The names of those metrics that need probabilities."""
+        return tuple(name for name, metric in self.metrics.items() if metric.by_probabilities)
+
+    def without_probabilities(self) -> MetricSettings:
+        """The settings without the metrics that need probabilities."""
+        return replace(self, names=tuple(name for name, metric in self.metrics.items() if not metric.by_probabilities))
+
 
 #: The default metrics.
 DEFAULT_SETTINGS = MetricSettings()
@@ -120,6 +130,7 @@ class ClassMasks:
         tolerance: distance between surfaces up to which there is no error, mm (`--tolerance`).
         ignored: ignored voxels, `[*box]`, which are in neither mask; None if there are none.
         lesion_rule: what a lesion is, for lesion-wise metrics.
+        calibration: how its probabilities agree with the reference; None without probabilities or reference.
     """
 
     prediction: NDArray[np.bool_]
@@ -130,6 +141,7 @@ class ClassMasks:
     tolerance: float
     ignored: NDArray[np.bool_] | None = None
     lesion_rule: LesionRule = LesionRule()
+    calibration: Calibration | None = None
 
     @cached_property
     def predicted(self) -> int:
@@ -224,6 +236,7 @@ class Metric:
             `--metrics` or `--metric`.
         target: the value of a perfect prediction for a signed error, or a ratio, from which both directions are worse;
             such a metric describes a bias and cannot be compared between losses. None for all other metrics.
+        by_probabilities: whether it needs the probabilities of the classes, and is undefined without them.
         requires: the optional package that computes it, as the name to import and that to install,
             `skimage/scikit-image`; empty if there is none.
         tolerance: the tolerance that it was computed with, mm, if known and if it depends on it.
@@ -243,6 +256,7 @@ class Metric:
     in_table: bool = True
     default: bool = True
     target: float | None = None
+    by_probabilities: bool = False
     requires: str = ""
     tolerance: float | None = None
 

@@ -16,13 +16,14 @@ import pytest
 import torch
 from cli_call import call_medloss
 from forked import Forked
-from tiny import TinySet, tiny_manifest
+from tiny import TinySet, tiny_manifest, tiny_regions
 from torch import Tensor, nn
 
 import medloss
 from pipelines.data.manifest import Manifest, load_manifest
+from pipelines.evaluation.calibration import from_rows
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.metrics.base import default_metrics
+from pipelines.evaluation.metrics.base import MetricSettings, default_metrics
 from pipelines.evaluation.references import manifest_references, match
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.components import Training
@@ -540,3 +541,34 @@ def test_a_schedule_is_told_each_epoch(sets: dict[int, _Set], tmp_path: Path, mo
     )
     train_run(sets[2].config(loss="hausdorff_dt", epochs=3), tmp_path)
     assert epochs == [0, 1, 2]
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_kept_probabilities_give_the_metrics_of_the_validation(tmp_path: Path, regions: bool) -> None:
+    """Read back by `medloss evaluate`, in the manifest's values and on the labels' grid."""
+    path = tiny_regions(tmp_path) if regions else tiny_manifest(tmp_path, 2)
+    made = TinySet(path, tmp_path / "data").config(epochs=1, metrics=("ece", "brier"), keep_probabilities=True)
+    result = train_run(made, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    rows = folder.cases
+    references = manifest_references(str(path), tmp_path / "data", 0)
+    predictions = tmp_path / "run" / "predictions"
+    settings = MetricSettings(("dice", "ece", "brier"))
+    found = evaluate(predictions, references, match(references, predictions), settings)
+    assert [(row["case"], row["class"]) for row in rows] == [(row["case"], row["class"]) for row in found.rows]
+    for row, again in zip(rows, found.rows, strict=True):
+        for name in ("ece", "brier"):
+            assert row[name] == ("" if math.isnan(again[name]) else str(again[name])), (row["case"], name)
+    assert 0 < result["metrics"]["brier"] < 1
+    bins = folder.calibration
+    assert {row["case"] for row in bins} == {row["case"] for row in rows if row["ece"]}
+    per_class = [from_rows(row for row in bins if (row["case"], row["class"]) == (rows[0]["case"], name))
+                 for name in dict.fromkeys(row["class"] for row in rows)]  # fmt: skip
+    for of_class, row in zip(per_class, rows, strict=False):
+        assert of_class is None if not row["ece"] else of_class is not None
+        assert of_class is None or of_class.ece == pytest.approx(float(row["ece"]))
+
+
+def test_probabilities_are_kept_only_if_asked_for(sets: dict[int, _Set], tmp_path: Path) -> None:
+    train_run(sets[2].config(epochs=1), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.npz")) and RunFolder(tmp_path / "run").calibration == []
