@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli import INPUT, OUTPUT, PATH, PLACE, VERDICT, GroupedCommand, option, take
-from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP, refuse_verdict
+from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP, SUBGROUPS_HELP, refuse_verdict
 from pipelines.utils import UserError
 from pipelines.utils.text import terminal_bar, terminal_note
 
@@ -86,6 +86,7 @@ class ManyValues(GroupedCommand):
 @option("--empty", VERDICT, "RULE", f"{EMPTY_HELP} Default: that of the comparison, or one.",
         type=click.Choice(["one", "exclude", "worst"]))  # fmt: skip
 @option("--non-inferior", VERDICT, None, NON_INFERIOR_HELP, is_flag=True)
+@option("--subgroups", VERDICT, "FILE", SUBGROUPS_HELP, type=PATH)
 def report(
     folder: Path | None, cases: tuple[str, ...], predictions: tuple[str, ...], out: Path | None, **options: Any
 ) -> None:
@@ -115,8 +116,13 @@ def report(
         needed = "--predictions" if predictions else "--cases"
         raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
     refuse_verdict(options["metric"], options["margin"])
+    subgroups = options.pop("subgroups")
     if folder is not None:
         require_plan(folder)
+    if subgroups is not None:
+        from pipelines.report.subgroups import read_groups  # not above, for the time that pandas takes
+
+        options["groups"] = read_groups(subgroups)
     with claimed(out):
         if folder is not None:
             from pipelines.report.collect import from_folder  # not above, for the time that pandas takes
@@ -134,9 +140,10 @@ def report(
 
             options["non_inferior"] = options["non_inferior"] or None
             path, analysis = write_report(collected, out, **options)
+    from pipelines.statistics.subgroups import subgroup_notes
     from pipelines.statistics.verdict_text import gap_notes
 
-    for line in (analysis.verdict, *gap_notes(analysis)):
+    for line in (analysis.verdict, *gap_notes(analysis), *subgroup_notes(analysis.subgroups)):
         click.echo(line)
     click.echo(f"report    {path}")
 

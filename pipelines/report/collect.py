@@ -14,7 +14,9 @@ from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import at_tolerance, with_default
 from pipelines.report.provenance import csv_facts, folder_facts
 from pipelines.report.result_tables import TASK, ResultTable, read_results
+from pipelines.report.subgroups import Groups, read_groups
 from pipelines.runs.comparison_folder import (
+    SUBGROUPS,
     StoodStill,
     relative_steps,
     require_plan,
@@ -208,6 +210,7 @@ class Collected:
         still: runs whose optimizer stood still.
         steps: loss -> its ratio of update to weights, relative to the reference; empty if unknown.
         tuning: the learning rates that were tried before the comparison.
+        groups: groups of the cases that were named before training.
     """
 
     title: str
@@ -228,6 +231,7 @@ class Collected:
     still: tuple[StoodStill, ...] = ()
     steps: dict[str, float] = field(default_factory=dict)
     tuning: Tuning | None = None
+    groups: Groups | None = None
 
 
 def from_csv(path: Path, columns: Mapping[str, str] | None = None, metric: str | None = None) -> Collected:
@@ -322,6 +326,7 @@ def from_folder(folder: Path) -> Collected:
         still=still,
         steps=relative_steps(folder, plan),
         tuning=plan.tuning,
+        groups=read_groups(folder / SUBGROUPS) if (folder / SUBGROUPS).is_file() else None,
         **{name: getattr(plan, name) for name in ("reference", "metric", "margin", "empty", "non_inferior")},
     )
 

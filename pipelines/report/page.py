@@ -21,7 +21,7 @@ from pipelines.statistics.verdict_text import NOT_CONTROLLED
 #: Every table that a report can have.
 TABLES = (
     "ranking", "comparisons", "pairs", "groups", "classes", "secondary", "claim_check", "costs", "failures",
-    "learning_curves", "learning_rates", "overlays",
+    "learning_curves", "learning_rates", "overlays", "subgroups",
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFr
         "groups": [{"group": i, "loss": loss} for i, group in enumerate(omnibus.groups, 1) for loss in group],
         "classes": _secondary(analysis.classes.values()),
         "secondary": _secondary(analysis.secondary.values()),
+        "subgroups": _subgroups(analysis),
         "costs": [{"loss": loss, **vars(cost)} for loss, cost in collected.costs.items()],
         "failures": [vars(failure) for failure in collected.failures],
         "learning_curves": [
@@ -111,6 +112,15 @@ def _secondary(analyses: Iterable[MetricAnalysis]) -> list[dict[str, Any]]:
             of_loss = compared.get(row["loss"], {})
             rows.append(start | row | {name: of_loss.get(name) for name in columns if compared})
     return rows
+
+
+def _subgroups(analysis: Analysis) -> list[dict[str, Any]]:
+    return [
+        {"variable": of.variable, "loss": one.loss, "group": group.group, "patients": group.patients,
+         "difference": group.difference, **_interval("difference", group.interval), "p_interaction": one.p,
+         "p_interaction_adjusted": one.p_adjusted}
+        for of in analysis.subgroups for one in of.interactions for group in one.groups
+    ]  # fmt: skip
 
 
 def _interval(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:

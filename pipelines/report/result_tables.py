@@ -87,7 +87,7 @@ def read_columns(text: str) -> dict[str, str]:
         key, separator, name = (piece.strip() for piece in part.partition("="))
         if not (separator and key and name):
             raise UserError(f"--columns: got '{part.strip()}'; expected pairs such as case=ID,loss=method,dice=DSC")
-        key = key if key in known else _metric_of(_plain(key)) or _key_of(_plain(key)) or key
+        key = key if key in known else _metric_of(_plain(key)) or key_of(_plain(key)) or key
         if key not in known:
             raise UserError(f"--columns: got '{key}'; expected one of {', '.join(known)}, then = and a column's name")
         if key in found:
@@ -130,7 +130,14 @@ def _metric_of(plain: str) -> str | None:
     return found or names.get(plain.removesuffix("_mm"))
 
 
-def _key_of(plain: str) -> str | None:
+def is_missing(cell: str) -> bool:
+    """Whether a cell is empty, or what people write for that."""
+    return not cell or cell.lower() in _MISSING | {"nan"}
+
+
+def key_of(name: str) -> str | None:
+    """The key of `statistics.table` that a column's name stands for."""
+    plain = _plain(name)
     return next((key for key, aliases in _ALIASES.items() if plain in aliases), None)
 
 
@@ -167,7 +174,7 @@ def _recognise(path: Path, cells: Cells, given: Mapping[str, str]) -> _Columns:
         if not name or (place == 0 and plain in ("unnamed_0", "index", "row_names")):
             found.index = place
             continue
-        kind = _metric_of(plain) or _key_of(plain)
+        kind = _metric_of(plain) or key_of(plain)
         if kind in METRICS and METRICS[kind].unit == "mm" and _unit(name) in _OTHER_UNITS:
             found.reasons[place], kind = f"in {_unit(name)}, not mm", None
         if kind is None:

@@ -15,6 +15,7 @@ from scipy.special import nctdtr, ndtr, stdtrit
 from pipelines.statistics.bootstrap import Bootstrap
 from pipelines.statistics.mean_difference import ALPHA, least_patients
 from pipelines.statistics.paired import Comparison, Omnibus
+from pipelines.statistics.subgroups import Subgroups
 
 if TYPE_CHECKING:
     from pipelines.evaluation.metrics.base import Metric
@@ -180,6 +181,7 @@ class Analysis:
         classes: class -> the analysis of the primary metric for this class; empty with fewer than two classes.
         metrics: the metrics of the table by name; not part of `to_dict`.
         class_cases: class -> number of cases that any loss has a row for; empty if all classes have all cases.
+        subgroups: the comparison by groups of patients, per variable; empty if none were named.
     """
 
     verdict: str
@@ -201,6 +203,7 @@ class Analysis:
     secondary: dict[str, MetricAnalysis]
     metrics: Mapping[str, "Metric"]
     class_cases: dict[str, int] = field(default_factory=dict)
+    subgroups: tuple[Subgroups, ...] = ()
 
     @property
     def metric(self) -> "Metric":
@@ -211,8 +214,9 @@ class Analysis:
         """The analysis as dicts, lists, numbers, text and `None`, ready for JSON."""
         content = asdict(replace(self, metrics={}))
         del content["metrics"]
-        if not self.class_cases:
-            del content["class_cases"]
+        for name in ("class_cases", "subgroups"):
+            if not content[name]:
+                del content[name]
         return dict(_plain(content))
 
 

@@ -7,6 +7,7 @@ from pipelines.report.plots.verdict import draw_forest as draw_forest
 from pipelines.report.plots.verdict import draw_significance as draw_significance
 from pipelines.report.plots.verdict import draw_critical as draw_critical
 from pipelines.report.plots.verdict import draw_first as draw_first
+from pipelines.report.plots.subgroups import draw_subgroups as draw_subgroups
 from pipelines.report.plots.training import draw_curves as draw_curves
 from pipelines.report.plots.training import draw_cost as draw_cost
 
