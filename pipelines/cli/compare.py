@@ -22,7 +22,7 @@ from pipelines.utils import UserError
 @option("--seeds", RUNS, "LIST", "Seeds, such as 0,1,2.", default="0")
 @option("--retry-failed", RUNS, None, "Train failed runs again.", is_flag=True)
 @option("--jobs", PLACE, "N", "Runs at a time; default: one per core, or one on a GPU.", type=click.IntRange(min=1))
-@option("--tracking-uri", TRACKING, "URI", "MLflow server; default: SQLite in the folder of --out.")
+@option("--tracking-uri", TRACKING, "URI", "MLflow server; default: SQLite in the --out folder.")
 @option("--register-model", TRACKING, "NAME", "Register the best network of the best loss in MLflow.")
 @option("--out", RUNS, "DIR", "Folder of the comparison.", type=PATH, required=True)
 @trainer_options
@@ -45,6 +45,7 @@ def compare(
     from pipelines.utils.files import naming_a_full_disk, refuse_unwritable_folder
     from pipelines.utils.machine import available_cores
 
+    subgroups = options.pop("subgroups")
     verdict = take(options, "reference", "metric", "margin", "empty", "non_inferior")
     search = take(options, "budget", "halving", "tune_lr")
     how = take(options, "retry_failed", "check", "tracking_uri", "register_model")
@@ -74,6 +75,10 @@ def compare(
         loaded.split(fold)
     refuse_foreign(out)
     refuse_unwritable_folder(out, "--out")
+    if subgroups is not None:
+        from pipelines.report.subgroups import keep_groups
+
+        keep_groups(subgroups, out, loaded, write=False)
     # Before the measurements, which take minutes.
     if handover is not None:
         handover.check()
@@ -109,6 +114,8 @@ def compare(
         if planned.plan.asked is not None:
             for line in plan_lines(planned.plan, planned.grid, planned.seconds):
                 click.echo(line, err=True)
+        if subgroups is not None:
+            keep_groups(subgroups, out, loaded)
         execution = Execution(jobs, handover, **how)
         code = compare_losses(out, planned.plan, execution, planned.configs)
     sys.exit(code)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli import PLACE, PLANNING, VERDICT, combined, option, typed
+from pipelines.cli import PATH, PLACE, PLANNING, VERDICT, combined, option, typed
 from pipelines.cli.primary_metrics import chosen_primary, primary_metrics, read_margins
 from pipelines.comparison.executors import EXECUTORS
 from pipelines.comparison.executors.base import Handover
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the command's help does not wait for pydantic
     from pipelines.training.run_config import RunConfig
 
 NON_INFERIOR_HELP = "Test one-sided non-inferiority, not equivalence."
+SUBGROUPS_HELP = "By group, too: a table such as case,scanner,sex."
 EMPTY_HELP = (
     "Classes missing in a label. one: an empty prediction scores 1, a false positive 0; exclude: left out; worst: an "
     "empty prediction has the worst score."
@@ -34,6 +35,7 @@ _PLANNING = (
            "several metrics such as dice=0.01,hd95=1."),
     option("--empty", VERDICT, "RULE", EMPTY_HELP, type=click.Choice(["one", "exclude", "worst"]), default="one"),
     option("--non-inferior", VERDICT, None, NON_INFERIOR_HELP, is_flag=True),
+    option("--subgroups", VERDICT, "FILE", SUBGROUPS_HELP, type=PATH),
     option("--dry-run is_dry", PLANNING, None,
            "Time a few steps per loss, print the time and disk space needed, and exit.", is_flag=True),
     option("--budget", PLANNING, "MINUTES",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli import INPUT, OUTPUT, PATH, PLACE, VERDICT, GroupedCommand, option, take
-from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP, refuse_verdict
+from pipelines.cli.compare_options import EMPTY_HELP, NON_INFERIOR_HELP, SUBGROUPS_HELP, refuse_verdict
 from pipelines.cli.primary_metrics import chosen_primary, primary_metrics, read_margins
 from pipelines.utils import UserError
 from pipelines.utils.text import terminal_bar, terminal_note
@@ -55,9 +55,10 @@ class ManyValues(GroupedCommand):
 @click.command(cls=ManyValues, many=("--predictions", "--cases"))
 @click.argument("folder", type=PATH, required=False)
 @option("--cases", INPUT, "FILE.csv ...",
-        "Instead of FOLDER: a CSV file with case, loss and a metric; optionally class, patient, fold, seed. Or two or "
-        "more of one method each, as NAME=FILE.csv: MIST's results.csv, or the output of `medloss evaluate`.",
-        multiple=True)  # fmt: skip
+        "Instead of FOLDER: a table of several methods: a row per case and method, or a column per method. Or two or "
+        "more of one method each, as NAME=FILE: MIST's results.csv, nnU-Net's summary.json, the output of `medloss "
+        "evaluate`.", multiple=True)  # fmt: skip
+@option("--columns", INPUT, "LIST", "What columns of --cases are, such as case=ID,loss=method,dice=DSC.")
 @option("--predictions", INPUT, "NAME=DIR ...",
         "Instead of FOLDER: two or more folders of finished predictions: NIfTI label maps, or nnU-Net's results.",
         multiple=True)  # fmt: skip
@@ -91,6 +92,7 @@ class ManyValues(GroupedCommand):
 @option("--empty", VERDICT, "RULE", f"{EMPTY_HELP} Default: that of the comparison, or one.",
         type=click.Choice(["one", "exclude", "worst"]))  # fmt: skip
 @option("--non-inferior", VERDICT, None, NON_INFERIOR_HELP, is_flag=True)
+@option("--subgroups", VERDICT, "FILE", SUBGROUPS_HELP, type=PATH)
 def report(
     folder: Path | None, cases: tuple[str, ...], predictions: tuple[str, ...], out: Path | None, **options: Any
 ) -> None:
@@ -110,6 +112,9 @@ def report(
         raise UserError(
             "pass one of the three: the FOLDER of a comparison, --cases FILE.csv, or --predictions NAME=DIR NAME=DIR"
         )
+    columns = options.pop("columns")
+    if columns is not None and folder is not None:
+        raise UserError("--columns belongs to --cases; pass that, too")
     if not predictions and _is_given(computation):
         raise UserError(f"{_COMPUTATION_FLAGS} belong to --predictions; pass that, too")
     out = out or (folder / "report" if folder is not None else None)
@@ -117,8 +122,13 @@ def report(
         needed = "--predictions" if predictions else "--cases"
         raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
     refuse_verdict(options["metric"], options["margin"])
+    subgroups = options.pop("subgroups")
     if folder is not None:
         require_plan(folder)
+    if subgroups is not None:
+        from pipelines.report.subgroups import read_groups  # not above, for the time that pandas takes
+
+        options["groups"] = read_groups(subgroups)
     with claimed(out):
         if folder is not None:
             from pipelines.report.collect import from_folder  # not above, for the time that pandas takes
@@ -129,7 +139,7 @@ def report(
         else:
             metric = options["metric"]
             collected, options["reference"] = _contents(
-                cases, predictions, out, options["reference"], computation, metric
+                cases, predictions, out, options["reference"], computation, metric, columns
             )
         with terminal_note("comparing and drawing"):
             from pipelines.report.write import write_report  # and matplotlib
@@ -137,9 +147,10 @@ def report(
             options["non_inferior"] = options["non_inferior"] or None
             options |= _primary(options["metric"], options["margin"], collected)
             path, analysis = write_report(collected, out, **options)
+    from pipelines.statistics.subgroups import subgroup_notes
     from pipelines.statistics.verdict_text import gap_notes
 
-    for line in (analysis.verdict, *gap_notes(analysis)):
+    for line in (analysis.verdict, *gap_notes(analysis), *subgroup_notes(analysis.subgroups)):
         click.echo(line)
     click.echo(f"report    {path}")
 
@@ -177,21 +188,19 @@ def _contents(
     reference: str | None,
     computation: dict[str, Any],
     metric: str | None,
+    columns: str | None,
 ) -> "tuple[Collected, str | None]":
     """The report's contents from `--cases` or `--predictions`, of which one is empty, and the reference."""
     from pipelines.evaluation.sources import read_names
     from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
 
     if len(cases) == 1 and ("=" not in cases[0] or Path(cases[0]).is_file()):
-        from pipelines.evaluation.result_folders import is_mist
         from pipelines.report.collect import from_csv
 
-        if is_mist(Path(cases[0])):
-            raise UserError(
-                f"--cases: {cases[0]} is MIST's table of one method; expected two or more, with names: --cases "
-                f"NAME={cases[0]} OTHER=other/results.csv"
-            )
-        return from_csv(Path(cases[0])), reference
+        collected = from_csv(Path(cases[0]), _read_columns(columns), metric)
+        for line in collected.notes:
+            click.echo(line)
+        return collected, reference
     names = read_names(predictions or cases, "--predictions" if predictions else "--cases")
     if predictions and reference not in (None, NO_REFERENCE, *names):
         # Refused before the metrics are computed.
@@ -203,9 +212,14 @@ def _contents(
         )
     if predictions and tables and _is_given(computation):
         raise UserError(f"{_COMPUTATION_FLAGS} belong to folders of predictions, and tables were named")
+    if columns is not None and not (cases or tables):
+        raise UserError("--columns belongs to tables, and folders of predictions were named")
     from pipelines.report.external_results import from_tables  # not above, for the time that pandas takes
 
-    found = from_tables(names) if cases or tables else _measured(names, out, computation, metric)
+    if cases or tables:
+        found = from_tables(names, _read_columns(columns), metric)
+    else:
+        found = _measured(names, out, computation, metric)
     for line in found.messages:
         click.echo(line)
     collected = found.collected
@@ -214,6 +228,12 @@ def _contents(
         note = f"The reference is {reference}, nnU-Net's own trainer (Dice + cross entropy), since none was named."
         collected = replace(collected, notes=(*collected.notes, note))
     return collected, reference
+
+
+def _read_columns(text: str | None) -> dict[str, str]:
+    from pipelines.report.result_tables import read_columns
+
+    return {} if text is None else read_columns(text)
 
 
 def _measured(named: dict[str, Path], out: Path, computation: dict[str, Any], metric: str | None) -> "ExternalResults":

@@ -1,13 +1,14 @@
 """Results of other tools (nnU-Net and MIST), and the classes to evaluate.
 
 MIST (github.com/mist-medical/MIST) writes `results.csv`: `id`, and `<class>_<metric>` per class and metric.
+nnU-Net's `summary.json` has every case: version 1 in `results`, `all`, with its paths as `reference` and `test`;
+version 2 in `metric_per_case`, with counts of voxels.
 nnU-Net (version 2) writes `nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION/` with `dataset.json`,
 `plans.json` and a `fold_K` per fold, in whose `validation/` are label maps and, once all are predicted, `summary.json`.
 """
 
 import json
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.data.layouts import nifti_files
+from pipelines.data.layouts import nifti_files, stem
 from pipelines.utils import UserError
 from pipelines.utils.text import abbreviated
 
@@ -85,18 +86,20 @@ def _checked(named: dict[str, tuple[int, ...]], where: str) -> Classes:
 # MIST.
 
 #: MIST's metrics to those here.
-_MIST = {"dice": "dice", "haus95": "hd95_mm", "surf_dice": "nsd", "avg_surf": "assd_mm"}
+_MIST = {
+    "dice": "dice", "haus95": "hd95_mm", "surf_dice": "nsd", "avg_surf": "assd_mm",
+    "lesion_wise_dice": "lesion_dice", "lesion_wise_haus95": "lesion_hd95_mm",
+}  # fmt: skip
+#: What its lesion-wise metrics begin with, also those that are not among the ones here.
+_LESION_WISE = "lesion_wise"
 #: Rows that MIST writes below the cases.
 _STATISTICS = {"mean", "std", "25th percentile", "median", "75th percentile"}
 
 
-def is_mist(path: Path) -> bool:
-    """Whether a CSV file's columns are MIST's."""
-    try:
-        columns = pd.read_csv(path, nrows=0, skipinitialspace=True).columns
-    except (OSError, ValueError):
-        return False
-    return "id" in columns and "loss" not in columns and any(_column(column) is not None for column in columns)
+def is_mist(columns: Iterable[str]) -> bool:
+    """Whether a table's columns are MIST's."""
+    names = list(columns)
+    return "id" in names and "loss" not in names and any(_column(column) is not None for column in names)
 
 
 def mist_rows(name: str, path: Path, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -126,13 +129,88 @@ def mist_rows(name: str, path: Path, frame: pd.DataFrame) -> tuple[pd.DataFrame,
 def _column(column: str) -> tuple[str, str] | None:
     """Class and metric of a column of MIST; None for other columns."""
     metric = next((name for name in sorted(_MIST, key=len, reverse=True) if column.endswith(f"_{name}")), None)
-    if metric is None or re.search(r"(^|_)lesion_wise_", column):
+    if metric is None:
         return None
     class_name = column.removesuffix(f"_{metric}")
-    return (class_name, _MIST[metric]) if class_name else None
+    if not class_name or class_name.endswith(_LESION_WISE):
+        return None
+    return class_name, _MIST[metric]
 
 
-# nnU-Net.
+# nnU-Net: a summary alone.
+
+#: nnU-Net's metrics to those here; version 2 has `Dice`, `IoU` and counts of voxels.
+_NNUNET = {
+    "Dice": "dice", "IoU": "iou", "Jaccard": "iou", "Recall": "sensitivity", "True Negative Rate": "specificity",
+    "Hausdorff Distance 95": "hd95_mm", "Avg. Symmetric Surface Distance": "assd_mm",
+}  # fmt: skip
+
+
+def summary_rows(name: str, path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """One row per case and class from nnU-Net's `summary.json`, of version 1 or 2, as text, and notes on it.
+
+    Sensitivity and specificity of version 2 are those of its counts. A metric that nnU-Net did not define is `nan`.
+
+    Raises:
+        UserError: it is not such a file, or has a case twice.
+    """
+    content = _json(path)
+    version, cases = 2, content.get("metric_per_case")
+    if cases is None:
+        results = content.get("results")
+        version, cases = 1, results.get("all") if isinstance(results, dict) else None
+    rows: list[dict[str, str]] = []
+    background = False
+    try:
+        for entry in cases or ():
+            of_case = entry["metrics"] if version == 2 else entry
+            case = _case_name(entry)
+            for label, metrics in of_case.items():
+                if not isinstance(metrics, dict):
+                    continue  # the paths of version 1
+                if label == "0":
+                    background = True
+                    continue
+                found = {_NNUNET[key]: value for key, value in metrics.items() if key in _NNUNET}
+                if {"TP", "FN", "FP", "TN"} <= metrics.keys():
+                    found["sensitivity"] = _share(metrics["TP"], metrics["FN"])
+                    found["specificity"] = _share(metrics["TN"], metrics["FP"])
+                texts = {key: "nan" if value is None else repr(float(value)) for key, value in found.items()}
+                rows.append({"case": case, "class": label.strip("()").replace(", ", "+"), "loss": name, **texts})
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
+        rows = []
+    if not rows:
+        raise UserError(
+            f"{name}: {path} has no cases with metrics; expected nnU-Net's summary.json, of version 1 (results, all) "
+            "or 2 (metric_per_case)"
+        )
+    frame = pd.DataFrame(rows)
+    twice = frame[frame.duplicated(["case", "class"])]
+    if len(twice):
+        raise UserError(f"{name}: {path}: case {twice['case'].iloc[0]} appears twice; expected each case once")
+    left_out = ", without the background, 0" if background else ""
+    notes = [
+        f"{name}: {path.name} of nnU-Net, version {version}: {frame['case'].nunique()} cases, classes "
+        f"{abbreviated(frame['class'].unique(), 12)}{left_out}."
+    ]
+    if "hd95_mm" in frame.columns:
+        notes.append(f"{name}: the HD95 is that of nnU-Net's version 1: the percentile of both directions together.")
+    return frame, notes
+
+
+def _case_name(entry: dict[str, Any]) -> str:
+    """The name of a case: that of its reference, or else of its prediction, without folder and extension."""
+    keys = ("reference_file", "reference", "prediction_file", "test")
+    file = next(entry[key] for key in keys if isinstance(entry.get(key), str))
+    last = file.replace("\\", "/").rsplit("/", 1)[-1]
+    return stem(last) if last.endswith(_READABLE) else Path(last).stem
+
+
+def _share(part: float, rest: float) -> float:
+    return part / (part + rest) if part + rest else float("nan")
+
+
+# nnU-Net: folders.
 
 #: nnU-Net's default trainer, with Dice + cross entropy; folders of results are named by their trainer.
 STOCK = "nnUNetTrainer"

@@ -1,7 +1,7 @@
 """The contents of a report: the table of results and, for a comparison's folder, costs, curves and failures."""
 
 import statistics
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from pipelines.evaluation.calibration import Calibration, from_rows
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import at_tolerance, with_default
 from pipelines.report.provenance import csv_facts, folder_facts
-from pipelines.runs.comparison_folder import require_plan, run_folder
+from pipelines.report.result_tables import TASK, ResultTable, read_results
+from pipelines.report.subgroups import Groups, read_groups
+from pipelines.runs.comparison_folder import SUBGROUPS, require_plan, run_folder
 from pipelines.runs.curve_checks import (
     StoodStill,
     relative_steps,
@@ -25,8 +27,9 @@ from pipelines.runs.curve_checks import (
 )
 from pipelines.runs.plan import Plan, PlannedRun, Tuning
 from pipelines.runs.summary import case_table, screening_notes, tolerance_of
-from pipelines.statistics.table import CaseTable, check_table, read_table, refuse_disjoint, with_failed_runs
+from pipelines.statistics.table import CaseTable, check_table, refuse_disjoint, with_failed_runs
 from pipelines.utils import UserError
+from pipelines.utils.text import abbreviated, counted
 
 # The runs that can be compared if the comparison is not finished: the folds and seeds that all losses have.
 
@@ -211,6 +214,7 @@ class Collected:
         steps: loss -> its ratio of update to weights, relative to the reference; empty if unknown.
         tuning: the learning rates that were tried before the comparison.
         calibration: loss -> how its probabilities agree with the references, over all cases; empty if unknown.
+        groups: groups of the cases that were named before training.
     """
 
     title: str
@@ -233,20 +237,50 @@ class Collected:
     steps: dict[str, float] = field(default_factory=dict)
     tuning: Tuning | None = None
     calibration: dict[str, Calibration] = field(default_factory=dict)
+    groups: Groups | None = None
 
 
-def from_csv(path: Path) -> Collected:
-    """Read a table of results.
+def from_csv(path: Path, columns: Mapping[str, str] | None = None, metric: str | None = None) -> Collected:
+    """Read a table of results of several methods; the first note, if any, is what was made of it.
+
+    Args:
+        path: the file.
+        columns: what a column is, to its name, where names alone do not show it.
+        metric: the metric of a table that does not name any; `None`: Dice.
 
     Raises:
         UserError: the file is not a table of results, or two of its losses have no case in common.
     """
-    table = read_table(path, METRICS)
+    found = read_results(path, columns, metric)
+    table = check_results(path, found)
+    notes = () if found.description is None else (found.description,)
+    return Collected(path.name, table, csv_facts(path, table), notes)
+
+
+def check_results(path: Path, found: ResultTable) -> CaseTable:
+    """Check a table that was read.
+
+    Raises:
+        UserError: it is not a table of results, or two of its losses have no case in common.
+    """
+    frame = found.frame
+    if TASK in frame.columns:
+        tasks = frame[TASK].unique()
+        if len(tasks) > 1:
+            raise UserError(
+                f"{path}: got {counted(len(tasks), 'task')} ({abbreviated(tasks)}); expected one: keep the rows of "
+                f"one, or, if they are classes of the same cases, pass --columns class={TASK}"
+            )
+        frame = frame.drop(columns=TASK)
     try:
+        table = check_table(frame, METRICS)
         refuse_disjoint(table)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return Collected(path.name, table, csv_facts(path, table))
+        hint = ""
+        if "repeated row" in str(error) and found.left_out:
+            hint = f"; left out were {abbreviated(found.left_out)}: see --columns"
+        raise UserError(f"{path}: {error}{hint}") from None
+    return table
 
 
 def from_folder(folder: Path) -> Collected:
@@ -304,6 +338,7 @@ def from_folder(folder: Path) -> Collected:
         steps=relative_steps(folder, plan),
         tuning=plan.tuning,
         calibration=_calibration(folder, finished),
+        groups=read_groups(folder / SUBGROUPS) if (folder / SUBGROUPS).is_file() else None,
         **{name: getattr(plan, name) for name in NAMED_BEFORE},
     )
 

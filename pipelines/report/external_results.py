@@ -1,6 +1,6 @@
 """Turns predictions and result tables of other tools into the contents of a report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +23,12 @@ from pipelines.evaluation.external_predictions import (
 from pipelines.evaluation.metrics import METRICS
 from pipelines.evaluation.metrics.base import DEFAULT_SETTINGS, LesionRule, MetricSettings, at_tolerance
 from pipelines.evaluation.references import files_tolerance
-from pipelines.evaluation.result_folders import STOCK, Classes, found_images, is_mist, mist_rows
+from pipelines.evaluation.result_folders import STOCK, Classes, found_images, is_mist, mist_rows, summary_rows
 from pipelines.evaluation.sources import Method, ReferenceFiles, match_method, read_methods, read_references
 from pipelines.report.collect import ONLY, Collected, PredictedCase
 from pipelines.report.provenance import folders_facts, tables_facts, title
+from pipelines.report.result_tables import NoMetricError, read_method
+from pipelines.report.table_cells import read_cells
 from pipelines.statistics.table import check_table, in_report_order, refuse_disjoint
 from pipelines.utils import UserError
 from pipelines.utils.files import NamedFile
@@ -84,28 +86,33 @@ class EvaluationSettings:
     jobs: int = 1
 
 
-# Tables of one method each: MIST's `results.csv`, or the output of `medloss evaluate --out`.
+# Tables of one method each: MIST's `results.csv`, nnU-Net's `summary.json`, or the output of `medloss evaluate --out`.
 
 _EXPECTED = (
-    "expected MIST's results.csv (id, <class>_dice, ...) or the CSV of `medloss evaluate` (case, class, dice, ...)"
+    "expected MIST's results.csv (id, <class>_dice, ...), nnU-Net's summary.json, or a CSV such as that of `medloss "
+    "evaluate` (case, class, dice, ...)"
 )
 
 
-def from_tables(named: dict[str, Path]) -> ExternalResults:
-    """Combine tables of one method each: MIST's, or those of `medloss evaluate`.
+def from_tables(
+    named: dict[str, Path], columns: Mapping[str, str] | None = None, metric: str | None = None
+) -> ExternalResults:
+    """Combine tables of one method each: MIST's, nnU-Net's summaries, those of `medloss evaluate`, or similar ones.
 
     Args:
-        named: name -> CSV file.
+        named: name -> CSV file or nnU-Net's `summary.json`.
+        columns: what a column is, to its name, where names alone do not show it.
+        metric: the metric of a column `value`; `None`: Dice.
 
     Raises:
         UserError: the files are not such tables, or have no metric in common.
     """
     frames: dict[str, pd.DataFrame] = {}
-    notes = [_METHODS_ARE_LOSSES]
+    notes, mist = [_METHODS_ARE_LOSSES], []
     for name, path in named.items():
-        frames[name], of_table = _read(name, path)
+        frames[name], of_table, by_mist = _read(name, path, columns, metric)
         notes += of_table
-    mist = [name for name, path in named.items() if is_mist(path)]
+        mist += [name] if by_mist else []
     if mist and len(mist) < len(named):
         raise UserError(
             f"{mist[0]} is a table of MIST, and others are not, which count empty classes differently; expected all of "
@@ -114,7 +121,7 @@ def from_tables(named: dict[str, Path]) -> ExternalResults:
     if mist:
         notes.append(
             "The metrics were computed by MIST: if reference and prediction are both empty, its Dice is 1 and its "
-            "distance 0."
+            "distance 0; lesions are matched by its own rule."
         )
     # Missing classes would count as the worst.
     classes = {name: set(frame["class"].str.strip()) for name, frame in frames.items() if "class" in frame.columns}
@@ -123,11 +130,11 @@ def from_tables(named: dict[str, Path]) -> ExternalResults:
             differing = ", ".join(sorted(of_first ^ of_second)[:6])
             raise UserError(f"the tables {first} and {second} have different classes: {differing}")
     known = in_report_order(METRICS)
-    columns = {column for frame in frames.values() for column in frame.columns}
+    present = {column for frame in frames.values() for column in frame.columns}
     shared = [metric for metric in known if all(metric in frame.columns for frame in frames.values())]
     if not shared:
         raise UserError(f"the tables have no metric in common; expected one of {', '.join(known)}")
-    keys = [key for key in ("case", "class", "loss", "patient", "fold", "seed") if key in columns]
+    keys = [key for key in ("case", "class", "loss", "patient", "fold", "seed") if key in present]
     for name, frame in frames.items():
         if missing := [key for key in keys if key not in frame.columns]:
             raise UserError(f"{name}: {named[name]} has no column {missing[0]}, which other tables have")
@@ -140,20 +147,23 @@ def from_tables(named: dict[str, Path]) -> ExternalResults:
     return ExternalResults(collected, rows, None, tuple(notes[1:]))
 
 
-def _read(name: str, path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The results of one method as rows of a table of results, as text; and notes on them."""
+def _read(
+    name: str, path: Path, columns: Mapping[str, str] | None, metric: str | None
+) -> tuple[pd.DataFrame, list[str], bool]:
+    """The results of one method as rows of a table of results, as text; notes on them; and whether they are MIST's."""
+    if path.suffix.lower() == ".json":
+        return *summary_rows(name, path), False
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}: {path} cannot be read as a CSV table: {reason}; {_EXPECTED}") from None
-    if "loss" in frame.columns:
-        raise UserError(f"{name}: {path} has a column loss, so it has several methods; pass it as --cases {path}")
-    if "case" in frame.columns:
-        return frame.assign(loss=name), []
-    if "id" not in frame.columns:
-        raise UserError(f"{name}: {path} has the columns {', '.join(frame.columns[:6])}; {_EXPECTED}")
-    return mist_rows(name, path, frame)
+        cells = read_cells(path)
+    except UserError as error:
+        raise UserError(f"{name}: {error}; {_EXPECTED}") from None
+    if not columns and is_mist(cells.header):
+        return *mist_rows(name, path, pd.DataFrame(cells.rows, columns=cells.header, dtype=str)), True
+    try:
+        found = read_method(name, path, cells, columns, metric)
+    except NoMetricError:
+        raise UserError(f"{name}: {path} has the columns {', '.join(cells.header[:6])}; {_EXPECTED}") from None
+    return found.frame, [] if found.description is None else [f"{name}: {found.description}"], False
 
 
 # Folders of predictions.

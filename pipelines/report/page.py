@@ -29,7 +29,7 @@ from pipelines.statistics.verdict_text import NOT_CONTROLLED
 #: Every table that a report can have.
 TABLES = (
     "ranking", "comparisons", "pairs", "groups", "classes", "secondary", "claim_check", "costs", "failures",
-    "learning_curves", "learning_rates", "overlays", "metrics", "metric_agreement", "calibration",
+    "learning_curves", "learning_rates", "overlays", "metrics", "metric_agreement", "calibration", "subgroups",
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def every_table(analysis: Analysis, collected: Collected) -> dict[str, pd.DataFr
         "metrics": metric_rows(analysis),
         "metric_agreement": agreement_rows(analysis),
         "calibration": [row for loss, found in collected.calibration.items() for row in loss_rows(loss, found)],
+        "subgroups": _subgroups(analysis),
         "costs": [{"loss": loss, **vars(cost)} for loss, cost in collected.costs.items()],
         "failures": [vars(failure) for failure in collected.failures],
         "learning_curves": [
@@ -122,6 +123,15 @@ def _secondary(analyses: Iterable[MetricAnalysis]) -> list[dict[str, Any]]:
             of_loss = compared.get(row["loss"], {})
             rows.append(start | row | {name: of_loss.get(name) for name in columns if compared})
     return rows
+
+
+def _subgroups(analysis: Analysis) -> list[dict[str, Any]]:
+    return [
+        {"variable": of.variable, "loss": one.loss, "group": group.group, "patients": group.patients,
+         "difference": group.difference, **_interval("difference", group.interval), "p_interaction": one.p,
+         "p_interaction_adjusted": one.p_adjusted}
+        for of in analysis.subgroups for one in of.interactions for group in one.groups
+    ]  # fmt: skip
 
 
 def _interval(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:

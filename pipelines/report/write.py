@@ -1,7 +1,7 @@
 """Writes the folder of a report: the page, plots and tables, and all numbers as JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pipelines.report.page import TABLES, every_table, page
 from pipelines.report.paper import paper
 from pipelines.report.plots import PLOTS
 from pipelines.report.plots.base import Plot, drawn
+from pipelines.report.subgroups import Groups, compare_groups
 from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
 from pipelines.statistics.analysis import analyse
 from pipelines.statistics.results import Analysis
@@ -39,6 +40,7 @@ def write_report(
     empty: str | None = None,
     non_inferior: bool | None = None,
     bootstraps: int = 10_000,
+    groups: Groups | None = None,
 ) -> tuple[Path, Analysis]:
     """Analyse the results and write the report; the page comes last, after all files that it names.
 
@@ -54,6 +56,8 @@ def write_report(
             plan.
         non_inferior: whether to test non-inferiority in place of equivalence; `None`: as in the plan.
         bootstraps: number of bootstrap replicates.
+        groups: groups of the cases, within which the losses are compared with the reference, too; `None`: those that
+            were named before training, if any.
 
     Returns:
         The path of the page, and the analysis.
@@ -83,6 +87,12 @@ def write_report(
         options["reference"] = None
     options["further"] = options.pop("further_metrics")
     analysis = analyse(collected.table, bootstraps=bootstraps, **options)
+    if groups is not None or (collected.groups is not None and analysis.reference is not None):
+        groups = groups or collected.groups
+        assert groups is not None
+        subgroups, on_groups = compare_groups(collected.table, analysis, groups)
+        analysis = replace(analysis, subgroups=subgroups)
+        notes += on_groups
     plots, overlays, for_paper = (
         every_plot(analysis, collected),
         every_overlay(analysis, collected),

@@ -14,6 +14,8 @@ from pipelines.utils.locks import is_held
 # `plan.json`, which is written before any run starts.
 
 _NAME = "plan.json"
+#: Groups of cases that were named before training, next to the plan.
+SUBGROUPS = "subgroups.csv"
 
 
 def adopt_plan(folder: Path, plan: Plan) -> Plan:
@@ -63,7 +65,7 @@ def refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out: {folder} is no folder; name another one")
     content = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if _NAME not in content and content - {"compare.lock"}:
+    if _NAME not in content and content - {"compare.lock", SUBGROUPS}:
         raise UserError(f"--out: {folder} is not empty and holds no comparison; name another folder")
 
 

@@ -15,6 +15,7 @@ from scipy.special import nctdtr, ndtr, stdtrit
 from pipelines.statistics.bootstrap import Bootstrap
 from pipelines.statistics.mean_difference import ALPHA, least_patients
 from pipelines.statistics.paired import Comparison, Omnibus
+from pipelines.statistics.subgroups import Subgroups
 
 if TYPE_CHECKING:
     from pipelines.evaluation.metrics.base import Metric
@@ -212,6 +213,7 @@ class Analysis:
         class_cases: class -> number of cases that any loss has a row for; empty if all classes have all cases.
         further: further primary metric -> its margin, `None` if none was named; empty with one primary metric.
         several: all primary metrics together; `None` with one.
+        subgroups: the comparison by groups of patients, per variable; empty if none were named.
     """
 
     verdict: str
@@ -236,6 +238,7 @@ class Analysis:
     summary: tuple[str, ...] = ()
     further: Mapping[str, float | None] = field(default_factory=dict)
     several: SeveralMetrics | None = None
+    subgroups: tuple[Subgroups, ...] = ()
 
     @property
     def metric(self) -> "Metric":
@@ -251,8 +254,9 @@ class Analysis:
         """The analysis as dicts, lists, numbers, text and `None`, ready for JSON."""
         content = asdict(replace(self, metrics={}))
         del content["metrics"]
-        if not self.class_cases:
-            del content["class_cases"]
+        for name in ("class_cases", "subgroups"):
+            if not content[name]:
+                del content[name]
         if self.several is None:
             del content["several"], content["further"]
         return dict(_plain(content))

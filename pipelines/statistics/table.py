@@ -1,4 +1,4 @@
-"""The table of results, read and checked: one row per loss and case, and per class, fold and seed if there are several.
+"""The table of results, checked: one row per loss and case, and per class, fold and seed if there are several.
 
 The columns are `case`, `loss`, and at least one of the known metrics. Optional columns:
 
@@ -21,7 +21,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.utils import UserError
@@ -76,27 +75,6 @@ class CaseTable:
     losses: tuple[str, ...]
     classes: tuple[str, ...]
     given: frozenset[str]
-
-
-def read_table(path: Path, metrics: Mapping[str, "Metric"]) -> CaseTable:
-    """Read and check a CSV file, given the known metrics by name.
-
-    Raises:
-        UserError: the file does not exist, is not CSV, or is not a table of results.
-    """
-    import pandas as pd
-
-    try:
-        # Names stay text: case 001 is not case 1.
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a CSV table with columns case, loss and dice") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path}: cannot be read as a CSV table: {str(error).splitlines()[0]}") from None
-    try:
-        return check_table(frame, metrics)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def check_table(frame: "pd.DataFrame", metrics: Mapping[str, "Metric"]) -> CaseTable:
@@ -190,8 +168,6 @@ def with_failed_runs(frame: "pd.DataFrame", runs: Iterable[tuple[str, int | str,
 
 
 def _checked_columns(columns: list[str], known: Mapping[str, "Metric"]) -> dict[str, "Metric"]:
-    if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
-        raise UserError(f"columns are separated by {'tabs' if mark != ';' else 'semicolons'}; expected commas")
     for column in columns:
         if columns.count(column) > 1:
             raise UserError(f"column {column}: repeated; expected it once")

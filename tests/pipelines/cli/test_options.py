@@ -79,11 +79,11 @@ OF_COMPARE = [
 PLAIN = {
     "compare": "--losses dice --folds 0,1 --seeds 0 --jobs 2 --tracking-uri x --register-model m --retry-failed "
     "--no-check --check --trainer nnunet --executor slurm --reference none --metric nsd --margin 0.1 --empty worst "
-    "--non-inferior --dry-run --budget 3 --tune-lr 3 --halving --recipe full",
+    "--non-inferior --subgroups g.csv --dry-run --budget 3 --tune-lr 3 --halving --recipe full",
     "train": "--loss focal --fold 1 --seed 2 --resume --no-check --check --recipe full",
     "report": "--cases a.csv --predictions a=b --labels l --classes 1=a --folds 0 --tolerance 1 --jobs 2 --cache-dir c "
     "--metrics all --connectivity 6 --overlap 0.1 "
-    "--reference dice --metric nsd --margin 0.1 --empty exclude --non-inferior",
+    "--columns case=ID --reference dice --metric nsd --margin 0.1 --empty exclude --non-inferior --subgroups g.csv",
 }  # fmt: skip
 
 

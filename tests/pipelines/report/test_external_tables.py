@@ -12,19 +12,19 @@ from pipelines.report.external_results import from_tables
 from pipelines.statistics.scores import scores
 from pipelines.utils import UserError
 
-#: The layout of MIST's `mist_evaluate --metrics dice haus95 surf_dice lesion_wise_dice`.
-_METRICS = ("dice", "haus95", "surf_dice", "lesion_wise_dice")
+#: The layout of MIST's `mist_evaluate --metrics dice haus95 surf_dice` and its three lesion-wise metrics.
+_METRICS = ("dice", "haus95", "surf_dice", "lesion_wise_dice", "lesion_wise_haus95", "lesion_wise_surf_dice")
 MIST = (
     ",".join(["id", *(f"{class_name}_{metric}" for metric in _METRICS for class_name in ("tumor", "edema_core"))])
     + """
-p_01,0.91,0.81,1.5,2.5,0.95,0.85,0.5,0.5
-p_02,0.90,1.0,2.0,0.0,0.94,1.0,0.5,0.5
-003,0.80,0.0,4.0,77.5,0.80,0.0,0.5,0.5
-Mean,0.87,0.60,2.5,26.7,0.9,0.6,0.5,0.5
-Std,0.05,0.4,1.1,35.9,0.07,0.4,0,0
-25th Percentile,0.85,0.4,1.75,1.25,0.87,0.4,0.5,0.5
-Median,0.90,0.81,2.0,2.5,0.94,0.85,0.5,0.5
-75th Percentile,0.905,0.9,3.0,40.0,0.945,0.9,0.5,0.5
+p_01,0.91,0.81,1.5,2.5,0.95,0.85,0.5,0.6,9.5,8.5,0.7,0.8
+p_02,0.90,1.0,2.0,0.0,0.94,1.0,0.5,1.0,9.5,0.0,0.7,1.0
+003,0.80,0.0,4.0,77.5,0.80,0.0,0.5,0.0,9.5,77.5,0.7,0.0
+Mean,0.87,0.60,2.5,26.7,0.9,0.6,0.5,0.5,9.5,28.7,0.7,0.6
+Std,0.05,0.4,1.1,35.9,0.07,0.4,0,0.4,0,34.7,0,0.4
+25th Percentile,0.85,0.4,1.75,1.25,0.87,0.4,0.5,0.3,9.5,4.25,0.7,0.4
+Median,0.90,0.81,2.0,2.5,0.94,0.85,0.5,0.6,9.5,8.5,0.7,0.8
+75th Percentile,0.905,0.9,3.0,40.0,0.945,0.9,0.5,0.8,9.5,43.0,0.7,0.9
 """
 )
 
@@ -46,14 +46,16 @@ def test_mists_tables(tmp_path: Path) -> None:
     found = from_tables(_two(tmp_path))
     table = found.collected.table
     assert (table.losses, table.classes, tuple(table.metrics)) == (
-        ("dice", "focal"), ("edema_core", "tumor"), ("dice", "nsd", "hd95_mm"),
+        ("dice", "focal"), ("edema_core", "tumor"), ("dice", "nsd", "lesion_dice", "hd95_mm", "lesion_hd95_mm"),
     )  # fmt: skip
     rows = table.frame.set_index(["loss", "case", "class"])
     assert len(rows) == 2 * 3 * 2, "rows of statistics are not cases"
-    assert list(rows.loc[("dice", "p_01", "tumor"), list(table.metrics)]) == [0.91, 0.95, 1.5]
-    assert list(rows.loc[("focal", "p_01", "tumor"), list(table.metrics)]) == [0.71, 0.95, 1.5]
-    assert list(rows.loc[("focal", "003", "edema_core"), list(table.metrics)]) == [0.0, 0.0, 77.5]
-    left_out = "columns of results.csv that are left out: tumor_lesion_wise_dice, edema_core_lesion_wise_dice."
+    assert list(rows.loc[("dice", "p_01", "tumor"), list(table.metrics)]) == [0.91, 0.95, 0.5, 1.5, 9.5]
+    assert list(rows.loc[("focal", "p_01", "tumor"), list(table.metrics)]) == [0.71, 0.95, 0.5, 1.5, 9.5]
+    assert list(rows.loc[("focal", "003", "edema_core"), list(table.metrics)]) == [0.0, 0.0, 0.0, 77.5, 77.5]
+    left_out = (
+        "columns of results.csv that are left out: tumor_lesion_wise_surf_dice, edema_core_lesion_wise_surf_dice."
+    )
     assert f"focal: {left_out}" in found.messages
     assert any(note.startswith("The metrics were computed by MIST") for note in found.collected.notes)
 
@@ -100,7 +102,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
         "name,score\na,1\n",
         r"has the columns name, score; expected MIST's results.csv \(id, <class>_dice",
     ),
-    ("no metric", "id,tumor_volume\na,1\n", "has no column of a metric such as tumor_dice; expected MIST's"),
+    ("no metric", "id,tumor_volume\na,1\n", "has the columns id, tumor_volume; expected MIST's results.csv"),
     ("a case twice", "id,tumor_dice\na,1\na,1\n", "case a appears twice; expected one row per case"),
     ("several losses", "case,loss,dice\na,x,1\n", "has a column loss, so it has several methods; pass it as --cases"),
     ("another kind", EVALUATED, "dice is a table of MIST, and others are not, which count empty classes differently"),
