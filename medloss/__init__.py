@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+#: The one place of the version: packaging reads it here, and a test compares CITATION.cff and CHANGELOG.md with it.
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from medloss.exports import *  # noqa: F403
 else:

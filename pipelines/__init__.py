@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 
 #: Modules by the names that exported bundles, models in MLflow and SLURM's queued jobs hold: where they are now.
@@ -19,6 +20,24 @@ MOVED = {
     "pipelines.training.parts": "pipelines.training.components",
     "pipelines.training.ranks": "pipelines.training.distributed",
 }
+
+#: The modules that the extra `pipelines` brings: whoever installs `medloss` for its losses does not have them.
+EXTRA = (
+    "PIL", "click", "ignite", "jinja2", "matplotlib", "mlflow", "networkx", "nibabel", "pandas", "psutil", "pydantic",
+    "pynvml", "rich", "tqdm", "yaml",
+)  # fmt: skip
+
+
+def main() -> None:
+    """The command `medloss`: `pipelines.cli`, or one line that names the packages it needs, and exit code 2."""
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
+        print(
+            f"error: the command medloss needs packages that are not installed ({', '.join(missing)}); expected those "
+            "of the extra: pip install 'medloss[pipelines]', or in a checkout pip install '.[pipelines]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    import_module("pipelines.cli").main()
 
 
 class _Moved(MetaPathFinder, Loader):

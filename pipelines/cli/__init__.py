@@ -131,7 +131,32 @@ COMMANDS = {
     "nnunet": ("pipelines.cli.data", "Train nnU-Net with our losses; its data sets and checkpoints."),
     "explain": ("pipelines.cli.losses", "Draw the negative gradient of a loss on your own case."),
     "gallery": ("pipelines.cli.losses", "Write the gallery of losses: a page and figures per loss."),
+    "doctor": ("pipelines.cli.doctor", "Show versions and machine, and what is slow here and why."),
 }
+
+#: What `medloss` alone prints.
+FIRST_STEPS = """\
+Which loss should I train my segmentation network with, and is the difference real?
+
+I have images with labels:
+  medloss manifest FOLDER --out mine.yaml
+  medloss check mine.yaml --data-root FOLDER
+  medloss compare mine.yaml --data-root FOLDER --dry-run --out results/mine
+  medloss compare mine.yaml --data-root FOLDER --out results/mine
+
+I have predictions, of networks trained elsewhere:
+  medloss report --predictions a=FOLDER b=FOLDER --labels FOLDER --out report
+
+I write my own training:
+  medloss losses         lists the losses, and medloss losses dice describes one
+  loss = medloss.create_loss("focal_tversky", softmax=True, to_onehot_y=True)
+  value = loss(logits, label)    with logits [B, C, *spatial] and label [B, 1, *spatial]
+
+I only want to see it work, without data:
+  medloss compare phantom --losses dice,focal --reference dice --epochs 5 --out results/first
+
+medloss doctor shows what is slow on this machine and why; medloss --help lists all commands.
+"""
 
 
 class _LazyGroup(click.Group):
@@ -151,12 +176,19 @@ class _LazyGroup(click.Group):
 
 @click.group(
     cls=_LazyGroup,
+    invoke_without_command=True,
     commands={name: click.Command(name) for name in COMMANDS},  # click suggests the nearest of these names
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="medloss")
-def medloss() -> None:
-    """Losses for medical image segmentation: train them on your data, and learn which is best."""
+@click.pass_context
+def medloss(ctx: click.Context) -> None:
+    """Losses for medical image segmentation: train them on your data, and learn which is best.
+
+    Without a command: what to do first.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(FIRST_STEPS, nl=False)
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def _upload(client: Any, run_id: str, logged: Any, file: Path) -> None:
         mlflow.pyfunc.save_model(
             folder, loader_module=_LOADER, data_path=str(file), signature=_signature(model),
             input_example=_example(model), metadata=_metadata(model),
-            pip_requirements=[f"medloss=={version('medloss')}"], mlflow_model=described,
+            pip_requirements=[f"medloss[pipelines]=={version('medloss')}"], mlflow_model=described,
         )  # fmt: skip
         client.log_model_artifacts(number, folder)
     outputs = client.get_run(run_id).outputs

@@ -1,7 +1,6 @@
 """MONAI's networks, created from a run's config, and the precision they compute in."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
+from pipelines.utils.machine import processor_has_bfloat16
 
 #: nnU-Net's limit on channels: coarser levels have few voxels, and need no more.
 _MOST_CHANNELS = 320
@@ -84,7 +84,7 @@ def autocast_dtype(config: RunConfig, device: torch.device, patch: Sequence[int]
             f"precision: got bfloat16, and '{config.network}' with patches of {tuple(patch)} has feature maps smaller "
             "than its kernels, whose gradients are wrong in bfloat16 on a CPU; expected float32, or a larger patch"
         )
-    return torch.bfloat16 if precision == "bfloat16" or (safe and _processor_computes_bfloat16()) else None
+    return torch.bfloat16 if precision == "bfloat16" or (safe and processor_has_bfloat16()) else None
 
 
 def has_maps_below_kernels(config: RunConfig, patch: Sequence[int]) -> bool:
@@ -106,9 +106,3 @@ def has_maps_below_kernels(config: RunConfig, patch: Sequence[int]) -> bool:
                 module.register_forward_pre_hook(compare)
         probe(torch.empty(1, 1, *patch))
     return any(below)
-
-
-def _processor_computes_bfloat16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
-    return "amx_bf16" in flags or "avx512_bf16" in flags

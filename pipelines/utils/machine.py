@@ -84,6 +84,18 @@ def machine(device: "torch.device") -> dict[str, str]:
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
+def processor_has_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 (AMX or AVX512-BF16), without which float32 is faster."""
+    flags = (_field("/proc/cpuinfo", "flags") or "").split()
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def nvidia_gpus() -> int:
+    """Number of NVIDIA GPUs that the driver lists, whether or not torch can use them."""
+    with _gpus() as gpus:
+        return len(gpus)
+
+
 def _field(path: str, name: str) -> str | None:
     """The value of the first `name: value` in a file of Linux's /proc."""
     with suppress(OSError):

@@ -8,6 +8,7 @@ import click
 import pytest
 from cli_call import call_medloss
 
+from pipelines.cli import FIRST_STEPS, medloss
 from pipelines.cli.compare import compare
 from pipelines.cli.report import report
 from pipelines.cli.settings import keys_without_option, run_config, with_settings
@@ -274,3 +275,13 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, command: str, words: list[s
     assert err.startswith(("error: ", "Error: "))
     assert expected in err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_first_steps_are_commands_that_exist() -> None:
+    lines = [line.split()[1:] for line in FIRST_STEPS.splitlines() if line.startswith("  medloss ")]
+    assert {words[0] for words in lines} == {"manifest", "check", "compare", "report", "losses"}
+    for name, *words in lines:
+        command = medloss.get_command(click.Context(medloss), name)
+        assert command is not None
+        # `losses` has a text after its name.
+        command.make_context(name, words if name != "losses" else [])

@@ -32,7 +32,9 @@ _MORE = (*_ALL, "numpy", "pydantic", "yaml", "rich", "nibabel")
 
 #: The arguments, the exit code, what is printed, and what must not be imported.
 _ROWS: list[tuple[str, int, str, tuple[str, ...]]] = [
+    ("", 0, "I have predictions, of networks trained elsewhere", _MORE),
     ("--help", 0, "Train one network with one loss", _MORE),
+    ("doctor --help", 0, "what is slow on this machine and why", _MORE),
     ("compare --help", 0, "Train every loss on MANIFEST", _MORE),
     ("train --help", 0, "Train one network with one loss", _MORE),
     ("report --help", 0, "Write the report", _MORE),

@@ -40,7 +40,7 @@ def test_maps_smaller_than_kernels(network: str, patch: tuple[int, ...], below: 
 
 @pytest.mark.parametrize("capable", [True, False])
 def test_what_auto_chooses(monkeypatch: pytest.MonkeyPatch, capable: bool) -> None:
-    monkeypatch.setattr(module, "_processor_computes_bfloat16", lambda: capable)
+    monkeypatch.setattr(module, "processor_has_bfloat16", lambda: capable)
     chosen = torch.bfloat16 if capable else None
     assert autocast_dtype(_config("unet", "auto"), CPU, (40, 56, 40)) is chosen
     assert autocast_dtype(_config("unet", "auto"), CPU, (8, 56, 40)) is None
