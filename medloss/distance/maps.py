@@ -1,12 +1,13 @@
 """Distance maps of masks `[B, C, *spatial]`, in mm, without gradient."""
 
+import itertools
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from medloss.errors import InputError
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 from medloss.spacing import Spacing, is_meta_tensor, resolve_spacing
 
 
@@ -124,7 +125,7 @@ def _transform_each(mask: Tensor, spacing: Spacing | None, transform: str) -> Te
 def _operator(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
     dims = masks.ndim - 2
     spacings = [tuple(spacing[i : i + dims]) for i in range(0, len(spacing), dims)]
-    name, device = _kernels(masks.device.type)
+    name, device = _kernels(masks.device)
     maps: Tensor = getattr(import_module(name), transform)(masks.to(device or masks.device), spacings)
     return maps.to(masks.device)
 
@@ -134,10 +135,10 @@ def _(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
     return torch.empty_like(masks, dtype=torch.float32)
 
 
-def _kernels(device: str) -> tuple[str, str | None]:
+def _kernels(device: torch.device) -> tuple[str, str | None]:
     """The module that transforms masks on a device, and where it wants them: None for where they are."""
     try:
-        chosen = dispatch.in_use(device)
+        chosen = dispatch.choose(device.type, torch.float32, "distances", device.index)
     except InputError:
         # The forced set is for the losses' device; a data set's transform may be on another.
         chosen = "eager"
@@ -146,3 +147,44 @@ def _kernels(device: str) -> tuple[str, str | None]:
     if chosen == "numba":
         return "medloss.kernels.numba.distance", "cpu"
     return "medloss.distance._simpleitk", "cpu"
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    masks = _small_masks(device)
+    spacing = [3.0, 1.0, 0.8, 0.7, 1.3, 2.1]
+    return [_operator(masks, spacing, f"{kind}_distances") for kind in ("signed", "inside", "outside")]
+
+
+def _compared_with_all(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """The small case by all pairs of voxels: it needs no SimpleITK."""
+    masks = _small_masks(device)
+    grid = torch.cartesian_prod(*(torch.arange(n, device=device, dtype=torch.float64) for n in masks.shape[2:]))
+    spacings = torch.tensor([[[3.0, 1.0, 0.8]], [[0.7, 1.3, 2.1]]], device=device, dtype=torch.float64)
+    apart = (grid[:, None] - grid).square()[None] * spacings[:, None].square()
+    inside, outside = (
+        masks.new_zeros(masks.shape, dtype=torch.float32),
+        masks.new_zeros(masks.shape, dtype=torch.float32),
+    )
+    for item, channel in itertools.product(range(2), range(3)):
+        mask = masks[item, channel].flatten()
+        if mask.any() and not mask.all():
+            distances = apart[item].sum(-1).sqrt()
+            nearest = distances.masked_fill(mask == mask[:, None], float("inf")).amin(1).view(masks.shape[2:])
+            inside[item, channel] = nearest * masks[item, channel]
+            outside[item, channel] = nearest * ~masks[item, channel]
+    return [outside - inside, inside, outside]
+
+
+def _small_masks(device: torch.device) -> Tensor:
+    """Two items of three masks: scattered, one voxel, all but one; empty, full, a slab."""
+    masks = torch.zeros(2, 3, 4, 6, 7, dtype=torch.bool, device="cpu")
+    masks[0, 0] = (torch.arange(168, dtype=torch.float64, device="cpu") * 1.7).sin().view(4, 6, 7) > 0.4
+    masks[0, 1, 3, 0, 6] = True
+    masks[0, 2] = True
+    masks[0, 2, 1, 2, 3] = False
+    masks[1, 1] = True
+    masks[1, 2, 1:3, 2:] = True
+    return masks.to(device)
+
+
+self_check.register("distances", _small_case, _compared_with_all)
