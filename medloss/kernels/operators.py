@@ -279,7 +279,7 @@ def _register_small_cases(mode: str) -> None:
         results = []
         masked = VoxelTerms(mode, 1, overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0)
         plain = VoxelTerms(mode, overlap=True, entropy="plain")
-        for terms, shape in ((masked, (5, 7, 9)), (plain, (32, 32, 32))):
+        for terms, shape in ((masked, (5, 7, 9)), (plain, (16, 16, 16))):
             logits, target, mask, weight = _small_case(mode, shape, device, dtype)
             given = (mask, weight) if terms is masked else (None, None)
             rows = voxel_sums(terms, logits.requires_grad_(), target, *given)
