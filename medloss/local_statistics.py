@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 
 #: Voxels processed together if no gradient is needed: intermediate results stay in the cache.
 _SLAB_VOXELS = 1 << 17
@@ -63,7 +63,7 @@ def structural_error(
 def _structural_error(
     prediction: Tensor, target: Tensor, window: list[float], constant: float, average: bool
 ) -> Tensor:
-    if prediction.numel() and dispatch.choose(prediction.device.type, prediction.dtype) == "numba":
+    if prediction.numel() and dispatch.choose(prediction.device.type, prediction.dtype, "structure") == "numba":
         from medloss.kernels.numba import structure as compiled
 
         return compiled.structural_error(prediction, target, window, constant, average)
@@ -131,3 +131,12 @@ def _offset_and_variance(padded: Tensor, window: list[float]) -> tuple[Tensor, T
         mean = centre + offset
     assert total is not None and variance is not None
     return total, variance
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    p = (torch.arange(2 * 168, dtype=torch.float64, device="cpu") * 0.05).sin().add(1).div(2).view(1, 2, 4, 6, 7)
+    p = p.to(device, dtype)
+    return [_structural_error(p, p.roll(2, 4) > 0.5, [0.2, 0.6, 0.2], 0.01, average) for average in (False, True)]
+
+
+self_check.register("structure", _small_case)

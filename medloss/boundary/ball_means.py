@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medloss.boundary.balls import ball, reach
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 from medloss.per_map import differentiable, new_results, wants_gradient
 
 
@@ -47,7 +47,7 @@ def _operator(
 ) -> tuple[Tensor, Tensor]:
     sums, gradients = new_results(p, gradient)
     function: Callable[..., Tensor | float] = _deep_errors
-    if voxel_weight is None and dispatch.choose(p.device.type, p.dtype) == "numba":
+    if voxel_weight is None and dispatch.choose(p.device.type, p.dtype, "balls") == "numba":
         from medloss.kernels.numba import balls
 
         if balls.supports(radii, spacing):
@@ -173,3 +173,12 @@ def _fast_length(n: int) -> int:
         if left == 1:
             return n
         n += 1
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    p = (torch.arange(1200, dtype=torch.float64, device="cpu") * 0.05).sin().add(1).div(2).view(1, 1, 10, 12, 10)
+    p = p.to(device, dtype)
+    return list(_operator(p, p.roll(3, 4) > 0.5, [1.0, 2.1], [1.0, 4.0], [1.0, 0.7, 0.8], None, True))
+
+
+self_check.register("balls", _small_case)

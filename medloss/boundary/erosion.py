@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 from medloss.per_map import differentiable, new_results, wants_gradient
 from medloss.spacing import step_intervals
 
@@ -51,7 +51,7 @@ def _operator(
     sums, gradients = new_results(p, gradient)
     dims = p.ndim - 2
     plain = not renormalize and voxel_weight is None
-    compiled = plain and dispatch.choose(p.device.type, p.dtype) == "numba"
+    compiled = plain and dispatch.choose(p.device.type, p.dtype, "erosion") == "numba"
     for b in range(p.shape[0]):
         item = (None if mask is None else mask[b, 0], strides[b * dims : (b + 1) * dims], weights)
         for c in range(p.shape[1]):
@@ -154,3 +154,13 @@ class _Stretched:
 
     def _counted(self, at: Tensor) -> Tensor:
         return at if self.mask is None else at & self.mask
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    p = (torch.arange(2 * 168, dtype=torch.float64, device="cpu") * 0.05).sin().add(1).div(2).view(2, 1, 4, 6, 7)
+    p, mask = p.to(device, dtype), (p > 0.1).to(device)
+    # Errors that survive: the reference is nearly the complement.
+    return list(_operator(p, p.roll(2, 4) < 0.5, mask, [1, 1, 1, 3, 1, 2], [1.0, 4.0, 9.0], False, None, True))
+
+
+self_check.register("erosion", _small_case)

@@ -1,12 +1,13 @@
 """Distance maps of masks `[B, C, *spatial]`, in mm, without gradient."""
 
+import math
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from medloss.errors import InputError
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 from medloss.spacing import Spacing, is_meta_tensor, resolve_spacing
 
 
@@ -124,7 +125,7 @@ def _transform_each(mask: Tensor, spacing: Spacing | None, transform: str) -> Te
 def _operator(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
     dims = masks.ndim - 2
     spacings = [tuple(spacing[i : i + dims]) for i in range(0, len(spacing), dims)]
-    name, device = _kernels(masks.device.type)
+    name, device = _kernels(masks.device, transform)
     maps: Tensor = getattr(import_module(name), transform)(masks.to(device or masks.device), spacings)
     return maps.to(masks.device)
 
@@ -134,10 +135,10 @@ def _(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
     return torch.empty_like(masks, dtype=torch.float32)
 
 
-def _kernels(device: str) -> tuple[str, str | None]:
+def _kernels(device: torch.device, transform: str) -> tuple[str, str | None]:
     """The module that transforms masks on a device, and where it wants them: None for where they are."""
     try:
-        chosen = dispatch.in_use(device)
+        chosen = dispatch.choose(device.type, torch.float32, _work(transform), device.index)
     except InputError:
         # The forced set is for the losses' device; a data set's transform may be on another.
         chosen = "eager"
@@ -146,3 +147,50 @@ def _kernels(device: str) -> tuple[str, str | None]:
     if chosen == "numba":
         return "medloss.kernels.numba.distance", "cpu"
     return "medloss.distance._simpleitk", "cpu"
+
+
+def _register_small_case(transform: str, outside: float, inside: float) -> None:
+    """Lines short and long, and voxels far from a border; the reference, all pairs of voxels, needs no SimpleITK."""
+    shapes, spacings = ((2, 80, 3), (2, 3, 80)), ((3.0, 1.0, 0.8), (0.7, 1.3, 2.1))
+
+    def case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        flat = [s for spacing in spacings for s in spacing]
+        return [_operator(_small_masks(shape, device), flat, transform) for shape in shapes]
+
+    def by_all_pairs(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        results = []
+        for shape in shapes:
+            masks = _small_masks(shape, device)
+            maps = torch.zeros(masks.shape, dtype=torch.float32, device=device)
+            grid = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64, device=device) for n in shape))
+            for item, spacing in enumerate(spacings):
+                scaled = grid * torch.tensor(spacing, dtype=torch.float64, device=device)
+                apart = (scaled[:, None] - scaled).square_().sum(-1)
+                for mask, out in zip(masks[item].flatten(1), maps[item].flatten(1), strict=True):
+                    if mask.any() and not mask.all():
+                        nearest = apart.masked_fill(mask == mask[:, None], torch.inf).amin(1).sqrt_()
+                        out.copy_(torch.where(mask, inside * nearest, outside * nearest))
+            results.append(maps)
+        return results
+
+    self_check.register(_work(transform), case, by_all_pairs)
+
+
+def _work(transform: str) -> str:
+    return transform.replace("_", " ")
+
+
+def _small_masks(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Two items of three masks: scattered, one voxel, all but one; empty, full, a slab."""
+    masks = torch.zeros(2, 3, *shape, dtype=torch.bool, device="cpu")
+    masks[0, 0] = (torch.arange(math.prod(shape), dtype=torch.float64, device="cpu") * 1.7).sin().view(shape) > 0.4
+    masks[0, 1, 1, 0, -1] = True
+    masks[0, 2] = True
+    masks[0, 2, 0, 2, 2] = False
+    masks[1, 1] = True
+    masks[1, 2, :, 1:, 1:] = True
+    return masks.to(device)
+
+
+for _transform, _outside, _inside in (("signed", 1, -1), ("inside", 0, 1), ("outside", 1, 0)):
+    _register_small_case(f"{_transform}_distances", _outside, _inside)

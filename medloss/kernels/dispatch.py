@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from medloss.errors import InputError
+from medloss.kernels import self_check
 
 #: Every kernel set.
 NAMES = ("triton", "numba", "eager")
@@ -27,7 +28,8 @@ def use(name: str) -> AbstractContextManager[None]:
     """Force a kernel set from now on; in a `with` statement, until its end.
 
     Args:
-        name: `eager`, `numba`, `triton`, or `auto` for the best that fits the tensor.
+        name: `eager`, `numba`, `triton`, or `auto` for the best that fits the tensor. A forced set is not checked:
+            its results are used and its errors raised as they are.
 
     Raises:
         InputError: an unknown name, a set whose package is missing.
@@ -46,21 +48,38 @@ def use(name: str) -> AbstractContextManager[None]:
 def in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """The name of the set that is used for logits of a type on a device (`cpu` or `cuda`).
 
+    A set that is not forced is checked when work is first given to it. Where it differs from plain torch or fails, a
+    warning reports that, and plain torch does this work from then on.
+
     Raises:
         InputError: the forced set cannot work on this device or type.
     """
-    forced = _forced or _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
-    return _best(forced, device, dtype)
+    return _best(_requested(), device, dtype)
 
 
-def choose(device: str, dtype: torch.dtype) -> str:
-    """`in_use`, for operators."""
-    return in_use(device, dtype)
+def choose(device: str, dtype: torch.dtype, work: str = "", index: int | None = None) -> str:
+    """`in_use`, for operators: plain torch where the set fails the check of this work.
+
+    Args:
+        device: the type of the device.
+        dtype: of the logits.
+        work: the kind of work, as `self_check.register` knows it; empty for work that has no check.
+        index: of the device; None for the only or current one.
+    """
+    requested = _requested()
+    name = _best(requested, device, dtype)
+    if requested == "auto" and work and name != "eager":
+        return name if self_check.passes(self_check.Key(name, device, index, dtype, work)) else "eager"
+    return name
 
 
 # Torch's compiler takes the answer at the time of tracing. `torch.compiler.assume_constant_result` does this too, but
 # imports the compiler, which takes as long as the whole of torch.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _requested() -> str:
+    return self_check.kernels_under_check() or _forced or _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
 
 
 @lru_cache

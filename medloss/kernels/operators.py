@@ -4,13 +4,14 @@ Tensors have the shape of the losses' inputs, `[B, C, *spatial]`; kernel sets ge
 selected when an operator is called or traced, and is one of its arguments.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from medloss.errors import InputError
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 
@@ -27,7 +28,7 @@ def voxel_sums(
         voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; v of the sums.
     """
     # The other sets know no minimum.
-    kernels = "eager" if terms.soft_overlap else dispatch.choose(logits.device.type, logits.dtype)
+    kernels = "eager" if terms.soft_overlap else _kernels(logits, f"{terms.mode} sums")
     # A custom operator costs more than a small kernel. A compiler, tracing and subclasses of tensors (fake ones) need
     # it, and it resolves negative views (`.imag` of a conjugate).
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -56,9 +57,13 @@ def entropy_map(
         `[B, 1, *spatial]` for a softmax, else `[B, C - first, *spatial]`.
     """
     result: Tensor = _map(
-        logits, target, mask, positive, negative, *_flat(terms), dispatch.choose(logits.device.type, logits.dtype)
+        logits, target, mask, positive, negative, *_flat(terms), _kernels(logits, f"{terms.mode} map")
     )
     return result
+
+
+def _kernels(logits: Tensor, work: str) -> str:
+    return dispatch.choose(logits.device.type, logits.dtype, work, logits.device.index)
 
 
 def _flat(terms: VoxelTerms) -> tuple[str, int, bool, bool, bool, str, float, bool]:
@@ -265,3 +270,48 @@ def _no_second_derivative(ctx: Any, gradient: Tensor) -> Any:
 _sums.register_autograd(_sums_gradient, setup_context=_keep_sums)
 _map.register_autograd(_map_gradient, setup_context=_keep_map)
 _sums_backward.register_autograd(_no_second_derivative)
+
+
+def _register_small_cases(mode: str) -> None:
+    """All kinds of sums with a mask and weights, over an odd number of voxels; plain ones over whole tiles."""
+
+    def sums(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        results = []
+        masked = VoxelTerms(mode, 1, overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0)
+        plain = VoxelTerms(mode, overlap=True, entropy="plain")
+        for terms, shape in ((masked, (5, 7, 9)), (plain, (16, 16, 16))):
+            logits, target, mask, weight = _small_case(mode, shape, device, dtype)
+            given = (mask, weight) if terms is masked else (None, None)
+            rows = voxel_sums(terms, logits.requires_grad_(), target, *given)
+            factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
+            results += [*rows.detach(), *torch.autograd.grad((factors * rows).sum(), logits)]
+        return results
+
+    def map_(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        terms = VoxelTerms(mode, entropy="focal", gamma=2.0)
+        logits, target, mask, _ = _small_case(mode, (5, 7, 9), device, dtype)
+        factors = 1 + torch.arange(6, device=device).view(2, 3).to(sum_type(logits))
+        values = entropy_map(terms, logits.requires_grad_(), target, mask, factors, factors.flip(0))
+        return [values.detach(), *torch.autograd.grad(values.square().sum(), logits)]
+
+    self_check.register(f"{mode} sums", sums)
+    self_check.register(f"{mode} map", map_)
+
+
+def _small_case(
+    mode: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of two items and three classes, an index map, a mask and weights, all without random numbers."""
+
+    def wave(channels: int, step: float) -> Tensor:
+        numbers = torch.arange(2 * channels * math.prod(shape), dtype=torch.float64, device="cpu")
+        return (step * numbers).sin().view(2, channels, *shape)
+
+    logits, target = 4 * wave(3, 0.37), (1.5 * (1 + wave(1, 1.3))).long().clamp(max=2)
+    logits = logits.sigmoid().clamp(0.01, 0.99) if mode == "probabilities" else logits
+    weight = (1 + wave(1, 0.7)).to(sum_type(logits.to(dtype)))
+    return logits.to(device, dtype), target.to(device), (wave(1, 0.11) > -0.5).to(device), weight.to(device)
+
+
+for _mode in ("softmax", "sigmoid", "probabilities"):
+    _register_small_cases(_mode)

@@ -28,7 +28,14 @@ def _nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _compile(kernel: Any, target: Any, tensors: dict[str, Any], constants: dict[str, Any], warps: int) -> str:
-    types = {torch.bool: "u8", torch.uint8: "u8", torch.int64: "i64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    types = {
+        torch.bool: "u8",
+        torch.uint8: "u8",
+        torch.int16: "i16",
+        torch.int64: "i64",
+        torch.bfloat16: "bf16",
+        torch.float16: "fp16",
+    }
     types |= {torch.float32: "fp32", torch.float64: "fp64"}
     signature, aligned = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -64,8 +71,9 @@ def test_passes_compile(
 
 def test_distances_compile(_nvidia: Any) -> None:
     tensors = {"masks": torch.uint8, "two_sided": torch.uint8}
-    tensors |= dict.fromkeys(("squares", "field", "reached"), torch.float32)
+    tensors |= dict.fromkeys(("squares", "field", "reached"), torch.float32) | {"stack": torch.int16}
     _compile(distance._first_axis, _nvidia, tensors, {"BLOCK": 128}, 4)
     for inside, outside, last in ((True, True, True), (True, False, False)):
-        constants = {"BLOCK": 128, "STEPS": 4, "INSIDE": inside, "OUTSIDE": outside, "LAST": last}
-        _compile(distance._further_axis, _nvidia, tensors, constants, 1)
+        sides = {"REACH": 64, "INSIDE": inside, "OUTSIDE": outside, "LAST": last}
+        _compile(distance._further_axis, _nvidia, tensors, {"BLOCK": 128, "STEPS": 4} | sides, 1)
+        _compile(distance._far_voxels, _nvidia, tensors, {"BLOCK": 32} | sides, 1)

@@ -300,6 +300,55 @@ def test_distances_equal_scipys(shape: tuple[int, ...]) -> None:
             np.testing.assert_allclose(signed[item, channel], outside - inside, atol=1e-4, rtol=0)
 
 
+def assert_distances(masks: Tensor, spacing: tuple[float, ...]) -> None:
+    for name, sides in (("signed", (1, -1)), ("inside", (0, 1)), ("outside", (1, 0))):
+        found = getattr(triton_distance, f"{name}_distances")(masks[None].to(DEVICE), [spacing])[0].cpu().numpy()
+        for channel, mask in enumerate(masks.numpy()):
+            expected = sides[0] * edt(~mask, spacing) + sides[1] * edt(mask, spacing)
+            np.testing.assert_allclose(found[channel], expected, atol=1e-4, rtol=0)
+
+
+def test_distances_beyond_the_reach_of_single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_distance, "_REACH", 0)
+    masks = torch.zeros(3, 2, 10, 3, dtype=torch.bool) if INTERPRETED else torch.zeros(3, 20, 90, 41, dtype=torch.bool)
+    masks[0].view(-1)[-1] = True
+    masks[1] = torch.rand(masks.shape[1:], generator=torch.Generator().manual_seed(1)) < 0.9
+    masks[1, 0, :7] = True
+    masks[2, :, 2:5] = True
+    assert_distances(masks, (3.0, 1.0, 0.8))
+
+
+def _loaded_numbers(masks: Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many numbers the kernels read for signed distances; each step along a line reads one to three."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    counts = []
+    original = InterpreterBuilder.create_masked_load
+
+    def counting(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        counts.append(int(np.count_nonzero(mask.data)))
+        return original(self, pointers, mask, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_masked_load", counting)
+        triton_distance.signed_distances(masks, [(1.0, 1.0)])
+    return sum(counts)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts")
+def test_a_single_voxel_takes_a_number_of_steps_linear_in_the_lines_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    length, reach = 52, 2
+    masks = torch.zeros(1, 1, 2, length, dtype=torch.bool)
+    masks[0, 0, 0, 0] = True
+    # The first axis reads a voxel three times. Then: two voxels per step outwards; one to look for what is left; for
+    # each of the two sides at most four steps that read three.
+    bound = (3 + 1 + 2 * reach + 1 + 2 * 4 * 3) * masks.numel()
+    monkeypatch.setattr(triton_distance, "_REACH", length)
+    assert _loaded_numbers(masks, monkeypatch) > bound
+    monkeypatch.setattr(triton_distance, "_REACH", reach)
+    assert 0 < _loaded_numbers(masks, monkeypatch) < bound
+
+
 @pytest.mark.slow
 def test_kernels_compile_for_a_gpu() -> None:
     # In a separate process: Triton reads the variable when it is imported, and for good.
