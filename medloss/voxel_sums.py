@@ -20,7 +20,8 @@ class Requested:
         errors: the sums of v (y - p)^2 over y and over 1 - y.
         entropy: the sums of v y h and of v (1 - y) h: `""` for none; `plain` h = -ln p, `focal`
             h = -(1 - p)^gamma ln p, `power` h = max(-ln p, 1e-7)^gamma, where p is the probability given to what
-            is there.
+            is there; `focal_background` the focal one for class 0 of a softmax and an independent channel's 1 - y,
+            else the plain one.
         gamma: the exponent.
         soft_overlap: v (p + y - |p - y|) / 2 in the place of v y p; the same where y is 0 or 1.
         label_smoothing: e of `LossInputs.smoothed`, whose target the entropy reads; not together with other sums.

@@ -13,7 +13,7 @@ from medloss.loss_entry import register
 from medloss.overlap import OverlapStatistics
 from medloss.region.dice import checked_smoothing
 from medloss.sums_loss import SumsLoss
-from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
+from medloss.voxel_sums import Requested, VoxelSums
 
 
 @register(
@@ -70,8 +70,6 @@ class UnifiedFocalLoss(SumsLoss):
         0.1719
     """
 
-    reads_voxels_again = True
-
     def __init__(
         self,
         *,
@@ -96,28 +94,22 @@ class UnifiedFocalLoss(SumsLoss):
         self.smooth_nr, self.smooth_dr = checked_smoothing(smooth_nr, smooth_dr)
 
     def requested(self) -> Requested:
-        """Overlap, and the cross entropy of the rare classes."""
-        if self.asymmetric or self.gamma == 0:
+        """Overlap, and cross entropy: only background's is focal, or that of all classes."""
+        if self.gamma == 0:
             return Requested(overlap=True, entropy="plain")
-        return Requested(overlap=True, entropy="focal", gamma=self.gamma)
+        entropy = "focal_background" if self.asymmetric else "focal"
+        return Requested(overlap=True, entropy=entropy, gamma=self.gamma)
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """The weighted sum of the two parts, per item and class."""
         overlap = self.overlap(sums)
         regions = self._regions(overlap, sums)
-        return reduce_compound(sums.inputs, self, overlap, self.alpha, self._entropy(sums), 1 - self.alpha, regions)
+        entropy = sums.cross_entropy(*self._class_factors(sums))
+        return reduce_compound(sums.inputs, self, overlap, self.alpha, entropy, 1 - self.alpha, regions)
 
-    def _entropy(self, sums: VoxelSums) -> Tensor:
-        rare, other = self._class_factors(sums, 0.0, self.delta), self._class_factors(sums, 1 - self.delta, 0.0)
-        left_out = sums.inputs.categorical and not sums.inputs.include_background
-        if not self.asymmetric or self.gamma == 0 or left_out:
-            return sums.cross_entropy(rare[0] + other[0], rare[1] + other[1])
-        # A pass has one kind of entropy: background's needs another one.
-        focal = voxel_sums(sums.inputs, Requested(entropy="focal", gamma=self.gamma))
-        return sums.cross_entropy(*rare) + focal.cross_entropy(*other)
-
-    def _class_factors(self, sums: VoxelSums, no: float, yes: float) -> tuple[Tensor | float, Tensor | float]:
+    def _class_factors(self, sums: VoxelSums) -> tuple[Tensor | float, Tensor | float]:
         """The weights of y and of 1 - y."""
+        no, yes = 1 - self.delta, self.delta
         return (foreground_weights(sums, no, yes), 0.0) if sums.inputs.categorical else (yes, no)
 
     def _regions(self, overlap: OverlapStatistics, sums: VoxelSums) -> Tensor:

@@ -69,7 +69,7 @@ def entropy_map(
         if terms.mode == "softmax":
             values = values.sum(0, keepdim=True)
         else:
-            values += block.entropy(block.log_miss, block.log_p) * (no * (1 - block.target))
+            values += block.entropy(block.log_miss, block.log_p, no=True) * (no * (1 - block.target))
         out[item, :, part] = block.counted(values)
     return out
 

@@ -87,7 +87,7 @@ class Block:
             rows[Row.POSITIVE] += _dot(self.entropy(self.log_p, self.log_miss), self.weighted(y))
             if terms.mode != "softmax":
                 no = self.weighted(self.counted(1 - y))
-                rows[Row.NEGATIVE] += _dot(self.entropy(self.log_miss, self.log_p), no)
+                rows[Row.NEGATIVE] += _dot(self.entropy(self.log_miss, self.log_p, no=True), no)
 
     def gradient(self, rows: Tensor) -> Tensor:
         """dL/dz `[C, n]`, from the sums' gradients `[ROWS, C', 1]`."""
@@ -113,18 +113,24 @@ class Block:
         """`values` times v."""
         return values if self.weight is None else values * self.weight
 
-    def entropy(self, log_p: Tensor, log_miss: Tensor) -> Tensor:
-        """h(log_p, log_miss), a new tensor."""
+    def entropy(self, log_p: Tensor, log_miss: Tensor, *, no: bool = False) -> Tensor:
+        """h(log_p, log_miss), a new tensor; of 1 - y with `no`."""
         gamma = self.terms.gamma
         if self.terms.entropy == "power":
             return log_p.neg().clamp_(min=POWER_FLOOR).pow_(gamma)
-        if self.terms.entropy == "plain" or gamma == 0:
-            return log_p.neg()
-        return (
-            (self._miss_power(log_p, gamma) if self.terms.mode == "softmax" else (gamma * log_miss).exp_())
-            .mul_(log_p)
-            .neg_()
-        )
+        h = log_p.neg()
+        focal = self._focal(no)
+        if focal is not None:
+            softmax = self.terms.mode == "softmax"
+            h[focal] *= self._miss_power(log_p[focal], gamma) if softmax else (gamma * log_miss[focal]).exp_()
+        return h
+
+    def _focal(self, no: bool) -> slice | None:
+        """The classes whose entropy is focal; of 1 - y with `no`."""
+        kind, background = self.terms.entropy, no or (self.terms.mode == "softmax" and self.terms.first == 0)
+        if self.terms.gamma == 0 or not (kind == "focal" or (kind == "focal_background" and background)):
+            return None
+        return slice(None, 1) if kind == "focal_background" and not no else slice(None)
 
     def _miss_power(self, log_p: Tensor, gamma: float) -> Tensor:
         """(1 - p)^gamma from ln p, exact near p = 1 and near p = 0."""
@@ -160,10 +166,15 @@ class Block:
         share = y * rows[Row.POSITIVE] if self.weight is None else (y * self.weight).mul_(rows[Row.POSITIVE])
         if self.terms.entropy == "power":
             return share.mul_(_power_derivative(log_p, gamma))
-        if self.terms.entropy == "plain" or gamma == 0:
-            return share.neg_()
-        gradient = (gamma * log_p).mul_(self.p).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
-        return share.mul_(gradient.sub_(self._miss_power(log_p, gamma)))
+        share.neg_()
+        focal = self._focal(no=False)
+        if focal is not None:
+            log_p = log_p[focal]
+            gradient = (-gamma * log_p).mul_(self.p[focal]).mul_(
+                1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1)
+            )
+            share[focal] *= gradient.add_(self._miss_power(log_p, gamma))
+        return share
 
     def independent_gradient(self, rows: Tensor, along_p: Tensor | None) -> Tensor:
         """dL/dz of independent channels."""
@@ -181,18 +192,20 @@ class Block:
         yes, no = rows[Row.POSITIVE] * y, rows[Row.NEGATIVE] * (1 - y)
         if v is not None:
             yes, no = yes * v, no * v
-        yes_l, yes_q = self._entropy_derivatives(log_p, log_miss)
-        no_q, no_l = self._entropy_derivatives(log_miss, log_p)
+        yes_l, yes_q = self._entropy_derivatives(log_p, log_miss, no=False)
+        no_q, no_l = self._entropy_derivatives(log_miss, log_p, no=True)
         along_l = yes * yes_l + no * no_l
         along_q = yes * yes_q + no * no_q
         return along_l.mul_(l_along_z).addcmul_(along_q, q_along_z).add_(gradient)
 
-    def _entropy_derivatives(self, log_p: Tensor, log_miss: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    def _entropy_derivatives(
+        self, log_p: Tensor, log_miss: Tensor, *, no: bool
+    ) -> tuple[Tensor | float, Tensor | float]:
         """dh/dl and dh/dq."""
         gamma = self.terms.gamma
         if self.terms.entropy == "power":
             return _power_derivative(log_p, gamma), 0.0
-        if self.terms.entropy == "plain" or gamma == 0:
+        if self._focal(no) is None:
             return -1.0, 0.0
         power = (gamma * log_miss).exp_()
         return -power, power * log_p * -gamma

@@ -53,7 +53,9 @@ class VoxelTerms:
         squares: SQUARED_PREDICTION and SQUARED_TARGET.
         errors: ERROR_INSIDE and ERROR_OUTSIDE.
         entropy: POSITIVE and NEGATIVE; `""` for none, else which h(l, q):
-            `plain` -l, `focal` -l exp(gamma q) = -l (1 - p)^gamma, `power` max(-l, 1e-7)^gamma with gradient 0 below.
+            `plain` -l, `focal` -l exp(gamma q) = -l (1 - p)^gamma, `power` max(-l, 1e-7)^gamma with gradient 0 below,
+            `focal_background` the focal one for what is background, class 0 of a softmax and the no (1 - y) of an
+            independent channel, and the plain one for the rest.
         gamma: the exponent.
         soft_overlap: TP is the sum of v min(p, y), with half the gradient where p = y; only `eager` has it.
     """

@@ -14,10 +14,16 @@ from medloss.kernels.numba.terms import fill, multiply
 from medloss.kernels.sum_spec import POWER_FLOOR
 
 #: `VoxelTerms.entropy` as numbers; `FOCAL_2` is the focal one with gamma = 2.
-ENTROPIES = {"": 0, "plain": 1, "focal": 2, "power": 3}
-PLAIN, FOCAL, POWER, FOCAL_2 = 1, 2, 3, 4
+ENTROPIES = {"": 0, "plain": 1, "focal": 2, "power": 3, "focal_background": 5}
+PLAIN, FOCAL, POWER, FOCAL_2, FOCAL_BACKGROUND = 1, 2, 3, 4, 5
 
 _TINY = np.float32(1.17549435e-38)
+
+
+@numba.njit(**OPTIONS)
+def kind_of(kind: Any, background: Any) -> Any:
+    """The entropy of what is background, or not, where they differ."""
+    return (FOCAL if background else PLAIN) if kind == FOCAL_BACKGROUND else kind
 
 
 @numba.njit(**EXACT)
@@ -118,9 +124,9 @@ def entropy_sums(
             positive -= _counted(v[i] * y[i], logs[i] * (u[i] * u[i]), zero)
             negative -= _counted(v[i] * (one - y[i]), other_logs[i] * (p[i] * p[i]), zero)
     else:
-        entropy_values(kind, gamma, logs, u, n, h)
+        entropy_values(kind_of(kind, False), gamma, logs, u, n, h)
         positive = entropy_sum(y, v, h, n, False)
-        entropy_values(kind, gamma, other_logs, p, n, h)
+        entropy_values(kind_of(kind, True), gamma, other_logs, p, n, h)
         negative = entropy_sum(y, v, h, n, True)
     return positive, negative
 
@@ -153,10 +159,10 @@ def add_sigmoid_gradients(
             part = inside * _counted(v[i] * y[i], gradient, zero)
             out[i] += part - outside * _counted(v[i] * (one - y[i]), other, zero)
     else:
-        entropy_gradients(kind, gamma, logs, p, u, n, h)
+        entropy_gradients(kind_of(kind, False), gamma, logs, p, u, n, h)
         multiply(h, u, n, h)
         add_entropy(inside, y, v, h, n, False, out)
-        entropy_gradients(kind, gamma, other_logs, u, p, n, h)
+        entropy_gradients(kind_of(kind, True), gamma, other_logs, u, p, n, h)
         multiply(h, p, n, h)
         add_entropy(-outside, y, v, h, n, True, out)
 

@@ -147,7 +147,7 @@ def sums_pass(
             if entropy:
                 if softmax:
                     sums[7, c] += entropies.softmax_entropy_sum(
-                        entropy, gamma, wide[c], top, partition, wide[classes + c], inverse, y, v, n, buffers
+                        entropies.kind_of(entropy, c == 0), gamma, wide[c], top, partition, wide[classes + c], inverse, y, v, n, buffers
                     )
                 else:
                     positive, negative = entropies.entropy_sums(
@@ -212,7 +212,7 @@ def gradient_pass(
                 e = wide[classes + c]
                 if entropy:
                     entropies.softmax_entropy_gradients(
-                        entropy, gamma, z, top, partition, e, inverse, y, v, n, s[7], buffers, g
+                        entropies.kind_of(entropy, c == 0), gamma, z, top, partition, e, inverse, y, v, n, s[7], buffers, g
                     )
                 else:
                     terms.fill(g, n, 0)
@@ -237,9 +237,9 @@ def gradient_pass(
             else:
                 terms.fill(g, n, 0)
             if entropy and given:
-                entropies.given_gradients(entropy, gamma, narrow[_L], narrow[_Q], p, u, floor, n, h)
+                entropies.given_gradients(entropies.kind_of(entropy, False), gamma, narrow[_L], narrow[_Q], p, u, floor, n, h)
                 entropies.add_entropy(s[7], y, v, h, n, False, g)
-                entropies.given_gradients(entropy, gamma, narrow[_Q], narrow[_L], u, p, floor, n, h)
+                entropies.given_gradients(entropies.kind_of(entropy, True), gamma, narrow[_Q], narrow[_L], u, p, floor, n, h)
                 entropies.add_entropy(-s[8], y, v, h, n, True, g)
             elif entropy:
                 entropies.add_sigmoid_gradients(entropy, gamma, s[7], s[8], y, v, p, u, narrow[_L], narrow[_Q], n, h, g)
@@ -293,10 +293,10 @@ def entropy_pass(
             else:
                 terms.fill(g, n, 0)
                 _class_probability(wide[c], plan, n, keep, True, narrow)
-            entropies.entropy_values(entropy, gamma, narrow[_L], u, n, h)
+            entropies.entropy_values(entropies.kind_of(entropy, softmax and c == 0), gamma, narrow[_L], u, n, h)
             entropies.add_entropy(positive[item, c], y, v, h, n, False, g)
             if not softmax:
-                entropies.entropy_values(entropy, gamma, narrow[_Q], p, n, h)
+                entropies.entropy_values(entropies.kind_of(entropy, True), gamma, narrow[_Q], p, n, h)
                 entropies.add_entropy(negative[item, c], y, v, h, n, True, g)
                 offset = (item * (classes - first) + c - first) * voxels + start
                 out[offset : offset + n] = g[:n]

@@ -123,12 +123,16 @@ def entropy(
     MODE: tl.constexpr,
     KIND: tl.constexpr,
     GAMMA: tl.constexpr,
+    NO: tl.constexpr,
 ) -> tl.tensor:
-    """h(l, q); o = exp q."""
+    """h(l, q); o = exp q; NO: of 1 - y."""
     if KIND == "power":
         h = _base_power(l, GAMMA)
-    elif KIND == "focal":
+    elif KIND == "focal" or (KIND == "focal_background" and NO):
         h = -l * miss_power(o, q, MODE, GAMMA)
+    elif KIND == "focal_background" and MODE == "softmax":
+        background = (tl.arange(0, l.shape[0]) == 0)[:, None]
+        h = -l * tl.where(background, miss_power(o, q, MODE, GAMMA), 1.0)
     else:
         h = -l
     return h
@@ -142,6 +146,8 @@ def softmax_derivative(l: tl.tensor, p: tl.tensor, KIND: tl.constexpr, GAMMA: tl
     else:
         o = one_minus_exp(l, p)
         derivative = GAMMA * l * p * miss_power(o, o, "softmax", GAMMA - 1.0) - miss_power(o, o, "softmax", GAMMA)
+        if KIND == "focal_background":
+            derivative = tl.where((tl.arange(0, l.shape[0]) == 0)[:, None], derivative, -1.0)
     return derivative
 
 
@@ -155,11 +161,12 @@ def independent_derivative(
     MODE: tl.constexpr,
     KIND: tl.constexpr,
     GAMMA: tl.constexpr,
+    NO: tl.constexpr,
 ) -> tl.tensor:
     """dh/dl l_derivative + dh/dq q_derivative."""
     if KIND == "power":
         derivative = _power_derivative(l, GAMMA) * l_derivative
-    elif KIND == "focal":
+    elif KIND == "focal" or (KIND == "focal_background" and NO):
         derivative = -miss_power(o, q, MODE, GAMMA) * (l_derivative + GAMMA * l * q_derivative)
     else:
         derivative = -l_derivative

@@ -169,7 +169,7 @@ def sums_pass(
         if PLAN.mode == "softmax":
             p, l = softmax(z, PLAN.entropy != "")  # noqa: E741
             q = l
-            o = one_minus_exp(l, p) if PLAN.entropy == "focal" else p
+            o = one_minus_exp(l, p) if PLAN.entropy == "focal" or PLAN.entropy == "focal_background" else p
         else:
             p, o, l, q = independent(z, PLAN.mode, PLAN.entropy != "")  # noqa: E741
         seen = tl.where(counted, p, 0.0)
@@ -187,11 +187,11 @@ def sums_pass(
             error_inside += _lanes(error * y, PLAN)
             error_outside += _lanes(error * (1.0 - y), PLAN)
         if PLAN.entropy != "":
-            h = entropy(l, q, o, PLAN.mode, PLAN.entropy, PLAN.gamma)
+            h = entropy(l, q, o, PLAN.mode, PLAN.entropy, PLAN.gamma, False)
             positive += _lanes(selected_product(y, h, p, PLAN.entropy) * v, PLAN)
             if PLAN.mode != "softmax":
                 no = tl.where(counted, 1.0 - y, 0.0)
-                h = entropy(q, l, p, PLAN.mode, PLAN.entropy, PLAN.gamma)
+                h = entropy(q, l, p, PLAN.mode, PLAN.entropy, PLAN.gamma, True)
                 negative += _lanes(selected_product(no, h, p, PLAN.entropy) * v, PLAN)
     c = tl.arange(0, PLAN.block_c)
     out = partial + (item * PLAN.classes + c) * programs + part
@@ -278,9 +278,9 @@ def backward_pass(
             if PLAN.entropy != "":
                 dl = o if PLAN.mode == "sigmoid" else log_derivative(p)
                 dq = -p if PLAN.mode == "sigmoid" else -log_derivative(o)
-                along_z = independent_derivative(l, q, o, dl, dq, PLAN.mode, PLAN.entropy, PLAN.gamma)
+                along_z = independent_derivative(l, q, o, dl, dq, PLAN.mode, PLAN.entropy, PLAN.gamma, False)
                 dz += selected_product(along_positive * v * y, along_z, p, PLAN.entropy)
-                along_z = independent_derivative(q, l, p, dq, dl, PLAN.mode, PLAN.entropy, PLAN.gamma)
+                along_z = independent_derivative(q, l, p, dq, dl, PLAN.mode, PLAN.entropy, PLAN.gamma, True)
                 dz += selected_product(along_negative * v * (1.0 - y), along_z, p, PLAN.entropy)
         tl.store(gradient + item * PLAN.classes * voxels + at, tl.where(counted, dz, 0.0), mask=real)
 
@@ -305,15 +305,15 @@ def map_pass(
         z, y, counted, n, at, real = _load(logits, target, mask, item, part * PLAN.tiles + t, voxels, PLAN)
         if PLAN.mode == "softmax":
             p, l = softmax(z, True)  # noqa: E741
-            o = one_minus_exp(l, p) if PLAN.entropy == "focal" else p
-            h = entropy(l, l, o, PLAN.mode, PLAN.entropy, PLAN.gamma)
+            o = one_minus_exp(l, p) if PLAN.entropy == "focal" or PLAN.entropy == "focal_background" else p
+            h = entropy(l, l, o, PLAN.mode, PLAN.entropy, PLAN.gamma, False)
             values = tl.sum(selected_product(yes * y, h, p, PLAN.entropy), 0)[None, :]
             tl.store(out + item * voxels + n, tl.where(counted, values, 0.0), mask=n < voxels)
         else:
             p, o, l, q = independent(z, PLAN.mode, True)  # noqa: E741
-            h = entropy(l, q, o, PLAN.mode, PLAN.entropy, PLAN.gamma)
+            h = entropy(l, q, o, PLAN.mode, PLAN.entropy, PLAN.gamma, False)
             values = selected_product(yes * y, h, p, PLAN.entropy)
-            h = entropy(q, l, p, PLAN.mode, PLAN.entropy, PLAN.gamma)
+            h = entropy(q, l, p, PLAN.mode, PLAN.entropy, PLAN.gamma, True)
             values += selected_product(no * (1.0 - y), h, p, PLAN.entropy)
             kept = out + item * (PLAN.classes - PLAN.first) * voxels - PLAN.first * voxels + at
             counts = real & (tl.arange(0, PLAN.block_c) >= PLAN.first)[:, None]

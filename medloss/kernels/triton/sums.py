@@ -90,7 +90,7 @@ def _plan(terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None
     # By the volume alone: an item's sums don't change with the batch.
     tiles = min(triton.next_power_of_2(triton.cdiv(max(voxels, 1), block_n * _PROGRAMS)), _TILES)
     # Each exponent compiles a separate kernel; without one it is the plain entropy.
-    focused = terms.entropy == "power" or (terms.entropy == "focal" and terms.gamma != 0)
+    focused = terms.entropy == "power" or (terms.entropy in ("focal", "focal_background") and terms.gamma != 0)
     return Plan(
         mode=terms.mode,
         first=terms.first,

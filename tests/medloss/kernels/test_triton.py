@@ -29,6 +29,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 3e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 ENTROPIES = [("", 0.0), ("plain", 0.0)]
 ENTROPIES += [("focal", gamma) for gamma in (0.0, 0.5, 1.0, 1.7, 2.0)] + [("power", gamma) for gamma in (0.3, 2.0)]
+ENTROPIES += [("focal_background", gamma) for gamma in (0.0, 0.5)]
 # C, first, type, target, masked, weights, N: by a multiple of the vector and not.
 SHAPES = [
     (2, 0, torch.float64, "soft", True, "shared", 208),
@@ -69,9 +70,13 @@ def formulas(
     else:
         l, q, p = z.log().clamp(min=-100), (1 - z).log().clamp(min=-100), z  # noqa: E741
 
-    def h(l: Tensor, q: Tensor) -> Tensor:  # noqa: E741
+    def h(l: Tensor, q: Tensor, no: bool = False) -> Tensor:  # noqa: E741
         if terms.entropy == "power":
             return (-l).clamp(min=1e-7) ** terms.gamma
+        if terms.entropy == "focal_background":
+            background = torch.full_like(l, no)
+            background[:, 0] = no or terms.mode == "softmax"
+            return -l * torch.exp(terms.gamma * q * background)
         return -l * torch.exp(terms.gamma * q) if terms.entropy == "focal" else -l
 
     counts = torch.ones_like(z[:, :1]) if mask is None else mask[:, None].to(z)
@@ -92,11 +97,11 @@ def formulas(
     if terms.entropy:
         voxelwise |= {Row.POSITIVE: v * y * h(l, q)}
         if terms.mode != "softmax":
-            voxelwise |= {Row.NEGATIVE: v * (1 - y) * h(q, l)}
+            voxelwise |= {Row.NEGATIVE: v * (1 - y) * h(q, l, no=True)}
     rows = torch.stack([(voxelwise[row] * counts).sum(-1) if row in voxelwise else sums[row] for row in Row])
     kept = torch.arange(z.shape[1], device=z.device) >= terms.first
     kept = torch.stack([kept | (row == Row.TARGET) for row in Row])
-    return rows * kept[:, None], h(l, q), h(q, l)
+    return rows * kept[:, None], h(l, q), h(q, l, no=True)
 
 
 def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
