@@ -75,7 +75,7 @@ def test_words_ranks_and_margins_per_metric() -> None:
 
 
 def test_adjusted_p_values_are_holms_over_all_comparisons_and_metrics() -> None:
-    further = {"nsd": 0.01, "hd95_mm": 0.5}
+    further: dict[str, float | None] = {"nsd": 0.01, "hd95_mm": 0.5}
     frame = _frame(spread=0.05)
     found = _analysed(frame, further)
     assert found.several is not None
