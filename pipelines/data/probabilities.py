@@ -52,7 +52,7 @@ def read_probabilities(path: Path, volume: Volume) -> NDArray[np.floating]:
 
 def _read_nifti(path: Path, volume: Volume) -> NDArray[np.floating]:
     try:
-        shape: tuple[int, ...] = nib.load(path).shape  # type: ignore[attr-defined]
+        shape: tuple[int, ...] = nib.load(path).shape
     except Exception as error:  # nibabel raises whatever a damaged header leads to
         raise BadFileError(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
     axes = len(volume.spacing)

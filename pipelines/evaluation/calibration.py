@@ -91,8 +91,8 @@ def measure(
     places = np.minimum((values * BINS).astype(np.intp), BINS - 1)
     return Calibration(
         np.bincount(places, minlength=BINS).astype(np.float64),
-        np.bincount(places, values, BINS),
-        np.bincount(places, truth, BINS),
+        np.bincount(places, values, BINS).astype(np.float64),
+        np.bincount(places, truth, BINS).astype(np.float64),
         float(np.square(values - truth).sum()),
     )
 
@@ -122,9 +122,8 @@ class Probabilities:
     def of(self, region: int, box: Box) -> NDArray[np.floating]:
         """The probability of a region in a box, at most 1."""
         channels = self.channels[region]
-        if len(channels) == 1:
-            return self.data[(channels[0], *box)]
-        return np.minimum(self.data[(list(channels), *box)].sum(0, dtype=np.float64), 1.0)
+        found = [self.data[channel][box] for channel in channels]
+        return found[0] if len(found) == 1 else np.minimum(np.sum(found, 0, np.float64), 1.0)
 
 
 def together(found: Iterable[tuple[str, Sequence[float]]]) -> dict[str, Calibration]:

@@ -230,10 +230,10 @@ class NnunetRun:
             file = f"{label.name}{ending}"
             given = self.raw / "labelsTr" / file
             write_on_label(written / file, given, label.path, path, self.manifest.dimensions)
-            if (found := probability_file(written / file)) is not None:
-                probabilities = read_probabilities(found, read_labels(given, (self.manifest.dimensions,)))
+            if (kept_by_nnunet := probability_file(written / file)) is not None:
+                probabilities = read_probabilities(kept_by_nnunet, read_labels(given, (self.manifest.dimensions,)))
                 write_npz(self.folder.probabilities(label.name), probabilities, nib.load(label.path).header)
-                found.unlink()
+                kept_by_nnunet.unlink()
         folder = self.folder.prediction("any").parent
         found = evaluate(folder, references, match(references, folder), metric_settings(self.config, self.manifest))
         kept = self.config.keep_predictions or self.config.keep_probabilities

@@ -135,7 +135,10 @@ def _after_the_fact(collected: Collected, named: Mapping[str, object]) -> tuple[
         f"Chosen after the fact: {what} {_shown(named[name])}; before training, {_shown(getattr(collected, name))} was "
         "named. A choice that is based on the results makes them look better than they are."
         for name, what in _NAMED_BEFORE.items()
-        if named[name] is not None and named[name] != getattr(collected, name)
+        if named[name] is not None
+        and named[name] != getattr(collected, name)
+        # The margin of a further primary metric was named before, too.
+        and not (name == "margin" and collected.further_metrics.get(str(named["metric"])) == named[name])
     )
 
 

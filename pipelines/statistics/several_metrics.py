@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import kendalltau
 
-from pipelines.statistics.mean_difference import ALPHA, least_patients
+from pipelines.statistics.mean_difference import ALPHA, FLIPS, least_patients
 from pipelines.statistics.paired import BETTER, VERDICTS, WORSE, Comparison, adjusted_pairs, word
 from pipelines.statistics.results import Analysis, MetricAnalysis, Reach, SeveralMetrics, least_difference
 from pipelines.statistics.scores import DIGITS, Floats
@@ -160,6 +160,11 @@ def several_caveats(analysis: Analysis) -> tuple[str, ...]:
     without = [analysis.metrics[name].label for name in several.analyses if several_margin(analysis, name) is None]
     if without and analysis.reference is not None:
         notes.append(f"No margin was named for {', '.join(without)} (--margin NAME=VALUE): equivalence is not tested.")
+    if several.tests > ALPHA * (FLIPS + 1):
+        notes.append(
+            f"No loss can be shown to be better or worse: {several.tests} comparisons are too many for "
+            f"{FLIPS:,} sign patterns. Name fewer primary metrics (--metric)."
+        )
     notes.append(
         "The losses are listed by the first primary metric. A loss that is better in one metric and undecided in "
         "another has not been shown to be equal there."

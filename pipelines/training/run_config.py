@@ -29,9 +29,8 @@ _NNUNET_RECORDED = {"batch_size", "patch_size", "spacing"}
 
 #: Settings that may change when a run resumes, or between compared runs: they do not affect the result. Of the manifest
 #: this is its path: checkpoints and plans keep the checksum of its content.
-INCIDENTAL = {
-    "manifest", "threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions", "keep_probabilities"
-}  # fmt: skip
+INCIDENTAL = {"manifest", "threads", "workers", "cache_dir", "data_root", "memory_mb", "keep_predictions",
+              "keep_probabilities"}  # fmt: skip
 
 
 class NnunetSettings(BaseModel):

@@ -41,8 +41,8 @@ def draw_reliability(analysis: Analysis, collected: Collected) -> Figure:
         found = collected.calibration[loss]
         share = found.voxels / found.voxels.sum()
         kept = share >= _LEAST
-        curves[loss] = (found.probability[kept] / found.voxels[kept], found.present[kept] / found.voxels[kept])
-        curves[loss] += (share[kept],)
+        voxels = found.voxels[kept]
+        curves[loss] = (found.probability[kept] / voxels, found.present[kept] / voxels, share[kept])
     for panel, loss in zip(panels, losses, strict=False):
         panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", zorder=1)
         for other, (probability, present, _) in curves.items():

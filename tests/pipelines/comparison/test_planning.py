@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from cli_call import call_medloss
 from made_comparison import made_comparison
+from page_reader import read_page
 from tiny import tiny_manifest
 
-from pipelines.cli.compare_options import named_before, with_primary
+from pipelines.cli.compare_options import named_before, with_primaries, with_primary
 from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import adopt_plan, read_plan, require_plan, run_folder
 from pipelines.runs.plan import make_plan
@@ -127,6 +128,83 @@ def test_the_primary_metric_is_the_options_the_manifests_or_dice(tmp_path: Path)
         UserError, match=r"^manifest 'tiny_2d': primary_metric: got 'volume_ratio', whose best value is 1"
     ):
         with_primary(None, wrong, configs)
+
+
+def test_several_primary_metrics_with_their_margins(tmp_path: Path) -> None:
+    plain = load_manifest(tiny_manifest(tmp_path, 2))
+    configs = [RunConfig(manifest="x", metrics=("lesion_pq",))]
+
+    def named(metric: str | None, margin: str | float | None) -> dict[str, Any]:
+        return with_primaries({"metric": metric, "margin": margin, "empty": "one"}, plain, configs)[0]
+
+    assert named(None, None) == {"metric": "dice", "margin": 0.01, "empty": "one"}
+    assert named("hd95_mm", "0.5") == {"metric": "hd95_mm", "margin": 0.5, "empty": "one"}
+    several = named("dice, nsd,hd95", "dice=0.02,hd95=1")
+    assert several["metric"] == "dice" and several["margin"] == 0.02
+    assert several["further_metrics"] == {"nsd": 0.01, "hd95_mm": 1.0}
+    # A margin without a name is not that of a distance.
+    assert named("dice,nsd,hd95_mm", "0.03")["further_metrics"] == {"nsd": 0.03, "hd95_mm": None}
+    assert named("dice,nsd,hd95_mm", None)["further_metrics"] == {"nsd": 0.01, "hd95_mm": None}
+    _, found = with_primaries({"metric": "dice,lesion_f1,lesion_dice", "margin": None}, plain, configs)
+    assert found[0].metrics == ("lesion_pq", "lesion_f1", "lesion_dice")
+
+
+@pytest.mark.parametrize(
+    ("metric", "margin", "message"),
+    [
+        ("dice,dicee", "0.01", "--metric: got 'dicee'; expected one of dice, "),
+        ("dice,dice", "0.01", "--metric: got 'dice' twice; expected each metric once"),
+        ("dice,", "0.01", "--metric: got ''; expected one of dice, "),
+        ("dice,volume_ratio", "0.01", "--metric: got 'volume_ratio', whose best value is 1, between worse ones"),
+        (
+            "dice",
+            "few",
+            "--margin: got 'few'; expected 0 or more, in the unit of the metric, or one per metric, such as ",
+        ),
+        ("dice", "-0.01", "--margin: got -0.01; expected 0 or more"),
+        ("dice,nsd", "dice=0.01,nsd=inf", "--margin: got nsd=inf; expected 0 or more"),
+        ("dice,nsd", "dice=0.01,nsd", "--margin: got nsd=''; expected 0 or more"),
+        ("dice,nsd", "dice=0.01,dice=0.02", "--margin: got dice twice; expected each metric once"),
+        ("dice,nsd", "dicee=0.01", "--margin: no metric 'dicee'; did you mean dice?"),
+        ("dice,nsd", "hd95=1", "--margin: got hd95_mm, which is no primary metric; expected some of dice, nsd"),
+    ],
+)
+def test_bad_primary_metrics_and_margins_are_refused(tmp_path: Path, metric: str, margin: str, message: str) -> None:
+    made_comparison(tmp_path / "c", ["dice", "focal"])
+    manifest = tiny_manifest(tmp_path, 2)
+    for call in (("report", tmp_path / "c"), ("compare", manifest, "--out", tmp_path / "out")):
+        code, _, err = call_medloss(*call, "--metric", metric, "--margin", margin)
+        assert (code, err.count("\n")) == (2, 1) and err.startswith(f"error: {message}"), err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "c" / "report" / "analysis.json").exists()
+
+
+def test_the_report_takes_every_primary_metric_that_the_plan_named(tmp_path: Path) -> None:
+    folder = _named(tmp_path, reference="focal", further_metrics={"nsd": 0.02, "hd95_mm": None})
+
+    def about(*options: str) -> dict[str, Any]:
+        code, _, err = call_medloss("report", folder, *options)
+        assert code == 0, err
+        return dict(json.loads((folder / "report" / "analysis.json").read_text()))
+
+    found = about()
+    assert list(found["several"]["analyses"]) == ["dice", "nsd", "hd95_mm"] and found["further"]["nsd"] == 0.02
+    assert not any("after the fact" in note for note in found["notes"])
+    page = read_page(folder / "report" / "report.html").text
+    assert "All primary metrics" in page and "Kendall's tau-b" in page and "margin 0.0200" in page
+    assert (folder / "report" / "tables" / "metrics.csv").is_file()
+    rows = (folder / "report" / "tables" / "metric_agreement.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [["dice", "nsd"], ["dice", "hd95_mm"], ["nsd", "hd95_mm"]]
+    # The plan's other margins stay where one is named.
+    found = about("--margin", "hd95=0.5")
+    assert (found["margin"], found["further"]) == (0.01, {"nsd": 0.02, "hd95_mm": 0.5})
+    assert [note for note in found["notes"] if "after the fact" in note] == [
+        "Chosen after the fact: further primary metrics nsd (0.02), hd95_mm (0.5); before training, nsd (0.02), "
+        "hd95_mm (no margin) was named. A choice that is based on the results makes them look better than they are."
+    ]
+    found = about("--metric", "nsd")
+    assert found["primary"]["metric"] == "nsd" and "several" not in found
+    assert sum("after the fact" in note for note in found["notes"]) == 2
+    assert not (folder / "report" / "tables" / "metrics.csv").exists()
 
 
 @pytest.mark.slow

@@ -159,6 +159,31 @@ def test_agrees_with_monai(threshold: float) -> None:
             assert found[name] == pytest.approx(float(theirs), abs=1e-5)  # they add 1e-6 to the divisor
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_agrees_with_panoptica(threshold: float) -> None:
+    """It is not a dependency: `pip install panoptica`. By default it also matches an IoU of exactly the threshold."""
+    panoptica = pytest.importorskip("panoptica")
+    from panoptica.utils.constants import CCABackend
+
+    evaluator = panoptica.Panoptica_Evaluator(
+        expected_input=panoptica.InputType.SEMANTIC,
+        instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(cca_backend=CCABackend.cc3d),
+        instance_matcher=panoptica.NaiveThresholdMatching(matching_threshold=threshold, strict_threshold=True),
+        instance_metrics=[panoptica.Metric.IOU, panoptica.Metric.DSC],
+    )
+    for seed in range(5):
+        prediction, reference = _spots(seed, (14, 22, 20))
+        theirs = evaluator.evaluate(prediction.astype(np.uint8), reference.astype(np.uint8))["ungrouped"]
+        found = _metrics(prediction, reference, SPACING, overlap=threshold)
+        lesions = theirs.tp + theirs.fp + theirs.fn
+        assert theirs.tp > 0 and theirs.fp + theirs.fn > 0, "something to match, and something that does not"
+        assert found["lesion_false_positives"] == theirs.fp
+        assert found["lesion_sensitivity"] == pytest.approx(theirs.tp / (theirs.tp + theirs.fn))
+        for name, value in (("lesion_f1", theirs.rq), ("lesion_sq", theirs.sq), ("lesion_pq", theirs.pq)):
+            assert found[name] == pytest.approx(value)
+        assert found["lesion_dice"] == pytest.approx(theirs.sq_dsc * theirs.tp / lesions)
+
+
 def test_a_worked_example() -> None:
     """Three lesions of which one is found exactly, one in half, and one missed; and a false one."""
     reference, prediction = np.zeros((2, 1, 12, 20), bool)

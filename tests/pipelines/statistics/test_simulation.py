@@ -36,6 +36,27 @@ def test_false_verdicts_stay_at_five_per_cent(deviation: str, seeds: int, folds:
     assert rates.false_words(COUNT, deviation, comparisons, 20, seeds, folds).share <= MOST
 
 
+@pytest.mark.parametrize(
+    ("deviation", "metrics", "comparisons", "patients", "seeds", "folds", "count"),
+    [
+        ("normal", 3, 5, 20, 1, 1, COUNT),
+        ("bounded", 2, 1, 50, 1, 1, COUNT),
+        ("skewed", 3, 5, 50, 2, 5, 100),
+        pytest.param("bounded", 6, 5, 50, 1, 1, 2000, marks=pytest.mark.slow),
+        pytest.param("skewed", 3, 17, 50, 1, 1, 1000, marks=pytest.mark.slow),
+        pytest.param("heavy-tailed", 3, 5, 20, 2, 5, 1000, marks=pytest.mark.slow),
+    ],
+)
+def test_false_verdicts_over_several_metrics(
+    deviation: str, metrics: int, comparisons: int, patients: int, seeds: int, folds: int, count: int
+) -> None:
+    together, alone = rates.false_words_over_metrics(
+        count, deviation, metrics, comparisons, patients, seeds, folds, flips=1999
+    )
+    assert together.share <= scipy.stats.binom.isf(0.001, count, 0.05) / count
+    assert together.share < alone.share, "each metric alone has false words of its own"
+
+
 @pytest.mark.parametrize("deviation", ["heavy-tailed", "skewed", "exponential"])
 @pytest.mark.parametrize("comparisons", [1, 17])
 def test_false_verdicts_for_other_distributions(deviation: str, comparisons: int) -> None:
