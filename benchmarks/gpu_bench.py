@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ def _rows(machine: Machine, case: Case, sides: list[Side], logits: Tensor) -> It
             yield row(case, one.contender, CACHING, note=_line(error))
     limits = {name: getattr(case, name) for name in ("warmup", "rounds", "least", "seconds")}
     for one, times in zip(working, alternate(working, logits, **limits), strict=True):
-        peak = None if machine.dry else peak_memory(lambda one=one: once(one, logits), logits.device, 1)
+        peak = None if machine.dry else peak_memory(partial(once, one, logits), logits.device, 1)
         share = None if peak is None else peak / case.logits_bytes
         yield row(case, one.contender, CACHING, **summary(times), peak=share)
 

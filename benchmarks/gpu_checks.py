@@ -108,8 +108,9 @@ def _difference(machine: Machine, loss: torch.nn.Module, dtype: torch.dtype) -> 
     logits, target = small_scene((5, 6, 4) if machine.dry else (14, 16, 12))
     logits = logits.to(dtype)
     # Skeletons that are not given need scikit-image.
-    keywords = {"spacing": _SPACING, "mask": target >= 0, "skeleton_map": one_hot(target, 3).float()}
-    keywords["mask"][..., 0] = False
+    mask = target >= 0
+    mask[..., 0] = False
+    keywords: dict[str, Any] = {"spacing": _SPACING, "mask": mask, "skeleton_map": one_hot(target, 3).float()}
     with medloss.kernels.use("eager"), _without_simpleitk():
         expected, expected_gradient = value_and_gradient(loss, logits.double(), target, **keywords)
     there = {name: v.to(machine.device) if isinstance(v, Tensor) else v for name, v in keywords.items()}
@@ -267,7 +268,8 @@ def small_scene(size: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
     for item in range(2):
         for label in (1, 2):
             start = [int(torch.randint(0, n // 2 + 1, (), generator=generator)) for n in size]
-            target[(item, 0, *(slice(s, s + max(n // 2, 1)) for s, n in zip(start, size, strict=True)))] = label
+            box = tuple(slice(s, s + max(n // 2, 1)) for s, n in zip(start, size, strict=True))
+            target[item, 0][box] = label
     logits = torch.randn(2, 3, *size, generator=generator) + 3 * one_hot(target.roll(1, 2), 3) - 1.5
     return logits, target
 
