@@ -29,7 +29,7 @@ from typing import Any
 import medloss
 
 _ROOT = Path(__file__).resolve().parents[1]
-_DATA = _ROOT.parent / "shared" / "data" / "Task04_Hippocampus"
+_DATA = Path(os.environ.get("MEDLOSS_DATA") or _ROOT.parent / "shared" / "data") / "Task04_Hippocampus"
 #: What of a failure is kept.
 _CHARACTERS = 600
 #: A step is not begun with less time than this, seconds.

@@ -127,7 +127,7 @@ def training(machine: Machine, data: Path | None, seconds: float) -> str:
 
     paths = sorted(p for p in (data / "imagesTr").glob("*.nii.gz") if not p.name.startswith("."))
     paths = paths[: 6 if machine.dry else 120]
-    cases = [_load_case(path, data) for path in paths]
+    cases = [_load_case(path, data, (16, 16, 16) if machine.dry else (40, 56, 40)) for path in paths]
     held = max(len(cases) // 5, 1)
     images, labels = (torch.stack(part).to(machine.device) for part in zip(*cases, strict=True))
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def training(machine: Machine, data: Path | None, seconds: float) -> str:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            steps, last = steps + 1, float(loss)
+            steps, last = steps + 1, loss.item()
             first = last if first is None else first
     assert math.isfinite(last), f"the loss became {last}"
     network.eval()
@@ -161,13 +161,13 @@ def _mean_dice(found: Tensor, truth: Tensor) -> float:
     return float(np.mean([float(a) / max(float(b), 1.0) for a, b in overlaps]))
 
 
-def _load_case(path: Path, data: Path) -> tuple[Tensor, Tensor]:
-    """Image and label, padded or cropped to 40 x 56 x 40; without nibabel, which may not be installed."""
+def _load_case(path: Path, data: Path, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Image and label, padded or cropped to a size; without nibabel, which may not be installed."""
     image, label = (_read_nifti(folder / path.name) for folder in (path.parent, data / "labelsTr"))
     image = (image - image.mean()) / image.std()
     fitted = []
     for array in (image.astype(np.float32), label.astype(np.int64)):
-        out = np.zeros((40, 56, 40), array.dtype)
+        out = np.zeros(size, array.dtype)
         box = tuple(slice(0, min(a, b)) for a, b in zip(array.shape, out.shape, strict=True))
         out[box] = array[box]
         fitted.append(torch.from_numpy(out)[None])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -190,6 +191,21 @@ def test_the_page_without_a_gpu_says_so() -> None:
     page = Path(__file__).parents[2] / "docs" / "benchmarks" / "losses" / "gpu.md"
     if not page.with_name("gpu.json").is_file():
         assert page.read_text() == text
+
+
+def test_a_short_training_reads_its_volumes_without_nibabel(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        label = generator.integers(0, 3, (9, 17, 8)).astype(np.uint8)
+        image = (label + generator.random(label.shape)).astype(np.float32)
+        for folder, array in (("imagesTr", image), ("labelsTr", label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            path = tmp_path / folder / f"case_{number}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])), path)
+            assert np.array_equal(gpu_bench._read_nifti(path), array)
+    assert gpu_bench.training(DRY, tmp_path, 0.0).startswith("2 steps, loss ")
+    with pytest.raises(gpu_checks.Skipped, match="--data FOLDER"):
+        gpu_bench.training(DRY, tmp_path / "none", 0.0)
 
 
 def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str]) -> None:
