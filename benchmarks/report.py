@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.cases import Row
 from benchmarks.goals import gpu_verdicts, growth_slopes, reference_of, verdicts
+from benchmarks.gpu_report import not_measured
 from benchmarks.plots import draw_all
 from benchmarks.regimes import EXPLAINED
 from benchmarks.results import Group, all_rows, read_results
@@ -13,8 +14,8 @@ from benchmarks.transforms import bandwidth
 from pipelines.utils.files import write_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "losses"
-#: Device to the report's name, next to `cpu.json` or `gpu.json`.
-NAMES = {"cpu": "cpu", "cuda": "gpu"}
+#: Device to the report's name, next to `cpu.json` or `gpu-full.json`; `benchmarks.gpu` writes `gpu.md`.
+NAMES = {"cpu": "cpu", "cuda": "gpu-full"}
 
 _TITLES = {
     "goals": "Dice, Tversky and focal compared with other libraries",
@@ -50,7 +51,7 @@ def write_report(device: str, folder: Path = FOLDER) -> Path:
     path = folder / f"{name}.md"
     write_text(path, "\n".join(_lines(device, groups, folder)) + "\n")
     if device == "cpu" and not (folder / "gpu.json").is_file():
-        write_text(folder / "gpu.md", _no_gpu())
+        write_text(folder / "gpu.md", not_measured())
     return path
 
 
@@ -138,12 +139,3 @@ def _machines(groups: dict[str, Group]) -> list[str]:
     if len(places) == 1:
         return [f"Machine: {next(iter(places))}."]
     return [f"- {', '.join(names)}: {place}." for place, names in places.items()]
-
-
-def _no_gpu() -> str:
-    rows = verdict_table(gpu_verdicts([]))
-    return "\n".join([
-        "# The losses' speed and memory on a GPU", "",
-        "No GPU was available. On a machine with one, this command writes the tables here, with the device's name:", "",
-        "    python -m benchmarks.losses --full --device cuda", "", *rows, "",
-    ])  # fmt: skip

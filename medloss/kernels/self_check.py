@@ -62,7 +62,8 @@ def register(work: str, case: Case, reference: Case | None = None) -> None:
 
     Args:
         work: its name, as `dispatch.choose` gets it.
-        case: computes the case by the public functions, which select the set that is being checked.
+        case: computes the case by the public functions, which select the set that is being checked. They do so in the
+            calling thread: in another one, a selection would wait for this check.
         reference: what is expected; None for the case computed by plain torch.
     """
     _cases[work] = case, reference or case

@@ -76,4 +76,6 @@ def test_distances_compile(_nvidia: Any) -> None:
     for inside, outside, last in ((True, True, True), (True, False, False)):
         sides = {"REACH": 64, "INSIDE": inside, "OUTSIDE": outside, "LAST": last}
         _compile(distance._further_axis, _nvidia, tensors, {"BLOCK": 128, "STEPS": 4} | sides, 1)
-        _compile(distance._far_voxels, _nvidia, tensors, {"BLOCK": 32} | sides, 1)
+        # Triton makes a constant of an argument that is 1.
+        for ones in ({}, {"inner": 1}, {"inner": 1, "blocks": 1, "channels": 1}):
+            _compile(distance._far_voxels, _nvidia, tensors, {"BLOCK": 32} | sides | ones, 1)

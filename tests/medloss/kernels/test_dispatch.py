@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bare import run_bare
 from loss_inputs import MODES, assert_close, make, mask_like, modes_of, sample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,7 @@ TERMS: list[dict[str, Any]] = [
     {"overlap": True, "entropy": "power", "gamma": 0.3},
 ]
 
+DISTANCE_LOSSES = ("distance_penalty", "hausdorff_dt", "shape_aware", "log_hausdorff_dt", "boundary")
 TYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
@@ -332,6 +334,23 @@ def test_medloss_works_without_triton() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "triton" not in ran.stdout and "eager" in ran.stdout
+
+
+def test_losses_need_no_more_than_torch_monai_numpy_and_scipy() -> None:
+    code = """
+import medloss, torch
+logits, label = torch.randn(1, 3, 6, 7, 8, requires_grad=True), torch.randint(0, 3, (1, 1, 6, 7, 8))
+for name in medloss.LOSSES:
+    try:
+        medloss.create_loss(name, softmax=True)(logits, label).backward()
+    except Exception as error:
+        print(name, str(error).splitlines()[0])
+"""
+    failed = dict(line.split(" ", 1) for line in run_bare(code).splitlines())
+    # Without a GPU SimpleITK computes the distances; skeletons that are not given are scikit-image's.
+    assert "scikit-image is not installed" in failed.pop("skeleton_recall")
+    assert set(failed) == set(DISTANCE_LOSSES)
+    assert set(failed.values()) == {"No module named 'SimpleITK'"}
 
 
 def test_losses_of_one_prediction_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
