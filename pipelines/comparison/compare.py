@@ -13,6 +13,7 @@ from pipelines.comparison.executors.base import Handover
 from pipelines.comparison.remaining_runs import prepare_cases, train_remaining
 from pipelines.comparison.screening import begun_rungs, screen, tune
 from pipelines.data.checks import refuse_bad_data
+from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import adopt_plan, read_plan, stood_still_notes
 from pipelines.runs.plan import Plan
 from pipelines.runs.summary import (
@@ -30,6 +31,7 @@ from pipelines.tracking.mlflow_mirror import Mirror, mirroring
 from pipelines.tracking.mlflow_store import local_uri
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
+from pipelines.utils.files import read_json
 from pipelines.utils.locks import held_lock
 from pipelines.utils.text import Column, numbers, print_table
 
@@ -130,10 +132,26 @@ def _conclude(comparison: Comparison) -> Findings:
         table=written,
         metrics={} if (best := best_mean(plan, table)) is None else {f"best/{plan.metric}": best[1]},
         verdict=report[0] if report else None,
+        verdicts=_verdicts(folder / "report") if report else {},
         report=folder / "report" if report else None,
         best=best_run(folder, plan, table),
         register=comparison.execution.register_model,
     )
+
+
+def _verdicts(report: Path) -> dict[str, str]:
+    """What a report says of each loss: `reference`, `worse, -0.0145`; without a reference the rank by mean."""
+    analysis = read_json(report / "analysis.json") or {}
+    primary, decimals = analysis["primary"], METRICS[analysis["primary"]["metric"]].decimals
+    texts = {ranked["loss"]: f"rank {ranked['rank']:g}" for ranked in primary["ranking"]}
+    if analysis["reference"] is not None:
+        texts[analysis["reference"]] = "reference"
+    for compared in primary["comparisons"]:
+        within = (
+            " within the margin" if compared["within_margin"] and compared["verdict"] in ("better", "worse") else ""
+        )
+        texts[compared["loss"]] = f"{compared['verdict']}{within}, {compared['difference']:+.{decimals}f}"
+    return texts
 
 
 def _report(comparison: Comparison) -> list[str]:
@@ -162,17 +180,18 @@ def _track(comparison: Comparison, mirror: Mirror, findings: Findings) -> None:
     up_to_date = mirror.finish(comparison.states, findings) and all(
         rung.mirror().finish(rung.states, Findings()) for rung in begun_rungs(comparison)
     )
-    page = mirror.page()
+    server = None
     if not up_to_date:
         click.echo(f"MLflow    not up to date at {mirror.state['uri']}: run the same command again to catch up")
     elif mirror.uri == local_uri(comparison.folder):
         command = Path(sys.executable).with_name("mlflow")
         click.echo(f"MLflow    {shlex.join([str(command), 'ui', '--backend-store-uri', mirror.uri])}")
-        page = mirror.page("http://127.0.0.1:5000")
+        server = "http://127.0.0.1:5000"
     else:
         click.echo(f"MLflow    {mirror.state['uri']}")
-    if up_to_date and page is not None:
-        click.echo(f"charts    {page}")
+    for what, page in (("charts", mirror.page(server)), ("list", mirror.runs_page(server))):
+        if up_to_date and page is not None:
+            click.echo(f"{what:<10}{page}")
     if mirror.registered is not None:
         click.echo(f"model     {mirror.registered}, in MLflow's registry")
 
