@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.executors.base import Handover
 from pipelines.comparison.remaining_runs import prepare_cases, train_remaining
-from pipelines.comparison.results import Report, print_results
+from pipelines.comparison.results import Report, print_results, verdict_words
 from pipelines.comparison.screening import begun_rungs, screen, tune
 from pipelines.data.checks import refuse_bad_data
 from pipelines.runs.comparison_folder import adopt_plan, read_plan
@@ -23,6 +24,9 @@ from pipelines.tracking.mlflow_store import local_uri
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
 from pipelines.utils.locks import held_lock
+
+if TYPE_CHECKING:  # before a report is written, nothing waits for scipy
+    from pipelines.statistics.results import Analysis
 
 
 def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequence[RunConfig] = ()) -> int:
@@ -121,10 +125,22 @@ def _conclude(comparison: Comparison) -> Findings:
         table=written,
         metrics={} if (best := best_mean(plan, table)) is None else {f"best/{plan.metric}": best[1]},
         verdict=report.analysis.verdict if report else None,
+        verdicts=_verdicts(report.analysis) if report else {},
         report=report.page.parent if report else None,
         best=best_run(folder, plan, table),
         register=comparison.execution.register_model,
     )
+
+
+def _verdicts(analysis: "Analysis") -> dict[str, str]:
+    """What a report says of each loss: `reference`, `worse, -0.0145`; without a reference the rank by mean."""
+    texts = {ranked.loss: f"rank {ranked.rank:g}" for ranked in analysis.primary.ranking}
+    if analysis.reference is not None:
+        texts[analysis.reference] = "reference"
+    for compared in analysis.primary.comparisons:
+        words = verdict_words(compared)
+        texts[compared.loss] = f"{words}, {compared.difference:+.{analysis.metric.decimals}f}"
+    return texts
 
 
 def _report(comparison: Comparison) -> Report | None:
@@ -151,16 +167,17 @@ def _track(comparison: Comparison, mirror: Mirror, findings: Findings) -> None:
     up_to_date = mirror.finish(comparison.states, findings) and all(
         rung.mirror().finish(rung.states, Findings()) for rung in begun_rungs(comparison)
     )
-    page = mirror.page()
+    server = None
     if not up_to_date:
         click.echo(f"MLflow    not up to date at {mirror.state['uri']}: run the same command again to catch up")
     elif mirror.uri == local_uri(comparison.folder):
         command = Path(sys.executable).with_name("mlflow")
         click.echo(f"MLflow    {shlex.join([str(command), 'ui', '--backend-store-uri', mirror.uri])}")
-        page = mirror.page("http://127.0.0.1:5000")
+        server = "http://127.0.0.1:5000"
     else:
         click.echo(f"MLflow    {mirror.state['uri']}")
-    if up_to_date and page is not None:
-        click.echo(f"charts    {page}")
+    for what, page in (("charts", mirror.page(server)), ("list", mirror.runs_page(server))):
+        if up_to_date and page is not None:
+            click.echo(f"{what:<10}{page}")
     if mirror.registered is not None:
         click.echo(f"model     {mirror.registered}, in MLflow's registry")

@@ -136,9 +136,15 @@ def _difference(found: "Paired | None", decimals: int) -> list[str]:
         return ["-", "-"]
     mean = f"{found.difference:+.{decimals}f}"
     if found.interval is None:
-        return [mean, found.verdict]
+        return [mean, verdict_words(found)]
     low, high = (f"{bound:+.{decimals}f}" for bound in found.interval)
-    return [f"{mean} ({low} to {high})", found.verdict]
+    return [f"{mean} ({low} to {high})", verdict_words(found)]
+
+
+def verdict_words(found: "Paired") -> str:
+    """The verdict on a loss, and whether a real difference is too small to matter."""
+    small = found.within_margin and found.verdict in ("better", "worse")
+    return f"{found.verdict} within the margin" if small else found.verdict
 
 
 def _number(value: float | None, decimals: int) -> str:

@@ -45,7 +45,7 @@ def _misses(analysis: Analysis) -> str:
             rest += f" {counted(others, 'loss')}" if others > 1 else ""
             texts.append(f"{what}{in_words([f'{loss} {count}' for count, loss in found], 5)}{rest}.")
         elif not what:
-            texts.append("None with any loss.")
+            texts.append("No loss missed a class completely.")
     return " ".join(texts)
 
 

@@ -27,6 +27,7 @@ class Findings:
     table: list[Path] = field(default_factory=list)  #: its files
     metrics: dict[str, float] = field(default_factory=dict)  #: of the parent run
     verdict: str | None = None  #: the report's sentence
+    verdicts: dict[str, str] = field(default_factory=dict)  #: loss -> what the report says of it, in a few words
     report: Path | None = None  #: its folder
     best: PlannedRun | None = None  #: the best run of the best loss, whose network is logged
     register: str | None = None  #: the name under which that network is registered

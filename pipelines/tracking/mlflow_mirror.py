@@ -13,7 +13,16 @@ from pipelines.runs.comparison_folder import RunState, attempts, run_folder, run
 from pipelines.runs.plan import Plan
 from pipelines.tracking import findings as found
 from pipelines.tracking.findings import Findings
-from pipelines.tracking.mlflow_runs import DataInputs, child_run, parent_run, send_curves, send_inputs
+from pipelines.tracking.mlflow_runs import (
+    DataInputs,
+    child_run,
+    comparison_name,
+    parent_run,
+    send_class_metrics,
+    send_curves,
+    send_inputs,
+    send_planned,
+)
 from pipelines.tracking.mlflow_store import (
     experiment_of,
     is_active,
@@ -21,6 +30,8 @@ from pipelines.tracking.mlflow_store import (
     make_local_store,
     open_client,
     page_address,
+    runs_address,
+    save_view,
     without_password,
 )
 from pipelines.utils.files import read_json, write_json
@@ -74,6 +85,7 @@ class Mirror:
         self._client: Any = None
         self._failed_at: float | None = None
         self._warned: set[str] = set()
+        self._has_view = False
 
     def sync(self, states: list[RunState]) -> bool:
         """Bring MLflow up to date with the folders, unless it failed a moment ago; returns whether that worked."""
@@ -98,10 +110,21 @@ class Mirror:
 
     def page(self, server: str | None = None) -> str | None:
         """The address of the charts on `server`, or on the store if that is a server; None if it is not known."""
-        server = server or (self.uri if self.uri.startswith(("http://", "https://")) else None)
+        server = server or self._server
         if server is None or "experiment" not in self.state:
             return None
         return page_address(without_password(server), self.state["experiment"], self.plan)
+
+    def runs_page(self, server: str | None = None) -> str | None:
+        """The address of the list of runs, with score and verdict as columns; arguments and None as of `page`."""
+        server = server or self._server
+        if server is None or not self._has_view:
+            return None
+        return runs_address(without_password(server), self.state["experiment"], self.plan)
+
+    @property
+    def _server(self) -> str | None:
+        return self.uri if self.uri.startswith(("http://", "https://")) else None
 
     def _try(self, what: str, work: Callable[..., None], *given: Any) -> bool:
         try:
@@ -159,6 +182,8 @@ class Mirror:
                 client.set_tag(entry["id"], "mlflow.parentRunId", parent)
             self.state["parent"] = {"id": parent, "status": None}
             self._save()
+        if self.plan.rung is None:
+            self._has_view = save_view(client, self.state["experiment"], self.plan, comparison_name(self.plan))
         self._client = client
 
     def _send_run(self, state: RunState, final: bool) -> None:
@@ -182,6 +207,8 @@ class Mirror:
             return
         result = run_dir.result if state.finished else None
         if result is not None:
+            send_planned(self._client, entry["id"], state.run, run_dir)
+            send_class_metrics(self._client, entry["id"], run_dir, result["finished"])
             self._client.set_tag(entry["id"], "medloss.attempt", str(max(1, attempts(self.folder, state.run))))
             if state.error is not None:
                 self._client.set_tag(entry["id"], "medloss.error", state.error)
@@ -209,6 +236,10 @@ class Mirror:
         results = (run_folder(self.folder, run).result for run in self.plan.runs)
         ended = max(result["finished"] for result in results if result is not None)
         found.send_numbers(self._client, parent["id"], findings, ended)
+        for run in self.plan.runs:
+            if run.config.loss in findings.verdicts and run.id in self.state["runs"]:
+                text = findings.verdicts[run.config.loss]
+                self._client.set_tag(self.state["runs"][run.id]["id"], "medloss.verdict", text)
         failed = any(state.state == "failed" for state in states)
         self._set_status(parent, "FAILED" if failed else "FINISHED", ended)
 

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -30,8 +31,26 @@ _COLOURS = (
 def comparison_name(plan: Plan) -> str:
     """The name of a comparison, or of a rung of its screening, among others on the same data."""
     losses = f"{len(plan.losses)} losses" if len(plan.losses) > 1 else "one loss"
-    what = "comparison of" if plan.rung is None else f"{rung_title(plan)}:"
-    return f"{what} {losses} · {datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M}"
+    what = "" if plan.rung is None else f"{rung_title(plan)}: "
+    return f"{what}{losses} · {datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M}"
+
+
+#: Characters of a loss's name in that of its run: MLflow's list cuts longer names, and fold and seed with them.
+_FITS = 30
+
+
+def child_name(plan: Plan, run: PlannedRun) -> str:
+    """The name of a run in MLflow's list: the loss, and fold and seed if the comparison has several.
+
+    The loss in full is the tag `medloss.loss`.
+    """
+    loss, half = run.config.loss, (_FITS - 1) // 2
+    parts = [loss if len(loss) <= _FITS else f"{loss[:half]}…{loss[-half:]}"]
+    if len({other.config.fold for other in plan.runs}) > 1:
+        parts.append(f"fold {run.config.fold}")
+    if len({other.config.seed for other in plan.runs}) > 1:
+        parts.append(f"seed {run.config.seed}")
+    return " · ".join(parts)
 
 
 def parent_run(client: Any, experiment: str, plan: Plan, data: Mapping[str, str]) -> str:
@@ -65,13 +84,55 @@ def child_run(
         "medloss.seed": str(config.seed),
         "medloss.attempt": "1",
     }
-    name = f"{config.loss} · fold {config.fold} · seed {config.seed}"
     began = epochs[0]["time"] - epochs[0]["epoch_s"] if epochs else float("nan")
-    child = _run(client, experiment, plan, run.id, name, began, tags)
+    child = _run(client, experiment, plan, run.id, child_name(plan, run), began, tags)
     client.set_tag(child, "mlflow.parentRunId", parent)  # a run that was found may have another
     params = [Param(name, str(value)[:6000]) for name, value in config.settings().items()]
     client.log_batch(child, params=params)
+    send_planned(client, child, run, run_dir)
     return child
+
+
+def send_planned(client: Any, run_id: str, run: PlannedRun, run_dir: RunFolder) -> None:
+    """Send as params what the plan left open and the run has filled in, such as learning rate, patch and spacing."""
+    from mlflow.entities import Param
+
+    try:
+        begun = run_dir.config
+    except (UserError, ValueError):
+        return  # written by another version
+    if begun is None:
+        return
+    known = run.config.settings()
+    params = [Param(name, str(value)[:6000]) for name, value in begun.settings().items() if name not in known]
+    client.log_batch(run_id, params=params)
+
+
+def send_class_metrics(client: Any, run_id: str, run_dir: RunFolder, ended: float) -> None:
+    """Send the mean metrics per class over the validation cases, as `val/<metric>/<class>`, without undefined values.
+
+    They belong to the last epoch, and are timed at the end of the run: sent again, they are the same.
+    """
+    from mlflow.entities import Metric
+
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in run_dir.cases:
+        for name in METRICS.keys() & row.keys():
+            value = float(row[name] or "nan")
+            if row.get("class") and math.isfinite(value):
+                values.setdefault((name, row["class"]), []).append(value)
+    step = int(run_dir.epochs[-1]["epoch"]) if run_dir.epochs else 0
+    metrics = [
+        Metric(f"val/{name}/{_key_part(of_class)}", sum(found) / len(found), int(1000 * ended), step)
+        for (name, of_class), found in sorted(values.items())
+    ]
+    for start in range(0, len(metrics), _MOST_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
+
+
+def _key_part(name: str) -> str:
+    """A class's name as a part of a key: MLflow allows letters, digits, and a few marks."""
+    return re.sub(r"[^\w.: -]|/", "_", name, flags=re.ASCII)
 
 
 def _run(client: Any, experiment: str, plan: Plan, key: str, name: str, began: float, tags: dict[str, str]) -> str:

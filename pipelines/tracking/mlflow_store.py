@@ -1,6 +1,7 @@
 """MLflow's store: its address, its client and the page of a comparison in it."""
 
 import atexit
+import json
 import logging
 import os
 import re
@@ -53,6 +54,43 @@ def page_address(server: str, experiment: str, plan: Plan) -> str:
         "compareRunsMode": "CHART",
     }
     return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
+
+
+# The list of runs: by default MLflow shows source, models and data set, and neither scores nor tags; so a view is saved
+# as a tag of the experiment, as MLflow keeps the views of users.
+
+_VIEW = "mlflow.sharedViewState."
+#: MLflow's page allows 40: some are left to users.
+_MOST_VIEWS = 30
+
+
+def save_view(client: Any, experiment: str, plan: Plan, name: str) -> bool:
+    """Save the list of a comparison's runs, with score, verdict and cost as columns.
+
+    Returns:
+        Whether there is one; an experiment with too many views gets no more.
+    """
+    tags = client.get_experiment(experiment).tags
+    key = f"{_VIEW}medloss-{plan.id}"
+    if key in tags or sum(other.startswith(_VIEW) for other in tags) >= _MOST_VIEWS:
+        return key in tags
+    metrics = dict.fromkeys((f"val/{plan.metric}", "val/dice", "time/epoch_s", "mem/peak_mb"))
+    state = {
+        "searchFilter": f"tags.`medloss.comparison` = '{plan.id}'",
+        "orderByKey": f"metrics.`val/{plan.metric}`",
+        "orderByAsc": not METRICS[plan.metric].higher_is_better,
+        "selectedColumns": [*(f"metrics.`{metric}`" for metric in metrics), "tags.`medloss.verdict`"],
+        "runsHiddenMode": "SHOW_ALL",
+    }
+    begun = int(1000 * plan.created)
+    view = {"name": name, "createdAt": begun, "updatedAt": begun, "state": json.dumps(state)}
+    client.set_experiment_tag(experiment, key, json.dumps(view))
+    return True
+
+
+def runs_address(server: str, experiment: str, plan: Plan) -> str:
+    """The address of the list of a comparison's runs, in the view that `save_view` saved."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?viewStateShareKey=medloss-{plan.id}"
 
 
 def without_password(text: str) -> str:

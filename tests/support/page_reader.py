@@ -1,8 +1,13 @@
 """Reads a report's page without a browser, and checks that it needs nothing but itself."""
 
 import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
+
+from pipelines.report.page import SCRIPT
 
 _VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -48,13 +53,22 @@ class Page(HTMLParser):
 
 
 def read_page(page: Path) -> Page:
-    """Read a page, and check that it needs nothing but itself."""
+    """Read a page, and check that it needs nothing but itself, and that its links lead to files that are there."""
     text = page.read_text()
     read = Page(text)
-    assert "script" not in read.tags and "link" not in read.tags and "iframe" not in read.tags
+    assert "link" not in read.tags and "iframe" not in read.tags
+    # Its one script is ours, and the browser runs no other.
+    assert re.findall(r"<script[^>]*>(.*?)</script", text, re.DOTALL | re.IGNORECASE) == [SCRIPT]
+    assert f"script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'\"" in text
+    assert read.tags.count("script") == 1
     assert len(set(read.ids)) == len(read.ids)
     inside = [link for link in read.links if not link.startswith("data:image/png;base64,")]
-    assert all(link.startswith("#") and link[1:] in read.ids for link in inside), "leads out of the page"
+    for link in inside:
+        if link.startswith("#"):
+            assert link[1:] in read.ids, link
+        else:
+            assert (page.parent / unquote(link)).resolve().is_relative_to(page.parent.resolve()), link
+            assert (page.parent / unquote(link)).is_file(), link
     assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(read.ids)
     assert not re.search(r"url\((?!#)|@import", text)
     return read

@@ -29,8 +29,8 @@ def _any_pair_differs(analysis: Analysis) -> bool:
     "significance",
     title="All pairs of losses",
     note="Adjusted p-value of the mean difference of every pair, over all pairs, tested as in the comparison with the "
-    f"reference. None is written above 0.99, or with more than {_MOST_WRITTEN} losses; tables/pairs.csv has all. Losses "
-    "are ordered by average rank.",
+    f"reference. None is written above 0.99, or with more than {_MOST_WRITTEN} losses; tables/pairs.csv has all. "
+    "Losses are ordered by average rank.",
     applies=lambda analysis, collected: _any_pair_differs(analysis),
 )
 def draw_significance(analysis: Analysis, collected: Collected) -> Figure:

@@ -290,7 +290,7 @@ def _mlflow_has_the_rungs_too(out: Path, final: Plan) -> None:
     named = {run.info.run_id: run.info.run_name.partition(" · ")[0] for run in runs}
     trained = Counter(named[run.data.tags["mlflow.parentRunId"]] for run in runs if "loss" in run.data.params)
     assert trained == {
-        "screening, rung 1: 4 losses": 4, "screening, rung 2: 2 losses": 2, "comparison of 2 losses": 2,
+        "screening, rung 1: 4 losses": 4, "screening, rung 2: 2 losses": 2, "2 losses": 2,
     }  # fmt: skip
     assert all("val/dice" in run.data.metrics for run in runs if "loss" in run.data.params)
     assert len(named) == 3 + 8

@@ -78,7 +78,7 @@ def test_on_a_screen(browser: Browser, report: Path, width: int, dark: bool) -> 
     pictures = browser.evaluate("[...document.images].map(one => [one.naturalWidth, one.clientWidth, one.alt])")
     assert len(pictures) == browser.evaluate("document.querySelectorAll('#cases figure').length") >= 3
     assert all(natural > 900 and 300 < shown <= natural and alt for natural, shown, alt in pictures)
-    for selector in ("body", ".note", "h2", "nav a", "dt", "summary", ".verdict"):
+    for selector in ("body", ".note", "h2", "nav a", "dt", "summary", ".verdict", ".answer p"):
         if browser.evaluate(f"!!document.querySelector({selector!r})"):
             assert _contrast(browser, selector) >= 4.5, selector
     back = browser.evaluate(f"({_LIGHTNESS})(document.body, 'backgroundColor')")
@@ -116,6 +116,36 @@ def test_folded_pictures_open(browser: Browser, report: Path) -> None:
         assert before < all_
         browser.click("summary")
     browser.wait_for(f"{shown} === {all_}")
+
+
+def test_tables_of_cases_are_sorted_by_a_click(browser: Browser, report: Path) -> None:
+    browser.resize(1280, 800)
+    browser.set_media()
+    browser.open(report)
+    table = "document.querySelector('#hardest table')"
+    column = f"[...{table}.tBodies[0].rows].map(row => row.cells[1].textContent)"
+    first = [float(text) for text in browser.evaluate(column)]
+    assert first == sorted(first)  # the hardest first, without a click
+    for sorted_so, reverse in (("ascending", False), ("descending", True)):
+        browser.click("#hardest th:nth-child(2) button")
+        assert browser.evaluate(f"{table}.tHead.rows[0].cells[1].getAttribute('aria-sort')") == sorted_so
+        assert [float(text) for text in browser.evaluate(column)] == sorted(first, reverse=reverse)
+    browser.click("#hardest th:nth-child(1) button")
+    names = browser.evaluate(f"[...{table}.tBodies[0].rows].map(row => row.cells[0].textContent)")
+    assert names == sorted(names)
+    assert browser.console == []
+
+
+def test_what_is_closed_is_printed(browser: Browser, report: Path) -> None:
+    browser.resize(718, 800)
+    browser.set_media(print_=True)
+    browser.open(report)
+    inside = "[...document.querySelectorAll('details:not(.copy) > :not(summary)')]"
+    assert browser.evaluate(f"{inside}.length") > 0
+    assert browser.evaluate("document.querySelectorAll('details[open]').length") == 0
+    assert browser.evaluate(f"{inside}.filter(e => !e.checkVisibility({{contentVisibilityAuto: true}})).length") == 0
+    browser.set_media()
+    assert browser.evaluate(f"{inside}.filter(e => e.checkVisibility({{contentVisibilityAuto: true}})).length") == 0
 
 
 def test_on_paper(browser: Browser, report: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_new_plot_is_found_everywhere(tmp_path: Path, histogram: None) -> None
     html = (out / "report.html").read_text()
     assert f'<a href="#{_NAME}">Histogram</a>' in html and f'<section id="{_NAME}">' in html
     assert 'aria-label="All &lt;cases&gt; in one"' in html
-    assert page.text.index("Stability of first place") < page.text.index("All <cases> in one")
+    assert page.text.index("Scores per case") < page.text.index("All <cases> in one")
     assert page.text.index("All <cases> in one") < page.text.index("Every loss together.")
     assert ElementTree.parse(out / "plots" / f"{_NAME}.svg").getroot().tag.endswith("svg")
     with Image.open(out / "plots" / f"{_NAME}.png") as picture:
@@ -60,7 +60,7 @@ def test_a_new_plot_is_found_everywhere(tmp_path: Path, histogram: None) -> None
     code, _, err = call_medloss(*report, "--reference", "a")
     assert code == 0, err
     assert _NAME not in (out / "report.html").read_text()
-    assert not list((out / "plots").glob(f"{_NAME}.*")) and (out / "plots" / "first.svg").is_file()
+    assert not list((out / "plots").glob(f"{_NAME}.*")) and (out / "plots" / "boxes.svg").is_file()
 
 
 def test_a_name_is_registered_once() -> None:

@@ -12,7 +12,6 @@ from cli_call import call_medloss
 from made_comparison import made_comparison
 from page_reader import read_page
 from PIL import Image
-from pipelines.report.plots.verdict import forest_limits
 from results_tables import long_table
 
 from pipelines.comparison import compare
@@ -20,6 +19,7 @@ from pipelines.comparison.execution import Comparison
 from pipelines.evaluation.metrics import METRICS
 from pipelines.report.collect import Collected, Cost, from_csv, from_folder, select
 from pipelines.report.page import _pairs
+from pipelines.report.plots.forest import forest_limits
 from pipelines.report.plots.training import pareto_front
 from pipelines.report.write import write_report
 from pipelines.runs.comparison_folder import require_plan, run_folder
@@ -66,8 +66,10 @@ def test_of_a_table(tmp_path: Path) -> None:
     assert "Scores per case" in read_page(out / "report.html").text
 
     page = read_page(out / "report.html")
-    order = [analysis.verdict, *analysis.caveats, "Ranking", "Scores per case", "Comparison with the reference",
-             "All pairs", "Critical-difference", "Stability of first place", "Other metrics (secondary)",
+    order = [*analysis.summary, "How sure", "Complete misses", "Cost", "What could change the answer",
+             "Comparison with the reference", analysis.verdict, *analysis.caveats, "Ranking",
+             "Paired differences per case", "Scores per case", "Critical-difference", "All pairs",
+             "Stability of the ranks", "Cases, the hardest first", "Other metrics (secondary)", "For a paper",
              "What was run", *NOT_CONTROLLED]  # fmt: skip
     places = [page.text.rindex(piece) if piece in NOT_CONTROLLED else page.text.index(piece) for piece in order[:1]]
     for piece in order[1:]:
@@ -107,7 +109,7 @@ def test_of_a_table(tmp_path: Path) -> None:
     stored = json.loads((out / "analysis.json").read_text())
     assert stored["verdict"] == analysis.verdict and stored["primary"] == analysis.to_dict()["primary"]
 
-    for name in ("boxes", "forest", "significance", "critical_difference", "first"):
+    for name in ("boxes", "differences", "forest", "significance", "critical_difference", "ranks"):
         assert ElementTree.parse(out / "plots" / f"{name}.svg").getroot().tag.endswith("svg")
         with Image.open(out / "plots" / f"{name}.png") as picture:
             assert picture.width > 600
@@ -163,7 +165,8 @@ def test_of_a_folder(tmp_path: Path) -> None:
     curves = pd.read_csv(out / "tables" / "learning_curves.csv")
     assert len(curves) == 14 * 3 + 2 * 2
     assert {path.stem for path in (out / "plots").glob("*.png")} == {
-        "boxes", "forest", "significance", "critical_difference", "first", "learning_curves", "time_and_score"
+        "boxes", "differences", "forest", "significance", "critical_difference", "ranks", "learning_curves",
+        "time_and_score",
     }  # fmt: skip
 
 
@@ -208,7 +211,7 @@ def test_partly_finished(tmp_path: Path) -> None:
     ):
         assert piece in page.text, piece
     assert "Comparison with the reference" not in page.text
-    assert not (tmp_path / "report" / "plots" / "forest.svg").exists()
+    assert "Difference between the two losses" in page.text
 
     unfinished = tmp_path / "young"
     made_comparison(unfinished, losses, lambda c: "done" if c.loss == "dice" else None)
@@ -309,7 +312,8 @@ def test_flat_and_failed_results(tmp_path: Path) -> None:
 def test_files_of_an_older_report_are_removed(tmp_path: Path) -> None:
     collected = from_csv(_csv(tmp_path, long_table(_values(2, 6))))
     write_report(collected, tmp_path / "r", bootstraps=10)
-    (tmp_path / "r" / "plots" / "mine.png").touch()
+    for name in ("mine.png", "first.png"):
+        (tmp_path / "r" / "plots" / name).touch()
     before = (tmp_path / "r" / "plots" / "boxes.svg").read_bytes()
     write_report(collected, tmp_path / "r", bootstraps=10)
     assert (tmp_path / "r" / "plots" / "boxes.svg").read_bytes() == before  # the same numbers, the same bytes
@@ -317,7 +321,7 @@ def test_files_of_an_older_report_are_removed(tmp_path: Path) -> None:
         from_csv(_csv(tmp_path, long_table({"a": [0.1, 0.2], "b": [0.2, 0.4]}))), tmp_path / "r", bootstraps=10
     )
     assert {path.name for path in (tmp_path / "r" / "plots").glob("*.png")} == {
-        "boxes.png", "critical_difference.png", "first.png", "mine.png", "significance.png"
+        "boxes.png", "differences.png", "forest.png", "mine.png"
     }  # fmt: skip
     assert not (tmp_path / "r" / "tables" / "comparisons.csv").exists()
 
@@ -341,7 +345,7 @@ def test_one_wide_interval_does_not_hide_the_others() -> None:
     ).primary.comparisons
     low, high = forest_limits(compared, 0.01)
     wide = next(one for one in compared if one.loss == "loss_04")
-    assert wide.interval is not None and wide.interval[0] < low < wide.difference
+    assert wide.interval is not None and wide.difference < low  # in the strip at the edge
     for one in compared:
         if one is not wide:
             assert one.interval is not None and low < one.interval[0] < one.interval[1] < high

@@ -115,6 +115,26 @@ def test_few_cases_can_show_differences_between_many_losses() -> None:
     assert few.primary.omnibus.groups == (few.primary.omnibus.losses,)
 
 
+def test_two_losses_without_a_reference_are_compared() -> None:
+    frame = _frame(60, {"a": 0, "b": 0.1})
+    found = _analysed(frame, None)
+    pair, omnibus = found.primary.pair, found.primary.omnibus
+    assert pair is not None and pair.interval is not None
+    assert (pair.loss, found.base, pair.verdict, found.primary.comparisons) == ("b", "a", "better", ())
+    as_reference = _analysed(frame, "a").primary.comparisons[0]
+    assert (pair.difference, pair.interval, pair.p) == (
+        as_reference.difference, as_reference.interval, as_reference.p
+    )  # fmt: skip
+    assert pair.p_adjusted == omnibus.p_adjusted[0][1] == omnibus.p_adjusted[1][0]
+    assert pair.p_equivalence is None  # no margin was named
+    assert f"was significantly better than a: {pair.difference:+.4f} on average" in found.verdict
+    assert found.summary[0].startswith(f"b scored better than a: Dice {pair.difference:.4f} higher")
+    alike = _analysed(_frame(60, {"a": 0, "b": 0.0}, 0.05), None)
+    assert alike.primary.pair is not None and alike.primary.pair.verdict == "undecided"
+    assert "without a significant difference from" in alike.verdict
+    assert "This does not show that they are equal" in alike.summary[1]
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_hardly_any_cases(n: int) -> None:
     found = _analysed(_frame(n, {"ref": 0, "x": 0.1, "y": 0.2}))
@@ -126,8 +146,9 @@ def test_without_a_reference() -> None:
     found = _analysed(_frame(60, {"a": 0, "b": 0.05, "c": 0.0501}), None)
     assert found.primary.comparisons == ()
     assert "without a significant difference from" in found.verdict
-    alone = _analysed(_frame(60, {"a": 0, "b": 0.1}), None)
-    assert "b had the best mean Dice" in alone.verdict and "significantly better than every other loss" in alone.verdict
+    first = _analysed(_frame(60, {"a": 0, "b": 0.1, "c": 0.05}), None)
+    assert "b had the best mean Dice" in first.verdict and "significantly better than every other loss" in first.verdict
+    assert first.primary.pair is None and first.base is None
     tied = _frame(20, {"a": 0.1, "c": 0})
     tied = pd.concat([tied, tied[tied["loss"] == "a"].assign(loss="b")])
     assert "a and b share the best mean Dice" in _analysed(tied, None).verdict

@@ -28,6 +28,7 @@ from pipelines.runs.comparison_folder import run_folder, run_states
 from pipelines.runs.plan import Plan, make_plan
 from pipelines.tracking.findings import Findings
 from pipelines.tracking.mlflow_mirror import mirroring
+from pipelines.tracking.mlflow_runs import child_name
 from pipelines.tracking.mlflow_store import local_uri, without_password
 from pipelines.training.run_config import RunConfig
 from pipelines.utils.machine import NAME as SYSTEM
@@ -178,6 +179,97 @@ def test_a_loss_has_one_colour_and_no_other_has_it(folder: Path) -> None:
     tags = [run.data.tags for name, run in stored(local_uri(folder)).items() if name != "parent"]
     pairs = {(tag["medloss.loss"], tag["mlflow.runColor"]) for tag in tags}
     assert len(pairs) == len(losses) == len({colour for _, colour in pairs})
+
+
+def test_runs_have_names_that_fit(folder: Path) -> None:
+    long = "0.5*binary_cross_entropy+0.5*structural_similarity"
+    configs = [RunConfig(manifest="phantom", loss=loss, epochs=3) for loss in (long, "dice")]
+
+    def names(folds: list[int], seeds: list[int]) -> list[str]:
+        plan = make_plan(configs, folds, seeds, "phantom", "a" * 64)
+        return [child_name(plan, run) for run in plan.runs]
+
+    assert names([0], [5])[1] == "dice"
+    assert names([0, 1], [5])[-1] == "dice · fold 1"
+    shortened, other, *_ = names([0, 1], [5, 6])
+    assert other == "dice · fold 0 · seed 5"
+    assert shortened == "0.5*binary_cro…tural_similarity · fold 0 · seed 5".replace("tural_similarity", long[-14:])
+    assert len(set(names([0, 1], [5, 6]))) == 8
+
+
+def test_planned_settings_are_params(folder: Path) -> None:
+    configs = [RunConfig(manifest="phantom", loss="dice", epochs=3)]
+    plan = make_plan(configs, [1], [5], "phantom", "a" * 64)
+    leave_run(folder, plan, 0, epochs=3)
+    synced(folder, plan)
+    name = plan.runs[0].id
+    assert "patch_size" not in stored(local_uri(folder))[name].data.params
+    filled = {"learning_rate": 0.003, "patch_size": (40, 56, 40), "spacing": (1.0, 1.0, 2.0)}
+    leave_run(folder, plan, 0, epochs=3, end="done")
+    run_folder(folder, plan.runs[0]).write_config(plan.runs[0].config.model_copy(update=filled))
+    for _ in range(2):
+        finished(folder, plan)
+    params = stored(local_uri(folder))[name].data.params
+    assert {key: params[key] for key in filled} == {
+        "learning_rate": "0.003", "patch_size": "[40, 56, 40]", "spacing": "[1.0, 1.0, 2.0]"
+    }  # fmt: skip
+
+
+def test_metrics_per_class(folder: Path) -> None:
+    plan = small_plan(("dice",))
+    leave_run(folder, plan, 0, epochs=3, end="done")
+    rows = [("a", "left/right", 0.5, 3.0), ("b", "left/right", 0.7, None), ("a", "tumour", 0.2, None)]
+    run_folder(folder, plan.runs[0]).write_cases(
+        [{"case": case, "patient": case, "class": name, "dice": dice, "hd95_mm": hd} for case, name, dice, hd in rows]
+    )
+    finished(folder, plan)
+    metrics = stored(local_uri(folder))["dice-fold1-seed5"].data.metrics
+    of_classes = {name: value for name, value in metrics.items() if name.count("/") > 1}
+    assert of_classes == pytest.approx(
+        {"val/dice/left_right": 0.6, "val/dice/tumour": 0.2, "val/hd95_mm/left_right": 3.0}
+    )
+
+
+def test_runs_have_the_verdict_on_their_loss(folder: Path) -> None:
+    plan = small_plan(("dice", "focal"))
+    _end(folder, plan)
+    mirror, warnings = mirror_of(folder, plan)
+    verdicts = {"dice": "reference", "focal": "worse, -0.0145"}
+    assert mirror.finish(run_states(folder, plan), Findings(verdict="so", verdicts=verdicts)), warnings
+    tags = {name: run.data.tags.get("medloss.verdict") for name, run in stored(local_uri(folder)).items()}
+    assert tags == {"parent": "so", "dice-fold1-seed5": "reference", "focal-fold1-seed5": "worse, -0.0145"}
+
+
+def test_the_list_has_score_and_verdict(folder: Path) -> None:
+    plan = small_plan(("dice",)).model_copy(update={"metric": "hd95_mm"})
+    leave_run(folder, plan, 0, epochs=1)
+    mirror, _ = mirror_of(folder, plan)
+    assert mirror.runs_page("http://127.0.0.1:5000") is None
+    assert mirror.sync(run_states(folder, plan))
+    assert mirror.runs_page() is None  # the store is a file
+    address = str(mirror.runs_page("http://127.0.0.1:5000/"))
+    assert address.endswith(f"/#/experiments/{mirror.state['experiment']}/runs?viewStateShareKey=medloss-{plan.id}")
+    client = client_of(local_uri(folder))
+    experiment = client.get_experiment_by_name("phantom")
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.medloss-{plan.id}"])
+    state = json.loads(view["state"])
+    assert {"metrics.`val/hd95_mm`", "metrics.`val/dice`", "tags.`medloss.verdict`"} <= set(state["selectedColumns"])
+    assert state["orderByAsc"] is True  # shorter is better
+    found = client.search_runs([experiment.experiment_id], state["searchFilter"])
+    assert {run.data.tags["medloss.run"] for run in found} == {"parent", plan.runs[0].id}
+
+
+def test_views_of_many_comparisons_leave_users_room_for_theirs(folder: Path) -> None:
+    client = client_of(local_uri(folder))
+    experiment = client.create_experiment("phantom")
+    for number in range(30):
+        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{number}", "{}")
+    plan = small_plan(("dice",))
+    leave_run(folder, plan, 0, epochs=1)
+    mirror, warnings = mirror_of(folder, plan)
+    assert mirror.sync(run_states(folder, plan)), warnings
+    assert len([name for name in client.get_experiment(experiment).tags if "sharedViewState" in name]) == 30
+    assert mirror.runs_page("http://127.0.0.1:5000") is None
 
 
 def test_where_its_page_is(folder: Path) -> None:

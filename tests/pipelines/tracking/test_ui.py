@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 #: The best first.
 _LOSSES = ["dice", "focal", "dice+focal"]
-_NAMES = [f"{loss} · fold 0 · seed 0" for loss in _LOSSES]
+_NAMES = _LOSSES
 #: What MLflow's pages say of themselves: one without accounts is asked for the user; panes are resized in a row.
 _NOT_OURS = ("/ajax-api/2.0/mlflow/users/current", "ResizeObserver loop completed with undelivered notifications")
 
@@ -35,6 +35,7 @@ class Page:
     browser: Browser
     server: str
     charts: str
+    listed: str
     notes: dict[str, dict[str, str]]
 
     def open(self, address: str) -> Browser:
@@ -60,7 +61,8 @@ def page(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterato
     with contextlib.redirect_stdout(told):
         assert compare_losses(folder, plan, Execution()) == 0
     charts = re.search(r"^charts +http://127\.0\.0\.1:5000(/.*)$", told.getvalue(), re.MULTILINE)
-    assert charts, told.getvalue()
+    listed = re.search(r"^list +http://127\.0\.0\.1:5000(/.*)$", told.getvalue(), re.MULTILINE)
+    assert charts and listed, told.getvalue()
     work = tmp_path_factory.mktemp("browser")
     store = ("--backend-store-uri", local_uri(folder))
     command = re.search(r"^MLflow +(.*)$", told.getvalue(), re.MULTILINE)
@@ -72,7 +74,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterato
         open_browser(work, width=1600, height=1000) as browser,
         mlflow_server(work, free_port(), *store, command="ui") as server,
     ):
-        yield Page(browser, server, server + charts[1], read_json(folder / "mlflow.json"))
+        yield Page(browser, server, server + charts[1], server + listed[1], read_json(folder / "mlflow.json"))
 
 
 def _assert_nothing_is_wrong(page: Page) -> None:
@@ -98,10 +100,18 @@ def _wait_for_charts(browser: Browser) -> None:
 
 def test_the_list_shows_the_runs_by_name(page: Page) -> None:
     browser = page.open(page.runs)
-    browser.wait_for_text("comparison of 3 losses · ")
+    browser.wait_for_text("3 losses · ")
     for name in _NAMES:
         browser.wait_for_text(name)  # below their parent, which is open
     browser.wait_for_text("made data without fold 0 (abababababab)")
+    _assert_nothing_is_wrong(page)
+
+
+def test_the_list_of_the_comparison_has_scores_and_verdicts(page: Page) -> None:
+    """The address of the list that `medloss compare` prints."""
+    browser = page.open(page.listed)
+    for text in ("val/dice", "medloss.verdict", "rank 1", "rank 3", "0.8"):
+        browser.wait_for_text(text)
     _assert_nothing_is_wrong(page)
 
 
@@ -110,7 +120,7 @@ def test_the_charts_compare_the_losses(page: Page) -> None:
     browser = page.open(page.charts)
     browser.wait_for_text(_NAMES[0])
     assert _order(browser.text()) == _NAMES
-    assert "comparison of" not in browser.text()  # the parent has no curves
+    assert "3 losses · " not in browser.text()  # the parent has no curves
     _wait_for_charts(browser)
     _assert_nothing_is_wrong(page)
 
