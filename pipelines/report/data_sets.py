@@ -132,8 +132,8 @@ def combine(
     if metric is None:
         own = {name: source.metric for name, source in zip(names, sources, strict=True)}
         if len(set(own.values())) > 1:
-            told = ", ".join(f"{name} {of}" for name, of in own.items())
-            raise UserError(f"--metric: got none, and the primary metrics differ ({told}); expected one for all")
+            listed = ", ".join(f"{name} {of}" for name, of in own.items())
+            raise UserError(f"--metric: got none, and the primary metrics differ ({listed}); expected one for all")
         metric = sources[0].metric
     if metric not in METRICS or METRICS[metric].target is not None:
         raise UserError(f"--metric: got {metric}; expected a metric that losses can be compared by, such as dice")
@@ -240,7 +240,7 @@ def draw_heat_map(found: DataSetsAnalysis, metric: Metric) -> Figure:
     axes.imshow(np.ma.masked_invalid(cells), aspect="auto", vmin=low, vmax=high, cmap=colours)
     for row, line in enumerate(texts):
         for column, text in enumerate(line):
-            dark = found.reference is not None and abs(cells[row, column]) > 0.65 * high
+            dark = found.reference is not None and abs(cells[row, column]) > 0.5 * high
             colour = "white" if dark else "black"
             axes.text(column, row, text or "–", ha="center", va="center", fontsize=7.5, color=colour)
     name_rows(axes, [one.loss for one in losses], None)
@@ -277,7 +277,7 @@ def draw_pooled(found: DataSetsAnalysis, metric: Metric) -> Figure:
         each = [result.differences[one.loss][0] for result in found.data_sets if one.loss in result.differences]
         axes.plot(each, [row - 0.28] * len(each), "|", color=NEIGHBOUR_GREY, markersize=6)
         axes.plot([one.pooled.mean], [row], marker=marker, color=colour, markersize=7, linestyle="none")
-        p = "" if one.p_adjusted is None else f", p {p_text(one.p_adjusted)}"
+        p = "" if one.p_adjusted is None or one.p_adjusted > 0.99 else f", p {p_text(one.p_adjusted)}"
         label = f" {one.verdict}{p}" + (f" ({one.pooled.data_sets})" if one.loss in found.lacking else "")
         axes.text(1.01, row, label, transform=axes.get_yaxis_transform(), va="center", color="#222222")
     name_rows(axes, [one.loss for one in losses], None)

@@ -315,8 +315,8 @@ def _with_caveats(found: DataSetsAnalysis, metric: "Metric") -> DataSetsAnalysis
                 "that does better in all of them may remain undecided."
             )
         notes.append(
-            "The mean is that over data sets like these, if they were drawn from all that matter; data sets at hand "
-            "are no such sample. The prediction interval says what another such data set may show."
+            "The mean is that over data sets like these, if they were drawn from all that matter; available data "
+            "sets are no such sample. The prediction interval says what another such data set may show."
         )
     for loss, names in found.lacking.items():
         over = next(one.pooled.data_sets for one in found.losses if one.loss == loss and one.pooled) if any(
