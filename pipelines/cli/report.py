@@ -1,6 +1,6 @@
 """`medloss report`: which loss is best, and whether the difference is real."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from pipelines.utils.text import terminal_bar, terminal_note
 
 if TYPE_CHECKING:  # pandas and pydantic take seconds to import
     from pipelines.report.collect import Collected
+    from pipelines.report.data_sets import Source
     from pipelines.report.external_results import ExternalResults
 
 #: In the report's folder: all rows of the table, for another report.
@@ -53,7 +54,7 @@ class ManyValues(GroupedCommand):
 
 
 @click.command(cls=ManyValues, many=("--predictions", "--cases"))
-@click.argument("folder", type=PATH, required=False)
+@click.argument("folders", metavar="[FOLDER]...", type=PATH, nargs=-1)
 @option("--cases", INPUT, "FILE.csv ...",
         "Instead of FOLDER: a table of several methods: a row per case and method, or a column per method. Or two or "
         "more of one method each, as NAME=FILE: MIST's results.csv, nnU-Net's summary.json, the output of `medloss "
@@ -94,12 +95,14 @@ class ManyValues(GroupedCommand):
 @option("--non-inferior", VERDICT, None, NON_INFERIOR_HELP, is_flag=True)
 @option("--subgroups", VERDICT, "FILE", SUBGROUPS_HELP, type=PATH)
 def report(
-    folder: Path | None, cases: tuple[str, ...], predictions: tuple[str, ...], out: Path | None, **options: Any
+    folders: tuple[Path, ...], cases: tuple[str, ...], predictions: tuple[str, ...], out: Path | None, **options: Any
 ) -> None:
     """Write the report of the comparison in FOLDER, of a table of results, or of finished predictions: one HTML page.
 
     The metrics of predictions are computed per case, as by `medloss evaluate`, and kept for the next call. A case that
     is missing in one of the folders has the worst score there.
+
+    Several FOLDERs, of comparisons or reports on different data sets, are put together: the data set is the unit.
 
     Choose reference, metric and margin before you see results, in `compare`, which keeps them. The page says so if
     they are changed here.
@@ -107,6 +110,10 @@ def report(
     from pipelines.report import claimed
     from pipelines.runs.comparison_folder import require_plan
 
+    if len(folders) > 1:
+        _report_data_sets(folders, out, cases or predictions, options)
+        return
+    folder = folders[0] if folders else None
     computation = take(options, *_COMPUTATION)
     if (folder is not None) + bool(cases) + bool(predictions) != 1:
         raise UserError(
@@ -122,6 +129,14 @@ def report(
         needed = "--predictions" if predictions else "--cases"
         raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
     refuse_verdict(options["metric"], options["margin"])
+    if len(cases) == 1 and _is_one_table(cases[0]):
+        from pipelines.report.data_sets import task_sources  # not above, for the time that pandas takes
+
+        tasks, description = task_sources(Path(cases[0]), _read_columns(columns), options["metric"])
+        if tasks:
+            click.echo(description)
+            _write_data_sets(lambda: tasks, out, options)
+            return
     subgroups = options.pop("subgroups")
     if folder is not None:
         require_plan(folder)
@@ -151,6 +166,35 @@ def report(
     from pipelines.statistics.verdict_text import gap_notes
 
     for line in (analysis.verdict, *gap_notes(analysis), *subgroup_notes(analysis.subgroups)):
+        click.echo(line)
+    click.echo(f"report    {path}")
+
+
+def _report_data_sets(
+    folders: Sequence[Path], out: Path | None, others: Sequence[str], options: dict[str, Any]
+) -> None:
+    """The report over several data sets, from their folders."""
+    if out is None:
+        raise UserError("--out: got none; expected a folder for the report, which several data sets need")
+    if others:
+        raise UserError("pass either the folders of several data sets, or --cases or --predictions of one")
+    from pipelines.report.data_sets import read_source  # not above, for the time that pandas takes
+
+    refuse_verdict(options["metric"], None)
+    _write_data_sets(lambda: [read_source(folder) for folder in folders], out, options)
+
+
+def _write_data_sets(read: "Callable[[], list[Source]]", out: Path, options: dict[str, Any]) -> None:
+    metric, reference = options.pop("metric"), options.pop("reference")
+    if given := [name for name, value in options.items() if value not in (None, False, ())]:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{flag}: goes with one data set, and there are several; pass it to their own reports")
+    from pipelines.report import claimed
+    from pipelines.report.data_sets import write_data_sets
+
+    with claimed(out), terminal_note("comparing and drawing"):
+        path, found = write_data_sets(read(), out, metric, reference)
+    for line in (found.verdict, *found.caveats):
         click.echo(line)
     click.echo(f"report    {path}")
 
@@ -194,7 +238,7 @@ def _contents(
     from pipelines.evaluation.sources import read_names
     from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
 
-    if len(cases) == 1 and ("=" not in cases[0] or Path(cases[0]).is_file()):
+    if len(cases) == 1 and _is_one_table(cases[0]):
         from pipelines.report.collect import from_csv
 
         collected = from_csv(Path(cases[0]), _read_columns(columns), metric)
@@ -228,6 +272,11 @@ def _contents(
         note = f"The reference is {reference}, nnU-Net's own trainer (Dice + cross entropy), since none was named."
         collected = replace(collected, notes=(*collected.notes, note))
     return collected, reference
+
+
+def _is_one_table(text: str) -> bool:
+    """Whether a value of --cases is a path, and not NAME=PATH."""
+    return "=" not in text or Path(text).is_file()
 
 
 def _read_columns(text: str | None) -> dict[str, str]:

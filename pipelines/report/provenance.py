@@ -41,7 +41,7 @@ def csv_facts(path: Path, table: CaseTable) -> Facts:
     facts += [(f"{key}s", _distinct(frame[key].unique())) for key in ("fold", "seed") if key in table.given]
     if table.classes:
         facts.append(("classes", _classes(table)))
-    return (*facts, _report_by())
+    return (*facts, report_by())
 
 
 def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -> Facts:
@@ -66,7 +66,7 @@ def folder_facts(folder: Path, plan: Plan, results: dict[str, dict[str, Any]]) -
         _machines([result.get("machine") or {} for result in results.values()]),
         *((f"version of {name}", _distinct(of_run.get(name) for of_run in versions)) for name in packages),
         (_COMMIT, "; ".join(dict.fromkeys(of_run[_COMMIT] for of_run in versions if _COMMIT in of_run))),
-        _report_by(),
+        report_by(),
     ]
     return tuple(fact for fact in facts if fact[1])
 
@@ -168,14 +168,14 @@ def folders_facts(
         facts.append((method.name, "; ".join(parts)))
     if agreed:
         facts.append(("Dice equals nnU-Net's own", f"{', '.join(agreed)}: every summary.json"))
-    return (*facts, _report_by())
+    return (*facts, report_by())
 
 
 def tables_facts(named: Mapping[str, Path], table: CaseTable) -> Facts:
     """The provenance of tables of one method each."""
     facts = [(name, f"{path}; SHA-256 {sha256(path)}") for name, path in named.items()]
     facts += [("cases", str(table.frame["case"].nunique())), ("classes", _classes(table) or "one")]
-    return (*facts, _report_by())
+    return (*facts, report_by())
 
 
 def _classes(table: CaseTable) -> str:
@@ -189,5 +189,6 @@ def _digest(digests: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _report_by() -> tuple[str, str]:
+def report_by() -> tuple[str, str]:
+    """The version and the time of the report, as a fact."""
     return "report by", f"medloss {version('medloss')}, {_date(time.time())}"

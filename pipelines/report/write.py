@@ -111,7 +111,7 @@ def write_report(
     try:
         for name, content in files.items():
             write_atomically(out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
-        _remove_stale(out, set(files))
+        remove_stale(out, set(files))
         write_json(out / "analysis.json", analysis.to_dict() | _provenance(collected, notes))
         write_text(out / "report.html", html)
     except OSError as error:
@@ -171,7 +171,7 @@ def _provenance(collected: Collected, notes: tuple[str, ...]) -> dict[str, objec
 _FORMER_PLOTS = ("first",)
 
 
-def _remove_stale(out: Path, written: set[str]) -> None:
+def remove_stale(out: Path, written: set[str]) -> None:
     """Remove files of an older report that this one does not have."""
     possible = [f"plots/{name}.{kind}" for name in (*PLOTS, *_FORMER_PLOTS) for kind in ("svg", "png")]
     possible += [f"tables/{name}.csv" for name in TABLES]
