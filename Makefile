@@ -10,7 +10,7 @@ NNUNET := .venv-nnunet
 # One loss per family, and the reference; sums with a boundary term are warmed up (`--schedule ramp`).
 FAMILIES := dice+binary_cross_entropy,dice,binary_cross_entropy,focal_tversky,exponential_logarithmic,dice+binary_cross_entropy+hausdorff_dt
 
-.PHONY: setup compare compare-all test test-all test-nnunet lint unit bench architecture clean
+.PHONY: setup compare compare-all test test-all test-nnunet lint unit bench architecture docs notebooks clean
 
 setup: $(VENV)/.installed
 
@@ -36,7 +36,7 @@ test: lint
 
 # All tests: also long trainings, Triton's interpreter over the whole contract, many examples of each property, and what
 # needs Chromium, PostgreSQL, SLURM (skipped, with the reason, where they are not installed) or nnU-Net.
-test-all: lint
+test-all: lint $(VENV)/.docs
 	@echo "make test-all: about an hour on two quiet cores, and some 10 minutes more where nnU-Net's environment is not installed"
 	MEDLOSS_TEST_EVERYTHING=1 .ci/wheel-test --durations 10
 	$(MAKE) test-nnunet
@@ -73,5 +73,19 @@ bench: setup
 architecture: setup
 	$(BIN)/python -m benchmarks.architecture
 
+# The documentation site, from the pages in docs/: built without the internet, and refused if a link is dead.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+# The tutorials, run again: their outputs are kept in them.
+notebooks: $(VENV)/.docs
+	$(BIN)/python docs/_site/notebooks.py
+
+$(VENV)/.docs: $(VENV)/.installed
+	@echo "Installing what builds the documentation into $(VENV) (some 100 MB)"
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(NNUNET) .venv-wheel build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NNUNET) .venv-wheel build dist site .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """What the package says of itself: one version, the extra of the commands, and what an import takes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from packaging.requirements import Requirement
 import medloss
 import pipelines
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(os.environ.get("MEDLOSS_CHECKOUT") or Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")

@@ -472,7 +472,7 @@ def test_the_loss_of_an_untrusted_model_is_not_imported(folder: Path, tmp_path: 
 
 
 def test_the_documented_commands_name_what_is_there() -> None:
-    page = Path(__file__).parents[3] / "docs" / "README.md"
+    page = Path(__file__).parents[3] / "docs" / "bundle.md"
     if not page.is_file():
         pytest.skip("docs do not travel with the wheel")
     commands = [shlex.split(line) for line in page.read_text().splitlines() if " -m monai.bundle " in line]

@@ -1,0 +1,39 @@
+"""`make notebooks`: runs the tutorials, and keeps their outputs in them."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[1] / "tutorials"
+
+
+def executed(path: Path, timeout_s: int = 900) -> nbformat.NotebookNode:
+    """A notebook with the outputs of a run in an empty folder; an error in a cell is raised.
+
+    The command `medloss` is the one of this Python.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    environment = dict(os.environ)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            client = NotebookClient(
+                notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": folder}}
+            )
+            client.execute()
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times, which would change with each run
+    return notebook
+
+
+if __name__ == "__main__":
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        nbformat.write(executed(path), path)
+        print(path)
