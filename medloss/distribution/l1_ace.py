@@ -8,9 +8,13 @@ from torch import Tensor
 from medloss.base import CommonArguments, SegmentationLoss
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
+from medloss.kernels import operators
+from medloss.kernels.group_operators import group_sums
+from medloss.kernels.group_spec import GroupTerms
+from medloss.kernels.sum_spec import Row
 from medloss.loss_entry import Recipe, register
-from medloss.per_map import differentiable, new_results, wants_gradient
 from medloss.reduction import reduce_items, weighted
+from medloss.voxel_sums import Requested
 
 #: A soft bin with less than this many voxels is empty (the authors').
 _LEAST_MASS = 0.01
@@ -84,87 +88,21 @@ class L1ACELoss(SegmentationLoss):
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """The error of each map, weighted and reduced."""
-        indexed = inputs.target.shape[1] != inputs.logits.shape[1]
-        y = inputs.included(inputs.target_masks() if indexed else inputs.target_maps())
-        p = inputs.included(inputs.probabilities())
-        mask, weight = (None if maps is None else maps.flatten(1) for maps in (inputs.mask, inputs.voxel_weight))
-        options = (self.num_bins, self.binning == "soft", self.ignore_empty_classes)
-        values, _ = _operator(p.flatten(2).contiguous(), y.flatten(2), mask, weight, *options, wants_gradient(p))
-        return reduce_items(weighted(values, inputs), inputs, self.reduction)
+        by = "soft_bins" if self.binning == "soft" else "bins"
+        terms = GroupTerms(inputs.mode.value, 0 if inputs.include_background else 1, by, self.num_bins)
+        sums = group_sums(terms, inputs.logits, inputs.target, inputs.mask, inputs.voxel_weight)
+        mass, off = (inputs.included(row) for row in sums)
+        # "Not below" keeps the NaN of a bin.
+        filled = ~(mass < _LEAST_MASS) if self.binning == "soft" else mass > 0
+        differences = torch.where(filled, off / torch.where(filled, mass, 1.0), 0.0)
+        values = differences.abs().sum(2) / filled.sum(2).clamp(min=1)
+        if self.ignore_empty_classes:
+            values = torch.where(self._present(inputs), values, 0.0)
+        return reduce_items(weighted(inputs.labelled_only(values).to(inputs.dtype), inputs), inputs, self.reduction)
 
-
-@differentiable("l1_ace")
-@torch.library.custom_op("medloss::calibration_error", mutates_args=())
-def _operator(
-    p: Tensor,
-    y: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    bins: int,
-    soft: bool,
-    ignore_empty: bool,
-    gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    values, gradients = new_results(p, gradient)
-    for item in range(p.shape[0]):
-        kept = slice(None) if mask is None else mask[item]
-        w = None if weight is None else _wide(weight[item][kept])
-        for c in range(p.shape[1]):
-            error, slope = (_soft_error if soft else _hard_error)(p[item, c][kept], y[item, c][kept], w, bins, gradient)
-            there = y[item, c][kept] > 0
-            counts = ~torch.tensor(ignore_empty, device=p.device) | (there if w is None else there & (w > 0)).any()
-            values[item, c] = torch.where(counts, error, 0.0)
-            if gradient:
-                if mask is not None:
-                    gradients[item, c].zero_()
-                gradients[item, c][kept] = torch.where(counts, slope, 0.0).to(p.dtype)
-    return values, gradients
-
-
-def _hard_error(p: Tensor, y: Tensor, w: Tensor | None, bins: int, gradient: bool) -> tuple[Tensor, Tensor]:
-    """The error of one map's voxels, and its gradient for `p`."""
-    edges = torch.arange(1, bins, dtype=p.dtype, device=p.device) / bins
-    index = torch.bucketize(p, edges, out_int32=True)
-    mass = torch.bincount(index, w, bins)
-    has_mass, off = mass > 0, _wide(p - y.to(p.dtype))
-    mass = torch.where(has_mass, mass, 1)
-    difference = torch.bincount(index, off if w is None else w * off, bins) / mass
-    filled = has_mass.sum().clamp(min=1)
-    error = difference.abs().sum() / filled
-    if not gradient:
-        return error, error
-    slope = (difference.sign() / (mass * filled))[index]
-    return error, slope if w is None else w * slope
-
-
-def _soft_error(p: Tensor, y: Tensor, w: Tensor | None, bins: int, gradient: bool) -> tuple[Tensor, Tensor]:
-    p, y = _wide(p), _wide(y)
-    place = (p * bins - 0.5).clamp(0, bins - 1)
-    lower = place.nan_to_num(0.0).floor().clamp(max=max(bins - 2, 0)).long()
-    above = place - lower
-    below, off = 1 - above, p - y
-
-    def by_bin(values: Tensor | float) -> Tensor:
-        values = values if w is None else w * values
-        sums = torch.bincount(lower, below * values, bins + 1) + torch.bincount(lower + 1, above * values, bins + 1)
-        return sums[:bins]  # with a single bin there is none above: its room is cut off
-
-    mass, total = by_bin(1.0), by_bin(off)
-    # "Not below" keeps the NaN of a bin.
-    has_mass = ~(mass < _LEAST_MASS)
-    difference = torch.where(has_mass, total / torch.where(has_mass, mass, 1.0), 0.0)
-    filled = has_mass.sum().clamp(min=1)
-    error = difference.abs().sum() / filled
-    if not gradient:
-        return error, error
-    slope = torch.where(has_mass, difference.sign() / (torch.where(has_mass, mass, 1.0) * filled), 0.0)
-    slope, difference = (torch.nn.functional.pad(values, (0, 1)) for values in (slope, difference))
-    moved = bins * ((place > 0) & (place < bins - 1))
-    from_below = slope[lower] * (below - moved * (off - difference[lower]))
-    slope = from_below + slope[lower + 1] * (above + moved * (off - difference[lower + 1]))
-    return error, slope if w is None else w * slope
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In float64, where the device has it: sums of millions of numbers."""
-    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+    def _present(self, inputs: LossInputs) -> Tensor:
+        """Whether a class has a voxel that counts, `[B, C']`."""
+        terms = Requested(overlap=True).terms(inputs)
+        row = Row.TARGET if inputs.voxel_weight is None else Row.WEIGHTED_TARGET
+        sums = operators.voxel_sums(terms, inputs.logits.detach(), inputs.target, inputs.mask, inputs.voxel_weight)
+        return inputs.included(sums[row]) > 0

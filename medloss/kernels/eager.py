@@ -32,8 +32,8 @@ def voxel_sums(
 ) -> Tensor:
     """The sums `[ROWS, B, C]` of `VoxelTerms`."""
     sums = logits.new_zeros((ROWS, *logits.shape[:2]), dtype=sum_type(logits))
-    for item, part in _blocks(logits):
-        block = _load(terms, logits, target, mask, voxel_weight, item, part)
+    for item, part in blocks(logits):
+        block = load(terms, logits, target, mask, voxel_weight, item, part)
         sums[Row.TARGET, item] += block.all_targets.sum(1)
         block.add_sums(sums[:, item, terms.first :])
     return sums
@@ -49,8 +49,8 @@ def voxel_sums_backward(
 ) -> Tensor:
     """The gradient of `(sum_gradients * voxel_sums).sum()` for the logits."""
     gradient = torch.empty_like(logits)
-    for item, part in _blocks(logits):
-        block = _load(terms, logits, target, mask, voxel_weight, item, part)
+    for item, part in blocks(logits):
+        block = load(terms, logits, target, mask, voxel_weight, item, part)
         gradient[item, :, part] = block.gradient(sum_gradients[:, item, terms.first :].unsqueeze(-1))
     return gradient
 
@@ -62,8 +62,8 @@ def entropy_map(
     batch, channels, voxels = logits.shape
     kept = 1 if terms.mode == "softmax" else channels - terms.first
     out = logits.new_empty((batch, kept, voxels), dtype=sum_type(logits))
-    for item, part in _blocks(logits):
-        block = _load(terms, logits, target, mask, None, item, part)
+    for item, part in blocks(logits):
+        block = load(terms, logits, target, mask, None, item, part)
         yes, no = positive[item, terms.first :, None], negative[item, terms.first :, None]
         values = block.entropy(block.log_p, block.log_miss) * (yes * block.target)
         if terms.mode == "softmax":
@@ -74,7 +74,8 @@ def entropy_map(
     return out
 
 
-def _blocks(logits: Tensor) -> Iterator[tuple[int, slice]]:
+def blocks(logits: Tensor) -> Iterator[tuple[int, slice]]:
+    """An item, and a slice of its voxels."""
     batch, channels, voxels = logits.shape
     length = _VOXELS if logits.device.type == "cpu" else max(_GPU_NUMBERS // channels, 1)
     for item in range(batch):
@@ -82,7 +83,7 @@ def _blocks(logits: Tensor) -> Iterator[tuple[int, slice]]:
             yield item, slice(start, min(start + length, voxels))
 
 
-def _load(
+def load(
     terms: VoxelTerms,
     logits: Tensor,
     target: Tensor,

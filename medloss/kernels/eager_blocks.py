@@ -170,8 +170,8 @@ class Block:
         focal = self._focal(no=False)
         if focal is not None:
             log_p = log_p[focal]
-            gradient = (-gamma * log_p).mul_(self.p[focal]).mul_(
-                1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1)
+            gradient = (
+                (-gamma * log_p).mul_(self.p[focal]).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
             )
             share[focal] *= gradient.add_(self._miss_power(log_p, gamma))
         return share

@@ -138,7 +138,7 @@ def _map(
 def _call_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None, kernels: str
 ) -> Tensor:
-    flat = (_logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
+    flat = flat_inputs(logits, target, mask, voxel_weight)
     result: Tensor = dispatch.module(kernels).voxel_sums(terms, *flat)
     return result
 
@@ -152,9 +152,9 @@ def _call_backward(
     voxel_weight: Tensor | None,
     kernels: str,
 ) -> Tensor:
-    flat = (_logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
+    flat = flat_inputs(logits, target, mask, voxel_weight)
     result: Tensor = dispatch.module(kernels).voxel_sums_backward(terms, *flat, sum_gradients.contiguous())
-    return result.unflatten(2, logits.shape[2:])
+    return shaped_gradient(result, logits)
 
 
 class _PlainSums(torch.autograd.Function):
@@ -196,6 +196,23 @@ def _memory_format(logits: Tensor) -> torch.memory_format:
     return layout if last else torch.contiguous_format
 
 
+def flat_inputs(
+    logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The inputs of a pass with flattened space, as kernels get them."""
+    return _logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight)
+
+
+def shaped_gradient(gradient: Tensor, logits: Tensor) -> Tensor:
+    """A kernel's gradient in the shape of the logits."""
+    return gradient.unflatten(2, logits.shape[2:])
+
+
+def empty_gradient(logits: Tensor) -> Tensor:
+    """An empty gradient, in the layout that kernels give it."""
+    return torch.empty_like(logits, memory_format=_memory_format(logits))
+
+
 def _logit_lines(logits: Tensor) -> Tensor:
     """`[B, C, N]`, contiguous or with adjacent channels: what networks trained with channels-last images return."""
     return logits.contiguous(memory_format=_memory_format(logits)).flatten(2)
@@ -217,7 +234,7 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 
 @_sums_backward.register_fake
 def _(sum_gradients: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(logits, memory_format=_memory_format(logits))
+    return empty_gradient(logits)
 
 
 @_map.register_fake
@@ -261,7 +278,8 @@ def _map_gradient(ctx: Any, map_gradient: Tensor) -> tuple[Tensor | None, ...]:
     return gradient, *(None,) * (4 + len(ctx.rest))
 
 
-def _no_second_derivative(ctx: Any, gradient: Tensor) -> Any:
+def no_second_derivative(ctx: Any, gradient: Tensor) -> Any:
+    """Refuse to differentiate a gradient."""
     raise InputError(
         "second derivatives: this loss has none; if you need them, write it in torch from `inputs.probabilities()`"
     )
@@ -269,7 +287,7 @@ def _no_second_derivative(ctx: Any, gradient: Tensor) -> Any:
 
 _sums.register_autograd(_sums_gradient, setup_context=_keep_sums)
 _map.register_autograd(_map_gradient, setup_context=_keep_map)
-_sums_backward.register_autograd(_no_second_derivative)
+_sums_backward.register_autograd(no_second_derivative)
 
 
 def _register_small_cases(mode: str) -> None:

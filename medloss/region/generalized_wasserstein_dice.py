@@ -11,11 +11,12 @@ from medloss.base import CommonArguments
 from medloss.distributed import sum_over_ranks
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
-from medloss.kernels.sum_spec import Row
+from medloss.kernels.group_operators import group_sums
+from medloss.kernels.group_spec import MASS, OFF, GroupTerms
 from medloss.loss_entry import register
 from medloss.region.dice import checked_smoothing
 from medloss.sums_loss import SumsLoss
-from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
+from medloss.voxel_sums import Requested, VoxelSums
 
 
 @register(
@@ -99,8 +100,8 @@ class GeneralizedWassersteinDiceLoss(SumsLoss):
             )
 
     def requested(self) -> Requested:
-        """Each class's overlap."""
-        return Requested(overlap=True)
+        """Each class's overlap, where that is all."""
+        return Requested(overlap=self.matrix is None)
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """Sum, and apply the formula; background always counts."""
@@ -109,13 +110,15 @@ class GeneralizedWassersteinDiceLoss(SumsLoss):
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """Distances summed per label, their weights, and the formula."""
         inputs, overlap = sums.inputs, self.overlap(sums)
-        volumes = overlap.target.detach()
+        if self.matrix is None:
+            # Background is at distance 1 from all other classes, and so is each class from all others.
+            volumes = overlap.target.detach()
+            errors = volumes - overlap.tp
+        else:
+            volumes, errors = self._by_label(inputs)
         weights = 1 / (volumes + 1) if self.weighting_mode == "GDL" else torch.ones_like(volumes)
-        # Background is at distance 1 from all other classes, and so is each class from all others without a matrix.
-        errors = weights * (volumes - overlap.tp)
+        errors = weights * errors
         background, foreground = errors[:, :1], errors[:, 1:].sum(1, keepdim=True)
-        if self.matrix is not None:
-            foreground = self._foreground_errors(inputs, weights)
         rows = slice(None) if self.weighting_mode == "GDL" else slice(1, None)
         right = (weights * volumes)[:, rows].sum(1, keepdim=True) - foreground
         if self.weighting_mode == "GDL":
@@ -123,28 +126,28 @@ class GeneralizedWassersteinDiceLoss(SumsLoss):
         both = 2 * right + background + foreground
         return self.reduced(1 - (2 * right + self.smooth_nr) / (both + self.smooth_dr), inputs, overlap)
 
-    def _foreground_errors(self, inputs: LossInputs, weights: Tensor) -> Tensor:
-        """The sum of weight D over the foreground, `[B or 1, 1]`."""
+    def _by_label(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        """The number of voxels with each label, and the sum of D over them, `[B or 1, C]`."""
         assert self.matrix is not None
-        # As the sum of y p over maps y that hold, at each voxel, its label's row of M.
-        table = weights.unsqueeze(1) * self.matrix.to(weights)  # [B or 1, c, l]
-        table[..., 0] = 0
-        labels = _labels(inputs).flatten(1)
-        maps = torch.empty(inputs.logits.shape, dtype=inputs.dtype, device=labels.device)
-        for item in range(len(labels)):
-            maps[item] = table[item % len(table)][:, labels[item]].view(maps[item].shape)
-        total = voxel_sums(replace(inputs, target=maps, ignore_index=None), self.requested()).row(Row.TP)
-        total = total.sum(1, keepdim=True)
+        indexed = inputs.target.shape[1] == 1
+        labels = inputs.target if indexed else _labels(inputs)
+        terms = GroupTerms(inputs.mode.value, 0, "labels", len(self.matrix))
+        sums = group_sums(terms, inputs.logits, labels, inputs.mask, inputs.voxel_weight)
+        # M is 0 on the diagonal: p - y serves as well as p. All classes have the same groups.
+        volumes, distances = sums[MASS, :, 0], (sums[OFF] * self.matrix.to(sums)).sum(1)
         if self.batch:
-            (total,) = sum_over_ranks(inputs.logits, total.sum(0, keepdim=True))
-        return total
+            parts = (values.sum(0, keepdim=True) for values in (volumes, distances))
+            volumes, distances = sum_over_ranks(inputs.logits, *parts)
+        return volumes.to(inputs.dtype), distances.to(inputs.dtype)
 
 
 def _labels(inputs: LossInputs) -> Tensor:
-    """The label of each voxel, int64 `[B, *spatial]`; 0 where masked."""
-    indexed = inputs.target.shape[1] == 1
-    labels = inputs.target[:, 0].long() if indexed else inputs.target_masks().byte().argmax(1)
-    return labels if inputs.mask is None else torch.where(inputs.mask[:, 0], labels, 0)
+    """The label of each voxel of a map per class, `[B, 1, *spatial]`."""
+    masks = inputs.target_masks()
+    labels = torch.zeros_like(masks[:, :1], dtype=torch.int16)
+    for c in range(1, masks.shape[1]):
+        labels.masked_fill_(masks[:, c : c + 1], c)
+    return labels
 
 
 def _checked_matrix(matrix: Sequence[Sequence[float]] | Tensor) -> Tensor:

@@ -147,7 +147,17 @@ def sums_pass(
             if entropy:
                 if softmax:
                     sums[7, c] += entropies.softmax_entropy_sum(
-                        entropies.kind_of(entropy, c == 0), gamma, wide[c], top, partition, wide[classes + c], inverse, y, v, n, buffers
+                        entropies.kind_of(entropy, c == 0),
+                        gamma,
+                        wide[c],
+                        top,
+                        partition,
+                        wide[classes + c],
+                        inverse,
+                        y,
+                        v,
+                        n,
+                        buffers,
                     )
                 else:
                     positive, negative = entropies.entropy_sums(
@@ -212,7 +222,19 @@ def gradient_pass(
                 e = wide[classes + c]
                 if entropy:
                     entropies.softmax_entropy_gradients(
-                        entropies.kind_of(entropy, c == 0), gamma, z, top, partition, e, inverse, y, v, n, s[7], buffers, g
+                        entropies.kind_of(entropy, c == 0),
+                        gamma,
+                        z,
+                        top,
+                        partition,
+                        e,
+                        inverse,
+                        y,
+                        v,
+                        n,
+                        s[7],
+                        buffers,
+                        g,
                     )
                 else:
                     terms.fill(g, n, 0)
@@ -237,9 +259,13 @@ def gradient_pass(
             else:
                 terms.fill(g, n, 0)
             if entropy and given:
-                entropies.given_gradients(entropies.kind_of(entropy, False), gamma, narrow[_L], narrow[_Q], p, u, floor, n, h)
+                entropies.given_gradients(
+                    entropies.kind_of(entropy, False), gamma, narrow[_L], narrow[_Q], p, u, floor, n, h
+                )
                 entropies.add_entropy(s[7], y, v, h, n, False, g)
-                entropies.given_gradients(entropies.kind_of(entropy, True), gamma, narrow[_Q], narrow[_L], u, p, floor, n, h)
+                entropies.given_gradients(
+                    entropies.kind_of(entropy, True), gamma, narrow[_Q], narrow[_L], u, p, floor, n, h
+                )
                 entropies.add_entropy(-s[8], y, v, h, n, True, g)
             elif entropy:
                 entropies.add_sigmoid_gradients(entropy, gamma, s[7], s[8], y, v, p, u, narrow[_L], narrow[_Q], n, h, g)
