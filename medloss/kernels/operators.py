@@ -125,7 +125,7 @@ def _map(
     kernels: str,
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma, soft_overlap)
-    flat = (_logit_lines(logits), _lines(target), _line(mask))
+    flat = (logit_lines(logits), _lines(target), _line(mask))
     values: Tensor = dispatch.module(kernels).entropy_map(terms, *flat, positive.contiguous(), negative.contiguous())
     return values.view(logits.shape[0], -1, *logits.shape[2:])
 
@@ -133,7 +133,7 @@ def _map(
 def _call_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None, kernels: str
 ) -> Tensor:
-    flat = (_logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
+    flat = (logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
     result: Tensor = dispatch.module(kernels).voxel_sums(terms, *flat)
     return result
 
@@ -147,7 +147,7 @@ def _call_backward(
     voxel_weight: Tensor | None,
     kernels: str,
 ) -> Tensor:
-    flat = (_logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
+    flat = (logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight))
     result: Tensor = dispatch.module(kernels).voxel_sums_backward(terms, *flat, sum_gradients.contiguous())
     return result.unflatten(2, logits.shape[2:])
 
@@ -191,7 +191,7 @@ def _memory_format(logits: Tensor) -> torch.memory_format:
     return layout if last else torch.contiguous_format
 
 
-def _logit_lines(logits: Tensor) -> Tensor:
+def logit_lines(logits: Tensor) -> Tensor:
     """`[B, C, N]`, contiguous or with adjacent channels: what networks trained with channels-last images return."""
     return logits.contiguous(memory_format=_memory_format(logits)).flatten(2)
 
