@@ -7,6 +7,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from medloss.kernels import dispatch
+from medloss.kernels.operators import logit_lines
 from medloss.kernels.sum_spec import sum_type
 from medloss.spacing import UnknownSpacingError
 
@@ -152,6 +154,24 @@ class LossInputs:
                 q = self.logits > (0 if self.mode is Mode.BERNOULLI else 0.5)
             return q if self.mask is None else torch.where(self.mask, q, self.target_masks())
 
+    def hard_labels(self) -> tuple[Tensor, Tensor]:
+        """`hard_prediction` and `target_masks` as one class per voxel, int16 `[B, 1, *spatial]`; -1 for none.
+
+        For categorical inputs with an index map.
+        """
+        with torch.no_grad():
+            target, channels = self.target, self.logits.shape[1]
+            y = target.to(torch.int16)
+            # Compared in the target's type: what int16 cannot hold would be another label there.
+            valid = (target >= 0) & (target < channels)
+            if target.is_floating_point():
+                valid &= target == y
+            if self.ignore_index is not None:
+                valid &= target != self.ignore_index
+            y = torch.where(valid, y, -1)
+            q = _first_largest(self.logits).to(torch.int16)
+            return (q if self.mask is None else torch.where(self.mask, q, y)), y
+
     def included(self, maps: Tensor) -> Tensor:
         """The C' channels that count: all, or all but class 0."""
         return maps if self.include_background else maps[:, 1:]
@@ -226,6 +246,11 @@ def _first_largest(logits: Tensor) -> Tensor:
     """`logits.argmax(1, keepdim=True)`."""
     if logits.device.type != "cpu" or torch.compiler.is_compiling():
         return logits.argmax(1, keepdim=True)
+    plain = type(logits) in (Tensor, torch.nn.Parameter) and not torch.jit.is_tracing()
+    if plain and dispatch.choose("cpu", logits.dtype) == "numba":
+        from medloss.kernels.numba.labels import first_largest
+
+        return first_largest(logit_lines(logits)).view(logits.shape[0], 1, *logits.shape[2:])
     # On a CPU torch's argmax is slow along any axis but the last. Class by class, in blocks of the cache's size.
     lines = logits.flatten(2)
     winner = torch.zeros(lines.shape[0], 1, lines.shape[2], dtype=torch.int16, device="cpu")

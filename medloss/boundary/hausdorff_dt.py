@@ -6,7 +6,7 @@ from torch import Tensor
 
 from medloss.base import CommonArguments
 from medloss.boundary.base import karimi_recipe
-from medloss.distance.maps import boundary_distance_map
+from medloss.distance.maps import squared_distance_map
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
 from medloss.kernels.sum_spec import Row
@@ -99,13 +99,17 @@ class HausdorffDTLoss(SumsLoss):
         """d(q)^a + d(y)^a."""
         left = inputs.included(inputs.logits).shape[1]
         if inputs.distance_map is not None:
-            weight = inputs.distance_map[:, -left:].abs() ** self.alpha
+            weight = self._power(inputs.distance_map[:, -left:].square())
         else:
-            weight = self._power(boundary_distance_map(inputs.included(inputs.target_masks()), inputs.spacing))
+            weight = self._power(squared_distance_map(inputs.included(inputs.target_masks()), inputs.spacing))
         if not self.one_sided:
-            q = inputs.included(inputs.hard_prediction())
-            weight += self._power(boundary_distance_map(q, inputs.spacing))
+            q = inputs.hard_prediction()
+            # Of two classes one is where the other is not, and their borders are the same.
+            twins = inputs.categorical and inputs.mask is None and q.shape[1] == 2
+            q = q[:, 1:] if twins else inputs.included(q)
+            weight += self._power(squared_distance_map(q, inputs.spacing))
         return weight
 
-    def _power(self, distance: Tensor) -> Tensor:
-        return distance.square_() if self.alpha == 2 else distance.pow_(self.alpha)
+    def _power(self, square: Tensor) -> Tensor:
+        """d^a of d^2, in its memory."""
+        return square if self.alpha == 2 else square.pow_(self.alpha / 2)

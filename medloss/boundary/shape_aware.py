@@ -5,6 +5,7 @@ from torch import Tensor
 
 from medloss.distance.maps import outside_distance_map
 from medloss.inputs import LossInputs
+from medloss.kernels import dispatch
 from medloss.loss_entry import register
 from medloss.voxelwise import VoxelwiseLoss
 
@@ -26,8 +27,9 @@ class ShapeAwareLoss(VoxelwiseLoss):
     and wrong means that the argmax differs from the label.
 
     A contour: the voxels of a mask with a face neighbour inside the image and outside the mask. With an empty contour
-    E = 0. `distance_map` is of no use here: inside, the distance to the contour is another one. With softmax and
-    `include_background=False` a false positive on background costs nothing. The survey's signs are wrong.
+    E = 0. `distance_map` spares the transform outside the reference; inside, the distance to the contour is another
+    one, at most the map's. With softmax and `include_background=False` a false positive on background costs nothing.
+    The survey's signs are wrong.
 
     Takes the arguments of `SegmentationLoss`, and no others; `batch` is ignored. Targets must be hard.
 
@@ -50,29 +52,66 @@ class ShapeAwareLoss(VoxelwiseLoss):
 
     soft_targets = False
     uses_spacing = True
+    reads_maps = ("distance_map",)
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor:
         """1 + E 1[q != y]."""
-        q, y = inputs.hard_prediction(), inputs.target_masks()
-        if inputs.categorical:
-            distance = _contour_distance(q[:, 1:], y[:, 1:], inputs)
-            if inputs.labelled is None:
-                distance = distance.mean(1, keepdim=True)
-            else:  # an unlabelled class has no contour, and a distance of 0
-                number = inputs.labelled[:, 1:].sum(1).clamp(min=1).view(-1, *(1,) * (distance.ndim - 1))
-                distance = distance.sum(1, keepdim=True) / number
-            wrong = (q != y).any(1, keepdim=True)
-        else:
-            q, y = inputs.included(q), inputs.included(y)
-            distance = _contour_distance(q, y, inputs)
+        if _by_labels(inputs):
+            q, y = inputs.hard_labels()
+            distance = _label_distance(q, y, inputs)
             wrong = q != y
+        else:
+            q, y = inputs.hard_prediction(), inputs.target_masks()
+            if not inputs.categorical:
+                q, y = inputs.included(q), inputs.included(y)
+                return 1 + _contour_distance(q, y, inputs) * (q != y)
+            distance = _contour_distance(q[:, 1:], y[:, 1:], inputs)
+            wrong = (q != y).any(1, keepdim=True)
+        if inputs.labelled is None:
+            distance = distance.mean(1, keepdim=True)
+        else:  # an unlabelled class has no contour, and a distance of 0
+            number = inputs.labelled[:, 1:].sum(1).clamp(min=1).view(-1, *(1,) * (distance.ndim - 1))
+            distance = distance.sum(1, keepdim=True) / number
         return 1 + distance * wrong
+
+
+def _by_labels(inputs: LossInputs) -> bool:
+    """Whether the compiled kernels' passes over labels can be used in the place of those over masks."""
+    logits = inputs.logits
+    plain = type(logits) in (Tensor, torch.nn.Parameter) and inputs.categorical
+    if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    indexed = inputs.target.shape[1] == 1
+    return indexed and dispatch.choose(logits.device.type, logits.dtype) == "numba"
+
+
+def _label_distance(q: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
+    """`_contour_distance` of all classes but 0, from labels `[B, 1, *spatial]`."""
+    from medloss.kernels.numba.labels import contour_distances
+
+    channels = inputs.logits.shape[1]
+    signed = inputs.distance_map
+    means = contour_distances(
+        q[:, 0],
+        y[:, 0],
+        None if inputs.mask is None else inputs.mask[:, 0],
+        channels,
+        inputs.spacing,
+        None if signed is None else signed[:, 1 - channels :],
+    )
+    return means.to(inputs.dtype).view(*means.shape, *(1,) * (q.ndim - 2))
 
 
 def _contour_distance(prediction: Tensor, reference: Tensor, inputs: LossInputs) -> Tensor:
     """Mean distance in mm from the predicted contour's counted voxels to the reference contour, `[B, C, 1, ...]`."""
     axes = inputs.spatial_axes
-    to_reference = outside_distance_map(_contour(reference), inputs.spacing).to(inputs.dtype)
+    border = _contour(reference)
+    to_reference = outside_distance_map(border, inputs.spacing).to(inputs.dtype)
+    signed = inputs.distance_map
+    if signed is not None:
+        signed = signed[:, -reference.shape[1] :]
+        known = torch.where(reference, torch.minimum(to_reference, signed.abs()), signed.clamp(min=0))
+        to_reference = torch.where(border.any(dim=axes, keepdim=True), known, 0.0)
     contour = _contour(prediction)
     if inputs.mask is not None:
         contour = contour & inputs.mask

@@ -65,6 +65,11 @@ def boundary_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tenso
     return signed_distance_map(mask, spacing).abs_()
 
 
+def squared_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
+    """The squares of `boundary_distance_map`, in mm^2; as `distance_map`."""
+    return _transform_each(mask, spacing, "squared_distances")
+
+
 def outside_distance_map(mask: Tensor, spacing: Spacing | None = None) -> Tensor:
     """Distance from each voxel outside a mask to its nearest voxel: `edt(not m)`; as `distance_map`."""
     return _transform_each(mask, spacing, "outside_distances")
@@ -126,7 +131,11 @@ def _operator(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
     dims = masks.ndim - 2
     spacings = [tuple(spacing[i : i + dims]) for i in range(0, len(spacing), dims)]
     name, device = _kernels(masks.device, transform)
-    maps: Tensor = getattr(import_module(name), transform)(masks.to(device or masks.device), spacings)
+    module = import_module(name)
+    squared = transform == "squared_distances" and not hasattr(module, transform)
+    function = getattr(module, "signed_distances" if squared else transform)
+    maps: Tensor = function(masks.to(device or masks.device), spacings)
+    maps = maps.square_() if squared else maps
     return maps.to(masks.device)
 
 
@@ -177,7 +186,8 @@ def _register_small_case(transform: str, outside: float, inside: float) -> None:
 
 
 def _work(transform: str) -> str:
-    return transform.replace("_", " ")
+    # Squares are of the same pass.
+    return transform.replace("squared", "signed").replace("_", " ")
 
 
 def _small_masks(shape: tuple[int, ...], device: torch.device) -> Tensor:

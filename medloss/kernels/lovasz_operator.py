@@ -57,7 +57,7 @@ def _gradient_in_place(
     if numba and logits.dtype != torch.float64:
         from medloss.kernels.numba.lovasz import gradient_in_place
     else:
-        from medloss.kernels.eager_lovasz import gradient_in_place  # type: ignore[assignment]
+        from medloss.kernels.eager_lovasz import gradient_in_place
     return shaped_gradient(gradient_in_place(terms, flat, mask, slopes, by), logits)
 
 

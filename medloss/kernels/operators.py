@@ -130,7 +130,7 @@ def _map(
     kernels: str,
 ) -> Tensor:
     terms = VoxelTerms(mode, first, overlap, squares, errors, entropy, gamma, soft_overlap)
-    flat = (_logit_lines(logits), _lines(target), _line(mask))
+    flat = (logit_lines(logits), _lines(target), _line(mask))
     values: Tensor = dispatch.module(kernels).entropy_map(terms, *flat, positive.contiguous(), negative.contiguous())
     return values.view(logits.shape[0], -1, *logits.shape[2:])
 
@@ -200,7 +200,7 @@ def flat_inputs(
     logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The inputs of a pass with flattened space, as kernels get them."""
-    return _logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight)
+    return logit_lines(logits), _lines(target), _line(mask), _lines(voxel_weight)
 
 
 def shaped_gradient(gradient: Tensor, logits: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def empty_gradient(logits: Tensor) -> Tensor:
     return torch.empty_like(logits, memory_format=_memory_format(logits))
 
 
-def _logit_lines(logits: Tensor) -> Tensor:
+def logit_lines(logits: Tensor) -> Tensor:
     """`[B, C, N]`, contiguous or with adjacent channels: what networks trained with channels-last images return."""
     return logits.contiguous(memory_format=_memory_format(logits)).flatten(2)
 

@@ -126,6 +126,7 @@ def test_a_quick_run_of_the_step_benchmark_writes_its_page(tmp_path: Path) -> No
     assert (tmp_path / "step.md").read_text() == page
 
 
+@pytest.mark.slow
 def test_memory_and_distances_are_part_of_the_step_benchmark() -> None:
     distances, memory = training_step.settings("tiny")[2:]
     rows = training_step.measure(distances, FRESH) + training_step.measure(memory, EXACT)

@@ -3,9 +3,10 @@
 A voxel's value is the squared distance to the other side's nearest voxel, negative inside: of the two fields that a
 signed distance needs, that of the voxel's side is 0, so the sign shows which of the two the value belongs to.
 
-The first axis takes two passes. Each further axis takes, for voxel i, the least f(j) + s^2 (i - j)^2 of its line,
-outwards from i until nothing further out can be less. `LANES` neighbouring lines form a tile `[voxels of a line,
-LANES]`, so that each step works on vectors, and few lines far from every border delay the others.
+The last axis, whose voxels are adjacent, takes two passes. Each further axis takes, for voxel i, the least
+f(j) + s^2 (i - j)^2 of its line, outwards from i until nothing further out can be less. `LANES` neighbouring lines
+form a tile `[voxels of a line, LANES]`, so that each step works on vectors, and few lines far from every border delay
+the others.
 """
 
 import itertools
@@ -21,12 +22,15 @@ from torch import Tensor
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 from medloss.kernels.numba.vector_ops import share_out
 
-LANES = 32
+LANES = 64
 #: Steps outwards between two looks at whether a row is done, and rows that repeat a tile's first and last one.
 STEPS = 4
 
 #: Which side's distances are wanted.
 BOTH, INSIDE, OUTSIDE = 0, 1, 2
+
+#: More steps than an axis has.
+_FAR = 1 << 30
 
 #: Voxels per task of a thread.
 _VOXELS = 1 << 16
@@ -62,44 +66,43 @@ def outside_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Ten
     return _distances(masks, spacings, OUTSIDE)
 
 
-def _distances(masks: Tensor, spacings: Sequence[Sequence[float]], side: int) -> Tensor:
+def squared_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Tensor:
+    """The squares of `signed_distances`, in mm^2."""
+    return _distances(masks, spacings, BOTH, root=False)
+
+
+def _distances(masks: Tensor, spacings: Sequence[Sequence[float]], side: int, *, root: bool = True) -> Tensor:
     out = torch.empty(masks.shape, dtype=torch.float32, device="cpu")
     if not out.numel():
         return out
+    # A 2D image is a volume whose planes are its rows.
     shape = masks.shape[2:]
-    planes, rows, row = shape if len(shape) == 3 else (1, *shape)
-    fields = out.view(-1, shape[0], shape[1:].numel()).numpy()
-    marks = masks.contiguous().view(fields.shape).view(torch.uint8).numpy()
+    planes, rows, row = shape if len(shape) == 3 else (shape[0], 1, shape[1])
+    columns = rows * row
     volumes = out.view(-1, planes, rows, row).numpy()
-    flat = marks.reshape(len(marks), -1)
-    full = flat.all(1)
-    todo = np.flatnonzero(flat.any(1) & ~full).tolist()
-    for volume in np.flatnonzero(full | ~flat.any(1)):
-        volumes[volume] = 0
+    marks = masks.contiguous().view(volumes.shape).view(torch.uint8).numpy()
+    todo = []
+    for volume, flat in enumerate(marks.reshape(len(marks), -1)):
+        if flat.min() < flat.max():
+            todo.append(volume)
+        else:
+            volumes[volume] = 0
     if len(todo) == 0:
         return out
     # float64 up to here: each square is rounded once.
     squares = np.array([[s * s for s in spacings[volume // masks.shape[1]]] for volume in todo]).astype(np.float32)
 
-    columns = fields.shape[2]
+    def within(begin: int, end: int) -> None:
+        for i, start, stop in _parts(begin, end, planes):
+            _within(marks[todo[i]], volumes[todo[i]], squares[i, -1], squares[i, 1], side, start, stop)
 
-    def walk(begin: int, end: int) -> None:
+    share_out(len(todo) * planes, max(1, _VOXELS // columns), within)
+
+    def between(begin: int, end: int) -> None:
         for i, start, stop in _parts(begin, end, columns):
-            _walk(marks[todo[i]], fields[todo[i]], squares[i, 0], side, start, stop)
+            _between(volumes[todo[i]].reshape(planes, columns), squares[i, 0], side, root, start, stop)
 
-    share_out(len(todo) * columns, -(-_VOXELS // shape[0]), walk)
-
-    # In 2D the first axis is the rows': what is left are the lines along a row.
-    lines = planes * rows
-    size = rows if len(shape) == 3 else LANES
-
-    def sweep(begin: int, end: int) -> None:
-        for i, start, stop in _parts(begin, end, lines):
-            if len(shape) == 3:
-                _across(volumes[todo[i]], squares[i, 1], start // rows, stop // rows)
-            _along(volumes[todo[i]].reshape(lines, row), squares[i, -1], side, start, stop)
-
-    share_out(len(todo) * lines, max(1, _VOXELS // (size * row)) * size, sweep)
+    share_out(len(todo) * columns, max(1, _VOXELS // (planes * LANES)) * LANES, between)
     return out
 
 
@@ -110,17 +113,54 @@ def _parts(begin: int, end: int, size: int) -> list[tuple[int, int, int]]:
 
 
 @compiled
-def _walk(mask: Any, out: Any, square: Any, side: Any, begin: Any, end: Any) -> None:
-    """Squared distances along the first axis of `[n, columns]`; without a border in a column, infinite."""
+def _within(mask: Any, field: Any, row_square: Any, square: Any, side: Any, begin: Any, end: Any) -> None:
+    """Squared distances within planes of `[planes, rows, row]`; in a plane of one side, infinite."""
+    rows, row = field.shape[1], field.shape[2]
+    steps = np.empty(row, np.int32)
+    tile, best, bounds = _buffers(rows)
+    for z in range(begin, end):
+        plane = field[z]
+        pure = True
+        for y in range(rows):
+            pure &= _scan(mask[z, y], row_square, side, steps, plane[y]) & (mask[z, y, 0] == mask[z, 0, 0])
+        if pure | (rows == 1):
+            continue
+        for x in range(0, row, LANES):
+            # Lines beyond the last one repeat it.
+            found = min(LANES, row - x)
+            _load(plane, x, found, tile)
+            _sweep(tile, best, bounds, square)
+            for y in range(rows):
+                _keep_sign(tile[(y + STEPS) * LANES :], best[y * LANES :], plane[y, x : x + found])
+
+
+@numba.njit(**_OPTIONS)
+def _scan(mask: Any, square: Any, side: Any, steps: Any, out: Any) -> Any:
+    """The squared distances along a row; whether it is all of one side, and then they are infinite."""
     n = mask.shape[0]
-    steps = np.full(end - begin, _INF, np.float32)
-    _fill(out[0, begin:end], _INF)
-    for z in range(1, n):
-        _step(mask[z, begin:end], mask[z - 1, begin:end], out[z - 1, begin:end], out[z, begin:end])
-    for z in range(n - 1, -1, -1):
-        if z < n - 1:
-            _step(mask[z, begin:end], mask[z + 1, begin:end], steps, steps)
-        _square(mask[z, begin:end], steps, square, side, out[z, begin:end])
+    first, different = mask[0], np.uint8(0)
+    for x in range(n):
+        different |= mask[x] ^ first
+    # A side that is not wanted is 0 throughout, and the other side's voxels measure to it.
+    inside = -_ONE if side != OUTSIDE else _ZERO
+    outside = _ONE if side != INSIDE else _ZERO
+    if different == 0:
+        factor = outside if first == 0 else inside
+        _fill(out, factor * _INF if factor != _ZERO else _ZERO)
+        return True
+    count = np.int32(_FAR)
+    steps[0] = count
+    for x in range(1, n):
+        count = np.int32((count if mask[x] == mask[x - 1] else np.int32(0)) + np.int32(1))
+        steps[x] = count
+    count = np.int32(_FAR)
+    for x in range(n - 2, -1, -1):
+        count = np.int32((count if mask[x] == mask[x + 1] else np.int32(0)) + np.int32(1))
+        steps[x] = min(steps[x], count)
+    for x in range(n):
+        distance = np.float32(steps[x])
+        out[x] = distance * distance * square * (outside if mask[x] == 0 else inside)
+    return False
 
 
 @numba.njit(**_OPTIONS)
@@ -130,83 +170,42 @@ def _fill(row: Any, value: Any) -> None:
 
 
 @numba.njit(**_OPTIONS)
-def _step(mask: Any, before: Any, steps: Any, out: Any) -> None:
-    for i in range(mask.shape[0]):
-        count = steps[i]
-        out[i] = (count if mask[i] == before[i] else _ZERO) + _ONE
+def _load(rows: Any, x: Any, found: Any, tile: Any) -> None:
+    for y in range(rows.shape[0]):
+        to, source = tile[(y + STEPS) * LANES : (y + STEPS + 1) * LANES], rows[y, x : x + found]
+        if found == LANES:
+            for i in range(LANES):
+                to[i] = source[i]
+        else:
+            for i in range(LANES):
+                to[i] = source[min(i, found - 1)]
 
 
 @numba.njit(**_OPTIONS)
-def _square(mask: Any, steps: Any, square: Any, side: Any, out: Any) -> None:
-    # A side that is not wanted is 0 throughout, and the other side's voxels measure to it.
-    inside = -_ONE if side != OUTSIDE else _ZERO
-    outside = _ONE if side != INSIDE else _ZERO
-    for i in range(mask.shape[0]):
-        count = min(out[i], steps[i])
-        distance = count * count * square
-        factor = outside if mask[i] == 0 else inside
-        out[i] = distance * factor if factor != _ZERO else _ZERO
+def _keep_sign(before: Any, best: Any, out: Any) -> None:
+    for i in range(out.shape[0]):
+        out[i] = best[i] if before[i] > _ZERO else -best[i]
 
 
 @compiled
-def _across(field: Any, square: Any, begin: Any, end: Any) -> None:
-    """The lines along the second axis of `[planes, rows, row]`, for a range of planes."""
-    n, row = field.shape[1], field.shape[2]
+def _between(field: Any, square: Any, side: Any, root: Any, begin: Any, end: Any) -> None:
+    """The lines along the first axis of `[planes, columns]`, for a range of columns, and the root if requested."""
+    n = field.shape[0]
     tile, best, bounds = _buffers(n)
-    lanes = np.empty(LANES, np.int64)
-    for z in range(begin, end):
-        x = 0
-        while x < row:
-            # Lines without a border so far stay infinite: they would make the others of a tile search in vain.
-            found = 0
-            while x < row and found < LANES:
-                if _has_border(field, z, x):
-                    lanes[found] = x
-                    found += 1
-                x += 1
-            if found == 0:
-                break
-            for i in range(found, LANES):
-                lanes[i] = lanes[0]
-            for y in range(n):
-                for i in range(LANES):
-                    tile[(y + STEPS) * LANES + i] = field[z, y, lanes[i]]
-            _sweep(tile, best, bounds, square)
-            for y in range(n):
-                for i in range(found):
-                    value = best[y * LANES + i]
-                    field[z, y, lanes[i]] = value if tile[(y + STEPS) * LANES + i] > _ZERO else -value
-
-
-@numba.njit(**_OPTIONS)
-def _has_border(field: Any, z: Any, x: Any) -> Any:
-    first = field[z, 0, x]
-    if abs(first) < _INF:
-        return True
-    # numba compiles no `any` of a generator.
-    for y in range(1, field.shape[1]):  # noqa: SIM110
-        if field[z, y, x] != first:
-            return True
-    return False
-
-
-@compiled
-def _along(field: Any, square: Any, side: Any, begin: Any, end: Any) -> None:
-    """The lines along `[lines, row]`, for a range of them, and the root."""
-    n = field.shape[1]
-    tile, best, bounds = _buffers(n)
-    for start in range(begin, end, LANES):
-        found = min(LANES, end - start)
-        for i in range(LANES):
-            line = start + min(i, found - 1)
-            for x in range(n):
-                tile[(x + STEPS) * LANES + i] = field[line, x]
+    for x in range(begin, end, LANES):
+        found = min(LANES, end - x)
+        _load(field, x, found, tile)
         _sweep(tile, best, bounds, square)
-        for i in range(found):
-            for x in range(n):
-                value = np.float32(math.sqrt(best[x * LANES + i]))
-                negative = side == BOTH and tile[(x + STEPS) * LANES + i] < _ZERO
-                field[start + i, x] = -value if negative else value
+        for z in range(n):
+            values, out = best[z * LANES :], field[z, x : x + found]
+            if not root:
+                for i in range(found):
+                    out[i] = values[i]
+                continue
+            for i in range(found):
+                out[i] = np.float32(math.sqrt(values[i]))
+            if side == BOTH:
+                _keep_sign(tile[(z + STEPS) * LANES :], out, out)
 
 
 @numba.njit(**_OPTIONS)

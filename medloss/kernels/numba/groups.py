@@ -29,14 +29,13 @@ from medloss.kernels.numba.passes import (
     MODE,
     SOFTMAX,
     VOXELS,
-    WEIGHTS,
     _class_probability,
     _load,
     _softmax,
     _target,
     _voxel_weight,
 )
-from medloss.kernels.numba.sums import Array, _flat, _Work
+from medloss.kernels.numba.sums import Array, _Work, flat_numbers
 from medloss.kernels.sum_spec import VoxelTerms
 
 _BY = {"bins": 0, "soft_bins": 1, "labels": 2}
@@ -75,7 +74,7 @@ def group_sums_backward(
     """The gradient of `(sum_gradients * group_sums(...)).sum()`, `[B, C, N]`."""
     work = _Work.of(VoxelTerms(terms.mode, terms.first), logits, target, mask, voxel_weight)
     gradient = empty_like(logits, dtype=float32 if logits.dtype == float16 else logits.dtype)
-    out, by, groups = _flat(gradient), _BY[terms.by], terms.groups
+    out, by, groups = flat_numbers(gradient), _BY[terms.by], terms.groups
     # A further group has no gradient: that of voxels in none.
     table = np.zeros((work.items, work.classes, 2, groups + 1), work.real)
     table[..., :groups] = sum_gradients.detach().permute(1, 2, 0, 3).numpy()

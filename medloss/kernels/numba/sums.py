@@ -65,7 +65,7 @@ def voxel_sums_backward(
     work = _Work.of(terms, logits, target, mask, voxel_weight)
     half = logits.dtype == torch.float16
     gradient = torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
-    out = _flat(gradient)
+    out = flat_numbers(gradient)
     by_class = np.ascontiguousarray(sum_gradients.detach().numpy().transpose(1, 2, 0))
     floor = max(math.exp(LOG_FLOOR), float(np.finfo(work.real).tiny))
 
@@ -83,7 +83,7 @@ def entropy_map(
     work = _Work.of(terms, logits, target, mask, None)
     maps = 1 if terms.mode == "softmax" else work.classes - terms.first
     result = torch.empty(work.items, maps, work.voxels, dtype=sum_type(logits), device="cpu")
-    out = _flat(result)
+    out = flat_numbers(result)
     factors = [np.ascontiguousarray(factor.detach().numpy()) for factor in (positive, negative)]
 
     def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
@@ -138,10 +138,10 @@ class _Work:
         )
         inputs = (
             # Processors do not compute in float16: it takes a copy, and is not selected by default.
-            _flat(logits.float() if logits.dtype == torch.float16 else logits),
+            flat_numbers(logits.float() if logits.dtype == torch.float16 else logits),
             _bytes(target),
             np.empty(0, np.uint8) if mask is None else _bytes(mask),
-            np.empty(0, real) if weight is None else _flat(weight),
+            np.empty(0, real) if weight is None else flat_numbers(weight),
             plan,
             float(terms.gamma),
         )
@@ -173,7 +173,7 @@ def _bytes(tensor: Tensor) -> Array:
     return array
 
 
-def _flat(tensor: Tensor) -> Array:
+def flat_numbers(tensor: Tensor) -> Array:
     """A tensor's numbers in the order of memory, a bfloat16's as bits; `[B, C, N]` may be channels-last."""
     tensor = tensor.detach()
     numbers = (tensor if tensor.is_contiguous() else tensor.transpose(1, 2)).view(-1)

@@ -157,7 +157,7 @@ def test_a_given_map_takes_the_place_of_the_computed_one() -> None:
     logits = torch.randn(2, 3, 6, 7, 5, generator=generator, dtype=torch.float64)
     label = torch.randint(0, 3, (2, 1, 6, 7, 5), generator=generator)
     maps = signed_distance_map((label == torch.arange(3).view(1, 3, 1, 1, 1)), SPACING)
-    for name in ("hausdorff_dt", "distance_penalty"):
+    for name in ("hausdorff_dt", "distance_penalty", "shape_aware"):
         for background in (True, False):
             loss = medloss.create_loss(name, softmax=True, include_background=background)
             computed = loss(logits, label, spacing=SPACING)
@@ -167,6 +167,31 @@ def test_a_given_map_takes_the_place_of_the_computed_one() -> None:
                     loss(logits, label, distance_map=maps[:, 1:])
             else:
                 assert torch.isclose(computed, loss(logits, label, spacing=SPACING, distance_map=maps[:, 1:]))
+
+
+@pytest.mark.parametrize("size", [(13, 40), (9, 14, 20)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_contours_of_labels_are_those_of_masks(size: tuple[int, ...], masked: bool) -> None:
+    generator = torch.Generator().manual_seed(len(size))
+    spacing = SPACING[-len(size) :]
+    label = torch.zeros(2, 1, *size, dtype=torch.uint8)
+    label[0, 0, 2:9, 2:9] = 1
+    label[1, 0, 5:] = 2
+    logits = torch.randn(2, 3, *size, generator=generator)
+    logits[0] += 6 * (label[0].roll(3, 1) == torch.arange(3).view(3, *(1,) * len(size)))
+    mask = torch.rand(label.shape, generator=generator) < 0.8 if masked else None
+    maps = signed_distance_map(label == torch.arange(3).view(1, 3, *(1,) * len(size)), spacing)
+    loss = medloss.ShapeAwareLoss(softmax=True)
+    values = []
+    for kernels in ("eager", "numba") if "numba" in medloss.kernels.available() else ("eager",):
+        for distances in (None, maps):
+            with medloss.kernels.use(kernels):
+                values.append(loss(logits, label, mask=mask, spacing=spacing, distance_map=distances))
+    assert all(torch.isclose(values[0], value, rtol=1e-5) for value in values[1:])
+    # A crop's map knows of more outside, but a class without a voxel has no contour.
+    elsewhere = loss(logits[..., :1], 0 * label[..., :1], spacing=spacing, distance_map=maps[..., :1].abs() + 5)
+    entropy = medloss.BinaryCrossEntropyLoss(softmax=True)(logits[..., :1], 0 * label[..., :1])
+    assert torch.isclose(elsewhere, entropy)
 
 
 def test_a_crop_with_the_whole_volumes_map_knows_of_borders_outside() -> None:
