@@ -245,7 +245,7 @@ def from_csv(path: Path, columns: Mapping[str, str] | None = None, metric: str |
 
     Args:
         path: the file.
-        columns: what a column is, to its name, where names alone do not show it.
+        columns: names of columns to what they are, where names alone do not show it.
         metric: the metric of a table that does not name any; `None`: Dice.
 
     Raises:

@@ -101,7 +101,7 @@ def from_tables(
 
     Args:
         named: name -> CSV file or nnU-Net's `summary.json`.
-        columns: what a column is, to its name, where names alone do not show it.
+        columns: names of columns to what they are, where names alone do not show it.
         metric: the metric of a column `value`; `None`: Dice.
 
     Raises:

@@ -22,6 +22,8 @@ from pipelines.utils.text import abbreviated, counted
 
 #: challengeR's columns, besides `KEYS`: the data set or subtask, and the metric's value.
 TASK, VALUE = "task", "value"
+#: In `--columns`: a column that is left out.
+IGNORE = "ignore"
 #: Names of columns, by what they hold. Of several candidates for the case the first counts; others are ambiguous.
 _ALIASES: dict[str, tuple[str, ...]] = {
     "case": ("case", "case_id", "caseid", "case_name", "id", "image_id", "imageid", "image", "scan_id", "scan",
@@ -49,6 +51,8 @@ _METRICS = {
 }  # fmt: skip
 #: Units of distances that cannot be read as mm.
 _OTHER_UNITS = {"cm", "m", "px", "pixel", "pixels", "vox", "voxel", "voxels"}
+#: Columns of numbers in wide tables that are no methods.
+_NO_METHODS = {"age", "weight", "height", "bmi", "year", "volume", "volume_ml", "voxels", "slices", "lesions"}
 #: Prefix of the columns of methods in the table that claim checkers read.
 _ALG = "alg_"
 #: What people write for a missing number, besides an empty cell; `nan` has a meaning of its own in `statistics.table`.
@@ -76,7 +80,7 @@ class ResultTable:
 
 
 def read_columns(text: str) -> dict[str, str]:
-    """Parse `--columns`, such as `case=ID,loss=method,dice=DSC`: what a column is, and its name in the table.
+    """Parse `--columns`, such as `case=ID,loss=method,ignore=age`: the name of a column, to what it is.
 
     Raises:
         UserError: the text has another form, or something is named twice.
@@ -87,12 +91,14 @@ def read_columns(text: str) -> dict[str, str]:
         key, separator, name = (piece.strip() for piece in part.partition("="))
         if not (separator and key and name):
             raise UserError(f"--columns: got '{part.strip()}'; expected pairs such as case=ID,loss=method,dice=DSC")
-        key = key if key in known else _metric_of(_plain(key)) or key_of(_plain(key)) or key
-        if key not in known:
-            raise UserError(f"--columns: got '{key}'; expected one of {', '.join(known)}, then = and a column's name")
-        if key in found:
-            raise UserError(f"--columns: {key} is named twice; expected one column each")
-        found[key] = name
+        if key not in (*known, IGNORE):
+            key = _metric_of(_plain(key)) or key_of(key) or key
+        if key not in (*known, IGNORE):
+            expected = ", ".join((*known, IGNORE))
+            raise UserError(f"--columns: got '{key}'; expected one of {expected}, then = and a column's name")
+        if name in found or (key != IGNORE and key in found.values()):
+            raise UserError(f"--columns: {name if name in found else key} is named twice; expected it once")
+        found[name] = key
     return found
 
 
@@ -159,16 +165,18 @@ def _recognise(path: Path, cells: Cells, given: Mapping[str, str]) -> _Columns:
     """Recognise columns by `--columns`, else by their names."""
     found = _Columns()
     lower = [name.lower() for name in cells.header]
-    for key, name in given.items():
-        if name in cells.header:
-            found.places[key] = cells.header.index(name)
-        elif lower.count(name.lower()) == 1:
-            found.places[key] = lower.index(name.lower())
-        else:
+    ignored = set()
+    for name, key in given.items():
+        if name not in cells.header and lower.count(name.lower()) != 1:
             raise UserError(f"{path}: --columns: no column {name}; got {abbreviated(cells.header, 12)}")
+        place = cells.header.index(name) if name in cells.header else lower.index(name.lower())
+        if key == IGNORE:
+            ignored.add(place)
+        else:
+            found.places[key] = place
     candidates: dict[str, list[tuple[int, int]]] = {}
     for place, name in enumerate(cells.header):
-        if place in found.places.values():
+        if place in found.places.values() or place in ignored:
             continue
         plain = _plain(name)
         if not name or (place == 0 and plain in ("unnamed_0", "index", "row_names")):
@@ -209,7 +217,7 @@ def read_results(path: Path, columns: Mapping[str, str] | None = None, metric: s
 
     Args:
         path: the file.
-        columns: what a column is, to its name, where names alone do not show it; see `read_columns`.
+        columns: names of columns to what they are, where names alone do not show it; see `read_columns`.
         metric: the metric of a table that does not name any, such as a wide one; None: Dice.
 
     Raises:
@@ -249,19 +257,18 @@ def _table(path: Path, cells: Cells, found: _Columns, metric: str | None, method
     notes = list(cells.remarks)
     keys = {key: places[key] for key in ("case", *KEYS, TASK) if key in places}
     base = pd.DataFrame({key: cells.column(place) for key, place in keys.items()}, dtype=str)
-    methods: list[int] = []
-    numeric = [place for place in found.others if _is_numeric(cells.column(place))]
+    methods: dict[str, dict[str, int]] = {}
     if method is None and "loss" not in places:
-        methods = _methods(path, cells, found, numeric)
+        methods = _methods(path, cells, found, value_metric if named else None)
     elif method is not None and "loss" in places:
         column = header[places["loss"]]
         raise UserError(f"{method}: {path} has a column {column}, so it has several methods; pass it as --cases {path}")
     values: dict[str, list[int]] = {name: [places[name]] for name in found.metrics if not methods}
     if methods:
-        values = {value_metric: methods}
-        names = [header[place] for place in methods]
-        names = [name.removeprefix(_ALG) for name in names] if all(n.startswith(_ALG) for n in names) else names
-        notes.append(f"a column per method, its values read as {METRICS[value_metric].label}")
+        values = {name: list(of_metric.values()) for name, of_metric in methods.items()}
+        names = list(dict.fromkeys(name for of_metric in methods.values() for name in of_metric))
+        labels = ", ".join(METRICS[name].label for name in methods)
+        notes.append(f"a column per method ({abbreviated(names, 12)}), its values read as {labels}")
     elif not values and VALUE in places:
         values = {value_metric: [places[VALUE]]}
         notes.append(f"{header[places[VALUE]]} read as {METRICS[value_metric].label}")
@@ -271,12 +278,13 @@ def _table(path: Path, cells: Cells, found: _Columns, metric: str | None, method
             f"{path}: no column with a metric; expected at least one of {expected}; got {abbreviated(header, 12)}: "
             "name it by --columns dice=COLUMN"
         )
-    unnamed = value_metric if not named and (methods or not found.metrics) else None
+    in_names = bool(found.metrics) or any(_split(header[place]) for of in values.values() for place in of)
+    unnamed = None if named or in_names else value_metric
     numbers, remarks = _numbers(path, cells, values, base, unnamed)
     notes += remarks
     if methods:
-        blocks = [base.assign(loss=name, **{value_metric: numbers[place]})
-                  for name, place in zip(names, methods, strict=True)]  # fmt: skip
+        blocks = [base.assign(loss=name, **{metric: numbers[of_metric[name]] if name in of_metric else ""
+                                            for metric, of_metric in methods.items()}) for name in names]  # fmt: skip
         frame = pd.concat(blocks, ignore_index=True)
     else:
         frame = base.assign(**{name: numbers[of_metric[0]] for name, of_metric in values.items()})
@@ -314,17 +322,23 @@ def _described(
     return ResultTable(frame, f"{path.name}: {size}; {'; '.join(parts)}.", names)
 
 
-def _methods(path: Path, cells: Cells, found: _Columns, numeric: list[int]) -> list[int]:
-    """The columns of a wide table, one per method.
+def _methods(path: Path, cells: Cells, found: _Columns, named: str | None) -> dict[str, dict[str, int]]:
+    """The columns of a wide table: metric -> method -> its column; `named` is the metric of `--metric`.
 
     Raises:
-        UserError: there are fewer than two, or a column may be a method or a metric.
+        UserError: there are fewer than two methods, or a column may be a method or a metric.
     """
     header = cells.header
     claimed = [place for place, name in enumerate(header) if name.startswith(_ALG) and place not in
                {found.places[key] for key in found.places if key in KEYS}]  # fmt: skip
     if len(claimed) > 1:
-        return claimed
+        return {named or "dice": {header[place].removeprefix(_ALG): place for place in claimed}}
+    numeric = []
+    for place in found.others:
+        if _plain(header[place]) in _NO_METHODS:
+            found.reasons[place] = "no method"
+        elif _is_numeric(cells.column(place)):
+            numeric.append(place)
     metrics = [header[found.places[name]] for name in found.metrics]
     if VALUE in found.places or (metrics and not numeric):
         raise UserError(
@@ -337,12 +351,29 @@ def _methods(path: Path, cells: Cells, found: _Columns, numeric: list[int]) -> l
             f"{header[numeric[0]]} may; if each column is a method, name them {_ALG}{metrics[0]}, "
             f"{_ALG}{header[numeric[0]]}, ...; else name the column of the method by --columns loss=COLUMN"
         )
+    split = {place: parts for place in numeric if (parts := _split(header[place])) is not None}
+    several: dict[str, dict[str, int]] = {}
+    for place, (name, of_column) in split.items():
+        several.setdefault(of_column, {})[name] = place
+    if len(split) == len(numeric) and len({name for name, _ in split.values()}) > 1 and len(several) > 1:
+        return several
     if len(numeric) < 2:
         raise UserError(
             f"{path}: no column loss; got {abbreviated(header, 12)}; expected case, loss and a metric, or a column of "
             "numbers per method: name them by --columns loss=COLUMN"
         )
-    return numeric
+    # Losses may be named like their metric, as focal_dice is.
+    of_all = next(iter(several)) if len(several) == 1 and len(split) == len(numeric) else "dice"
+    return {named or of_all: {header[place]: place for place in numeric}}
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Method and metric in a column's name such as `unet_dice`; None if it does not end with a metric."""
+    plain = re.sub(r"[^a-z0-9]", "_", name.lower())
+    for alias in sorted(_metric_names(), key=len, reverse=True):
+        if plain.endswith(f"_{alias}"):
+            return name[: -len(alias) - 1], _metric_names()[alias]
+    return None
 
 
 def _is_numeric(column: Iterable[str]) -> bool:
@@ -382,8 +413,8 @@ def _numbers(
     for name, of_metric in values.items():
         if METRICS[name].upper != 1 or METRICS[name].lower < 0:
             continue
-        named_percent = any(_unit(cells.header[place]) == "%" for place in of_metric)
-        if _is_percent(path, name, numbers, of_metric, base, named_percent, unnamed == name):
+        named_percent = all(_unit(cells.header[place]) == "%" for place in of_metric)
+        if _is_percent(path, name, numbers, of_metric, base, cells.header, named_percent, unnamed == name):
             notes.append(f"{name} in percent" if len(values) > 1 else "percent")
             for place in of_metric:
                 numbers[place] = [_hundredth(cell) for cell in numbers[place]]
@@ -398,6 +429,7 @@ def _is_percent(
     numbers: Mapping[int, list[str]],
     places: Sequence[int],
     base: pd.DataFrame,
+    header: Sequence[str],
     by_name: bool,
     unnamed: bool,
 ) -> bool:
@@ -408,7 +440,7 @@ def _is_percent(
             number = cell.removesuffix("%").strip()
             if not _NUMBER.fullmatch(number) or number.lower() in ("nan", "inf", "+inf", "-inf"):
                 continue
-            entry = (float(number), row, cell)
+            entry = (float(number), row, cell, place)
             if cell.endswith("%"):
                 marked.append(entry)
             elif entry[0] != 0:
@@ -416,10 +448,10 @@ def _is_percent(
     if by_name or (marked and not plain):
         return True
 
-    def at(entry: tuple[float, int, str]) -> str:
+    def at(entry: tuple[float, int, str, int]) -> str:
         row = base.iloc[entry[1]]
-        loss = f", loss {row['loss']}" if "loss" in base.columns else ""
-        return f"{entry[2]} (case {row['case']}{loss})"
+        loss = f"loss {row['loss']}" if "loss" in base.columns else f"column {header[entry[3]]}"
+        return f"{entry[2]} (case {row['case']}, {loss})"
 
     high = [entry for entry in plain if entry[0] > 1 + 1e-6]
     low = [entry for entry in plain if 0 < entry[0] <= 1]
@@ -428,6 +460,7 @@ def _is_percent(
         raise UserError(
             f"{path}: {name}: got {at(first)} and {at(second)}; expected all as numbers from 0 to 1, or all in "
             f"percent: then name the column {METRICS[name].label} (%)"
+            + ("; leave out a column that is no method by --columns ignore=COLUMN" if len(places) > 1 else "")
         )
     if not high or max(entry[0] for entry in high) > 100:
         return False  # fractions; or not a share at all, which `check_table` refuses

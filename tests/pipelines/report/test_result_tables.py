@@ -27,13 +27,13 @@ READABLE: list[tuple[str, str, str | None, dict[str, Any]]] = [
     (
         "wide",
         "case,unet,dyn\na,0.91,0.9\nb,0.8,0.82\nc,0.055,0.5\n",
-        "t.csv: 3 rows, 3 cases, 2 methods; a column per method, its values read as Dice.",
+        "t.csv: 3 rows, 3 cases, 2 methods; a column per method (unet, dyn), its values read as Dice.",
         {},
     ),
     (
         "claim_check.csv",
         "case_id,alg_unet,alg_dyn\na,0.91,0.9\nb,0.8,0.82\nc,0.055,0.5\n",
-        "t.csv: 3 rows, 3 cases, 2 methods; a column per method, its values read as Dice; case = case_id.",
+        "t.csv: 3 rows, 3 cases, 2 methods; a column per method (unet, dyn), its values read as Dice; case = case_id.",
         {},
     ),
     (
@@ -42,7 +42,7 @@ READABLE: list[tuple[str, str, str | None, dict[str, Any]]] = [
         "c;;dyn;0,5\n",
         "t.csv: 6 rows, 3 cases, 2 methods; separated by semicolons; decimal commas; case = Fall-ID, loss = Modell, "
         "dice = Dice; left out: Alter.",
-        {"columns": {"case": "Fall-ID", "loss": "modell"}},
+        {"columns": {"Fall-ID": "case", "modell": "loss"}},
     ),
     (
         "the separator in the first line",
@@ -75,21 +75,35 @@ READABLE: list[tuple[str, str, str | None, dict[str, Any]]] = [
     (
         "an index of pandas that is the case",
         ",unet,dyn\na,0.91,0.9\nb,0.8,0.82\nc,0.055,0.5\n",
-        "t.csv: 3 rows, 3 cases, 2 methods; a column per method, its values read as Dice; case = the column without a "
-        "name.",
+        "t.csv: 3 rows, 3 cases, 2 methods; a column per method (unet, dyn), its values read as Dice; case = the "
+        "column without a name.",
         {},
     ),
     (
         "wide, with a word and an age",
         "case,centre,unet,dyn,comment\na,x,0.91,0.9,\nb,x,0.8,0.82,good\nc,y,0.055,0.5,\n",
-        "t.csv: 3 rows, 3 cases, 2 methods; a column per method, its values read as Dice; left out: centre, comment.",
+        "t.csv: 3 rows, 3 cases, 2 methods; a column per method (unet, dyn), its values read as Dice; left out: "
+        "centre, comment.",
+        {},
+    ),
+    (
+        "wide, with columns of numbers that are no methods",
+        "case,unet,dyn,Age,dose\na,0.91,0.9,61,60\nb,0.8,0.82,50,60\nc,0.055,0.5,40,54\n",
+        "t.csv: 3 rows, 3 cases, 2 methods; a column per method (unet, dyn), its values read as Dice; left out: Age "
+        "(no method), dose.",
+        {"columns": {"dose": "ignore"}},
+    ),
+    (
+        "wide, with several metrics",
+        "case,unet_dice,unet_HD95,dyn_dice,dyn_HD95\na,0.91,3,0.9,4\nb,0.8,2.5,0.82,4\nc,0.055,70,0.5,12\n",
+        "t.csv: 3 rows, 3 cases, 2 methods; a column per method (unet, dyn), its values read as Dice, HD95.",
         {},
     ),
     (
         "wide, in percent, its metric by option",
         "case;unet;dyn\na;91;90\nb;80;82\nc;5,5;50\n",
-        "t.csv: 3 rows, 3 cases, 2 methods; separated by semicolons; a column per method, its values read as Dice; "
-        "decimal commas; percent.",
+        "t.csv: 3 rows, 3 cases, 2 methods; separated by semicolons; a column per method (unet, dyn), its values read "
+        "as Dice; decimal commas; percent.",
         {"metric": "dice"},
     ),
     (
@@ -105,7 +119,7 @@ READABLE: list[tuple[str, str, str | None, dict[str, Any]]] = [
         "liver,dyn,b,0.82\nliver,dyn,c,1\nspleen,unet,a,0.9\nspleen,unet,b,0.8\nspleen,unet,c,0\nspleen,dyn,a,0.9\n"
         "spleen,dyn,b,0.82\nspleen,dyn,c,0\n",
         "t.csv: 12 rows, 3 cases, 2 methods; value read as Dice; loss = algorithm, class = task.",
-        {"columns": {"class": "task"}},
+        {"columns": {"task": "class"}},
     ),
 ]
 
@@ -162,6 +176,15 @@ def test_names_of_metrics(tmp_path: Path, name: str, metric: str) -> None:
     assert list(read_results(path).frame.columns) == ["case", "loss", metric]
 
 
+def test_the_metric_of_a_wide_table(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("case,unet_hd95,dyn_hd95\na,3.5,4\n")
+    assert list(read_results(path).frame["hd95_mm"]) == ["3.5", "4"]
+    path.write_text("case,log_cosh_dice,focal_dice\na,0.5,0.25\n")  # two losses
+    assert list(read_results(path, metric="nsd").frame["nsd"]) == ["0.5", "0.25"]
+    assert list(read_results(path).frame["loss"]) == ["log_cosh_dice", "focal_dice"]
+
+
 def test_a_distance_in_voxels_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("case,loss,dice,HD95 (voxels)\na,x,0.5,4\na,y,0.6,5\n")
@@ -202,7 +225,14 @@ REFUSED: list[tuple[str, str, str, dict[str, Any]]] = [
     (
         "values above 1 of no metric",
         "case,unet,dyn\na,91,90\nb,88,5\n",
-        r"got values above 1, such as 91 \(case a\), of a metric without a name; expected --metric dice if",
+        r"got values above 1, such as 91 \(case a, column unet\), of a metric without a name; expected --metric dice",
+        {},
+    ),
+    (
+        "a column that is no method",
+        "case,unet,dyn,dose\na,0.9,0.8,60\nb,0.9,0.8,54\n",
+        r"got 60 \(case a, column dose\) and 0.9 \(case a, column unet\); .*; leave out a column that is no method by "
+        "--columns ignore=COLUMN",
         {},
     ),
     ("a case twice", "case,unet,dyn\na,0.9,0.8\na,0.9,0.8\n", r"loss unet, case a: 2 repeated row\(s\)", {}),
@@ -230,7 +260,7 @@ REFUSED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("no method", "case,unet\na,0.9\n", "no column loss; got case, unet; expected case, loss and a metric, or", {}),
     ("no case", "loss,dice\nx,0.9\n", "no column case; got loss, dice; .* name them by --columns case=COLUMN", {}),
     ("no metric", "case,loss,score\na,x,0.9\n", "no column with a metric; .*; got case, loss, score: name it", {}),
-    ("no such column", "a,b,dice\n1,x,0.9\n", "--columns: no column ID; got a, b, dice", {"columns": {"case": "ID"}}),
+    ("no such column", "a,b,dice\n1,x,0.9\n", "--columns: no column ID; got a, b, dice", {"columns": {"ID": "case"}}),
     ("no such metric", "case,a,b\nx,0.1,0.2\n", "--metric: no metric 'dise'", {"metric": "dise"}),
     (
         "tasks",
@@ -264,12 +294,13 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_columns_as_an_option() -> None:
-    found = read_columns("case=ID, loss = method,DSC=my dice")
-    assert found == {"case": "ID", "loss": "method", "dice": "my dice"}
+    found = read_columns("case=ID, loss = method,DSC=my dice,ignore=a,ignore=b")
+    assert found == {"ID": "case", "method": "loss", "my dice": "dice", "a": "ignore", "b": "ignore"}
     for text, message in (
         ("case", "got 'case'; expected pairs such as case=ID"),
         ("size=b", "got 'size'; expected one of loss, case"),
         ("dice=a,dsc=b", "dice is named twice"),
+        ("dice=a,case=a", "a is named twice"),
     ):
         with pytest.raises(UserError, match=message):
             read_columns(text)
@@ -294,7 +325,7 @@ def test_the_line_is_on_terminal_and_page(tmp_path: Path) -> None:
     # The table of claims is read as it was written.
     again = tmp_path / "again"
     code, shown, err = call_medloss("report", "--cases", out / "tables" / "claim_check.csv", "--out", again)
-    assert (code, err) == (0, "") and "a column per method, its values read as Dice" in shown
+    assert (code, err) == (0, "") and "a column per method (x, y), its values read as Dice" in shown
     assert (again / "tables" / "claim_check.csv").read_text() == (out / "tables" / "claim_check.csv").read_text()
     code, _, err = call_medloss("report", tmp_path, "--columns", "case=a")
     assert (code, err) == (2, "error: --columns belongs to --cases; pass that, too\n")
