@@ -311,13 +311,15 @@ def _with_caveats(found: DataSetsAnalysis, metric: "Metric") -> DataSetsAnalysis
         if k < FEW:
             notes.append(
                 f"Only {k} data sets (fewer than {FEW}): how much the differences vary between data sets is hardly "
-                f"known. The intervals are wide (Student's t with {k - 1} degrees of freedom), and still rough; a loss "
+                f"known. The intervals are wide (Student's t, degrees of freedom: {k - 1}), and still rough; a loss "
                 "that does better in all of them may remain undecided."
             )
         notes.append(
             "The mean is that over data sets like these, if they were drawn from all that matter; available data "
             "sets are no such sample. The prediction interval says what another such data set may show."
         )
+    else:
+        notes.append("No reference loss was named (--reference), so there are ranks, and no differences.")
     for loss, names in found.lacking.items():
         over = next(one.pooled.data_sets for one in found.losses if one.loss == loss and one.pooled) if any(
             one.loss == loss and one.pooled for one in found.losses) else 0  # fmt: skip

@@ -146,6 +146,7 @@ def test_without_reference_there_are_ranks_alone() -> None:
     found = analyse_data_sets(results, METRICS["dice"], None)
     assert found.verdict == "Over 2 data sets: a had the best mean rank in Dice, 1.0 of 2."
     assert [one.pooled for one in found.losses] == [None, None]
+    assert found.caveats[0] == "No reference loss was named (--reference), so there are ranks, and no differences."
 
 
 @pytest.mark.slow
