@@ -29,10 +29,10 @@ _PLANNING = (
            "Loss that all others are compared with, added if missing; none: all pairs.",
            default="dice+binary_cross_entropy"),
     option("--metric", VERDICT, "LIST",
-           f"Primary metric: {', '.join(_METRICS)} or another, such as lesion_f1; default: the manifest's, or dice. "
-           "Several, such as dice,nsd, are tested as one family."),
-    option("--margin", VERDICT, "VALUE", "Largest difference in the metric that does not matter, by default 0.01; of "
-           "several metrics such as dice=0.01,hd95=1."),
+           f"Primary metric, or several: {', '.join(_METRICS)} or others, such as lesion_f1; default: the manifest's, "
+           "or dice."),
+    option("--margin", VERDICT, "VALUE",
+           "Largest difference that does not matter; default: 0.01. Of several metrics: dice=0.01,hd95=1."),
     option("--empty", VERDICT, "RULE", EMPTY_HELP, type=click.Choice(["one", "exclude", "worst"]), default="one"),
     option("--non-inferior", VERDICT, None, NON_INFERIOR_HELP, is_flag=True),
     option("--subgroups", VERDICT, "FILE", SUBGROUPS_HELP, type=PATH),

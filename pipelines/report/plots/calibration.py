@@ -22,8 +22,8 @@ _LEAST = 1e-5
     link="Calibration",
     note=f"Of the voxels within {AROUND_MM:g} mm of the reference's bounding box, all cases and classes together, in "
     f"{BINS} bins of their probability: mean probability, and share of voxels that belong to the class. On the "
-    "diagonal a probability means what it says; below it the network is overconfident. Areas of the points: voxels per "
-    "bin. ECE: the mean distance from the diagonal over all these voxels, so large cases count more than in tables, "
+    "diagonal a probability means what it says; below it the network is overconfident. Larger points: more voxels. "
+    "ECE: the mean distance from the diagonal over all these voxels, so large cases count more than in tables, "
     "which average over cases. Most voxels lie in the outermost bins.",
     applies=lambda analysis, collected: bool(collected.calibration),
 )

@@ -45,6 +45,7 @@ TRAINING = [
     ("--no-resample-channels", "resample-channels=false"),
     ("--no-predictions", "predictions=false"),
     ("--predictions", "keep_predictions=true"),
+    ("--probabilities", "keep_probabilities=true"),
     ("--metrics lesion_f1,lesion_dice", "metrics=lesion_f1,lesion_dice"),
     ("--metrics lesion_f1,dice", "metrics=[lesion_f1]"),
     ("--tolerance 2", "tolerance=2"),

@@ -232,7 +232,8 @@ def test_in_two_dimensions(tmp_path: Path) -> None:
     code, _, err = call_medloss("manifest", root, "--out", manifest, "--folds", 3)
     assert code == 0, err
     asked: tuple[Any, ...] = ("--losses", "tversky,dice", "--reference", "dice", "--epochs", 1, "--no-predictions")
-    code, _, err = compare(manifest, tmp_path / "out", *asked)
+    # The axes of its probabilities are right: others would disagree with its label maps, and be refused.
+    code, _, err = compare(manifest, tmp_path / "out", *asked, "--metrics", "ece,brier")
     assert code == 0, err
     _, cases = load_manifest(manifest).split(0)
     for run in require_plan(tmp_path / "out").runs:
@@ -244,6 +245,7 @@ def test_in_two_dimensions(tmp_path: Path) -> None:
         classes = {name: str(value) for value, name in load_manifest(manifest).classes.items()}
         assert our_dice(run_dir, classes) == pytest.approx(nnunets_dice(run_dir), nan_ok=True)
         assert not (run_dir.path / "predictions").exists()
+        assert run_dir.calibration and all(0 <= float(row["brier"]) <= 1 for row in run_dir.cases if row["brier"])
         assert all(nib.load(path).shape[:2] == (40, 32) for path in results(run_dir).glob("validation/*.nii.gz"))
 
 
