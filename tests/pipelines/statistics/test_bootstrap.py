@@ -40,6 +40,20 @@ def test_ranks_first_and_tau() -> None:
     assert low < 0.9 < high
 
 
+def test_shares_of_ranks() -> None:
+    noise = np.random.default_rng(5).normal(0, 0.001, (1, 30))
+    clear = bootstrap(made_scores(np.array([[0.9], [0.7], [0.8]]) + noise), bootstraps=500)
+    assert [resampled.p_ranks for resampled in clear.losses.values()] == [(1, 0, 0), (0, 0, 1), (0, 1, 0)]
+    close = bootstrap(made_scores(np.random.default_rng(7).uniform(size=(5, 12))), bootstraps=500)
+    shares = np.array([resampled.p_ranks for resampled in close.losses.values()])
+    assert shares.sum(0) == pytest.approx(1) and shares.sum(1) == pytest.approx(1)
+    assert shares[:, 0] == pytest.approx([resampled.p_first for resampled in close.losses.values()])
+    assert ((shares > 0) & (shares < 1)).any()
+    copies = bootstrap(made_scores(np.tile(np.random.default_rng(8).uniform(size=9), (3, 1))), bootstraps=50)
+    for resampled in copies.losses.values():
+        assert resampled.p_ranks == pytest.approx((1 / 3,) * 3)
+
+
 def test_copies_share_the_first_place() -> None:
     values = np.random.default_rng(6).uniform(size=(3, 21))
     values[1] = values[0]

@@ -1,0 +1,120 @@
+"""The answer in plain words, against the numbers of the analysis."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from results_tables import long_table
+
+from pipelines.evaluation.metrics import METRICS
+from pipelines.statistics.analysis import analyse
+from pipelines.statistics.paired import VarianceParts
+from pipelines.statistics.plain_summary import next_steps, runs_share, summary, sureness
+from pipelines.statistics.results import Analysis, cases_needed
+from pipelines.statistics.table import check_table
+
+
+def _analysed(gains: dict[str, float], n: int = 60, noise: float = 0.004, **options: Any) -> Analysis:
+    random = np.random.default_rng(0)
+    hard = random.normal(0.7, 0.05, n)
+    values = {loss: hard + gain + random.normal(0, noise, n) for loss, gain in gains.items()}
+    options = {"reference": "ref", "bootstraps": 50} | options
+    return analyse(check_table(long_table(values), METRICS), **options)
+
+
+@pytest.mark.parametrize(
+    ("gains", "options", "first", "second"),
+    [
+        ({"ref": 0, "good": 0.05}, {}, "good scored better than the reference ref: Dice 0.0", "to be chance (p <"),
+        ({"ref": 0, "a": 0.05, "b": 0.04}, {}, "; so did b.", "(adjusted p < 0.0001, over all 2 comparisons)"),
+        ({"ref": 0, "more": 0.005}, {}, "more scored better", "smaller than the margin of 0.0100, so it is too small"),
+        ({"ref": 0, "poor": -0.05}, {}, "No loss was shown to be better than the reference ref on 60 cases",
+         "The other loss, poor, is worse."),
+        ({"ref": 0, "same": 0, "poor": -0.05, "bad": -0.1}, {}, "give no reason to replace it",
+         "Of the 3 others, 1 is equivalent to it within 0.0100 and 2 are worse."),
+        ({"ref": 0, "poor": -0.05, "bad": -0.1}, {}, "give no reason to replace it", "All 2 others are worse."),
+        ({"ref": 0, "x": 0.1}, {"n": 5}, "With only 5 cases, no difference between losses can be shown; x had the best",
+         "can be significant below 6 cases."),
+        ({"a": 0, "b": 0.05}, {"reference": None}, "b scored better than a: Dice 0.0", "unlikely to be chance (p <"),
+        ({"a": 0, "b": 0.05, "c": 0.0501}, {"reference": None}, "but was not significantly better than",
+         "Which of these 2 losses is best remains open"),
+        ({"a": 0, "b": 0.05, "c": 0.1}, {"reference": None}, "c had the best mean Dice",
+         "(adjusted p at most < 0.0001, over all pairs); with one run per loss"),
+    ],
+)  # fmt: skip
+def test_two_sentences(gains: dict[str, float], options: dict[str, Any], first: str, second: str) -> None:
+    found = _analysed(gains, **options)
+    answer, certainty = summary(found)
+    assert found.summary == (answer, certainty)
+    assert first in answer and second in certainty
+    assert answer.endswith(".") and certainty.endswith(".")
+    assert f"{found.primary.patients} cases" in answer
+
+
+def test_the_interval_is_that_of_the_comparison() -> None:
+    found = _analysed({"ref": 0, "good": 0.05})
+    compared = found.primary.comparisons[0]
+    assert compared.interval is not None
+    low, high = compared.interval
+    assert (
+        f"Dice {compared.difference:.4f} higher (95 % interval of the difference {low:+.4f} to {high:+.4f})"
+        in (found.summary[0])
+    )
+
+
+def test_a_distance_is_lower() -> None:
+    values = {"ref": np.arange(5.0, 25), "good": np.arange(3.0, 23) + 0.1 * np.random.default_rng(0).random(20)}
+    table = check_table(long_table(values, "hd95_mm"), METRICS)
+    found = analyse(table, metric="hd95_mm", reference="ref", margin=0.5, bootstraps=50)
+    assert "good scored better than the reference ref: HD95 1." in found.summary[0] and " mm lower" in found.summary[0]
+
+
+def test_the_number_of_cases_that_would_be_needed() -> None:
+    found = _analysed({"ref": 0, "a": 0.004, "b": -0.004}, n=12, noise=0.02)
+    undecided = found.primary.comparisons[0]
+    assert undecided.verdict == "undecided" and undecided.sd is not None
+    needed = cases_needed(undecided.difference, undecided.sd, comparisons=2)
+    steps = " ".join(next_steps(found))
+    assert f"difference as large as that of {undecided.loss} ({undecided.difference:+.4f}) with 80 % power, about "
+    assert f"about {needed:,} are needed" in steps
+    assert found.primary.reach.sd is not None
+    assert f"About {cases_needed(0.01, found.primary.reach.sd, comparisons=2):,} cases would detect" in steps
+    assert "A second seed" in steps
+    # Equal scores have no difference to detect, and take no time to say so.
+    assert "more than 100,000 are needed" in " ".join(
+        next_steps(_analysed({"ref": 0, "a": 0.0}, noise=0.0, margin=0.0))
+    )
+
+
+def test_more_seeds_or_more_cases() -> None:
+    def steps(run_noise: float, case_noise: float) -> str:
+        random = np.random.default_rng(1)
+        frames = []
+        for seed in range(3):
+            hard = np.random.default_rng(2).normal(0.7, 0.05, 30)
+            values = {
+                loss: hard + random.normal(0, run_noise) + np.random.default_rng(place).normal(0, case_noise, 30)
+                for place, loss in enumerate(("ref", "x", "y"))
+            }
+            frames.append(long_table({loss: of_loss.clip(0, 1) for loss, of_loss in values.items()}, seed=seed))
+        found = analyse(check_table(pd.concat(frames), METRICS), reference="ref", bootstraps=50)
+        assert "With 3 runs per loss, the intervals allow for what another training may change." in sureness(found)
+        return " ".join(next_steps(found))
+
+    assert "More seeds or folds: " in steps(0.05, 0.01)
+    assert "More cases: " in steps(0.001, 0.1)
+
+
+def test_the_share_of_runs() -> None:
+    found = _analysed({"ref": 0, "a": 0.01}).primary.comparisons
+    assert runs_share(found) is None
+    parts = VarianceParts(3.0, 10, 0.5, 4.0, 0.5, 2.0)
+    object.__setattr__(found[0], "variance", parts)
+    assert runs_share(found) == pytest.approx(0.25)
+
+
+def test_how_sure() -> None:
+    assert "about 5 % over all 2 comparisons together." in sureness(_analysed({"ref": 0, "a": 0.1, "b": 0.2}))
+    assert "may be higher with so few cases" in sureness(_analysed({"ref": 0, "a": 0.1}, n=10))
+    assert sureness(_analysed({"ref": 0, "a": 0.1}, n=3)) == "Not at all: 3 cases cannot show a difference."
