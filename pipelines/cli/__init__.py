@@ -193,6 +193,9 @@ def medloss(ctx: click.Context) -> None:
 
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2, not in a traceback."""
+    if not (sys.stdout.isatty() or sys.stderr.isatty()):
+        # rich takes this variable, which Jupyter and CI set for colours, for a terminal whose cursor it may move.
+        os.environ.pop("FORCE_COLOR", None)
     try:
         medloss.main(standalone_mode=False)
     except click.exceptions.Exit as exit_request:

@@ -1,6 +1,7 @@
 """The imports of each command: errors in a call, and short answers, do not wait for the large packages."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,27 @@ print(json.dumps([0, modules]))
     modules = _run(program)[2]
     assert {"pipelines.training.run", "monai.handlers"} <= modules
     assert not [name for name in modules if name.partition(".")[0] == "mlflow"]
+
+
+def test_what_asks_for_colours_makes_no_terminal(places: dict[str, Path]) -> None:
+    """Jupyter and CI set FORCE_COLOR; a file or a notebook must not get what moves a terminal's cursor."""
+    command = [sys.executable, "-m", "pipelines.cli", "status", str(places["made"])]
+    done = subprocess.run(
+        command, env=os.environ | {"FORCE_COLOR": "1"}, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert "2 runs: 2 done" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("typed", "completed"), [
+    ("medloss co", ["plain,compare"]),
+    ("medloss train --reci", ["plain,--recipe"]),
+    ("medloss nnunet ex", ["plain,export"]),
+])  # fmt: skip
+def test_the_shell_completes_commands_and_options(typed: str, completed: list[str]) -> None:
+    program = "import sys; sys.argv = ['medloss']; import pipelines; pipelines.main()"
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_MEDLOSS_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | words, capture_output=True, text=True, timeout=300
+    )
+    assert (done.stdout.split(), done.stderr) == (completed, "")
