@@ -1,6 +1,7 @@
 """Hooks of the documentation site: pages from the repository's root, links out of `docs/`, formulas without scripts."""
 
 import re
+import sys
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ _ROOT = Path(__file__).parents[2]
 _FROM_ROOT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()#\s:]+)(#[^()\s]*)?\)")
 _FORMULA = re.compile(r'<(div|span) class="arithmatex">(.*?)</\1>', re.DOTALL)
+_PAGE_LINK = re.compile(r'href="([^":#]+)\.md(?=["#])')
 _REGISTRY_LINE = re.compile(r"^from (medloss\.(\w+?)s?\.\w+) import (\w+) as", re.MULTILINE)
+
+
+def on_config(config: Any) -> None:
+    """The page of commands names a module next to this one."""
+    sys.path.insert(0, str(Path(__file__).parent))
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -52,7 +59,7 @@ def _every_loss() -> str:
     for module, family, name in _REGISTRY_LINE.findall(registry):
         if (heading := f"\n## {family.capitalize()}\n") not in lines:
             lines.append(heading)
-        lines.insert(_end_of(lines, heading), f"\n::: {module}.{name}\n")
+        lines.insert(_end_of(lines, heading), f"\n::: {module}.{name}\n    options: {{members: []}}\n")
     return "\n".join(lines)
 
 
@@ -61,8 +68,13 @@ def _end_of(lines: list[str], heading: str) -> int:
     return next((at for at in range(after, len(lines)) if lines[at].startswith("\n## ")), len(lines))
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Formulas as MathML, which browsers draw by themselves: no script, nothing from elsewhere."""
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Formulas as MathML, which browsers draw by themselves: no script, nothing from elsewhere.
+
+    In notebooks also the links between pages, which only Markdown's are changed by themselves.
+    """
+    if page.file.src_uri.endswith(".ipynb"):
+        html = _PAGE_LINK.sub(lambda match: f'href="{match[1].replace("README", "index")}.html', html)
 
     def drawn(match: re.Match[str]) -> str:
         formula = unescape(re.sub(r"^\s*\\[\[(]|\\[\])]\s*$", "", unescape(match[2]).strip())).strip()

@@ -18,11 +18,16 @@ def executed(path: Path, timeout_s: int = 900) -> nbformat.NotebookNode:
     """
     notebook = nbformat.read(path, as_version=4)
     environment = dict(os.environ)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    bin_folder = Path(sys.executable).parent
+    os.environ["PATH"] = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             client = NotebookClient(
-                notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": folder}}
+                notebook,
+                timeout=timeout_s,
+                kernel_name="python3",
+                coalesce_streams=True,
+                resources={"metadata": {"path": folder}},
             )
             client.execute()
     finally:
@@ -30,6 +35,12 @@ def executed(path: Path, timeout_s: int = 900) -> nbformat.NotebookNode:
         os.environ.update(environment)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, which would change with each run
+        if cell.cell_type == "code":
+            # Without progress, and without the folders of this machine.
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text" in output:
+                    output.text = output.text.replace(f"{bin_folder}/", "").replace(folder, "/tmp/tutorial")
     return notebook
 
 
