@@ -61,10 +61,11 @@ def test_an_empty_environment(which: str, packages: Path, tmp_path: Path) -> Non
     constraints.write_text("\n".join([TORCH, *(_lower_bounds(wheel) if which == "lowest" else [])]))
     venv.create(tmp_path / "venv", with_pip=True)
     python, command = (tmp_path / "venv" / "bin" / name for name in ("python", "medloss"))
-    install = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--constraint", constraints]
+    install = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile",
+               "--constraint", constraints]  # fmt: skip
     _run(*install, "torch")
     _run(*install, wheel)
-    assert _run(python, "-W", "error", "-c", _LOSSES) == f"eager {medloss.__version__} {len(medloss.LOSSES)}\n"
+    assert _run(python, "-c", _LOSSES) == f"eager {medloss.__version__} {len(medloss.LOSSES)}\n"
     refused = subprocess.run([command, "losses"], capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2
     assert refused.stderr.endswith("pip install 'medloss[pipelines]', or in a checkout pip install '.[pipelines]'\n")
