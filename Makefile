@@ -35,9 +35,10 @@ test: lint
 	.ci/wheel-test -m "not slow"
 
 # All tests: also long trainings, Triton's interpreter over the whole contract, many examples of each property, and what
-# needs Chromium, PostgreSQL, SLURM (skipped, with the reason, where they are not installed) or nnU-Net.
+# needs Chromium, PostgreSQL, SLURM (skipped, with the reason, where they are not installed) or nnU-Net; the documentation
+# site; and two empty environments, into which pip installs the lower bounds and the newest packages.
 test-all: lint $(VENV)/.docs
-	@echo "make test-all: about an hour on two quiet cores, and some 10 minutes more where nnU-Net's environment is not installed"
+	@echo "make test-all: about an hour on two quiet cores, and some 10 minutes more where nnU-Net's environment is not installed; some 1 GB of packages is downloaded"
 	MEDLOSS_TEST_EVERYTHING=1 .ci/wheel-test --durations 10
 	$(MAKE) test-nnunet
 

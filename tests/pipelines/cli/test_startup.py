@@ -189,3 +189,17 @@ def test_what_asks_for_colours_makes_no_terminal(places: dict[str, Path]) -> Non
     )
     assert "2 runs: 2 done" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("typed", "completed"), [
+    ("medloss co", ["plain,compare"]),
+    ("medloss train --reci", ["plain,--recipe"]),
+    ("medloss nnunet ex", ["plain,export"]),
+])  # fmt: skip
+def test_the_shell_completes_commands_and_options(typed: str, completed: list[str]) -> None:
+    program = "import sys; sys.argv = ['medloss']; import pipelines; pipelines.main()"
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_MEDLOSS_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | words, capture_output=True, text=True, timeout=300
+    )
+    assert (done.stdout.split(), done.stderr) == (completed, "")
