@@ -29,7 +29,6 @@ from medloss.kernels.numba.passes import (
     MODE,
     SOFTMAX,
     VOXELS,
-    WEIGHTS,
     _class_probability,
     _load,
     _softmax,

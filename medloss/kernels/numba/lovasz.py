@@ -16,7 +16,7 @@ from torch import Tensor
 from medloss.kernels.lovasz_spec import LovaszTerms
 from medloss.kernels.numba.blocks import keep_only, load_labels
 from medloss.kernels.numba.compilation import OPTIONS, compiled
-from medloss.kernels.numba.elementary import bits_float, float_bits
+from medloss.kernels.numba.elementary import float_bits
 from medloss.kernels.numba.passes import (
     _INVERSE,
     _P,
@@ -36,7 +36,7 @@ from medloss.kernels.numba.passes import (
     _target,
     gradient_pass,
 )
-from medloss.kernels.numba.sums import Array, _bytes, _flat, _Work
+from medloss.kernels.numba.sums import Array, _flat, _Work
 from medloss.kernels.numba.terms import multiply
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms
 from medloss.kernels.thread_pool import POOL
