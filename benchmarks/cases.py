@@ -16,7 +16,7 @@ class Contender:
     """One side of a comparison.
 
     Attributes:
-        library: `medloss`, `MONAI`, `torch` or `kornia`.
+        library: `medloss`, `MONAI`, `torch`, `kornia` or `smp` (segmentation_models_pytorch).
         loss: our name of the loss.
         kernels: the kernel set, of ours.
         cached_map: whether the reference's distance map is given, as a data set that stores it does.

@@ -1,9 +1,13 @@
 """The two sides of a comparison, made to do the same work: ours, MONAI's, torch's and kornia's."""
 
+import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import monai.losses
 import torch
@@ -15,6 +19,7 @@ import medloss
 from benchmarks.cases import Contender
 from medloss.distance.maps import signed_distance_map
 from medloss.kernels import dispatch
+from medloss.maps.instances import instance_map
 
 Function = Callable[[Tensor], Tensor]
 
@@ -22,10 +27,11 @@ Function = Callable[[Tensor], Tensor]
 ELSEWHERE = {
     "MONAI": ("dice", "tversky", "focal", "hausdorff_dt"),
     "torch": ("binary_cross_entropy", "weighted_cross_entropy"),
-    "kornia": ("dice", "tversky", "focal"),
+    "kornia": ("dice", "tversky", "focal", "lovasz"),
+    "smp": ("lovasz",),
 }
 #: Memory that a side may need beyond the logits, in their sizes: what cannot fit is not started.
-NEED = {"medloss": 4.0, "MONAI": 9.0, "torch": 4.0, "kornia": 10.0}
+NEED = {"medloss": 4.0, "MONAI": 9.0, "torch": 4.0, "kornia": 10.0, "smp": 20.0}
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ class Side:
 
 def installed(library: str) -> bool:
     """Whether a library can take part."""
-    return library not in ("kornia", "edt") or importlib.util.find_spec(library) is not None
+    if library == "smp":
+        library = "segmentation_models_pytorch"
+    elif library not in ("kornia", "edt"):
+        return True
+    return importlib.util.find_spec(library) is not None
 
 
 def kernel_sets(device: str, dtype: str) -> list[str]:
@@ -71,14 +81,22 @@ def build(contender: Contender, target: Tensor, classes: int) -> Side:
     """
     if contender.library == "medloss":
         return Side(contender, _ours(contender, target, classes), lambda: dispatch.use(contender.kernels or "auto"))
-    makers = {"MONAI": _monai, "torch": _torch, "kornia": _kornia}
+    makers = {"MONAI": _monai, "torch": _torch, "kornia": _kornia, "smp": _smp}
     return Side(contender, makers[contender.library](contender.loss, target, classes), nullcontext)
 
 
 def _ours(contender: Contender, target: Tensor, classes: int) -> Function:
-    loss = medloss.create_loss(contender.loss, **{"softmax" if classes > 1 else "sigmoid": True})
+    activation = {"softmax" if classes > 1 else "sigmoid": True}
+    if "+" in contender.loss:
+        combined = medloss.CombinedLoss(contender.loss, **activation)
+        return lambda logits: combined(logits, target)
+    options = {"dist_matrix": _distances(classes)} if contender.loss == "generalized_wasserstein_dice" else {}
+    loss = medloss.create_loss(contender.loss, **activation, **options)
     if not contender.cached_map:
         return lambda logits: loss(logits, target)
+    if contender.loss == "instance_wise":
+        numbers = instance_map(target > 0, [(1.0,) * (target.ndim - 2)] * len(target), 26)
+        return lambda logits: loss(logits, target, instance_map=numbers)
     stored = signed_distance_map(one_hot(target, classes) if classes > 1 else target)
     return lambda logits: loss(logits, target, distance_map=stored)
 
@@ -118,11 +136,34 @@ def _torch(loss: str, target: Tensor, classes: int) -> Function:
 def _kornia(loss: str, target: Tensor, classes: int) -> Function:
     import kornia.losses
 
+    if loss == "lovasz":
+        return lambda logits: kornia.losses.lovasz_softmax_loss(*_planes(logits, target))
     if loss == "focal":
         return lambda logits: kornia.losses.focal_loss(logits, target[:, 0].long(), alpha=None, reduction="mean")
     if loss == "dice":
         return lambda logits: kornia.losses.dice_loss(*_planes(logits, target), average="macro")
     return lambda logits: kornia.losses.tversky_loss(*_planes(logits, target), alpha=0.3, beta=0.7)
+
+
+def _smp(loss: str, target: Tensor, classes: int) -> Function:
+    # Its package asks for torchvision; the file of the loss asks for torch.
+    folder = Path(str(importlib.util.find_spec("segmentation_models_pytorch").origin)).parent / "losses"  # type: ignore
+    package = ModuleType("smp_losses")
+    package.__path__ = [str(folder)]
+    sys.modules["smp_losses"] = package
+    module = importlib.import_module("smp_losses.lovasz").LovaszLoss("multiclass", per_image=True, from_logits=True)
+
+    def value(logits: Tensor) -> Tensor:
+        z, index = _planes(logits, target)
+        result: Tensor = module(z.softmax(1), index)
+        return result
+
+    return value
+
+
+def _distances(classes: int) -> list[list[float]]:
+    """Background at distance 1 from all other classes, which are at 0.5 from each other."""
+    return [[0.0 if i == j else 0.5 if i and j else 1.0 for j in range(classes)] for i in range(classes)]
 
 
 def _planes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

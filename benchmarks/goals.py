@@ -64,6 +64,7 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
             found.append(
                 _worst(f"{name}, {kernels}: peak memory relative to the logits", 1.5, [(r, r.peak) for r in chosen])
             )
+    found += _second_set(rows)
     found += _hausdorff(rows)
     for axis in ("voxels", "classes"):
         slopes = growth_slopes(rows, axis)
@@ -149,6 +150,24 @@ def _means_of_regimes(shares: list[tuple[Row, float | None]]) -> list[tuple[Row,
             found.setdefault((r.loss, r.classes), []).append((r, value))
     pairs = [pair for pair in found.values() if len(pair) == 2]
     return [(pair[0][0], statistics.geometric_mean(value for _, value in pair)) for pair in pairs]
+
+
+def _second_set(rows: list[Row]) -> list[Verdict]:
+    chosen = [r for r in rows if r.group == "more" and r.loss != "dice"]
+    shares = [(r, share(r, reference_of(r, rows, "medloss", "dice"))) for r in chosen]
+    found = [
+        _worst("region and voxelwise losses of the second set: time relative to our Dice's", 2.0, shares),
+        _worst("the same: peak memory relative to the logits", 1.5, [(r, r.peak) for r in chosen]),
+    ]
+    best = next((r.kernels for r in chosen), "")
+    ours = [r for r in rows if r.group == "lovasz" and r.kernels and r.kernels == best]
+    for library, name in (("kornia", "kornia's"), ("smp", "segmentation_models_pytorch's")):
+        shares = [(r, share(r, reference_of(r, rows, library, "lovasz"))) for r in ours]
+        found.append(_worst(f"lovasz: time relative to {name}", 1.0, shares))
+    given = [r for r in rows if r.group == "instances" and r.cached_map]
+    shares = [(r, share(r, reference_of(r, rows, "medloss", "dice+binary_cross_entropy"))) for r in given]
+    title = "instance_wise, 100 components, map given: time relative to the inner loss's of the volume"
+    return [*found, _worst(title, 3.0, shares)]
 
 
 def _hausdorff(rows: list[Row]) -> list[Verdict]:

@@ -21,6 +21,9 @@ _TITLES = {
     "goals": "Dice, Tversky and focal compared with other libraries",
     "entropy": "Cross entropy compared with torch's",
     "others": "Every other voxelwise and region loss compared with our Dice",
+    "more": "Region and voxelwise losses of the second set compared with our Dice",
+    "lovasz": "Lovász losses compared with kornia's and segmentation_models_pytorch's",
+    "instances": "A loss averaged over a hundred components compared with the loss of the volume",
     "mapped": "Losses with a distance map or a local statistic compared with our Dice",
     "hausdorff": "Hausdorff losses",
     "gpu": "The goals' sizes on the GPU",
@@ -106,6 +109,10 @@ def _table(group: str, rows: list[Row]) -> list[str]:
         small, large = [r for r in rows if r.size[0] <= 64], [r for r in rows if r.size[0] > 64]
         first = comparison_table(small, _rival(small), "MONAI's")
         return [*first, "", *comparison_table(large, _ours(large, "hausdorff_dt"), "hausdorff_dt's")]
+    elif group == "lovasz":
+        reference, of_what = lambda r: reference_of(r, rows, "kornia", "lovasz"), "kornia's"
+    elif group == "instances":
+        reference, of_what = _ours(rows, "dice+binary_cross_entropy"), "the inner loss's"
     else:
         reference, of_what = _ours(rows, "dice"), "our Dice's"
     return comparison_table(rows, reference, of_what)

@@ -37,6 +37,23 @@ def scene(
     return logits, labels
 
 
+def scattered_lesions(
+    size: tuple[int, ...], classes: int = 1, batch: int = 1, dtype: torch.dtype = torch.float32, number: int = 100
+) -> tuple[Tensor, Tensor]:
+    """As `scene` with one class, of cubes of some voxels at the nodes of a grid: `number` components per item."""
+    generator = torch.Generator().manual_seed(0)
+    nodes = next(n for n in range(1, number + 1) if n ** len(size) >= number)
+    step = [n // nodes for n in size]
+    label = torch.zeros(batch, 1, *size, dtype=torch.uint8)
+    for item in range(batch):
+        for node in torch.randperm(nodes ** len(size), generator=generator)[:number].tolist():
+            place = [(node // nodes**axis % nodes) * step[axis] + step[axis] // 3 for axis in range(len(size))]
+            box = tuple(slice(p, p + max(1, s // 4)) for p, s in zip(place, step, strict=True))
+            label[(item, 0, *box)] = 1
+    noise = torch.randn(batch, classes, *size, generator=generator)
+    return ((label - 0.5) * _CERTAINTY + noise).to(dtype), label
+
+
 def _structures(size: tuple[int, ...], classes: int, generator: torch.Generator) -> Tensor:
     """Balls with rough surfaces at random places, one a class, later ones over earlier ones."""
     label = torch.zeros(size, dtype=torch.uint8)

@@ -15,6 +15,11 @@ POINTWISE = (
 #: Losses whose definition has a distance map or a local statistic in it.
 MAPPED = ("distance_penalty", "structural_similarity", "shape_aware")
 HAUSDORFF = ("hausdorff_dt", "hausdorff_er", "hausdorff_cv")
+#: Region and voxelwise losses of the second set.
+SECOND = (
+    "topk_cross_entropy", "generalized_dice", "lovasz", "l1_ace", "unified_focal", "matthews_correlation",
+    "generalized_wasserstein_dice",
+)  # fmt: skip
 #: The side lengths, and the numbers of classes, over which growth is shown.
 SIDES = (32, 48, 64, 96, 128, 192)
 CLASSES = (2, 4, 8, 16, 32)
@@ -47,6 +52,28 @@ def others(device: str) -> list[Case]:
         for kernels in kernel_sets(device, "float32")
         for classes in (3, 14)
     ]  # fmt: skip
+
+
+def more(device: str) -> list[Case]:
+    """The region and voxelwise losses of the second set against our Dice, and Lovász losses against others'."""
+    best = kernel_sets(device, "float32")[0]
+    cases = [
+        Case("more", _ours(("dice", *SECOND), best), (96,) * 3, classes, device=device, rounds=11, least=5)
+        for classes in (3, 14)
+    ]
+    sides = sides_of("lovasz", device, "float32", ("kornia", "smp"))
+    return [*cases, Case("lovasz", sides, (96,) * 3, 3, device=device, rounds=7, least=3)]
+
+
+def instances(device: str) -> list[Case]:
+    """A loss averaged over a hundred components, against the same loss of the volume."""
+    best = kernel_sets(device, "float32")[0]
+    sides = (
+        Contender("medloss", "dice+binary_cross_entropy", best),
+        Contender("medloss", "instance_wise", best, cached_map=True),
+        Contender("medloss", "instance_wise", best),
+    )
+    return [Case("instances", sides, (96,) * 3, 1, 1, device=device, rounds=11, least=5)]
 
 
 def mapped(device: str) -> list[Case]:
@@ -111,9 +138,10 @@ def gpu(device: str) -> list[Case]:
 
 
 GROUPS: dict[str, Callable[[str], list[Case]]] = {
-    function.__name__: function for function in (goals, entropy, others, mapped, hausdorff, gpu, grid, growth, training)
+    function.__name__: function
+    for function in (goals, entropy, others, more, instances, mapped, hausdorff, gpu, grid, growth, training)
 }
-QUICK = ("goals", "entropy", "others", "mapped", "hausdorff", "gpu")
+QUICK = ("goals", "entropy", "others", "more", "instances", "mapped", "hausdorff", "gpu")
 FULL = tuple(GROUPS)
 
 

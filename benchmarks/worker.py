@@ -14,7 +14,7 @@ from benchmarks.cases import CACHING, EXACT, Case, Row, case_from_json, row
 from benchmarks.contenders import NEED, Side, build
 from benchmarks.measure import alternate, once, summary
 from benchmarks.memory import peak_memory
-from benchmarks.scenes import scene
+from benchmarks.scenes import scattered_lesions, scene
 
 
 def run_case(case: Case, regime: str) -> list[Row]:
@@ -38,7 +38,9 @@ def run_case(case: Case, regime: str) -> list[Row]:
     runnable = [contender for contender in case.contenders if fits[contender]]
     if not runnable:
         return rows
-    logits, target = scene(case.size, case.classes, case.batch, getattr(torch, case.dtype))
+    scattered = case.group == "instances"
+    make = scattered_lesions if scattered else scene
+    logits, target = make(case.size, case.classes, case.batch, getattr(torch, case.dtype))
     logits, target = logits.to(device).requires_grad_(), target.to(device)
     sides = [build(contender, target, case.classes) for contender in runnable]
     if regime == EXACT:

@@ -20,6 +20,8 @@ class Block:
     all_targets: Tensor  # [C, n], 0 where masked
     mask: Tensor | None  # [n]
     weight: Tensor | None  # [1 or C', n], 0 where masked
+    segment: Tensor | None = None  # [n], where sums are of segments
+    segments: int = 0  # S
 
     @cached_property
     def all_l(self) -> Tensor:
@@ -62,32 +64,39 @@ class Block:
         return _clamped_log(1 - self.p)
 
     def add_sums(self, rows: Tensor) -> None:
-        """Add this block to `[ROWS, C']`."""
+        """Add this block to `[ROWS, C']`, or to `[ROWS, C', S]` by segment."""
         terms, y, v = self.terms, self.target, self.weight
         if terms.overlap:
             p = self.weighted(self.p)
             if terms.soft_overlap:
                 rows[Row.TP] += self.weighted(torch.minimum(self.p, y)).sum(1)
             else:
-                rows[Row.TP] += _dot(p, y)
-            rows[Row.PREDICTION] += self.counted(p).sum(1)
+                rows[Row.TP] += self._sum(p, y)
+            rows[Row.PREDICTION] += self._sum(self.counted(p))
             if v is not None:
-                rows[Row.WEIGHTED_TARGET] += _dot(y, v)
+                rows[Row.WEIGHTED_TARGET] += self._sum(y, v)
         if terms.squares:
             p = self.counted(self.p)
-            rows[Row.SQUARED_PREDICTION] += _dot(p, self.weighted(p))
-            rows[Row.SQUARED_TARGET] += _dot(y, self.weighted(y))
+            rows[Row.SQUARED_PREDICTION] += self._sum(p, self.weighted(p))
+            rows[Row.SQUARED_TARGET] += self._sum(y, self.weighted(y))
         if terms.errors:
             error = self.counted(y - self.p).square_()
             if v is not None:
                 error.mul_(v)
-            rows[Row.ERROR_INSIDE] += _dot(error, y)
-            rows[Row.ERROR_OUTSIDE] += _dot(error, 1 - y)
+            rows[Row.ERROR_INSIDE] += self._sum(error, y)
+            rows[Row.ERROR_OUTSIDE] += self._sum(error, 1 - y)
         if terms.entropy:
-            rows[Row.POSITIVE] += _dot(self.entropy(self.log_p, self.log_miss), self.weighted(y))
+            rows[Row.POSITIVE] += self._sum(self.entropy(self.log_p, self.log_miss), self.weighted(y))
             if terms.mode != "softmax":
                 no = self.weighted(self.counted(1 - y))
-                rows[Row.NEGATIVE] += _dot(self.entropy(self.log_miss, self.log_p, no=True), no)
+                rows[Row.NEGATIVE] += self._sum(self.entropy(self.log_miss, self.log_p, no=True), no)
+
+    def _sum(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        """The sum of a (times b) over the voxels, or over those of each segment."""
+        if self.segment is None:
+            return a.sum(1) if b is None else torch.linalg.vecdot(a, b)
+        values = a if b is None else a * b
+        return values.new_zeros(len(values), self.segments).index_add_(1, self.segment, values)
 
     def gradient(self, rows: Tensor) -> Tensor:
         """dL/dz `[C, n]`, from the sums' gradients `[ROWS, C', 1]`."""
@@ -209,11 +218,6 @@ class Block:
             return -1.0, 0.0
         power = (gamma * log_miss).exp_()
         return -power, power * log_p * -gamma
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of a b over the voxels."""
-    return torch.linalg.vecdot(a, b)
 
 
 def _finite(log: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Unpack
 
 import torch
@@ -13,10 +14,12 @@ from medloss.base import CommonArguments, SegmentationLoss
 from medloss.errors import InputError
 from medloss.expression import parse_expression
 from medloss.inputs import LossInputs
+from medloss.kernels.segment_sums import segment_sums
+from medloss.kernels.sum_spec import VoxelTerms
 from medloss.loss_entry import Recipe, register
 from medloss.maps.instances import check_connectivity, component_map, instance_map
 from medloss.reduction import reduce_items, weighted
-from medloss.voxel_sums import VoxelSums, voxel_sums
+from medloss.voxel_sums import VoxelSums
 from medloss.wrappers.sums_groups import fitting_groups, shareable, united
 
 
@@ -128,17 +131,28 @@ class InstanceWiseLoss(SegmentationLoss):
         masks = inputs.included(inputs.target_masks())
         numbers = self._numbers(masks, inputs)
         scores = _scores(inputs)
-        left, values = scores.shape[1], []
+        left, maps = scores.shape[1], []
         for item, c in itertools.product(range(len(scores)), range(left)):
             counted = None if inputs.mask is None else inputs.mask[item, 0]
             weight = None if inputs.voxel_weight is None else inputs.voxel_weight[item, 0]
-            map_ = _Map(scores[item, c], masks[item, c], numbers[item, c], counted, weight, self.cells == "blob")
-            maps = {
-                "distance_map": _of_class(inputs.distance_map, item, c, left),
-                "skeleton_map": _of_class(inputs.skeleton_map, item, c, left),
-            }
-            values.append(self._mean(map_, maps, inputs.spacing[item]))
-        return reduce_items(weighted(torch.stack(values).view(-1, left), inputs), inputs, self.reduction)
+            maps.append(_Map(scores[item, c], masks[item, c], numbers[item, c], counted, weight, self.cells == "blob"))
+        values = torch.zeros(len(maps), dtype=scores.dtype, device=scores.device)
+        by_sums = [i for i, loss in enumerate(self.losses) if shareable(loss) and not loss.reads_voxels_again]
+        for group in fitting_groups([self.losses[i] for i in by_sums]):
+            values = values + self._from_sums([by_sums[i] for i in group], maps)
+        others = [i for i in range(len(self.losses)) if i not in by_sums]
+        if others:
+            spacing = [inputs.spacing[number // left] for number in range(len(maps))]
+            around = [
+                {
+                    "spacing": spacing[number],
+                    "distance_map": _of_class(inputs.distance_map, number // left, number % left, left),
+                    "skeleton_map": _of_class(inputs.skeleton_map, number // left, number % left, left),
+                }
+                for number in range(len(maps))
+            ]
+            values = values + torch.stack([self._mean(others, *one) for one in zip(maps, around, strict=True)])
+        return reduce_items(weighted(values.view(-1, left), inputs), inputs, self.reduction)
 
     def _numbers(self, masks: Tensor, inputs: LossInputs) -> Tensor:
         if inputs.instance_map is not None:
@@ -147,42 +161,62 @@ class InstanceWiseLoss(SegmentationLoss):
             return component_map(masks, self.connectivity)
         return instance_map(masks, inputs.spacing, self.connectivity)
 
-    def _mean(self, map_: "_Map", maps: Mapping[str, Tensor | None], spacing: tuple[float, ...]) -> Tensor:
-        """The inner loss of one map, averaged over its areas."""
+    def _mean(self, losses: Sequence[int], map_: "_Map", around: Mapping[str, Any]) -> Tensor:
+        """Losses of one map, averaged over its areas, each by itself."""
         if not map_.areas:
             return map_.z.sum() * 0  # z is 0 where it is masked
         total = map_.z.new_zeros(())
-        by_sums = [i for i, loss in enumerate(self.losses) if shareable(loss) and not loss.reads_voxels_again]
-        for group in fitting_groups([self.losses[i] for i in by_sums]):
-            total = total + self._from_sums([by_sums[i] for i in group], map_)
-        for i, loss in enumerate(self.losses):
-            if i in by_sums:
-                continue
-            around = {"spacing": spacing, **maps} if loss.uses_spacing or loss.looks_around else None
+        for i in losses:
+            loss = self.losses[i]
+            given = around if loss.uses_spacing or loss.looks_around else None
             # Computed again in the backward pass: K areas keep no K copies of what they share.
-            values = [checkpoint(map_.value, loss, area, around, use_reentrant=False) for area in map_.areas]
+            values = [checkpoint(map_.value, loss, area, given, use_reentrant=False) for area in map_.areas]
             total = total + self.term_weights[i] * torch.stack(values).mean()
         return total
 
-    def _from_sums(self, group: Sequence[int], map_: "_Map") -> Tensor:
-        """Losses that are functions of sums: each segment is summed once, whatever the areas that it belongs to."""
+    def _from_sums(self, group: Sequence[int], maps: Sequence["_Map"]) -> Tensor:
+        """Losses that are functions of sums, `[maps]`: one pass over each map, and one formula for all areas."""
         losses: list[Any] = [self.losses[i] for i in group]
         requested = losses[0].requested()
         for loss in losses[1:]:
             requested = united(requested, loss.requested())
-        segments = [[i] for i in range(len(map_.sizes))]
-        prepared = [losses[0].prepare(*map_.voxels(one), voxel_weight=map_.weights(one)) for one in segments]
-        rows = [voxel_sums(inputs, requested).rows for inputs in prepared]
-        values = []
-        for area in map_.areas:
-            # Besides the sums a loss reads how many voxels there are, and what they weigh.
-            room = map_.z.new_empty(1).expand(1, 1, 1, sum(map_.sizes[i] for i in area))
-            sums = torch.stack([rows[i] for i in area]).sum(0)
-            total = map_.total_weight(area)
-            for i, loss in zip(group, losses, strict=True):
-                inputs = replace(prepared[0], logits=room, class_weight=loss.class_weight, voxel_weight=total)
-                values.append(self.term_weights[i] * loss.from_sums(VoxelSums(sums, inputs)))
-        return torch.stack(values).sum() / len(map_.areas)
+        z = maps[0].z
+        # Besides the sums a loss reads how many voxels there are, and what they weigh.
+        room = z.detach().new_zeros(1, 1, 1, 1)
+        prepared = _AreaInputs(**vars(losses[0].prepare(room, room.to(torch.uint8))))
+        terms = requested.terms(prepared)
+        found = [map_.area_sums(terms) for map_ in maps]
+        rows, voxels, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+        rows = torch.where(voxels[:, None] > 0, rows, 1.0)  # or 0/0 would have a gradient
+
+        def value(rows: Tensor, voxels: Tensor, weight: Tensor) -> Tensor:
+            one = replace(prepared, voxels=voxels, voxel_weight=weight.view(1, 1, 1, 1) if maps[0].weighted else None)
+            sums = VoxelSums(rows.view(-1, 1, 1), one)
+            parts = [
+                self.term_weights[i]
+                * loss.from_sums(replace(sums, inputs=replace(one, class_weight=loss.class_weight)))
+                for i, loss in zip(group, losses, strict=True)
+            ]
+            return torch.stack(parts).sum()
+
+        values = torch.vmap(value)(rows, voxels, weights)
+        means = []
+        for part, (_, counts, _) in zip(values.split([len(part) for part, *_ in found]), found, strict=True):
+            # Only where there is no instance at all an area may be without voxels.
+            means.append(torch.where(counts > 0, part, 0.0).mean())
+        return torch.stack(means)
+
+
+@dataclass(frozen=True)
+class _AreaInputs(LossInputs):
+    """The inputs of an area of which the sums are known: how many voxels it has stands for them."""
+
+    voxels: Tensor | None = None  # []
+
+    def counts(self) -> Tensor:
+        """Number of voxels, `[1, 1]`."""
+        assert self.voxels is not None
+        return self.voxels.view(1, 1)
 
 
 class _Map:
@@ -201,27 +235,58 @@ class _Map:
         self, z: Tensor, y: Tensor, numbers: Tensor, counted: Tensor | None, weight: Tensor | None, blob: bool
     ) -> None:
         self.z, self.y, self.weight = z, y, weight
-        everything = torch.ones_like(y) if counted is None else counted
-        inside = y & everything
-        present = torch.unique(numbers[inside])
-        segment = torch.searchsorted(present, numbers)
-        number = len(present)
-        if not number:
-            segment, kept, areas = torch.zeros_like(segment), everything, [[0]]
+        present = torch.unique(numbers[y if counted is None else y & counted])
+        self.number, self.blob = len(present), blob
+        segment = _places_in(present, numbers)
+        if not self.number:
+            segment = torch.zeros_like(segment)
         elif blob:
-            segment, kept = torch.where(y, segment, number), everything
-            areas = [[i, number] for i in range(number)]
-        else:
-            kept = everything & (present[segment.clamp(max=number - 1)] == numbers)
-            areas = [[i] for i in range(number)]
-        places, keys = kept.flatten().nonzero()[:, 0], segment[kept]
-        self.order = places[keys.argsort(stable=True)]
-        self.sizes = torch.bincount(keys, minlength=1).tolist()
-        # There may be no background, or no voxel at all.
-        self.areas = [left for area in areas if (left := [i for i in area if i < len(self.sizes) and self.sizes[i]])]
-        self.segments = z.flatten()[self.order].split(self.sizes)
+            segment = torch.where(y, segment, self.number)
+        self.segment = segment if counted is None else torch.where(counted, segment, -1)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether voxels have weights."""
+        return self.weight is not None
+
+    def area_sums(self, terms: VoxelTerms) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums of each area, `[K, ROWS]`, how many voxels it has, `[K]`, and what they weigh."""
+        count = self.number + self.blob if self.number else 1
+        z, y, segment = (part.reshape(-1).contiguous() for part in (self.z, self.y, self.segment))
+        weight = None if self.weight is None else self.weight.reshape(-1).contiguous()
+        sums, voxels = segment_sums(terms, z, y, segment, count, weight)
+        weights = voxels
         if weight is not None:
-            self.segment_weights = [part.sum() for part in weight.flatten()[self.order].split(self.sizes)]
+            kept = segment >= 0
+            weights = torch.zeros_like(voxels).index_add_(0, segment[kept].long(), weight[kept])
+        if self.blob and self.number:
+            # Each component with all of the background.
+            sums, voxels, weights = (part[:-1] + part[-1:] for part in (sums, voxels, weights))
+        return sums, voxels, weights
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The places of the voxels, segment by segment."""
+        segment = self.segment.flatten()
+        places = (segment >= 0).nonzero()[:, 0]
+        return places[segment[places].argsort(stable=True)]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many voxels a segment has."""
+        sizes: list[int] = torch.bincount(self.segment[self.segment >= 0], minlength=1).tolist()
+        return sizes
+
+    @cached_property
+    def areas(self) -> list[list[int]]:
+        """The segments of each area; there may be no background, or no voxel at all."""
+        areas = [[i, self.number] if self.blob and self.number else [i] for i in range(max(self.number, 1))]
+        return [left for area in areas if (left := [i for i in area if i < len(self.sizes) and self.sizes[i]])]
+
+    @cached_property
+    def segments(self) -> tuple[Tensor, ...]:
+        """The logits of each segment."""
+        return self.z.flatten()[self.order].split(self.sizes)
 
     def value(self, loss: nn.Module, area: Sequence[int], around: Mapping[str, Any] | None) -> Tensor:
         """A loss of an area: of its voxels alone, or by a mask, with keywords, where what is around them matters."""
@@ -241,12 +306,6 @@ class _Map:
         """What the voxels of `voxels` weigh."""
         return None if self.weight is None else self.weight.flatten()[self._places(area)].view(1, 1, 1, -1)
 
-    def total_weight(self, area: Sequence[int]) -> Tensor | None:
-        """The sum of `weights`, as an image of one voxel."""
-        if self.weight is None:
-            return None
-        return torch.stack([self.segment_weights[i] for i in area]).sum().view(1, 1, 1, 1)
-
     def _places(self, area: Sequence[int]) -> Tensor:
         return torch.cat([self.order.split(self.sizes)[i] for i in area])
 
@@ -256,6 +315,17 @@ class _Map:
         for i in area:
             mask[self.order.split(self.sizes)[i]] = True
         return mask.view(1, 1, *self.y.shape)
+
+
+def _places_in(present: Tensor, numbers: Tensor) -> Tensor:
+    """Where each number stands among those that are present, in their order; -1 where it does not. int32."""
+    if not len(present):
+        return torch.full_like(numbers, -1, dtype=torch.int32)
+    least, most = (int(bound) for bound in numbers.aminmax())
+    table = torch.full((most - least + 1,), -1, dtype=torch.int32, device=numbers.device)
+    table[present.long() - least] = torch.arange(len(present), dtype=torch.int32, device=numbers.device)
+    shifted = numbers - least if least else numbers
+    return table.index_select(0, shifted.flatten()).view(numbers.shape)
 
 
 def _of_class(maps: Tensor | None, item: int, c: int, left: int) -> Tensor | None:

@@ -33,7 +33,7 @@ def _log_probability(z: Any, top: Any, partition: Any) -> Any:
 
 
 @numba.njit(**OPTIONS)
-def _counted(w: Any, h: Any, zero: Any) -> Any:
+def counted(w: Any, h: Any, zero: Any) -> Any:
     """A weight of 0 leaves out even an infinity, and no NaN."""
     return w * h if (w != zero) | (h != h) else zero
 
@@ -47,12 +47,12 @@ def softmax_entropy_sum(
     result = zero
     if kind == PLAIN:
         for i in range(n):
-            result -= _counted(v[i] * y[i], _log_probability(z[i], top[i], partition[i]), zero)
+            result -= counted(v[i] * y[i], _log_probability(z[i], top[i], partition[i]), zero)
     elif kind == FOCAL_2:
         for i in range(n):
             value = _log_probability(z[i], top[i], partition[i])
             u = complement(value, e[i] * inverse[i])
-            result -= _counted(v[i] * y[i], value * (u * u), zero)
+            result -= counted(v[i] * y[i], value * (u * u), zero)
     else:
         p, logs, u, h = buffers
         multiply(e, inverse, n, p)
@@ -88,7 +88,7 @@ def softmax_entropy_gradients(
             p = e[i] * inverse[i]
             value = _log_probability(z[i], top[i], partition[i])
             u = complement(value, p)
-            out[i] = gradient * _counted(v[i] * y[i], u * (two * value * p - u), zero)
+            out[i] = gradient * counted(v[i] * y[i], u * (two * value * p - u), zero)
     else:
         p, logs, u, h = buffers
         multiply(e, inverse, n, p)
@@ -117,12 +117,12 @@ def entropy_sums(
     negative = zero
     if kind == PLAIN:
         for i in range(n):
-            positive -= _counted(v[i] * y[i], logs[i], zero)
-            negative -= _counted(v[i] * (one - y[i]), other_logs[i], zero)
+            positive -= counted(v[i] * y[i], logs[i], zero)
+            negative -= counted(v[i] * (one - y[i]), other_logs[i], zero)
     elif kind == FOCAL_2:
         for i in range(n):
-            positive -= _counted(v[i] * y[i], logs[i] * (u[i] * u[i]), zero)
-            negative -= _counted(v[i] * (one - y[i]), other_logs[i] * (p[i] * p[i]), zero)
+            positive -= counted(v[i] * y[i], logs[i] * (u[i] * u[i]), zero)
+            negative -= counted(v[i] * (one - y[i]), other_logs[i] * (p[i] * p[i]), zero)
     else:
         entropy_values(kind_of(kind, False), gamma, logs, u, n, h)
         positive = entropy_sum(y, v, h, n, False)
@@ -156,8 +156,8 @@ def add_sigmoid_gradients(
         for i in range(n):
             gradient = u[i] * u[i] * (two * logs[i] * p[i] - u[i])
             other = p[i] * p[i] * (two * other_logs[i] * u[i] - p[i])
-            part = inside * _counted(v[i] * y[i], gradient, zero)
-            out[i] += part - outside * _counted(v[i] * (one - y[i]), other, zero)
+            part = inside * counted(v[i] * y[i], gradient, zero)
+            out[i] += part - outside * counted(v[i] * (one - y[i]), other, zero)
     else:
         entropy_gradients(kind_of(kind, False), gamma, logs, p, u, n, h)
         multiply(h, u, n, h)
@@ -198,10 +198,10 @@ def entropy_sum(y: Any, v: Any, h: Any, n: Any, negative: Any) -> Any:
     result = y.dtype.type(0)
     if negative:
         for i in range(n):
-            result += _counted(v[i] * (one - y[i]), h[i], zero)
+            result += counted(v[i] * (one - y[i]), h[i], zero)
     else:
         for i in range(n):
-            result += _counted(v[i] * y[i], h[i], zero)
+            result += counted(v[i] * y[i], h[i], zero)
     return result
 
 

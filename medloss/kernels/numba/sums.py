@@ -67,13 +67,18 @@ def voxel_sums_backward(
     gradient = torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
     out = flat_numbers(gradient)
     by_class = np.ascontiguousarray(sum_gradients.detach().numpy().transpose(1, 2, 0))
-    floor = max(math.exp(LOG_FLOOR), float(np.finfo(work.real).tiny))
+    floor = log_floor(work.real)
 
     def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
         gradient_pass(*work.inputs, item, begin, end, *buffers, by_class, floor, out)
 
     work.run(run)
     return gradient.to(logits.dtype)
+
+
+def log_floor(real: Any) -> float:
+    """The probability at and below which a logarithm has no gradient, in a type of the sums."""
+    return max(math.exp(LOG_FLOOR), float(np.finfo(real).tiny))
 
 
 def entropy_map(

@@ -1,0 +1,109 @@
+"""Sums over the segments of a single channel: the rows of `sum_spec`, of each segment instead of the whole item."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medloss.kernels import dispatch
+from medloss.kernels.operators import no_second_derivative
+from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
+
+
+def segment_sums(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, segment: Tensor, count: int, voxel_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sums of each segment in one pass, however many there are.
+
+    Args:
+        terms: which sums, of `sigmoid` or `probabilities`.
+        logits: `[N]`, contiguous, in the type of the sums.
+        target: `[N]`, contiguous.
+        segment: `[N]` int32, contiguous; negative for a voxel of none.
+        count: S, how many segments.
+        voxel_weight: `[N]`, as `logits`, without gradient.
+
+    Returns:
+        sums: `[S, ROWS]`, differentiable with respect to the logits only.
+        voxels: `[S]`, how many there are, in the type of the sums.
+    """
+    numba = dispatch.choose(logits.device.type, logits.dtype) == "numba"
+    sums, voxels = _SegmentSums.apply(logits, target, segment, voxel_weight, terms, count, numba)
+    return sums, voxels
+
+
+class _SegmentSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        segment: Tensor,
+        voxel_weight: Tensor | None,
+        terms: VoxelTerms,
+        count: int,
+        numba: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Sums and voxels."""
+        ctx.save_for_backward(logits, target, segment, voxel_weight)
+        ctx.terms, ctx.numba = terms, numba
+        if numba:
+            from medloss.kernels.numba.segments import sums_by_segment  # not above: numba may be missing
+        else:
+            sums_by_segment = _sums_by_segment
+        sums, voxels = sums_by_segment(terms, logits, target, segment, count, voxel_weight)
+        ctx.mark_non_differentiable(voxels)
+        return sums, voxels
+
+    @staticmethod
+    def backward(ctx: Any, sum_gradients: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """The logits' gradient."""
+        if torch.is_grad_enabled():
+            no_second_derivative(ctx, sum_gradients)
+        if ctx.numba:
+            from medloss.kernels.numba.segments import gradient_by_segment
+        else:
+            gradient_by_segment = _gradient_by_segment
+        gradient = gradient_by_segment(ctx.terms, *ctx.saved_tensors, sum_gradients.contiguous())
+        return gradient, None, None, None, None, None, None
+
+
+def _sums_by_segment(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, segment: Tensor, count: int, voxel_weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    from medloss.kernels.eager import blocks
+
+    sums = logits.new_zeros((ROWS, 1, count), dtype=sum_type(logits))
+    voxels = sums.new_zeros(count)
+    for _, part in blocks(logits[None, None]):
+        kept = segment[part] >= 0
+        places = segment[part][kept].long()
+        block = _block(terms, logits, target, voxel_weight, part, kept)
+        block.segment, block.segments = places, count
+        sums[Row.TARGET, 0].index_add_(0, places, block.all_targets[0])
+        block.add_sums(sums)
+        voxels.index_add_(0, places, torch.ones_like(block.logits[0]))
+    return sums[:, 0].T.contiguous(), voxels
+
+
+def _gradient_by_segment(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, segment: Tensor, voxel_weight: Tensor | None, rows: Tensor
+) -> Tensor:
+    from medloss.kernels.eager import blocks
+
+    gradient = torch.zeros_like(logits)
+    for _, part in blocks(logits[None, None]):
+        kept = segment[part] >= 0
+        block = _block(terms, logits, target, voxel_weight, part, kept)
+        gradient[part][kept] = block.gradient(rows[segment[part][kept].long()].T.unsqueeze(1))[0]
+    return gradient
+
+
+def _block(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, voxel_weight: Tensor | None, part: slice, kept: Tensor
+) -> Any:
+    from medloss.kernels.eager_blocks import Block
+
+    z = logits[part][kept][None]
+    weight = None if voxel_weight is None else voxel_weight[part][kept][None]
+    return Block(terms, z, target[part][kept][None].to(z.dtype), None, weight)
