@@ -1,6 +1,6 @@
 """Errors around which balls lie mostly on the wrong side, with the gradient, map by map."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -46,17 +46,16 @@ def _operator(
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     sums, gradients = new_results(p, gradient)
-    function: Callable[..., Tensor | float] = _deep_errors
     if voxel_weight is None and dispatch.choose(p.device.type, p.dtype, "balls") == "numba":
         from medloss.kernels.numba import balls
 
         if balls.supports(radii, spacing):
-            function = balls.deep_errors
+            return balls.deep_errors(p, y, radii, weights, spacing, gradients if gradient else None), gradients
     for b in range(p.shape[0]):
         for c in range(p.shape[1]):
             out = gradients[b, c] if gradient else None
             factor = () if voxel_weight is None else (voxel_weight[b, 0],)
-            sums[b, c] = function(p[b, c], y[b, c], radii, weights, spacing, out, *factor)
+            sums[b, c] = _deep_errors(p[b, c], y[b, c], radii, weights, spacing, out, *factor)
     return sums, gradients
 
 

@@ -64,7 +64,8 @@ class _SegmentSums(torch.autograd.Function):
             from medloss.kernels.numba.segments import gradient_by_segment
         else:
             gradient_by_segment = _gradient_by_segment
-        gradient = gradient_by_segment(ctx.terms, *ctx.saved_tensors, sum_gradients.contiguous())
+        logits, target, segment, weight = ctx.saved_tensors
+        gradient = gradient_by_segment(ctx.terms, logits, target, segment, weight, sum_gradients.contiguous())
         return gradient, None, None, None, None, None, None
 
 

@@ -28,8 +28,9 @@ def _pulls(
     width: Any,
     start: Any,
     over: Any,
-) -> None:
-    """What each voxel's balls pass on to the voxels in them, a row per radius."""
+) -> Any:
+    """What each voxel's balls pass on to the voxels in them, a row per radius; whether that is anything."""
+    found = False
     real = p.dtype.type
     under = n
     for k in range(n):
@@ -44,6 +45,13 @@ def _pulls(
             up = over[k] if sides[byte, 0, base + k] & bit else real(0)
             down = over[under + k] if sides[byte, 1, base + k] & bit else real(0)
             pulls[o + k] = (up - down) * factor
+        bits = np.uint8(0)
+        for k in range(n):
+            bits |= (sides[byte, 0, base + k] | sides[byte, 1, base + k]) & bit
+        if bits:
+            for k in range(n):
+                found |= pulls[o + k] != 0
+    return found
 
 
 @numba.njit(**EXACT)
@@ -101,10 +109,13 @@ def spread_gradients(
         fill(spread, at(0), real(0), at(len(spread)))
         for j in range(0, shape[1], STRIP):
             strip = min(STRIP, shape[1] - j)
+            found = False
             for s in range(strip):
                 base = at((i * shape[1] + j + s) * row + nearest)
                 start = s * block + 2 * far[2] + nearest
-                _pulls(p, y, base, needed, sizes, weights, sides, pulls, width, start, over)
+                found |= _pulls(p, y, base, needed, sizes, weights, sides, pulls, width, start, over)
+            if not found:
+                continue
             fill(grown, at(0), real(0), at(len(grown)))
             for number in range(len(ends) - 1, -1, -1):
                 first_tap = tap_ends[number - 1] if number > 0 else 0

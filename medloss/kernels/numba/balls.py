@@ -49,8 +49,35 @@ def deep_errors(
     weights: Sequence[float],
     spacing: Sequence[float],
     gradients: Tensor | None,
+) -> Tensor:
+    """`ball_means.deep_errors`, `[B, C]`; the gradients go to a tensor as `p`."""
+    sums = p.new_empty(p.shape[:2])
+    classes, maps = p.shape[1], p.shape[0] * p.shape[1]
+    # Parts of rows cost more than rows: one map is shared between threads only where there are too few.
+    threads = 1 if maps >= torch.get_num_threads() else torch.get_num_threads()
+
+    def work(begin: int, end: int) -> None:
+        for number in range(begin, end):
+            b, c = divmod(number, classes)
+            out = None if gradients is None else gradients[b, c]
+            sums[b, c] = _of_one_map(p[b, c], y[b, c], radii, weights, spacing, out, threads)
+
+    if threads == 1:
+        share_out(maps, 1, work)
+    else:
+        work(0, maps)
+    return sums
+
+
+def _of_one_map(
+    p: Tensor,
+    y: Tensor,
+    radii: Sequence[float],
+    weights: Sequence[float],
+    spacing: Sequence[float],
+    gradients: Tensor | None,
+    threads: int,
 ) -> float:
-    """`ball_means.deep_errors` of one map `[*spatial]`."""
     plan = discs(tuple(radii), _three(spacing))
     shape = (p.shape[0], 1, p.shape[1]) if p.ndim == 2 else tuple(p.shape)
     plane = shape[1] * shape[2]
@@ -62,14 +89,16 @@ def deep_errors(
     sides = np.zeros((0 if gradients is None else -(-len(radii) // 8), 2, probability.size), np.uint8)
     sums = np.zeros(shape[0])
     cut = _cut(plan)
+    high = np.empty(shape[0] * shape[1], np.uint8)
+    _high_rows(probability, shape[2], high)
     sizes, by_radius = plan.sizes.numpy().astype(real), np.array(weights, real)
 
     def forward(begin: int, end: int) -> None:
         buffers = (_Buffers(plan, shape, np.uint8, count), _Buffers(plan, shape, real, real))
         by_label = np.empty((2, plane), real)
         _values(
-            probability, label, shape, cut, plan.reach, begin, end, buffers[0].arrays, buffers[1].arrays, by_label,
-            sizes, by_radius, sums, sides, out,
+            probability, label, high, shape, cut, plan.reach, begin, end, buffers[0].arrays, buffers[1].arrays,
+            by_label, sizes, by_radius, sums, sides, out,
         )  # fmt: skip
 
     share_out(shape[0], _PLANES, forward)
@@ -77,7 +106,7 @@ def deep_errors(
         # Lanes are independent of each other, everything else overlaps.
         share_out(
             shape[2],
-            -(-shape[2] // torch.get_num_threads()),
+            -(-shape[2] // threads),
             lambda b, e: spread_gradients(
                 probability, label, shape, cut, plan.reach, b, e, sizes, by_radius, sides, out
             ),
@@ -211,9 +240,40 @@ def _mark(balls: Any, o: Any, size: Any, bit: Any, n: Any, sides: Any, byte: Any
 
 
 @compiled
+def _high_rows(p: Any, row: Any, out: Any) -> None:
+    """Whether a row holds anything above a half, NaN included."""
+    half = p.dtype.type(0.5)
+    for j in range(out.shape[0]):
+        found = np.uint8(0)
+        base = at(j * row)
+        for k in range(at(row)):
+            found |= np.uint8(not (p[base + k] <= half))
+        out[j] = found
+
+
+@numba.njit(**EXACT)
+def _reached(high: Any, shape: Any, far: Any, i: Any, out: Any) -> None:
+    """Per row, whether one of a plane's neighbours within the largest ball's reach is a high row."""
+    for j in range(shape[1]):
+        found = False
+        for z in range(max(i - far[0], 0), min(i + far[0] + 1, shape[0])):
+            found |= high[z * shape[1] + j] != 0
+        out[j] = found
+
+
+@numba.njit(**EXACT)
+def _any(y: Any, o: Any, n: Any) -> Any:
+    found = np.uint8(0)
+    for k in range(n):
+        found |= y[o + k]
+    return found != 0
+
+
+@compiled
 def _values(
     p: Any,
     y: Any,
+    high: Any,
     shape: Any,
     cut: Any,
     far: Any,
@@ -234,6 +294,7 @@ def _values(
     two, length = real(2), len(label_buffers[1])
     full, empty, value = np.empty(length, p.dtype), np.empty(length, p.dtype), np.empty(length, p.dtype)
     by_full, by_empty = by_label[0], by_label[1]
+    reached = np.empty(shape[1], np.bool_)
     for i in range(begin, end):
         fill(by_full, at(0), real(0), at(plane))
         fill(by_empty, at(0), real(0), at(plane))
@@ -245,15 +306,24 @@ def _values(
                 start = at(j * row)
                 n = at(strip * row)
                 _weigh(label_buffers[3], at(r * length), sizes[r], weights[r], n, by_full, start, by_empty, start)
-        _fold(p, shape, far, i, buffers[0])
+        _reached(high, shape, far, i, reached)
+        folded = False
         for j in range(0, shape[1], length // row):
             strip = min(length // row, shape[1] - j)
             n, zero, base = at(strip * row), at(0), at(i * plane + j * row)
-            _pile(shape, far, cut, j, strip, buffers)
+            # Without a label, only balls more than half full of p count.
+            needed = _any(y, base, n)
+            for k in range(max(j - far[1], 0), min(j + strip + far[1], shape[1])):
+                needed |= reached[k]
+            if needed:
+                if not folded:
+                    _fold(p, shape, far, i, buffers[0])
+                    folded = True
+                _pile(shape, far, cut, j, strip, buffers)
             # Over-segmentation weighs more in balls full of p or empty of y; under-segmentation the other way round.
             put(full, zero, by_empty, at(j * row), n)
             put(empty, zero, by_full, at(j * row), n)
-            for r in range(len(sizes)):
+            for r in range(len(sizes) if needed else 0):
                 _weigh(buffers[3], at(r * length), sizes[r], weights[r], n, full, zero, empty, zero)
                 if len(out) > 0:
                     bit = np.uint8(1 << (r % 8))

@@ -184,9 +184,9 @@ def test_contours_of_labels_are_those_of_masks(size: tuple[int, ...], masked: bo
     loss = medloss.ShapeAwareLoss(softmax=True)
     values = []
     for kernels in ("eager", "numba") if "numba" in medloss.kernels.available() else ("eager",):
-        for distances in (None, maps):
+        for stored in (None, maps):
             with medloss.kernels.use(kernels):
-                values.append(loss(logits, label, mask=mask, spacing=spacing, distance_map=distances))
+                values.append(loss(logits, label, mask=mask, spacing=spacing, distance_map=stored))
     assert all(torch.isclose(values[0], value, rtol=1e-5) for value in values[1:])
     # A crop's map knows of more outside, but a class without a voxel has no contour.
     elsewhere = loss(logits[..., :1], 0 * label[..., :1], spacing=spacing, distance_map=maps[..., :1].abs() + 5)
