@@ -91,7 +91,8 @@ class LossInputs:
 
     def probabilities(self) -> Tensor:
         """p of all C classes, `[B, C, *spatial]`; at masked voxels the target, without gradient."""
-        logits = self.logits.to(self.dtype)
+        # Of channels-last logits torch's softmax is slower than a copy, and what reads its maps wants them one by one.
+        logits = self.logits.to(self.dtype, memory_format=torch.contiguous_format)
         if self.mask is not None:
             logits = torch.where(self.mask, logits, 0.0)
         if self.mode is Mode.CATEGORICAL:
