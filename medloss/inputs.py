@@ -162,8 +162,10 @@ class LossInputs:
         """
         with torch.no_grad():
             target, channels = self.target, self.logits.shape[1]
+            if not target.is_floating_point() and target.element_size() < 4:
+                target = target.to(torch.int32)  # torch takes a number for one of the tensor's type: 300 is 44 there
             y = target.to(torch.int16)
-            # Compared in the target's type: what int16 cannot hold would be another label there.
+            # Compared in the wider type: what int16 cannot hold would be another label there.
             valid = (target >= 0) & (target < channels)
             if target.is_floating_point():
                 valid &= target == y

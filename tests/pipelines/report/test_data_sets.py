@@ -47,7 +47,7 @@ def test_folders_of_reports(tmp_path: Path) -> None:
     assert stored["data_sets"][0]["means"]["a"] == pytest.approx(
         json.loads((folders[0] / "analysis.json").read_text())["primary"]["ranking"][0]["mean"]
     )
-    text = read_page(out / "report.html").text
+    text = read_page(out / "report.html", script=False).text
     assert "Which loss is best over 3 data sets?" in text and "lungs<br>.csv" in text
     assert "lungs<br>" not in (out / "report.html").read_text()
     table = pd.read_csv(out / "tables" / "data_sets.csv")

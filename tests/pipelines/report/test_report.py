@@ -394,15 +394,15 @@ def test_bad_input(tmp_path: Path) -> None:
 
 def test_compare_survives_a_report_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = made_comparison(tmp_path, ["dice", "focal"])
-    lines = compare._report(Comparison(tmp_path, plan))
-    assert lines[1] == f"report    {tmp_path / 'report' / 'report.html'}"
+    report = compare._report(Comparison(tmp_path, plan))
+    assert report is not None and report.page == tmp_path / "report" / "report.html"
     assert capsys.readouterr().err == ""
     (run_folder(tmp_path, plan.runs[0]).path / "cases.csv").write_text("case,dice\na,b\n")
-    assert compare._report(Comparison(tmp_path, plan)) == []
+    assert compare._report(Comparison(tmp_path, plan)) is None
     err = capsys.readouterr().err
     assert err.startswith("warning: no report was written: ") and err.count("\n") == 1
     alone = made_comparison(tmp_path / "alone", ["dice", "focal"], lambda c: "done" if c.loss == "dice" else "failed")
-    assert compare._report(Comparison(tmp_path / "alone", alone)) == []
+    assert compare._report(Comparison(tmp_path / "alone", alone)) is None
     assert not (tmp_path / "alone" / "report").exists()
 
 

@@ -28,7 +28,7 @@ _LOSSES = ["weighted_cross_entropy", "dice", "sensitivity_specificity"]
 @pytest.fixture(params=_WIDTHS)
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """A terminal of this width, as far as Rich can tell."""
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", str(request.param))
     monkeypatch.setenv("TERM", "xterm")
     return int(request.param)
