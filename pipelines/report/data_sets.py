@@ -369,7 +369,7 @@ def _page(found: DataSetsAnalysis, metric: Metric, plots: Mapping[str, Plot], fa
     return environment.get_template("data_sets.html").render(
         found=found,
         metric=metric,
-        plots={name: Markup(plot.inline) for name, plot in plots.items()},
+        plots={name: Markup(plot.inline()) for name, plot in plots.items()},
         facts=facts,
         not_controlled=NOT_CONTROLLED[:-1],
         friedman=_friedman(found),
