@@ -27,7 +27,11 @@ def _evidence(analysis: Analysis) -> tuple[str, ...]:
     detectable = reach.difference if of == 1 else reach.difference_family
     if detectable is None:
         return (cases,)
-    return cases, f"Typically enough to find a true difference of {metric.shown(detectable)} with 80 % power."
+    return (
+        cases,
+        f"Most losses have to differ by {metric.shown(detectable)} to be found with 80 % power, those whose scores "
+        "vary less by less.",
+    )
 
 
 def _misses(analysis: Analysis) -> str:
@@ -43,7 +47,8 @@ def _misses(analysis: Analysis) -> str:
             others = len(counts) - len(found)
             rest = f"; none with {'the other' if others > 1 else 'the other loss'}" if others else ""
             rest += f" {counted(others, 'loss')}" if others > 1 else ""
-            texts.append(f"{what}{in_words([f'{loss} {count}' for count, loss in found], 5)}{rest}.")
+            note = "" if what else " Each is a class of a case of which nothing was found."
+            texts.append(f"{what}{in_words([f'{loss} {count}' for count, loss in found], 5)}{rest}.{note}")
         elif not what:
             texts.append("No loss missed a class completely.")
     return " ".join(texts)

@@ -58,7 +58,9 @@ def _of_better(analysis: Analysis, better: list[Comparison]) -> tuple[str, str]:
     metric, (first, *others) = analysis.metric, better
     base = f"the reference {analysis.base}" if analysis.reference else str(analysis.base)
     also = f"; so did {in_words([other.loss for other in others], 3)}" if others else ""
-    answer = f"{first.loss} scored better than {base}: {_size(first, metric)} on average over {_cases(analysis)}{also}."
+    mean = next(ranked.mean for ranked in analysis.primary.ranking if ranked.loss == first.loss)
+    answer = f"{first.loss} scored better than {base}: its mean {metric.label} over {_cases(analysis)}, "
+    answer += f"{metric.shown(mean)}, is {_size(first, metric)}{also}."
     if first.within_margin:
         return answer, (
             f"The difference is unlikely to be chance ({_p(analysis, first)}), but smaller than the margin of "
@@ -76,7 +78,7 @@ def _of_undecided_pair(analysis: Analysis, pair: Comparison) -> tuple[str, str]:
     low, high = pair.interval or (pair.difference, pair.difference)
     return (
         f"{pair.loss} and {analysis.base} did not differ significantly on {_cases(analysis)}: their mean "
-        f"{metric.label} was {means[pair.loss]} and {means[str(analysis.base)]}, and {_size(pair, metric)}.",
+        f"{metric.label} was {means[pair.loss]} and {means[str(analysis.base)]}, which is {_size(pair, metric)}.",
         f"This does not show that they are equal: true differences from {metric.shown(low, signed=True)} to "
         f"{metric.shown(high, signed=True)} agree with these {analysis.unit}s.",
     )
@@ -120,9 +122,9 @@ def _counts(analysis: Analysis) -> str:
 
 
 def _size(compared: Comparison, metric: "Metric") -> str:
-    """`Dice 0.0103 higher (95 % interval +0.0053 to +0.0153)`."""
+    """`0.0103 higher (95 % interval of the difference +0.0053 to +0.0153)`."""
     direction = "higher" if compared.difference > 0 else "lower"
-    text = f"{metric.label} {metric.shown(abs(compared.difference))} {direction}"
+    text = f"{metric.shown(abs(compared.difference))} {direction}"
     if compared.interval is None:
         return text
     low, high = (metric.shown(bound, signed=True) for bound in compared.interval)
@@ -181,9 +183,8 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
             needed = _needed(analysis.margin, sd, count)
             if needed:
                 steps.append(
-                    f"About {needed:,} {unit}s would detect differences as small as the margin, "
-                    f"{metric.shown(analysis.margin)}; these {primary.patients} detect "
-                    f"{metric.shown(detectable)}."
+                    f"For most losses, whose scores vary from {unit} to {unit} by another amount, about {needed:,} "
+                    f"{unit}s detect a difference as small as the margin, {metric.shown(analysis.margin)}."
                 )
     elif undecided:
         share = runs_share(undecided)

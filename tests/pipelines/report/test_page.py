@@ -70,7 +70,10 @@ def test_the_first_screen_has_costs_and_misses() -> None:
     values["loss_02"][:4] = 0.0
     costs = {loss: Cost(epoch_s=2.0 + i, peak_mb=300.0, seconds=60.0, runs=1) for i, loss in enumerate(values)}
     facts = _facts(_analysed(values), _collected(values, costs=costs))
-    assert facts["Complete misses"] == "loss_02 4; none with the other 2 losses."
+    assert (
+        facts["Complete misses"]
+        == "loss_02 4; none with the other 2 losses. Each is a class of a case of which nothing was found."
+    )
     assert "loss_00: 2.0 s per epoch, 300 MB." in facts["Cost"]
     assert "2.0 s to 4.0 s per epoch." in facts["Cost"] and "3 runs took 3 min 0 s together." in facts["Cost"]
     assert facts["On what"].startswith("30 cases, 1 run per loss.")

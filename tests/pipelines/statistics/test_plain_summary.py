@@ -26,7 +26,8 @@ def _analysed(gains: dict[str, float], n: int = 60, noise: float = 0.004, **opti
 @pytest.mark.parametrize(
     ("gains", "options", "first", "second"),
     [
-        ({"ref": 0, "good": 0.05}, {}, "good scored better than the reference ref: Dice 0.0", "to be chance (p <"),
+        ({"ref": 0, "good": 0.05}, {}, "good scored better than the reference ref: its mean Dice over 60 cases",
+         "to be chance (p <"),
         ({"ref": 0, "a": 0.05, "b": 0.04}, {}, "; so did b.", "(adjusted p < 0.0001, over all 2 comparisons)"),
         ({"ref": 0, "more": 0.005}, {}, "more scored better", "smaller than the margin of 0.0100, so it is too small"),
         ({"ref": 0, "poor": -0.05}, {}, "No loss was shown to be better than the reference ref on 60 cases",
@@ -36,7 +37,8 @@ def _analysed(gains: dict[str, float], n: int = 60, noise: float = 0.004, **opti
         ({"ref": 0, "poor": -0.05, "bad": -0.1}, {}, "give no reason to replace it", "All 2 others are worse."),
         ({"ref": 0, "x": 0.1}, {"n": 5}, "With only 5 cases, no difference between losses can be shown; x had the best",
          "can be significant below 6 cases."),
-        ({"a": 0, "b": 0.05}, {"reference": None}, "b scored better than a: Dice 0.0", "unlikely to be chance (p <"),
+        ({"a": 0, "b": 0.05}, {"reference": None}, "b scored better than a: its mean Dice over 60 cases",
+         "unlikely to be chance (p <"),
         ({"a": 0, "b": 0.05, "c": 0.0501}, {"reference": None}, "but was not significantly better than",
          "Which of these 2 losses is best remains open"),
         ({"a": 0, "b": 0.05, "c": 0.1}, {"reference": None}, "c had the best mean Dice",
@@ -58,7 +60,7 @@ def test_the_interval_is_that_of_the_comparison() -> None:
     assert compared.interval is not None
     low, high = compared.interval
     assert (
-        f"Dice {compared.difference:.4f} higher (95 % interval of the difference {low:+.4f} to {high:+.4f})"
+        f"is {compared.difference:.4f} higher (95 % interval of the difference {low:+.4f} to {high:+.4f})"
         in (found.summary[0])
     )
 
@@ -67,7 +69,10 @@ def test_a_distance_is_lower() -> None:
     values = {"ref": np.arange(5.0, 25), "good": np.arange(3.0, 23) + 0.1 * np.random.default_rng(0).random(20)}
     table = check_table(long_table(values, "hd95_mm"), METRICS)
     found = analyse(table, metric="hd95_mm", reference="ref", margin=0.5, bootstraps=50)
-    assert "good scored better than the reference ref: HD95 1." in found.summary[0] and " mm lower" in found.summary[0]
+    assert (
+        "good scored better than the reference ref: its mean HD95 over 20 cases, " in found.summary[0]
+        and " mm lower" in found.summary[0]
+    )
 
 
 def test_the_number_of_cases_that_would_be_needed() -> None:
@@ -79,7 +84,7 @@ def test_the_number_of_cases_that_would_be_needed() -> None:
     assert f"difference as large as that of {undecided.loss} ({undecided.difference:+.4f}) with 80 % power, about "
     assert f"about {needed:,} are needed" in steps
     assert found.primary.reach.sd is not None
-    assert f"About {cases_needed(0.01, found.primary.reach.sd, comparisons=2):,} cases would detect" in steps
+    assert f"about {cases_needed(0.01, found.primary.reach.sd, comparisons=2):,} cases detect" in steps
     assert "A second seed" in steps
     # Equal scores have no difference to detect, and take no time to say so.
     assert "more than 100,000 are needed" in " ".join(
