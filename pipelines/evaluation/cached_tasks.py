@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, Thr
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from nibabel.imageglobals import LoggingOutputSuppressor
 
@@ -99,6 +99,8 @@ def work(
                     notify(message)
                 progress(1)
     except BrokenProcessPool:
+        # A process that `submit` started while Python ended the others is not ended, and would be waited for.
+        kill_pool(cast(ProcessPoolExecutor, pool))
         raise UserError(
             "a process was killed during the evaluation, often because memory ran out; run the command again to "
             "resume; --jobs 1 needs the least memory"
