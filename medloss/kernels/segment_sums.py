@@ -58,15 +58,27 @@ class _SegmentSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, sum_gradients: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         """The logits' gradient."""
-        if torch.is_grad_enabled():
-            no_second_derivative(ctx, sum_gradients)
         if ctx.numba:
             from medloss.kernels.numba.segments import gradient_by_segment
         else:
             gradient_by_segment = _gradient_by_segment
         logits, target, segment, weight = ctx.saved_tensors
-        gradient = gradient_by_segment(ctx.terms, logits, target, segment, weight, sum_gradients.contiguous())
+        gradient = gradient_by_segment(ctx.terms, logits, target, segment, weight, sum_gradients.detach().contiguous())
+        if torch.is_grad_enabled():
+            gradient = _Once.apply(gradient, logits)
         return gradient, None, None, None, None, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, logits: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        no_second_derivative(ctx, gradient)
 
 
 def _sums_by_segment(
