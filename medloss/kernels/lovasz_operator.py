@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 from medloss.kernels.lovasz_spec import LovaszTerms
-from medloss.kernels.operators import empty_gradient, flat_inputs, no_second_derivative, shaped_gradient
+from medloss.kernels.operators import empty_gradient, flat_inputs, no_second_derivative, shaped_gradient, small_case
 from medloss.kernels.sum_spec import sum_type
 
 
@@ -28,7 +28,7 @@ def lovasz_extensions(
         positives: `[B or 1, C]`, int64; of weight above 0.
     """
     given = logits, target, mask, voxel_weight
-    numba = dispatch.choose(logits.device.type, logits.dtype) == "numba"
+    numba = dispatch.choose(logits.device.type, logits.dtype, f"{terms.mode} lovasz", logits.device.index) == "numba"
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(logits) not in (Tensor, torch.nn.Parameter):
         values, positives, _ = _extensions(*given, terms.mode, terms.first, terms.hinge, terms.batch, numba)
     else:
@@ -164,3 +164,25 @@ def _backward(ctx: Any, by: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 _extensions.register_autograd(_backward, setup_context=_keep)
 _gradient.register_autograd(no_second_derivative)
+
+
+def _register_small_case(mode: str) -> None:
+    """Items by themselves with a mask, and all together; equal errors share what they cost in any order."""
+
+    def extensions(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        results = []
+        for batch in (False, True):
+            logits, target, mask, _ = small_case(mode, (5, 7, 9), device, dtype)
+            terms = LovaszTerms(mode, 1, mode == "probabilities" and batch, batch)
+            values, _ = lovasz_extensions(terms, logits.requires_grad_(), target, None if batch else mask, None)
+            factors = torch.arange(1, values.numel() + 1, device=device).cos().view_as(values).to(values)
+            (gradient,) = torch.autograd.grad((factors * values).sum(), logits)
+            lines = gradient[:, 1:].flatten(2).float()
+            results += [values.detach(), *(part.to(dtype) for part in (lines.abs().sum(2), lines.sum(2)))]
+        return results
+
+    self_check.register(f"{mode} lovasz", extensions)
+
+
+for _mode in ("softmax", "sigmoid", "probabilities"):
+    _register_small_case(_mode)
