@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 from medloss.kernels.group_spec import GroupTerms, total_type
-from medloss.kernels.operators import empty_gradient, flat_inputs, no_second_derivative, shaped_gradient
+from medloss.kernels.operators import empty_gradient, flat_inputs, no_second_derivative, shaped_gradient, small_case
+from medloss.kernels.sum_spec import sum_type
 
 
 def group_sums(
@@ -23,7 +24,8 @@ def group_sums(
         voxel_weight: `[B, 1, *spatial]`, without gradient.
     """
     # Triton has no kernel of its own for it.
-    kernels = "numba" if dispatch.choose(logits.device.type, logits.dtype) == "numba" else "eager"
+    chosen = dispatch.choose(logits.device.type, logits.dtype, f"{terms.mode} groups", logits.device.index)
+    kernels = "numba" if chosen == "numba" else "eager"
     result: Tensor = _sums(logits, target, mask, voxel_weight, terms.mode, terms.first, terms.by, terms.groups, kernels)
     return result
 
@@ -95,3 +97,22 @@ def _gradient(ctx: Any, sum_gradients: Tensor) -> tuple[Tensor | None, ...]:
 
 _sums.register_autograd(_gradient, setup_context=_keep)
 _sums_backward.register_autograd(no_second_derivative)
+
+
+def _register_small_case(mode: str) -> None:
+    """All kinds of groups, with a mask and weights."""
+
+    def sums(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        results = []
+        for by, groups in (("bins", 7), ("soft_bins", 5), ("labels", 3)):
+            logits, target, mask, weight = small_case(mode, (5, 7, 9), device, dtype)
+            rows = group_sums(GroupTerms(mode, 1, by, groups), logits.requires_grad_(), target, mask, weight)
+            factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
+            results += [*rows.detach().to(sum_type(logits)), *torch.autograd.grad((factors * rows).sum(), logits)]
+        return results
+
+    self_check.register(f"{mode} groups", sums)
+
+
+for _mode in ("softmax", "sigmoid", "probabilities"):
+    _register_small_case(_mode)

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medloss.errors import InputError
-from medloss.kernels import dispatch
+from medloss.kernels import dispatch, self_check
 from medloss.kernels.lovasz_spec import LovaszTerms
-from medloss.kernels.operators import empty_gradient, flat_inputs, shaped_gradient
+from medloss.kernels.operators import empty_gradient, flat_inputs, no_second_derivative, shaped_gradient, small_case
 from medloss.kernels.sum_spec import sum_type
 
 
@@ -29,7 +28,7 @@ def lovasz_extensions(
         positives: `[B or 1, C]`, int64; of weight above 0.
     """
     given = logits, target, mask, voxel_weight
-    numba = dispatch.choose(logits.device.type, logits.dtype) == "numba"
+    numba = dispatch.choose(logits.device.type, logits.dtype, f"{terms.mode} lovasz", logits.device.index) == "numba"
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(logits) not in (Tensor, torch.nn.Parameter):
         values, positives, _ = _extensions(*given, terms.mode, terms.first, terms.hinge, terms.batch, numba)
     else:
@@ -77,25 +76,26 @@ class _PlainExtensions(torch.autograd.Function):
         """Values and positives."""
         values, positives, slopes = _compute(terms, numba, logits, target, mask, voxel_weight)
         ctx.mark_non_differentiable(positives)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(logits, target, mask, voxel_weight)
-            ctx.terms, ctx.numba, ctx.slopes = terms, numba, slopes
+        # Saved, not kept: a checkpoint drops it, and computes it again.
+        ctx.save_for_backward(logits, target, mask, voxel_weight, slopes)
+        ctx.terms, ctx.numba, ctx.taken = terms, numba, False
         return values, positives
 
     @staticmethod
     def backward(ctx: Any, by: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         """The logits' gradient."""
-        if torch.is_grad_enabled():
-            raise InputError(_ONCE)
-        logits, target, mask, voxel_weight = ctx.saved_tensors
-        slopes, ctx.slopes = ctx.slopes, None
-        if slopes is None:  # taken by an earlier pass through a graph that was retained
+        logits, target, mask, voxel_weight, slopes = ctx.saved_tensors
+        if ctx.taken:  # by an earlier pass through a graph that was retained
             slopes = _compute(ctx.terms, ctx.numba, logits, target, mask, voxel_weight)[2]
-        gradient = _gradient_in_place(ctx.terms, ctx.numba, logits, mask, slopes, by)
+        terms = ctx.terms
+        if torch.is_grad_enabled():
+            # The operator refuses to be differentiated again.
+            gradient = _gradient(logits, mask, slopes, by, terms.mode, terms.first, terms.hinge, terms.batch, ctx.numba)
+        else:
+            ctx.taken = True
+            # `data` has no version that a later look at what was saved would miss.
+            gradient = _gradient_in_place(terms, ctx.numba, logits, mask, slopes.data, by)
         return gradient, None, None, None, None, None
-
-
-_ONCE = "lovasz: second derivatives are not there for this loss; expected one backward only"
 
 
 @torch.library.custom_op("medloss::lovasz_extensions", mutates_args=())
@@ -162,9 +162,27 @@ def _backward(ctx: Any, by: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return gradient, *(None,) * (3 + len(ctx.rest))
 
 
-def _refuse(ctx: Any, gradient: Tensor) -> Any:
-    raise InputError(_ONCE)
-
-
 _extensions.register_autograd(_backward, setup_context=_keep)
-_gradient.register_autograd(_refuse)
+_gradient.register_autograd(no_second_derivative)
+
+
+def _register_small_case(mode: str) -> None:
+    """Items by themselves with a mask, and all together; equal errors share what they cost in any order."""
+
+    def extensions(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        results = []
+        for batch in (False, True):
+            logits, target, mask, _ = small_case(mode, (5, 7, 9), device, dtype)
+            terms = LovaszTerms(mode, 1, mode == "probabilities" and batch, batch)
+            values, _ = lovasz_extensions(terms, logits.requires_grad_(), target, None if batch else mask, None)
+            factors = torch.arange(1, values.numel() + 1, device=device).cos().view_as(values).to(values)
+            (gradient,) = torch.autograd.grad((factors * values).sum(), logits)
+            lines = gradient[:, 1:].flatten(2).float()
+            results += [values.detach(), *(part.to(dtype) for part in (lines.abs().sum(2), lines.sum(2)))]
+        return results
+
+    self_check.register(f"{mode} lovasz", extensions)
+
+
+for _mode in ("softmax", "sigmoid", "probabilities"):
+    _register_small_case(_mode)

@@ -298,7 +298,7 @@ def _register_small_cases(mode: str) -> None:
         masked = VoxelTerms(mode, 1, overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0)
         plain = VoxelTerms(mode, overlap=True, entropy="plain")
         for terms, shape in ((masked, (5, 7, 9)), (plain, (16, 16, 16))):
-            logits, target, mask, weight = _small_case(mode, shape, device, dtype)
+            logits, target, mask, weight = small_case(mode, shape, device, dtype)
             given = (mask, weight) if terms is masked else (None, None)
             rows = voxel_sums(terms, logits.requires_grad_(), target, *given)
             factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
@@ -307,7 +307,7 @@ def _register_small_cases(mode: str) -> None:
 
     def map_(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         terms = VoxelTerms(mode, entropy="focal", gamma=2.0)
-        logits, target, mask, _ = _small_case(mode, (5, 7, 9), device, dtype)
+        logits, target, mask, _ = small_case(mode, (5, 7, 9), device, dtype)
         factors = 1 + torch.arange(6, device=device).view(2, 3).to(sum_type(logits))
         values = entropy_map(terms, logits.requires_grad_(), target, mask, factors, factors.flip(0))
         return [values.detach(), *torch.autograd.grad(values.square().sum(), logits)]
@@ -316,7 +316,7 @@ def _register_small_cases(mode: str) -> None:
     self_check.register(f"{mode} map", map_)
 
 
-def _small_case(
+def small_case(
     mode: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits of two items and three classes, an index map, a mask and weights, all without random numbers."""

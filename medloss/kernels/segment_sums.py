@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medloss.kernels import dispatch
-from medloss.kernels.operators import no_second_derivative
+from medloss.kernels import dispatch, self_check
+from medloss.kernels.operators import no_second_derivative, small_case
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 
@@ -27,7 +27,8 @@ def segment_sums(
         sums: `[S, ROWS]`, differentiable with respect to the logits only.
         voxels: `[S]`, how many there are, in the type of the sums.
     """
-    numba = dispatch.choose(logits.device.type, logits.dtype) == "numba"
+    work = f"{terms.mode} segments"
+    numba = dispatch.choose(logits.device.type, logits.dtype, work, logits.device.index) == "numba"
     sums, voxels = _SegmentSums.apply(logits, target, segment, voxel_weight, terms, count, numba)
     return sums, voxels
 
@@ -58,15 +59,27 @@ class _SegmentSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, sum_gradients: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         """The logits' gradient."""
-        if torch.is_grad_enabled():
-            no_second_derivative(ctx, sum_gradients)
         if ctx.numba:
             from medloss.kernels.numba.segments import gradient_by_segment
         else:
             gradient_by_segment = _gradient_by_segment
         logits, target, segment, weight = ctx.saved_tensors
-        gradient = gradient_by_segment(ctx.terms, logits, target, segment, weight, sum_gradients.contiguous())
+        gradient = gradient_by_segment(ctx.terms, logits, target, segment, weight, sum_gradients.detach().contiguous())
+        if torch.is_grad_enabled():
+            gradient = _Once.apply(gradient, logits)
         return gradient, None, None, None, None, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, logits: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        no_second_derivative(ctx, gradient)
 
 
 def _sums_by_segment(
@@ -108,3 +121,27 @@ def _block(
     z = logits[part][kept][None]
     weight = None if voxel_weight is None else voxel_weight[part][kept][None]
     return Block(terms, z, target[part][kept][None].to(z.dtype), None, weight)
+
+
+def _register_small_case(mode: str) -> None:
+    """All kinds of sums over three segments, with voxels of none and weights."""
+
+    def sums(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        results = []
+        for terms in (
+            VoxelTerms(mode, overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0),
+            VoxelTerms(mode, entropy="plain"),
+        ):
+            logits, target, mask, weight = (part[0, 0].flatten() for part in small_case(mode, (5, 7, 9), device, dtype))
+            segment = torch.where(mask, torch.arange(len(mask), device=device) // 150, -1).int()
+            logits = logits.to(sum_type(logits))
+            rows, voxels = segment_sums(terms, logits.requires_grad_(), target > 0, segment, 3, weight)
+            factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
+            results += [*rows.detach().T, voxels, *torch.autograd.grad((factors * rows).sum(), logits)]
+        return results
+
+    self_check.register(f"{mode} segments", sums)
+
+
+for _mode in ("sigmoid", "probabilities"):
+    _register_small_case(_mode)

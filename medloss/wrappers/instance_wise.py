@@ -169,6 +169,8 @@ class InstanceWiseLoss(SegmentationLoss):
         for i in losses:
             loss = self.losses[i]
             given = around if loss.uses_spacing or loss.looks_around else None
+            if given is None:
+                _ = map_.segments  # what areas share is made before: a checkpoint would not make it twice
             # Computed again in the backward pass: K areas keep no K copies of what they share.
             values = [checkpoint(map_.value, loss, area, given, use_reentrant=False) for area in map_.areas]
             total = total + self.term_weights[i] * torch.stack(values).mean()

@@ -11,13 +11,6 @@ from medloss.kernels.numba import terms as formulas
 from medloss.kernels.numba.blocks import keep_only, load_labels, store_difference, store_interleaved
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 from medloss.kernels.numba.passes import (
-    _INVERSE,
-    _O,
-    _P,
-    _SHARED,
-    _U,
-    _V,
-    _Y,
     BLOCK,
     CLASSES,
     FIRST,
@@ -27,15 +20,22 @@ from medloss.kernels.numba.passes import (
     KIND,
     MASKED,
     MODE,
+    ROW_INVERSE,
+    ROW_O,
+    ROW_P,
+    ROW_SHARED,
+    ROW_U,
+    ROW_V,
+    ROW_Y,
     SOFTMAX,
     VOXELS,
-    _class_probability,
-    _load,
-    _softmax,
-    _target,
-    _voxel_weight,
+    class_probability,
+    load_logits,
+    load_softmax,
+    load_target,
+    load_voxel_weight,
 )
-from medloss.kernels.numba.sums import Array, _Work, flat_numbers
+from medloss.kernels.numba.sums import Array, Work, flat_numbers
 from medloss.kernels.sum_spec import VoxelTerms
 
 _BY = {"bins": 0, "soft_bins": 1, "labels": 2}
@@ -48,7 +48,7 @@ def group_sums(
     terms: GroupTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None
 ) -> Tensor:
     """The sums of `GroupTerms`, `[2, B, C, groups]`."""
-    work = _Work.of(VoxelTerms(terms.mode, terms.first), logits, target, mask, voxel_weight)
+    work = Work.of(VoxelTerms(terms.mode, terms.first), logits, target, mask, voxel_weight)
     by, groups = _BY[terms.by], terms.groups
     partial = np.zeros((work.items, work.chunks, work.classes, groups + 1, 2))
 
@@ -72,7 +72,7 @@ def group_sums_backward(
     sum_gradients: Tensor,
 ) -> Tensor:
     """The gradient of `(sum_gradients * group_sums(...)).sum()`, `[B, C, N]`."""
-    work = _Work.of(VoxelTerms(terms.mode, terms.first), logits, target, mask, voxel_weight)
+    work = Work.of(VoxelTerms(terms.mode, terms.first), logits, target, mask, voxel_weight)
     gradient = empty_like(logits, dtype=float32 if logits.dtype == float16 else logits.dtype)
     out, by, groups = flat_numbers(gradient), _BY[terms.by], terms.groups
     # A further group has no gradient: that of voxels in none.
@@ -158,7 +158,7 @@ def _sums_pass(
     """Add the sums of the voxels `begin` to `end` of an item to `sums`, `[C, groups + 1, 2]`."""
     classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
     softmax = plan[MODE] == SOFTMAX
-    y, v, p, above = narrow[_Y], narrow[_V], narrow[_P], narrow[_O]
+    y, v, p, above = narrow[ROW_Y], narrow[ROW_V], narrow[ROW_P], narrow[ROW_O]
     index = np.empty(block, np.int32)
     lanes = np.zeros((classes, _LANES, groups + 1, 2))
     for start in range(begin, end, block):
@@ -166,16 +166,16 @@ def _sums_pass(
         keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
-        _load(logits, plan, item, start, n, wide)
+        load_logits(logits, plan, item, start, n, wide)
         if softmax:
-            _softmax(plan, n, keep, False, wide, narrow)
-        _voxel_weight(weight, plan, item, 0, start, n, keep, v)
+            load_softmax(plan, n, keep, False, wide, narrow)
+        load_voxel_weight(weight, plan, item, 0, start, n, keep, v)
         for c in range(first, classes):
-            _target(target, plan, item, c, start, n, keep, labels, y)
+            load_target(target, plan, item, c, start, n, keep, labels, y)
             if softmax:
-                formulas.multiply(wide[classes + c], narrow[_INVERSE], n, p)
+                formulas.multiply(wide[classes + c], narrow[ROW_INVERSE], n, p)
             else:
-                _class_probability(wide[c], plan, n, keep, False, narrow)
+                class_probability(wide[c], plan, n, keep, False, narrow)
             _find(by, groups, p, labels, n, index, above)
             if by == _SOFT:
                 _add_shared(index, above, p, y, v, n, lanes[c])
@@ -214,29 +214,29 @@ def _gradient_pass(
     """Write the gradient at the voxels `begin` to `end` of an item; `table` is `[B, C, 2, groups + 1]`."""
     classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
     softmax, interleaved = plan[MODE] == SOFTMAX, plan[INTERLEAVED] != 0
-    y, v, p, above = narrow[_Y], narrow[_V], narrow[_P], narrow[_O]
-    shared, inverse = narrow[_SHARED], narrow[_INVERSE]
+    y, v, p, above = narrow[ROW_Y], narrow[ROW_V], narrow[ROW_P], narrow[ROW_O]
+    shared, inverse = narrow[ROW_SHARED], narrow[ROW_INVERSE]
     index = np.empty(block, np.int32)
     for start in range(begin, end, block):
         n = min(block, end - start)
         keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
-        _load(logits, plan, item, start, n, wide)
+        load_logits(logits, plan, item, start, n, wide)
         if softmax:
-            _softmax(plan, n, keep, False, wide, narrow)
-        _voxel_weight(weight, plan, item, 0, start, n, keep, v)
+            load_softmax(plan, n, keep, False, wide, narrow)
+        load_voxel_weight(weight, plan, item, 0, start, n, keep, v)
         formulas.fill(shared, n, 0)
         for c in range(classes):
             z = wide[c]
             if c < first:
                 formulas.fill(z, n, 0)
                 continue
-            _target(target, plan, item, c, start, n, keep, labels, y)
+            load_target(target, plan, item, c, start, n, keep, labels, y)
             if softmax:
                 formulas.multiply(wide[classes + c], inverse, n, p)
             else:
-                _class_probability(z, plan, n, keep, False, narrow)
+                class_probability(z, plan, n, keep, False, narrow)
             _find(by, groups, p, labels, n, index, above)
             if by == _SOFT:
                 _gather_shared(index, above, groups, p, y, v, table[item, c, 0], table[item, c, 1], n, z)
@@ -247,7 +247,7 @@ def _gradient_pass(
             if softmax:
                 formulas.add(z, n, shared)
             elif plan[MODE] != GIVEN:
-                formulas.multiply(z, narrow[_U], n, z)
+                formulas.multiply(z, narrow[ROW_U], n, z)
         # The gradient is p G - p sum(p G) of a softmax, with p = e * inverse.
         if softmax:
             formulas.multiply(inverse, shared, n, shared)

@@ -18,9 +18,6 @@ from medloss.kernels.numba.blocks import keep_only, load_labels
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 from medloss.kernels.numba.elementary import float_bits
 from medloss.kernels.numba.passes import (
-    _INVERSE,
-    _P,
-    _Y,
     BLOCK,
     CLASSES,
     FIRST,
@@ -28,15 +25,18 @@ from medloss.kernels.numba.passes import (
     KIND,
     MASKED,
     MODE,
+    ROW_INVERSE,
+    ROW_P,
+    ROW_Y,
     SOFTMAX,
     VOXELS,
-    _class_probability,
-    _load,
-    _softmax,
-    _target,
+    class_probability,
     gradient_pass,
+    load_logits,
+    load_softmax,
+    load_target,
 )
-from medloss.kernels.numba.sums import Array, _Work, flat_numbers
+from medloss.kernels.numba.sums import Array, Work, flat_numbers
 from medloss.kernels.numba.terms import multiply
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms
 from medloss.kernels.thread_pool import POOL
@@ -57,7 +57,7 @@ def extensions(
     terms: LovaszTerms, logits: Tensor, target: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, numbers of voxels of the classes, and gradients, as `lovasz_spec` has them."""
-    work = _Work.of(VoxelTerms(terms.mode, terms.first), logits, target, mask, None)
+    work = Work.of(VoxelTerms(terms.mode, terms.first), logits, target, mask, None)
     items, classes, voxels = logits.shape
     slopes = torch.empty((items, classes, voxels), dtype=torch.float32, device="cpu")
     maps = slopes.view(-1).numpy()
@@ -85,7 +85,7 @@ def extensions(
 
 def gradient_in_place(terms: LovaszTerms, logits: Tensor, mask: Tensor | None, slopes: Tensor, by: Tensor) -> Tensor:
     """The gradient of `(by * values).sum()` for the logits, `[B, C, N]`; `slopes` may become it."""
-    work = _Work.of(VoxelTerms(terms.mode, terms.first, overlap=True), logits, slopes, mask, None)
+    work = Work.of(VoxelTerms(terms.mode, terms.first, overlap=True), logits, slopes, mask, None)
     same = logits.dtype == torch.float32 and logits.is_contiguous()
     half = logits.dtype == torch.float16
     result = slopes if same else torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
@@ -196,21 +196,21 @@ def _errors_pass(
     """Write the signed errors of the voxels `begin` to `end` of an item."""
     classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
     softmax = plan[MODE] == SOFTMAX
-    y, p = narrow[_Y], narrow[_P]
+    y, p = narrow[ROW_Y], narrow[ROW_P]
     for start in range(begin, end, block):
         n = min(block, end - start)
         keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
-        _load(logits, plan, item, start, n, wide)
+        load_logits(logits, plan, item, start, n, wide)
         if softmax:
-            _softmax(plan, n, keep, False, wide, narrow)
+            load_softmax(plan, n, keep, False, wide, narrow)
         for c in range(first, classes):
-            _target(target, plan, item, c, start, n, keep, labels, y)
+            load_target(target, plan, item, c, start, n, keep, labels, y)
             if softmax:
-                multiply(wide[classes + c], narrow[_INVERSE], n, p)
+                multiply(wide[classes + c], narrow[ROW_INVERSE], n, p)
             else:
-                _class_probability(wide[c], plan, n, keep, False, narrow)
+                class_probability(wide[c], plan, n, keep, False, narrow)
             offset = (item * classes + c) * voxels + start
             out = maps[offset : offset + n]
             _signed_errors(p, y, hinge, n, out)

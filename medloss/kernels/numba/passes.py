@@ -18,18 +18,21 @@ from medloss.kernels.numba.blocks import (
 )
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 
-#: What a plan holds, in this order; `_Work.of` in sums.py makes it.
+#: What a plan holds, in this order; `Work.of` in sums.py makes it.
 SOFTMAX, SIGMOID, GIVEN = 0, 1, 2
 MODE, FIRST, OVERLAP, SQUARES, ERRORS, ENTROPY = 0, 1, 2, 3, 4, 5
 INDEXED, KIND, MASKED, WEIGHTS, CLASSES, VOXELS, BLOCK, INTERLEAVED = 6, 7, 8, 9, 10, 11, 12, 13
 
 #: The narrow buffers, a block long each.
 NARROW = 13
-_Y, _V, _P, _U, _L, _Q, _G, _H, _TOP, _INVERSE, _PARTITION, _SHARED, _O = range(NARROW)
+ROW_Y, ROW_V, ROW_P, ROW_U, ROW_L, ROW_Q, ROW_G, ROW_H, ROW_TOP, ROW_INVERSE, ROW_PARTITION, ROW_SHARED, ROW_O = range(
+    NARROW
+)
 
 
 @numba.njit(**OPTIONS)
-def _target(target: Any, plan: Any, item: Any, c: Any, start: Any, n: Any, keep: Any, labels: Any, y: Any) -> None:
+def load_target(target: Any, plan: Any, item: Any, c: Any, start: Any, n: Any, keep: Any, labels: Any, y: Any) -> None:
+    """A class's map of the target, 0 where masked."""
     if plan[INDEXED]:
         class_map(labels, c, n, y)
     else:
@@ -37,7 +40,8 @@ def _target(target: Any, plan: Any, item: Any, c: Any, start: Any, n: Any, keep:
 
 
 @numba.njit(**OPTIONS)
-def _voxel_weight(weight: Any, plan: Any, item: Any, c: Any, start: Any, n: Any, keep: Any, v: Any) -> None:
+def load_voxel_weight(weight: Any, plan: Any, item: Any, c: Any, start: Any, n: Any, keep: Any, v: Any) -> None:
+    """What voxels weigh in the sums of a class, 0 where masked."""
     maps = plan[WEIGHTS]
     if maps:
         channel = 0 if maps == 1 else c - plan[FIRST]
@@ -49,7 +53,7 @@ def _voxel_weight(weight: Any, plan: Any, item: Any, c: Any, start: Any, n: Any,
 
 
 @numba.njit(**OPTIONS)
-def _load(logits: Any, plan: Any, item: Any, start: Any, n: Any, wide: Any) -> None:
+def load_logits(logits: Any, plan: Any, item: Any, start: Any, n: Any, wide: Any) -> None:
     """The logits of all classes to the first rows of `wide`."""
     classes, voxels = plan[CLASSES], plan[VOXELS]
     if plan[INTERLEAVED]:
@@ -61,7 +65,8 @@ def _load(logits: Any, plan: Any, item: Any, start: Any, n: Any, wide: Any) -> N
 
 
 @numba.njit(**OPTIONS)
-def _softmax(plan: Any, n: Any, keep: Any, logarithm: Any, wide: Any, narrow: Any) -> None:
+def load_softmax(plan: Any, n: Any, keep: Any, logarithm: Any, wide: Any, narrow: Any) -> None:
+    """Exponentials of all classes to the last rows of `wide`, and what makes probabilities of them."""
     classes = plan[CLASSES]
     terms.softmax_block(
         classes,
@@ -70,21 +75,21 @@ def _softmax(plan: Any, n: Any, keep: Any, logarithm: Any, wide: Any, narrow: An
         logarithm,
         wide[:classes],
         wide[classes:],
-        narrow[_TOP],
-        narrow[_INVERSE],
-        narrow[_PARTITION],
+        narrow[ROW_TOP],
+        narrow[ROW_INVERSE],
+        narrow[ROW_PARTITION],
     )
 
 
 @numba.njit(**OPTIONS)
-def _class_probability(z: Any, plan: Any, n: Any, keep: Any, entropy: Any, narrow: Any) -> None:
+def class_probability(z: Any, plan: Any, n: Any, keep: Any, entropy: Any, narrow: Any) -> None:
     """One class of a sigmoid's or given probabilities: `p`, `1 - p` and their logarithms."""
     keep_only(keep, z)
     if plan[MODE] == SIGMOID:
-        terms.sigmoid_class(z, n, entropy, narrow[_P], narrow[_U], narrow[_L], narrow[_Q])
+        terms.sigmoid_class(z, n, entropy, narrow[ROW_P], narrow[ROW_U], narrow[ROW_L], narrow[ROW_Q])
     else:
-        terms.given_class(z, n, entropy, narrow[_P], narrow[_U], narrow[_L], narrow[_Q])
-    keep_only(keep, narrow[_P])
+        terms.given_class(z, n, entropy, narrow[ROW_P], narrow[ROW_U], narrow[ROW_L], narrow[ROW_Q])
+    keep_only(keep, narrow[ROW_P])
 
 
 @compiled
@@ -96,9 +101,9 @@ def sums_pass(
     classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
     softmax, entropy = plan[MODE] == SOFTMAX, plan[ENTROPY]
     overlap, squares, errors = plan[OVERLAP], plan[SQUARES], plan[ERRORS]
-    y, v, p, u, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_H]
-    top, inverse, partition = narrow[_TOP], narrow[_INVERSE], narrow[_PARTITION]
-    buffers = (p, narrow[_L], u, h)
+    y, v, p, u, h = narrow[ROW_Y], narrow[ROW_V], narrow[ROW_P], narrow[ROW_U], narrow[ROW_H]
+    top, inverse, partition = narrow[ROW_TOP], narrow[ROW_INVERSE], narrow[ROW_PARTITION]
+    buffers = (p, narrow[ROW_L], u, h)
     weights = plan[WEIGHTS]
     weighted = squares or errors or entropy or weights
     for start in range(begin, end, block):
@@ -107,20 +112,20 @@ def sums_pass(
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
         if overlap or squares or errors or entropy:
-            _load(logits, plan, item, start, n, wide)
+            load_logits(logits, plan, item, start, n, wide)
             if softmax:
-                _softmax(plan, n, keep, entropy != 0, wide, narrow)
+                load_softmax(plan, n, keep, entropy != 0, wide, narrow)
         if weighted and weights <= 1:
-            _voxel_weight(weight, plan, item, 0, start, n, keep, v)
+            load_voxel_weight(weight, plan, item, 0, start, n, keep, v)
         for c in range(classes):
-            _target(target, plan, item, c, start, n, keep, labels, y)
+            load_target(target, plan, item, c, start, n, keep, labels, y)
             if c < first or not (overlap or squares or errors or entropy):
                 sums[2, c] += terms.total(y, n)
                 continue
             if weights > 1:
-                _voxel_weight(weight, plan, item, c, start, n, keep, v)
+                load_voxel_weight(weight, plan, item, c, start, n, keep, v)
             if not softmax:
-                _class_probability(wide[c], plan, n, keep, entropy != 0, narrow)
+                class_probability(wide[c], plan, n, keep, entropy != 0, narrow)
             elif squares or errors or weights:
                 terms.multiply(wide[classes + c], inverse, n, p)
             if overlap:
@@ -161,7 +166,7 @@ def sums_pass(
                     )
                 else:
                     positive, negative = entropies.entropy_sums(
-                        entropy, gamma, y, v, p, u, narrow[_L], narrow[_Q], n, h
+                        entropy, gamma, y, v, p, u, narrow[ROW_L], narrow[ROW_Q], n, h
                     )
                     sums[7, c] += positive
                     sums[8, c] += negative
@@ -176,15 +181,15 @@ def gradient_pass(
     classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
     softmax, entropy = plan[MODE] == SOFTMAX, plan[ENTROPY]
     overlap, squares, errors = plan[OVERLAP], plan[SQUARES], plan[ERRORS]
-    y, v, p, u, g, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_G], narrow[_H]
+    y, v, p, u, g, h = narrow[ROW_Y], narrow[ROW_V], narrow[ROW_P], narrow[ROW_U], narrow[ROW_G], narrow[ROW_H]
     top, inverse, partition, shared, zeros = (
-        narrow[_TOP],
-        narrow[_INVERSE],
-        narrow[_PARTITION],
-        narrow[_SHARED],
-        narrow[_O],
+        narrow[ROW_TOP],
+        narrow[ROW_INVERSE],
+        narrow[ROW_PARTITION],
+        narrow[ROW_SHARED],
+        narrow[ROW_O],
     )
-    buffers = (p, narrow[_L], u, h)
+    buffers = (p, narrow[ROW_L], u, h)
     weights = plan[WEIGHTS]
     weighted = errors or entropy or weights
     rows = overlap or squares or errors
@@ -197,12 +202,12 @@ def gradient_pass(
         keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
-        _load(logits, plan, item, start, n, wide)
+        load_logits(logits, plan, item, start, n, wide)
         if softmax:
-            _softmax(plan, n, keep, logarithms, wide, narrow)
+            load_softmax(plan, n, keep, logarithms, wide, narrow)
             terms.fill(shared, n, 0)
         if weighted and weights <= 1:
-            _voxel_weight(weight, plan, item, 0, start, n, keep, v)
+            load_voxel_weight(weight, plan, item, 0, start, n, keep, v)
         for c in range(classes):
             z = wide[c]
             offset = (item * classes + c) * voxels + start
@@ -212,12 +217,12 @@ def gradient_pass(
                     store_difference(z, zeros, zeros, gradient[offset : offset + n])
                 continue
             s = sum_gradients[item, c]
-            _target(target, plan, item, c, start, n, keep, labels, y)
+            load_target(target, plan, item, c, start, n, keep, labels, y)
             if softmax and only_overlap:
                 terms.softmax_overlap_gradients(wide[classes + c], inverse, y, n, s[0], s[1], z, shared)
                 continue
             if weights > 1:
-                _voxel_weight(weight, plan, item, c, start, n, keep, v)
+                load_voxel_weight(weight, plan, item, c, start, n, keep, v)
             if softmax:
                 e = wide[classes + c]
                 if entropy:
@@ -249,7 +254,7 @@ def gradient_pass(
                     z[:n] = g[:n]
                 terms.add(z, n, shared)
                 continue
-            _class_probability(z, plan, n, keep, logarithms, narrow)
+            class_probability(z, plan, n, keep, logarithms, narrow)
             given = plan[MODE] == GIVEN
             if rows:
                 terms.probability_gradients(overlap, squares, errors, weights, s, y, p, v, n, g)
@@ -260,15 +265,17 @@ def gradient_pass(
                 terms.fill(g, n, 0)
             if entropy and given:
                 entropies.given_gradients(
-                    entropies.kind_of(entropy, False), gamma, narrow[_L], narrow[_Q], p, u, floor, n, h
+                    entropies.kind_of(entropy, False), gamma, narrow[ROW_L], narrow[ROW_Q], p, u, floor, n, h
                 )
                 entropies.add_entropy(s[7], y, v, h, n, False, g)
                 entropies.given_gradients(
-                    entropies.kind_of(entropy, True), gamma, narrow[_Q], narrow[_L], u, p, floor, n, h
+                    entropies.kind_of(entropy, True), gamma, narrow[ROW_Q], narrow[ROW_L], u, p, floor, n, h
                 )
                 entropies.add_entropy(-s[8], y, v, h, n, True, g)
             elif entropy:
-                entropies.add_sigmoid_gradients(entropy, gamma, s[7], s[8], y, v, p, u, narrow[_L], narrow[_Q], n, h, g)
+                entropies.add_sigmoid_gradients(
+                    entropy, gamma, s[7], s[8], y, v, p, u, narrow[ROW_L], narrow[ROW_Q], n, h, g
+                )
             keep_only(keep, g)
             if interleaved:
                 z[:n] = g[:n]
@@ -299,30 +306,30 @@ def entropy_pass(
     """Write the cross entropy at the voxels `begin` to `end` of an item."""
     classes, voxels, block, first = plan[CLASSES], plan[VOXELS], plan[BLOCK], plan[FIRST]
     softmax, entropy = plan[MODE] == SOFTMAX, plan[ENTROPY]
-    y, v, p, u, g, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_G], narrow[_H]
-    top, inverse, partition = narrow[_TOP], narrow[_INVERSE], narrow[_PARTITION]
+    y, v, p, u, g, h = narrow[ROW_Y], narrow[ROW_V], narrow[ROW_P], narrow[ROW_U], narrow[ROW_G], narrow[ROW_H]
+    top, inverse, partition = narrow[ROW_TOP], narrow[ROW_INVERSE], narrow[ROW_PARTITION]
     for start in range(begin, end, block):
         n = min(block, end - start)
         keep = mask[item * voxels + start : item * voxels + start + n] if plan[MASKED] else mask[:0]
         if plan[INDEXED]:
             load_labels(target, plan[KIND], item * voxels + start, n, classes, keep, labels)
-        _voxel_weight(weight, plan, item, 0, start, n, keep, v)
-        _load(logits, plan, item, start, n, wide)
+        load_voxel_weight(weight, plan, item, 0, start, n, keep, v)
+        load_logits(logits, plan, item, start, n, wide)
         if softmax:
-            _softmax(plan, n, keep, entropy != 0, wide, narrow)
+            load_softmax(plan, n, keep, entropy != 0, wide, narrow)
             terms.fill(g, n, 0)
         for c in range(first, classes):
-            _target(target, plan, item, c, start, n, keep, labels, y)
+            load_target(target, plan, item, c, start, n, keep, labels, y)
             if softmax:
                 terms.multiply(wide[classes + c], inverse, n, p)
-                entropies.softmax_class(wide[c], top, partition, p, n, narrow[_L], u)
+                entropies.softmax_class(wide[c], top, partition, p, n, narrow[ROW_L], u)
             else:
                 terms.fill(g, n, 0)
-                _class_probability(wide[c], plan, n, keep, True, narrow)
-            entropies.entropy_values(entropies.kind_of(entropy, softmax and c == 0), gamma, narrow[_L], u, n, h)
+                class_probability(wide[c], plan, n, keep, True, narrow)
+            entropies.entropy_values(entropies.kind_of(entropy, softmax and c == 0), gamma, narrow[ROW_L], u, n, h)
             entropies.add_entropy(positive[item, c], y, v, h, n, False, g)
             if not softmax:
-                entropies.entropy_values(entropies.kind_of(entropy, True), gamma, narrow[_Q], p, n, h)
+                entropies.entropy_values(entropies.kind_of(entropy, True), gamma, narrow[ROW_Q], p, n, h)
                 entropies.add_entropy(negative[item, c], y, v, h, n, True, g)
                 offset = (item * (classes - first) + c - first) * voxels + start
                 out[offset : offset + n] = g[:n]

@@ -12,30 +12,30 @@ from medloss.kernels.numba import terms as formulas
 from medloss.kernels.numba.blocks import keep_only
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 from medloss.kernels.numba.passes import (
-    _G,
-    _H,
-    _INVERSE,
-    _L,
-    _P,
-    _Q,
-    _TOP,
-    _U,
-    _V,
-    _Y,
     BLOCK,
     ENTROPY,
     ERRORS,
     GIVEN,
     MODE,
     OVERLAP,
+    ROW_G,
+    ROW_H,
+    ROW_INVERSE,
+    ROW_L,
+    ROW_P,
+    ROW_Q,
+    ROW_TOP,
+    ROW_U,
+    ROW_V,
+    ROW_Y,
     SQUARES,
     WEIGHTS,
-    _class_probability,
-    _load,
-    _target,
-    _voxel_weight,
+    class_probability,
+    load_logits,
+    load_target,
+    load_voxel_weight,
 )
-from medloss.kernels.numba.sums import Array, _Work, flat_numbers, log_floor
+from medloss.kernels.numba.sums import Array, Work, flat_numbers, log_floor
 from medloss.kernels.sum_spec import ROWS, VoxelTerms, sum_type
 
 
@@ -70,9 +70,9 @@ def gradient_by_segment(
     return gradient
 
 
-def _work(terms: VoxelTerms, logits: Tensor, target: Tensor, segment: Tensor, voxel_weight: Tensor | None) -> _Work:
+def _work(terms: VoxelTerms, logits: Tensor, target: Tensor, segment: Tensor, voxel_weight: Tensor | None) -> Work:
     weight = None if voxel_weight is None else voxel_weight[None, None]
-    return _Work.of(terms, logits[None, None], target[None, None], None, weight)
+    return Work.of(terms, logits[None, None], target[None, None], None, weight)
 
 
 @numba.njit(**OPTIONS)
@@ -92,10 +92,10 @@ def _prepare(
     for i in range(n):
         keep[i] = segments[i] >= 0
     keep = keep[:n]
-    _load(logits, plan, 0, start, n, wide)
-    _target(target, plan, 0, 0, start, n, keep, np.empty(0, np.int32), narrow[_Y])
-    _voxel_weight(weight, plan, 0, 0, start, n, keep, narrow[_V])
-    _class_probability(wide[0], plan, n, keep, plan[ENTROPY] != 0, narrow)
+    load_logits(logits, plan, 0, start, n, wide)
+    load_target(target, plan, 0, 0, start, n, keep, np.empty(0, np.int32), narrow[ROW_Y])
+    load_voxel_weight(weight, plan, 0, 0, start, n, keep, narrow[ROW_V])
+    class_probability(wide[0], plan, n, keep, plan[ENTROPY] != 0, narrow)
 
 
 @numba.njit(**OPTIONS)
@@ -153,7 +153,7 @@ def _sums_pass(
 ) -> None:  # fmt: skip
     """Add the sums of the voxels `begin` to `end` to `sums`, `[S, ROWS + 1]`."""
     keep = np.empty(plan[BLOCK], np.uint8)
-    y, v, p, u, g, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_G], narrow[_H]
+    y, v, p, u, g, h = narrow[ROW_Y], narrow[ROW_V], narrow[ROW_P], narrow[ROW_U], narrow[ROW_G], narrow[ROW_H]
     kind = plan[ENTROPY]
     for start in range(begin, end, plan[BLOCK]):
         n = min(plan[BLOCK], end - start)
@@ -180,10 +180,10 @@ def _sums_pass(
             _add(g, s, n, 5, sums)
             _add(h, s, n, 6, sums)
         if kind:
-            entropies.entropy_values(entropies.kind_of(kind, False), gamma, narrow[_L], u, n, h)
+            entropies.entropy_values(entropies.kind_of(kind, False), gamma, narrow[ROW_L], u, n, h)
             _entropy(y, v, n, False, h)
             _add(h, s, n, 7, sums)
-            entropies.entropy_values(entropies.kind_of(kind, True), gamma, narrow[_Q], p, n, h)
+            entropies.entropy_values(entropies.kind_of(kind, True), gamma, narrow[ROW_Q], p, n, h)
             _entropy(y, v, n, True, h)
             _add(h, s, n, 8, sums)
 
@@ -217,8 +217,8 @@ def _add_product(left: Any, right: Any, n: Any, out: Any) -> None:
 @numba.njit(**OPTIONS)
 def _entropy_gradient(plan: Any, gamma: Any, narrow: Any, negative: Any, floor: Any, n: Any, out: Any) -> None:
     """The gradient of `v y h`, or of `v (1 - y) h`, for the logit (or probability)."""
-    y, v, p, u, h = narrow[_Y], narrow[_V], narrow[_P], narrow[_U], narrow[_H]
-    logs, other_logs = narrow[_L], narrow[_Q]
+    y, v, p, u, h = narrow[ROW_Y], narrow[ROW_V], narrow[ROW_P], narrow[ROW_U], narrow[ROW_H]
+    logs, other_logs = narrow[ROW_L], narrow[ROW_Q]
     one, zero = y.dtype.type(1), y.dtype.type(0)
     kind = entropies.kind_of(plan[ENTROPY], negative)
     formulas.fill(out, n, 0)
@@ -240,8 +240,8 @@ def _gradient_pass(
 ) -> None:  # fmt: skip
     """Write the gradient at the voxels `begin` to `end`; `rows` is `[S, ROWS]`."""
     keep = np.empty(plan[BLOCK], np.uint8)
-    y, v, p, g = narrow[_Y], narrow[_V], narrow[_P], narrow[_G]
-    first, second = narrow[_TOP], narrow[_INVERSE]
+    y, v, p, g = narrow[ROW_Y], narrow[ROW_V], narrow[ROW_P], narrow[ROW_G]
+    first, second = narrow[ROW_TOP], narrow[ROW_INVERSE]
     for start in range(begin, end, plan[BLOCK]):
         n = min(plan[BLOCK], end - start)
         s = segments[start : start + n]
@@ -260,7 +260,7 @@ def _gradient_pass(
             _add_error(first, second, y, p, v, n, g)
         if plan[MODE] != GIVEN:
             formulas.multiply(g, p, n, g)
-            formulas.multiply(g, narrow[_U], n, g)
+            formulas.multiply(g, narrow[ROW_U], n, g)
         if plan[ENTROPY]:
             for negative in (False, True):
                 _gather(rows, 8 if negative else 7, s, n, first)

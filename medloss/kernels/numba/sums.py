@@ -39,7 +39,7 @@ def voxel_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None
 ) -> Tensor:
     """The rows of `terms`, `[ROWS, B, C]`."""
-    work = _Work.of(terms, logits, target, mask, voxel_weight)
+    work = Work.of(terms, logits, target, mask, voxel_weight)
     partial = np.zeros((work.items, work.chunks, ROWS, work.classes))
 
     def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
@@ -62,7 +62,7 @@ def voxel_sums_backward(
     sum_gradients: Tensor,
 ) -> Tensor:
     """The gradient of `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]`."""
-    work = _Work.of(terms, logits, target, mask, voxel_weight)
+    work = Work.of(terms, logits, target, mask, voxel_weight)
     half = logits.dtype == torch.float16
     gradient = torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
     out = flat_numbers(gradient)
@@ -85,7 +85,7 @@ def entropy_map(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, positive: Tensor, negative: Tensor
 ) -> Tensor:
     """The cross entropy per voxel: `[B, 1, N]` of a softmax, else `[B, C - first, N]`."""
-    work = _Work.of(terms, logits, target, mask, None)
+    work = Work.of(terms, logits, target, mask, None)
     maps = 1 if terms.mode == "softmax" else work.classes - terms.first
     result = torch.empty(work.items, maps, work.voxels, dtype=sum_type(logits), device="cpu")
     out = flat_numbers(result)
@@ -99,7 +99,7 @@ def entropy_map(
 
 
 @dataclass
-class _Work:
+class Work:
     """A call's tensors as arrays, cut into chunks that do not depend on the number of threads."""
 
     inputs: tuple[Any, ...]
@@ -113,7 +113,8 @@ class _Work:
     @classmethod
     def of(
         cls, terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None
-    ) -> "_Work":
+    ) -> "Work":
+        """A call's work; `weight` is that of the voxels, or None for 1."""
         items, classes, voxels = logits.shape
         real = np.float64 if logits.dtype == torch.float64 else np.float32
         block = max(256, min(_MOST, _BLOCK_NUMBERS // classes // 256 * 256))
@@ -154,9 +155,12 @@ class _Work:
 
     @property
     def chunks(self) -> int:
+        """How many chunks an item has."""
         return -(-self.voxels // self.chunk)
 
     def run(self, function: Any) -> None:
+        """Call `function(item, chunk, begin, end, buffers)` for every chunk, in several threads."""
+
         def worker(numbers: Any) -> None:
             buffers = (
                 np.empty((2 * self.classes, self.block), self.real),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import medloss
 from medloss.boundary import ball_means, erosion  # noqa: F401  they register their cases
-from medloss.kernels import dispatch, eager, operators, self_check
+from medloss.kernels import dispatch, eager, group_operators, lovasz_operator, operators, segment_sums, self_check  # noqa: F401
 from medloss.kernels.sum_spec import VoxelTerms
 
 KEY = self_check.Key("numba", "cpu", None, torch.float32, "softmax sums")
