@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from medloss.names import loss_names
@@ -29,19 +30,22 @@ def test_python_runs(readme: str) -> None:
         exec(compile(block, "README.md", "exec"), {})
 
 
+def _options(name: str) -> set[str]:
+    command = medloss.get_command(click.Context(medloss), name)
+    assert command is not None, name
+    return {flag for parameter in command.params for flag in parameter.opts}
+
+
 def test_commands_exist_with_these_options(readme: str) -> None:
     lines = [line.partition("#")[0] for block in _blocks(readme, "") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("medloss ")]
     commands += [shlex.split(code)[1:] for code in re.findall(r"`(medloss [a-z]+[^`]*)`", readme)]
     assert {command[0] for command in commands} >= {"manifest", "check", "compare", "report"}
     for name, *arguments in commands:
-        command = medloss.commands[name]
-        known = {flag for parameter in command.params for flag in parameter.opts}
-        assert {argument for argument in arguments if argument.startswith("--")} <= known, (name, arguments)
-    for flag in re.findall(r"`(--[a-z-]+)", readme):
-        assert any(flag in parameter.opts for command in medloss.commands.values() for parameter in command.params), (
-            flag
-        )
+        flags = {argument for argument in arguments if argument.startswith("--")}
+        assert flags <= _options(name), (name, arguments)
+    known = set().union(*map(_options, medloss.list_commands(click.Context(medloss))))
+    assert set(re.findall(r"`(--[a-z-]+)", readme)) <= known
 
 
 def test_commands_of_make_exist(readme: str) -> None:
