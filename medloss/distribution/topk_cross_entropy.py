@@ -1,9 +1,11 @@
 """Cross entropy of the worst voxels only."""
 
 from fractions import Fraction
-from typing import Unpack
+from typing import Any, Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medloss.base import CommonArguments
@@ -71,7 +73,7 @@ class TopKCrossEntropyLoss(VoxelwiseLoss):
         most = max(1, lines.shape[1] * self.share.numerator // self.share.denominator)
         mask = self._mask(inputs, values)
         if mask is None:
-            places = lines.detach().topk(most, 1, sorted=False).indices
+            places = _largest(lines.detach(), most)
             largest, number = lines.gather(1, places), lines.new_full((), most * len(lines))
         else:
             mask = self._lines(mask)
@@ -99,3 +101,23 @@ class TopKCrossEntropyLoss(VoxelwiseLoss):
     def _lines(self, maps: Tensor) -> Tensor:
         """Maps `[B, C', *spatial]` as one line of voxels for each choice: per item and channel, or per channel."""
         return maps.transpose(0, 1).flatten(1) if self.batch else maps.flatten(2).flatten(0, 1)
+
+
+def _largest(lines: Tensor, number: int) -> Tensor:
+    """Indices of the largest numbers of each line, in any order, `[L, number]`."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or lines.device.type != "cpu" or type(lines) is not Tensor:
+        return lines.topk(number, 1, sorted=False).indices
+    # numpy selects ten times as fast as torch.
+    places = [_largest_of_line(line, number) for line in lines.numpy()]
+    return torch.stack([torch.from_numpy(found) for found in places])
+
+
+def _largest_of_line(line: NDArray[np.floating[Any]], number: int) -> NDArray[np.int64]:
+    least = np.partition(line, len(line) - number)[len(line) - number]
+    if np.isnan(least):  # the largest number
+        return np.flatnonzero(np.isnan(line))[:number]
+    places = np.flatnonzero(~(line < least))
+    if (surplus := len(places) - number) > 0:
+        places = np.delete(places, np.flatnonzero(line[places] == least)[-surplus:])
+    return places

@@ -1,6 +1,7 @@
 """Where two losses are one, and where a loss departs from other code on purpose."""
 
 import itertools
+import math
 import warnings
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 import medloss
 import medloss.maps
 from medloss.distance import signed_distance_map
+from medloss.distribution import topk_cross_entropy
 from medloss.wrappers.instance_wise import _OneAgainstRest
 
 
@@ -529,3 +531,17 @@ def test_instance_wises_recipe_has_inner_arguments() -> None:
     logits = torch.full((1, 3, 4, 4), -1e4)
     logits[:, 0] = 1e4
     assert loss(logits, torch.zeros(1, 1, 4, 4, dtype=torch.long)).isfinite()
+
+
+@pytest.mark.parametrize("kind", ["apart", "ties", "all equal", "nan", "infinite"])
+@pytest.mark.parametrize("number", [1, 100, 1000])
+def test_the_largest_values_are_those_of_torch(kind: str, number: int) -> None:
+    lines = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0))
+    if kind == "ties":
+        lines = (4 * lines).round()
+    elif kind != "apart":
+        lines[:, :: 1 if kind == "all equal" else 7] = {"all equal": 0.5, "nan": math.nan, "infinite": math.inf}[kind]
+    places = topk_cross_entropy._largest(lines, number)
+    assert all(len(set(line.tolist())) == number for line in places)
+    found, expected = lines.gather(1, places).sort(1).values, lines.topk(number, 1).values.sort(1).values
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
