@@ -128,7 +128,8 @@ def test_two_losses_without_a_reference_are_compared() -> None:
     assert pair.p_adjusted == omnibus.p_adjusted[0][1] == omnibus.p_adjusted[1][0]
     assert pair.p_equivalence is None  # no margin was named
     assert f"was significantly better than a: {pair.difference:+.4f} on average" in found.verdict
-    assert found.summary[0].startswith(f"b scored better than a: Dice {pair.difference:.4f} higher")
+    assert found.summary[0].startswith("b scored better than a: its mean Dice over ")
+    assert f", is {pair.difference:.4f} higher (95 % interval of the difference" in found.summary[0]
     alike = _analysed(_frame(60, {"a": 0, "b": 0.0}, 0.05), None)
     assert alike.primary.pair is not None and alike.primary.pair.verdict == "undecided"
     assert "without a significant difference from" in alike.verdict
