@@ -298,7 +298,7 @@ def _channels(
         named = names[0] if scan.found.channels else None
         only = modalities[0] or (named if scan.card.channels else None)
         if only is None:
-            notify("modality: MR is assumed; pass --modality if it is another")
+            notify("modality: MR is assumed (z-scored); pass --modality CT if Hounsfield units are to be clipped")
         only = only or "MR"
         is_plain = named is None or named.upper() in ("MRI", only.upper()) or guess_modality(named) is None
         is_plain = is_plain and not options.channels

@@ -211,6 +211,7 @@ class Collected:
         no_pictures: the reason if a comparison has no pictures.
         names: loss -> the loss that was trained under this name, if known.
         still: runs whose optimizer stood still.
+        improving: losses that were still improving at the end of training, and by how much.
         steps: loss -> its ratio of update to weights, relative to the reference; empty if unknown.
         tuning: the learning rates that were tried before the comparison.
         calibration: loss -> how its probabilities agree with the references, over all cases; empty if unknown.
@@ -234,6 +235,7 @@ class Collected:
     no_pictures: str | None = None
     names: dict[str, str] = field(default_factory=dict)
     still: tuple[StoodStill, ...] = ()
+    improving: dict[str, float] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
     tuning: Tuning | None = None
     calibration: dict[str, Calibration] = field(default_factory=dict)
@@ -309,7 +311,7 @@ def from_folder(folder: Path) -> Collected:
         table = check_table(with_failed_runs(frame, worst), at_tolerance(tolerance_of(folder, plan)))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    still = stood_still(folder, plan)
+    still, improving = stood_still(folder, plan), still_improving(folder, plan)
     wanted = {plan.metric, *plan.further_metrics, *(name for run in plan.runs for name in run.config.metrics)}
     predictions, no_pictures = folder_predictions(folder, plan, finished)
     return Collected(
@@ -320,7 +322,7 @@ def from_folder(folder: Path) -> Collected:
             *_notes(plan, len(ended), selection),
             *_missing_metrics(table, wanted),
             *stood_still_notes(plan, still),
-            *still_improving_note(plan, still_improving(folder, plan)),
+            *still_improving_note(plan, improving),
         ),
         costs={
             loss: _cost([done[run.id] for run in plan.runs if run.id in done and run.config.loss == loss])
@@ -335,6 +337,7 @@ def from_folder(folder: Path) -> Collected:
         no_pictures=no_pictures,
         names={run.config.loss: run.config.trained_as for run in plan.runs},
         still=still,
+        improving=improving,
         steps=relative_steps(folder, plan),
         tuning=plan.tuning,
         calibration=_calibration(folder, finished),

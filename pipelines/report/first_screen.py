@@ -16,8 +16,17 @@ def first_facts(analysis: Analysis, collected: Collected) -> tuple[Fact, ...]:
         ("On what", _evidence(analysis)),
         ("Complete misses", (_misses(analysis),)),
         ("Cost", _cost(analysis, collected)),
-        ("What could change the answer", next_steps(analysis)),
+        ("What could change the answer", (*_more_epochs(collected), *next_steps(analysis))),
     )
+
+
+def _more_epochs(collected: Collected) -> tuple[str, ...]:
+    """Whether losses were still improving, which more cases cannot make up for."""
+    if not collected.improving:
+        return ()
+    names = in_words(list(collected.improving), 3)
+    were = "was" if len(collected.improving) == 1 else "were"
+    return (f"More epochs: {names} {were} still improving at the end, so the order is that of unfinished training.",)
 
 
 def _evidence(analysis: Analysis) -> tuple[str, ...]:
@@ -66,7 +75,8 @@ def _cost(analysis: Analysis, collected: Collected) -> tuple[str, ...]:
     lines = [f"{loss}: {_of_one(costs[loss])}." for loss in named if loss is not None]
     times = [cost.epoch_s for cost in costs.values() if cost.epoch_s is not None]
     if len(times) > len(named):
-        lines.append(f"All losses: {_seconds(min(times))} to {_seconds(max(times))} per epoch.")
+        low, high = _seconds(min(times)), _seconds(max(times))
+        lines.append(f"All losses: {low if low == high else f'{low} to {high}'} per epoch.")
     if total := sum(cost.seconds or 0.0 for cost in costs.values()):
         runs = sum(cost.runs for cost in costs.values())
         lines.append(f"{counted(runs, 'run')} took {duration(total)} together.")

@@ -6,11 +6,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.report.collect import PredictedCase
 from pipelines.statistics.scores import scores
-from pipelines.statistics.table import CaseTable
+from pipelines.statistics.table import ABSENT, RIGHTLY_EMPTY, CaseTable
 
 # The cases: worst, median and best of each loss, and the one on which the losses differ most.
 
@@ -99,7 +100,8 @@ def _candidates(
     by_case = case_scores(table, metric, empty)
     # Every picture reports Dice and HD95, next to the primary metric.
     names = [name for name in dict.fromkeys((metric, "dice", "hd95_mm")) if name in table.metrics]
-    means = table.frame.groupby(["loss", "case", "fold", "seed"])[names].mean()
+    counted = table.frame.assign(**{name: _as_counted(table, name, empty) for name in names})
+    means = counted.groupby(["loss", "case", "fold", "seed"])[names].mean()
     of_runs: Any = means.astype(object).where(np.isfinite(means), None).to_dict("index")
     groups: dict[tuple[str, str], list[PredictedCase]] = {}
     for one in predictions:
@@ -117,6 +119,19 @@ def _candidates(
         metrics = of_runs.get((loss, case, nearest.fold, nearest.seed), {})
         found.setdefault(loss, {})[case] = Choice("", nearest, score, metrics, len(runs))
     return found
+
+
+def _as_counted(table: CaseTable, name: str, empty: str) -> pd.Series:
+    """A metric's cells, where the reference is empty for a class as `scores` counts them; NaN where left out."""
+    metric, frame = table.metrics[name], table.frame
+    values = frame[name].astype(float).copy()
+    option = metric.empty_reference == "option"
+    if option and empty != "exclude":
+        worst = metric.worst(float(values[np.isfinite(values)].max() if np.isfinite(values).any() else 0.0))
+        values[frame[RIGHTLY_EMPTY] & values.isna()] = metric.best if empty == "one" else worst
+    elif option or metric.empty_reference == "left out":
+        values[frame[ABSENT]] = np.nan
+    return values
 
 
 # The plane, the slice, and the section around the object; in mm.

@@ -87,16 +87,20 @@ def _ratios(folder: Path, run: PlannedRun) -> dict[int, float]:
 
 #: The gain is that since the last validation before this share of the epochs.
 _EARLIER = 0.75
+#: A gain of this share of the last value counts, too, though below the margin: so do losses that have hardly begun.
+_RELATIVE = 0.05
 
 
 def still_improving(folder: Path, plan: Plan) -> dict[str, float]:
-    """Loss -> gain of the primary metric towards the end of its finished runs, where it exceeds the plan's margin.
+    """Loss -> gain of the primary metric towards the end of its finished runs, where it is large.
 
+    Large is more than the plan's margin, or than a twentieth of the last value, which a low score reaches sooner.
     The gain is the mean over runs of the last validation minus the last one within the first three quarters of the
     epochs, with the sign that makes a better score positive. Runs that were validated less often are left out.
     """
     sign = METRICS[plan.metric].sign
     gains: dict[str, list[float]] = {loss: [] for loss in plan.losses}
+    last: dict[str, list[float]] = {loss: [] for loss in plan.losses}
     for run in plan.runs:
         result = run_folder(folder, run).result
         if result is None or result["state"] != "done":
@@ -105,8 +109,10 @@ def still_improving(folder: Path, plan: Plan) -> dict[str, float]:
         earlier = [epoch for epoch in values if epoch <= _EARLIER * run.config.epochs]
         if earlier and max(values) > max(earlier):
             gains[run.config.loss].append(sign * (values[max(values)] - values[max(earlier)]))
+            last[run.config.loss].append(values[max(values)])
     means = {loss: statistics.fmean(found) for loss, found in gains.items() if found}
-    return {loss: gain for loss, gain in means.items() if gain > plan.margin}
+    least = {loss: min(plan.margin, _RELATIVE * abs(statistics.fmean(found))) for loss, found in last.items() if found}
+    return {loss: gain for loss, gain in means.items() if gain > least[loss]}
 
 
 def still_improving_note(plan: Plan, gains: dict[str, float]) -> tuple[str, ...]:
@@ -117,7 +123,7 @@ def still_improving_note(plan: Plan, gains: dict[str, float]) -> tuple[str, ...]
     listed = ", ".join(f"{loss} {metric.shown(gain)}" for loss, gain in sorted(gains.items(), key=lambda one: -one[1]))
     return (
         f"Still improving: in the last quarter of the epochs the {metric.label} of these losses improved by more than "
-        f"the margin: {listed}. With more epochs their place may change.",
+        f"the margin, or than a twentieth: {listed}. With more epochs their place may change.",
     )
 
 

@@ -116,7 +116,7 @@ def _counts(analysis: Analysis) -> str:
     if len(verdicts) == 1:
         return f"The other loss, {analysis.primary.comparisons[0].loss}, is {counts[0][1]}."
     if len(counts) == 1:
-        return f"All {counts[0][0]} others are {counts[0][1]}."
+        return f"{'Both' if counts[0][0] == 2 else f'All {counts[0][0]}'} others are {counts[0][1]}."
     clauses = [f"{count} {'is' if count == 1 else 'are'} {text}" for count, text in counts]
     return f"Of the {len(verdicts)} others, {', '.join(clauses[:-1])} and {clauses[-1]}."
 

@@ -1,6 +1,7 @@
 """Pictures of individual cases, drawn from files: empty label maps, unusual images, and missing files."""
 
 import html
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -22,6 +23,7 @@ from tiny import tiny_manifest
 
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import load_manifest
+from pipelines.evaluation.metrics import METRICS
 from pipelines.report.collect import Collected, PredictedCase, from_folder
 from pipelines.report.overlay_drawing import (
     PREDICTION,
@@ -31,13 +33,14 @@ from pipelines.report.overlay_drawing import (
     scale_bar,
     tints,
 )
-from pipelines.report.overlay_selection import Choice
+from pipelines.report.overlay_selection import Choice, _candidates
 from pipelines.report.overlay_slices import read_panels
 from pipelines.report.overlays import Overlays, _names, every_overlay
 from pipelines.report.write import write_report
 from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import DEFAULT_REFERENCE
 from pipelines.statistics.analysis import analyse
+from pipelines.statistics.table import check_table
 
 SPACING = (3.0, 1.0, 2.0)
 
@@ -446,3 +449,23 @@ def test_pictures_of_regions_ignored_voxels_and_partial_labels(tmp_path: Path) -
     text = html.unescape(page.read_text())
     assert "cases per class: centre: 1, core: 1, rim: 2" in text
     assert every_overlay(analysis, collected).notes == ()
+
+
+@pytest.mark.parametrize(("empty", "expected"), [("one", 0.9), ("exclude", 0.8), ("worst", 0.4)])
+def test_a_picture_reports_the_score_of_the_table(empty: str, expected: float) -> None:
+    """A class that neither label nor prediction has counts by the same rule in both."""
+    rows = [
+        {"case": case, "loss": loss, "class": name, "dice": value, "specificity": 0.99}
+        | {"sensitivity": math.nan if (case, name) == ("c1", "lesion") else 0.5}
+        for loss, case, values in (
+            ("a", "c1", (0.8, math.nan)),
+            ("a", "c2", (0.5, 0.5)),
+            ("b", "c1", (0.7, 0.0)),
+            ("b", "c2", (0.6, 0.4)),
+        )
+        for name, value in zip(("organ", "lesion"), values, strict=True)
+    ]
+    table = check_table(pd.DataFrame(rows), METRICS)
+    predictions = [PredictedCase(loss, case, Path("p"), Path("r")) for loss in "ab" for case in ("c1", "c2")]
+    found = _candidates(table, "dice", predictions, empty)["a"]["c1"]
+    assert found.metrics["dice"] == pytest.approx(expected) == found.score

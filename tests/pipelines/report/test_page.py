@@ -1,6 +1,7 @@
 """The content of the page: first screen, points that name their cases, the table of cases, and few or many of all."""
 
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,11 @@ def test_a_comparison_names_its_runs_on_the_first_screen(tmp_path: Path) -> None
         "With 4 runs (2 folds x 2 seeds) per loss, the intervals allow for what another training may change."
         in page.text
     )
+
+
+def test_more_epochs_come_first_where_losses_were_still_improving() -> None:
+    values = _scores(3, 30)
+    collected = replace(_collected(values), improving={"loss_01": 0.05, "loss_02": 0.03})
+    changes = _facts(_analysed(values), collected)["What could change the answer"]
+    assert changes.startswith("More epochs: loss_01 and loss_02 were still improving at the end")
+    assert "More epochs" not in _facts(_analysed(values), _collected(values))["What could change the answer"]

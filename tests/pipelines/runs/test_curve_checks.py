@@ -155,3 +155,8 @@ def test_distances_improve_downwards(tmp_path: Path) -> None:
         rows = [{"epoch": 15, "val_hd95_mm": 9.0}, {"epoch": 20, "val_hd95_mm": last}]
         run_folder(tmp_path, run).write_epochs(rows)
         assert still_improving(tmp_path, plan) == expected
+
+
+def test_a_low_score_that_rises_by_less_than_the_margin_is_named_too(tmp_path: Path) -> None:
+    plan = _with_curves(tmp_path, {"dice": {15: 0.90, 20: 0.909}, "generalized_dice": {15: 0.080, 20: 0.088}})
+    assert still_improving(tmp_path, plan) == {"generalized_dice": pytest.approx(0.008)}

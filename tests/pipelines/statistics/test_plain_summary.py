@@ -34,7 +34,7 @@ def _analysed(gains: dict[str, float], n: int = 60, noise: float = 0.004, **opti
          "The other loss, poor, is worse."),
         ({"ref": 0, "same": 0, "poor": -0.05, "bad": -0.1}, {}, "give no reason to replace it",
          "Of the 3 others, 1 is equivalent to it within 0.0100 and 2 are worse."),
-        ({"ref": 0, "poor": -0.05, "bad": -0.1}, {}, "give no reason to replace it", "All 2 others are worse."),
+        ({"ref": 0, "poor": -0.05, "bad": -0.1}, {}, "give no reason to replace it", "Both others are worse."),
         ({"ref": 0, "x": 0.1}, {"n": 5}, "With only 5 cases, no difference between losses can be shown; x had the best",
          "can be significant below 6 cases."),
         ({"a": 0, "b": 0.05}, {"reference": None}, "b scored better than a: its mean Dice over 60 cases",
