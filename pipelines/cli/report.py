@@ -129,6 +129,7 @@ def report(
         needed = "--predictions" if predictions else "--cases"
         raise UserError(f"--out: got none; expected a folder for the report, which {needed} needs")
     refuse_verdict(options["metric"], options["margin"])
+    options["metric"] = _full_names(options["metric"])
     if len(cases) == 1 and _is_one_table(cases[0]):
         from pipelines.report.data_sets import task_sources  # not above, for the time that pandas takes
 
@@ -170,6 +171,11 @@ def report(
     click.echo(f"report    {path}")
 
 
+def _full_names(metric: str | None) -> str | None:
+    """The metrics of a list by their full names, such as `hd95_mm` for `hd95`."""
+    return None if metric is None else ",".join(primary_metrics(metric))
+
+
 def _report_data_sets(
     folders: Sequence[Path], out: Path | None, others: Sequence[str], options: dict[str, Any]
 ) -> None:
@@ -181,6 +187,9 @@ def _report_data_sets(
     from pipelines.report.data_sets import read_source  # not above, for the time that pandas takes
 
     refuse_verdict(options["metric"], None)
+    options["metric"] = _full_names(options["metric"])
+    if "," in (options["metric"] or ""):
+        raise UserError(f"--metric: got {options['metric']}; several data sets are compared by one metric")
     _write_data_sets(lambda: [read_source(folder) for folder in folders], out, options)
 
 

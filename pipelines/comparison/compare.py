@@ -12,7 +12,7 @@ import click
 from pipelines.comparison.execution import Comparison, Execution
 from pipelines.comparison.executors.base import Handover
 from pipelines.comparison.remaining_runs import prepare_cases, train_remaining
-from pipelines.comparison.results import Report, print_results, verdict_words
+from pipelines.comparison.results import Report, print_results
 from pipelines.comparison.screening import begun_rungs, screen, tune
 from pipelines.data.checks import refuse_bad_data
 from pipelines.runs.comparison_folder import adopt_plan, read_plan
@@ -138,8 +138,7 @@ def _verdicts(analysis: "Analysis") -> dict[str, str]:
     if analysis.reference is not None:
         texts[analysis.reference] = "reference"
     for compared in analysis.primary.comparisons:
-        words = verdict_words(compared)
-        texts[compared.loss] = f"{words}, {compared.difference:+.{analysis.metric.decimals}f}"
+        texts[compared.loss] = f"{compared.words}, {compared.difference:+.{analysis.metric.decimals}f}"
     return texts
 
 

@@ -89,9 +89,14 @@ class Display:
             click.echo(line, err=True)
 
     def _write(self, line: str) -> None:
-        if self.log is not None:
+        if self.log is None:
+            return
+        try:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        except OSError as error:  # the runs do not depend on it
+            click.echo(f"warning: {self.log} cannot be written ({error.strerror}); events are not logged", err=True)
+            self.log = None
 
     def _events(self, states: list[RunState], left: float | None) -> Iterator[str]:
         """A line per run that has begun, finished an epoch or ended since the last call."""

@@ -43,7 +43,7 @@ class Estimates:
         blocks: dict[tuple[int, int], bool] = {}
         for state in states:
             block = (state.run.config.fold, state.run.config.seed)
-            blocks[block] = blocks.get(block, True) and state.finished
+            blocks[block] = blocks.get(block, True) and state.state == "done"
         finished = {block for block, ended in blocks.items() if ended}
         new, self.known = self.known is not None and finished - self.known, finished
         if not new or len(finished) == len(blocks):
@@ -136,15 +136,9 @@ def _difference(found: "Paired | None", decimals: int) -> list[str]:
         return ["-", "-"]
     mean = f"{found.difference:+.{decimals}f}"
     if found.interval is None:
-        return [mean, verdict_words(found)]
+        return [mean, found.words]
     low, high = (f"{bound:+.{decimals}f}" for bound in found.interval)
-    return [f"{mean} ({low} to {high})", verdict_words(found)]
-
-
-def verdict_words(found: "Paired") -> str:
-    """The verdict on a loss, and whether a real difference is too small to matter."""
-    small = found.within_margin and found.verdict in ("better", "worse")
-    return f"{found.verdict} within the margin" if small else found.verdict
+    return [f"{mean} ({low} to {high})", found.words]
 
 
 def _number(value: float | None, decimals: int) -> str:
