@@ -35,11 +35,29 @@ def summary(analysis: Analysis) -> tuple[str, str]:
         return _of_better(analysis, better)
     if analysis.reference is None:
         return _of_undecided_pair(analysis, primary.contrasts[0])
+    if analysis.several is not None:
+        elsewhere = [
+            analysis.metrics[name].label
+            for name, of_metric in analysis.several.analyses.items()
+            if name != primary.metric and any(compared.verdict == BETTER for compared in of_metric.comparisons)
+        ]
+        so = f", but one was in {in_words(elsewhere)}" if elsewhere else ""
+        return (
+            f"In {analysis.metric.label}, the first of {len(analysis.several.analyses)} primary metrics, no loss was "
+            f"shown to be better than the reference {analysis.reference} on {_cases(analysis)}{so}.",
+            _counts(analysis),
+        )
     return (
         f"No loss was shown to be better than the reference {analysis.reference} on {_cases(analysis)}, so these "
         "results give no reason to replace it.",
         _counts(analysis),
     )
+
+
+def _tests(analysis: Analysis) -> int:
+    """The size of the family that p-values are adjusted over."""
+    count = len(analysis.primary.contrasts)
+    return count if analysis.several is None else max(analysis.several.tests, count * len(analysis.several.analyses))
 
 
 def _cases(analysis: Analysis) -> str:
@@ -132,9 +150,8 @@ def _size(compared: Comparison, metric: "Metric") -> str:
 
 
 def _p(analysis: Analysis, compared: Comparison) -> str:
-    over = (
-        f", over all {len(analysis.primary.comparisons)} comparisons" if len(analysis.primary.comparisons) > 1 else ""
-    )
+    tests = _tests(analysis)
+    over = f", over all {tests} comparisons" if tests > 1 else ""
     return f"{'adjusted ' if over else ''}p {_number(compared.p_adjusted, equals=True)}{over}"
 
 
@@ -154,6 +171,8 @@ def sureness(analysis: Analysis) -> str:
         return f"Not at all: {_cases(analysis)} cannot show a difference."
     size = len(primary.omnibus.losses)
     compared = len(primary.comparisons) or size * (size - 1) // 2
+    if analysis.several is not None:
+        compared *= len(analysis.several.analyses)
     over = f" over all {compared} comparisons together" if compared > 1 else ""
     more = "" if primary.patients > 20 else f", and may be higher with so few {analysis.unit}s"
     words = "“better” or “worse”" if primary.contrasts else "significant difference"
@@ -169,7 +188,7 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
     if primary.patients < primary.reach.least_cases:
         return (f"More cases: at least {primary.reach.least_cases} {unit}s before any difference can be significant.",)
     steps = []
-    count = len(primary.contrasts)
+    count = _tests(analysis)
     undecided = [compared for compared in primary.contrasts if compared.verdict == UNDECIDED]
     if analysis.trainings == 1:
         steps.append("A second seed: nothing here shows what another training of the same loss would change.")

@@ -42,11 +42,17 @@ def as_family(analyses: Mapping[str, MetricAnalysis], signs: Mapping[str, int], 
         comparisons[name].append(replace(comparison, p_adjusted=p_adjusted, verdict=verdict))
     made = {}
     for name, analysed in analyses.items():
+        pair = analysed.pair
+        if pair is not None and analysed.patients >= least_patients():
+            p_pair = min(1.0, pair.p_adjusted * len(analyses))
+            verdict = word(signs[name] * pair.difference, p_pair, within=False, p_non_inferior=None)
+            pair = replace(pair, p_adjusted=p_pair, verdict=verdict)
         means = {ranked.loss: ranked.mean for ranked in analysed.ranking}
         pairs = adjusted_pairs(analysed.omnibus, len(analyses), means, signs[name])
         made[name] = replace(
             analysed,
             comparisons=tuple(comparisons[name]),
+            pair=pair,
             omnibus=pairs,
             ranking=tuple(replace(ranked, rank_set=pairs.rank_sets[ranked.loss]) for ranked in analysed.ranking),
             reach=_reach(analysed.reach, len(found) or len(analyses)),

@@ -204,3 +204,21 @@ def test_the_family_wise_error_of_exact_p_values() -> None:
     most = scipy.stats.binom.isf(0.001, 4000, 0.05) / 4000
     assert (family <= ALPHA).any((-1, -2)).mean() <= most < (within <= ALPHA).any((-1, -2)).mean()
     assert (family >= within).all() and (family <= 1).all()
+
+
+def test_the_plain_summary_is_of_the_family() -> None:
+    """A loss that is better in the second metric only; p-values over both metrics."""
+    random = np.random.default_rng(0)
+    hard = random.normal(0.7, 0.05, 40)
+    dice = {"ref": hard, "a": hard + random.normal(0, 0.02, 40)}
+    nsd = {"ref": hard, "a": hard + 0.05 + random.normal(0, 0.01, 40)}
+    table = long_table(dice)
+    table["nsd"] = long_table(nsd)["dice"].to_numpy()
+    found = analyse(check_table(table, METRICS), reference="ref", further={"nsd": None}, bootstraps=20)
+    assert found.summary[0].startswith("In Dice, the first of 2 primary metrics, no loss was shown to be better")
+    assert "but one was in NSD" in found.summary[0]
+    first = analyse(check_table(table, METRICS), metric="nsd", reference="ref", further={"dice": None}, bootstraps=20)
+    assert "over all 2 comparisons" in first.summary[1]
+    pair = analyse(check_table(table, METRICS), metric="nsd", reference=None, further={"dice": None}, bootstraps=20)
+    assert pair.primary.pair is not None
+    assert pair.primary.pair.p_adjusted == pytest.approx(pair.primary.omnibus.p_adjusted[0][1])
