@@ -27,8 +27,9 @@ class ShapeAwareLoss(VoxelwiseLoss):
     and wrong means that the argmax differs from the label.
 
     A contour: the voxels of a mask with a face neighbour inside the image and outside the mask. With an empty contour
-    E = 0. `distance_map` spares the transform outside the reference; inside, the distance to the contour is another
-    one, at most the map's. With softmax and `include_background=False` a false positive on background costs nothing.
+    E = 0, also where a map is given. A given `distance_map`, of the whole volume, changes the value for a crop: outside
+    the reference it gives the distance, inside it bounds the transform's, which the crop alone would take too far. With
+    softmax and `include_background=False` a false positive on background costs nothing.
     The survey's signs are wrong.
 
     Takes the arguments of `SegmentationLoss`, and no others; `batch` is ignored. Targets must be hard.

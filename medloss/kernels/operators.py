@@ -215,7 +215,7 @@ def empty_gradient(logits: Tensor) -> Tensor:
 
 def logit_lines(logits: Tensor) -> Tensor:
     """`[B, C, N]`, contiguous or with adjacent channels: what networks trained with channels-last images return."""
-    return logits.contiguous(memory_format=_memory_format(logits)).flatten(2)
+    return logits.resolve_neg().contiguous(memory_format=_memory_format(logits)).flatten(2)
 
 
 def _lines(tensor: Any) -> Any:

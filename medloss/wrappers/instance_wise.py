@@ -324,6 +324,9 @@ def _places_in(present: Tensor, numbers: Tensor) -> Tensor:
     if not len(present):
         return torch.full_like(numbers, -1, dtype=torch.int32)
     least, most = (int(bound) for bound in numbers.aminmax())
+    if most - least > 2 * numbers.numel():  # ids far apart, as scanners' software gives them: no table of all between
+        places = torch.searchsorted(present, numbers.to(present.dtype)).clamp(max=len(present) - 1)
+        return torch.where(present[places] == numbers, places, -1).to(torch.int32)
     table = torch.full((most - least + 1,), -1, dtype=torch.int32, device=numbers.device)
     table[present.long() - least] = torch.arange(len(present), dtype=torch.int32, device=numbers.device)
     shifted = numbers - least if least else numbers

@@ -17,7 +17,7 @@ import medloss
 import medloss.maps
 from medloss.distance import signed_distance_map
 from medloss.distribution import topk_cross_entropy
-from medloss.wrappers.instance_wise import _OneAgainstRest
+from medloss.wrappers.instance_wise import _OneAgainstRest, _places_in
 
 
 def value_and_gradient(loss: Any, logits: Tensor, target: Tensor, **keywords: Any) -> tuple[Tensor, Tensor]:
@@ -545,3 +545,18 @@ def test_the_largest_values_are_those_of_torch(kind: str, number: int) -> None:
     assert all(len(set(line.tolist())) == number for line in places)
     found, expected = lines.gather(1, places).sort(1).values, lines.topk(number, 1).values.sort(1).values
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["dice", "lovasz", "hausdorff_dt", "shape_aware", "l1_ace"])
+def test_negative_views_are_read_right(name: str) -> None:
+    drawn = sample("softmax", 3)
+    logits = drawn.logits.float()
+    view = torch.complex(torch.zeros_like(logits), -logits).conj().imag
+    assert view.is_neg()
+    loss = make(name, "softmax")
+    assert_close(loss(view, drawn.index), loss(logits, drawn.index))
+
+
+def test_instance_ids_far_apart_need_no_table_of_all_between() -> None:
+    present, numbers = torch.tensor([-(2**31), 5, 2**31 - 1]), torch.tensor([[5, 7], [2**31 - 1, -(2**31)]])
+    assert _places_in(present, numbers).tolist() == [[1, -1], [2, 0]]
