@@ -1,21 +1,37 @@
 """Threads that share work which releases the interpreter's lock."""
 
+import ctypes
 import itertools
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+import torch
+
+_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Pool:
-    """Helper threads of the calling thread; they start when first needed, and again in a forked process."""
+    """Runs work in torch's OpenMP threads, or in helper threads where torch has none or the process was forked.
+
+    Between two of torch's operations its threads wait actively for the next one. Others would have to compete with
+    them for the same cores.
+    """
 
     def __init__(self) -> None:
+        self._forked = False
         self._forget()
         if hasattr(os, "register_at_fork"):
             # Threads do not survive in a child process, and the lock may have been held by one of them.
-            os.register_at_fork(after_in_child=self._forget)
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._forked = True
+        self._forget()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
@@ -28,12 +44,18 @@ class Pool:
         Together the workers draw each of `0..tasks - 1` once. The caller works too, so that it never waits for a
         helper that has not begun. An exception in any of them is raised after all have stopped.
         """
-        threads = min(threads, tasks)
-        if threads <= 1:
+        if min(threads, tasks) <= 1:
             worker(range(tasks))
             return
-        numbers = _Numbers(tasks)
-        helpers = self._start(worker, numbers, threads - 1)
+        parallel = None if self._forked else _openmp_parallel()
+        if parallel is None:
+            self._run_in_helpers(worker, _Numbers(tasks), min(threads, tasks) - 1)
+        else:
+            # All of torch's threads, however few the tasks are: OpenMP would end the others, and start them again.
+            _run_in_team(parallel, worker, _Numbers(tasks), threads)
+
+    def _run_in_helpers(self, worker: Callable[[Any], None], numbers: "_Numbers", count: int) -> None:
+        helpers = self._start(worker, numbers, count)
         try:
             worker(numbers)
         finally:
@@ -56,6 +78,34 @@ class Pool:
             # The interpreter is shutting down, or cannot start more threads: the caller does the rest.
             pass
         return helpers
+
+
+@lru_cache
+def _openmp_parallel() -> Any:
+    """GNU OpenMP's entry to a parallel region, in the library that torch runs in; None where it is another one."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"
+    try:
+        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = (_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return parallel
+
+
+def _run_in_team(parallel: Any, worker: Callable[[Any], None], numbers: "_Numbers", threads: int) -> None:
+    errors: list[BaseException] = []
+
+    def body(_: Any) -> None:
+        try:
+            worker(numbers)
+        except BaseException as error:  # an interrupt of the caller, too: nothing may leave a callback
+            numbers.stop()
+            errors.append(error)
+
+    parallel(_BODY(body), None, threads, 0)
+    if errors:
+        raise errors[0]
 
 
 class _Numbers:

@@ -22,6 +22,7 @@ if importlib.util.find_spec("numba") is None:
     pytest.skip("numba is not installed", allow_module_level=True)
 
 from medloss.kernels import numba as kernels
+from medloss.kernels import thread_pool
 from medloss.kernels.numba.blocks import KINDS
 from medloss.kernels.thread_pool import Pool
 
@@ -116,8 +117,11 @@ def test_forked_children_work_after_the_parent_has_and_while_it_does(threads: An
         parent.join()
 
 
-def test_pool_draws_every_number_once_and_lets_errors_out() -> None:
-    pool, drawn = Pool(), []
+@pytest.mark.parametrize("helpers", [False, True])
+def test_pool_draws_every_number_once_and_lets_errors_out(helpers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if helpers:
+        monkeypatch.setattr(thread_pool, "_openmp_parallel", lambda: None)
+    pool, drawn = Pool(), list[int]()
     for workers in (1, 2, 5):
         drawn.clear()
         pool.run(drawn.extend, 1000, workers)
@@ -134,11 +138,28 @@ def test_pool_draws_every_number_once_and_lets_errors_out() -> None:
     pool.run(drawn.extend, 10, 2)  # and still works
 
 
+@pytest.mark.skipif(thread_pool._openmp_parallel() is None, reason="torch does not use GNU OpenMP here")
+def test_pool_shares_the_threads_of_torch() -> None:
+    taken = threading.Barrier(2, timeout=60)
+
+    def wait(numbers: Any) -> None:
+        for _ in numbers:
+            taken.wait()  # in two threads at once, or never
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a helper was started")
+
+    pool = Pool()
+    pool._start = refuse  # type: ignore[method-assign, assignment]
+    pool.run(wait, 2, 2)
+
+
 def test_pool_leaves_the_work_to_the_caller_where_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(thread_pool, "_openmp_parallel", lambda: None)
     drawn: list[int] = []
     Pool().run(drawn.extend, 100, 4)
     assert drawn == list(range(100))
