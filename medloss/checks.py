@@ -193,7 +193,7 @@ def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_target
                 f"target: got labels from {low:g} to {high:g} for logits of {channels} channels; "
                 f"expected labels 0 to {channels - 1} (a label to leave out: ignore_index)"
             )
-        if target.is_floating_point() and bool((target != target.round()).any()):
+        if target.is_floating_point() and bool(target.frac().any()):
             raise InputError("target: an index map must hold whole numbers, and this one does not")
         return
     if low < 0 or high > 1:

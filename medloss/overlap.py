@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from medloss.kernels.sum_spec import Row
-from medloss.voxel_sums import VoxelSums
+from medloss.voxel_sums import Requested, VoxelSums
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class OverlapStatistics:
     squared_error_outside: Tensor
 
     @classmethod
-    def of(cls, sums: VoxelSums, *, batch: bool = False) -> "OverlapStatistics":
+    def of(cls, sums: VoxelSums, requested: Requested, *, batch: bool = False) -> "OverlapStatistics":
         """Name the sums' rows.
 
         Args:
             sums: what was summed.
+            requested: which of the sums are read.
             batch: sum over the batch as well.
         """
         inputs = sums.inputs
@@ -54,16 +55,21 @@ class OverlapStatistics:
                 values = torch.where(voxels > 0, values, 0.0)
             return values.sum(0, keepdim=True) if batch else values
 
+        nothing = torch.zeros_like(items[:1] if batch else items)
+
+        def row(number: Row, wanted: bool) -> Tensor:
+            return total(sums.row(number)) if wanted else nothing
+
         return cls(
             tp=total(sums.row(Row.TP)),
             prediction=total(sums.row(Row.PREDICTION)),
             target=total(sums.row(Row.WEIGHTED_TARGET if weighted else Row.TARGET)),
             voxels=total(voxels),
             items=items.sum(0, keepdim=True) if batch else items,
-            squared_prediction=total(sums.row(Row.SQUARED_PREDICTION)),
-            squared_target=total(sums.row(Row.SQUARED_TARGET)),
-            squared_error_inside=total(sums.row(Row.ERROR_INSIDE)),
-            squared_error_outside=total(sums.row(Row.ERROR_OUTSIDE)),
+            squared_prediction=row(Row.SQUARED_PREDICTION, requested.squares),
+            squared_target=row(Row.SQUARED_TARGET, requested.squares),
+            squared_error_inside=row(Row.ERROR_INSIDE, requested.errors),
+            squared_error_outside=row(Row.ERROR_OUTSIDE, requested.errors),
         )
 
     @property

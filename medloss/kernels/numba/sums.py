@@ -22,7 +22,9 @@ _MODES = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "probabilities": GIVEN}
 _BLOCK_NUMBERS = 1 << 15
 _MOST = 2048
 #: Numbers per task of a thread.
-_CHUNK_NUMBERS = 1 << 19
+_CHUNK_NUMBERS = 1 << 18
+#: Numbers below which waking other threads takes longer than the work.
+_FEW_NUMBERS = 1 << 16
 
 
 def supports(device: str, dtype: torch.dtype) -> bool:
@@ -50,7 +52,8 @@ def voxel_sums(
     sums = np.zeros((work.items, ROWS, work.classes))
     for chunk in range(work.chunks):
         sums += partial[:, chunk]
-    return torch.from_numpy(sums).transpose(0, 1).to(sum_type(logits)).contiguous()
+    # NumPy's conversion of few numbers takes a tenth of torch's.
+    return torch.from_numpy(np.ascontiguousarray(sums.transpose(1, 0, 2), dtype=work.real))
 
 
 def voxel_sums_backward(
@@ -172,7 +175,8 @@ class Work:
                 begin = chunk * self.chunk
                 function(item, chunk, begin, min(begin + self.chunk, self.voxels), buffers)
 
-        POOL.run(worker, self.items * self.chunks, torch.get_num_threads())
+        few = self.items * self.classes * self.voxels < _FEW_NUMBERS
+        POOL.run(worker, self.items * self.chunks, 1 if few else torch.get_num_threads())
 
 
 def _bytes(tensor: Tensor) -> Array:
