@@ -161,7 +161,7 @@ def load_map(target: Any, kind: Any, offset: Any, n: Any, keep: Any, y: Any) -> 
 
 
 @numba.njit(**OPTIONS)
-def _round_short(value: Any) -> Any:
+def round_short(value: Any) -> Any:
     """The nearest bfloat16's bits, the even one of two."""
     bits = float_bits(value)
     rounded = np.int32(np.int32(bits + 0x7FFF) + np.int32((bits >> 16) & 1))
@@ -203,63 +203,10 @@ def _from_logit(value: Any) -> Any:
 @overload(to_logit, jit_options=OPTIONS)
 def _to_logit(value: Any, row: Any) -> Any:
     def short(value: Any, row: Any) -> Any:
-        return _round_short(value)
+        return round_short(value)
 
     def same(value: Any, row: Any) -> Any:
         return value
-
-    return short if row.dtype == numba.uint16 else same
-
-
-# Neighbouring numbers are converted in vector registers, those of one class are not: so they are converted first.
-
-
-def _widened(row: Any, spare: Any) -> Any:
-    """A row of logits as floats: itself, or in `spare`."""
-    raise NotImplementedError
-
-
-def _room(row: Any, spare: Any) -> Any:
-    """Where the floats of a row of logits are collected: in itself, or in `spare`."""
-    raise NotImplementedError
-
-
-def _narrow(floats: Any, row: Any) -> None:
-    """Write what was collected in `_room`."""
-    raise NotImplementedError
-
-
-@overload(_widened, jit_options=OPTIONS)
-def _widened_row(row: Any, spare: Any) -> Any:
-    def short(row: Any, spare: Any) -> Any:
-        load_row(row, spare)
-        return spare[: row.shape[0]]
-
-    def same(row: Any, spare: Any) -> Any:
-        return row
-
-    return short if row.dtype == numba.uint16 else same
-
-
-@overload(_room, jit_options=OPTIONS)
-def _room_of_row(row: Any, spare: Any) -> Any:
-    def short(row: Any, spare: Any) -> Any:
-        return spare[: row.shape[0]]
-
-    def same(row: Any, spare: Any) -> Any:
-        return row
-
-    return short if row.dtype == numba.uint16 else same
-
-
-@overload(_narrow, jit_options=OPTIONS)
-def _narrow_row(floats: Any, row: Any) -> Any:
-    def short(floats: Any, row: Any) -> None:
-        for i in range(row.shape[0]):
-            row[i] = _round_short(floats[i])
-
-    def same(floats: Any, row: Any) -> None:
-        pass
 
     return short if row.dtype == numba.uint16 else same
 
@@ -281,116 +228,10 @@ def _load_row(row: Any, out: Any) -> Any:
 def _store_difference(minuend: Any, left: Any, right: Any, row: Any) -> Any:
     def short(minuend: Any, left: Any, right: Any, row: Any) -> None:
         for i in range(row.shape[0]):
-            row[i] = _round_short(minuend[i] - left[i] * right[i])
+            row[i] = round_short(minuend[i] - left[i] * right[i])
 
     def same(minuend: Any, left: Any, right: Any, row: Any) -> None:
         for i in range(row.shape[0]):
             row[i] = minuend[i] - left[i] * right[i]
 
     return short if row.dtype == numba.uint16 else same
-
-
-#: Voxels whose classes are moved at a time: they stay in the first cache.
-_TILE = 128
-
-
-@numba.njit(**OPTIONS)
-def load_interleaved(logits: Any, offset: Any, classes: Any, n: Any, out: Any, spare: Any) -> None:
-    """Channels-last logits of `n` voxels, to floats, one row per class; `spare` has room for all of them."""
-    row = logits[offset : offset + n * classes]
-    if classes == 2:
-        _split_two(row, n, out[0], out[1])
-    elif classes == 3:
-        _split_three(row, n, out[0], out[1], out[2])
-    elif classes == 4:
-        _split_four(row, n, out[0], out[1], out[2], out[3])
-    else:
-        for start in range(0, n, _TILE):
-            m = min(_TILE, n - start)
-            tile = _widened(row[start * classes : (start + m) * classes], spare)
-            for c in range(classes):
-                _split_one(tile, c, classes, m, out[c, start : start + m])
-
-
-@numba.njit(**OPTIONS)
-def store_interleaved(values: Any, classes: Any, n: Any, gradient: Any, offset: Any, spare: Any) -> None:
-    """The reverse, to the logits' type."""
-    row = gradient[offset : offset + n * classes]
-    if classes == 2:
-        _join_two(values[0], values[1], n, row)
-    elif classes == 3:
-        _join_three(values[0], values[1], values[2], n, row)
-    elif classes == 4:
-        _join_four(values[0], values[1], values[2], values[3], n, row)
-    else:
-        for start in range(0, n, _TILE):
-            m = min(_TILE, n - start)
-            tile = row[start * classes : (start + m) * classes]
-            floats = _room(tile, spare)
-            for c in range(classes):
-                _join_one(values[c, start : start + m], c, classes, m, floats)
-            _narrow(floats, tile)
-
-
-@numba.njit(**OPTIONS)
-def _split_two(row: Any, n: Any, a: Any, b: Any) -> None:
-    for i in range(n):
-        a[i] = from_logit(row[2 * i])
-        b[i] = from_logit(row[2 * i + 1])
-
-
-@numba.njit(**OPTIONS)
-def _split_three(row: Any, n: Any, a: Any, b: Any, c: Any) -> None:
-    for i in range(n):
-        a[i] = from_logit(row[3 * i])
-        b[i] = from_logit(row[3 * i + 1])
-        c[i] = from_logit(row[3 * i + 2])
-
-
-@numba.njit(**OPTIONS)
-def _split_four(row: Any, n: Any, a: Any, b: Any, c: Any, d: Any) -> None:
-    for i in range(n):
-        a[i] = from_logit(row[4 * i])
-        b[i] = from_logit(row[4 * i + 1])
-        c[i] = from_logit(row[4 * i + 2])
-        d[i] = from_logit(row[4 * i + 3])
-
-
-@numba.njit(**OPTIONS)
-def _split_one(row: Any, c: Any, classes: Any, n: Any, out: Any) -> None:
-    k = np.uint64(c)
-    for i in range(n):
-        out[i] = row[k]
-        k += np.uint64(classes)
-
-
-@numba.njit(**OPTIONS)
-def _join_two(a: Any, b: Any, n: Any, row: Any) -> None:
-    for i in range(n):
-        row[2 * i] = to_logit(a[i], row)
-        row[2 * i + 1] = to_logit(b[i], row)
-
-
-@numba.njit(**OPTIONS)
-def _join_three(a: Any, b: Any, c: Any, n: Any, row: Any) -> None:
-    for i in range(n):
-        row[3 * i] = to_logit(a[i], row)
-        row[3 * i + 1] = to_logit(b[i], row)
-        row[3 * i + 2] = to_logit(c[i], row)
-
-
-@numba.njit(**OPTIONS)
-def _join_four(a: Any, b: Any, c: Any, d: Any, n: Any, row: Any) -> None:
-    for i in range(n):
-        row[4 * i] = to_logit(a[i], row)
-        row[4 * i + 1] = to_logit(b[i], row)
-        row[4 * i + 2] = to_logit(c[i], row)
-        row[4 * i + 3] = to_logit(d[i], row)
-
-
-@numba.njit(**OPTIONS)
-def _join_one(values: Any, c: Any, classes: Any, n: Any, row: Any) -> None:
-    k = np.uint64(c)
-    for i in range(n):
-        row[k] = values[i]
-        k += np.uint64(classes)

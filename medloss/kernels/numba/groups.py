@@ -8,8 +8,9 @@ from torch import Tensor, empty_like, float16, float32, from_numpy
 
 from medloss.kernels.group_spec import GroupTerms
 from medloss.kernels.numba import terms as formulas
-from medloss.kernels.numba.blocks import keep_only, load_labels, store_difference, store_interleaved
+from medloss.kernels.numba.blocks import keep_only, load_labels, store_difference
 from medloss.kernels.numba.compilation import OPTIONS, compiled
+from medloss.kernels.numba.interleaved import store_interleaved
 from medloss.kernels.numba.passes import (
     BLOCK,
     CLASSES,

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medloss.kernels.numba.blocks import load_interleaved, load_row
+from medloss.kernels.numba.blocks import load_row
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 from medloss.kernels.numba.distance import outside_distances
+from medloss.kernels.numba.interleaved import load_interleaved
 from medloss.kernels.numba.sums import flat_numbers
 from medloss.kernels.numba.vector_ops import share_out
 

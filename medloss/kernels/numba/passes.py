@@ -9,14 +9,13 @@ from medloss.kernels.numba import terms
 from medloss.kernels.numba.blocks import (
     class_map,
     keep_only,
-    load_interleaved,
     load_labels,
     load_map,
     load_row,
     store_difference,
-    store_interleaved,
 )
 from medloss.kernels.numba.compilation import OPTIONS, compiled
+from medloss.kernels.numba.interleaved import load_interleaved, store_interleaved
 
 #: What a plan holds, in this order; `Work.of` in sums.py makes it.
 SOFTMAX, SIGMOID, GIVEN = 0, 1, 2

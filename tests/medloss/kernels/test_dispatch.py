@@ -220,7 +220,7 @@ def test_negative_views_and_single_voxels_of_any_stride_are_read_right(kernels: 
 
 @every_set
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("channels", [2, 3, 4, 6])
+@pytest.mark.parametrize("channels", [2, 3, 4, 5, 8, 14])
 def test_channels_last_logits_are_read_as_they_are(kernels: str, mode: str, channels: int) -> None:
     drawn = sample(mode, 3, channels=channels)
     terms = VoxelTerms(mode, 1, overlap=True, squares=True, entropy="focal", gamma=2.0)
