@@ -143,7 +143,7 @@ def _remaining(states: Sequence[RunState]) -> list[RunShape]:
     return [RunShape(config.loss, config.fold, state.epochs, state.epoch) for config, state in runs]
 
 
-# The smallest difference that the patients could show.
+# The smallest difference that the cases could show.
 
 #: Standard deviation over patients of the Dice difference of two networks, observed with two nnU-Nets on the
 #: hippocampus.
@@ -152,12 +152,15 @@ ASSUMED_SD = 0.018
 
 def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iterator[str]:
     """The least difference that would be detected, and its assumptions, line by line."""
-    patients = len({case.patient for fold in grid.folds for case in manifest.split(fold)[1]})
+    validated = [case for fold in grid.folds for case in manifest.split(fold)[1]]
+    patients = len({case.patient for case in validated})
+    # As on the page: only where patients have names of their own.
+    unit = "patient" if any(case.patient != case.id for case in validated) else "case"
     losses = len(grid.losses)
     if plan.halving is not None and not plan.halving.over:
         losses = 1 + survivors(len(plan.halving.losses))
     comparisons = losses - 1 if plan.has_reference else losses * (losses - 1) // 2
-    count = counted(patients, "patient")
+    count = counted(patients, unit)
     if comparisons < 1:
         yield from item("evidence", f"{count}; one loss: there is nothing to compare")
         return
@@ -165,7 +168,7 @@ def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iter
     pairs = counted(comparisons, "comparison" if plan.has_reference else "pair")
     yield from item("evidence", f"{count}; {pairs} {what}")
     if patients < (least := least_patients()):
-        few = f"Too few cases: none of {pairs} can be significant below {least} patients, whatever the losses do."
+        few = f"Too few cases: none of {pairs} can be significant below {least} {unit}s, whatever the losses do."
         yield from item("", f"{few} Take more --folds.")
     metric = METRICS[plan.metric]
     known = plan.metric == "dice"
@@ -189,10 +192,10 @@ def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iter
         return
     yield from item(
         "",
-        f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over patients, as those of two "
+        f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over {unit}s, as those of two "
         "nnU-Nets on the hippocampus had. Yours is not known before training; the least difference grows in "
         "proportion to it.",
     )
     if plan.margin > 0:
         needed = cases_needed(plan.margin, sd, comparisons=comparisons)
-        yield from item("", f"A difference as large as the margin, {plan.margin:g}, needs {needed} patients.")
+        yield from item("", f"A difference as large as the margin, {plan.margin:g}, needs {needed} {unit}s.")
