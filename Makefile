@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 NNUNET := .venv-nnunet
 
-# The reference, and losses of every family; the weight of the boundary term is warmed up (`--schedule ramp`).
+# The reference, and losses of four families; the weight of the boundary term is warmed up (`--schedule ramp`).
 FAMILIES := dice+binary_cross_entropy,dice,binary_cross_entropy,focal_tversky,exponential_logarithmic,dice+binary_cross_entropy+0.01*boundary
 
 .PHONY: setup compare compare-all test test-all test-nnunet lint unit bench architecture docs notebooks clean
