@@ -215,10 +215,29 @@ def test_failing_losses_are_reported_and_the_others_measured(
     assert "found with 80 % power: none at all" in _flat(shown)
 
 
+def _plan(**further: float | None) -> Any:
+    return SimpleNamespace(
+        halving=None, has_reference=True, reference="dice", metric="dice", margin=0.01, further_metrics=further
+    )
+
+
+def test_several_primary_metrics_are_one_family() -> None:
+    cases = [SimpleNamespace(id=f"c{number}", patient=f"c{number}") for number in range(16)]
+    manifest: Any = SimpleNamespace(split=lambda fold: ([], cases))
+    grid = RunGrid(("dice", "focal", "tversky"), (0,), (0,), 1)
+    shown = _flat("\n".join(detectable_difference(_plan(nsd=None, hd95_mm=1.0), grid, manifest)))
+    family = least_difference(ASSUMED_SD, 16, level=0.05 / 6)
+    assert "16 cases; 2 comparisons with dice, in each of 3 primary metrics" in shown
+    assert f"{family:.4f} Dice as one of 6." in shown
+    few = SimpleNamespace(split=lambda fold: ([], cases[:7]))
+    shown = _flat("\n".join(detectable_difference(_plan(nsd=None, hd95_mm=1.0), grid, few)))
+    assert "none of 2 comparisons can be significant below 8 cases" in shown
+
+
 def test_the_unit_is_the_patient_where_patients_have_names() -> None:
     cases = [SimpleNamespace(id=f"c{number}", patient=f"p{number // 2}") for number in range(16)]
     manifest: Any = SimpleNamespace(split=lambda fold: ([], cases))
-    plan: Any = SimpleNamespace(halving=None, has_reference=True, reference="dice", metric="dice", margin=0.01)
+    plan = _plan()
     shown = _flat("\n".join(detectable_difference(plan, RunGrid(("dice", "focal"), (0,), (0,), 1), manifest)))
     assert "8 patients; 1 comparison with dice" in shown
     assert "Dice over patients, as" in shown and re.search(r"0\.01, needs \d+ patients\.", shown)
