@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 NNUNET := .venv-nnunet
 
-# The reference, and one loss per family; the weight of the boundary term is warmed up (`--schedule ramp`).
+# The reference, and losses of four families; the weight of the boundary term is warmed up (`--schedule ramp`).
 FAMILIES := dice+binary_cross_entropy,dice,binary_cross_entropy,focal_tversky,exponential_logarithmic,dice+binary_cross_entropy+0.01*boundary
 
 .PHONY: setup compare compare-all test test-all test-nnunet lint unit bench architecture docs notebooks clean
@@ -17,7 +17,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medloss needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing the pinned packages into $(VENV) (some 1.5 GB, a few minutes)"
+	@echo "Installing the pinned packages into $(VENV) (some 1.5 GB, more where torch brings CUDA; a few minutes)"
 	$(PIP) install --quiet --constraint constraints.txt torch
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

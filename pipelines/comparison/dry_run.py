@@ -14,7 +14,7 @@ from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import RunState, read_plan, run_states
 from pipelines.runs.plan import Plan, RunGrid, RunShape, run_shapes, survivors
 from pipelines.runs.summary import plan_lines, rung_title, state_counts
-from pipelines.statistics.mean_difference import least_patients
+from pipelines.statistics.mean_difference import ALPHA, least_patients
 from pipelines.statistics.results import cases_needed, least_difference
 from pipelines.utils.text import Column, counted, duration, item, numbers, table_lines
 
@@ -143,7 +143,7 @@ def _remaining(states: Sequence[RunState]) -> list[RunShape]:
     return [RunShape(config.loss, config.fold, state.epochs, state.epoch) for config, state in runs]
 
 
-# The smallest difference that the patients could show.
+# The smallest difference that the cases could show.
 
 #: Standard deviation over patients of the Dice difference of two networks, observed with two nnU-Nets on the
 #: hippocampus.
@@ -152,33 +152,41 @@ ASSUMED_SD = 0.018
 
 def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iterator[str]:
     """The least difference that would be detected, and its assumptions, line by line."""
-    patients = len({case.patient for fold in grid.folds for case in manifest.split(fold)[1]})
+    validated = [case for fold in grid.folds for case in manifest.split(fold)[1]]
+    patients = len({case.patient for case in validated})
+    # As on the page: only where patients have names of their own.
+    unit = "patient" if any(case.patient != case.id for case in validated) else "case"
     losses = len(grid.losses)
     if plan.halving is not None and not plan.halving.over:
         losses = 1 + survivors(len(plan.halving.losses))
     comparisons = losses - 1 if plan.has_reference else losses * (losses - 1) // 2
-    count = counted(patients, "patient")
+    count = counted(patients, unit)
     if comparisons < 1:
         yield from item("evidence", f"{count}; one loss: there is nothing to compare")
         return
     what = f"with {plan.reference}" if plan.has_reference else f"of {losses} losses"
     pairs = counted(comparisons, "comparison" if plan.has_reference else "pair")
-    yield from item("evidence", f"{count}; {pairs} {what}")
-    if patients < (least := least_patients()):
-        few = f"Too few cases: none of {pairs} can be significant below {least} patients, whatever the losses do."
+    # Several primary metrics are one family of tests, by Holm's correction; one metric's comparisons are correlated.
+    tests = comparisons * (1 + len(plan.further_metrics))
+    several = f", in each of {1 + len(plan.further_metrics)} primary metrics" if plan.further_metrics else ""
+    level = ALPHA / tests if several else ALPHA
+    correlated = 1 if several else comparisons
+    yield from item("evidence", f"{count}; {pairs} {what}{several}")
+    if patients < (least := least_patients(level)):
+        few = f"Too few cases: none of {pairs} can be significant below {least} {unit}s, whatever the losses do."
         yield from item("", f"{few} Take more --folds.")
     metric = METRICS[plan.metric]
     known = plan.metric == "dice"
     sd = ASSUMED_SD if known else 1.0
 
-    def shown(number: int) -> str:
-        value = least_difference(sd, patients, comparisons=number)
+    def shown(comparisons: int = 1, level: float = ALPHA) -> str:
+        value = least_difference(sd, patients, comparisons=comparisons, level=level)
         if value is None:
             return "none at all"
         return f"{value:.4f} {metric.label}" if known else f"{value:.2f} standard deviations"
 
-    family = "" if comparisons == 1 else f"; {shown(comparisons)} as one of {comparisons}"
-    single = f"{shown(1)} where it is the only one tested"
+    family = "" if tests == 1 else f"; {shown(correlated, level)} as one of {tests}"
+    single = f"{shown()} where it is the only one tested"
     yield from item("", f"Least true mean difference found with 80 % power: {single}{family}.")
     if len(grid.folds) * len(grid.seeds) > 1:
         retraining = "This does not include the variation of retraining, which the report estimates from several runs."
@@ -189,10 +197,10 @@ def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iter
         return
     yield from item(
         "",
-        f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over patients, as those of two "
+        f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over {unit}s, as those of two "
         "nnU-Nets on the hippocampus had. Yours is not known before training; the least difference grows in "
         "proportion to it.",
     )
     if plan.margin > 0:
-        needed = cases_needed(plan.margin, sd, comparisons=comparisons)
-        yield from item("", f"A difference as large as the margin, {plan.margin:g}, needs {needed} patients.")
+        needed = cases_needed(plan.margin, sd, comparisons=correlated, level=level)
+        yield from item("", f"A difference as large as the margin, {plan.margin:g}, needs {needed} {unit}s.")

@@ -77,13 +77,19 @@ def least_difference(
     return sd * float(brentq(surplus, 0.0, high, xtol=1e-6))
 
 
-def cases_needed(difference: float, sd: float, *, comparisons: int = 1, wanted: float = 0.8) -> int:
+def cases_needed(
+    difference: float, sd: float, *, comparisons: int = 1, wanted: float = 0.8, level: float = ALPHA
+) -> int:
     """The number of cases that detect a mean difference, not 0, with the power `wanted`; see `power`."""
+
+    def found(cases: int) -> float:
+        return power(difference, sd, cases, comparisons=comparisons, level=level)
+
     high = 2
-    while power(difference, sd, high, comparisons=comparisons) < wanted:
+    while found(high) < wanted:
         high *= 2
     cases = range(high // 2 + 1, high + 1)
-    return cases[bisect_left(cases, wanted, key=lambda n: power(difference, sd, n, comparisons=comparisons))]
+    return cases[bisect_left(cases, wanted, key=found)]
 
 
 # The contents of an analysis.

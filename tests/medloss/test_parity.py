@@ -184,6 +184,13 @@ SUMS: dict[str, tuple[Any, Any, str, bool]] = {
         "softmax",
         True,
     ),
+    # Its cross entropy of several channels has a softmax all the same.
+    "DiceCELoss, sigmoid": (
+        monai_losses.DiceCELoss(sigmoid=True),
+        _monai_sum("sigmoid", "dice@monai", medloss.BinaryCrossEntropyLoss(softmax=True)),
+        "softmax",
+        False,
+    ),
     "DiceFocalLoss, sigmoid": (
         monai_losses.DiceFocalLoss(sigmoid=True, lambda_dice=0.3),
         _monai_sum("sigmoid", "dice@monai", "focal@monai", weights=[0.3, 1]),
@@ -276,3 +283,31 @@ def test_masks_equal_monais_ignored_labels() -> None:
         drawn.logits, index
     )
     assert_close(ours, monai)
+
+
+#: Losses that `torch.jit.trace` cannot trace, and the activations with which that is so.
+UNTRACED = {
+    "instance_wise": ("softmax", "sigmoid"),
+    **dict.fromkeys(("hausdorff_dt", "log_hausdorff_dt", "shape_aware"), ("softmax",)),
+    "generalized_wasserstein_dice": ("sigmoid",),  # it has a softmax only
+}
+
+
+@pytest.mark.parametrize("name", medloss.LOSSES)
+@pytest.mark.parametrize("mode", ["softmax", "sigmoid"])
+@pytest.mark.filterwarnings("ignore")  # checks of shapes become constants; torch deprecates TorchScript
+def test_traced_losses_equal_plain_ones(name: str, mode: str) -> None:
+    if mode in UNTRACED.get(name, ()):
+        pytest.skip("it cannot be traced, as docs/parity.md says")
+    loss = make(name, mode)
+    traced_at, called_with = sample(mode, 3), sample(mode, 3, seed=1)
+    extra = {"skeleton_map": called_with.maps.float()} if name == "skeleton_recall" else {}
+    example = traced_at.logits.float().requires_grad_(), traced_at.index if mode == "softmax" else traced_at.maps
+    results = []
+    for function in (torch.jit.trace(lambda z, y: loss(z, y, **extra), example, check_trace=False), loss):
+        logits = called_with.logits.float().requires_grad_()
+        target = called_with.index if mode == "softmax" else called_with.maps
+        value = function(logits, target, **({} if function is not loss else extra))
+        results.append((value.detach(), *torch.autograd.grad(value, logits)))
+    for found, expected in zip(*results, strict=True):
+        assert_close(found, expected, rtol=1e-5, atol=1e-7)

@@ -18,7 +18,7 @@ from tiny import tiny_manifest
 
 from pipelines.comparison import step_timing, step_timing_process
 from pipelines.comparison.budget import Forecast
-from pipelines.comparison.dry_run import ASSUMED_SD, remaining_stages
+from pipelines.comparison.dry_run import ASSUMED_SD, detectable_difference, remaining_stages
 from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.data.manifest import load_manifest
@@ -126,7 +126,7 @@ def test_everything_is_measured_and_no_file_remains(dry_run: Any, tmp_path: Path
         assert row is not None, shown
         assert float(row[1]) > 0 and int(row[3]) > 50
     assert re.search(r"about [\d a-z]+ in all, 2 jobs at a time", _flat(shown))
-    assert "8 patients; 2 comparisons with dice+binary_cross_entropy" in shown
+    assert "8 cases; 2 comparisons with dice+binary_cross_entropy" in shown
     alone, family = (least_difference(ASSUMED_SD, 8, comparisons=k) for k in (1, 2))
     assert f"{alone:.4f} Dice where it is the only one tested; {family:.4f} Dice as one of 2." in _flat(shown)
     assert "does not include the variation of retraining" in _flat(shown)
@@ -210,6 +210,34 @@ def test_failing_losses_are_reported_and_the_others_measured(
     assert re.search(r"^failing\.Dies +1 +0 +- +- ", shown, re.M) and re.search(r"^dice +1 +0 +\d+\.\d+ ", shown, re.M)
     assert "warning: failing.Diverges fails: the loss is nan in epoch 1" in _flat(shown)
     assert "failing.Dies fails: its process died (signal 9); often a lack of memory" in _flat(shown)
-    assert "4 patients; 3 pairs of 3 losses" in shown
-    assert "Too few cases: none of 3 pairs can be significant below 6 patients" in _flat(shown)
+    assert "4 cases; 3 pairs of 3 losses" in shown
+    assert "Too few cases: none of 3 pairs can be significant below 6 cases" in _flat(shown)
     assert "found with 80 % power: none at all" in _flat(shown)
+
+
+def _plan(**further: float | None) -> Any:
+    return SimpleNamespace(
+        halving=None, has_reference=True, reference="dice", metric="dice", margin=0.01, further_metrics=further
+    )
+
+
+def test_several_primary_metrics_are_one_family() -> None:
+    cases = [SimpleNamespace(id=f"c{number}", patient=f"c{number}") for number in range(16)]
+    manifest: Any = SimpleNamespace(split=lambda fold: ([], cases))
+    grid = RunGrid(("dice", "focal", "tversky"), (0,), (0,), 1)
+    shown = _flat("\n".join(detectable_difference(_plan(nsd=None, hd95_mm=1.0), grid, manifest)))
+    family = least_difference(ASSUMED_SD, 16, level=0.05 / 6)
+    assert "16 cases; 2 comparisons with dice, in each of 3 primary metrics" in shown
+    assert f"{family:.4f} Dice as one of 6." in shown
+    few = SimpleNamespace(split=lambda fold: ([], cases[:7]))
+    shown = _flat("\n".join(detectable_difference(_plan(nsd=None, hd95_mm=1.0), grid, few)))
+    assert "none of 2 comparisons can be significant below 8 cases" in shown
+
+
+def test_the_unit_is_the_patient_where_patients_have_names() -> None:
+    cases = [SimpleNamespace(id=f"c{number}", patient=f"p{number // 2}") for number in range(16)]
+    manifest: Any = SimpleNamespace(split=lambda fold: ([], cases))
+    plan = _plan()
+    shown = _flat("\n".join(detectable_difference(plan, RunGrid(("dice", "focal"), (0,), (0,), 1), manifest)))
+    assert "8 patients; 1 comparison with dice" in shown
+    assert "Dice over patients, as" in shown and re.search(r"0\.01, needs \d+ patients\.", shown)

@@ -86,6 +86,15 @@ def test_a_page_has_formula_paper_defaults_and_advice(name: str) -> None:
         assert f"| `{argument.name}` | `{argument.default}` |" in page
 
 
+def test_the_pages_in_docs_are_those_of_the_code() -> None:
+    pages = Path(__file__).parents[3] / "docs" / "losses"
+    for name, entry in medloss.LOSSES.items():
+        made = [loss_page(entry, voxelwise) for voxelwise in (True, False)]
+        assert (pages / f"{name}.md").read_text(encoding="utf-8") in made, f"run medloss gallery --loss {name}"
+    index = index_page(list(medloss.LOSSES.values()), overview=True)
+    assert (pages / "README.md").read_text(encoding="utf-8") == index, "run medloss gallery"
+
+
 def test_every_registered_loss_has_advice() -> None:
     assert set(descriptions.ADVICE) == set(NAMES)
 
