@@ -22,6 +22,7 @@ from benchmarks.contenders import ELSEWHERE, NEED, Function, Side, build
 from benchmarks.gpu_checks import Machine, Skipped
 from benchmarks.measure import Stopwatch, alternate, once, summary
 from benchmarks.memory import peak_memory
+from benchmarks.plain_torch import PLAIN
 from benchmarks.scenes import scene
 from medloss.distance.maps import signed_distance_map
 
@@ -185,6 +186,10 @@ def _read_nifti(path: Path) -> Any:
     return np.frombuffer(data, kind, math.prod(size), offset).reshape(size, order="F")
 
 
+def _plain(loss: str, target: Tensor) -> Function:
+    return lambda logits: PLAIN[loss](logits.float(), target)
+
+
 def _goal_rows(machine: Machine) -> Iterator[Row]:
     """The sizes of the goals: our losses alone, 2 x 14 x 128^3 in bfloat16."""
     logits, target = _scene(machine, _COMPILED_SIDE, 14, 2, "bfloat16")
@@ -245,34 +250,6 @@ def _coarse_scene(side: int, classes: int, batch: int) -> tuple[Tensor, Tensor]:
     """A quarter of the resolution, each voxel repeated."""
     logits, label = scene((side // 4,) * 3, classes, batch)
     return logits, F.interpolate(label.float(), scale_factor=4).to(torch.uint8)
-
-
-def _plain(loss: str, target: Tensor) -> Function:
-    """The loss as plain torch, for its compiler."""
-    index = target[:, 0].long()
-
-    def overlap(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p = logits.float().softmax(1)
-        y = F.one_hot(index, p.shape[1]).movedim(-1, 1)
-        axes = tuple(range(2, p.ndim))
-        return (p * y).sum(axes), p.sum(axes), y.sum(axes).float()
-
-    def dice(logits: Tensor) -> Tensor:
-        tp, prediction, truth = overlap(logits)
-        return 1 - ((2 * tp + 1e-5) / (prediction + truth + 1e-5)).mean()
-
-    def tversky(logits: Tensor) -> Tensor:
-        tp, prediction, truth = overlap(logits)
-        return 1 - ((tp + 1e-5) / (tp + 0.3 * (prediction - tp) + 0.7 * (truth - tp) + 1e-5)).mean()
-
-    def focal(logits: Tensor) -> Tensor:
-        entropy = F.cross_entropy(logits.float(), index, reduction="none")
-        return ((1 - torch.exp(-entropy)) ** 2 * entropy).mean()
-
-    return {
-        "dice": dice, "tversky": tversky, "focal": focal,
-        "binary_cross_entropy": lambda logits: F.cross_entropy(logits.float(), index),
-    }[loss]  # fmt: skip
 
 
 def _elsewhere(mask: Tensor) -> dict[tuple[str, str], Callable[[], object]]:
