@@ -55,7 +55,7 @@ def page(groups: Groups) -> str:
         "",
         "## Ratios",
         "",
-        "Geometric mean over the settings, and in brackets the largest.",
+        "Geometric mean of the measurements, and in brackets the largest.",
         "",
         *_ratio_table(timed, rows),
         "",

@@ -1,8 +1,8 @@
 """A training step with each loss: what the loss takes in it and adds to it, next to MONAI's and torch's.
 
 python -m benchmarks.training_step --list            # the settings, and how long they take
-python -m benchmarks.training_step --write           # all settings, and docs/benchmarks/losses/step.md
-python -m benchmarks.training_step --quick --write   # those that matter most: ten minutes on two quiet cores
+python -m benchmarks.training_step --write           # all settings: five hours; writes docs/benchmarks/losses/step.md
+python -m benchmarks.training_step --quick --write   # those that matter most: a quarter of an hour
 python -m benchmarks.training_step --setting "unet, bfloat16, 2 x 4" --write   # those whose name starts so
 python -m benchmarks.training_step --tiny            # tiny volumes, few rounds: shows that it runs
 python -m benchmarks.training_step --report-only     # the page from the results' file
@@ -104,8 +104,11 @@ def named(available: Sequence[Setting], names: Sequence[str]) -> list[Setting]:
 
 
 def _list(wanted: Sequence[tuple[Setting, str]], groups: Groups) -> None:
+    made_on = _made_on()
     for setting, regime in wanted:
-        note = "recorded" if (setting.key, regime) in groups else missing_package(setting)
+        note = missing_package(setting)
+        if known := groups.get((setting.key, regime)):
+            note = "recorded" if _is_current(known, setting, made_on) else "recorded with other code or another machine"
         click.echo(f"{setting.key}; {regime}: about {duration(setting.seconds(regime))}{note and f'; {note}'}")
     seconds = sum(setting.seconds(regime) for setting, regime in wanted)
     click.echo(f"{counted(len(wanted), 'measurement')}, about {duration(seconds)} on two quiet cores")
@@ -113,14 +116,14 @@ def _list(wanted: Sequence[tuple[Setting, str]], groups: Groups) -> None:
 
 def _measure_all(wanted: Sequence[tuple[Setting, str]], groups: Groups, stored: Path | None, again: bool) -> None:
     """Measure what the groups lack, and add it to them and, where one is given, to the file."""
-    made_on = f"{machine()}, MONAI {versions()['monai']}, numba {versions()['numba']}"
+    made_on = _made_on()
     notes = dict.fromkeys(f"{s.network}: skipped, {note}" for s, _ in wanted if (note := missing_package(s)))
     for note in notes:
         click.echo(note, err=True)
     left = []
     for setting, regime in wanted:
         known = groups.get((setting.key, regime))
-        if known and known.complete and (known.code, known.machine) == (_digest(setting), made_on) and not again:
+        if known and _is_current(known, setting, made_on) and not again:
             click.echo(f"{setting.key}, {regime}: measured before", err=True)
         elif not missing_package(setting):
             left.append((setting, regime))
@@ -137,6 +140,14 @@ def _measure_all(wanted: Sequence[tuple[Setting, str]], groups: Groups, stored: 
         spent, passed = spent + wall, passed + setting.seconds(regime)
         rest = f"; {number} of {len(left)}, about {duration((expected - passed) * spent / passed)} left"
         click.echo(f"{setting.key}, {regime}: {duration(wall)}{note and f', {note}'}{rest}", err=True)
+
+
+def _made_on() -> str:
+    return f"{machine()}, MONAI {versions()['monai']}, numba {versions()['numba']}"
+
+
+def _is_current(known: Group, setting: Setting, made_on: str) -> bool:
+    return known.complete and (known.code, known.machine) == (_digest(setting), made_on)
 
 
 def _digest(setting: Setting) -> str:

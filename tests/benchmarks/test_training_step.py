@@ -146,6 +146,7 @@ def test_a_setting_that_is_measured_later_joins_those_recorded(tmp_path: Path, m
     groups = read_groups(tmp_path / "step.json")
     assert list(groups) == [*earlier, (unet, FRESH), (dynunet, FRESH)]
     assert groups[unet, FRESH].rows[0].place == 1.235 and not groups[dynunet, FRESH].complete
+    assert "fresh: about 15 s; recorded\n" in _run(tmp_path, *words[:3], "--setting", unet, "--list").output
     # What failed is measured again, what is there is not.
     assert f"{unet}, fresh: measured before" in _run(tmp_path, *words, unet).output
     assert "measured before" not in _run(tmp_path, *words, dynunet).output
@@ -167,8 +168,13 @@ def test_without_nnunets_networks_their_settings_are_skipped(tmp_path: Path, mon
 
 
 def test_the_list_shows_names_and_durations(tmp_path: Path) -> None:
+    key = settings("quick")[0].key
+    write_groups(tmp_path / "step.json", {(key, FRESH): _group(Found(key, FRESH, "dice", "MONAI"))})
     lines = _run(tmp_path, "--quick", "--list").output.splitlines()
-    assert lines[0].startswith("unet, bfloat16, 2 x 2 x 64 x 64 x 64; fresh: about ")
+    assert lines[0].startswith(f"{key}; fresh: about ") and lines[0].endswith(
+        "; recorded with other code or another machine"
+    )
+    assert "recorded" not in lines[1]
     assert len(lines) == 11 and lines[-1].startswith("10 measurements, about ")
 
 
