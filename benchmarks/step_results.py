@@ -40,6 +40,11 @@ class Found:
     note: str = ""
 
 
+def found_from_json(data: dict[str, Any]) -> Found:
+    """The row of `dataclasses.asdict`, to three places: so the page is the same before and after a file."""
+    return Found(**{name: round(value, 3) if isinstance(value, float) else value for name, value in data.items()})
+
+
 def not_measured(setting: Setting, regime: str, note: str) -> Found:
     """The row of a setting of which nothing was measured."""
     return Found(setting.key, regime, _ALL, _ALL, note=note)
@@ -76,21 +81,12 @@ def read_groups(path: Path) -> Groups:
     found: dict[str, Any] = read_json(path) or {}
     groups: Groups = {}
     for data in found.get("groups", []):
-        rows = tuple(Found(**r) for r in data["rows"])
+        rows = tuple(found_from_json(r) for r in data["rows"])
         groups[data["setting"], data["regime"]] = Group(rows, data["code"], data["machine"], data["others"])
     return groups
 
 
 def write_groups(path: Path, groups: Groups) -> None:
-    """Write all groups, numbers to three places."""
-    data = [
-        {"setting": setting, "regime": regime, **dataclasses.asdict(group)}
-        | {"rows": [_rounded(row) for row in group.rows]}
-        for (setting, regime), group in groups.items()
-    ]
+    """Write all groups."""
+    data = [{"setting": s, "regime": r, **dataclasses.asdict(group)} for (s, r), group in groups.items()]
     write_text(path, json.dumps({"groups": data}, indent=1) + "\n")
-
-
-def _rounded(found: Found) -> dict[str, Any]:
-    data = dataclasses.asdict(found)
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in data.items()}

@@ -115,10 +115,10 @@ def _nnunet(setting: Setting) -> nn.Module:
     return network.apply(kind.initialize)
 
 
-def nnunet_strides(size: Sequence[int]) -> list[list[int]]:
+def nnunet_strides(size: Sequence[int]) -> list[tuple[int, ...]]:
     """Strides per stage: each axis is halved as long as its coarsest level keeps four voxels."""
-    strides, size = [[1] * len(size)], list(size)
+    strides = [(1,) * len(size)]
     while any(n >= 2 * _LEAST_SIZE for n in size):
-        strides.append([2 if n >= 2 * _LEAST_SIZE else 1 for n in size])
+        strides.append(tuple(2 if n >= 2 * _LEAST_SIZE else 1 for n in size))
         size = [n // stride for n, stride in zip(size, strides[-1], strict=True)]
     return strides

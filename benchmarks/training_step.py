@@ -30,7 +30,7 @@ from benchmarks.cases import EXACT, FRESH, RECYCLED
 from benchmarks.machine import machine, versions
 from benchmarks.regimes import in_process
 from benchmarks.step_page import page
-from benchmarks.step_results import Found, Group, Groups, not_measured, read_groups, write_groups
+from benchmarks.step_results import Group, Groups, found_from_json, not_measured, read_groups, write_groups
 from benchmarks.step_run import missing_package
 from benchmarks.step_settings import Setting, settings
 from medloss.kernels import dispatch
@@ -132,7 +132,7 @@ def _measure_all(wanted: Sequence[tuple[Setting, str]], groups: Groups, stored: 
     for number, (setting, regime) in enumerate(left, 1):
         start, used = time.perf_counter(), _used()
         found, note = in_process(dataclasses.asdict(setting), regime, _SECONDS)
-        rows = (not_measured(setting, regime, note),) if found is None else tuple(Found(**data) for data in found)
+        rows = (not_measured(setting, regime, note),) if found is None else tuple(map(found_from_json, found))
         wall = time.perf_counter() - start
         groups[setting.key, regime] = Group(rows, _digest(setting), made_on, _share_of_others(used, wall))
         if stored is not None:

@@ -82,8 +82,8 @@ def test_memory_and_distances_are_measured(tmp_path: Path) -> None:
 
 
 def test_nnunets_planner_halves_axes_down_to_four_voxels() -> None:
-    assert nnunet_strides((64, 64, 64)) == [[1, 1, 1]] + [[2, 2, 2]] * 4
-    assert nnunet_strides((40, 12, 7)) == [[1, 1, 1], [2, 2, 1], [2, 1, 1], [2, 1, 1]]
+    assert nnunet_strides((64, 64, 64)) == [(1, 1, 1)] + [(2, 2, 2)] * 4
+    assert nnunet_strides((40, 12, 7)) == [(1, 1, 1), (2, 2, 1), (2, 1, 1), (2, 1, 1)]
 
 
 @pytest.mark.skipif(importlib.util.find_spec(step_run.NNUNET_PACKAGE) is None, reason=step_run.NNUNET_PACKAGE)
@@ -131,7 +131,7 @@ def test_a_setting_that_is_measured_later_joins_those_recorded(tmp_path: Path, m
         setting = setting_from_json(work)
         if setting.precision == "bfloat16":
             return None, "took more than 1 s"
-        return [dataclasses.asdict(Found(setting.key, regime, "dice", "medloss, eager", place=1.23456, step=2.0))], ""
+        return [dataclasses.asdict(Found(setting.key, regime, "dice", "medloss, eager", place=1.2349999, step=2.0))], ""
 
     monkeypatch.setattr(training_step, "in_process", in_process)
     unet, dynunet = ("unet, float32, 1 x 2 x 16 x 16 x 16", "dynunet, 1 coarser head, bfloat16, 1 x 3 x 16 x 16 x 16")
