@@ -147,9 +147,9 @@ def _transforms(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def _training(options: argparse.Namespace) -> str:
-    from benchmarks import gpu_bench
+    from benchmarks.gpu_training import training
 
-    return gpu_bench.training(_machine(options), options.data, 0.0 if options.dry else 20.0)
+    return training(_machine(options), options.data, 0.0 if options.dry else 20.0)
 
 
 def _install(options: argparse.Namespace) -> str:

@@ -20,7 +20,7 @@ from bare import run_bare
 pytest.importorskip("benchmarks.gpu", reason="benchmarks/ is not here: these tests run in the checkout")
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from benchmarks import gpu, gpu_bench, gpu_checks, gpu_report
+from benchmarks import gpu, gpu_bench, gpu_checks, gpu_report, gpu_training
 
 needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off on a GPU")
 DRY = gpu_checks.Machine(dry=True)
@@ -202,10 +202,10 @@ def test_a_short_training_reads_its_volumes_without_nibabel(tmp_path: Path) -> N
             (tmp_path / folder).mkdir(exist_ok=True)
             path = tmp_path / folder / f"case_{number}.nii.gz"
             nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])), path)
-            assert np.array_equal(gpu_bench._read_nifti(path), array)
-    assert gpu_bench.training(DRY, tmp_path, 0.0).startswith("2 steps, loss ")
+            assert np.array_equal(gpu_training._read_nifti(path), array)
+    assert gpu_training.training(DRY, tmp_path, 0.0).startswith("2 steps, loss ")
     with pytest.raises(gpu_checks.Skipped, match="--data FOLDER"):
-        gpu_bench.training(DRY, tmp_path / "none", 0.0)
+        gpu_training.training(DRY, tmp_path / "none", 0.0)
 
 
 def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str]) -> None:
