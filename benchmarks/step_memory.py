@@ -15,8 +15,8 @@ def added_memory(setting: Setting, losses: Losses, step: TrainingStep) -> list[F
     logits = sum(gradient.nbytes for gradient in step.constant)
 
     def peak(loss: Loss | None) -> int | None:
-        step.run(loss)
-        return peak_memory(lambda: step.run(loss), torch.device("cpu"))
+        step.run_untimed(loss)
+        return peak_memory(lambda: step.run_untimed(loss), torch.device("cpu"))
 
     bare = peak(None)
     rows = []

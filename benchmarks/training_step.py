@@ -14,6 +14,9 @@ value, and from there to the output's gradient. In the regime `exact`, memory is
 With `--write` each setting's results are added to the results' file as soon as they are there, and those of other
 settings stay: a run that was interrupted resumes, and measures again only what another version of the code or another
 machine has measured, or what failed.
+
+nnU-Net's networks take part where their package is installed, as in nnU-Net's environment. Elsewhere
+`pip install --no-deps dynamic-network-architectures` brings them (50 kB): with torch they need nothing else.
 """
 
 import dataclasses
