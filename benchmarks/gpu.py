@@ -13,64 +13,34 @@ import hashlib
 import importlib.util
 import json
 import os
-import select
-import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import medloss
+from benchmarks.gpu_worker import (
+    CHARACTERS,
+    DONE,
+    FAILED,
+    NOT_REACHED,
+    SKIPPED,
+    TIMED_OUT,
+    Outcome,
+    Step,
+    Worker,
+    today,
+    work,
+)
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DATA = Path(os.environ.get("MEDLOSS_DATA") or _ROOT.parent / "shared" / "data") / "Task04_Hippocampus"
-#: What of a failure is kept.
-_CHARACTERS = 600
 #: A step is not begun with less time than this, seconds.
 _LEAST = 5.0
 NOT_MEASURED = "Not measured on a GPU: none was available."
-
-DONE, FAILED, SKIPPED, TIMED_OUT, NOT_REACHED = "done", "**failed**", "skipped", "**timed out**", "not reached"
-
-
-@dataclass(frozen=True)
-class Step:
-    """A part of the run.
-
-    Attributes:
-        limit: seconds.
-        work: gets the options, and returns a note, or rows one after the other.
-    """
-
-    limit: float
-    work: Callable[[argparse.Namespace], Any]
-
-
-@dataclass
-class Outcome:
-    """What became of a step.
-
-    Attributes:
-        status: `done`, `failed`, `skipped`, `timed out` or `not reached`.
-        note: what was checked, or the reason.
-        seconds: how long it took.
-        code: of which code, a digest.
-        date: when.
-        rows: measurements, as JSON has them.
-    """
-
-    status: str
-    note: str = ""
-    seconds: float = 0.0
-    code: str = ""
-    date: str = ""
-    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 def steps() -> dict[str, Step]:
@@ -147,9 +117,9 @@ def _transforms(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def _training(options: argparse.Namespace) -> str:
-    from benchmarks import gpu_bench
+    from benchmarks.gpu_training import training
 
-    return gpu_bench.training(_machine(options), options.data, 0.0 if options.dry else 20.0)
+    return training(_machine(options), options.data, 0.0 if options.dry else 20.0)
 
 
 def _install(options: argparse.Namespace) -> str:
@@ -160,7 +130,7 @@ def _install(options: argparse.Namespace) -> str:
         raise Skipped("a dry run changes no installation")
     words = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--quiet", str(_ROOT)]
     ran = subprocess.run(words, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr.strip()[-_CHARACTERS:]
+    assert ran.returncode == 0, ran.stderr.strip()[-CHARACTERS:]
     return "pip install --no-deps"
 
 
@@ -175,7 +145,7 @@ def _tests(options: argparse.Namespace) -> str:
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu or not slow", *files]
     ran = subprocess.run(words, cwd=_ROOT, capture_output=True, text=True)
     last = (ran.stdout.strip().splitlines() or [ran.stderr.strip()])[-1]
-    assert ran.returncode == 0, ran.stdout[-_CHARACTERS:]
+    assert ran.returncode == 0, ran.stdout[-CHARACTERS:]
     return last
 
 
@@ -191,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
-        _work(options)
+        work(steps(), options)
         return
     if unknown := sorted(set(options.only) - set(steps())):
         parser.error(f"--only {unknown[0]}: no such step; expected one of {', '.join(steps())}")
@@ -209,7 +179,7 @@ def run(options: argparse.Namespace, out: Path) -> dict[str, Outcome]:
     deadline = time.monotonic() + 60 * options.minutes
     code, state = code_digest(), _read(out / "gpu.json")
     description, outcomes = state["machine"], state["steps"]
-    worker: _Worker | None = None
+    worker: Worker | None = None
     try:
         for name, step in steps().items():
             if options.only and name not in options.only:
@@ -221,11 +191,9 @@ def run(options: argparse.Namespace, out: Path) -> dict[str, Outcome]:
                 continue
             left = min(step.limit, deadline - time.monotonic())
             if left < _LEAST:
-                outcomes[name] = Outcome(
-                    NOT_REACHED, f"{options.minutes:g} minutes were over", code=code, date=_today()
-                )
+                outcomes[name] = Outcome(NOT_REACHED, f"{options.minutes:g} minutes were over", code=code, date=today())
             else:
-                worker = worker or _Worker(options, out)
+                worker = worker or Worker(options, out)
                 outcomes[name] = worker.run(name, left, code)
                 description = worker.description or description
                 if outcomes[name].status in (FAILED, TIMED_OUT):
@@ -243,117 +211,12 @@ def run(options: argparse.Namespace, out: Path) -> dict[str, Outcome]:
     return outcomes
 
 
-class _Worker:
-    """A process that runs one step after the other: imports and CUDA's start take as long as many a step."""
-
-    def __init__(self, options: argparse.Namespace, out: Path) -> None:
-        self.description: dict[str, str] = {}
-        self._results = out / "gpu_step.jsonl"
-        words = [sys.executable, "-m", "benchmarks.gpu", "--worker", str(self._results), "--data", str(options.data)]
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        }
-        if options.dry:
-            words.append("--dry")
-            environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        self._log = (out / "gpu.log").open("a")
-        self._process = subprocess.Popen(
-            words, cwd=_ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            start_new_session=True,
-        )  # fmt: skip
-
-    def run(self, name: str, limit: float, code: str) -> Outcome:
-        """Run a step, for `limit` seconds at most; what it measured until then is kept."""
-        start = time.monotonic()
-        self._results.unlink(missing_ok=True)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(f"{name}\n".encode())
-            self._process.stdin.flush()
-            answered = bool(select.select([self._process.stdout], [], [], limit)[0])
-            ended = answered and not self._process.stdout.readline()
-        except BrokenPipeError:
-            answered = ended = True
-        lines = self._results.read_text().splitlines() if self._results.is_file() else []
-        found: dict[str, Any] = {}
-        rows = []
-        for line in lines:
-            if line.endswith("}"):  # Not a line that was cut off.
-                entry = json.loads(line)
-                rows += [entry["row"]] if "row" in entry else []
-                found |= entry
-        self.description = found.get("machine", self.description)
-        status, note = found.get("status", DONE), found.get("note", "")
-        if not answered:
-            status, note = TIMED_OUT, f"took more than {limit:.0f} s"
-        elif ended:
-            status, note = FAILED, f"the process ended with status {self._process.wait()}; see gpu.log"
-        return Outcome(status, note, round(time.monotonic() - start, 1), code, _today(), rows)
-
-    def stop(self) -> None:
-        """End the process and what it started."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            if stream is not None:
-                stream.close()
-        self._results.unlink(missing_ok=True)
-
-
-def _work(options: argparse.Namespace) -> None:
-    """Run the steps that come in by name, and answer each with a line."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # What a library prints belongs into the log.
-    warnings.simplefilter("ignore")
-    for line in sys.stdin:
-        with options.worker.open("w") as file:
-
-            def put(entry: dict[str, Any], file: Any = file) -> None:
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-
-            _run_step(steps()[line.strip()], options, put)
-        answers.write("\n")
-        answers.flush()
-
-
-def _run_step(step: Step, options: argparse.Namespace, put: Callable[[dict[str, Any]], None]) -> None:
-    import numpy as np
-    import torch
-
-    from benchmarks.gpu_checks import Skipped
-    from benchmarks.machine import describe
-
-    try:
-        if not options.dry and not torch.cuda.is_available():
-            raise RuntimeError("torch sees no GPU here; --dry runs on the CPU")
-        put({"machine": describe("cpu" if options.dry else "cuda")})
-        with np.errstate(all="ignore"):  # Of Triton's interpreter.
-            found = step.work(options)
-            if isinstance(found, str):
-                put({"note": found})
-                return
-            count = 0
-            for count, row in enumerate(found, 1):  # noqa: B007
-                put({"row": {name: value for name, value in dataclasses.asdict(row).items() if value is not None}})
-            put({"note": f"{count} rows"})
-    except Skipped as reason:
-        put({"status": SKIPPED, "note": str(reason)})
-    except BaseException as error:
-        put({"status": FAILED, "note": " ".join(f"{type(error).__name__}: {error}".split())[:_CHARACTERS]})
-
-
 def code_digest() -> str:
     """Of medloss's code: finished steps hold for it."""
     digest, folder = hashlib.sha256(), Path(medloss.__file__).parent
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _today() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def _read(path: Path) -> dict[str, Any]:

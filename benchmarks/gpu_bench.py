@@ -1,17 +1,12 @@
 """How fast the losses are on a GPU, next to MONAI's and torch's; needs torch, MONAI, triton, numpy and scipy alone."""
 
-import gzip
 import importlib
 import importlib.util
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,9 +14,10 @@ from torch import Tensor
 import medloss
 from benchmarks.cases import CACHING, Case, Contender, Row, row
 from benchmarks.contenders import ELSEWHERE, NEED, Function, Side, build
-from benchmarks.gpu_checks import Machine, Skipped
+from benchmarks.gpu_checks import Machine
 from benchmarks.measure import Stopwatch, alternate, once, summary
 from benchmarks.memory import peak_memory
+from benchmarks.plain_torch import PLAIN
 from benchmarks.scenes import scene
 from medloss.distance.maps import signed_distance_map
 
@@ -119,70 +115,8 @@ def transforms(machine: Machine) -> Iterator[Row]:
             yield row(case, contender, CACHING, note=_line(error))
 
 
-def training(machine: Machine, data: Path | None, seconds: float) -> str:
-    """A U-Net on the hippocampus for some seconds; the mean Dice of cases that it has not seen."""
-    if data is None or not (data / "imagesTr").is_dir():
-        raise Skipped("no Task04_Hippocampus: --data FOLDER")
-    from monai.networks.nets import UNet
-
-    paths = sorted(p for p in (data / "imagesTr").glob("*.nii.gz") if not p.name.startswith("."))
-    paths = paths[: 6 if machine.dry else 120]
-    cases = [_load_case(path, data, (16, 16, 16) if machine.dry else (40, 56, 40)) for path in paths]
-    held = max(len(cases) // 5, 1)
-    images, labels = (torch.stack(part).to(machine.device) for part in zip(*cases, strict=True))
-    torch.manual_seed(0)
-    width = 4 if machine.dry else 16
-    network = UNet(3, 1, 3, (width, 2 * width, 4 * width), (2, 2), num_res_units=1).to(machine.device)
-    loss_function = medloss.CombinedLoss("dice+binary_cross_entropy", softmax=True)
-    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
-    start, steps, first, last = time.perf_counter(), 0, None, math.nan
-    with medloss.kernels.use("eager" if machine.dry else "auto"):
-        while time.perf_counter() - start < seconds or steps < 2:
-            index = held + torch.randint(len(cases) - held, (2 if machine.dry else 8,)).to(machine.device)
-            with torch.autocast(machine.device.type, torch.bfloat16):
-                output = network(images[index])
-            loss = loss_function(output, labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            steps, last = steps + 1, loss.item()
-            first = last if first is None else first
-    assert math.isfinite(last), f"the loss became {last}"
-    network.eval()
-    with torch.no_grad():
-        scores = [_mean_dice(network(images[i : i + 1]).argmax(1), labels[i, 0][None]) for i in range(held)]
-    score = float(np.mean(scores))
-    assert machine.dry or score > 0.6, f"mean Dice {score:.3f} after {steps} steps; expected more than 0.6"
-    return f"{steps} steps, loss {first:.3f} to {last:.3f}, mean Dice {score:.3f} of {held} other cases"
-
-
-def _mean_dice(found: Tensor, truth: Tensor) -> float:
-    overlaps = [(2 * ((found == c) & (truth == c)).sum(), (found == c).sum() + (truth == c).sum()) for c in (1, 2)]
-    return float(np.mean([float(a) / max(float(b), 1.0) for a, b in overlaps]))
-
-
-def _load_case(path: Path, data: Path, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Image and label, padded or cropped to a size; without nibabel, which may not be installed."""
-    image, label = (_read_nifti(folder / path.name) for folder in (path.parent, data / "labelsTr"))
-    image = (image - image.mean()) / image.std()
-    fitted = []
-    for array in (image.astype(np.float32), label.astype(np.int64)):
-        out = np.zeros(size, array.dtype)
-        box = tuple(slice(0, min(a, b)) for a, b in zip(array.shape, out.shape, strict=True))
-        out[box] = array[box]
-        fitted.append(torch.from_numpy(out)[None])
-    return fitted[0], fitted[1]
-
-
-def _read_nifti(path: Path) -> Any:
-    data = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(data, np.int16, 8, 40)
-    kind = {2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64}[
-        int(np.frombuffer(data, "<i2", 1, 70)[0])
-    ]
-    offset = int(np.frombuffer(data, "<f4", 1, 108)[0])
-    size = tuple(int(n) for n in shape[1:4])
-    return np.frombuffer(data, kind, math.prod(size), offset).reshape(size, order="F")
+def _plain(loss: str, target: Tensor) -> Function:
+    return lambda logits: PLAIN[loss](logits.float(), target)
 
 
 def _goal_rows(machine: Machine) -> Iterator[Row]:
@@ -245,34 +179,6 @@ def _coarse_scene(side: int, classes: int, batch: int) -> tuple[Tensor, Tensor]:
     """A quarter of the resolution, each voxel repeated."""
     logits, label = scene((side // 4,) * 3, classes, batch)
     return logits, F.interpolate(label.float(), scale_factor=4).to(torch.uint8)
-
-
-def _plain(loss: str, target: Tensor) -> Function:
-    """The loss as plain torch, for its compiler."""
-    index = target[:, 0].long()
-
-    def overlap(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p = logits.float().softmax(1)
-        y = F.one_hot(index, p.shape[1]).movedim(-1, 1)
-        axes = tuple(range(2, p.ndim))
-        return (p * y).sum(axes), p.sum(axes), y.sum(axes).float()
-
-    def dice(logits: Tensor) -> Tensor:
-        tp, prediction, truth = overlap(logits)
-        return 1 - ((2 * tp + 1e-5) / (prediction + truth + 1e-5)).mean()
-
-    def tversky(logits: Tensor) -> Tensor:
-        tp, prediction, truth = overlap(logits)
-        return 1 - ((tp + 1e-5) / (tp + 0.3 * (prediction - tp) + 0.7 * (truth - tp) + 1e-5)).mean()
-
-    def focal(logits: Tensor) -> Tensor:
-        entropy = F.cross_entropy(logits.float(), index, reduction="none")
-        return ((1 - torch.exp(-entropy)) ** 2 * entropy).mean()
-
-    return {
-        "dice": dice, "tversky": tversky, "focal": focal,
-        "binary_cross_entropy": lambda logits: F.cross_entropy(logits.float(), index),
-    }[loss]  # fmt: skip
 
 
 def _elsewhere(mask: Tensor) -> dict[tuple[str, str], Callable[[], object]]:

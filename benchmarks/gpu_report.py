@@ -27,7 +27,7 @@ def page(machine: Mapping[str, str], outcomes: Mapping[str, Any], dry: bool) -> 
 
     Args:
         machine: as `benchmarks.machine.describe` gives it.
-        outcomes: `benchmarks.gpu.Outcome` by the step's name.
+        outcomes: `benchmarks.gpu_worker.Outcome` by the step's name.
         dry: nothing was measured on a GPU.
     """
     rows = [row_from_json(row) for outcome in outcomes.values() for row in outcome.rows]

@@ -86,7 +86,7 @@ def alternate(
 def summary(times: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Medians, and the quartiles of the sum, as `Row` names them."""
     totals = [forward + backward for forward, backward in times]
-    low, middle, high = statistics.quantiles(totals, n=4, method="inclusive") if len(totals) > 1 else totals * 3
+    low, middle, high = quartiles(totals)
     return {
         "forward": statistics.median(forward for forward, _ in times),
         "backward": statistics.median(backward for _, backward in times),
@@ -95,3 +95,11 @@ def summary(times: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "high": high,
         "rounds": len(totals),
     }
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper quartile; of one value, three times that value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high

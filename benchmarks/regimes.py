@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cases import CACHING, EXACT, FRESH, RECYCLED, Case, Row, case_to_json, row, row_from_json
 
@@ -46,27 +47,45 @@ def run_everywhere(case: Case) -> list[Row]:
 
 
 def run_in_regime(case: Case, regime: str) -> list[Row]:
-    """Run a case in a process of its own. One that dies leaves rows that say so."""
+    """Run a case in a separate process. One that dies leaves rows that say so."""
+    found, note = in_process(case_to_json(case), regime, _SECONDS)
+    if found is not None:
+        return [row_from_json(data) for data in found]
+    return [row(case, contender, regime, note=note) for contender in case.contenders]
+
+
+def in_process(work: dict[str, Any], regime: str, seconds: float) -> tuple[list[dict[str, Any]] | None, str]:
+    """What `benchmarks.worker` finds in a separate process whose memory is managed as the regime says.
+
+    Args:
+        work: a case or a setting, as JSON has it.
+        regime: one of `REGIMES`.
+        seconds: how long it may take.
+
+    Returns:
+        Rows as JSON has them and an empty note; or None, and why there are none.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "rows.json"
         try:
             finished = subprocess.run(
                 [sys.executable, "-m", "benchmarks.worker", regime, str(result)],
-                input=json.dumps(case_to_json(case)),
+                input=json.dumps(work),
                 env=inherited | REGIMES[regime],
                 cwd=_ROOT,
                 text=True,
                 capture_output=True,
-                timeout=_SECONDS,
+                timeout=seconds,
             )
         except subprocess.TimeoutExpired:
-            return [row(case, contender, regime, note=f"took more than {_SECONDS} s") for contender in case.contenders]
+            return None, f"took more than {seconds:g} s"
         if result.is_file():
-            return [row_from_json(data) for data in json.loads(result.read_text())]
-    reason = "killed, out of memory?" if finished.returncode < 0 else finished.stderr.strip().splitlines()[-1:]
-    note = reason if isinstance(reason, str) else " ".join(reason) or f"exit status {finished.returncode}"
-    return [row(case, contender, regime, note=f"failed: {note}") for contender in case.contenders]
+            return json.loads(result.read_text()), ""
+    if finished.returncode < 0:
+        return None, "failed: killed, out of memory?"
+    last = (finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"])[-1]
+    return None, f"failed: {last[:200]}"
 
 
 def _with_peak(timed: Row, exact: Row) -> Row:

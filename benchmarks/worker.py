@@ -1,10 +1,15 @@
-"""Runs one case in this process: `python -m benchmarks.worker REGIME RESULT < case.json`. `regimes.py` starts it."""
+"""Runs one case, or one setting of a training step, in this process; `regimes.py` starts it.
+
+python -m benchmarks.worker REGIME RESULT < case.json
+"""
 
 import dataclasses
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -21,7 +26,7 @@ def run_case(case: Case, regime: str) -> list[Row]:
     """A row of each contender: times, or in the regime `exact` peak memory."""
     # Imported when asked for: the engines alone take as long to import as a small case takes to run.
     if case.group == "training":
-        from benchmarks.training_step import training_rows
+        from benchmarks.training_share import training_rows
 
         return training_rows(case, regime)
     if case.group == "transform":
@@ -71,11 +76,19 @@ def _free_memory(device: torch.device) -> float:
 
 
 def main() -> None:
-    """Read the case, write the rows."""
+    """Read the case or setting, write the rows."""
     regime, result = sys.argv[1:]
     # Warnings are the losses' business; here they would only delay.
     warnings.simplefilter("ignore")
-    rows = run_case(case_from_json(json.load(sys.stdin)), regime)
+    work = json.load(sys.stdin)
+    rows: Sequence[Any]
+    if "contenders" in work:
+        rows = run_case(case_from_json(work), regime)
+    else:
+        from benchmarks.step_settings import setting_from_json
+        from benchmarks.step_timing import run_setting
+
+        rows = run_setting(setting_from_json(work), regime)
     Path(result).write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
 
 

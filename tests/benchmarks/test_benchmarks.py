@@ -8,14 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import medloss
-
 # They belong to the checkout, not to the wheel. `python -m pytest` finds them in the folder where it was started.
 pytest.importorskip("benchmarks.losses", reason="benchmarks/ is not here: these tests run in the checkout")
 
-from benchmarks import distance_maps, goals, losses, regimes, report_predictions, selections, training_step
+from benchmarks import distance_maps, goals, losses, regimes, report_predictions, selections
 from benchmarks.cases import (
-    EXACT,
     FRESH,
     RECYCLED,
     Case,
@@ -90,73 +87,6 @@ def test_every_side_of_a_case_gets_a_row() -> None:
 def test_a_training_step_is_longer_than_its_loss() -> None:
     rows = run_case(_case("training", (Contender("medloss", "hausdorff_dt"), Contender("MONAI", "dice"))), FRESH)
     assert all(r.step and r.total and r.step > r.total for r in rows)
-
-
-def test_what_a_loss_adds_to_a_step_is_measured_of_every_side() -> None:
-    setting = training_step.Setting(
-        "dynunet", "bfloat16", 2, 1, size=(16, 16, 16), batch=1, rounds=2, losses=("dice",), compiled=False
-    )
-    rows = training_step.measure(setting, FRESH)
-    assert [r.side for r in rows] == [f"medloss, {medloss.kernels.in_use()}", "MONAI"]
-    assert all(r.place > 0 and r.step > 0 and r.low <= r.added <= r.high for r in rows)
-    assert "1 heads, bfloat16, 1 x 2 x 16 x 16 x 16" in rows[0].setting
-    text = training_step.page({(rows[0].setting, FRESH): training_step.Group(tuple(rows), "", "a machine", 0.25)})
-    assert f"| {rows[0].place / rows[1].place:.2f} |" in text
-    assert "| a machine | 1 | 25% to 25% |" in text
-
-
-@pytest.mark.parametrize("loss", ["dice", "tversky", "focal", "binary_cross_entropy"])
-def test_plain_torch_computes_the_same_loss(loss: str) -> None:
-    logits, label = scene((16, 16, 16), 3)
-    ours = build(Contender("medloss", loss), label, 3).function(logits)
-    assert training_step.PLAIN[loss](logits, label).item() == pytest.approx(ours.item(), rel=1e-4)
-
-
-@pytest.mark.slow
-def test_a_quick_run_of_the_step_benchmark_writes_its_page(tmp_path: Path) -> None:
-    only = ["--tiny", "--only", "unet, float32, 1 x 2", "--regime", "fresh", "--write", "--out", str(tmp_path)]
-    outcome = CliRunner().invoke(training_step.main, only)
-    assert outcome.exit_code == 0, outcome.output
-    page = (tmp_path / "step.md").read_text()
-    outcome = CliRunner().invoke(training_step.main, only)
-    assert "fresh: measured before" in outcome.output and (tmp_path / "step.md").read_text() == page
-    assert "## unet, float32, 1 x 2 x 16 x 16 x 16, fresh memory" in page
-    outcome = CliRunner().invoke(training_step.main, ["--report-only", "--out", str(tmp_path)])
-    assert outcome.exit_code == 0, outcome.output
-    assert (tmp_path / "step.md").read_text() == page
-
-
-@pytest.mark.slow
-def test_memory_and_distances_are_part_of_the_step_benchmark() -> None:
-    distances, memory = training_step.settings("tiny")[2:]
-    rows = training_step.measure(distances, FRESH) + training_step.measure(memory, EXACT)
-    assert {r.loss for r in rows} == {"dice", *training_step.DISTANCE_LOSSES}
-    assert [r.side for r in rows if r.loss == "hausdorff_dt"][1:] == ["MONAI"]
-    assert rows[-1].memory is not None or rows[-1].note
-    groups = {(r.setting, r.regime): [x for x in rows if x.setting == r.setting] for r in rows}
-    text = training_step.page({key: training_step.Group(tuple(found), "", "") for key, found in groups.items()})
-    assert "| hausdorff_cv, relative to hausdorff_dt | 3.00 |" in text and "## Memory" in text
-
-
-def test_a_step_setting_that_takes_too_long_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_step, "_SECONDS", 0.01)
-    setting = training_step.settings("tiny")[0]
-    rows = training_step.run_in_regime(setting, FRESH)
-    assert [r.note for r in rows] == ["took more than 0.01 s"]
-    group = training_step.Group(tuple(rows), "", "a machine")
-    assert not group.complete and "Not measured: took more than 0.01 s." in training_step.page({("", FRESH): group})
-
-
-def test_a_network_that_is_not_installed_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_step, "_NNUNET_PACKAGE", "no_such_package")
-    rows = training_step.measure(training_step.Setting(training_step.NNUNET, "float32", 2, 0), FRESH)
-    assert [r.note for r in rows] == ["no_such_package is not installed"]
-
-
-def test_the_page_of_the_step_benchmark_needs_results(tmp_path: Path) -> None:
-    outcome = CliRunner().invoke(training_step.main, ["--report-only", "--out", str(tmp_path)])
-    assert outcome.exit_code == 1 and "step.json: no results" in outcome.output
-    assert not (tmp_path / "step.md").exists()
 
 
 def test_the_group_of_a_gpu_runs_on_any_device() -> None:

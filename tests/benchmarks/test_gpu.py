@@ -20,7 +20,8 @@ from bare import run_bare
 pytest.importorskip("benchmarks.gpu", reason="benchmarks/ is not here: these tests run in the checkout")
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from benchmarks import gpu, gpu_bench, gpu_checks, gpu_report
+from benchmarks import gpu, gpu_bench, gpu_checks, gpu_report, gpu_training, gpu_worker
+from benchmarks.gpu_worker import DONE, FAILED, NOT_REACHED, SKIPPED, TIMED_OUT
 
 needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off on a GPU")
 DRY = gpu_checks.Machine(dry=True)
@@ -83,10 +84,10 @@ class _Here:
     def run(self, name: str, limit: float, code: str) -> Any:
         _Here.started.append(name)
         entries: list[dict[str, Any]] = []
-        gpu._run_step(gpu.steps()[name], self._options, entries.append)
+        gpu_worker.run_step(gpu.steps()[name], self._options, entries.append)
         found = {key: value for entry in entries for key, value in entry.items()}
         rows = [entry["row"] for entry in entries if "row" in entry]
-        return gpu.Outcome(found.get("status", gpu.DONE), found["note"], 0.1, code, "2026-01-01", rows)
+        return gpu_worker.Outcome(found.get("status", DONE), found["note"], 0.1, code, "2026-01-01", rows)
 
     def stop(self) -> None:
         pass
@@ -114,15 +115,15 @@ def _measures(options: argparse.Namespace) -> Any:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     works = {"measures": _measures, "fails": _fails, "skips": _skips, "notes": lambda options: "fine"}
-    monkeypatch.setattr(gpu, "steps", lambda: {name: gpu.Step(30, work) for name, work in works.items()})
-    monkeypatch.setattr(gpu, "_Worker", _Here)
+    monkeypatch.setattr(gpu, "steps", lambda: {name: gpu_worker.Step(30, work) for name, work in works.items()})
+    monkeypatch.setattr(gpu, "Worker", _Here)
     _Here.started = []
     return lambda **more: gpu.run(_options(**more), tmp_path)
 
 
 def test_a_failure_is_recorded_and_the_others_follow(run: Callable[..., Any], tmp_path: Path) -> None:
     outcomes = run()
-    assert [o.status for o in outcomes.values()] == [gpu.DONE, gpu.FAILED, gpu.SKIPPED, gpu.DONE]
+    assert [o.status for o in outcomes.values()] == [DONE, FAILED, SKIPPED, DONE]
     assert _Here.started == ["worker", "measures", "fails", "worker", "skips", "notes"]
     text = (tmp_path / "gpu.md").read_text()
     assert "| fails | **failed** | 0 | 2026-01-01 | ValueError: this \\| and that |" in text
@@ -147,8 +148,8 @@ def test_finished_steps_are_not_repeated_until_the_code_changes(
 
 def test_no_step_begins_when_the_time_is_over(run: Callable[..., Any]) -> None:
     outcomes = run(minutes=0.0)
-    assert {o.status for o in outcomes.values()} == {gpu.NOT_REACHED} and not _Here.started
-    assert next(o.status for o in run().values()) == gpu.DONE
+    assert {o.status for o in outcomes.values()} == {NOT_REACHED} and not _Here.started
+    assert next(o.status for o in run().values()) == DONE
 
 
 def test_a_step_that_takes_too_long_is_ended_and_keeps_its_rows(
@@ -160,10 +161,10 @@ def test_a_step_that_takes_too_long_is_ended_and_keeps_its_rows(
     (tmp_path / "slow.py").write_text(script + "    time.sleep(1000)\n")
     (tmp_path / "dies.py").write_text("import sys; sys.stdin.readline(); sys.exit(3)")
     started = subprocess.Popen
-    for name, status in (("slow", gpu.TIMED_OUT), ("dies", gpu.FAILED)):
+    for name, status in (("slow", TIMED_OUT), ("dies", FAILED)):
         words = [sys.executable, str(tmp_path / f"{name}.py"), str(tmp_path / "gpu_step.jsonl")]
-        monkeypatch.setattr(gpu.subprocess, "Popen", lambda _, words=words, **more: started(words, **more))
-        worker = gpu._Worker(_options(), tmp_path)
+        monkeypatch.setattr(gpu_worker.subprocess, "Popen", lambda _, words=words, **more: started(words, **more))
+        worker = gpu_worker.Worker(_options(), tmp_path)
         limit = 600.0 if name == "dies" else _until(tmp_path / "gpu_step.jsonl", monkeypatch)
         outcome = worker.run("any", limit, "")
         worker.stop()
@@ -181,7 +182,7 @@ def _until(path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
         monkeypatch.undo()
         return [], [], []
 
-    monkeypatch.setattr(gpu.select, "select", wait)
+    monkeypatch.setattr(gpu_worker.select, "select", wait)
     return 1.0
 
 
@@ -202,10 +203,10 @@ def test_a_short_training_reads_its_volumes_without_nibabel(tmp_path: Path) -> N
             (tmp_path / folder).mkdir(exist_ok=True)
             path = tmp_path / folder / f"case_{number}.nii.gz"
             nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])), path)
-            assert np.array_equal(gpu_bench._read_nifti(path), array)
-    assert gpu_bench.training(DRY, tmp_path, 0.0).startswith("2 steps, loss ")
+            assert np.array_equal(gpu_training._read_nifti(path), array)
+    assert gpu_training.training(DRY, tmp_path, 0.0).startswith("2 steps, loss ")
     with pytest.raises(gpu_checks.Skipped, match="--data FOLDER"):
-        gpu_bench.training(DRY, tmp_path / "none", 0.0)
+        gpu_training.training(DRY, tmp_path / "none", 0.0)
 
 
 def test_unknown_steps_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,10 +223,10 @@ import argparse, os
 os.environ["TRITON_INTERPRET"] = "1"
 import numpy
 numpy.seterr(all="ignore")
-from benchmarks import gpu, gpu_checks, gpu_report
+from benchmarks import gpu, gpu_checks, gpu_report, gpu_worker
 options = argparse.Namespace(dry=True, data=None)
 for name in ("contract", "losses, 128^3, float32", "other losses", "transforms", "training"):
-    gpu._run_step(gpu.steps()[name], options, lambda entry: print(entry.get("status", "")))
+    gpu_worker.run_step(gpu.steps()[name], options, lambda entry: print(entry.get("status", "")))
 print(gpu_report.page({}, {}, True)[:5])
 """
     assert set(run_bare(code, Path(gpu.__file__).parents[1]).split()) == {"skipped", "#", "The"}
@@ -238,7 +239,7 @@ def test_a_dry_run_goes_through_all_steps(tmp_path: Path) -> None:
     ran = subprocess.run(words, cwd=Path(gpu.__file__).parents[1], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
-    assert {name: step["note"] for name, step in steps.items() if step["status"] not in (gpu.DONE, gpu.SKIPPED)} == {}
+    assert {name: step["note"] for name, step in steps.items() if step["status"] not in (DONE, SKIPPED)} == {}
     assert list(steps) == list(gpu.steps())
     notes = [row.get("note") for step in steps.values() for row in step["rows"] if row.get("note")]
     assert notes == []

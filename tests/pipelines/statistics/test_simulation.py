@@ -1,14 +1,14 @@
-"""Small versions of `benchmarks/statistics_error_rates.py`: false verdicts, pairs, ranks, equivalence, and power."""
+"""Small versions of `benchmarks/error_rate_simulations.py`: false verdicts, pairs, ranks, equivalence, and power."""
 
 import numpy as np
 import pytest
 import scipy.stats
 
 pytest.importorskip(
-    "benchmarks.statistics_error_rates", reason="benchmarks/ is missing: these tests run in the checkout"
+    "benchmarks.error_rate_simulations", reason="benchmarks/ is missing: these tests run in the checkout"
 )
 
-from benchmarks import statistics_error_rates as rates
+from benchmarks import error_rate_simulations as rates
 from pipelines.statistics.mean_difference import infer
 from pipelines.statistics.significance_tests import signed_rank
 
