@@ -132,10 +132,10 @@ class InstanceWiseLoss(SegmentationLoss):
         numbers = self._numbers(masks, inputs)
         scores = _scores(inputs)
         left, maps = scores.shape[1], []
-        for item, c in itertools.product(range(len(scores)), range(left)):
+        for z, (item, c) in zip(_one_by_one(scores), itertools.product(range(len(scores)), range(left)), strict=True):
             counted = None if inputs.mask is None else inputs.mask[item, 0]
             weight = None if inputs.voxel_weight is None else inputs.voxel_weight[item, 0]
-            maps.append(_Map(scores[item, c], masks[item, c], numbers[item, c], counted, weight, self.cells == "blob"))
+            maps.append(_Map(z, masks[item, c], numbers[item, c], counted, weight, self.cells == "blob"))
         values = torch.zeros(len(maps), dtype=scores.dtype, device=scores.device)
         by_sums = [i for i, loss in enumerate(self.losses) if shareable(loss) and not loss.reads_voxels_again]
         for group in fitting_groups([self.losses[i] for i in by_sums]):
@@ -237,7 +237,7 @@ class _Map:
         self, z: Tensor, y: Tensor, numbers: Tensor, counted: Tensor | None, weight: Tensor | None, blob: bool
     ) -> None:
         self.z, self.y, self.weight = z, y, weight
-        present = torch.unique(numbers[y if counted is None else y & counted])
+        present = torch.unique(_selected(numbers, y if counted is None else y & counted))
         self.number, self.blob = len(present), blob
         segment = _places_in(present, numbers)
         if not self.number:
@@ -317,6 +317,19 @@ class _Map:
         for i in area:
             mask[self.order.split(self.sizes)[i]] = True
         return mask.view(1, 1, *self.y.shape)
+
+
+def _one_by_one(maps: Tensor) -> Sequence[Tensor]:
+    """Maps `[B, C, *spatial]` one by one; selected, each would have a gradient of the size of all."""
+    spatial = maps.shape[2:]
+    return [maps.reshape(spatial)] if len(maps) * maps.shape[1] == 1 else maps.reshape(-1, *spatial).unbind()
+
+
+def _selected(numbers: Tensor, chosen: Tensor) -> Tensor:
+    """`numbers[chosen]`."""
+    if numbers.device.type != "cpu" or type(numbers) is not Tensor or torch.compiler.is_compiling():
+        return numbers[chosen]
+    return torch.from_numpy(numbers.numpy()[chosen.numpy()])  # five times as fast
 
 
 def _places_in(present: Tensor, numbers: Tensor) -> Tensor:
