@@ -248,12 +248,6 @@ def _gather(factors: Any, column: Any, cells: Any, n: Any, out: Any) -> None:
 
 
 @numba.njit(**OPTIONS)
-def _scale(values: Any, n: Any, out: Any) -> None:
-    for i in range(n):
-        out[i] *= values[i]
-
-
-@numba.njit(**OPTIONS)
 def _add_product(left: Any, right: Any, n: Any, out: Any) -> None:
     for i in range(n):
         out[i] += left[i] * right[i]
@@ -267,7 +261,7 @@ def _entropy_gradient(kind: Any, plan: Any, gamma: Any, narrow: Any, floor: Any,
         entropies.given_gradients(kind, gamma, logs, narrow[ROW_Q], t, u, floor, n, h)
     else:
         entropies.entropy_gradients(kind, gamma, logs, t, u, n, h)
-        _scale(u, n, h)
+        formulas.scale(u, n, h)
 
 
 @compiled
@@ -294,8 +288,8 @@ def _gradient_pass(
             _gather(factors, 2, cells, n, factor)
             _add_product(factor, u, n, g)
         if plan[MODE] != GIVEN:
-            _scale(t, n, g)
-            _scale(u, n, g)
+            formulas.scale(t, n, g)
+            formulas.scale(u, n, g)
         if kind:
             _gather(factors, 3, cells, n, factor)
             _entropy_gradient(entropies.kind_of(kind, True), plan, gamma, narrow, floor, n, h)
