@@ -133,6 +133,8 @@ class LossInputs:
         """y > 0.5 of all C classes, `[B, C, *spatial]` bool, as `target_maps`."""
         channels = self.logits.shape[1]
         if self.target.shape[1] == channels:
+            if self.mask is None and self.target.dtype in (torch.bool, torch.uint8):
+                return self.target.bool()  # ten times as fast as a comparison
             return self.target_maps() > 0.5
         masks = torch.empty(self.logits.shape, dtype=torch.bool, device=self.target.device)
         labels = self.target[:, 0]

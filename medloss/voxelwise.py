@@ -44,7 +44,8 @@ class VoxelwiseLoss(SumsLoss):
 
     def voxels(self, inputs: LossInputs) -> Tensor:
         """The value per voxel: `[B, 1, *spatial]` (categorical) or `[B, C', *spatial]`; 0 at masked voxels."""
-        factors = self.class_factors(target_sums(inputs))
+        plain = type(self).class_factors is VoxelwiseLoss.class_factors
+        factors = (1.0, 1.0) if plain else self.class_factors(target_sums(inputs))
         values = weighted_cross_entropy(
             inputs, *factors, entropy=self.entropy, gamma=self.gamma, label_smoothing=self.label_smoothing
         )

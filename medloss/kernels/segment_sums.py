@@ -18,7 +18,7 @@ def segment_sums(
     Args:
         terms: which sums, of `sigmoid` or `probabilities`.
         logits: `[N]`, contiguous, in the type of the sums.
-        target: `[N]`, contiguous.
+        target: `[N]` bool, contiguous.
         segment: `[N]` int32, contiguous; negative for a voxel of none.
         count: S, how many segments.
         voxel_weight: `[N]`, as `logits`, without gradient.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -132,10 +133,10 @@ class InstanceWiseLoss(SegmentationLoss):
         numbers = self._numbers(masks, inputs)
         scores = _scores(inputs)
         left, maps = scores.shape[1], []
-        for item, c in itertools.product(range(len(scores)), range(left)):
+        for z, (item, c) in zip(_one_by_one(scores), itertools.product(range(len(scores)), range(left)), strict=True):
             counted = None if inputs.mask is None else inputs.mask[item, 0]
             weight = None if inputs.voxel_weight is None else inputs.voxel_weight[item, 0]
-            maps.append(_Map(scores[item, c], masks[item, c], numbers[item, c], counted, weight, self.cells == "blob"))
+            maps.append(_Map(z, masks[item, c], numbers[item, c], counted, weight, self.cells == "blob"))
         values = torch.zeros(len(maps), dtype=scores.dtype, device=scores.device)
         by_sums = [i for i, loss in enumerate(self.losses) if shareable(loss) and not loss.reads_voxels_again]
         for group in fitting_groups([self.losses[i] for i in by_sums]):
@@ -237,13 +238,13 @@ class _Map:
         self, z: Tensor, y: Tensor, numbers: Tensor, counted: Tensor | None, weight: Tensor | None, blob: bool
     ) -> None:
         self.z, self.y, self.weight = z, y, weight
-        present = torch.unique(numbers[y if counted is None else y & counted])
+        present = _present(numbers, y if counted is None else y & counted)
         self.number, self.blob = len(present), blob
         segment = _places_in(present, numbers)
         if not self.number:
             segment = torch.zeros_like(segment)
         elif blob:
-            segment = torch.where(y, segment, self.number)
+            segment = _with_background(segment, y, self.number)
         self.segment = segment if counted is None else torch.where(counted, segment, -1)
 
     @property
@@ -319,14 +320,42 @@ class _Map:
         return mask.view(1, 1, *self.y.shape)
 
 
+def _one_by_one(maps: Tensor) -> Sequence[Tensor]:
+    """Maps `[B, C, *spatial]` one by one; selected, each would have a gradient of the size of all."""
+    spatial = maps.shape[2:]
+    return [maps.reshape(spatial)] if len(maps) * maps.shape[1] == 1 else maps.reshape(-1, *spatial).unbind()
+
+
+def _by_numpy(maps: Tensor) -> bool:
+    """Whether NumPy is to work on maps: there it is faster than torch, which also waits for all of its threads."""
+    return maps.device.type == "cpu" and type(maps) is Tensor and not torch.compiler.is_compiling()
+
+
+def _present(numbers: Tensor, chosen: Tensor) -> Tensor:
+    """The different numbers of the chosen voxels, in their order."""
+    if _by_numpy(numbers):
+        return torch.from_numpy(np.unique(numbers.numpy()[chosen.numpy()]))
+    return torch.unique(numbers[chosen])
+
+
+def _with_background(segment: Tensor, y: Tensor, background: int) -> Tensor:
+    """The segments, and that of the background where not y."""
+    if _by_numpy(segment):
+        return torch.from_numpy(np.where(y.numpy(), segment.numpy(), np.int32(background)))
+    return torch.where(y, segment, background)
+
+
 def _places_in(present: Tensor, numbers: Tensor) -> Tensor:
     """Where each number stands among those that are present, in their order; -1 where it does not. int32."""
     if not len(present):
         return torch.full_like(numbers, -1, dtype=torch.int32)
-    least, most = (int(bound) for bound in numbers.aminmax())
+    bounds = (numbers.numpy().min(), numbers.numpy().max()) if _by_numpy(numbers) else numbers.aminmax()
+    least, most = (int(bound) for bound in bounds)
     if most - least > 2 * numbers.numel():  # ids far apart, as scanners' software gives them: no table of all between
         places = torch.searchsorted(present, numbers.to(present.dtype)).clamp(max=len(present) - 1)
         return torch.where(present[places] == numbers, places, -1).to(torch.int32)
+    if 0 < least <= numbers.numel():
+        least = 0  # as numbers usually begin at 1: a longer table costs less than a subtraction
     table = torch.full((most - least + 1,), -1, dtype=torch.int32, device=numbers.device)
     table[present.long() - least] = torch.arange(len(present), dtype=torch.int32, device=numbers.device)
     shifted = numbers - least if least else numbers

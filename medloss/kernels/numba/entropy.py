@@ -10,7 +10,7 @@ import numpy as np
 
 from medloss.kernels.numba.compilation import EXACT, OPTIONS
 from medloss.kernels.numba.elementary import bounded_log, complement, exp, log
-from medloss.kernels.numba.terms import fill, multiply
+from medloss.kernels.numba.terms import fill, multiply, scale
 from medloss.kernels.sum_spec import POWER_FLOOR
 
 #: `VoxelTerms.entropy` as numbers; `FOCAL_2` is the focal one with gamma = 2.
@@ -99,10 +99,16 @@ def softmax_entropy_gradients(
 
 
 @numba.njit(**EXACT)
-def softmax_class(z: Any, top: Any, partition: Any, p: Any, n: Any, logs: Any, u: Any) -> None:
-    """`l` and `1 - p`."""
+def softmax_logarithms(z: Any, top: Any, partition: Any, n: Any, logs: Any) -> None:
+    """`l`."""
     for i in range(n):
         logs[i] = _log_probability(z[i], top[i], partition[i])
+
+
+@numba.njit(**EXACT)
+def softmax_class(z: Any, top: Any, partition: Any, p: Any, n: Any, logs: Any, u: Any) -> None:
+    """`l` and `1 - p`."""
+    softmax_logarithms(z, top, partition, n, logs)
     for i in range(n):
         u[i] = complement(logs[i], p[i])
 
@@ -160,10 +166,10 @@ def add_sigmoid_gradients(
             out[i] += part - outside * counted(v[i] * (one - y[i]), other, zero)
     else:
         entropy_gradients(kind_of(kind, False), gamma, logs, p, u, n, h)
-        multiply(h, u, n, h)
+        scale(u, n, h)
         add_entropy(inside, y, v, h, n, False, out)
         entropy_gradients(kind_of(kind, True), gamma, other_logs, u, p, n, h)
-        multiply(h, p, n, h)
+        scale(p, n, h)
         add_entropy(-outside, y, v, h, n, True, out)
 
 

@@ -43,6 +43,8 @@ _BY = {"bins": 0, "soft_bins": 1, "labels": 2}
 _BINS, _SOFT, _LABELS = 0, 1, 2
 #: Sums of neighbouring voxels go to different places: of one group they would wait for each other.
 _LANES = 4
+#: Voxels that are summed in vector registers if all of them are of one group, as most neighbours are.
+_TILE = 64
 
 
 def group_sums(
@@ -133,10 +135,24 @@ def _find(by: Any, groups: Any, p: Any, labels: Any, n: Any, index: Any, above: 
 
 @numba.njit(**OPTIONS)
 def _add_whole(index: Any, p: Any, y: Any, v: Any, n: Any, sums: Any) -> None:
-    for i in range(n):
-        lane, k = np.uint64(i & (_LANES - 1)), np.uint64(index[i])
-        sums[lane, k, 0] += v[i]
-        sums[lane, k, 1] += v[i] * (p[i] - y[i])
+    zero = p.dtype.type(0)
+    for tile in range(0, n, _TILE):
+        start, end = np.uint64(tile), np.uint64(min(tile + _TILE, n))
+        differs = np.int32(0)
+        for i in range(start, end):
+            differs |= np.int32(index[i] ^ index[start])
+        if differs:
+            for i in range(start, end):
+                lane, k = np.uint64(i & np.uint64(_LANES - 1)), np.uint64(index[i])
+                sums[lane, k, 0] += v[i]
+                sums[lane, k, 1] += v[i] * (p[i] - y[i])
+            continue
+        mass, off = zero, zero
+        for i in range(start, end):
+            mass += v[i]
+            off += v[i] * (p[i] - y[i])
+        sums[0, np.uint64(index[start]), 0] += mass
+        sums[0, np.uint64(index[start]), 1] += off
 
 
 @numba.njit(**OPTIONS)
@@ -244,14 +260,14 @@ def _gradient_pass(
             else:
                 _gather(index, table[item, c, 1], v, n, z)
             if plan[MODE] != GIVEN:
-                formulas.multiply(z, p, n, z)
+                formulas.scale(p, n, z)
             if softmax:
                 formulas.add(z, n, shared)
             elif plan[MODE] != GIVEN:
-                formulas.multiply(z, narrow[ROW_U], n, z)
+                formulas.scale(narrow[ROW_U], n, z)
         # The gradient is p G - p sum(p G) of a softmax, with p = e * inverse.
         if softmax:
-            formulas.multiply(inverse, shared, n, shared)
+            formulas.scale(inverse, n, shared)
         for c in range(classes):
             offset = (item * classes + c) * voxels + start
             e = wide[classes + c]

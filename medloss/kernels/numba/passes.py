@@ -258,8 +258,8 @@ def gradient_pass(
             if rows:
                 terms.probability_gradients(overlap, squares, errors, weights, s, y, p, v, n, g)
                 if not given:
-                    terms.multiply(g, p, n, g)
-                    terms.multiply(g, u, n, g)
+                    terms.scale(p, n, g)
+                    terms.scale(u, n, g)
             else:
                 terms.fill(g, n, 0)
             if entropy and given:
@@ -282,7 +282,7 @@ def gradient_pass(
                 store_difference(g, zeros, zeros, gradient[offset : offset + n])
         if softmax:
             # The gradient is E - p sum(E), with p = e * inverse.
-            terms.multiply(inverse, shared, n, shared)
+            terms.scale(inverse, n, shared)
             for c in range(classes):
                 if interleaved:
                     terms.subtract_product(wide[classes + c], shared, n, wide[c])
@@ -319,7 +319,9 @@ def entropy_pass(
             terms.fill(g, n, 0)
         for c in range(first, classes):
             load_target(target, plan, item, c, start, n, keep, labels, y)
-            if softmax:
+            if softmax and entropy == entropies.PLAIN:
+                entropies.softmax_logarithms(wide[c], top, partition, n, narrow[ROW_L])
+            elif softmax:
                 terms.multiply(wide[classes + c], inverse, n, p)
                 entropies.softmax_class(wide[c], top, partition, p, n, narrow[ROW_L], u)
             else:

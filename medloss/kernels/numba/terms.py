@@ -79,6 +79,13 @@ def multiply(left: Any, right: Any, n: Any, out: Any) -> None:
 
 
 @numba.njit(**OPTIONS)
+def scale(values: Any, n: Any, out: Any) -> None:
+    """Multiply `out`; `multiply` into one of its factors runs number by number, since the arrays overlap."""
+    for i in range(n):
+        out[i] *= values[i]
+
+
+@numba.njit(**OPTIONS)
 def subtract_product(left: Any, right: Any, n: Any, out: Any) -> None:
     """Subtract a product."""
     for i in range(n):
@@ -226,7 +233,7 @@ def probability_gradients(
         for i in range(n):
             out[i] += on_square * p[i]
     if weights and (overlap or squares):
-        multiply(out, v, n, out)
+        scale(v, n, out)
     if errors:
         on_inside, on_outside = two * s[5], two * s[6]
         for i in range(n):

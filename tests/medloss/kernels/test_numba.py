@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import medloss
+from medloss.kernels.segment_sums import segment_sums
 from medloss.kernels.sum_spec import ROWS, VoxelTerms, sum_type
 
 if importlib.util.find_spec("numba") is None:
@@ -314,3 +316,38 @@ def test_a_logit_of_minus_infinity_is_a_class_that_cannot_be(entropy: str) -> No
         assert torch.allclose(sums[:, :, :2], two, rtol=1e-6)
         assert (gradient[:, 2] == 0).all()
         assert torch.allclose(gradient[:, :2], two_gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["sigmoid", "probabilities"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "sums",
+    [
+        {"overlap": True},
+        {"squares": True},
+        {"errors": True},
+        {"entropy": "plain"},
+        {"entropy": "power", "gamma": 1.5},
+        {"entropy": "focal_background", "gamma": 0.7},
+    ],
+    ids=str,
+)
+def test_sums_of_segments_are_those_of_plain_torch(mode: str, weighted: bool, sums: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    voxels = 5000
+    logits = torch.randn(voxels, generator=generator)
+    logits = logits if mode == "sigmoid" else logits.sigmoid()
+    target = torch.arange(voxels) % 17 < 6
+    segment = (torch.arange(voxels) // 41 % 5 - 1).int()
+    logits[segment < 0] = float("nan")
+    weight = torch.rand(voxels, generator=generator) if weighted else None
+    results = []
+    for name in ("eager", "numba"):
+        with medloss.kernels.use(name):
+            leaf = logits.clone().requires_grad_()
+            rows, counts = segment_sums(VoxelTerms(mode, **sums), leaf, target, segment, 4, weight)
+            factors = torch.arange(rows.numel()).cos().view_as(rows)
+            results.append((rows.detach(), counts, *torch.autograd.grad((factors * rows).sum(), leaf)))
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert (results[1][2][segment < 0] == 0).all()
