@@ -57,18 +57,18 @@ def in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     return _best(_requested(), device, dtype)
 
 
-def choose(device: str, dtype: torch.dtype, work: str = "", index: int | None = None) -> str:
+def choose(device: str, dtype: torch.dtype, work: str, index: int | None = None) -> str:
     """`in_use`, for operators: plain torch where the set fails the check of this work.
 
     Args:
         device: the type of the device.
         dtype: of the logits.
-        work: the kind of work, as `self_check.register` knows it; empty for work that has no check.
+        work: the kind of work, as `self_check.register` knows it.
         index: of the device; None for the only or current one.
     """
     requested = _requested()
     name = _best(requested, device, dtype)
-    if requested == "auto" and work and name != "eager":
+    if requested == "auto" and name != "eager":
         return name if self_check.passes(self_check.Key(name, device, index, dtype, work)) else "eager"
     return name
 
