@@ -49,12 +49,30 @@ def in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """The name of the set that is used for logits of a type on a device (`cpu` or `cuda`).
 
     A set that is not forced is checked when work is first given to it. Where it differs from plain torch or fails, a
-    warning reports that, and plain torch does this work from then on.
+    warning reports that, and plain torch does this work from then on; the name is then followed by this work, such as
+    `numba, but eager for softmax sums`. `check` makes these checks at once.
 
     Raises:
         InputError: the forced set cannot work on this device or type.
     """
-    return _best(_requested(), device, dtype)
+    requested = _requested()
+    name = _best(requested, device, dtype)
+    failed = self_check.failed(name, device, dtype) if requested == "auto" else []
+    return f"{name}, but eager for {', '.join(failed)}" if failed else name
+
+
+def check(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """`in_use`, after every check that has not been made yet.
+
+    With an empty cache on the disk it compiles every kernel, which takes a minute on a CPU. Only the work of losses
+    that are imported is known, such as all those of `medloss.LOSSES`.
+
+    Raises:
+        InputError: as `in_use`.
+    """
+    for work in self_check.works():
+        choose(device, dtype, work)
+    return in_use(device, dtype)
 
 
 def choose(device: str, dtype: torch.dtype, work: str, index: int | None = None) -> str:

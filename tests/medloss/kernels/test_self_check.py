@@ -101,6 +101,26 @@ def test_plain_torch_takes_the_place_of_a_broken_set_with_one_warning(broken: An
     assert "more lines" not in message
 
 
+def test_what_is_in_use_says_where_plain_torch_takes_the_place(broken: Any) -> None:
+    broken("value")
+    assert medloss.kernels.in_use() == "numba"  # nothing was checked yet
+    with pytest.warns(UserWarning, match="failed its check"):
+        _loss()
+    found = "numba, but eager for softmax sums"
+    assert (medloss.kernels.in_use(), medloss.kernels.in_use(dtype=torch.float64)) == (found, "numba")
+    with medloss.kernels.use("numba"):
+        assert medloss.kernels.in_use() == "numba"
+
+
+def test_every_check_can_be_made_at_once(unforced: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(medloss.LOSSES) and set(self_check.works()) > {"labels", "contours", "softmax groups"}
+    monkeypatch.setattr(dispatch, "_best", lambda *_: "numba")
+    monkeypatch.setattr(self_check, "_fault", lambda key: "no" if key.work in ("erosion", "labels") else "")
+    with pytest.warns(UserWarning, match="failed its check"):
+        assert medloss.kernels.check() == medloss.kernels.in_use() == "numba, but eager for erosion, labels"
+    assert {key.work for key in self_check._passed} == set(self_check.works())
+
+
 @pytest.mark.parametrize("name", ["entropy_map", "voxel_sums_backward"])
 def test_a_broken_map_is_noticed_too(broken: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(FAULTS, "map", ({name: _changed(getattr(eager, name), lambda m: m * 1.01)}, ""))
