@@ -93,7 +93,8 @@ def load(
     part: slice,
 ) -> Block:
     """A block's numbers in the type of the sums."""
-    z = logits[item, :, part].to(sum_type(logits)).contiguous()
+    # Of three axes: torch transposes matrices tile by tile, which takes four times as long with few classes.
+    z = logits[item : item + 1, :, part].to(sum_type(logits)).contiguous()[0]
     y = _class_maps(target[item, :, part], z)
     m = None if mask is None else mask[item, part]
     v = None if weight is None else weight[item, :, part]

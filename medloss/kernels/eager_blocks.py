@@ -32,7 +32,8 @@ class Block:
     def all_p(self) -> Tensor:
         """p of all classes."""
         if self.terms.mode == "softmax":
-            return self.all_l.exp() if self.terms.entropy else torch.softmax(self.logits, 0)
+            # A plain entropy's derivative is that of ln p, which needs no ln p.
+            return self.all_l.exp() if self.terms.entropy not in ("", "plain") else torch.softmax(self.logits, 0)
         return torch.sigmoid(self.logits) if self.terms.mode == "sigmoid" else self.logits
 
     @property
@@ -171,14 +172,14 @@ class Block:
         """dL/dl of a softmax's cross entropy, a new tensor; None if none is requested."""
         if not self.terms.entropy:
             return None
-        gamma, y, log_p = self.terms.gamma, self.target, self.log_p
+        gamma, y = self.terms.gamma, self.target
         share = y * rows[Row.POSITIVE] if self.weight is None else (y * self.weight).mul_(rows[Row.POSITIVE])
         if self.terms.entropy == "power":
-            return share.mul_(_power_derivative(log_p, gamma))
+            return share.mul_(_power_derivative(self.log_p, gamma))
         share.neg_()
         focal = self._focal(no=False)
         if focal is not None:
-            log_p = log_p[focal]
+            log_p = self.log_p[focal]
             gradient = (
                 (-gamma * log_p).mul_(self.p[focal]).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
             )
