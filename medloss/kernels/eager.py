@@ -12,10 +12,10 @@ from torch import Tensor
 from medloss.kernels.eager_blocks import Block
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
-# Voxels per block on a CPU, at most: torch's threads wait for each other at every operation, so that smaller ones cost
-# more time than the cache saves, and larger ones more memory. With many classes a thread's share of the numbers leaves
-# the second cache. A GPU needs this many numbers at once.
-_VOXELS, _NUMBERS_PER_THREAD, _GPU_NUMBERS = 1 << 16, 1 << 18, 1 << 24
+# Voxels per block on a CPU, and numbers, at most: torch's threads wait for each other at every operation, so that
+# smaller ones cost more time than the cache saves, and larger ones leave the cache and cost memory. The number of threads
+# is not asked for: sums would depend on it. A GPU needs more numbers at once.
+_VOXELS, _NUMBERS, _GPU_NUMBERS = 1 << 16, 1 << 19, 1 << 24
 
 
 def supports(device: str, dtype: torch.dtype) -> bool:
@@ -78,10 +78,8 @@ def entropy_map(
 def blocks(logits: Tensor) -> Iterator[tuple[int, slice]]:
     """An item, and a slice of its voxels."""
     batch, channels, voxels = logits.shape
-    if logits.device.type == "cpu":
-        length = min(_VOXELS, max(_NUMBERS_PER_THREAD * torch.get_num_threads() // channels, 1))
-    else:
-        length = max(_GPU_NUMBERS // channels, 1)
+    on_cpu = logits.device.type == "cpu"
+    length = min(_VOXELS, max(_NUMBERS // channels, 1)) if on_cpu else max(_GPU_NUMBERS // channels, 1)
     for item in range(batch):
         for start in range(0, voxels, length):
             yield item, slice(start, min(start + length, voxels))
