@@ -13,8 +13,8 @@ from medloss.kernels.eager_blocks import Block
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 # Voxels per block on a CPU, and numbers, at most: torch's threads wait for each other at every operation, so that
-# smaller ones cost more time than the cache saves, and larger ones leave the cache and cost memory. The number of threads
-# is not asked for: sums would depend on it. A GPU needs more numbers at once.
+# smaller ones cost more time than the cache saves, and larger ones leave the cache and cost memory. They do not depend
+# on the number of threads, or sums would. A GPU needs more numbers at once.
 _VOXELS, _NUMBERS, _GPU_NUMBERS = 1 << 16, 1 << 19, 1 << 24
 
 
