@@ -7,8 +7,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from medloss.kernels import dispatch
-from medloss.kernels.operators import logit_lines
+from medloss.kernels import dispatch, self_check
+from medloss.kernels.operators import logit_lines, small_case
 from medloss.kernels.sum_spec import sum_type
 from medloss.spacing import UnknownSpacingError
 
@@ -252,7 +252,7 @@ def _first_largest(logits: Tensor) -> Tensor:
     if logits.device.type != "cpu" or torch.compiler.is_compiling():
         return logits.argmax(1, keepdim=True)
     plain = type(logits) in (Tensor, torch.nn.Parameter) and not torch.jit.is_tracing()
-    if plain and dispatch.choose("cpu", logits.dtype) == "numba":
+    if plain and dispatch.choose("cpu", logits.dtype, "labels") == "numba":
         from medloss.kernels.numba.labels import first_largest
 
         return first_largest(logit_lines(logits)).view(logits.shape[0], 1, *logits.shape[2:])
@@ -267,3 +267,14 @@ def _first_largest(logits: Tensor) -> Tensor:
                 torch.maximum(out, better * torch.tensor(c, dtype=out.dtype, device="cpu"), out=out)
                 torch.maximum(best, z[c], out=best)
     return winner.view(logits.shape[0], 1, *logits.shape[2:])
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Equal logits and a NaN, in either layout."""
+    logits, *_ = small_case("softmax", (5, 7, 9), device, dtype)
+    logits[0, 1, 2], logits[1, 2, 0, 0] = logits[0, 2, 2], torch.nan
+    layouts = (logits, logits.contiguous(memory_format=torch.channels_last_3d))
+    return [_first_largest(z).to(sum_type(z)) for z in layouts]
+
+
+self_check.register("labels", _small_case)

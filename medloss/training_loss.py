@@ -167,9 +167,12 @@ def _trained(spec: str, schedule: str | None) -> _Trained:
                 "expected one such as dice+binary_cross_entropy+hausdorff_dt"
             )
         chosen = schedule
-    # A loss by a preset has the preset's arguments alone.
-    arguments = {} if "@" in name else dict(recipe.arguments)
-    return _Trained(parts, chosen, arguments, name, recipe.terms)
+    arguments, terms = dict(recipe.arguments), dict(recipe.terms)
+    if "@" in name:
+        # A loss by a preset has the preset's arguments alone.
+        arguments = {}
+        terms.pop(name.partition("@")[0], None)
+    return _Trained(parts, chosen, arguments, name, terms)
 
 
 def _term_loss(

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from medloss.distance.maps import outside_distance_map
-from medloss.inputs import LossInputs
-from medloss.kernels import dispatch
+from medloss.inputs import LossInputs, Mode
+from medloss.kernels import dispatch, self_check
+from medloss.kernels.operators import small_case
+from medloss.kernels.sum_spec import sum_type
 from medloss.loss_entry import register
 from medloss.voxelwise import VoxelwiseLoss
 
@@ -79,11 +81,12 @@ class ShapeAwareLoss(VoxelwiseLoss):
 def _by_labels(inputs: LossInputs) -> bool:
     """Whether the compiled kernels' passes over labels can be used in the place of those over masks."""
     logits = inputs.logits
-    plain = type(logits) in (Tensor, torch.nn.Parameter) and inputs.categorical
-    if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    plain = type(logits) in (Tensor, torch.nn.Parameter) and inputs.categorical and inputs.target.shape[1] == 1
+    if not plain or logits.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    indexed = inputs.target.shape[1] == 1
-    return indexed and dispatch.choose(logits.device.type, logits.dtype) == "numba"
+    # Distances are computed in float32, and have a check of their own.
+    works = ((logits.dtype, "contours"), (torch.float32, "outside distances"))
+    return all(dispatch.choose("cpu", dtype, work) == "numba" for dtype, work in works)
 
 
 def _label_distance(q: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
@@ -129,3 +132,17 @@ def _contour(masks: Tensor) -> Tensor:
         contour.narrow(axis, 0, size - 1).logical_or_(low & ~high)
         contour.narrow(axis, 1, size - 1).logical_or_(high & ~low)
     return contour
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Volumes and images, with a mask and without; any maps do, so that no transform is needed for them."""
+    results = []
+    for shape, spacing in (((5, 7, 9), (3.0, 0.8, 1.1)), ((7, 9), (0.8, 1.1))):
+        logits, target, mask, _ = small_case("softmax", shape, device, dtype)
+        for counted, maps in ((mask, None), (None, logits.to(sum_type(logits)))):
+            inputs = LossInputs(logits, target, counted, Mode.CATEGORICAL, True, None, [spacing] * 2, maps)
+            results.append(ShapeAwareLoss(softmax=True).voxel_weight(inputs))
+    return results
+
+
+self_check.register("contours", _small_case)

@@ -121,13 +121,20 @@ def _transform_each(mask: Tensor, spacing: Spacing | None, transform: str) -> Te
     spacings = resolve_spacing(spacing, mask, mask.shape[0], mask.ndim - 2)
     plain = (mask.as_tensor() if is_meta_tensor(mask) else mask).detach()
     masks = (plain if plain.dtype == torch.bool else plain > 0.5).contiguous()
-    maps: Tensor = _operator(masks, [s for row in spacings for s in row], transform)
+    flat = [s for row in spacings for s in row]
+    # The first call of an operator imports torch's compiler, which takes a second.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(masks) is not Tensor
+    maps: Tensor = _operator(masks, flat, transform) if traced else _distances(masks, flat, transform)
     return maps
 
 
 # An operator, so that torch's compiler does not look into SimpleITK or a compiled kernel.
 @torch.library.custom_op("medloss::distances", mutates_args=())
 def _operator(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
+    return _distances(masks, spacing, transform)
+
+
+def _distances(masks: Tensor, spacing: list[float], transform: str) -> Tensor:
     dims = masks.ndim - 2
     spacings = [tuple(spacing[i : i + dims]) for i in range(0, len(spacing), dims)]
     name, device = _kernels(masks.device, transform)
@@ -164,7 +171,7 @@ def _register_small_case(transform: str, outside: float, inside: float) -> None:
 
     def case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         flat = [s for spacing in spacings for s in spacing]
-        return [_operator(_small_masks(shape, device), flat, transform) for shape in shapes]
+        return [_distances(_small_masks(shape, device), flat, transform) for shape in shapes]
 
     def by_all_pairs(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         results = []

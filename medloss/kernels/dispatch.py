@@ -49,26 +49,44 @@ def in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """The name of the set that is used for logits of a type on a device (`cpu` or `cuda`).
 
     A set that is not forced is checked when work is first given to it. Where it differs from plain torch or fails, a
-    warning reports that, and plain torch does this work from then on.
+    warning reports that, and plain torch does this work from then on; the name is then followed by this work, such as
+    `numba, but eager for softmax sums`. `check` makes these checks at once.
 
     Raises:
         InputError: the forced set cannot work on this device or type.
     """
-    return _best(_requested(), device, dtype)
+    requested = _requested()
+    name = _best(requested, device, dtype)
+    failed = self_check.failed(name, device, dtype) if requested == "auto" else []
+    return f"{name}, but eager for {', '.join(failed)}" if failed else name
 
 
-def choose(device: str, dtype: torch.dtype, work: str = "", index: int | None = None) -> str:
+def check(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """`in_use`, after every check that has not been made yet.
+
+    With an empty cache on the disk it compiles every kernel, which takes a minute on a CPU. Only the work of losses
+    that are imported is known, such as all those of `medloss.LOSSES`.
+
+    Raises:
+        InputError: as `in_use`.
+    """
+    for work in self_check.works():
+        choose(device, dtype, work)
+    return in_use(device, dtype)
+
+
+def choose(device: str, dtype: torch.dtype, work: str, index: int | None = None) -> str:
     """`in_use`, for operators: plain torch where the set fails the check of this work.
 
     Args:
         device: the type of the device.
         dtype: of the logits.
-        work: the kind of work, as `self_check.register` knows it; empty for work that has no check.
+        work: the kind of work, as `self_check.register` knows it.
         index: of the device; None for the only or current one.
     """
     requested = _requested()
     name = _best(requested, device, dtype)
-    if requested == "auto" and work and name != "eager":
+    if requested == "auto" and name != "eager":
         return name if self_check.passes(self_check.Key(name, device, index, dtype, work)) else "eager"
     return name
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from medloss.kernels.eager_blocks import Block
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
-# Voxels per block on a CPU: torch's threads wait for each other at every operation, so that smaller ones cost more time
-# than the cache saves, and larger ones more memory. A GPU needs this many numbers at once.
-_VOXELS, _GPU_NUMBERS = 1 << 16, 1 << 24
+# Voxels per block on a CPU, and numbers, at most: torch's threads wait for each other at every operation, so that
+# smaller ones cost more time than the cache saves, and larger ones leave the cache and cost memory. They do not depend
+# on the number of threads, or sums would. A GPU needs more numbers at once.
+_VOXELS, _NUMBERS, _GPU_NUMBERS = 1 << 16, 1 << 19, 1 << 24
 
 
 def supports(device: str, dtype: torch.dtype) -> bool:
@@ -77,7 +78,8 @@ def entropy_map(
 def blocks(logits: Tensor) -> Iterator[tuple[int, slice]]:
     """An item, and a slice of its voxels."""
     batch, channels, voxels = logits.shape
-    length = _VOXELS if logits.device.type == "cpu" else max(_GPU_NUMBERS // channels, 1)
+    on_cpu = logits.device.type == "cpu"
+    length = min(_VOXELS, max(_NUMBERS // channels, 1)) if on_cpu else max(_GPU_NUMBERS // channels, 1)
     for item in range(batch):
         for start in range(0, voxels, length):
             yield item, slice(start, min(start + length, voxels))
@@ -93,7 +95,8 @@ def load(
     part: slice,
 ) -> Block:
     """A block's numbers in the type of the sums."""
-    z = logits[item, :, part].to(sum_type(logits)).contiguous()
+    # Of three axes: torch transposes matrices tile by tile, which takes four times as long with few classes.
+    z = logits[item : item + 1, :, part].to(sum_type(logits)).contiguous()[0]
     y = _class_maps(target[item, :, part], z)
     m = None if mask is None else mask[item, part]
     v = None if weight is None else weight[item, :, part]

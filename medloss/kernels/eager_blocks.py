@@ -32,7 +32,8 @@ class Block:
     def all_p(self) -> Tensor:
         """p of all classes."""
         if self.terms.mode == "softmax":
-            return self.all_l.exp() if self.terms.entropy else torch.softmax(self.logits, 0)
+            # A plain entropy's derivative is that of ln p, which needs no ln p.
+            return self.all_l.exp() if self.terms.entropy not in ("", "plain") else torch.softmax(self.logits, 0)
         return torch.sigmoid(self.logits) if self.terms.mode == "sigmoid" else self.logits
 
     @property
@@ -86,10 +87,16 @@ class Block:
             rows[Row.ERROR_INSIDE] += self._sum(error, y)
             rows[Row.ERROR_OUTSIDE] += self._sum(error, 1 - y)
         if terms.entropy:
-            rows[Row.POSITIVE] += self._sum(self.entropy(self.log_p, self.log_miss), self.weighted(y))
+            self._add_entropy(rows[Row.POSITIVE], self.weighted(y), no=False)
             if terms.mode != "softmax":
-                no = self.weighted(self.counted(1 - y))
-                rows[Row.NEGATIVE] += self._sum(self.entropy(self.log_miss, self.log_p, no=True), no)
+                self._add_entropy(rows[Row.NEGATIVE], self.weighted(self.counted(1 - y)), no=True)
+
+    def _add_entropy(self, row: Tensor, share: Tensor, *, no: bool) -> None:
+        if self.terms.entropy == "plain":  # whose sign can wait for the sum
+            row -= self._sum(self.log_miss if no else self.log_p, share)
+        else:
+            logs = (self.log_miss, self.log_p) if no else (self.log_p, self.log_miss)
+            row += self._sum(self.entropy(*logs, no=no), share)
 
     def _sum(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         """The sum of a (times b) over the voxels, or over those of each segment."""
@@ -107,7 +114,7 @@ class Block:
             if along_p is not None:
                 gradient = along_p.mul_(self.p) if gradient is None else gradient.addcmul_(along_p, self.p)
             assert gradient is not None
-            result = torch.mul(self.all_p, gradient.sum(0, keepdim=True).neg_())
+            result = self.all_p.mul_(gradient.sum(0, keepdim=True).neg_())  # p is not read again
             result[first:] += gradient
         else:
             result = torch.zeros_like(self.logits)
@@ -171,14 +178,14 @@ class Block:
         """dL/dl of a softmax's cross entropy, a new tensor; None if none is requested."""
         if not self.terms.entropy:
             return None
-        gamma, y, log_p = self.terms.gamma, self.target, self.log_p
-        share = y * rows[Row.POSITIVE] if self.weight is None else (y * self.weight).mul_(rows[Row.POSITIVE])
-        if self.terms.entropy == "power":
-            return share.mul_(_power_derivative(log_p, gamma))
-        share.neg_()
+        gamma, power = self.terms.gamma, self.terms.entropy == "power"
+        row = rows[Row.POSITIVE] if power else -rows[Row.POSITIVE]
+        share = self.target * row if self.weight is None else (self.target * self.weight).mul_(row)
+        if power:
+            return share.mul_(_power_derivative(self.log_p, gamma))
         focal = self._focal(no=False)
         if focal is not None:
-            log_p = log_p[focal]
+            log_p = self.log_p[focal]
             gradient = (
                 (-gamma * log_p).mul_(self.p[focal]).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
             )
@@ -195,12 +202,15 @@ class Block:
         if not self.terms.entropy:
             assert isinstance(gradient, Tensor)
             return gradient
-        log_p, log_miss, y, v = self.log_p, self.log_miss, self.target, self.weight
-        l_along_z = 1 - p if sigmoid else _clamped_log_derivative(p)
-        q_along_z = -p if sigmoid else -_clamped_log_derivative(1 - p)
+        y, v = self.target, self.weight
         yes, no = rows[Row.POSITIVE] * y, rows[Row.NEGATIVE] * (1 - y)
         if v is not None:
             yes, no = yes * v, no * v
+        if sigmoid and self.terms.entropy == "plain":  # -yes dl/dz - no dq/dz, with dl/dz = 1 - p, dq/dz = -p
+            return no.add_(yes).mul_(p).sub_(yes).add_(gradient)
+        log_p, log_miss = self.log_p, self.log_miss
+        l_along_z = 1 - p if sigmoid else _clamped_log_derivative(p)
+        q_along_z = -p if sigmoid else -_clamped_log_derivative(1 - p)
         yes_l, yes_q = self._entropy_derivatives(log_p, log_miss, no=False)
         no_q, no_l = self._entropy_derivatives(log_miss, log_p, no=True)
         along_l = yes * yes_l + no * no_l

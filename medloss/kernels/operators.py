@@ -5,6 +5,7 @@ selected when an operator is called or traced, and is one of its arguments.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from medloss.errors import InputError
 from medloss.kernels import dispatch, self_check
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
+
+#: The entropies of single losses, and the exponent with which they are checked.
+RARE_ENTROPIES = {"power": 0.3, "focal_background": 0.75}
 
 
 def voxel_sums(
@@ -28,7 +32,7 @@ def voxel_sums(
         voxel_weight: `[B, 1 or C - first, *spatial]`, without gradient; v of the sums.
     """
     # The other sets know no minimum.
-    kernels = "eager" if terms.soft_overlap else _kernels(logits, f"{terms.mode} sums")
+    kernels = "eager" if terms.soft_overlap else _kernels(logits, f"{terms.mode} {sums_work(terms)}")
     # A custom operator costs more than a small kernel. A compiler, tracing and subclasses of tensors (fake ones) need
     # it, and it resolves negative views (`.imag` of a conjugate).
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -64,6 +68,11 @@ def entropy_map(
 
 def _kernels(logits: Tensor, work: str) -> str:
     return dispatch.choose(logits.device.type, logits.dtype, work, logits.device.index)
+
+
+def sums_work(terms: VoxelTerms) -> str:
+    """The kind of work of a pass over sums: the rarer entropies have checks of their own, made when they are used."""
+    return f"{terms.entropy} sums" if terms.entropy in RARE_ENTROPIES else "sums"
 
 
 def _flat(terms: VoxelTerms) -> tuple[str, int, bool, bool, bool, str, float, bool]:
@@ -294,26 +303,37 @@ def _register_small_cases(mode: str) -> None:
     """All kinds of sums with a mask and weights, over an odd number of voxels; plain ones over whole tiles."""
 
     def sums(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        results = []
         masked = VoxelTerms(mode, 1, overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0)
         plain = VoxelTerms(mode, overlap=True, entropy="plain")
-        for terms, shape in ((masked, (5, 7, 9)), (plain, (16, 16, 16))):
-            logits, target, mask, weight = small_case(mode, shape, device, dtype)
-            given = (mask, weight) if terms is masked else (None, None)
-            rows = voxel_sums(terms, logits.requires_grad_(), target, *given)
-            factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
-            results += [*rows.detach(), *torch.autograd.grad((factors * rows).sum(), logits)]
-        return results
+        return [
+            *_small_sums(masked, (5, 7, 9), device, dtype, masked=True),
+            *_small_sums(plain, (16, 16, 16), device, dtype, masked=False),
+        ]
 
     def map_(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        terms = VoxelTerms(mode, entropy="focal", gamma=2.0)
-        logits, target, mask, _ = small_case(mode, (5, 7, 9), device, dtype)
-        factors = 1 + torch.arange(6, device=device).view(2, 3).to(sum_type(logits))
-        values = entropy_map(terms, logits.requires_grad_(), target, mask, factors, factors.flip(0))
-        return [values.detach(), *torch.autograd.grad(values.square().sum(), logits)]
+        results = []
+        for terms in (VoxelTerms(mode, entropy="focal", gamma=2.0), VoxelTerms(mode, 1, entropy="plain")):
+            logits, target, mask, _ = small_case(mode, (5, 7, 9), device, dtype)
+            factors = 1 + torch.arange(6, device=device).view(2, 3).to(sum_type(logits))
+            values = entropy_map(terms, logits.requires_grad_(), target, mask, factors, factors.flip(0))
+            results += [values.detach(), *torch.autograd.grad(values.square().sum(), logits)]
+        return results
 
     self_check.register(f"{mode} sums", sums)
     self_check.register(f"{mode} map", map_)
+    for entropy, gamma in RARE_ENTROPIES.items():
+        terms = VoxelTerms(mode, overlap=True, entropy=entropy, gamma=gamma)
+        self_check.register(f"{mode} {sums_work(terms)}", partial(_small_sums, terms, (5, 7, 9), masked=True))
+
+
+def _small_sums(
+    terms: VoxelTerms, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, *, masked: bool
+) -> list[Tensor]:
+    logits, target, mask, weight = small_case(terms.mode, shape, device, dtype)
+    given = (mask, weight) if masked else (None, None)
+    rows = voxel_sums(terms, logits.requires_grad_(), target, *given)
+    factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
+    return [*rows.detach(), *torch.autograd.grad((factors * rows).sum(), logits)]
 
 
 def small_case(

@@ -1,12 +1,14 @@
 """Sums over the segments of a single channel: the rows of `sum_spec`, of each segment instead of the whole item."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from medloss.kernels import dispatch, self_check
-from medloss.kernels.operators import no_second_derivative, small_case
+from medloss.kernels.operators import RARE_ENTROPIES, no_second_derivative, small_case, sums_work
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 
@@ -27,7 +29,7 @@ def segment_sums(
         sums: `[S, ROWS]`, differentiable with respect to the logits only.
         voxels: `[S]`, how many there are, in the type of the sums.
     """
-    work = f"{terms.mode} segments"
+    work = f"{terms.mode} {sums_work(terms)} of segments"
     numba = dispatch.choose(logits.device.type, logits.dtype, work, logits.device.index) == "numba"
     sums, voxels = _SegmentSums.apply(logits, target, segment, voxel_weight, terms, count, numba)
     return sums, voxels
@@ -123,25 +125,30 @@ def _block(
     return Block(terms, z, target[part][kept][None].to(z.dtype), None, weight)
 
 
-def _register_small_case(mode: str) -> None:
-    """All kinds of sums over three segments, with voxels of none and weights."""
+def _register_small_cases(mode: str) -> None:
+    """All kinds of sums, of which the rarer entropies have cases of their own."""
+    common = (
+        VoxelTerms(mode, overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0),
+        VoxelTerms(mode, entropy="plain"),
+    )
+    rare = (VoxelTerms(mode, overlap=True, entropy=entropy, gamma=gamma) for entropy, gamma in RARE_ENTROPIES.items())
+    for every in (common, *((terms,) for terms in rare)):
+        self_check.register(f"{mode} {sums_work(every[0])} of segments", partial(_small_case, every))
 
-    def sums(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        results = []
-        for terms in (
-            VoxelTerms(mode, overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0),
-            VoxelTerms(mode, entropy="plain"),
-        ):
-            logits, target, mask, weight = (part[0, 0].flatten() for part in small_case(mode, (5, 7, 9), device, dtype))
-            segment = torch.where(mask, torch.arange(len(mask), device=device) // 150, -1).int()
-            logits = logits.to(sum_type(logits))
-            rows, voxels = segment_sums(terms, logits.requires_grad_(), target > 0, segment, 3, weight)
-            factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
-            results += [*rows.detach().T, voxels, *torch.autograd.grad((factors * rows).sum(), logits)]
-        return results
 
-    self_check.register(f"{mode} segments", sums)
+def _small_case(every: Sequence[VoxelTerms], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Sums over three segments, with voxels of none and weights."""
+    results = []
+    for terms in every:
+        drawn = small_case(terms.mode, (5, 7, 9), device, dtype)
+        logits, target, mask, weight = (part[0, 0].flatten() for part in drawn)
+        segment = torch.where(mask, torch.arange(len(mask), device=device) // 150, -1).int()
+        logits = logits.to(sum_type(logits))
+        rows, voxels = segment_sums(terms, logits.requires_grad_(), target > 0, segment, 3, weight)
+        factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
+        results += [*rows.detach().T, voxels, *torch.autograd.grad((factors * rows).sum(), logits)]
+    return results
 
 
 for _mode in ("sigmoid", "probabilities"):
-    _register_small_case(_mode)
+    _register_small_cases(_mode)

@@ -86,6 +86,18 @@ def passes(key: Key) -> bool:
     return passed if passed is not None else _first_use(key)
 
 
+def works() -> tuple[str, ...]:
+    """The kinds of work with a case; the losses' modules register them."""
+    return tuple(_cases)
+
+
+def failed(kernels: str, device: str, dtype: torch.dtype) -> list[str]:
+    """The kinds of work of which a set has failed the check so far, on any device of a type."""
+    # A copy: another thread may add to it.
+    missed = (key for key, passed in list(_passed.items()) if not passed)
+    return sorted({key.work for key in missed if (key.kernels, key.device, key.dtype) == (kernels, device, dtype)})
+
+
 def _first_use(key: Key) -> bool:
     if key.device == "cuda":
         if not torch.cuda.is_available():

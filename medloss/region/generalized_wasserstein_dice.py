@@ -31,7 +31,7 @@ class GeneralizedWassersteinDiceLoss(SumsLoss):
     $$1 - \frac{2\, TP + s}{2\, TP + \sum D + s}, \quad D = \sum_c M_{lc}\, p_c, \quad TP = \sum_{l > 0} (1 - D)$$
 
     l: a voxel's label; p: the softmax's probability; M: distances between the classes; s: smoothing, in voxels; sums
-    over an item's counted voxels. With two classes it is the Dice loss of class 1.
+    over an item's counted voxels, but for those of no class. With two classes it is the Dice loss of class 1.
 
     Classes exclude each other: only with `softmax=True`. Background has its place in M, so `include_background` is
     ignored. M is symmetric with a zero diagonal, and is divided by its largest value; background must then be at
@@ -142,10 +142,10 @@ class GeneralizedWassersteinDiceLoss(SumsLoss):
 
 
 def _labels(inputs: LossInputs) -> Tensor:
-    """The label of each voxel of a map per class, `[B, 1, *spatial]`."""
+    """The label of each voxel of a map per class, `[B, 1, *spatial]`; -1 for none, which no sum counts."""
     masks = inputs.target_masks()
-    labels = torch.zeros_like(masks[:, :1], dtype=torch.int16)
-    for c in range(1, masks.shape[1]):
+    labels = torch.full_like(masks[:, :1], -1, dtype=torch.int16)
+    for c in range(masks.shape[1]):
         labels.masked_fill_(masks[:, c : c + 1], c)
     return labels
 

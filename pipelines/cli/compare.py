@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from pipelines.cli import PATH, PLACE, RUNS, TRACKING, GroupedCommand, option, take
-from pipelines.cli.compare_options import chosen_executor, compare_options, loss_list, named_before, with_primaries
+from pipelines.cli.compare_options import (
+    chosen_executor,
+    compare_options,
+    left_out_of_regions,
+    loss_list,
+    named_before,
+    with_primaries,
+)
 from pipelines.cli.train import chosen_trainer, trainer_options, training_options
 from pipelines.utils import UserError
 
@@ -69,6 +76,13 @@ def compare(
         for name in names
     ]
     loaded = load_manifest(configs[0].manifest)
+    if loaded.regions and (left_out := left_out_of_regions(names, losses, about["reference"])):
+        click.echo(
+            f"--losses {losses}: without {', '.join(left_out)}: regions may overlap, and this needs classes that "
+            "exclude each other",
+            err=True,
+        )
+        configs = [config for config in configs if config.loss not in left_out]
     about, configs = with_primaries(about, loaded, configs)
     refuse_settings(configs[0], loaded)  # the others differ in their loss alone
     for fold in folds:

@@ -1,5 +1,6 @@
 """Options of `medloss compare`: what is compared and planned, and where the runs are trained."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,12 +67,35 @@ def loss_list(text: str) -> list[str]:
     """The losses in a list such as `survey,0.2*focal+0.8*dice`; a `UserError` if there are none."""
     from medloss.names import LOSS_SETS, loss_names
 
-    items = [item for item in "".join(text.split()).split(",") if item]
-    sets = (*LOSS_SETS, "all")
-    names = [name for item in items for name in (loss_names(item) if item in sets else [item])]
+    sets = _sets()
+    names = [name for item in _items(text) for name in (loss_names(item) if item in sets else [item])]
     if not names:
-        raise UserError(f"--losses: got none; expected names by commas, or {', '.join(sets[:-1])} or all")
+        raise UserError(f"--losses: got none; expected names by commas, or {', '.join(LOSS_SETS)} or all")
     return names
+
+
+def left_out_of_regions(names: Sequence[str], text: str, reference: str) -> list[str]:
+    """The losses of classes that exclude each other, which have no meaning for regions, but for those named themselves.
+
+    Args:
+        names: what `loss_list` and `named_before` make of the list.
+        text: the list; its sets of losses name no single one.
+        reference: the loss of the plan's `reference`.
+    """
+    from medloss import LOSSES  # not above, for the second that torch takes
+
+    named = {*_items(text), reference}
+    return [name for name in names if name in LOSSES and LOSSES[name].cls.categorical_only and name not in named]
+
+
+def _sets() -> tuple[str, ...]:
+    from medloss.names import LOSS_SETS
+
+    return (*LOSS_SETS, "all")
+
+
+def _items(text: str) -> list[str]:
+    return [item for item in "".join(text.split()).split(",") if item]
 
 
 def named_before(

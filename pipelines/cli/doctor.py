@@ -1,5 +1,7 @@
 """`medloss doctor`: versions, machine and kernels, and what is slow here."""
 
+import sys
+
 import click
 
 
@@ -9,6 +11,8 @@ def doctor() -> None:
     from pipelines.utils.diagnosis import diagnose, slow  # not above, for the seconds that torch takes
     from pipelines.utils.text import item
 
+    if sys.stderr.isatty():
+        click.echo("Checking the kernels; the first time they are compiled, for a minute or so ...", err=True)
     found = diagnose()
     for label, text in found.rows():
         click.echo("\n".join(item(label, text)))

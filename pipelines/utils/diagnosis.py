@@ -23,10 +23,11 @@ class Diagnosis:
         gpus: NVIDIA GPUs that the driver lists.
         torch_gpu: the name of the GPU that torch uses; None if torch finds none.
         bfloat16: whether the CPU has instructions for it, and the GPU, if there is one.
-        kernels: the kernel set in use per device; the reason why a forced one does not work.
+        kernels: the kernel set in use per device, and the work for which another one takes its place; the reason why
+            a forced one does not work.
         installed: the kernel sets whose packages are installed.
         forced: the value of `MEDLOSS_KERNELS`; empty if it is not set.
-        failures: kernel sets that are installed and cannot be imported, with the reason.
+        failures: kernel sets that are installed and cannot be imported, or failed their check, with the reason.
     """
 
     versions: dict[str, str]
@@ -55,19 +56,20 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine."""
+    """Look at this machine; its kernels are checked, and compiled for it where that has not been done yet."""
     import torch
 
-    from medloss import InputError, kernels
-    from medloss.kernels.dispatch import VARIABLE
+    from medloss import LOSSES, InputError, kernels
+    from medloss.kernels.dispatch import VARIABLE, check
 
     has_gpu = torch.cuda.is_available()
     used: dict[str, str] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        list(LOSSES)  # imports the losses, whose work is checked
         for device in ("cpu", "cuda") if has_gpu else ("cpu",):
             try:
-                used[device] = kernels.in_use(device)
+                used[device] = check(device)
             except InputError as error:
                 used[device] = f"none, {error}"
     described = machine(torch.device("cuda" if has_gpu else "cpu"))

@@ -137,6 +137,24 @@ def test_wasserstein_dice_is_monais(weighting_mode: str) -> None:
         )
 
 
+@pytest.mark.parametrize("kernels", [name for name in medloss.kernels.available() if name != "triton"])
+@pytest.mark.parametrize("matrix", [None, ((0, 1, 1), (1, 0, 1), (1, 1, 0)), ((0, 1, 1), (1, 0, 0.4), (1, 0.4, 0))])
+@pytest.mark.parametrize("weighting_mode", ["default", "GDL"])
+def test_wasserstein_dice_leaves_out_voxels_of_no_class(kernels: str, matrix: Any, weighting_mode: str) -> None:
+    drawn = sample("softmax", 3)
+    known = mask_like(drawn.index)
+    options = {"dist_matrix": matrix, "weighting_mode": weighting_mode}
+    loss = make("generalized_wasserstein_dice", "softmax", **options)
+    unchecked = make("generalized_wasserstein_dice", "softmax", validate=False, **options)
+    with medloss.kernels.use(kernels):
+        expected = value_and_gradient(loss, drawn.logits, drawn.index, mask=known)
+        by_map = value_and_gradient(loss, drawn.logits, drawn.maps * known)
+        by_index = value_and_gradient(unchecked, drawn.logits, torch.where(known, drawn.index, -1))
+    for found in (by_map, by_index):
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, atol=1e-12)
+
+
 def test_topk_of_everything_is_cross_entropy() -> None:
     for mode, masked in itertools.product(("softmax", "sigmoid"), (False, True)):
         drawn = sample(mode, 3)

@@ -114,6 +114,14 @@ def test_a_preset_is_that_of_the_named_loss_in_its_recipe() -> None:
     assert (plain.smooth_nr, named.smooth_nr) == (9.0, 1e-5)
 
 
+@pytest.mark.parametrize("loss", medloss.LOSSES)
+def test_the_survey_preset_leaves_out_the_arguments_of_the_recipe(loss: str) -> None:
+    for scale in ("", "0.5*"):
+        found = medloss.create_training_loss(f"{scale}{loss}@survey", num_classes=3)
+        parts = list(getattr(found, "losses", [found]))
+        assert repr(medloss.create_loss(f"{loss}@survey", softmax=True, to_onehot_y=True)) in map(repr, parts)
+
+
 def test_an_inner_loss_has_a_preset() -> None:
     loss = make("instance_wise", "softmax", loss="dice@nnunet_nosmooth+binary_cross_entropy")
     assert (loss.losses[0].smooth_nr, loss.losses[0].smooth_dr) == (0.0, 1e-8)

@@ -90,17 +90,21 @@ def test_blocks_of_voxels_add_up(mode: str, monkeypatch: pytest.MonkeyPatch) -> 
     terms = VoxelTerms(mode, overlap=True, squares=True, errors=True, entropy="plain")
     results = []
     with medloss.kernels.use("eager"):
-        for voxels in (drawn.index[0].numel(), 32):
-            monkeypatch.setattr(eager, "_VOXELS", voxels)
-            results.append(sums_and_gradient(terms, drawn.logits, drawn.index, mask=mask_like(drawn.index)))
-    assert_close(results[0][0], results[1][0], rtol=1e-12)
-    assert_close(results[0][1], results[1][1], rtol=1e-12)
+        for limits in ({}, {"_VOXELS": 32}, {"_NUMBERS": 32}, {"_NUMBERS": 1}):
+            with monkeypatch.context() as patch:
+                for name, limit in limits.items():
+                    patch.setattr(eager, name, limit)
+                results.append(sums_and_gradient(terms, drawn.logits, drawn.index, mask=mask_like(drawn.index)))
+    for sums, gradient in results[1:]:
+        assert_close(results[0][0], sums, rtol=1e-12)
+        assert_close(results[0][1], gradient, rtol=1e-12)
 
 
 @every_set
-def test_sums_do_not_depend_on_the_number_of_threads(kernels: str) -> None:
-    logits = torch.randn(2, 3, 40, 41, 42, generator=torch.Generator().manual_seed(0))
-    target = torch.randint(0, 3, (2, 1, 40, 41, 42), dtype=torch.uint8)
+@pytest.mark.parametrize("channels", [3, 14])
+def test_sums_do_not_depend_on_the_number_of_threads(kernels: str, channels: int) -> None:
+    logits = torch.randn(2, channels, 40, 41, 42, generator=torch.Generator().manual_seed(0))
+    target = torch.randint(0, channels, (2, 1, 40, 41, 42), dtype=torch.uint8)
     if kernels == "triton":
         pytest.skip("one interpreter, one thread")
     terms = VoxelTerms("softmax", overlap=True, entropy="plain")
@@ -117,7 +121,8 @@ def test_sums_do_not_depend_on_the_number_of_threads(kernels: str) -> None:
         if kernels == "numba":
             assert torch.equal(sums, results[0][0]) and torch.equal(gradient, results[0][1])
         assert_close(sums, results[0][0], rtol=1e-6)
-        assert_close(gradient, results[0][1], rtol=1e-5)
+        # Where the classes' gradients cancel, little is left but their rounding.
+        assert_close(gradient, results[0][1], rtol=1e-5, atol=1e-7 * float(gradient.abs().max()))
 
 
 @every_set

@@ -1,5 +1,6 @@
 """A kernel set that computes wrongly or fails is noticed before its first result is used."""
 
+import importlib
 import sys
 import threading
 import time
@@ -50,7 +51,15 @@ every_fault = pytest.mark.parametrize("fault", FAULTS)
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preferred set is used, and nothing of it is checked yet."""
+    monkeypatch.setattr(dispatch, "_forced", None)
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.setattr(self_check, "_passed", {})
+
+
+@pytest.fixture
+def broken(unforced: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Takes a fault's name: from then on the CPU's preferred set has it."""
 
     def put(fault: str) -> None:
@@ -59,9 +68,6 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(dispatch, "module", lambda name: fake if name == "numba" else eager)
 
     monkeypatch.setattr(dispatch, "_installed", lambda name: name != "triton")
-    monkeypatch.setattr(dispatch, "_forced", None)
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
-    monkeypatch.setattr(self_check, "_passed", {})
     return put
 
 
@@ -93,6 +99,26 @@ def test_plain_torch_takes_the_place_of_a_broken_set_with_one_warning(broken: An
     (message,) = (str(one.message) for one in caught)
     assert FAULTS[fault][1] in message and "MEDLOSS_KERNELS=numba uses it unchecked" in message
     assert "more lines" not in message
+
+
+def test_what_is_in_use_says_where_plain_torch_takes_the_place(broken: Any) -> None:
+    broken("value")
+    assert medloss.kernels.in_use() == "numba"  # nothing was checked yet
+    with pytest.warns(UserWarning, match="failed its check"):
+        _loss()
+    found = "numba, but eager for softmax sums"
+    assert (medloss.kernels.in_use(), medloss.kernels.in_use(dtype=torch.float64)) == (found, "numba")
+    with medloss.kernels.use("numba"):
+        assert medloss.kernels.in_use() == "numba"
+
+
+def test_every_check_can_be_made_at_once(unforced: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(medloss.LOSSES) and set(self_check.works()) > {"labels", "contours", "softmax groups"}
+    monkeypatch.setattr(dispatch, "_best", lambda *_: "numba")
+    monkeypatch.setattr(self_check, "_fault", lambda key: "no" if key.work in ("erosion", "labels") else "")
+    with pytest.warns(UserWarning, match="failed its check"):
+        assert medloss.kernels.check() == medloss.kernels.in_use() == "numba, but eager for erosion, labels"
+    assert {key.work for key in self_check._passed} == set(self_check.works())
 
 
 @pytest.mark.parametrize("name", ["entropy_map", "voxel_sums_backward"])
@@ -258,3 +284,50 @@ def test_a_forked_process_does_not_wait_for_its_parents_check(broken: Any, monke
     with self_check._lock:
         process = Forked(lambda: sys.exit(not self_check.passes(KEY)))
     assert process.join() == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "module", "function", "change"),
+    [
+        ("hausdorff_dt", "labels", "first_largest", lambda labels: 2 - labels),
+        ("shape_aware", "labels", "first_largest", lambda labels: 2 - labels),
+        ("shape_aware", "labels", "contour_distances", lambda means: means * 1.01),
+        ("shape_aware", "labels", "outside_distances", lambda maps: maps * 1.01),
+        ("unified_focal", "", "voxel_sums", "focal_background"),
+        ("exponential_logarithmic", "", "voxel_sums", "power"),
+        ("instance_wise", "segments", "sums_by_segment", "focal_background"),
+    ],
+)
+def test_a_kernel_of_a_single_loss_is_checked(
+    unforced: None, monkeypatch: pytest.MonkeyPatch, loss: str, module: str, function: str, change: Any
+) -> None:
+    """Where `change` is an entropy, its sums alone are wrong."""
+    pytest.importorskip("numba")
+    kernels = importlib.import_module(f"medloss.kernels.numba.{module}".rstrip("."))
+    sound, drawn = getattr(kernels, function), sample("softmax", 3)
+    arguments = {"loss": "unified_focal"} if loss == "instance_wise" else {}
+    make = medloss.create_loss(loss, softmax=True, **arguments)
+
+    def broken_one(*given: Any) -> Any:
+        if callable(change):
+            return change(sound(*given))
+        result = sound(*given)
+        if given[0].entropy != change:
+            return result
+        return (result[0] * 1.01, result[1]) if isinstance(result, tuple) else result * 1.01
+
+    with medloss.kernels.use("eager"):
+        expected = make(drawn.logits.float(), drawn.index)
+    monkeypatch.setattr(kernels, function, broken_one)
+    with pytest.warns(UserWarning, match="failed its check"):
+        assert_close(make(drawn.logits.float(), drawn.index), expected, rtol=1e-5)
+
+
+def test_a_distance_kernel_that_failed_does_not_serve_contours(unforced: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = pytest.importorskip("medloss.kernels.numba.labels")
+    monkeypatch.setattr(labels, "contour_distances", _raises)
+    keys = [self_check.Key("numba", "cpu", None, torch.float32, work) for work in ("contours", "outside distances")]
+    for key, passed in zip(keys, (True, False), strict=True):
+        monkeypatch.setitem(self_check._passed, key, passed)
+    drawn = sample("softmax", 3)
+    assert medloss.ShapeAwareLoss(softmax=True)(drawn.logits.float(), drawn.index).isfinite()

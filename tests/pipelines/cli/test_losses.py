@@ -1,12 +1,15 @@
 """`medloss losses`, and the sets of losses that `compare --losses` names."""
 
+from pathlib import Path
+
 import pytest
 from cli_call import call_medloss
 
 import medloss
 from medloss.names import LOSS_SETS, loss_names
 from medloss.presets import PRESETS
-from pipelines.cli.compare_options import loss_list
+from pipelines.cli.compare_options import left_out_of_regions, loss_list
+from pipelines.runs.plan import Plan
 
 
 def test_the_losses_are_listed_by_set_with_a_line_each() -> None:
@@ -29,6 +32,51 @@ def test_the_surveys_losses() -> None:
     assert not set(survey) & set(loss_list("more"))
     assert loss_list("survey,dice@nnunet+focal") == [*survey, "dice@nnunet+focal"]
     assert list(loss_names()) == list(medloss.LOSSES)
+
+
+SOFTMAX_ONLY = [name for name, entry in medloss.LOSSES.items() if entry.cls.categorical_only]
+
+
+def test_a_set_of_losses_leaves_out_those_without_a_meaning_for_regions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr("pipelines.comparison.compare.compare_losses", lambda _, plan, *__: plans.append(plan) or 0)
+    words = ["compare", "phantom_regions", "--device", "cpu", "--jobs", "1", "--losses", "more"]
+    code, _, err = call_medloss(*words, "--out", tmp_path / "out")
+    assert code == 0, err
+    (line,) = (line for line in err.splitlines() if "--losses" in line)
+    assert line == (
+        f"--losses more: without {', '.join(SOFTMAX_ONLY)}: regions may overlap, and this needs classes that exclude "
+        "each other"
+    )
+    assert {run.config.loss for run in plans[0].runs} == {"dice+binary_cross_entropy", *loss_list("more")} - set(
+        SOFTMAX_ONLY
+    )
+
+
+@pytest.mark.parametrize(("losses", "reference", "left_out"), [
+    ("all", "dice", SOFTMAX_ONLY), ("survey, more", "none", SOFTMAX_ONLY), ("survey", "dice", []),
+    ("more", SOFTMAX_ONLY[0], SOFTMAX_ONLY[1:]), (f"dice,{SOFTMAX_ONLY[0]}", "dice", []),
+])  # fmt: skip
+def test_what_is_named_itself_is_not_left_out(losses: str, reference: str, left_out: list[str]) -> None:
+    assert left_out_of_regions(loss_list(losses), losses, reference) == left_out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--losses", "dice,generalized_wasserstein_dice"],
+        ["--losses", "more", "--reference", "generalized_wasserstein_dice"],
+        ["--losses", "dice,dice+generalized_wasserstein_dice"],
+    ],
+)
+def test_a_loss_without_a_meaning_for_regions_is_refused_by_name(words: list[str], tmp_path: Path) -> None:
+    words = ["compare", "phantom_regions", "--device", "cpu", "--executor", "none", *words]
+    code, _, err = call_medloss(*words, "--out", tmp_path / "out")
+    assert code == 2
+    assert err.startswith("error: ") and "classes that exclude each other" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["dice", "dice@monai", "medloss.DiceLoss"])

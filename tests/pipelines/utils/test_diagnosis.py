@@ -7,6 +7,7 @@ import torch
 from cli_call import call_medloss
 
 import medloss
+from medloss.kernels import dispatch, self_check
 from pipelines.utils import diagnosis
 from pipelines.utils.diagnosis import Diagnosis, diagnose, slow
 
@@ -57,6 +58,17 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.torch_gpu is not None) == torch.cuda.is_available() == ("cuda" in found.kernels)
     monkeypatch.setenv("MEDLOSS_KERNELS", "cuda")
     assert diagnose().kernels["cpu"] == "none, MEDLOSS_KERNELS: got 'cuda'; expected one of auto, triton, numba, eager"
+
+
+def test_kernels_that_failed_their_check_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_forced", None)
+    monkeypatch.delenv("MEDLOSS_KERNELS", raising=False)
+    monkeypatch.setattr(dispatch, "_best", lambda *_: "numba")
+    monkeypatch.setattr(self_check, "_passed", {})
+    monkeypatch.setattr(self_check, "_fault", lambda key: "a value differs" if key.work == "labels" else "")
+    found = diagnose()
+    assert found.kernels["cpu"] == "numba, but eager for labels"
+    assert any("'numba' for labels" in line and "failed its check" in line for line in slow(found))
 
 
 @pytest.mark.parametrize(("found", "heading"), [
