@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medloss.kernels import dispatch, self_check
-from medloss.per_map import differentiable, new_results, wants_gradient
+from medloss.per_map import differentiable, new_results
 from medloss.spacing import step_intervals
 
 
@@ -18,8 +18,9 @@ def eroded_sums(
     spacing: Sequence[tuple[float, ...]],
     weights: Sequence[float],
     renormalize: bool,
-    voxel_weight: Tensor | None = None,
-) -> Tensor:
+    voxel_weight: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
     """Sum over steps k and counted voxels x of E_k(x) weights[k - 1] w(x), `[B, C]`, differentiable for `p` alone.
 
     Args:
@@ -30,10 +31,16 @@ def eroded_sums(
         weights: one per step.
         renormalize: stretch each step's map to [0, 1].
         voxel_weight: w, `[B, 1, *spatial]`, 0 at masked voxels, without gradient; None for 1.
+        gradient: whether a backward pass may follow.
+
+    Returns:
+        The sums, and with `gradient` their gradient for `p`.
     """
     strides = [stride for item in spacing for stride in step_intervals(item)]
-    sums: Tensor = _operator(p, y, mask, strides, list(weights), renormalize, voxel_weight, wants_gradient(p))[0]
-    return sums
+    results: tuple[Tensor, Tensor] = _operator(
+        p, y, mask, strides, list(weights), renormalize, voxel_weight, gradient
+    )  # fmt: skip
+    return results
 
 
 @differentiable("hausdorff_er")
