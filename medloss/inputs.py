@@ -162,6 +162,12 @@ class LossInputs:
         """
         with torch.no_grad():
             target, channels = self.target, self.logits.shape[1]
+            if dispatch.direct(self.logits):
+                from medloss.kernels.numba.labels import target_labels
+
+                y = target_labels(target, channels, self.ignore_index)
+                q = _first_largest(self.logits)
+                return (q if self.mask is None else torch.where(self.mask, q, y)), y
             if not target.is_floating_point() and target.element_size() < 4:
                 target = target.to(torch.int32)  # torch takes a number for one of the tensor's type: 300 is 44 there
             y = target.to(torch.int16)
@@ -249,8 +255,7 @@ def _first_largest(logits: Tensor) -> Tensor:
     """`logits.argmax(1, keepdim=True)`."""
     if logits.device.type != "cpu" or torch.compiler.is_compiling():
         return logits.argmax(1, keepdim=True)
-    plain = type(logits) in (Tensor, torch.nn.Parameter) and not torch.jit.is_tracing()
-    if plain and dispatch.choose("cpu", logits.dtype) == "numba":
+    if dispatch.direct(logits):
         from medloss.kernels.numba.labels import first_largest
 
         return first_largest(logit_lines(logits)).view(logits.shape[0], 1, *logits.shape[2:])

@@ -60,7 +60,7 @@ def _no_second_derivative(loss: str) -> InputError:
 
 
 def sums_of_probabilities(loss: str, inputs: LossInputs, sums: Sums) -> Tensor:
-    """The sums `[B, C']` of an operator over the probabilities of the classes that count, differentiable for the logits.
+    """The sums `[B, C']` of an operator over the probabilities of the classes that count, differentiable.
 
     Args:
         loss: its name, for messages.
@@ -68,12 +68,28 @@ def sums_of_probabilities(loss: str, inputs: LossInputs, sums: Sums) -> Tensor:
         sums: calls the operator; its gradient for `p` is constant.
     """
     logits = inputs.logits
-    if not (inputs.categorical and inputs.mask is None and dispatch.direct(logits, "softmax maps")):
+    if not _compiled_softmax(inputs):
         p = inputs.included(inputs.probabilities())
         return sums(p, wants_gradient(p))[0]
     first = 0 if inputs.include_background else 1
     result: Tensor = _OfSoftmax.apply(logits, loss, first, sums, wants_gradient(logits))
     return result
+
+
+def fixed_probabilities(inputs: LossInputs) -> Tensor:
+    """The probabilities of the classes that count, `[B, C', *spatial]`, without gradient."""
+    with torch.no_grad():
+        return inputs.included(_softmax(inputs.logits) if _compiled_softmax(inputs) else inputs.probabilities())
+
+
+def _compiled_softmax(inputs: LossInputs) -> bool:
+    return inputs.categorical and inputs.mask is None and dispatch.direct(inputs.logits, "softmax maps")
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    from medloss.kernels.numba.softmax import probabilities
+
+    return probabilities(logit_lines(logits.detach())).unflatten(2, logits.shape[2:])
 
 
 class _OfSoftmax(torch.autograd.Function):
@@ -82,10 +98,8 @@ class _OfSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, loss: str, first: int, sums: Sums, gradient: bool) -> Tensor:
         """The sums."""
-        from medloss.kernels.numba.softmax import probabilities
-
-        p = probabilities(logit_lines(logits))
-        values, gradients = sums(p.unflatten(2, logits.shape[2:])[:, first:], gradient)
+        p = _softmax(logits)
+        values, gradients = sums(p[:, first:], gradient)
         ctx.save_for_backward(logits, p, gradients)
         ctx.loss = loss
         return values
@@ -96,7 +110,7 @@ class _OfSoftmax(torch.autograd.Function):
         from medloss.kernels.numba.softmax import logit_gradients
 
         logits, p, gradients = ctx.saved_tensors
-        by_logit = logit_gradients(gradients.flatten(2), by_sum.detach(), p, logit_lines(logits.detach()))
+        by_logit = logit_gradients(gradients.flatten(2), by_sum.detach(), p.flatten(2), logit_lines(logits.detach()))
         by_logit = shaped_gradient(by_logit, logits)
         if torch.is_grad_enabled():
             by_logit = _Once.apply(by_logit, logits, by_sum, ctx.loss)
