@@ -58,18 +58,16 @@ def _operator(
     sums, gradients = new_results(p, gradient)
     dims = p.ndim - 2
     plain = not renormalize and voxel_weight is None
-    compiled = plain and dispatch.choose(p.device.type, p.dtype, "erosion") == "numba"
+    if plain and dispatch.choose(p.device.type, p.dtype, "erosion") == "numba":
+        from medloss.kernels.numba import erosion
+
+        return erosion.eroded_sums(p, y, mask, strides, weights, gradients if gradient else None), gradients
     for b in range(p.shape[0]):
         item = (None if mask is None else mask[b, 0], strides[b * dims : (b + 1) * dims], weights)
         for c in range(p.shape[1]):
             out = gradients[b, c] if gradient else None
-            if compiled:
-                from medloss.kernels.numba import erosion
-
-                sums[b, c] = erosion.eroded_sum(p[b, c], y[b, c], *item, out)
-            else:
-                factor = None if voxel_weight is None else voxel_weight[b, 0]
-                sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, factor, out)
+            factor = None if voxel_weight is None else voxel_weight[b, 0]
+            sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, factor, out)
     return sums, gradients
 
 
