@@ -145,7 +145,8 @@ def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     logits[1, 3] = -9  # a class that is nowhere
     signed = (0.3 * numbers).sin().to(device, sum_type(logits))
     logits = logits.to(device)
-    target, spacing = logits[:, :1] * 0, [(2.0, 1.0, 1.0), (0.7, 1.3, 2.1)]
+    target = logits[:, :1] * 0
+    spacing: list[tuple[float, ...]] = [(2.0, 1.0, 1.0), (0.7, 1.3, 2.1)]
     inputs = LossInputs(logits, target, None, Mode.CATEGORICAL, True, None, spacing, signed)
     return [
         HausdorffDTLoss(softmax=True).voxel_weight(inputs),

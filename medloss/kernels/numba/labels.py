@@ -293,7 +293,8 @@ def _search(reference: Any, q: Any, y: Any, contour: Any, counted: Any, signed: 
 def _along_row(reference: Any, y: Any, c: Any, square: Any, steps: Any, out: Any) -> None:
     """The squared distance to the class's contour in a row."""
     n = out.shape[0]
-    none = count = np.int64(1) << 30
+    none: Any = np.int64(1 << 30)
+    count = none
     for k in range(n):
         count = 0 if (reference[k] != 0) & (y[k] == c) else min(count + 1, none)
         steps[k] = count
