@@ -121,22 +121,22 @@ class HausdorffDTLoss(SumsLoss):
         twins = channels == 2 and inputs.mask is None
         first = 1 if twins else channels - left
         if signed is not None and self.alpha == 2 and channels - first == left:
-            return _label_squares(q, first, inputs, signed[:, -left:])
+            return _label_squares(q, first, inputs, signed[:, -left:], inputs.dtype)
         if signed is None:
-            weight = squared_distance_map(inputs.included(inputs.target_masks()), inputs.spacing).to(inputs.dtype)
+            weight = squared_distance_map(inputs.included(inputs.target_masks()), inputs.spacing)
         else:
             weight = signed[:, -left:].square()
-        return self._power(weight).add_(self._power(_label_squares(q, first, inputs, None)))
+        return self._power(weight).add_(self._power(_label_squares(q, first, inputs, None, torch.float32)))
 
     def _power(self, square: Tensor) -> Tensor:
         """d^a of d^2, in its memory."""
         return square if self.alpha == 2 else square.pow_(self.alpha / 2)
 
 
-def _label_squares(q: Tensor, first: int, inputs: LossInputs, signed: Tensor | None) -> Tensor:
+def _label_squares(q: Tensor, first: int, inputs: LossInputs, signed: Tensor | None, dtype: torch.dtype) -> Tensor:
     from medloss.kernels.numba.distance import label_squares
 
-    return label_squares(q, first, inputs.logits.shape[1], inputs.spacing, signed, inputs.dtype)
+    return label_squares(q, first, inputs.logits.shape[1], inputs.spacing, signed, dtype)
 
 
 def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:

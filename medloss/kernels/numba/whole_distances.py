@@ -68,7 +68,8 @@ class Volume:
         # A 2D image is a volume of rows of one voxel.
         self.steps = (steps[0], steps[1] if len(steps) == 3 else 1, steps[-1])
         columns = (marks.shape[0], -1)
-        self.unit, self.out = out.dtype.type(min(spacing) ** 2), out.reshape(columns)
+        # Squares are float32, as those that floats give, whatever they are added to.
+        self.unit, self.out = np.float32(min(spacing) ** 2), out.reshape(columns)
         self.base = np.empty((0, 0), out.dtype) if base is None else base.reshape(columns)
 
 
@@ -243,16 +244,16 @@ def _between(
             if root:
                 negative = side == BOTH
                 for i in range(found):
-                    distance = np.sqrt(row.dtype.type(np.int32(outside[i]) + np.int32(within[i])) * unit)
+                    distance = np.sqrt(np.float32(np.int32(outside[i]) + np.int32(within[i])) * unit)
                     row[i] = -distance if negative & (within[i] != 0) else distance
             elif base.size > 0:
                 given = base[z, x : x + found]
                 for i in range(found):
-                    square = row.dtype.type(np.int32(outside[i]) + np.int32(within[i])) * unit
+                    square = np.float32(np.int32(outside[i]) + np.int32(within[i])) * unit
                     row[i] = given[i] * given[i] + square
             else:
                 for i in range(found):
-                    row[i] = row.dtype.type(np.int32(outside[i]) + np.int32(within[i])) * unit
+                    row[i] = np.float32(np.int32(outside[i]) + np.int32(within[i])) * unit
 
 
 @numba.njit(**OPTIONS)
