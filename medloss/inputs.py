@@ -164,6 +164,12 @@ class LossInputs:
         """
         with torch.no_grad():
             target, channels = self.target, self.logits.shape[1]
+            if dispatch.direct(self.logits, "labels"):
+                from medloss.kernels.numba.labels import target_labels
+
+                y = target_labels(target, channels, self.ignore_index)
+                q = _first_largest(self.logits)
+                return (q if self.mask is None else torch.where(self.mask, q, y)), y
             if not target.is_floating_point() and target.element_size() < 4:
                 target = target.to(torch.int32)  # torch takes a number for one of the tensor's type: 300 is 44 there
             y = target.to(torch.int16)
@@ -251,8 +257,7 @@ def _first_largest(logits: Tensor) -> Tensor:
     """`logits.argmax(1, keepdim=True)`."""
     if logits.device.type != "cpu" or torch.compiler.is_compiling():
         return logits.argmax(1, keepdim=True)
-    plain = type(logits) in (Tensor, torch.nn.Parameter) and not torch.jit.is_tracing()
-    if plain and dispatch.choose("cpu", logits.dtype, "labels") == "numba":
+    if dispatch.direct(logits, "labels"):
         from medloss.kernels.numba.labels import first_largest
 
         return first_largest(logit_lines(logits)).view(logits.shape[0], 1, *logits.shape[2:])
@@ -270,11 +275,13 @@ def _first_largest(logits: Tensor) -> Tensor:
 
 
 def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Equal logits and a NaN, in either layout."""
-    logits, *_ = small_case("softmax", (5, 7, 9), device, dtype)
+    """Equal logits and a NaN, in either layout; a target that has labels of no class and one to ignore."""
+    logits, target, *_ = small_case("softmax", (5, 7, 9), device, dtype)
     logits[0, 1, 2], logits[1, 2, 0, 0] = logits[0, 2, 2], torch.nan
     layouts = (logits, logits.contiguous(memory_format=torch.channels_last_3d))
-    return [_first_largest(z).to(sum_type(z)) for z in layouts]
+    target = target - 1 + 3 * (target == 2)
+    labels = LossInputs(logits, target, None, Mode.CATEGORICAL, True, None, [(1.0, 1.0, 1.0)] * 2, ignore_index=1)
+    return [_first_largest(z).to(sum_type(z)) for z in layouts] + [labels.hard_labels()[1].to(sum_type(logits))]
 
 
 self_check.register("labels", _small_case)

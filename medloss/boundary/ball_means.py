@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medloss.boundary.balls import ball, reach
 from medloss.kernels import dispatch, self_check
-from medloss.per_map import differentiable, new_results, wants_gradient
+from medloss.per_map import differentiable, new_results
 
 
 def deep_errors(
@@ -18,8 +18,9 @@ def deep_errors(
     radii: Sequence[float],
     weights: Sequence[float],
     spacing: tuple[float, ...],
-    voxel_weight: Tensor | None = None,
-) -> Tensor:
+    voxel_weight: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
     """The sum over radii and voxels that `HausdorffCVLoss` averages, `[B, C]`, differentiable for `p` alone.
 
     Args:
@@ -29,9 +30,15 @@ def deep_errors(
         weights: one per radius.
         spacing: mm.
         voxel_weight: a factor of each voxel's term, `[B, 1, *spatial]`, without gradient; None for 1.
+        gradient: whether a backward pass may follow.
+
+    Returns:
+        The sums, and with `gradient` their gradient for `p`.
     """
-    sums: Tensor = _operator(p, y, list(radii), list(weights), list(spacing), voxel_weight, wants_gradient(p))[0]
-    return sums
+    results: tuple[Tensor, Tensor] = _operator(
+        p, y, list(radii), list(weights), list(spacing), voxel_weight, gradient
+    )  # fmt: skip
+    return results
 
 
 @differentiable("hausdorff_cv")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medloss.kernels import dispatch, self_check
-from medloss.per_map import differentiable, new_results, wants_gradient
+from medloss.per_map import differentiable, new_results
 from medloss.spacing import step_intervals
 
 
@@ -18,8 +18,9 @@ def eroded_sums(
     spacing: Sequence[tuple[float, ...]],
     weights: Sequence[float],
     renormalize: bool,
-    voxel_weight: Tensor | None = None,
-) -> Tensor:
+    voxel_weight: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
     """Sum over steps k and counted voxels x of E_k(x) weights[k - 1] w(x), `[B, C]`, differentiable for `p` alone.
 
     Args:
@@ -30,10 +31,16 @@ def eroded_sums(
         weights: one per step.
         renormalize: stretch each step's map to [0, 1].
         voxel_weight: w, `[B, 1, *spatial]`, 0 at masked voxels, without gradient; None for 1.
+        gradient: whether a backward pass may follow.
+
+    Returns:
+        The sums, and with `gradient` their gradient for `p`.
     """
     strides = [stride for item in spacing for stride in step_intervals(item)]
-    sums: Tensor = _operator(p, y, mask, strides, list(weights), renormalize, voxel_weight, wants_gradient(p))[0]
-    return sums
+    results: tuple[Tensor, Tensor] = _operator(
+        p, y, mask, strides, list(weights), renormalize, voxel_weight, gradient
+    )  # fmt: skip
+    return results
 
 
 @differentiable("hausdorff_er")
@@ -51,18 +58,16 @@ def _operator(
     sums, gradients = new_results(p, gradient)
     dims = p.ndim - 2
     plain = not renormalize and voxel_weight is None
-    compiled = plain and dispatch.choose(p.device.type, p.dtype, "erosion") == "numba"
+    if plain and dispatch.choose(p.device.type, p.dtype, "erosion") == "numba":
+        from medloss.kernels.numba import erosion
+
+        return erosion.eroded_sums(p, y, mask, strides, weights, gradients if gradient else None), gradients
     for b in range(p.shape[0]):
         item = (None if mask is None else mask[b, 0], strides[b * dims : (b + 1) * dims], weights)
         for c in range(p.shape[1]):
             out = gradients[b, c] if gradient else None
-            if compiled:
-                from medloss.kernels.numba import erosion
-
-                sums[b, c] = erosion.eroded_sum(p[b, c], y[b, c], *item, out)
-            else:
-                factor = None if voxel_weight is None else voxel_weight[b, 0]
-                sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, factor, out)
+            factor = None if voxel_weight is None else voxel_weight[b, 0]
+            sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, renormalize, factor, out)
     return sums, gradients
 
 

@@ -15,6 +15,7 @@ from medloss.boundary.base import MeanOverVoxelsLoss, karimi_recipe
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
 from medloss.loss_entry import register
+from medloss.per_map import sums_of_probabilities
 
 
 @register(
@@ -81,14 +82,20 @@ class HausdorffCVLoss(MeanOverVoxelsLoss):
         """Sum over the radii."""
         # A masked voxel has no error, and so no value.
         y = inputs.included(inputs.target_masks())
-        p = inputs.included(inputs.probabilities())
+        return sums_of_probabilities("hausdorff_cv", inputs, lambda p, gradient: self._sums(p, y, inputs, gradient))
+
+    def _sums(self, p: Tensor, y: Tensor, inputs: LossInputs, gradient: bool) -> tuple[Tensor, Tensor]:
         if len(set(inputs.spacing)) == 1:
-            return self._sums(p, y, inputs.spacing[0], inputs.voxel_weight)
+            return self._alike(p, y, inputs.spacing[0], inputs.voxel_weight, gradient)
         voxel_weights = [None] * len(p) if inputs.voxel_weight is None else inputs.voxel_weight.split(1)
         items = zip(p.split(1), y.split(1), inputs.spacing, voxel_weights, strict=True)
-        return torch.cat([self._sums(*item) for item in items])
+        sums, gradients = zip(*(self._alike(*item, gradient) for item in items), strict=True)
+        return torch.cat(sums), torch.cat(gradients)
 
-    def _sums(self, p: Tensor, y: Tensor, spacing: tuple[float, ...], voxel_weight: Tensor | None) -> Tensor:
+    def _alike(
+        self, p: Tensor, y: Tensor, spacing: tuple[float, ...], voxel_weight: Tensor | None, gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The sums of items of one spacing."""
         size = p.shape[2:]
         radii = fitting(self.radii, spacing, size)
         if not radii:
@@ -97,5 +104,5 @@ class HausdorffCVLoss(MeanOverVoxelsLoss):
                 "the loss is 0: pass smaller radii",
                 stacklevel=2,
             )
-            return (p * 0.0).flatten(2).sum(2)
-        return deep_errors(p, y, radii, [r**self.alpha for r in radii], spacing, voxel_weight)
+            return (p * 0.0).flatten(2).sum(2), torch.zeros_like(p)
+        return deep_errors(p, y, radii, [r**self.alpha for r in radii], spacing, voxel_weight, gradient)

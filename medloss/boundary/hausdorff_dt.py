@@ -2,14 +2,16 @@
 
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from medloss.base import CommonArguments
 from medloss.boundary.base import karimi_recipe
 from medloss.distance.maps import squared_distance_map
 from medloss.errors import InputError
-from medloss.inputs import LossInputs
-from medloss.kernels.sum_spec import Row
+from medloss.inputs import LossInputs, Mode
+from medloss.kernels import dispatch, self_check
+from medloss.kernels.sum_spec import Row, sum_type
 from medloss.loss_entry import register
 from medloss.reduction import reduce_items, weighted
 from medloss.sums_loss import SumsLoss
@@ -98,6 +100,9 @@ class HausdorffDTLoss(SumsLoss):
     def voxel_weight(self, inputs: LossInputs) -> Tensor:
         """d(q)^a + d(y)^a."""
         left = inputs.included(inputs.logits).shape[1]
+        by_labels = inputs.categorical and inputs.target.shape[1] == 1
+        if not self.one_sided and by_labels and dispatch.direct(inputs.logits, "label distances"):
+            return self._by_labels(inputs, left)
         if inputs.distance_map is not None:
             weight = self._power(inputs.distance_map[:, -left:].square())
         else:
@@ -110,6 +115,43 @@ class HausdorffDTLoss(SumsLoss):
             weight += self._power(squared_distance_map(q, inputs.spacing))
         return weight
 
+    def _by_labels(self, inputs: LossInputs, left: int) -> Tensor:
+        """The same from the predicted class of each voxel, with no map of the prediction in between."""
+        q, channels, signed = inputs.hard_labels()[0], inputs.logits.shape[1], inputs.distance_map
+        twins = channels == 2 and inputs.mask is None
+        first = 1 if twins else channels - left
+        if signed is not None and self.alpha == 2 and channels - first == left:
+            return _label_squares(q, first, inputs, signed[:, -left:], inputs.dtype)
+        if signed is None:
+            weight = squared_distance_map(inputs.included(inputs.target_masks()), inputs.spacing)
+        else:
+            weight = signed[:, -left:].square()
+        return self._power(weight).add_(self._power(_label_squares(q, first, inputs, None, torch.float32)))
+
     def _power(self, square: Tensor) -> Tensor:
         """d^a of d^2, in its memory."""
         return square if self.alpha == 2 else square.pow_(self.alpha / 2)
+
+
+def _label_squares(q: Tensor, first: int, inputs: LossInputs, signed: Tensor | None, dtype: torch.dtype) -> Tensor:
+    from medloss.kernels.numba.distance import label_squares
+
+    return label_squares(q, first, inputs.logits.shape[1], inputs.spacing, signed, dtype)
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    numbers = torch.arange(2 * 4 * 504, dtype=torch.float64, device="cpu").view(2, 4, 7, 8, 9)
+    logits = ((0.11 * numbers).sin() + (0.9 * numbers).sin()).to(dtype)
+    logits[1, 3] = -9  # a class that is nowhere
+    signed = (0.3 * numbers).sin().to(device, sum_type(logits))
+    logits = logits.to(device)
+    target = logits[:, :1] * 0
+    spacing: list[tuple[float, ...]] = [(2.0, 1.0, 1.0), (0.7, 1.3, 2.1)]
+    inputs = LossInputs(logits, target, None, Mode.CATEGORICAL, True, None, spacing, signed)
+    return [
+        HausdorffDTLoss(softmax=True).voxel_weight(inputs),
+        HausdorffDTLoss(softmax=True, alpha=1.0).voxel_weight(inputs),
+    ]
+
+
+self_check.register("label distances", _small_case)

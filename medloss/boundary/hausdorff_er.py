@@ -10,6 +10,7 @@ from medloss.boundary.erosion import eroded_sums
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
 from medloss.loss_entry import register
+from medloss.per_map import sums_of_probabilities
 
 
 @register(
@@ -86,6 +87,6 @@ class HausdorffERLoss(MeanOverVoxelsLoss):
     def sums(self, inputs: LossInputs) -> Tensor:
         """Sum over the steps of E_k k^alpha."""
         y = inputs.included(inputs.target_masks())
-        p = inputs.included(inputs.probabilities())
         weights = [step**self.alpha for step in range(1, self.erosions + 1)]
-        return eroded_sums(p, y, inputs.mask, inputs.spacing, weights, self.renormalize, inputs.voxel_weight)
+        given = (y, inputs.mask, inputs.spacing, weights, self.renormalize, inputs.voxel_weight)
+        return sums_of_probabilities("hausdorff_er", inputs, lambda p, gradient: eroded_sums(p, *given, gradient))

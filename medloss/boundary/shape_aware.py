@@ -59,34 +59,36 @@ class ShapeAwareLoss(VoxelwiseLoss):
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor:
         """1 + E 1[q != y]."""
-        if _by_labels(inputs):
+        by_labels = _by_labels(inputs)
+        if by_labels:
             q, y = inputs.hard_labels()
             distance = _label_distance(q, y, inputs)
-            wrong = q != y
         else:
             q, y = inputs.hard_prediction(), inputs.target_masks()
             if not inputs.categorical:
                 q, y = inputs.included(q), inputs.included(y)
                 return 1 + _contour_distance(q, y, inputs) * (q != y)
             distance = _contour_distance(q[:, 1:], y[:, 1:], inputs)
-            wrong = (q != y).any(1, keepdim=True)
         if inputs.labelled is None:
             distance = distance.mean(1, keepdim=True)
         else:  # an unlabelled class has no contour, and a distance of 0
             number = inputs.labelled[:, 1:].sum(1).clamp(min=1).view(-1, *(1,) * (distance.ndim - 1))
             distance = distance.sum(1, keepdim=True) / number
-        return 1 + distance * wrong
+        return _wrong_weight(q, y, distance) if by_labels else 1 + distance * (q != y).any(1, keepdim=True)
+
+
+def _wrong_weight(q: Tensor, y: Tensor, distance: Tensor) -> Tensor:
+    from medloss.kernels.numba.voxel_weights import wrong_weight
+
+    return wrong_weight(q, y, distance.flatten())
 
 
 def _by_labels(inputs: LossInputs) -> bool:
     """Whether the compiled kernels' passes over labels can be used in the place of those over masks."""
-    logits = inputs.logits
-    plain = type(logits) in (Tensor, torch.nn.Parameter) and inputs.categorical and inputs.target.shape[1] == 1
-    if not plain or logits.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not inputs.categorical or inputs.target.shape[1] != 1 or not dispatch.direct(inputs.logits, "contours"):
         return False
     # Distances are computed in float32, and have a check of their own.
-    works = ((logits.dtype, "contours"), (torch.float32, "outside distances"))
-    return all(dispatch.choose("cpu", dtype, work) == "numba" for dtype, work in works)
+    return dispatch.choose("cpu", torch.float32, "outside distances") == "numba"
 
 
 def _label_distance(q: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:

@@ -1,10 +1,14 @@
 """Cross entropy that weighs voxels by their distance to the reference's border."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from medloss.distance.maps import penalty_map
-from medloss.inputs import LossInputs
+from medloss.distance.maps import penalty_map, signed_distance_map
+from medloss.inputs import LossInputs, Mode
+from medloss.kernels import dispatch, self_check
+from medloss.kernels.sum_spec import sum_type
 from medloss.loss_entry import register
 from medloss.voxelwise import VoxelwiseLoss
 
@@ -53,10 +57,31 @@ class DistancePenaltyLoss(VoxelwiseLoss):
 
     def voxel_weight(self, inputs: LossInputs) -> Tensor:
         """One plus the penalty map."""
-        maps = inputs.target_masks()
-        structures = maps[:, 1:] if inputs.categorical else inputs.included(maps)
+        channels = inputs.logits.shape[1]
+        kept = channels - 1 if inputs.categorical or not inputs.include_background else channels
         signed = inputs.distance_map
-        if signed is not None:
-            signed = signed[:, -structures.shape[1] :]
+        if dispatch.direct(inputs.logits, "penalty weight"):
+            if signed is None:
+                signed = signed_distance_map(inputs.target_masks()[:, channels - kept :], inputs.spacing)
+            return _compiled(signed[:, -kept:], inputs.categorical, inputs.dtype)
+        structures = inputs.target_masks()[:, channels - kept :]
+        signed = None if signed is None else signed[:, -kept:]
         penalty = penalty_map(structures, inputs.spacing, signed_map=signed).to(inputs.dtype)
         return 1 + (torch.amax(penalty, 1, keepdim=True) if inputs.categorical else penalty)
+
+
+def _compiled(signed: Tensor, joint: bool, dtype: torch.dtype) -> Tensor:
+    from medloss.kernels.numba.voxel_weights import penalty_weight
+
+    return penalty_weight(signed, joint, dtype)
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    signed = (torch.arange(2 * 3 * 315, dtype=torch.float32, device="cpu") * 0.3).sin().mul(9).round()
+    logits, signed = torch.zeros(2, 3, 5, 7, 9, dtype=dtype, device=device), signed.view(2, 3, 5, 7, 9).to(device)
+    inputs = LossInputs(logits, logits, None, Mode.CATEGORICAL, True, None, [], signed.to(sum_type(logits)))
+    loss = DistancePenaltyLoss()
+    return [loss.voxel_weight(inputs), loss.voxel_weight(replace(inputs, mode=Mode.BERNOULLI))]
+
+
+self_check.register("penalty weight", _small_case)

@@ -8,8 +8,10 @@ from torch import Tensor
 from medloss.base import CommonArguments, SegmentationLoss
 from medloss.errors import InputError
 from medloss.inputs import LossInputs
+from medloss.kernels import dispatch, self_check
 from medloss.local_statistics import gaussian_window, structural_error, structure
 from medloss.loss_entry import Recipe, register
+from medloss.per_map import fixed_probabilities
 from medloss.voxel_sums import Requested, voxel_sums, weighted_cross_entropy
 
 
@@ -92,6 +94,11 @@ class StructuralSimilarityLoss(SegmentationLoss):
         """Mean of e CE over the selected voxels."""
         error = inputs.counted(self._structural_error(inputs))
         pairs = inputs.pairs()
+        fixed = self.detach_weights and self.reduction != "none"
+        if fixed and pairs is None and inputs.mask is None and dispatch.direct(inputs.logits, "selection"):
+            weight, number = _selected(error, self.threshold)
+            total = voxel_sums(inputs, Requested(entropy="plain"), weight).cross_entropy().sum()
+            return total if self.reduction == "sum" else total / max(number, 1)
         if pairs is not None and inputs.categorical:
             # The mean is over the labelled classes; the others have an error of 0.
             scale = pairs.shape[1] / pairs.sum(1, keepdim=True).clamp(min=1).to(error.dtype)
@@ -104,7 +111,7 @@ class StructuralSimilarityLoss(SegmentationLoss):
         if inputs.mask is not None:
             selected &= inputs.mask
         weight = torch.where(selected, error, 0.0)
-        if self.detach_weights and self.reduction != "none":
+        if fixed:
             total = voxel_sums(inputs, Requested(entropy="plain"), weight).cross_entropy().sum()
         else:
             values = weight * weighted_cross_entropy(inputs)
@@ -117,9 +124,29 @@ class StructuralSimilarityLoss(SegmentationLoss):
         window = gaussian_window(self.window, self.sigma)
         indexed = inputs.target.shape[1] != inputs.logits.shape[1]
         y = inputs.included(inputs.target_masks() if indexed else inputs.target_maps())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weights):
-            p = inputs.included(inputs.probabilities())
         if self.detach_weights:
+            p = fixed_probabilities(inputs)
             return structural_error(p, y, window, self.constant, average=inputs.categorical)
+        p = inputs.included(inputs.probabilities())
         error = (structure(y.to(p), window, self.constant) - structure(p, window, self.constant)).abs()
         return error.mean(1, keepdim=True) if inputs.categorical else error
+
+
+def _selected(error: Tensor, threshold: float) -> tuple[Tensor, int]:
+    """The errors above a share of their item's largest, else 0, in the errors' memory; and their number."""
+    from medloss.kernels.numba.voxel_weights import keep_large
+
+    return error, keep_large(error, threshold)
+
+
+def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    error = (torch.arange(2 * 3 * 315, dtype=torch.float64, device="cpu") * 0.37).sin().abs().view(2, 3, 5, 7, 9)
+    error = error.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    if dispatch.direct(error, "selection"):
+        weight, number = _selected(error, 0.6)
+        return [weight, torch.tensor(number, dtype=torch.float64)]
+    selected = error > 0.6 * error.amax((1, 2, 3, 4), keepdim=True)
+    return [torch.where(selected, error, 0.0), selected.sum().cpu().double()]
+
+
+self_check.register("selection", _small_case)

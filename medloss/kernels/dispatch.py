@@ -91,6 +91,18 @@ def choose(device: str, dtype: torch.dtype, work: str, index: int | None = None)
     return name
 
 
+def direct(logits: torch.Tensor, work: str) -> bool:
+    """Whether numba's functions are selected and can be called as they are: nothing traces, so no operator is needed.
+
+    Args:
+        logits: the tensor.
+        work: as in `choose`.
+    """
+    if torch.compiler.is_compiling() or type(logits) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    return not torch.jit.is_tracing() and choose(logits.device.type, logits.dtype, work, logits.device.index) == "numba"
+
+
 # Torch's compiler takes the answer at the time of tracing. `torch.compiler.assume_constant_result` does this too, but
 # imports the compiler, which takes as long as the whole of torch.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from medloss.kernels.numba.compilation import EXACT, compiled
-from medloss.kernels.numba.vector_ops import add, add_pair, at, fill, put, row_sum
+from medloss.kernels.numba.vector_ops import add, add_pair, at, fill, put
 
 #: Rows that a disc grows over at a time.
 STRIP = 16
@@ -25,7 +25,7 @@ def _pulls(
     weights: Any,
     sides: Any,
     pulls: Any,
-    width: Any,
+    block: Any,
     start: Any,
     over: Any,
 ) -> Any:
@@ -40,7 +40,7 @@ def _pulls(
         over[under + k] = error * label
     for r in range(len(sizes)):
         factor = weights[r] / real(0.5) / sizes[r]
-        bit, byte, o = np.uint8(1 << (r % 8)), r // 8, at(r * width + start)
+        bit, byte, o = np.uint8(1 << (r % 8)), r // 8, at(r * block + start)
         for k in range(n):
             up = over[k] if sides[byte, 0, base + k] & bit else real(0)
             down = over[under + k] if sides[byte, 1, base + k] & bit else real(0)
@@ -55,24 +55,30 @@ def _pulls(
 
 
 @numba.njit(**EXACT)
-def _gather(pulls: Any, centre: Any, width: Any, taps: Any, first: Any, end: Any, grown: Any, o: Any, n: Any) -> None:
-    """Add a disc's taps to a row of what reaches its centre's discs."""
-    for tap in range(first, end):
-        start, height = taps[tap, 0] * width + centre, taps[tap, 1]
-        if height == 0:
-            add(grown, o, pulls, at(start), n)
-        else:
-            add_pair(grown, o, pulls, at(start - height), at(start + height), n)
+def _sum_ends(pulls: Any, start: Any, n: Any, far: Any, ends: Any, o: Any) -> None:
+    """The sums of a row's first and last numbers, for each number of them up to `far`."""
+    first = last = pulls.dtype.type(0)
+    for h in range(far):
+        ends[0, o + h], ends[1, o + h] = first, last
+        first += pulls[start + h]
+        last += pulls[start + n - 1 - h]
+    ends[0, o + far], ends[1, o + far] = first, last
 
 
 @numba.njit(**EXACT)
-def _fall(grown: Any, start: Any, before: Any, lanes: Any, behind: Any, passed: Any, o: Any) -> None:
-    """A row without what lies beyond its ends, which falls to its first and last voxel."""
-    put(passed, at(o), grown, at(start + before), at(lanes))
-    if before > 0:
-        passed[at(o)] += row_sum(grown, at(start), at(before))
-    if behind > 0:
-        passed[at(o + lanes - 1)] += row_sum(grown, at(start + before + lanes), at(behind))
+def _compact(grown: Any, start: Any, lanes: Any, first: Any, last: Any, passed: Any, o: Any) -> None:
+    """A row with what lies beyond its ends added to its first and last voxel."""
+    put(passed, at(o), grown, at(start), at(lanes))
+    passed[at(o)] += first
+    passed[at(o + lanes - 1)] += last
+
+
+@numba.njit(**EXACT)
+def _aligned(count: Any, like: Any) -> Any:
+    """`balls._aligned`."""
+    room = np.empty(count + 64 // like.itemsize, like.dtype)
+    start = (-room.ctypes.data % 64) // like.itemsize
+    return room[start : start + count]
 
 
 @compiled
@@ -94,17 +100,21 @@ def spread_gradients(
     row, lanes = shape[2], end - begin
     m = at(lanes)
     rows, real = shape[1] + 2 * far[1], p.dtype.type
-    # Beyond a border the lanes extend as far as balls reach; in the end they fall to the border's voxel.
-    low, high = begin - (far[2] if begin == 0 else 0), end + (far[2] if end == row else 0)
-    long = at(high - low)
-    nearest = max(begin - far[2], 0)
-    needed = at(min(end + far[2], row) - nearest)
-    width = row + 4 * far[2]
-    block = len(sizes) * width
+    margin = far[2]
+    nearest = max(begin - margin, 0)
+    needed = at(min(end + margin, row) - nearest)
+    # A row of what balls pass on, between as many zeros as balls reach.
+    width = row + 2 * margin
+    block = STRIP * width
     over = np.empty(2 * row, p.dtype)
-    pulls = np.zeros(STRIP * block, p.dtype)
-    grown, passed = np.empty(STRIP * (high - low), p.dtype), np.empty(STRIP * lanes, p.dtype)
-    spread = np.empty((far[0] + 1) * rows * lanes, p.dtype)
+    pulls = np.zeros(len(sizes) * block, p.dtype)
+    # What falls beyond a border falls to its voxel: the sums of a row's ends, and those of the discs so far.
+    per_row = margin + 1
+    sums = np.zeros((2, len(sizes) * STRIP * per_row), p.dtype)
+    fallen = np.empty((2, STRIP), p.dtype)
+    grown, passed = np.empty(block, p.dtype), _aligned(STRIP * lanes, p)
+    spread = _aligned((far[0] + 1) * rows * lanes, p)
+    first_lane, at_start, at_end = margin + begin, begin == 0, end == row
     for i in range(shape[0]):
         fill(spread, at(0), real(0), at(len(spread)))
         for j in range(0, shape[1], STRIP):
@@ -112,17 +122,33 @@ def spread_gradients(
             found = False
             for s in range(strip):
                 base = at((i * shape[1] + j + s) * row + nearest)
-                start = s * block + 2 * far[2] + nearest
-                found |= _pulls(p, y, base, needed, sizes, weights, sides, pulls, width, start, over)
+                start = s * width + margin + nearest
+                found |= _pulls(p, y, base, needed, sizes, weights, sides, pulls, block, start, over)
             if not found:
                 continue
-            fill(grown, at(0), real(0), at(len(grown)))
-            for number in range(len(ends) - 1, -1, -1):
-                first_tap = tap_ends[number - 1] if number > 0 else 0
+            for r in range(len(sizes)):
                 for s in range(strip):
-                    centre = s * block + 2 * far[2] + low
-                    _gather(pulls, centre, width, taps, first_tap, tap_ends[number], grown, at(s * (high - low)), long)
-                    _fall(grown, s * (high - low), begin - low, lanes, high - end, passed, s * lanes)
+                    o = (r * STRIP + s) * per_row
+                    _sum_ends(pulls, r * block + s * width + margin, row, margin, sums, o)
+            fill(grown, at(0), real(0), at(len(grown)))
+            for s in range(strip):
+                fallen[0, s] = fallen[1, s] = 0
+            flat = at((strip - 1) * width + lanes)
+            for number in range(len(ends) - 1, -1, -1):
+                for tap in range(tap_ends[number - 1] if number > 0 else 0, tap_ends[number]):
+                    radius, height = taps[tap, 0], taps[tap, 1]
+                    # All rows at once: what lands between them is not read.
+                    centre = radius * block + first_lane
+                    if height == 0:
+                        add(grown, at(first_lane), pulls, at(centre), flat)
+                        continue
+                    add_pair(grown, at(first_lane), pulls, at(centre - height), at(centre + height), flat)
+                    for s in range(strip):
+                        o = (radius * STRIP + s) * per_row + height
+                        fallen[0, s] += sums[0, o] if at_start else real(0)
+                        fallen[1, s] += sums[1, o] if at_end else real(0)
+                for s in range(strip):
+                    _compact(grown, s * width + first_lane, lanes, fallen[0, s], fallen[1, s], passed, s * lanes)
                 first_point = ends[number - 1] if number > 0 else 0
                 for point in range(first_point, ends[number]):
                     here, across = points[point, 0] * rows + far[1] + j, points[point, 1]

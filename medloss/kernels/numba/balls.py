@@ -128,13 +128,21 @@ class _Buffers:
     """What a thread needs to sum up balls: planes folded onto each other in one type, sums in another."""
 
     def __init__(self, plan: Discs, shape: tuple[int, ...], folded: Any, kind: Any) -> None:
-        row = shape[2]
+        row, wide = shape[2], STRIP * (shape[2] + 2 * plan.reach[2])
         self.arrays = (
-            np.empty((plan.reach[0] + 1) * (shape[1] + 2 * plan.reach[1]) * row, folded),
-            np.empty(STRIP * row, kind),
-            np.empty(STRIP * (row + 2 * plan.reach[2]), kind),
-            np.empty(len(plan.sizes) * STRIP * row, kind),
+            _aligned((plan.reach[0] + 1) * (shape[1] + 2 * plan.reach[1]) * row, folded),
+            _aligned(STRIP * row, kind),
+            _aligned(wide, kind),
+            _aligned(len(plan.sizes) * wide, kind),
         )
+
+
+def _aligned(count: int, kind: Any) -> Array:
+    """Room for numbers that begins with a line of the cache: else every vector of 64 bytes lies in two of them."""
+    size = count * np.dtype(kind).itemsize
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(kind)
 
 
 @numba.njit(**EXACT)
@@ -189,7 +197,10 @@ def _grow(folded: Any, shape: Any, far: Any, points: Any, first: Any, end: Any, 
 
 @numba.njit(**EXACT)
 def _pile(shape: Any, far: Any, cut: Any, j: Any, strip: Any, buffers: Any) -> None:
-    """Sums over balls of all radii around each voxel of a strip, [radius][strip], from the folded planes."""
+    """Sums over balls of all radii around each voxel of a strip, from the folded planes.
+
+    They are as `wide`, [radius][row, its ends repeated], and those around repeated voxels mean nothing.
+    """
     points, ends, taps, tap_ends = cut
     folded, disc, wide, balls = buffers
     row, n = shape[2], at(shape[2])
@@ -207,12 +218,12 @@ def _pile(shape: Any, far: Any, cut: Any, j: Any, strip: Any, buffers: Any) -> N
             fill(wide, start + margin + n, disc[s * row + row - 1], margin)
         while tap < tap_ends[number]:
             radius, height = taps[tap, 0], taps[tap, 1]
-            for s in range(strip):
-                target, centre = at(radius * len(disc) + s * row), s * width + far[2]
-                if height == 0:
-                    add(balls, target, wide, at(centre), n)
-                else:
-                    add_pair(balls, target, wide, at(centre - height), at(centre + height), n)
+            # All rows at once.
+            target, centre, flat = at(radius * len(wide) + far[2]), far[2], at((strip - 1) * width + row)
+            if height == 0:
+                add(balls, target, wide, at(centre), flat)
+            else:
+                add_pair(balls, target, wide, at(centre - height), at(centre + height), flat)
             tap += 1
 
 
@@ -291,7 +302,8 @@ def _values(
     """Each plane's sum; the gradient without what balls pass on; and the balls' sides."""
     plane, row = shape[1] * shape[2], shape[2]
     real = p.dtype.type
-    two, length = real(2), len(label_buffers[1])
+    two, length, wide = real(2), len(label_buffers[1]), len(label_buffers[2])
+    margin, width = far[2], row + 2 * far[2]
     full, empty, value = np.empty(length, p.dtype), np.empty(length, p.dtype), np.empty(length, p.dtype)
     by_full, by_empty = by_label[0], by_label[1]
     reached = np.empty(shape[1], np.bool_)
@@ -303,9 +315,11 @@ def _values(
             strip = min(length // row, shape[1] - j)
             _pile(shape, far, cut, j, strip, label_buffers)
             for r in range(len(sizes)):
-                start = at(j * row)
-                n = at(strip * row)
-                _weigh(label_buffers[3], at(r * length), sizes[r], weights[r], n, by_full, start, by_empty, start)
+                for s in range(strip):
+                    start, ball = at((j + s) * row), at(r * wide + s * width + margin)
+                    _weigh(
+                        label_buffers[3], ball, sizes[r], weights[r], at(row), by_full, start, by_empty, start
+                    )  # fmt: skip
         _reached(high, shape, far, i, reached)
         folded = False
         for j in range(0, shape[1], length // row):
@@ -324,10 +338,12 @@ def _values(
             put(full, zero, by_empty, at(j * row), n)
             put(empty, zero, by_full, at(j * row), n)
             for r in range(len(sizes) if needed else 0):
-                _weigh(buffers[3], at(r * length), sizes[r], weights[r], n, full, zero, empty, zero)
-                if len(out) > 0:
-                    bit = np.uint8(1 << (r % 8))
-                    _mark(buffers[3], at(r * length), sizes[r], bit, n, sides, r // 8, base)
+                bit = np.uint8(1 << (r % 8))
+                for s in range(strip):
+                    start, ball = at(s * row), at(r * wide + s * width + margin)
+                    _weigh(buffers[3], ball, sizes[r], weights[r], at(row), full, start, empty, start)
+                    if len(out) > 0:
+                        _mark(buffers[3], ball, sizes[r], bit, at(row), sides, r // 8, base + start)
             for k in range(n):
                 label = real(y[base + k])
                 error = p[base + k] - label

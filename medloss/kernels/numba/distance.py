@@ -9,7 +9,6 @@ form a tile `[voxels of a line, LANES]`, so that each step works on vectors, and
 the others.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +19,14 @@ import torch
 from torch import Tensor
 
 from medloss.kernels.numba.compilation import OPTIONS, compiled
+from medloss.kernels.numba.elementary import bits_float, float_bits
 from medloss.kernels.numba.vector_ops import share_out
+from medloss.kernels.numba.whole_distances import BOTH, INSIDE, OUTSIDE, Volume, find_sides, multiples, write_distances
+from medloss.kernels.numba.whole_distances import parts as _parts
 
 LANES = 64
 #: Steps outwards between two looks at whether a row is done, and rows that repeat a tile's first and last one.
 STEPS = 4
-
-#: Which side's distances are wanted.
-BOTH, INSIDE, OUTSIDE = 0, 1, 2
 
 #: More steps than an axis has.
 _FAR = 1 << 30
@@ -71,6 +70,52 @@ def squared_distances(masks: Tensor, spacings: Sequence[Sequence[float]]) -> Ten
     return _distances(masks, spacings, BOTH, root=False)
 
 
+def label_squares(
+    labels: Tensor,
+    first: int,
+    classes: int,
+    spacings: Sequence[Sequence[float]],
+    base: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The squared distances of the classes `first` to `classes - 1` to their borders, and the squares of other numbers.
+
+    Args:
+        labels: `[B, 1, *spatial]`, int16, 2D or 3D.
+        first: of the classes.
+        classes: C.
+        spacings: mm, one tuple per item.
+        base: numbers whose squares are added, `[B, C - first, *spatial]`, of the type of the result; None for 0.
+        dtype: float32 or float64.
+    """
+    out = torch.empty(len(labels), classes - first, *labels.shape[2:], dtype=dtype, device="cpu")
+    given = None if base is None else base.detach()
+    whole = []
+    for item, spacing in enumerate(spacings):
+        steps = multiples(spacing, labels.shape[2:])
+        marks = _three_axes(labels[item, 0].contiguous())
+        for number in range(classes - first):
+            results = out[item, number]
+            added = None if given is None else given[item, number].contiguous()
+            label = first + number
+            if not all(find_sides(marks.reshape(-1), np.int16(label))):
+                results.copy_(added.square()) if added is not None else results.zero_()
+            elif steps is not None:
+                numbers = None if added is None else _three_axes(added)
+                whole.append(Volume(marks, label, steps, spacing, _three_axes(results), numbers))
+            else:
+                results.copy_(squared_distances(labels[item : item + 1] == label, [spacing])[0, 0])
+                if added is not None:
+                    results.addcmul_(added, added)
+    write_distances(whole, BOTH, root=False)
+    return out
+
+
+def _three_axes(maps: Tensor) -> Any:
+    """An image is a volume whose planes are its rows."""
+    return (maps if maps.ndim == 3 else maps.unsqueeze(1)).numpy()
+
+
 def _distances(masks: Tensor, spacings: Sequence[Sequence[float]], side: int, *, root: bool = True) -> Tensor:
     out = torch.empty(masks.shape, dtype=torch.float32, device="cpu")
     if not out.numel():
@@ -81,12 +126,16 @@ def _distances(masks: Tensor, spacings: Sequence[Sequence[float]], side: int, *,
     columns = rows * row
     volumes = out.view(-1, planes, rows, row).numpy()
     marks = masks.contiguous().view(volumes.shape).view(torch.uint8).numpy()
-    todo = []
+    todo, whole = [], []
     for volume, flat in enumerate(marks.reshape(len(marks), -1)):
-        if flat.min() < flat.max():
-            todo.append(volume)
-        else:
+        spacing = spacings[volume // masks.shape[1]]
+        if flat.min() == flat.max():
             volumes[volume] = 0
+        elif (steps := multiples(spacing, shape)) is not None:
+            whole.append(Volume(marks[volume], 1, steps, spacing, volumes[volume]))
+        else:
+            todo.append(volume)
+    write_distances(whole, side, root)
     if len(todo) == 0:
         return out
     # float64 up to here: each square is rounded once.
@@ -104,12 +153,6 @@ def _distances(masks: Tensor, spacings: Sequence[Sequence[float]], side: int, *,
 
     share_out(len(todo) * columns, max(1, _VOXELS // (planes * LANES)) * LANES, between)
     return out
-
-
-def _parts(begin: int, end: int, size: int) -> list[tuple[int, int, int]]:
-    """A range of numbers, cut where one volume ends and the next begins: volume, and begin and end in it."""
-    cuts = [begin, *range((begin // size + 1) * size, end, size), end]
-    return [(a // size, a % size, a % size + b - a) for a, b in itertools.pairwise(cuts)]
 
 
 @compiled
@@ -298,13 +341,10 @@ def _bound(tile: Any, bounds: Any, n: Any) -> Any:
 
 @numba.njit(**_OPTIONS)
 def _begin(row: Any, best: Any, sign: Any) -> Any:
-    top = _ZERO
     for i in range(LANES):
         best[i] = abs(row[i])
-        top = max(top, best[i])
-    for i in range(LANES):
         sign[i] = _ONE if row[i] > _ZERO else -_ONE
-    return top
+    return _most(best)
 
 
 @numba.njit(**_OPTIONS)
@@ -334,8 +374,12 @@ def _look_both(best: Any, sign: Any, up: Any, down: Any, c0: Any, c1: Any, c2: A
 
 
 @numba.njit(**_OPTIONS)
-def _most(best: Any) -> Any:
-    top = _ZERO
-    for i in range(LANES):
-        top = max(top, best[i])
-    return top
+def _most(numbers: Any) -> Any:
+    """The largest of some numbers >= 0."""
+    # As whole numbers, whose order their bits have, and of a number of them that LLVM does not know: else it makes no
+    # vectors, and a loop of 64 it unrolls.
+    top = np.int32(0)
+    for i in range(numbers.shape[0]):
+        bits = float_bits(numbers[i])
+        top = bits if bits > top else top
+    return bits_float(top)

@@ -6,6 +6,7 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from medloss.kernels.numba.compilation import EXACT, OPTIONS, compiled
@@ -15,10 +16,39 @@ from medloss.kernels.numba.vector_ops import add, at, fill, put, share_out
 _PLANES = 8
 
 
-def eroded_sum(
+def eroded_sums(
     p: Tensor, y: Tensor, mask: Tensor | None, strides: list[int], weights: list[float], gradients: Tensor | None
+) -> Tensor:
+    """`erosion.eroded_sums`, `[B, C]`, without stretching; `gradients` as `p`."""
+    sums = p.new_empty(p.shape[:2])
+    classes, dims = p.shape[1], p.ndim - 2
+    # A map's steps are short and wait for each other: threads share maps, and one map's planes if there are too few.
+    apart = sums.numel() >= torch.get_num_threads()
+
+    def work(begin: int, end: int) -> None:
+        for number in range(begin, end):
+            b, c = divmod(number, classes)
+            item = (None if mask is None else mask[b, 0], strides[b * dims : (b + 1) * dims], weights)
+            out = None if gradients is None else gradients[b, c]
+            sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, out, _alone if apart else _over)
+
+    if apart:
+        share_out(sums.numel(), 1, work)
+    else:
+        work(0, sums.numel())
+    return sums
+
+
+def _eroded_sum(
+    p: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    strides: list[int],
+    weights: list[float],
+    gradients: Tensor | None,
+    each: Callable[..., None],
 ) -> float:
-    """`erosion.eroded_sum` of one map `[*spatial]`, without stretching."""
+    """The sum of one map `[*spatial]`; `each` calls a function for the planes of a box."""
     planes, rows, row = p.shape if p.ndim == 3 else (p.shape[0], 1, p.shape[1])
     strides = strides if p.ndim == 3 else [strides[0], len(weights) + 1, strides[1]]
     shape = (planes, rows, row)
@@ -30,7 +60,7 @@ def eroded_sum(
     bits = np.zeros((-(-len(weights) // 8) if gradients is not None else 0, probability.size), np.uint8)
 
     beyond_one = np.zeros(planes, np.int64)
-    _over((0, planes), _errors, probability, label, shape, maps[0], beyond_one)
+    each((0, planes), _errors, probability, label, shape, maps[0], beyond_one)
     # Where no error is beyond 1, a voxel outside the box of the errors that are left has one neighbour in it at most,
     # whose third or less stays below a half: the box never grows.
     shrinks = not beyond_one.any()
@@ -42,7 +72,7 @@ def eroded_sum(
         sums, first, last = np.zeros(planes), np.full(planes, rows), np.full(planes, -1)
 
         source, target = maps[(step - 1) % 2], maps[step % 2]
-        _over(box, _erode, source, target, shape, before, box, axes, step - 1, counted, bits, sums, first, last)
+        each(box, _erode, source, target, shape, before, box, axes, step - 1, counted, bits, sums, first, last)
         value += weight * float(sums.sum())
         done.append((box, axes))
         left = np.flatnonzero(last >= 0)
@@ -52,7 +82,7 @@ def eroded_sum(
         if shrinks:
             box = (int(left[0]), int(left[-1]) + 1, int(first.min()), int(last.max()) + 1)
     if gradients is not None:
-        _backward(probability, label, shape, counted, bits, maps, done, weights, out)
+        _backward(probability, label, shape, counted, bits, maps, done, weights, out, each)
     return value
 
 
@@ -66,6 +96,7 @@ def _backward(
     done: list[tuple[tuple[int, int, int, int], tuple[bool, bool, bool]]],
     weights: list[float],
     out: npt.NDArray[Any],
+    each: Callable[..., None],
 ) -> None:
     # The last is written to the map that is the gradient's.
     first_target = len(done) % 2
@@ -76,15 +107,20 @@ def _backward(
         scale = 2.0 / (2 * sum(axes) + 1)
 
         step_weights = (step - 1, scale, weights[step - 1])
-        _over(box, _gradients, source, target, shape, after_box, box, after_axes, *step_weights, counted, bits)
+        each(box, _gradients, source, target, shape, after_box, box, after_axes, *step_weights, counted, bits)
         after_box, after_axes = box, axes
     source = maps[(first_target + len(done) + 1) % 2]
-    _over((0, shape[0]), _error_gradients, source, out, shape, after_box, after_axes, p, y)
+    each((0, shape[0]), _error_gradients, source, out, shape, after_box, after_axes, p, y)
 
 
 def _over(box: tuple[int, ...], function: Callable[..., None], *arguments: Any) -> None:
     """Call a function for all planes of a box."""
     share_out(box[1] - box[0], _PLANES, lambda b, e: function(*arguments, b + box[0], e + box[0]))
+
+
+def _alone(box: tuple[int, ...], function: Callable[..., None], *arguments: Any) -> None:
+    """The same in the calling thread."""
+    function(*arguments, box[0], box[1])
 
 
 @compiled

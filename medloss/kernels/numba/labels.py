@@ -1,5 +1,6 @@
 """Hard predictions of logits in either layout, and how far a prediction's contour lies from a reference's, compiled."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medloss.kernels.numba.blocks import load_row
+from medloss.kernels.numba.blocks import KINDS, load_labels, load_row
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 from medloss.kernels.numba.distance import outside_distances
 from medloss.kernels.numba.interleaved import load_interleaved
@@ -17,6 +18,8 @@ from medloss.kernels.numba.vector_ops import share_out
 
 #: Voxels per block, whose buffers fit the first cache for few classes, and per task of a thread.
 _BLOCK, _CHUNK = 1024, 1 << 17
+#: Looks at voxels that take as long as the transform of one.
+_PER_VOXEL = 8
 
 
 def first_largest(logits: Tensor) -> Tensor:
@@ -71,6 +74,32 @@ def _raise_best(z: Any, c: Any, best: Any, labels: Any) -> None:
         best[i] = z[i] if better else best[i]
 
 
+def target_labels(target: Tensor, classes: int, ignored: int | None) -> Tensor:
+    """The class of each voxel of an index map of any type, int16, in its shape; -1 for none, and where ignored."""
+    out = torch.empty(target.shape, dtype=torch.int16, device="cpu")
+    values, labels, kind = (
+        target.detach().contiguous().view(-1).view(torch.uint8).numpy(),
+        out.view(-1).numpy(),
+        KINDS[target.dtype],
+    )
+    none = -1 if ignored is None or not 0 <= ignored < classes else int(ignored)
+    share_out(
+        labels.size, _CHUNK, lambda begin, end: _target_labels(values, kind, classes, none, begin, end, labels)
+    )  # fmt: skip
+    return out
+
+
+@compiled
+def _target_labels(target: Any, kind: Any, classes: Any, ignored: Any, begin: Any, end: Any, out: Any) -> None:
+    everything, wide = np.empty(0, np.uint8), np.empty(_BLOCK, np.int32)
+    none = np.int32(ignored)
+    for start in range(begin, end, _BLOCK):
+        n = min(_BLOCK, end - start)
+        load_labels(target, kind, start, n, classes, everything, wide[:n])
+        for i in range(n):
+            out[start + i] = np.int16(wide[i] if wide[i] != none else np.int32(-1))
+
+
 def contour_distances(
     prediction: Tensor,
     reference: Tensor,
@@ -100,7 +129,7 @@ def contour_distances(
     if signed is not None:
         maps = signed.detach().float().contiguous().view(items, classes - 1, *volume).numpy()
     contours = np.empty((2, *shape), np.uint8)
-    sums, counts = np.zeros((items, classes)), np.zeros((items, classes))
+    sums, counts, work = np.zeros((items, classes)), np.zeros((items, classes)), np.zeros((items, classes))
     # The corners of what is found of a class: the reference's contour, and voxels whose distance has to be computed.
     boxes = np.empty((items, classes, 2, 6), np.int64)
     boxes[..., :3], boxes[..., 3:] = np.iinfo(np.int64).max, -1
@@ -111,7 +140,7 @@ def contour_distances(
             _mark(y[item], contours[1, item])
             _collect(
                 q[item], y[item], contours[0, item], contours[1, item], counted[item], maps[item],
-                sums[item], counts[item], boxes[item],
+                sums[item], counts[item], work[item], boxes[item],
             )  # fmt: skip
 
     def measure(begin: int, end: int) -> None:
@@ -123,12 +152,18 @@ def contour_distances(
             elif wanted[3] >= 0:
                 low, high = np.minimum(found, wanted)[:3], np.maximum(found, wanted)[3:] + 1
                 part: Any = (item, *(slice(a, b) for a, b in zip(low, high, strict=True)))
+                kept = counted[item] if mask is None else counted[part]
+                closest = maps[item, max(c - 1, 0)] if signed is None else maps[(item, c - 1, *part[1:])]
+                of_class = q[part], y[part], contours[0][part], kept, closest, c
+                s_z, s_y, s_x = [1.0] * (3 - len(spatial)) + list(spacings[item])
+                if signed is not None and work[item, c] * math.pi / (s_z * s_y) < _PER_VOXEL * closest.size:
+                    squares = np.array([s_z * s_z, s_y * s_y, s_x * s_x]).astype(np.float32)
+                    sums[item, c] += _search(contours[1][part], *of_class, squares)
+                    continue
                 contour = torch.from_numpy((contours[1][part] != 0) & (y[part] == c))
                 flat = contour.view(1, 1, *contour.shape[3 - len(spatial) :])
                 distance = outside_distances(flat, [spacings[item]]).view(contour.shape).numpy()
-                closest = maps[item, max(c - 1, 0)] if signed is None else maps[(item, c - 1, *part[1:])]
-                kept = counted[item] if mask is None else counted[part]
-                sums[item, c] += _total(distance, q[part], y[part], contours[0][part], kept, closest, c)
+                sums[item, c] += _total(distance, *of_class)
 
     share_out(items, 1, mark)
     share_out(items * classes, 1, measure)
@@ -178,9 +213,21 @@ def _differ(here: Any, there: Any, out: Any) -> None:
 
 @compiled
 def _collect(
-    q: Any, y: Any, contour: Any, reference: Any, counted: Any, signed: Any, sums: Any, counts: Any, boxes: Any
+    q: Any,
+    y: Any,
+    contour: Any,
+    reference: Any,
+    counted: Any,
+    signed: Any,
+    sums: Any,
+    counts: Any,
+    work: Any,
+    boxes: Any,
 ) -> None:
-    """Of an item, per class: contours' voxels, their distances as far as a map tells them, and boxes of the rest."""
+    """Of an item, per class: contours' voxels, their distances as far as a map tells them, and boxes of the rest.
+
+    The squares of the distances that bound those of the rest are added to `work`.
+    """
     planes, rows, row = q.shape
     known = signed.size > 0
     for i in range(planes):
@@ -196,6 +243,7 @@ def _collect(
                     sums[c] += max(signed[c - 1, i, j, k], np.float32(0))
                 else:
                     _enclose(boxes[c, 1], i, j, k)
+                    work[c] += signed[c - 1, i, j, k] ** 2 if known else np.float32(0)
 
 
 @numba.njit(**OPTIONS)
@@ -220,3 +268,63 @@ def _total(distance: Any, q: Any, y: Any, contour: Any, counted: Any, signed: An
                 elif y[i, j, k] == c:
                     total += min(distance[i, j, k], abs(signed[i, j, k]))
     return total
+
+
+@compiled
+def _search(reference: Any, q: Any, y: Any, contour: Any, counted: Any, signed: Any, c: Any, squares: Any) -> Any:
+    """`_total`, from the distances along rows: outwards from each voxel, as far as the map allows."""
+    planes, rows, row = q.shape
+    along = np.empty((planes, rows, row), np.float32)
+    steps = np.empty(row, np.int64)
+    for i in range(planes):
+        for j in range(rows):
+            _along_row(reference[i, j], y[i, j], c, squares[2], steps, along[i, j])
+    total = 0.0
+    for i in range(planes):
+        for j in range(rows):
+            for k in range(row):
+                kept = counted.size == 0 or counted[i, j, k] != 0
+                if contour[i, j, k] and q[i, j, k] == c and y[i, j, k] == c and kept:
+                    bound = abs(signed[i, j, k])
+                    total += min(np.float32(math.sqrt(_nearest(along, i, j, k, bound * bound, squares))), bound)
+    return total
+
+
+@numba.njit(**OPTIONS)
+def _along_row(reference: Any, y: Any, c: Any, square: Any, steps: Any, out: Any) -> None:
+    """The squared distance to the class's contour in a row."""
+    n = out.shape[0]
+    none: Any = np.int64(1 << 30)
+    count = none
+    for k in range(n):
+        count = 0 if (reference[k] != 0) & (y[k] == c) else min(count + 1, none)
+        steps[k] = count
+    count = none
+    for k in range(n - 1, -1, -1):
+        count = min(count + 1, steps[k])
+        distance = np.float32(count)
+        out[k] = distance * distance * square if count < none else np.float32(np.inf)
+
+
+@numba.njit(**OPTIONS)
+def _nearest(along: Any, i: Any, j: Any, k: Any, bound: Any, squares: Any) -> Any:
+    """The least squared distance, and at least all that are below a bound."""
+    planes, rows = along.shape[0], along.shape[1]
+    best = np.float32(np.inf)
+    z = 0
+    while z < planes:
+        by_z = np.float32(z * z) * squares[0]
+        if by_z >= best or by_z > bound:
+            break
+        t = 0
+        while t < rows:
+            by_y = np.float32(t * t) * squares[1]
+            if by_y + by_z >= best or by_y + by_z > bound:
+                break
+            for plane in range(i - z, i + z + 1, max(2 * z, 1)):
+                for line in range(j - t, j + t + 1, max(2 * t, 1)):
+                    if 0 <= plane < planes and 0 <= line < rows:
+                        best = min(best, along[plane, line, k] + by_y + by_z)
+            t += 1
+        z += 1
+    return best

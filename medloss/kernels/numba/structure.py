@@ -80,14 +80,21 @@ def _error_planes(
     for number in range(begin, end):
         item, z = number // planes, number % planes
         for c in range(classes):
+            flat, level = True, y[item * y_item + (c * planes + z) * plane]
             for k in range(size):
                 near = min(max(z + k - half, 0), planes - 1)
                 at_p[k] = item * p_item + (c * planes + near) * plane
                 at_y[k] = k * plane
-                _lift(y, at(item * y_item + (c * planes + near) * plane), labels, at(at_y[k]), plane)
+                flat = flat and _is_flat(y, at(item * y_item + (c * planes + near) * plane), plane, level)
             _across_planes(p, at_p, window, plane, row, fields[0])
-            _across_planes(labels, at_y, window, plane, row, fields[1])
-            _levels(fields[1], half, row, levels)
+            if flat:
+                levels[:] = 0
+            else:
+                for k in range(size):
+                    near = min(max(z + k - half, 0), planes - 1)
+                    _lift(y, at(item * y_item + (c * planes + near) * plane), labels, at(at_y[k]), plane)
+                _across_planes(labels, at_y, window, plane, row, fields[1])
+                _levels(fields[1], half, row, levels)
             into = ((item if average else item * classes + c) * planes + z) * plane
             for begin_row in range(0, rows, strip):
                 end_row = min(begin_row + strip, rows)
@@ -105,6 +112,14 @@ def _error_planes(
 
 
 @numba.njit(**EXACT)
+def _is_flat(y: Any, o: Any, n: Any, level: Any) -> Any:
+    different = np.uint8(0)
+    for i in range(at(n)):
+        different |= np.uint8(y[o + i] != level)
+    return different == 0
+
+
+@numba.njit(**EXACT)
 def _lift(y: Any, o: Any, out: Any, start: Any, n: Any) -> None:
     for i in range(at(n)):
         out[start + i] = y[o + i]
@@ -116,17 +131,76 @@ def _across_planes(x: Any, places: Any, window: Any, n: Any, row: Any, field: An
     half = window.shape[0] // 2
     mean, variance, offset = field[0], field[1], field[2]
     o, start = at(places[half]), at(half * row)
-    fill(variance, at(0), 0, at(variance.shape[0]))
-    fill(offset, at(0), 0, at(offset.shape[0]))
-    for j in range(1, half + 1):
-        a, b = at(places[half - j]), at(places[half + j])
-        _spread(x, o, a, b, window[half + j], n, True, offset, variance, start)
-    _less_square(variance, offset, n, start)
-    _sum(x, o, offset, start, n, mean, start)
+    if half == 1:
+        _across_three(x, at(places[0]), o, at(places[2]), window[2], n, mean, variance, offset, start)
+    else:
+        fill(variance, at(0), 0, at(variance.shape[0]))
+        fill(offset, at(0), 0, at(offset.shape[0]))
+        for j in range(1, half + 1):
+            a, b = at(places[half - j]), at(places[half + j])
+            _spread(x, o, a, b, window[half + j], n, True, offset, variance, start)
+        _less_square(variance, offset, n, start)
+        _sum(x, o, offset, start, n, mean, start)
     for part in (mean, variance, offset):
         for r in range(half):
             put(part, at(r * row), part, start, at(row))
             put(part, start + at(n + r * row), part, start + at(n - row), at(row))
+
+
+# The usual window, of three voxels: the same in one pass per axis.
+
+
+@numba.njit(**EXACT)
+def _across_three(
+    x: Any, a: Any, o: Any, b: Any, weight: Any, n: Any, mean: Any, variance: Any, offset: Any, start: Any
+) -> None:
+    zero = mean.dtype.type(0)
+    for i in range(at(n)):
+        here = x[o + i]
+        left, right = x[a + i] - here, x[b + i] - here
+        off = weight * (left + right)
+        square = weight * (left * left + right * right) - off * off
+        variance[start + i] = zero if square < zero else square
+        offset[start + i] = off
+        mean[start + i] = here + off
+
+
+@numba.njit(**EXACT)
+def _across_three_rows(field: Any, o: Any, row: Any, window: Any, buffers: Any, start: Any) -> None:
+    """Of a row, with its ends repeated: mean, variance and mean less the voxel across planes and rows."""
+    mean, variance, offset = field[0], field[1], field[2]
+    spread, middle, total = buffers[_SPREAD_], buffers[_MEAN_], buffers[_TOTAL_]
+    zero, one, n = mean.dtype.type(0), at(1), at(row)
+    inner, weight = window[1], window[2]
+    for i in range(n):
+        above, here, below = o + i, o + n + i, o + n + n + i
+        value = mean[here]
+        left, right = mean[above] - value, mean[below] - value
+        off = weight * (left + right)
+        square = weight * (left * left + right * right) - off * off
+        near = inner * variance[here] + weight * (variance[above] + variance[below])
+        spread[start + one + i] = near + (zero if square < zero else square)
+        middle[start + one + i] = value + off
+        total[start + one + i] = offset[here] + off
+    for part in (spread, middle, total):
+        part[start] = part[start + one]
+        part[start + n + one] = part[start + n]
+
+
+@numba.njit(**EXACT)
+def _along_three(buffers: Any, n: Any, window: Any, constant: Any, out: Any) -> None:
+    """The quotients, from what was found across planes and rows."""
+    spread, middle, total = buffers[_SPREAD_], buffers[_MEAN_], buffers[_TOTAL_]
+    zero, one, two = out.dtype.type(0), at(1), at(2)
+    inner, weight = window[1], window[2]
+    for i in range(n):
+        value = middle[i + one]
+        left, right = middle[i] - value, middle[i + two] - value
+        off = weight * (left + right)
+        square = weight * (left * left + right * right) - off * off
+        variance = inner * spread[i + one] + weight * (spread[i] + spread[i + two])
+        variance += zero if square < zero else square
+        out[i] = (constant - total[i + one] - off) / (np.sqrt(variance) + constant)
 
 
 @numba.njit(**EXACT)
@@ -160,6 +234,11 @@ def _structure(field: Any, begin: Any, end: Any, row: Any, window: Any, constant
     off, square, spread = buffers[_OFFSET], buffers[_SQUARE], buffers[_SPREAD]
     middle, total = buffers[_MEAN], buffers[_TOTAL]
     n, zero, inner = (end - begin) * row, at(0), at(half)
+    if half == 1:
+        for r in range(end - begin):
+            _across_three_rows(field, at((begin + r) * row), row, window, buffers, at(r * (row + 2)))
+        _along_three(buffers, at((end - begin) * (row + 2) - 2), window, constant, out)
+        return
     # Across rows.
     o = at((half + begin) * row)
     if half == 0:

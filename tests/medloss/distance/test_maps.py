@@ -65,12 +65,21 @@ KERNELS = [name for name in ("eager", "numba") if name in medloss.kernels.availa
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("shape", [(40, 70), (5, 40, 70), (33, 3, 34), (1, 9, 8), (6, 1, 1)])
-def test_every_kernel_set_equals_scipy(kernels: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((2.5, 0.7, 1.3), (0.4, 3.0, 1.0)), ((0.7, 0.7, 0.7), (2.0, 1.0, 3.0))],
+    ids=["any spacing", "multiples"],
+)
+@pytest.mark.parametrize(
+    "shape", [(40, 70), (5, 40, 70), (33, 3, 34), (1, 9, 8), (6, 1, 1), (3, 40, 131), (131, 4), (300, 5), (5, 300)]
+)
+def test_every_kernel_set_equals_scipy(
+    kernels: str, shape: tuple[int, ...], first: tuple[float, ...], second: tuple[float, ...]
+) -> None:
     rng = np.random.default_rng(3)
     noise = rng.random((2, 3, *shape))
     smooth = ndimage.gaussian_filter(rng.standard_normal((2, 3, *shape)), (0, 0, *(3,) * len(shape))) > 0.02
-    spacings = [(2.5, 0.7, 1.3)[: len(shape)], (0.4, 3.0, 1.0)[: len(shape)]]
+    spacings = [first[: len(shape)], second[: len(shape)]]
     for masks in (noise < 0.5, noise < 0.002, noise < 0.998, smooth, noise < 0, noise < 2):
         with medloss.kernels.use(kernels):
             maps = [m(torch.from_numpy(masks), spacings) for m in MAPS]
@@ -79,6 +88,20 @@ def test_every_kernel_set_equals_scipy(kernels: str, shape: tuple[int, ...]) -> 
             parts = (expected, np.maximum(-expected, 0), np.maximum(expected, 0))
             for actual, part in zip(maps, parts, strict=True):
                 np.testing.assert_allclose(actual[item, channel], part, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.skipif("numba" not in KERNELS, reason="numba is not installed")
+def test_distances_that_do_not_fit_16_bits_are_computed_in_floats() -> None:
+    from medloss.kernels.numba.whole_distances import multiples
+
+    assert multiples((1.5, 3.0, 1.5), (4, 5, 6)) == [1, 4, 1]
+    assert multiples((1.0, 1.5, 1.0), (4, 5, 6)) is None
+    assert multiples((1.0, 1.0), (256, 1)) == [1, 1]
+    assert multiples((1.0, 1.0), (257, 1)) is None
+    mask = torch.zeros(1, 1, 300, 4, dtype=torch.bool)
+    mask[..., 0, 0] = True
+    with medloss.kernels.use("numba"):
+        assert distance_map(~mask)[0, 0, -1, 0] == 299
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
