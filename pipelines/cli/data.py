@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # the commands' help does not wait for pydantic
 def _folder_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options that say what a folder's files are."""
     for option in (
-        click.option("--classes", metavar="LIST", help="Names of the labels, such as 1=anterior,2=posterior; 1+2=whole; 3="
-                     "ignore. Default: as in dataset.json, else class_1, class_2, ..."),
+        click.option("--classes", metavar="LIST", help="Names of the labels, such as 1=anterior,2=posterior; "
+                     "1+2=whole; 3=ignore. Default: as in dataset.json, else class_1, class_2, ..."),
         click.option("--resample-channels", is_flag=True, help="Accept channels of a case on different grids."),
         click.option("--pairs", metavar="FILE.csv", type=PATH, help="Table of the cases: case, "
                      "patient, image, image2, ..., label; paths relative to FOLDER."),

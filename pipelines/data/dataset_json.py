@@ -68,7 +68,7 @@ def named_labels(names: Mapping[str, tuple[int, ...]], ignore: int | None) -> di
     """
     of_one = [(values[0], name) for name, values in names.items() if len(values) == 1]
     classes = {0: "background"} | {value: f"class_{value}" for values in names.values() for value in values}
-    made = {"classes": dict(sorted((classes | dict(of_one)).items())), "ignore": ignore}
+    made: dict[str, Any] = {"classes": dict(sorted((classes | dict(of_one)).items())), "ignore": ignore}
     if len(of_one) == len(names):
         if len(dict(of_one)) < len(of_one):
             twice = next(value for value, name in of_one if made["classes"][value] != name)
