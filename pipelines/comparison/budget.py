@@ -38,6 +38,10 @@ class Forecast:
         cases = len(self.manifest.split(fold)[0])
         return cases // min(self.measured.config.batch_size or 1, cases)
 
+    def optimizer_steps(self, fold: int) -> int:
+        """Optimizer steps per epoch: fewer than steps where their gradients are accumulated."""
+        return math.ceil(self.steps(fold) / self.measured.config.accumulate)
+
     def epoch_s(self, loss: str, fold: int) -> float:
         """Seconds of an epoch's steps; 0 for a loss that fails."""
         return (self.measured.steps[loss].seconds or 0.0) * self.steps(fold)
@@ -94,13 +98,18 @@ class Forecast:
         measured, runs = self.measured, sum(map(len, stages))
         # While a checkpoint is written, there is a third.
         kept = _CHECKPOINTS * runs + min(jobs, runs)
-        return {
+        keep = measured.config
+        sizes = {
             "prepared cases": measured.cache_mb,
             "checkpoints": kept * measured.common.checkpoint_mb,
             "models": (runs + 1) * measured.common.model_mb,  # MLflow has the best one, too
-            "predictions": measured.labels_mb * runs if measured.config.keep_predictions else 0.0,
+            "predictions": measured.labels_mb * runs if keep.keep_predictions or keep.keep_probabilities else 0.0,
             "tables, logs, MLflow, report": _RUN_MB * runs + _REST_MB,
         }
+        if keep.keep_probabilities:
+            # How far they compress depends on how sure the networks are.
+            sizes["probabilities, at most"] = measured.probabilities_mb * runs
+        return sizes
 
 
 #: Epochs are not reduced below this share: a run of fewer answers another question.
@@ -201,7 +210,7 @@ def _reductions(asked: RunGrid, planned: RunGrid, minutes: float) -> tuple[str, 
         reasons.append(f"{seeds}; a further fold is more informative than a further seed.")
     if planned.folds != asked.folds:
         folds = f"{listed('fold', planned.folds)} of the {len(asked.folds)} asked for"
-        reasons.append(f"{folds}; fewer patients widen the intervals.")
+        reasons.append(f"{folds}; fewer cases to validate on widen the intervals.")
     if planned.epochs != asked.epochs:
         epochs = f"{planned.epochs} epochs instead of {asked.epochs}, for all losses"
         reasons.append(f"{epochs}; losses that learn slowly may look worse than with all of them.")

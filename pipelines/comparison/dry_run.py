@@ -1,5 +1,6 @@
 """What `--dry-run` prints: remaining runs, their time, memory and disk, and the differences they could detect."""
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipelines.runs.plan import Plan, RunGrid, RunShape, run_shapes, survivors
 from pipelines.runs.summary import plan_lines, rung_title, state_counts
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.results import cases_needed, least_difference
-from pipelines.utils.text import Column, counted, duration, item, numbers, table_lines
+from pipelines.utils.text import Column, counted, duration, item, listed, numbers, table_lines
 
 
 def dry_run(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: int) -> Iterator[str]:
@@ -38,6 +39,12 @@ def dry_run(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: i
     yield from detectable_difference(plan, grid, forecast.manifest)
 
 
+#: Below this number of steps per network, scores show how fast losses learn at first. In 20 epochs of 16 steps on the
+#: phantom, the 18 losses of the survey were, on average, 0.21 Dice below their last value after 80 steps, 0.055 after
+#: 160, and 0.007 after 240.
+LEAST_STEPS = 200
+
+
 def _training(grid: RunGrid, forecast: Forecast) -> Iterator[str]:
     config, fold = forecast.measured.config, grid.folds[0]
     train, validate = (len(cases) for cases in forecast.manifest.split(fold))
@@ -48,6 +55,18 @@ def _training(grid: RunGrid, forecast: Forecast) -> Iterator[str]:
         f"{counted(train, 'case')} train in {counted(forecast.steps(fold), 'step')} per epoch, and "
         f"{validate} validate {'each epoch' if config.val_interval == 1 else f'every {config.val_interval} epochs'}",
     )
+    per_epoch = forecast.optimizer_steps(fold)
+    steps = grid.epochs * per_epoch
+    yield from item(
+        "", f"{counted(steps, 'optimizer step')} per network ({counted(grid.epochs, 'epoch')} of {per_epoch})"
+    )
+    if steps < LEAST_STEPS:
+        yield from item(
+            "warning:",
+            f"{counted(steps, 'optimizer step')} per network, fewer than {LEAST_STEPS}: the verdict would say which "
+            f"loss learns fastest at first, not which is best; take --epochs {math.ceil(LEAST_STEPS / per_epoch)} or "
+            "more",
+        )
 
 
 def _existing(folder: Path, plan: Plan, states: Sequence[RunState]) -> str:
@@ -152,12 +171,18 @@ ASSUMED_SD = 0.018
 
 def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iterator[str]:
     """The least difference that would be detected, and its assumptions, line by line."""
-    patients = len({case.patient for fold in grid.folds for case in manifest.split(fold)[1]})
+    validating = [case for fold in grid.folds for case in manifest.split(fold)[1]]
+    patients = len({case.patient for case in validating})
+    every = [case for fold in manifest.folds() for case in manifest.split(fold)[1]]
+    unit = "patient" if any(case.patient != case.id for case in every) else "case"
     losses = len(grid.losses)
     if plan.halving is not None and not plan.halving.over:
         losses = 1 + survivors(len(plan.halving.losses))
     comparisons = losses - 1 if plan.has_reference else losses * (losses - 1) // 2
-    count = counted(patients, "patient")
+    of = len({case.patient for case in every})
+    shares = f"{patients} of {of}" if patients < of else f"all {of}"
+    volumes = f" ({counted(len(validating), 'case')})" if len(validating) > patients else ""
+    count = f"{shares} {unit}s{volumes} validate, those of {listed('fold', grid.folds)}, and decide the verdict"
     if comparisons < 1:
         yield from item("evidence", f"{count}; one loss: there is nothing to compare")
         return
@@ -165,7 +190,7 @@ def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iter
     pairs = counted(comparisons, "comparison" if plan.has_reference else "pair")
     yield from item("evidence", f"{count}; {pairs} {what}")
     if patients < (least := least_patients()):
-        few = f"Too few cases: none of {pairs} can be significant below {least} patients, whatever the losses do."
+        few = f"Too few cases: none of {pairs} can be significant below {least} {unit}s, whatever the losses do."
         yield from item("", f"{few} Take more --folds.")
     metric = METRICS[plan.metric]
     known = plan.metric == "dice"
@@ -189,10 +214,10 @@ def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iter
         return
     yield from item(
         "",
-        f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over patients, as those of two "
+        f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over {unit}s, as those of two "
         "nnU-Nets on the hippocampus had. Yours is not known before training; the least difference grows in "
         "proportion to it.",
     )
     if plan.margin > 0:
         needed = cases_needed(plan.margin, sd, comparisons=comparisons)
-        yield from item("", f"A difference as large as the margin, {plan.margin:g}, needs {needed} patients.")
+        yield from item("", f"A difference as large as the margin, {plan.margin:g}, needs {needed} {unit}s.")

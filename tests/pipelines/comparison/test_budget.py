@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def test_no_plan_takes_longer_than_its_budget(minutes: float, asked: bool) -> No
 def _measured(**steps: Step) -> Measured:
     config = RunConfig(manifest="tiny", batch_size=2, val_interval=2)
     common = Common(case_s=0.5, start_s=3.0, save_s=0.25, checkpoint_mb=10, model_mb=2)
-    return Measured(config, "cpu", steps, common, worker_s=10.0, prepare_s=7.0, cache_mb=5, labels_mb=1.5)
+    return Measured(config, "cpu", steps, common, worker_s=10.0, prepare_s=7.0, cache_mb=5, labels_mb=1.5,
+                    probabilities_mb=20)  # fmt: skip
 
 
 def test_a_run_takes_its_start_steps_validations_and_checkpoints(tmp_path: Path) -> None:
@@ -132,6 +134,12 @@ def test_runs_are_dealt_to_the_worker_that_is_free(tmp_path: Path) -> None:
     disk = forecast.disk_mb(stages, 2)
     # Four runs keep two checkpoints each, and two are being written; MLflow has one model more.
     assert (disk["prepared cases"], disk["checkpoints"], disk["models"], disk["predictions"]) == (5, 100, 10, 6)
+    assert "probabilities, at most" not in disk
+    # Probabilities come with label maps, also where these were not asked for.
+    for labels in (True, False):
+        config = forecast.measured.config.model_copy(update={"keep_probabilities": True, "keep_predictions": labels})
+        kept = replace(forecast, measured=replace(forecast.measured, config=config)).disk_mb(stages, 2)
+        assert (kept["predictions"], kept["probabilities, at most"]) == (6, 80)
 
 
 def test_a_rung_is_over_before_the_next_begins(tmp_path: Path) -> None:
