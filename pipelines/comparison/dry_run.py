@@ -14,7 +14,7 @@ from pipelines.data.manifest import Manifest
 from pipelines.evaluation.metrics import METRICS
 from pipelines.runs.comparison_folder import RunState, read_plan, run_states
 from pipelines.runs.plan import Plan, RunGrid, RunShape, run_shapes, survivors
-from pipelines.runs.summary import plan_lines, rung_title, state_counts
+from pipelines.runs.summary import plan_lines, rung_title, state_counts, used_of_budget
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.results import cases_needed, least_difference
 from pipelines.utils.text import Column, counted, duration, item, listed, numbers, table_lines
@@ -32,7 +32,7 @@ def dry_run(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: i
     yield ""
     yield from _losses(grid, forecast, states)
     yield ""
-    yield from _times(forecast, stages, jobs)
+    yield from _times(plan, forecast, stages, jobs)
     yield from _memory(forecast, stages, jobs)
     yield from _disk(folder, forecast, stages, jobs)
     yield ""
@@ -99,7 +99,7 @@ def _losses(grid: RunGrid, forecast: Forecast, states: Sequence[RunState]) -> It
         yield from item("warning:", failure)
 
 
-def _times(forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) -> Iterator[str]:
+def _times(plan: Plan, forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) -> Iterator[str]:
     remaining = [run for stage in stages for run in stage]
     if not remaining:
         yield from item("time", "all runs have ended: only table, report and MLflow remain")
@@ -108,7 +108,8 @@ def _times(forecast: Forecast, stages: Sequence[Sequence[RunShape]], jobs: int) 
     yield from item("time", f"about {duration(forecast.measured.prepare_s)} to prepare the cases")
     alone = sum(forecast.run_s(run) for run in remaining)
     yield from item("", f"about {duration(alone)} for all runs, one after another")
-    yield from item("", f"about {duration(forecast.total_s(stages, jobs))} in all, {at_once}")
+    total = forecast.total_s(stages, jobs)
+    yield from item("", f"about {duration(total)} in all, {at_once}{used_of_budget(plan, total)}")
     validation = f"(including validation, at {forecast.measured.common.case_s:.2f} s per case"
     yield from item("", f"{validation}; all measured just now with {at_once}: a machine that gets busier takes longer)")
 

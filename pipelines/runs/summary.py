@@ -51,9 +51,25 @@ def plan_lines(plan: Plan, grid: RunGrid, seconds: float | None = None) -> Itera
         )
         yield from item("halving", f"before that, {what}; the worse half is dropped each time, the reference never")
     for reason in plan.told:
-        yield from item("cut", reason)
+        yield from item("budget", reason)
     if seconds is not None:
-        yield from item("time", f"about {duration(seconds)} in all, including the measurement")
+        used = used_of_budget(plan, seconds)
+        yield from item("time", f"about {duration(seconds)} in all, including the measurement{used}")
+
+
+#: Below this share of a budget, the plan says what would fill it.
+_HALF_USED = 0.5
+
+
+def used_of_budget(plan: Plan, seconds: float) -> str:
+    """`, of a budget of 60 minutes`, and what would fill it; empty without a budget."""
+    asked = plan.asked
+    if asked is None or asked.budget_minutes is None:
+        return ""
+    text = f", of a budget of {asked.budget_minutes:g} minutes"
+    if seconds > _HALF_USED * 60 * asked.budget_minutes or asked.epochs is None:
+        return text
+    return f"{text}: without --epochs, they would fill it"
 
 
 def screening_notes(plan: Plan) -> tuple[str, ...]:
