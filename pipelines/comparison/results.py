@@ -156,6 +156,7 @@ def _hardest_class(analysis: "Analysis") -> str | None:
 def _gaps(report: Report | None) -> list[str]:
     if report is None:
         return []
+    from pipelines.statistics.plain_summary import influence_notes
     from pipelines.statistics.verdict_text import gap_notes
 
-    return list(gap_notes(report.analysis))
+    return [*gap_notes(report.analysis), *influence_notes(report.analysis)]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.statistics.influence import Influence
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
 from pipelines.statistics.results import Analysis, cases_needed
@@ -187,7 +188,7 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
     primary, metric, unit = analysis.primary, analysis.metric, analysis.unit
     if primary.patients < primary.reach.least_cases:
         return (f"More cases: at least {primary.reach.least_cases} {unit}s before any difference can be significant.",)
-    steps = []
+    steps = list(influence_notes(analysis))
     count = _tests(analysis)
     undecided = [compared for compared in primary.contrasts if compared.verdict == UNDECIDED]
     if analysis.trainings == 1:
@@ -215,6 +216,36 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
         )
     steps.append("Other data, or other settings such as a learning rate per loss: the answer is about these.")
     return tuple(steps)
+
+
+#: Sentences on cases that a comparison rests on.
+_MOST_NAMED = 3
+
+
+def influence_notes(analysis: Analysis) -> tuple[str, ...]:
+    """Which cases with an empty class the differences rest on, one sentence each."""
+    found = analysis.influences
+    notes = [_influence(analysis, one) for one in found[:_MOST_NAMED]]
+    if len(found) > _MOST_NAMED:
+        notes.append(f"{counted(len(found) - _MOST_NAMED, 'more such case')}: influences in analysis.json.")
+    return tuple(notes)
+
+
+def _influence(analysis: Analysis, found: Influence) -> str:
+    metric, cases = analysis.metrics[found.metric], list(found.cases)
+    what = in_words(list(found.classes), 3) if found.classes else "the foreground"
+    if len(cases) > 1:
+        why = f"Empty references: those of {in_words(cases, 5)} have nothing of {what}; without these cases"
+    elif found.reference_empty:
+        why = f"One case: the reference of {cases[0]} has nothing of {what}; without this case"
+    else:
+        why = f"One case: {in_words(list(found.missed_by), 3)} found nothing of {what} in {cases[0]}; without this case"
+    before, after = (metric.shown(value, signed=True) for value in (found.difference, found.difference_without))
+    change = f"the difference of {found.loss} in {metric.label} would be {after} instead of {before}"
+    if found.verdict_without != found.verdict:
+        change += f", and the verdict {found.verdict_without} instead of {found.verdict}"
+    others = f"; {counted(found.others, 'other loss')} would change, too" if found.others else ""
+    return f"{why}, {change}{others}."
 
 
 def _needed(difference: float, sd: float | None, comparisons: int) -> int | None:
