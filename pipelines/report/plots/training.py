@@ -105,8 +105,8 @@ def _cost_note(analysis: Analysis) -> str:
     return (
         f"{against}Bold: losses that no loss of the same time (within {_SAME_TIME:.0%}), or less, is significantly "
         "better than (adjusted p at most 0.05, over all pairs); the order of their means may be chance. The bars are "
-        "the intervals of each mean by itself: whether two losses differ is in the comparisons. The times were measured "
-        "on this machine, possibly with several runs at once."
+        "the intervals of each mean by itself: whether two losses differ is in the comparisons. The times were "
+        "measured on this machine, possibly with several runs at once."
     )
 
 
