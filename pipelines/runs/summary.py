@@ -172,6 +172,13 @@ class Table:
     tolerance: float | None = None  #: of the NSD, mm; None: unknown
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """What losses are trained as, where that is more than their names; a sentence, or none."""
+        differing = self.rows[self.rows["trained_as"] != self.rows["loss"]]
+        named = [f"{row['loss']} as {row['trained_as']}" for _, row in differing.iterrows()]
+        return (f"Trained by their recipes: {'; '.join(named)}.",) if named else ()
+
+    @property
     def caveat(self) -> str:
         """How far means over these cases and seeds can be trusted."""
         cases, seeds = ("one " + noun if count == 1 else counted(count, noun) for count, noun in
@@ -278,7 +285,7 @@ def formatted_rows(table: Table) -> list[list[str]]:
         for name, metric in in_report_order(METRICS).items()
         if metric.in_table and name in table.rows.columns
     }
-    headings = {"trained_as": "loss"} | {name: metric.heading for name, metric in shown.items()}
+    headings = {"loss": "loss"} | {name: metric.heading for name, metric in shown.items()}
     headings |= {"epoch_s": "s/epoch", "runs": "runs"} | ({"stood_still": "stood still"} if table.still else {})
     cells = table.rows[list(headings)].astype(object)
     for name, decimals in {**{name: metric.decimals for name, metric in shown.items()}, "epoch_s": 1}.items():
@@ -294,7 +301,8 @@ def write_table(folder: Path, table: Table) -> list[Path]:
     head, *body = formatted_rows(table)
     rule = ["---", *(["---:"] * (len(head) - 1))]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
-    write_text(markdown, "\n".join([*lines, "", table.caveat, ""]))
+    notes = [line for note in (*table.trained, table.caveat) for line in ("", note)]
+    write_text(markdown, "\n".join([*lines, *notes, ""]))
     return [csv, markdown]
 
 
