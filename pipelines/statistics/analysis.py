@@ -121,7 +121,7 @@ def analyse(
         if against is not None:
             again = partial(compare_with, reference=against, margin=margins[name] if reference else None,
                             non_inferior=non_inferior, seed=seed)  # fmt: skip
-            resting += influences(table, name, of_metric.contrasts, again, empty=empty, words=several is None)
+            resting += influences(table, name, against, of_metric.contrasts, again, empty=empty, words=several is None)
     folds, seeds = int(found.folds.max(initial=0)) + 1, found.values.shape[-1]
     analysis = Analysis(
         verdict="",

@@ -55,6 +55,7 @@ class Influence:
 def influences(
     table: CaseTable,
     metric: str,
+    base: str,
     comparisons: Sequence[Comparison],
     compare: Callable[[Scores], tuple[Comparison, ...]],
     *,
@@ -65,18 +66,20 @@ def influences(
 
     Leaving them out moves a difference by more than `LEAST` standard errors; or it changes the word and moves the
     difference by more than $2 / \sqrt n$ standard errors, twice what a case like the others moves it by (Belsley, Kuh
-    and Welsch 1980), since a word may also change only because there are fewer cases.
+    and Welsch 1980), since a word may also change only because there are fewer cases. Only comparisons count in which
+    one of the two losses missed the class, or raised a false alarm, and the other did not.
 
     Args:
         table: the checked table.
         metric: the primary metric.
+        base: the loss that the others are compared with.
         comparisons: of all cases.
         compare: makes them from scores.
         empty: the rule for empty references, as in `scores`.
         words: whether changed words count.
     """
     found: list[Influence] = []
-    for group in _groups(table, metric, empty):
+    for group, scored in _groups(table, metric, empty):
         if len(group.cases) > 1 and any(one.reference_empty for one in found):
             continue  # the most important of them is known
         remaining = _without(table, group.cases)
@@ -87,6 +90,8 @@ def influences(
         decided = words and len(of.patients) >= least_patients()
         changed = []
         for before in comparisons:
+            if scored[before.loss] == scored[base]:
+                continue
             without = after[before.loss]
             parts = before.variance
             error = 0.0 if parts is None else sqrt(parts.patient + (parts.retraining or 0.0) + (parts.fold or 0.0))
@@ -103,8 +108,12 @@ def influences(
     return tuple(found)
 
 
-def _groups(table: CaseTable, metric: str, empty: str) -> Iterator[Influence]:
-    """What is left out and why, without what changes: case by case, and all cases with empty references."""
+def _groups(table: CaseTable, metric: str, empty: str) -> Iterator[tuple[Influence, dict[str, tuple[float, ...]]]]:
+    """What is left out and why, without what changes: case by case, and all cases with empty references.
+
+    Next to it, for each loss what it did there: the share of its predictions that missed each class or, where the
+    reference is empty, its score.
+    """
     frame = table.frame.assign(missed=found_nothing(table) & ~table.frame[ABSENT])
     if empty == "exclude":  # these are left out already
         frame[ABSENT] = False
@@ -121,14 +130,22 @@ def _groups(table: CaseTable, metric: str, empty: str) -> Iterator[Influence]:
         why = rows[rows[ABSENT]] if absent else rows[rows["missed"]]
         classes = tuple(sorted(why["class"].unique())) if table.classes else ()
         missed = () if absent else tuple(sorted(why["loss"].unique()))
-        groups.append((spread, Influence(metric, (str(case),), classes, absent, missed, "", 0, 0.0, 0.0, "", "")))
+        did = values.loc[why.index] if absent else rows["missed"].astype(float)
+        of_losses = did.groupby([rows["loss"].loc[did.index], rows["class"].loc[did.index]]).mean().unstack()
+        of_losses = of_losses.reindex(list(table.losses), fill_value=worst if absent else 1.0)
+        scored = {
+            str(loss): tuple(row) for loss, row in zip(of_losses.index, of_losses.to_numpy().tolist(), strict=True)
+        }
+        group = Influence(metric, (str(case),), classes, absent, missed, "", 0, 0.0, 0.0, "", "")
+        groups.append((spread, group, scored))
     groups.sort(key=lambda entry: -entry[0])
-    yield from (group for _, group in groups[:_MOST])
-    together = [group for _, group in groups if group.reference_empty]
+    yield from ((group, scored) for _, group, scored in groups[:_MOST])
+    together = [(group, scored) for _, group, scored in groups if group.reference_empty]
     if len(together) > 1:
-        cases = tuple(sorted(group.cases[0] for group in together))
-        classes = tuple(sorted({name for group in together for name in group.classes}))
-        yield replace(together[0], cases=cases, classes=classes)
+        cases = tuple(sorted(group.cases[0] for group, _ in together))
+        classes = tuple(sorted({name for group, _ in together for name in group.classes}))
+        joint = {loss: tuple(value for _, scored in together for value in scored[loss]) for loss in table.losses}
+        yield replace(together[0][0], cases=cases, classes=classes), joint
 
 
 def _without(table: CaseTable, cases: Sequence[str]) -> CaseTable | None:

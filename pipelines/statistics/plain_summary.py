@@ -268,7 +268,7 @@ def influence_notes(analysis: Analysis) -> tuple[str, ...]:
     found = analysis.influences
     notes = [_influence(analysis, one) for one in found[:_MOST_NAMED]]
     if len(found) > _MOST_NAMED:
-        notes.append(f"{counted(len(found) - _MOST_NAMED, 'more such case')}: influences in analysis.json.")
+        notes.append(f"More such cases: {len(found) - _MOST_NAMED}, under influences in analysis.json.")
     return tuple(notes)
 
 
@@ -285,7 +285,8 @@ def _influence(analysis: Analysis, found: Influence) -> str:
     change = f"the difference of {found.loss} in {metric.label} would be {after} instead of {before}"
     if found.verdict_without != found.verdict:
         change += f", and the verdict {found.verdict_without} instead of {found.verdict}"
-    others = f"; {counted(found.others, 'other loss')} would change, too" if found.others else ""
+    others = "" if not found.others else f"; {'another loss' if found.others == 1 else f'{found.others} other losses'}"
+    others += " would change, too" if found.others else ""
     return f"{why}, {change}{others}."
 
 

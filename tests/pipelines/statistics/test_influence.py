@@ -65,6 +65,11 @@ def test_a_class_that_changes_nothing_is_not_named() -> None:
     _set(frame, "c07", "y", dice=0.0, sensitivity=0.0)
     # All losses miss it alike.
     assert _analysed(frame).influences == ()
+    # What a case changes in the comparison of losses that both found the class is no matter of its emptiness.
+    far = _table(cases=30)
+    _set(far, "c07", "y", dice=0.0, sensitivity=0.0)
+    _set(far, "c07", "x", dice=0.3, sensitivity=0.3)
+    assert [one.loss for one in _analysed(far).influences] == ["y"] and _analysed(far).influences[0].others == 0
     # A loss that misses a class everywhere rests on no single case.
     for case in frame["case"].unique():
         _set(frame, case, "x", dice=0.0, sensitivity=0.0)
@@ -82,7 +87,7 @@ def test_an_empty_reference_is_named_unless_such_cases_are_left_out() -> None:
     assert note.startswith(
         "One case: the reference of c03 has nothing of lesion; without this case, the difference of "
     )
-    assert note.endswith("; 1 other loss would change, too.")
+    assert note.endswith("; another loss would change, too.")
     assert _analysed(frame, empty="exclude").influences == ()
 
 
