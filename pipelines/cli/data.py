@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # the commands' help does not wait for pydantic
 def _folder_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options that say what a folder's files are."""
     for option in (
+        click.option("--classes", metavar="LIST", help="Names of the labels, such as 1=anterior,2=posterior; "
+                     "1+2=whole; 3=ignore. Default: as in dataset.json, else class_1, class_2, ..."),
         click.option("--resample-channels", is_flag=True, help="Accept channels of a case on different grids."),
         click.option("--pairs", metavar="FILE.csv", type=PATH, help="Table of the cases: case, "
                      "patient, image, image2, ..., label; paths relative to FOLDER."),
@@ -37,12 +39,19 @@ def _folder_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _as_options(
-    channels: str | None, images: tuple[str, ...], labels: str | None, pairs: Path | None, resample_channels: bool
+    channels: str | None,
+    images: tuple[str, ...],
+    labels: str | None,
+    pairs: Path | None,
+    resample_channels: bool,
+    classes: str | None,
 ) -> "FolderOptions":
     from pipelines.data.known_layouts import FolderOptions
+    from pipelines.evaluation.result_folders import Classes, read_classes
 
     names = tuple(name.strip() for name in (channels or "").split(",") if name.strip())
-    return FolderOptions(names, images, labels, pairs, resample_channels)
+    named = Classes({}) if classes is None else read_classes(classes)
+    return FolderOptions(names, images, labels, pairs, resample_channels, named.regions, named.ignore)
 
 
 @click.command()
@@ -53,7 +62,8 @@ def check(manifest: str, data_root: Path | None, resample_channels: bool, **give
     """Read all of MANIFEST's data (a path, a shipped name, or a folder without a manifest), and list every bad file.
 
     Exit code 1 where there are any, or where the manifest itself breaks rules. A label that lies within a tenth of a
-    voxel of its image's grid passes, with a note. --channels, --images, --labels and --pairs are for folders.
+    voxel of its image's grid passes, with a note. --channels, --classes, --images, --labels and --pairs are for
+    folders.
     """
     from pipelines.data.checks import check_data
     from pipelines.data.data_root import resolve_data

@@ -1,7 +1,8 @@
 """The time and disk that a comparison takes, forecast from a few timed steps and fitted into a budget.
 
 What was asked for is reduced in the order that costs the answer least, and results play no part in it: seeds, folds,
-epochs, losses. Epochs that were not asked for are the recipe's, and are reduced first, at most by half.
+epochs, losses. Epochs that were not asked for are reduced first, at most to half of the recipe's; where time is left,
+they fill it.
 """
 
 import heapq
@@ -37,6 +38,10 @@ class Forecast:
         """Steps per epoch."""
         cases = len(self.manifest.split(fold)[0])
         return cases // min(self.measured.config.batch_size or 1, cases)
+
+    def optimizer_steps(self, fold: int) -> int:
+        """Optimizer steps per epoch: fewer than steps where their gradients are accumulated."""
+        return math.ceil(self.steps(fold) / self.measured.config.accumulate)
 
     def epoch_s(self, loss: str, fold: int) -> float:
         """Seconds of an epoch's steps; 0 for a loss that fails."""
@@ -94,13 +99,18 @@ class Forecast:
         measured, runs = self.measured, sum(map(len, stages))
         # While a checkpoint is written, there is a third.
         kept = _CHECKPOINTS * runs + min(jobs, runs)
-        return {
+        keep = measured.config
+        sizes = {
             "prepared cases": measured.cache_mb,
             "checkpoints": kept * measured.common.checkpoint_mb,
             "models": (runs + 1) * measured.common.model_mb,  # MLflow has the best one, too
-            "predictions": measured.labels_mb * runs if measured.config.keep_predictions else 0.0,
+            "predictions": measured.labels_mb * runs if keep.keep_predictions or keep.keep_probabilities else 0.0,
             "tables, logs, MLflow, report": _RUN_MB * runs + _REST_MB,
         }
+        if keep.keep_probabilities:
+            # How far they compress depends on how sure the networks are.
+            sizes["probabilities, at most"] = measured.probabilities_mb * runs
+        return sizes
 
 
 #: Epochs are not reduced below this share: a run of fewer answers another question.
@@ -111,11 +121,11 @@ PLANNED_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Fitted:
-    """The runs of a plan that fits; what was reduced, one sentence each."""
+    """The runs of a plan that fits; what was changed, one sentence each."""
 
     grid: RunGrid
     seconds: float | None  #: that they take; None: not known, where there is no budget
-    reductions: tuple[str, ...]
+    changes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,7 @@ class Limits:
     epochs_asked: bool  #: otherwise they are reduced first
     losses: int = 2  #: the least number
     epochs: int = 1  #: the least number, also where half of them is less
+    most_epochs: int = 0  #: that are planned where they were not asked for, if that is more than the recipe's
 
 
 def fit(asked: RunGrid, minutes: float, costs: Costs, limits: Limits) -> Fitted:
@@ -148,6 +159,9 @@ def fit(asked: RunGrid, minutes: float, costs: Costs, limits: Limits) -> Fitted:
        interval shows that. Each run still has its whole schedule.
     4. **Losses**, the slowest first, never the reference: a loss left out cannot win.
 
+    Epochs that were not asked for grow to as many as fit, up to `limits.most_epochs`: what the recipe has is a number
+    for any data, and few epochs compare networks that have hardly learnt.
+
     Raises:
         UserError: nothing fits.
     """
@@ -155,9 +169,9 @@ def fit(asked: RunGrid, minutes: float, costs: Costs, limits: Limits) -> Fitted:
     grid = asked
     while True:
         for candidate in _candidates(grid, costs, limits):
-            fitting = _with_epochs(candidate, planned_s, costs)
+            fitting = _with_epochs(candidate, planned_s, costs, 0 if limits.epochs_asked else limits.most_epochs)
             if fitting is not None:
-                return Fitted(fitting, costs.seconds(fitting), _reductions(asked, fitting, minutes))
+                return Fitted(fitting, costs.seconds(fitting), _changes(asked, fitting, minutes))
         others = [loss for loss in grid.losses if loss != limits.reference]
         if len(grid.losses) <= limits.losses or len(others) < 2:
             smallest, epochs = list(_candidates(grid, costs, replace(limits, epochs_asked=True)))[-1]
@@ -186,23 +200,25 @@ def _candidates(grid: RunGrid, costs: Costs, limits: Limits) -> Iterator[tuple[R
         yield from ((candidate, floor) for candidate in grids)
 
 
-def _with_epochs(candidate: tuple[RunGrid, int], planned_s: float, costs: Costs) -> RunGrid | None:
-    """The candidate with as many epochs as fit; None: not even its least number fits."""
+def _with_epochs(candidate: tuple[RunGrid, int], planned_s: float, costs: Costs, most: int) -> RunGrid | None:
+    """The candidate with as many epochs as fit, its number or `most`; None: not even its least number fits."""
     grid, least = candidate
-    numbers = range(least, grid.epochs + 1)
+    numbers = range(least, max(grid.epochs, most) + 1)
     fitting = bisect_right(numbers, planned_s, key=lambda epochs: costs.seconds(replace(grid, epochs=epochs)))
     return replace(grid, epochs=numbers[fitting - 1]) if fitting else None
 
 
-def _reductions(asked: RunGrid, planned: RunGrid, minutes: float) -> tuple[str, ...]:
+def _changes(asked: RunGrid, planned: RunGrid, minutes: float) -> tuple[str, ...]:
     reasons = []
     if planned.seeds != asked.seeds:
         seeds = f"{listed('seed', planned.seeds)} of the {len(asked.seeds)} asked for"
         reasons.append(f"{seeds}; a further fold is more informative than a further seed.")
     if planned.folds != asked.folds:
         folds = f"{listed('fold', planned.folds)} of the {len(asked.folds)} asked for"
-        reasons.append(f"{folds}; fewer patients widen the intervals.")
-    if planned.epochs != asked.epochs:
+        reasons.append(f"{folds}; fewer cases to validate on widen the intervals.")
+    if planned.epochs > asked.epochs:
+        reasons.append(f"{planned.epochs} epochs, as many as fit, instead of the recipe's {asked.epochs}.")
+    if planned.epochs < asked.epochs:
         epochs = f"{planned.epochs} epochs instead of {asked.epochs}, for all losses"
         reasons.append(f"{epochs}; losses that learn slowly may look worse than with all of them.")
     left_out = [loss for loss in asked.losses if loss not in planned.losses]

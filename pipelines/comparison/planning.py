@@ -16,6 +16,9 @@ from pipelines.runs.plan import NO_REFERENCE, Asked, Halving, Plan, RunGrid, Tun
 from pipelines.training.run_config import RunConfig, as_begun
 from pipelines.utils import UserError
 
+#: Optimizer steps per network up to which a budget is filled: nnU-Net's 1000 epochs of 250.
+MOST_STEPS = 250_000
+
 
 @dataclass(frozen=True)
 class Request:
@@ -105,7 +108,7 @@ def plan_comparison(
     # Until the screening is over, only the reference is known to survive.
     losses = grid.losses if halving is None else (str(request.reference),)
     runs = planned_runs([by_loss[loss] for loss in losses], list(grid.folds), list(grid.seeds))
-    update = {"runs": runs, "asked": request.asked, "told": list(fitted.reductions)}
+    update = {"runs": runs, "asked": request.asked, "told": list(fitted.changes)}
     plan = simple.model_copy(update=update | {"halving": halving, "tuning": tuning})
     return Planned(plan, request.configs, grid, forecast, fitted.seconds)
 
@@ -142,7 +145,8 @@ def _fitted(request: Request, asked: RunGrid, forecast: Forecast) -> Fitted:
     def patients(folds: tuple[int, ...]) -> int:
         return len({case.patient for fold in folds for case in request.manifest.split(fold)[1]})
 
-    limits = Limits(request.reference, epochs_asked=request.epochs is not None)
+    most = MOST_STEPS // forecast.optimizer_steps(asked.folds[0])
+    limits = Limits(request.reference, epochs_asked=request.epochs is not None, most_epochs=most)
     if request.halving:
         limits = replace(limits, losses=1 + LEAST_LOSSES, epochs=LEAST_EPOCHS)
     costs = Costs(seconds, patients, slowness=lambda loss: forecast.epoch_s(loss, asked.folds[0]))

@@ -77,7 +77,8 @@ def print_results(comparison: Comparison, table: Table, report: Report | None) -
         click.echo(f"\n{report.analysis.verdict}\n")
         head, *body = verdict_rows(table, report.analysis)
     print_table([Column(head[0]), *numbers(*head[1:])], body, title=title)
-    click.echo(table.caveat)
+    for line in (*table.trained, table.caveat):
+        click.echo(line)
     failed = [f"failed: {state.run.title}: {state.error}" for state in comparison.states if state.state == "failed"]
     improving = still_improving_note(plan, still_improving(folder, plan))
     for line in (*plan.told, *screening_notes(plan), *stood_still_notes(plan, table.still), *improving, *failed):
@@ -111,7 +112,7 @@ def verdict_rows(table: Table, analysis: "Analysis") -> list[list[str]]:
     rows = []
     for loss in (*ranked, *(loss for loss in means.index if loss not in ranked)):
         row = means.loc[loss]
-        cells = [row["trained_as"]]
+        cells = [loss]
         if loss in ranked:
             cells.append(f"{ranked[loss].mean:.{metric.decimals}f}")
         else:
@@ -156,6 +157,7 @@ def _hardest_class(analysis: "Analysis") -> str | None:
 def _gaps(report: Report | None) -> list[str]:
     if report is None:
         return []
+    from pipelines.statistics.plain_summary import influence_notes
     from pipelines.statistics.verdict_text import gap_notes
 
-    return list(gap_notes(report.analysis))
+    return [*gap_notes(report.analysis), *influence_notes(report.analysis)]

@@ -1,5 +1,6 @@
 """Times the steps of a comparison's runs on this machine, in as many processes as the comparison would use."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
+
+import nibabel as nib
 
 from pipelines.comparison.executors.local import cause_of_death, last_line
 from pipelines.comparison.step_timing_process import JOB, READY, Common, Step, megabytes
@@ -127,6 +130,7 @@ class Measured:
     prepare_s: float  #: to read and prepare all cases once, for all folds
     cache_mb: float  #: of the prepared cases, over all folds
     labels_mb: float = 0.0  #: of a fold's label files; its predictions will be about as large
+    probabilities_mb: float = 0.0  #: of a fold's probabilities in float16, before compression
 
 
 def measure(
@@ -163,8 +167,11 @@ def measure(
         message(f"measuring: a few steps of each of {len(configs)} losses, {jobs} at a time")
         steps, common, worker_s = time_steps(configs, jobs, threads, folder / "timing", message)
     labels_mb = sum(path.stat().st_size for path in labels) / 2**20
+    voxels = sum(math.prod(nib.load(path).shape) for path in labels)
+    probabilities_mb = 2 * voxels * data.manifest.scheme.channels / 2**20
     device = chosen_device(data.config.device).type
-    return Measured(data.config, device, steps, common, worker_s, prepare_s * ways, cache_mb, labels_mb)
+    return Measured(data.config, device, steps, common, worker_s, prepare_s * ways, cache_mb, labels_mb,
+                    probabilities_mb)  # fmt: skip
 
 
 def _ways_to_prepare(config: RunConfig, folds: Sequence[int], folder: Path) -> int:

@@ -1,6 +1,7 @@
 """`dataset.json`, of the Medical Segmentation Decathlon or of nnU-Net: names of channels, classes and regions."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,33 @@ def read_card(folder: Path) -> DatasetCard:
         channels=_channels(content, path),
         **_labels(content, path) if "labels" in content else {},
     )
+
+
+def named_labels(names: Mapping[str, tuple[int, ...]], ignore: int | None) -> dict[str, Any]:
+    """Classes, regions and ignored label of a `DatasetCard` from names with label values.
+
+    With any union of labels, all names are regions. A region's voxels get, in a label map, its first label that no
+    later region has, so regions within others come after them.
+
+    Raises:
+        UserError: a label has two names, or all labels of a region are in later ones.
+    """
+    of_one = [(values[0], name) for name, values in names.items() if len(values) == 1]
+    classes = {0: "background"} | {value: f"class_{value}" for values in names.values() for value in values}
+    made: dict[str, Any] = {"classes": dict(sorted((classes | dict(of_one)).items())), "ignore": ignore}
+    if len(of_one) == len(names):
+        if len(dict(of_one)) < len(of_one):
+            twice = next(value for value, name in of_one if made["classes"][value] != name)
+            raise UserError(f"--classes: the label {twice} has two names; expected one")
+        return made | {"regions": {}, "region_order": ()}
+    order, later = [], set[int]()
+    for name, values in reversed(list(names.items())):
+        alone = [value for value in values if value not in later]
+        if not alone:
+            raise UserError(f"--classes: all labels of {name} are in later regions; expected larger regions first")
+        order.append(alone[0])
+        later.update(values)
+    return made | {"regions": dict(names), "region_order": tuple(reversed(order))}
 
 
 def _text(content: dict[str, Any], field: str) -> str:

@@ -4,7 +4,7 @@ import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +23,8 @@ class FolderOptions:
         labels: pattern of the labels.
         pairs: a CSV file that lists the cases.
         resample_channels: whether the channels of a case may be on different grids.
+        classes: name to the label values that it consists of, instead of those that `dataset.json` names.
+        ignore: with `classes`, the label value of voxels that count nowhere.
     """
 
     channels: tuple[str, ...] = ()
@@ -30,6 +32,8 @@ class FolderOptions:
     labels: str | None = None
     pairs: Path | None = None
     resample_channels: bool = False
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)

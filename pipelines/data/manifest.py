@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -471,7 +472,8 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
 
 
 def _offences(error: ValidationError, content: dict[str, Any]) -> list[str]:
-    fields = [_field_line(offence, content) for offence in error.errors() if offence["loc"]]
+    lines = [_field_line(offence, content) for offence in error.errors() if offence["loc"]]
+    fields = [line for line in lines if line]
     if fields:
         # Pydantic checks rules between fields only once all fields are valid, so they are checked here.
         return [*fields, *manifest_problems(content)]
@@ -479,11 +481,16 @@ def _offences(error: ValidationError, content: dict[str, Any]) -> list[str]:
 
 
 def _field_line(offence: Any, content: dict[str, Any]) -> str:
-    """`cases[3] (case_07).fold: should be an integer; got 1.5`."""
+    """`cases[3] (case_07).fold: should be an integer; got 1.5`; empty for the form of a value that was not meant."""
     where = ""
     at: Any = content
     for part in offence["loc"]:
-        # Pydantic adds parts such as `[key]`, which are not in the content.
+        # Pydantic adds parts that are not in the content: `[key]`, and of a field with two forms the one that it tried.
+        form = re.fullmatch(r"\[key\]|(tuple)\[.*\]|(constrained-)?str", str(part))
+        if form and not (isinstance(at, dict) and part in at):
+            if part != "[key]" and (form[1] is not None) != isinstance(at, list):
+                return ""
+            continue
         known = isinstance(at, dict) or (isinstance(at, list) and isinstance(part, int))
         at = (at.get(part) if isinstance(at, dict) else at[part]) if known else None
         where += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if where else _key(part)
@@ -499,6 +506,7 @@ def _field_line(offence: Any, content: dict[str, Any]) -> str:
     message = offence["msg"]
     for kind in ("Input", "String", "List", "Tuple", "Value", "Dictionary"):
         message = message.removeprefix(f"{kind} ")
+    message = re.sub(r" or instance of \w+$", "", message)
     return f"{where}: {message}; got {_short.repr(offence['input'])}"
 
 

@@ -25,7 +25,7 @@ from pipelines.data.checks import (
     region_offences,
     summarise,
 )
-from pipelines.data.dataset_json import DatasetCard, read_card
+from pipelines.data.dataset_json import DatasetCard, named_labels, read_card
 from pipelines.data.known_layouts import FolderOptions, Found, find_cases
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import folds_of, path_problem
@@ -76,6 +76,8 @@ def scan_folder(folder: Path, progress: Progress | None = None, options: FolderO
         UserError: the folder does not exist or has no complete case, or its `dataset.json` is invalid.
     """
     card = read_card(folder)
+    if options.classes:
+        card = card.model_copy(update=named_labels(options.classes, options.ignore))
     found = find_cases(folder, options, card.channels)
     names = _case_names([case.name for case in found.cases])
     cases = [

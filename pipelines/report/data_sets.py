@@ -24,7 +24,14 @@ from pipelines.report.write import remove_stale
 from pipelines.runs.comparison_folder import read_plan
 from pipelines.runs.plan import DEFAULT_REFERENCE, NO_REFERENCE
 from pipelines.statistics.analysis import analyse
-from pipelines.statistics.data_sets import DataSetResult, DataSetsAnalysis, analyse_data_sets, from_stored, result_of
+from pipelines.statistics.data_sets import (
+    DataSetResult,
+    DataSetsAnalysis,
+    analyse_data_sets,
+    from_stored,
+    result_of,
+    stored_metrics,
+)
 from pipelines.statistics.table import CaseTable, check_table
 from pipelines.statistics.verdict_text import NOT_CONTROLLED
 from pipelines.utils import UserError
@@ -178,14 +185,14 @@ def _result(name: str, source: Source, metric: str, reference: str | None) -> Da
         stored = source.stored
         same = reference is None or stored["reference"] == reference
         try:
-            if same and metric in (source.metric, *stored["secondary"]):
+            known = stored_metrics(stored)
+            if same and metric in known:
                 found = from_stored(name, stored, metric)
                 return found if reference is not None else replace(found, differences={})
             if metric != source.metric:
-                has = ", ".join([source.metric, *stored["secondary"]])
                 raise UserError(
-                    f"{source.path}: its report has {has}, compared with {stored['reference']}; expected {metric}, "
-                    f"compared with {reference}: make it again with --metric {metric} --reference {reference}"
+                    f"{source.path}: its report has {', '.join(known)}, compared with {stored['reference']}; expected "
+                    f"{metric}, compared with {reference}: make it again with --metric {metric} --reference {reference}"
                 )
             if stored["trainings"] > 1:
                 raise UserError(

@@ -30,16 +30,26 @@ def _more_epochs(collected: Collected) -> tuple[str, ...]:
 
 
 def _evidence(analysis: Analysis) -> tuple[str, ...]:
-    primary, metric = analysis.primary, analysis.metric
-    cases = f"{counted(primary.patients, analysis.unit)}, {counted(analysis.trainings, 'run')} per loss."
-    of, reach = len(primary.contrasts), primary.reach
-    detectable = reach.difference if of == 1 else reach.difference_family
-    if detectable is None:
+    analyses = {analysis.primary.metric: analysis.primary} if analysis.several is None else analysis.several.analyses
+    sizes = {of_metric.patients for of_metric in analyses.values()}
+    patients = counted(analysis.primary.patients, analysis.unit)
+    if len(sizes) > 1:
+        patients = ", ".join(f"{counted(one.patients, analysis.unit)} in {analysis.metrics[name].label}"
+                             for name, one in analyses.items())  # fmt: skip
+    cases = f"{patients}, {counted(analysis.trainings, 'run')} per loss."
+    detectable = []
+    for name, of_metric in analyses.items():
+        reach = of_metric.reach
+        least = reach.difference if len(of_metric.contrasts) == 1 and len(analyses) == 1 else reach.difference_family
+        if least is not None:
+            metric = analysis.metrics[name]
+            detectable.append(metric.shown(least) + (f" in {metric.label}" if len(analyses) > 1 else ""))
+    if not detectable:
         return (cases,)
     return (
         cases,
-        f"Most losses have to differ by {metric.shown(detectable)} to be found with 80 % power, those whose scores "
-        "vary less by less.",
+        f"Most losses have to differ by {in_words(detectable)} to be found with 80 % power, those whose scores vary "
+        "less by less.",
     )
 
 

@@ -172,7 +172,7 @@ def page(
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"p": _p, "interval": _span, "shown": _shown, "bare": _bare, "number": _number}
-    environment.filters["trained_as"] = lambda loss: _breakable(collected.names.get(loss) or loss)
+    environment.filters["name"] = _breakable
     primary = analysis.primary
     links = pictured(analysis, collected, overlays)
     shown = [
@@ -254,6 +254,7 @@ def _rows(analysis: Analysis, collected: Collected) -> list[dict[str, Any]]:
     return [
         {
             "ranked": ranked,
+            "trained_as": trained if (trained := collected.names.get(ranked.loss)) != ranked.loss else None,
             "resampled": analysis.primary.bootstrap.losses[ranked.loss],
             "comparison": comparisons.get(ranked.loss),
             "cost": collected.costs.get(ranked.loss),

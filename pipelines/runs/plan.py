@@ -163,7 +163,7 @@ class Plan(_Frozen):
     empty: str = "one"  #: what counts where the reference has nothing of a class: `one`, `exclude` or `worst`
     non_inferior: bool = False  #: whether *non-inferior* takes the place of *equivalent*
     asked: Asked | None = None  #: what was asked for, where that is not simply what is planned
-    told: list[str] = []  #: why less is planned than was asked for, one sentence per reason
+    told: list[str] = []  #: what a budget changed in what was asked for, and why, one sentence each
     tuning: Tuning | None = None  #: the choice of learning rates, which comes first; None without one
     halving: Halving | None = None  #: the screening before the comparison; None without one
     #: number of this rung of a comparison's screening, or of this trial of its tuning; None: a whole comparison

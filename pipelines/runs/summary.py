@@ -51,9 +51,25 @@ def plan_lines(plan: Plan, grid: RunGrid, seconds: float | None = None) -> Itera
         )
         yield from item("halving", f"before that, {what}; the worse half is dropped each time, the reference never")
     for reason in plan.told:
-        yield from item("cut", reason)
+        yield from item("budget", reason)
     if seconds is not None:
-        yield from item("time", f"about {duration(seconds)} in all, including the measurement")
+        used = used_of_budget(plan, seconds)
+        yield from item("time", f"about {duration(seconds)} in all, including the measurement{used}")
+
+
+#: Below this share of a budget, the plan says what would fill it.
+_HALF_USED = 0.5
+
+
+def used_of_budget(plan: Plan, seconds: float) -> str:
+    """`, of a budget of 60 minutes`, and what would fill it; empty without a budget."""
+    asked = plan.asked
+    if asked is None or asked.budget_minutes is None:
+        return ""
+    text = f", of a budget of {asked.budget_minutes:g} minutes"
+    if seconds > _HALF_USED * 60 * asked.budget_minutes or asked.epochs is None:
+        return text
+    return f"{text}: without --epochs, they would fill it"
 
 
 def screening_notes(plan: Plan) -> tuple[str, ...]:
@@ -154,6 +170,13 @@ class Table:
     partial: tuple[str, ...] = ()
     still: tuple[StoodStill, ...] = ()  #: runs whose optimizer stood still
     tolerance: float | None = None  #: of the NSD, mm; None: unknown
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What losses are trained as, where that is more than their names; a sentence, or none."""
+        differing = self.rows[self.rows["trained_as"] != self.rows["loss"]]
+        named = [f"{row['loss']} as {row['trained_as']}" for _, row in differing.iterrows()]
+        return (f"Trained by their recipes: {'; '.join(named)}.",) if named else ()
 
     @property
     def caveat(self) -> str:
@@ -262,7 +285,7 @@ def formatted_rows(table: Table) -> list[list[str]]:
         for name, metric in in_report_order(METRICS).items()
         if metric.in_table and name in table.rows.columns
     }
-    headings = {"trained_as": "loss"} | {name: metric.heading for name, metric in shown.items()}
+    headings = {"loss": "loss"} | {name: metric.heading for name, metric in shown.items()}
     headings |= {"epoch_s": "s/epoch", "runs": "runs"} | ({"stood_still": "stood still"} if table.still else {})
     cells = table.rows[list(headings)].astype(object)
     for name, decimals in {**{name: metric.decimals for name, metric in shown.items()}, "epoch_s": 1}.items():
@@ -278,7 +301,8 @@ def write_table(folder: Path, table: Table) -> list[Path]:
     head, *body = formatted_rows(table)
     rule = ["---", *(["---:"] * (len(head) - 1))]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
-    write_text(markdown, "\n".join([*lines, "", table.caveat, ""]))
+    notes = [line for note in (*table.trained, table.caveat) for line in ("", note)]
+    write_text(markdown, "\n".join([*lines, *notes, ""]))
     return [csv, markdown]
 
 

@@ -4,11 +4,13 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from scipy.stats import rankdata
 
 from pipelines.statistics.bootstrap import bootstrap
+from pipelines.statistics.influence import Influence, influences
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.paired import Comparison, Omnibus, all_pairs, compare_with
 from pipelines.statistics.plain_summary import summary
@@ -113,6 +115,13 @@ def analyse(
         analysed = {name: primary if name == metric else analyse_scores(of) for name, of in of_primary.items()}
         several = as_family(analysed, {name: table.metrics[name].sign for name in margins}, non_inferior)
         primary = several.analyses[metric]
+    resting: list[Influence] = []
+    for name, of_metric in ({metric: primary} if several is None else several.analyses).items():
+        against = reference or of_metric.pair_base
+        if against is not None:
+            again = partial(compare_with, reference=against, margin=margins[name] if reference else None,
+                            non_inferior=non_inferior, seed=seed)  # fmt: skip
+            resting += influences(table, name, against, of_metric.contrasts, again, empty=empty, words=several is None)
     folds, seeds = int(found.folds.max(initial=0)) + 1, found.values.shape[-1]
     analysis = Analysis(
         verdict="",
@@ -136,6 +145,7 @@ def analyse(
         class_cases=cases_by_class(table),
         further=dict(further or {}),
         several=several,
+        influences=tuple(resting),
     )
     several_first = () if several is None else several_caveats(analysis)
     return replace(

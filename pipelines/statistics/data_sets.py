@@ -338,6 +338,17 @@ def _with_caveats(found: DataSetsAnalysis, metric: "Metric") -> DataSetsAnalysis
     return replace(found, caveats=tuple(notes))
 
 
+def stored_metrics(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Metric -> its analysis over all classes in a report's `analysis.json`, primary metrics first.
+
+    Raises:
+        KeyError, TypeError: it has another form.
+    """
+    primary, several = content["primary"], content.get("several")
+    further = {} if several is None else several["analyses"]
+    return {primary["metric"]: primary, **further, **content["secondary"]}
+
+
 def from_stored(name: str, content: Mapping[str, object], metric: str) -> DataSetResult:
     """The result of one metric from a report's `analysis.json`.
 
@@ -345,7 +356,7 @@ def from_stored(name: str, content: Mapping[str, object], metric: str) -> DataSe
         KeyError, TypeError, ValueError: it has another form, or no such metric.
     """
     stored: dict[str, Any] = dict(content)
-    of_metric = stored["primary"] if stored["primary"]["metric"] == metric else stored["secondary"][metric]
+    of_metric = stored_metrics(stored)[metric]
     differences = {}
     for compared in of_metric["comparisons"]:
         if compared["variance"] is not None:
@@ -355,5 +366,5 @@ def from_stored(name: str, content: Mapping[str, object], metric: str) -> DataSe
     means = {str(ranked["loss"]): float(ranked["mean"]) for ranked in of_metric["ranking"]}
     return DataSetResult(
         name, str(stored["unit"]), int(of_metric["patients"]), int(stored["trainings"]), means, differences,
-        str(stored["verdict"]) if of_metric is stored["primary"] else "",
+        "" if metric in stored["secondary"] else str(stored["verdict"]),
     )  # fmt: skip

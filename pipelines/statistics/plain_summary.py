@@ -1,10 +1,12 @@
 """The answer in plain words: two sentences, how sure they are, and what could change them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.statistics.influence import Influence
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
 from pipelines.statistics.results import Analysis, cases_needed
@@ -19,6 +21,12 @@ _LEAST_EFFECT = 0.01
 
 def summary(analysis: Analysis) -> tuple[str, str]:
     """Two sentences for everybody: which loss, by how much, on how many cases; and how sure that is."""
+    answer, certainty = _of_primary(analysis)
+    return answer + _elsewhere(analysis), certainty
+
+
+def _of_primary(analysis: Analysis) -> tuple[str, str]:
+    """The two sentences by the primary metric, the first of several."""
     primary = analysis.primary
     if primary.patients < primary.reach.least_cases:
         return (
@@ -36,22 +44,55 @@ def summary(analysis: Analysis) -> tuple[str, str]:
     if analysis.reference is None:
         return _of_undecided_pair(analysis, primary.contrasts[0])
     if analysis.several is not None:
-        elsewhere = [
-            analysis.metrics[name].label
-            for name, of_metric in analysis.several.analyses.items()
-            if name != primary.metric and any(compared.verdict == BETTER for compared in of_metric.comparisons)
-        ]
-        so = f", but one was in {in_words(elsewhere)}" if elsewhere else ""
         return (
             f"In {analysis.metric.label}, the first of {len(analysis.several.analyses)} primary metrics, no loss was "
-            f"shown to be better than the reference {analysis.reference} on {_cases(analysis)}{so}.",
-            _counts(analysis),
+            f"shown to be better than the reference {analysis.reference} on {_cases(analysis)}; {_first(analysis)}.",
+            f"In {analysis.metric.label}: {_counts(analysis)}",
         )
     return (
         f"No loss was shown to be better than the reference {analysis.reference} on {_cases(analysis)}, so these "
-        "results give no reason to replace it.",
+        f"results give no reason to replace it; {_first(analysis)}.",
         _counts(analysis),
     )
+
+
+def _first(analysis: Analysis) -> str:
+    """Which loss had the best mean, where none was shown to be better than the reference."""
+    primary = analysis.primary
+    first = [ranked.loss for ranked in primary.ranking if ranked.rank == primary.ranking[0].rank]
+    if first == [analysis.reference]:
+        mean = analysis.metric.shown(primary.ranking[0].mean)
+        return f"it also had the best mean {analysis.metric.label}, {mean}"
+    own = {EQUIVALENT: ", and is equivalent to it", NON_INFERIOR: ", and is not worse"}
+    words = [compared.verdict for compared in primary.comparisons if compared.loss == first[0]]
+    if len(first) > 1 or words[0] not in own:
+        return f"{best_mean(analysis)}, which may be chance"
+    return f"{best_mean(analysis)}{own[words[0]]}"
+
+
+def _elsewhere(analysis: Analysis) -> str:
+    """What holds in each further primary metric, as one more sentence; empty with one metric."""
+    if analysis.several is None:
+        return ""
+    texts = []
+    for name, of_metric in analysis.several.analyses.items():
+        if name == analysis.primary.metric:
+            continue
+        label = analysis.metrics[name].label
+        if analysis.base is None:
+            own = replace(analysis, primary=of_metric)
+            texts.append(f"in {label}, {best_mean(own)}")
+            continue
+        better = [one.loss for one in of_metric.contrasts if one.verdict == BETTER]
+        than = f" than {of_metric.pair_base}" if analysis.reference is None else ""
+        if of_metric.patients < of_metric.reach.least_cases:
+            texts.append(f"in {label} there are too few {analysis.unit}s")
+        elif better:
+            texts.append(f"in {label}, {in_words(better, 3)} {'was' if len(better) == 1 else 'were'} better{than}")
+        else:
+            texts.append(f"in {label}, no loss was shown to be better")
+    text = "; ".join(texts)
+    return f" {text[0].upper()}{text[1:]}."
 
 
 def _tests(analysis: Analysis) -> int:
@@ -187,7 +228,8 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
     primary, metric, unit = analysis.primary, analysis.metric, analysis.unit
     if primary.patients < primary.reach.least_cases:
         return (f"More cases: at least {primary.reach.least_cases} {unit}s before any difference can be significant.",)
-    steps = []
+    steps = list(influence_notes(analysis))
+    of = "" if analysis.several is None else f" in {metric.label}"
     count = _tests(analysis)
     undecided = [compared for compared in primary.contrasts if compared.verdict == UNDECIDED]
     if analysis.trainings == 1:
@@ -195,7 +237,7 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
         for compared in undecided[:1]:
             needed = _needed(compared.difference, compared.sd, count)
             step = f"More {unit}s: to detect a difference as large as that of {compared.loss} "
-            step += f"({metric.shown(compared.difference, signed=True)}) with 80 % power, "
+            step += f"({metric.shown(compared.difference, signed=True)}{of}) with 80 % power, "
             steps.append(step + (f"about {needed:,} are needed" if needed else "more than 100,000 are needed") + ".")
         detectable, sd = primary.reach.difference_family, primary.reach.sd
         if analysis.reference and detectable is not None and sd and 0 < analysis.margin < detectable:
@@ -203,18 +245,49 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
             if needed:
                 steps.append(
                     f"For most losses, whose scores vary from {unit} to {unit} by another amount, about {needed:,} "
-                    f"{unit}s detect a difference as small as the margin, {metric.shown(analysis.margin)}."
+                    f"{unit}s detect a difference as small as the margin, {metric.shown(analysis.margin)}{of}."
                 )
     elif undecided:
         share = runs_share(undecided)
         between = "runs" if share is not None and share > 0.5 else f"{unit}s"
         more, names = ("seeds or folds" if between == "runs" else between), [compared.loss for compared in undecided]
         steps.append(
-            f"More {more}: {in_words(names, 3)} remained undecided, and most of the variance of such differences lies "
-            f"between {between}."
+            f"More {more}: {in_words(names, 3)} remained undecided{of}, and most of the variance of such differences "
+            f"lies between {between}."
         )
     steps.append("Other data, or other settings such as a learning rate per loss: the answer is about these.")
     return tuple(steps)
+
+
+#: Sentences on cases that a comparison rests on.
+_MOST_NAMED = 3
+
+
+def influence_notes(analysis: Analysis) -> tuple[str, ...]:
+    """Which cases with an empty class the differences rest on, one sentence each."""
+    found = analysis.influences
+    notes = [_influence(analysis, one) for one in found[:_MOST_NAMED]]
+    if len(found) > _MOST_NAMED:
+        notes.append(f"More such cases: {len(found) - _MOST_NAMED}, under influences in analysis.json.")
+    return tuple(notes)
+
+
+def _influence(analysis: Analysis, found: Influence) -> str:
+    metric, cases = analysis.metrics[found.metric], list(found.cases)
+    what = in_words(list(found.classes), 3) if found.classes else "the foreground"
+    if len(cases) > 1:
+        why = f"Empty references: those of {in_words(cases, 5)} have nothing of {what}; without these cases"
+    elif found.reference_empty:
+        why = f"One case: the reference of {cases[0]} has nothing of {what}; without this case"
+    else:
+        why = f"One case: {in_words(list(found.missed_by), 3)} found nothing of {what} in {cases[0]}; without this case"
+    before, after = (metric.shown(value, signed=True) for value in (found.difference, found.difference_without))
+    change = f"the difference of {found.loss} in {metric.label} would be {after} instead of {before}"
+    if found.verdict_without != found.verdict:
+        change += f", and the verdict {found.verdict_without} instead of {found.verdict}"
+    others = "" if not found.others else f"; {'another loss' if found.others == 1 else f'{found.others} other losses'}"
+    others += " would change, too" if found.others else ""
+    return f"{why}, {change}{others}."
 
 
 def _needed(difference: float, sd: float | None, comparisons: int) -> int | None:

@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from scipy.special import nctdtr, ndtr, stdtrit
 
 from pipelines.statistics.bootstrap import Bootstrap
+from pipelines.statistics.influence import Influence
 from pipelines.statistics.mean_difference import ALPHA, least_patients
 from pipelines.statistics.paired import Comparison, Omnibus
 from pipelines.statistics.subgroups import Subgroups
@@ -220,6 +221,7 @@ class Analysis:
         further: further primary metric -> its margin, `None` if none was named; empty with one primary metric.
         several: all primary metrics together; `None` with one.
         subgroups: the comparison by groups of patients, per variable; empty if none were named.
+        influences: cases with a class that is empty in reference or prediction, and that a comparison rests on.
     """
 
     verdict: str
@@ -245,6 +247,7 @@ class Analysis:
     further: Mapping[str, float | None] = field(default_factory=dict)
     several: SeveralMetrics | None = None
     subgroups: tuple[Subgroups, ...] = ()
+    influences: tuple[Influence, ...] = ()
 
     @property
     def metric(self) -> "Metric":
@@ -260,7 +263,7 @@ class Analysis:
         """The analysis as dicts, lists, numbers, text and `None`, ready for JSON."""
         content = asdict(replace(self, metrics={}))
         del content["metrics"]
-        for name in ("class_cases", "subgroups"):
+        for name in ("class_cases", "subgroups", "influences"):
             if not content[name]:
                 del content[name]
         if self.several is None:

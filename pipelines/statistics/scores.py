@@ -24,7 +24,7 @@ in one fold, its runs are the seeds of that fold (`folds`). If patients are in s
 cross-validation), every fold with every seed is a run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -161,8 +161,7 @@ def misses(table: CaseTable, class_name: str | None = None) -> dict[str, tuple[i
     """
     frame = table.frame if class_name is None else table.frame[table.frame["class"] == class_name]
     absent = frame[ABSENT].to_numpy(bool)
-    overlap = frame[of_overlap(table.metrics)]
-    nothing = ((overlap == 0) | overlap.isna()).to_numpy().all(1) & (overlap == 0).to_numpy().any(1)
+    nothing = found_nothing(replace(table, frame=frame))
     alarms = absent & nothing
     for name in having(table.metrics, "value"):
         imperfect = table.metrics[name].sign * (table.metrics[name].best - frame[name].to_numpy(float)) > 0
@@ -170,6 +169,13 @@ def misses(table: CaseTable, class_name: str | None = None) -> dict[str, tuple[i
     found = pd.DataFrame({"loss": frame["loss"], "missed": nothing & ~absent, "alarms": alarms})
     sums = found.groupby("loss")[["missed", "alarms"]].sum().reindex(list(table.losses), fill_value=0)
     return {str(loss): (int(row["missed"]), int(row["alarms"])) for loss, row in sums.iterrows()}
+
+
+def found_nothing(table: CaseTable) -> NDArray[np.bool_]:
+    """Per row, whether the prediction has no overlap with the reference."""
+    overlap = table.frame[of_overlap(table.metrics)]
+    nothing = ((overlap == 0) | overlap.isna()).to_numpy().all(1)
+    return np.asarray(nothing & (overlap == 0).to_numpy().any(1))
 
 
 def _align_runs(values: Floats, has: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_], bool]:

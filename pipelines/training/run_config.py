@@ -1,10 +1,12 @@
 """`RunConfig`: everything that determines the result of one run; and recipes: named sets of its settings."""
 
+import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from pipelines.data import Configuration
 from pipelines.preprocessing import Augmentation, Clip, Share
@@ -15,6 +17,11 @@ from pipelines.utils.security import parse_yaml, refuse_code
 Positive = Annotated[int, Field(ge=1)]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Axes = tuple[Positive, ...]
+#: Told apart by the form of the value, so that an error is of the form that was meant.
+Clips = Annotated[
+    Annotated[Clip, Tag("all")] | Annotated[tuple[Clip | None, ...], Tag("each")],
+    Discriminator(lambda value: "each" if isinstance(value, list | tuple) else "all"),
+]
 
 #: Settings that nnU-Net ignores, since it plans such things itself.
 NNUNET_PLANS = {
@@ -141,7 +148,7 @@ class RunConfig(BaseModel):
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     spacing: tuple[Millimetres, ...] | None = None
     intensity: Literal["zscore", "clip"] | None = None
-    intensity_clip: Clip | tuple[Clip | None, ...] | None = None
+    intensity_clip: Clips | None = None
     orientation: Literal["canonical", "file"] = "canonical"
     resample_channels: bool = False
     foreground: Share = 2 / 3
@@ -207,8 +214,51 @@ def checked_config(settings: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
-        raise UserError("; ".join(problems)) from None
+        raise UserError("; ".join(_problem(offence, settings) for offence in error.errors())) from None
+
+
+#: What a setting has to be, by the kind of pydantic's error, up to the first `_`; its own texts name Python's types.
+_EXPECTED = {
+    "int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false",
+    "string": "text", "tuple": "a list", "dict": "names with values", "model": "names with values",
+}  # fmt: skip
+_BOUNDS = {"greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}", "less_than": "less than {lt:g}",
+           "less_than_equal": "at most {le:g}", "literal_error": "{expected}"}  # fmt: skip
+
+
+def _problem(offence: Any, settings: dict[str, Any]) -> str:
+    """`epochs: got 'x'; expected a whole number`."""
+    *outer, last = offence["loc"]
+    names, at = [], settings
+    for part in outer:
+        inside = part in at if isinstance(at, dict) else isinstance(at, list | tuple) and isinstance(part, int)
+        if inside:  # pydantic also names the alternative of a type that it tried
+            names.append(part)
+            at = at[part]
+    where = ".".join(map(str, [*names, last]))
+    if offence["type"] == "missing":
+        return f"{where}: missing"
+    if offence["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(last), _settings_at(names), n=1)
+        return f"{where}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    got = f"{where}: got {reprlib.repr(offence['input'])}"
+    if (bound := _BOUNDS.get(offence["type"])) is not None:
+        return f"{got}; expected {bound.format(**offence['ctx'])}"
+    if offence["type"] in ("too_short", "too_long"):
+        entries = offence["ctx"].get("min_length", offence["ctx"].get("max_length"))
+        return f"{got}; expected {entries} entries"
+    expected = _EXPECTED.get(offence["type"].partition("_")[0])
+    return f"{got}; {offence['msg']}" if expected is None else f"{got}; expected {expected}"
+
+
+def _settings_at(names: list[Any]) -> list[str]:
+    """The settings of the config, or of one of its groups."""
+    groups: dict[Any, type[BaseModel]] = {
+        "augmentation": Augmentation,
+        "intensity_clip": Clip,
+        "nnunet": NnunetSettings,
+    }
+    return list((groups.get(names[0], RunConfig) if names else RunConfig).model_fields)
 
 
 #: Settings that a recipe cannot contain: it holds for any data and any loss.

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipelines.report.collect import Collected, Cost, Curve
-from pipelines.report.plots.base import BLUE, GREY, ORANGE, PALE, WIDTH, register, short
+from pipelines.report.plots.base import BLUE, GREY, ORANGE, PALE, VERDICT_STYLE, WIDTH, register, short
+from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.results import Analysis
-from pipelines.utils.figures import NEIGHBOUR_GREY, figure
+from pipelines.utils.figures import figure
 
 # Learning curves: the validation metric over the epochs, one small panel per loss; for nnU-Net its pseudo Dice.
 
@@ -69,48 +70,73 @@ def _is_pseudo(curve: Curve) -> bool:
     return any(np.isfinite(row.get("pseudo_dice", np.nan)) for row in curve.epochs)
 
 
-# Time against score, with the Pareto front: the losses that no other loss beats in both.
+# Time against score. Means within chance of each other are no ranking: no line joins the best ones.
+
+#: Times per epoch that differ by a smaller share are taken as equal: runs on one machine slow each other down.
+_SAME_TIME = 0.1
 
 
-def pareto_front(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
-    """The losses that no other loss beats in time or score without being worse in the other; the fastest first."""
-    sign = analysis.metric.sign
-    times = _times(costs)
-    points = [(times[one.loss], sign * one.mean, one.loss) for one in analysis.primary.ranking if one.loss in times]
-    return [
-        loss
-        for time, gain, loss in sorted(points, key=lambda point: point[:2])
-        if not any(t <= time and g >= gain and (t < time or g > gain) for t, g, _ in points)
-    ]
+def unbeaten(analysis: Analysis, costs: dict[str, Cost]) -> list[str]:
+    """The losses that no loss of about the same time, or less, is significantly better than; best mean first.
+
+    Significantly: by the adjusted p of the pair, over all pairs.
+    """
+    times, pairs, sign = _times(costs), analysis.primary.omnibus, analysis.metric.sign
+    means = {ranked.loss: sign * ranked.mean for ranked in analysis.primary.ranking}
+    p = {
+        loss: dict(zip(pairs.losses, row, strict=True))
+        for loss, row in zip(pairs.losses, pairs.p_adjusted, strict=True)
+    }
+
+    def beats(other: str, loss: str) -> bool:
+        quick = times[other] <= times[loss] * (1 + _SAME_TIME)
+        return quick and means[other] > means[loss] and p[other][loss] <= ALPHA
+
+    placed = [loss for loss in means if loss in times]
+    return [loss for loss in placed if not any(beats(other, loss) for other in placed if other != loss)]
+
+
+def _cost_note(analysis: Analysis) -> str:
+    against = (
+        f"Colours and marks are the verdicts in the comparison with {analysis.reference} (diamond), as above. "
+        if analysis.reference
+        else ""
+    )
+    return (
+        f"{against}Bold: losses that no loss of the same time (within {_SAME_TIME:.0%}), or less, is significantly "
+        "better than (adjusted p at most 0.05, over all pairs); the order of their means may be chance. The bars are "
+        "the intervals of each mean by itself: whether two losses differ is in the comparisons. The times were "
+        "measured on this machine, possibly with several runs at once."
+    )
 
 
 @register(
     "time_and_score",
     title="Time and score",
-    note="Diamonds and bold names: the Pareto front, that is, the losses that no other loss beats in both time and "
-    "score. The times were measured on this machine, possibly with several runs at once.",
-    applies=lambda analysis, collected: bool(pareto_front(analysis, collected.costs)),
+    note=_cost_note,
+    applies=lambda analysis, collected: bool(unbeaten(analysis, collected.costs)),
 )
 def draw_cost(analysis: Analysis, collected: Collected) -> Figure:
-    """Draw a point per loss, with its name at the side; the front is blue."""
-    front, times = pareto_front(analysis, collected.costs), _times(collected.costs)
+    """Draw a point with its interval per loss, marked by its verdict, and its name at the side; without a line."""
+    bold, times = set(unbeaten(analysis, collected.costs)), _times(collected.costs)
     sign = analysis.metric.sign
     placed = [ranked for ranked in analysis.primary.ranking if ranked.loss in times]
     means = {ranked.loss: ranked.mean for ranked in placed}
+    verdicts = {compared.loss: compared.verdict for compared in analysis.primary.comparisons}
     drawn = figure(WIDTH, max(3.4, 1.0 + 0.25 * len(placed)))
     axes = drawn.add_subplot()
-    axes.step([times[loss] for loss in front], [means[loss] for loss in front], where="post", color=BLUE, alpha=0.5)
     for ranked in placed:
-        interval = analysis.primary.bootstrap.losses[ranked.loss].mean_interval
-        in_front, time = ranked.loss in front, times[ranked.loss]
-        colour = BLUE if in_front else NEIGHBOUR_GREY
+        interval, time = analysis.primary.bootstrap.losses[ranked.loss].mean_interval, times[ranked.loss]
+        colour, marker = VERDICT_STYLE[verdicts.get(ranked.loss, "undecided")]
+        if ranked.loss == analysis.reference:
+            colour, marker = "#333333", "D"
         if interval is not None:
             axes.plot([time, time], interval, color=colour, linewidth=0.9, alpha=0.6)
-        axes.plot([time], [ranked.mean], marker="D" if in_front else "o", markersize=6, color=colour)
+        axes.plot([time], [ranked.mean], marker=marker, markersize=6, color=colour)
     axes.margins(x=0.06)
     axes.set_xlabel("seconds per epoch (median of the finished runs)")
     axes.set_ylabel(f"mean {analysis.metric.heading}, 95 % interval ({'higher' if sign > 0 else 'lower'} is better)")
-    _name(axes, times, means, set(front))
+    _name(axes, times, means, bold)
     return drawn
 
 
@@ -118,7 +144,7 @@ def _times(costs: dict[str, Cost]) -> dict[str, float]:
     return {loss: cost.epoch_s for loss, cost in costs.items() if cost.epoch_s is not None}
 
 
-def _name(axes: Axes, times: dict[str, float], means: dict[str, float], front: set[str]) -> None:
+def _name(axes: Axes, times: dict[str, float], means: dict[str, float], bold: set[str]) -> None:
     """Write the names in a column at the right, in the order of the means, with a thin line to each point."""
     low, high = axes.get_ylim()
     losses = sorted(means, key=lambda loss: -means[loss])
@@ -131,8 +157,8 @@ def _name(axes: Axes, times: dict[str, float], means: dict[str, float], front: s
             textcoords="axes fraction",
             va="center",
             fontsize=8,
-            color=BLUE if loss in front else "#333333",
-            weight="bold" if loss in front else "normal",
+            color="#333333",
+            weight="bold" if loss in bold else "normal",
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "alpha": 0.6, "relpos": (0, 0.5)},
         )
 

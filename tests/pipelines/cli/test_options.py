@@ -14,7 +14,8 @@ from pipelines.cli.report import report
 from pipelines.cli.settings import keys_without_option, run_config, with_settings
 from pipelines.cli.train import train
 from pipelines.evaluation.metrics.base import default_metrics
-from pipelines.training.run_config import RunConfig
+from pipelines.training.run_config import RunConfig, checked_config
+from pipelines.utils import UserError
 
 COMMANDS: dict[str, click.Command] = {"compare": compare, "train": train, "report": report}
 #: Two screens of 40 lines.
@@ -233,10 +234,19 @@ FAULTS = [
     (["--set", "patch=8x8"], "--set patch: got '8x8'; expected whole numbers and commas"),
     (["--set", "loss_lr=dice"], "--set loss_lr: got 'dice'; expected losses with rates"),
     (["--set", "loss_lr=dise=1"], "--set loss_lr: dise is none of the losses that are trained; did you mean dice?"),
-    (["--set", "ema=2"], "ema: got 2, Input should be less than 1"),
-    (["--set", "augmentation.rotation=x"], "augmentation.rotation: got 'x'"),
+    (["--set", "ema=2"], "ema: got 2; expected less than 1"),
+    (["--set", "augmentation.rotation=x"], "augmentation.rotation: got 'x'; expected a number"),
+    (["--set", "levels=1.5"], "levels: got 1.5; expected a whole number"),
+    (["--set", "deep_supervision=-1"], "deep_supervision: got -1; expected at least 0"),
+    (["--set", "strides=[[1,2],[3,a]]"], "strides.1.1: got 'a'; expected a whole number"),
+    (["--set", "strides=2"], "strides: got 2; expected a list"),
+    (["--set", "augmentation.blur=[1]"], "augmentation.blur.1: missing"),
+    (["--set", "augmentation.blur=[1,2,3]"], "augmentation.blur: got [1, 2, 3]; expected 2 entries"),
+    (["--set", "intensity_clip=[1]"], "intensity_clip.0: got 1; expected names with values"),
+    (["--set", "intensity_clip={low: 1, high: x, mean: 1, sd: 1}"], "intensity_clip.high: got 'x'; expected a number"),
+    (["--set", "intensity_clip={low: 1, high: 2, mean: 1}"], "intensity_clip.std: missing"),
     (["--set", "strides=[[1,"], "--set strides: got '[[1,'; expected a value as in a recipe file"),
-    (["--set", "schedule=ramp"], "schedule: got 'ramp', Input should be 'cosine' or 'polynomial'"),
+    (["--set", "schedule=ramp"], "schedule: got 'ramp'; expected 'cosine' or 'polynomial'"),
     (["--set", "lr=1", "--set", "lr=2"], "--set lr: set twice; leave one out"),
     (["--set", "lr=1", "--set", "learning_rate=1"], "--set learning_rate: set twice; leave one out"),
     (["--set", "ema=0.5", "--set", "ema=0.5"], "--set ema: set twice; leave one out"),
@@ -275,7 +285,22 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, command: str, words: list[s
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(("error: ", "Error: "))
     assert expected in err
+    assert not re.search(r"Input should|Clip|tuple|parse|model", err)  # pydantic's words
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"augmentation": {"noisy": 1}}, "augmentation.noisy: no such setting; did you mean noise?"),
+        ({"augmentation": 3}, "augmentation: got 3; expected names with values"),
+        ({"epoch": 3, "ema": 2}, "ema: got 2; expected less than 1; epoch: no such setting; did you mean epochs?"),
+    ],
+)
+def test_a_wrong_setting_of_a_recipe_is_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        checked_config({"manifest": "m", **settings})
+    assert str(refusal.value) == message
 
 
 def test_the_first_steps_are_commands_that_exist() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import adopt_plan, require_plan
 from pipelines.runs.plan import Halving, RunGrid, RunShape
+from pipelines.runs.summary import plan_lines
 from pipelines.statistics.mean_difference import least_patients
 from pipelines.training.run_config import RunConfig
 from pipelines.utils import UserError
@@ -29,10 +31,10 @@ def _seconds(grid: RunGrid) -> float:
 
 
 def _fit(minutes: float, *, folds: int = 5, seeds: int = 1, epochs: int = 20, asked: bool = True, per_fold: int = 10,
-         losses: tuple[str, ...] = ("ref", "dice", "focal", "slow")) -> Fitted:  # fmt: skip
+         losses: tuple[str, ...] = ("ref", "dice", "focal", "slow"), most: int = 0) -> Fitted:  # fmt: skip
     grid = RunGrid(losses, tuple(range(folds)), tuple(range(seeds)), epochs)
     costs = Costs(_seconds, lambda some: per_fold * len(some), _SPEED.__getitem__)
-    return fit(grid, minutes, costs, Limits("ref", epochs_asked=asked))
+    return fit(grid, minutes, costs, Limits("ref", epochs_asked=asked, most_epochs=most))
 
 
 def _minutes(seconds: float) -> float:
@@ -41,7 +43,7 @@ def _minutes(seconds: float) -> float:
 
 def test_what_fits_is_left_as_it_was_asked_for() -> None:
     fitted = _fit(_minutes(14 * 5 * 20))
-    assert (fitted.grid.folds, fitted.grid.epochs, fitted.reductions) == ((0, 1, 2, 3, 4), 20, ())
+    assert (fitted.grid.folds, fitted.grid.epochs, fitted.changes) == ((0, 1, 2, 3, 4), 20, ())
     assert fitted.seconds == 14 * 5 * 20
 
 
@@ -51,7 +53,7 @@ def test_seeds_go_before_folds_folds_before_epochs_epochs_before_losses() -> Non
     assert (len(fitted.grid.seeds), len(fitted.grid.folds)) == (1, 5)
     fitted = _fit(_minutes(whole * 3))
     assert (fitted.grid.folds, fitted.grid.epochs, len(fitted.grid.losses)) == ((0, 1, 2), 20, 4)
-    assert [re.match(r"Planned to fit [\d.]+ minutes: (.*?);", sentence)[1] for sentence in fitted.reductions] == [
+    assert [re.match(r"Planned to fit [\d.]+ minutes: (.*?);", sentence)[1] for sentence in fitted.changes] == [
         "folds 0, 1, 2 of the 5 asked for"
     ]
     fitted = _fit(_minutes(14 * 15))
@@ -59,7 +61,7 @@ def test_seeds_go_before_folds_folds_before_epochs_epochs_before_losses() -> Non
     # Half of the epochs do not fit either: the slowest goes, and with what that frees, folds come back.
     fitted = _fit(_minutes(14 * 10 - 1))
     assert (fitted.grid.losses, fitted.grid.folds, fitted.grid.epochs) == (("ref", "dice", "focal"), (0,), 20)
-    assert "slow is left out" in fitted.reductions[-1]
+    assert "slow is left out" in fitted.changes[-1]
 
 
 def test_folds_stay_as_many_as_the_test_needs() -> None:
@@ -75,6 +77,20 @@ def test_epochs_that_were_not_asked_for_give_way_before_folds_and_grow_to_the_re
     assert _fit(1e6, asked=False).grid.epochs == 20
     fitted = _fit(_minutes(14 * 4 * 10), asked=False)
     assert (len(fitted.grid.folds), fitted.grid.epochs) == (4, 10)
+
+
+@pytest.mark.parametrize("minutes", [30, 100, 333])
+def test_epochs_that_were_not_asked_for_fill_the_budget(minutes: float) -> None:
+    fitted = _fit(minutes, asked=False, most=1000)
+    one_more = _seconds(replace(fitted.grid, epochs=fitted.grid.epochs + 1))
+    assert fitted.seconds is not None and fitted.seconds <= minutes * 60 * PLANNED_SHARE < one_more
+    assert (len(fitted.grid.losses), len(fitted.grid.folds), fitted.grid.epochs > 20) == (4, 5, True)
+    epochs = fitted.grid.epochs
+    assert fitted.changes == (f"Planned to fit {minutes} minutes: {epochs} epochs, as many as fit, instead of the "
+                              "recipe's 20.",)  # fmt: skip
+    # Not without end, and not where they were asked for.
+    assert _fit(1e6, asked=False, most=1000).grid.epochs == 1000
+    assert _fit(minutes, asked=True, most=1000).grid.epochs == 20
 
 
 def test_the_reference_is_never_left_out_though_it_be_the_slowest() -> None:
@@ -105,7 +121,8 @@ def test_no_plan_takes_longer_than_its_budget(minutes: float, asked: bool) -> No
 def _measured(**steps: Step) -> Measured:
     config = RunConfig(manifest="tiny", batch_size=2, val_interval=2)
     common = Common(case_s=0.5, start_s=3.0, save_s=0.25, checkpoint_mb=10, model_mb=2)
-    return Measured(config, "cpu", steps, common, worker_s=10.0, prepare_s=7.0, cache_mb=5, labels_mb=1.5)
+    return Measured(config, "cpu", steps, common, worker_s=10.0, prepare_s=7.0, cache_mb=5, labels_mb=1.5,
+                    probabilities_mb=20)  # fmt: skip
 
 
 def test_a_run_takes_its_start_steps_validations_and_checkpoints(tmp_path: Path) -> None:
@@ -132,6 +149,12 @@ def test_runs_are_dealt_to_the_worker_that_is_free(tmp_path: Path) -> None:
     disk = forecast.disk_mb(stages, 2)
     # Four runs keep two checkpoints each, and two are being written; MLflow has one model more.
     assert (disk["prepared cases"], disk["checkpoints"], disk["models"], disk["predictions"]) == (5, 100, 10, 6)
+    assert "probabilities, at most" not in disk
+    # Probabilities come with label maps, also where these were not asked for.
+    for labels in (True, False):
+        config = forecast.measured.config.model_copy(update={"keep_probabilities": True, "keep_predictions": labels})
+        kept = replace(forecast, measured=replace(forecast.measured, config=config)).disk_mb(stages, 2)
+        assert (kept["predictions"], kept["probabilities, at most"]) == (6, 80)
 
 
 def test_a_rung_is_over_before_the_next_begins(tmp_path: Path) -> None:
@@ -172,7 +195,17 @@ def test_a_plan_once_made_is_gone_on_with(tmp_path: Path) -> None:
 
     first = plan(budget=60.0)
     assert first.forecast is not None and not out.exists()
-    assert (len(first.plan.runs), first.plan.told) == (6, [])
+    grown = first.grid.epochs
+    assert (len(first.plan.runs), first.plan.told) == (6, [f"Planned to fit 60 minutes: {grown} epochs, as many as "
+                                                           "fit, instead of the recipe's 4."])  # fmt: skip
+    assert first.seconds is not None and 0.8 < first.seconds / 3600 <= PLANNED_SHARE
+    assert {run.config.epochs for run in first.plan.runs} == {grown}
+    (line,) = (line for line in plan_lines(first.plan, first.grid, first.seconds) if line.startswith("time"))
+    assert line.endswith("including the measurement, of a budget of 60 minutes")
+    asked = plan(budget=60.0, epochs=4)
+    assert (asked.grid.epochs, asked.plan.told) == (4, [])
+    shown = " ".join(" ".join(plan_lines(asked.plan, asked.grid, asked.seconds)).split())
+    assert shown.endswith("of a budget of 60 minutes: without --epochs, they would fill it")
     # As if it had been measured on a slower day.
     slower = first.plan.model_copy(update={"runs": first.plan.runs[:3], "told": ["fewer folds"]})
     adopt_plan(out, slower)

@@ -658,7 +658,7 @@ def test_a_run_that_someone_else_has_is_waited_for(tmp_path: Path) -> None:
         (["--seeds", "-1"], "--seeds: got -1; expected 0 or more"),
         (["--seeds", "0,0"], "--seeds: one is repeated in 0, 0"),
         (["--threads", "2"], "--threads: a comparison divides the cores among its jobs; pass --jobs instead"),
-        (["--epochs", "0"], "epochs: got 0, Input should be greater than or equal to 1"),
+        (["--epochs", "0"], "epochs: got 0; expected at least 1"),
         (["--out", "tiny_2d.yaml"], "--out: tiny_2d.yaml is no folder; name another one"),
         (["--out", "."], "--out: . is not empty and holds no comparison; name another folder"),
         (["--out", "tiny_2d.yaml/out"], "--out: cannot write in tiny_2d.yaml/out: Not a directory; "

@@ -1,6 +1,7 @@
 """Dry runs: measured, printed, and no trace left."""
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from tiny import tiny_manifest
 from pipelines.comparison import step_timing, step_timing_process
 from pipelines.comparison.budget import Forecast
 from pipelines.comparison.dry_run import ASSUMED_SD, detectable_difference, remaining_stages
+from pipelines.comparison.dry_run import dry_run as dry_run_lines
 from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.data.manifest import load_manifest
@@ -116,7 +118,7 @@ def _flat(shown: str) -> str:
 
 # Once by real processes.
 def test_everything_is_measured_and_no_file_remains(dry_run: Any, tmp_path: Path) -> None:
-    code, shown, err = dry_run("--folds", "0,1", "--epochs", "5", "--jobs", "2")
+    code, shown, err = dry_run("--folds", "0,1", "--epochs", "5", "--jobs", "2", "--probabilities")
     assert code == 0, err
     assert not (tmp_path / "out").exists()
     assert "3 losses x 2 folds x 1 seed = 6 runs of 5 epochs on tiny_2d; folds 0, 1; seed 0" in _flat(shown)
@@ -126,12 +128,19 @@ def test_everything_is_measured_and_no_file_remains(dry_run: Any, tmp_path: Path
         assert row is not None, shown
         assert float(row[1]) > 0 and int(row[3]) > 50
     assert re.search(r"about [\d a-z]+ in all, 2 jobs at a time", _flat(shown))
-    assert "8 cases; 2 comparisons with dice+binary_cross_entropy" in shown
+    evidence = "evidence 8 of 12 cases validate, those of folds 0, 1, and decide the verdict; 2 comparisons with dice+"
+    assert evidence in _flat(shown) and "patient" not in shown
+    steps = re.search(r"8 cases train in (\d+) steps per epoch, and 4 validate", _flat(shown))
+    assert steps is not None
+    assert f"{5 * int(steps[1])} optimizer steps per network (5 epochs of {steps[1]})" in _flat(shown)
+    assert re.search(r"^warning: +\d+ optimizer steps per network, fewer than 200: the verdict", shown, re.M)
+    assert f"take --epochs {math.ceil(200 / int(steps[1]))} or more" in _flat(shown)
     alone, family = (least_difference(ASSUMED_SD, 8, comparisons=k) for k in (1, 2))
     assert f"{alone:.4f} Dice where it is the only one tested; {family:.4f} Dice as one of 2." in _flat(shown)
     assert "does not include the variation of retraining" in _flat(shown)
     assert "standard deviation of 0.018 Dice" in _flat(shown)
-    assert re.search(r"^disk +\d+ MB more \(prepared cases", shown, re.M) and "warning" not in shown
+    assert re.search(r"^disk +\d+ MB more \(prepared cases", shown, re.M) and shown.count("warning") == 1
+    assert "probabilities, at most under 1 MB" in _flat(shown)
     assert "Too few" not in shown
 
 
@@ -185,6 +194,24 @@ def test_remaining_epochs_are_counted(tmp_path: Path) -> None:
     assert remaining_stages(folder, plan, grid, forecast) == [[RunShape("tversky", 0, 8, 3), *run_shapes(grid)[3:]]]
 
 
+def test_enough_steps_are_no_warning_and_patients_are_counted_where_they_are_named(tmp_path: Path) -> None:
+    loaded = load_manifest(tiny_manifest(tmp_path, dims=2, cases=12))
+    cases = [case.model_copy(update={"patient": f"p{case.fold}"}) for case in loaded.cases]
+    manifest = loaded.model_copy(update={"cases": cases})
+    config = RunConfig(manifest="tiny", batch_size=2, accumulate=3, patch_size=(8, 8))
+    steps = {"dice": Step(1.0), "focal": Step(1.0)}
+    forecast = Forecast(Measured(config, "cpu", steps, Common(), 1.0, 1.0, 1.0), manifest)
+    # Four batches of two, accumulated to two steps.
+    for epochs, warned in ((99, True), (100, False)):
+        plan = make_plan([config.model_copy(update={"loss": loss, "epochs": epochs}) for loss in steps], [0], [0],
+                         "tiny", "0" * 64, reference="dice")  # fmt: skip
+        grid = RunGrid(tuple(steps), (0,), (0,), epochs)
+        shown = _flat("\n".join(dry_run_lines(tmp_path / "none", plan, grid, forecast, 1)))
+        assert f"{2 * epochs} optimizer steps per network ({epochs} epochs of 2)" in shown
+        assert ("fewer than 200" in shown, "take --epochs 100 or more" in shown) == (warned, warned)
+        assert "1 of 3 patients (4 cases) validate, those of fold 0, and decide the verdict" in shown
+
+
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
 @pytest.mark.usefixtures("where")
 @_both
@@ -210,7 +237,7 @@ def test_failing_losses_are_reported_and_the_others_measured(
     assert re.search(r"^failing\.Dies +1 +0 +- +- ", shown, re.M) and re.search(r"^dice +1 +0 +\d+\.\d+ ", shown, re.M)
     assert "warning: failing.Diverges fails: the loss is nan in epoch 1" in _flat(shown)
     assert "failing.Dies fails: its process died (signal 9); often a lack of memory" in _flat(shown)
-    assert "4 cases; 3 pairs of 3 losses" in shown
+    assert "4 of 12 cases validate, those of fold 0, and decide the verdict; 3 pairs of 3 losses" in _flat(shown)
     assert "Too few cases: none of 3 pairs can be significant below 6 cases" in _flat(shown)
     assert "found with 80 % power: none at all" in _flat(shown)
 
@@ -223,21 +250,26 @@ def _plan(**further: float | None) -> Any:
 
 def test_several_primary_metrics_are_one_family() -> None:
     cases = [SimpleNamespace(id=f"c{number}", patient=f"c{number}") for number in range(16)]
-    manifest: Any = SimpleNamespace(split=lambda fold: ([], cases))
+    manifest: Any = SimpleNamespace(split=lambda fold: ([], cases), folds=lambda: (0,))
     grid = RunGrid(("dice", "focal", "tversky"), (0,), (0,), 1)
     shown = _flat("\n".join(detectable_difference(_plan(nsd=None, hd95_mm=1.0), grid, manifest)))
     family = least_difference(ASSUMED_SD, 16, level=0.05 / 6)
-    assert "16 cases; 2 comparisons with dice, in each of 3 primary metrics" in shown
+    assert (
+        "all 16 cases validate, those of fold 0, and decide the verdict; 2 comparisons with dice, in each of 3 primary metrics"
+        in shown
+    )
     assert f"{family:.4f} Dice as one of 6." in shown
-    few = SimpleNamespace(split=lambda fold: ([], cases[:7]))
+    few = SimpleNamespace(split=lambda fold: ([], cases[:7]), folds=lambda: (0,))
     shown = _flat("\n".join(detectable_difference(_plan(nsd=None, hd95_mm=1.0), grid, few)))
     assert "none of 2 comparisons can be significant below 8 cases" in shown
 
 
 def test_the_unit_is_the_patient_where_patients_have_names() -> None:
     cases = [SimpleNamespace(id=f"c{number}", patient=f"p{number // 2}") for number in range(16)]
-    manifest: Any = SimpleNamespace(split=lambda fold: ([], cases))
+    manifest: Any = SimpleNamespace(split=lambda fold: ([], cases), folds=lambda: (0,))
     plan = _plan()
     shown = _flat("\n".join(detectable_difference(plan, RunGrid(("dice", "focal"), (0,), (0,), 1), manifest)))
-    assert "8 patients; 1 comparison with dice" in shown
+    assert (
+        "all 8 patients (16 cases) validate, those of fold 0, and decide the verdict; 1 comparison with dice" in shown
+    )
     assert "Dice over patients, as" in shown and re.search(r"0\.01, needs \d+ patients\.", shown)

@@ -184,18 +184,23 @@ def test_failed_runs_of_the_rung_under_way_are_trained_again(tmp_path: Path, mon
 
 def test_budget_and_halving_together(tmp_path: Path) -> None:
     """Three folds were asked for, so the first screens; what is planned is fitted with the screening in it."""
-    request = _request(tiny_manifest(tmp_path, dims=2, cases=24), budget=30.0, folds=[0, 1, 2])
+    request = _request(tiny_manifest(tmp_path, dims=2, cases=24), budget=30.0, folds=[0, 1, 2], epochs=4)
     steps = {config.loss: Step(1.0) for config in request.configs}
     common = Common(case_s=0.5, start_s=3.0, save_s=0.25)
     found = Measured(request.configs[0], "cpu", steps, common, worker_s=10.0, prepare_s=7.0, cache_mb=5)
 
-    def planned(minutes: float) -> Planned:
-        limited = dataclasses.replace(request, budget=minutes)
+    def planned(minutes: float, **changes: Any) -> Planned:
+        limited = dataclasses.replace(request, budget=minutes, **changes)
         return plan_comparison(tmp_path / "out", limited, measured=False, measure=lambda *_: found)
 
     whole = planned(30.0)
     assert whole.plan.halving is not None and whole.plan.halving.fold == 0
     assert (whole.grid.folds, whole.grid.epochs, whole.plan.told) == ((1, 2), 4, [])
+    # Epochs that were not asked for fill the budget, with those of the screening.
+    filled = planned(30.0, epochs=None)
+    assert filled.plan.halving is not None and filled.seconds is not None and filled.grid.epochs > 4
+    assert filled.plan.halving.rungs == [round(filled.grid.epochs / 4), round(filled.grid.epochs / 2)]
+    assert 0.9 < filled.seconds / (30 * 60 * PLANNED_SHARE) <= 1
     # Of e epochs a run takes 3 + e * 12.25 s; in a stage more for its workers, and the rest.
     rungs, full = 5 * 15.25 + 3 * 27.5 + 20, 52.0
     less = planned((rungs + 6 * full + 47 - 1) / 60 / PLANNED_SHARE)

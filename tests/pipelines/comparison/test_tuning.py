@@ -221,7 +221,7 @@ def test_the_trials_are_counted_in_forecasts_and_budgets(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         tune(Comparison(out, plan), request.configs)
     assert remaining_stages(out, plan, planned.grid, forecast) == [trial[1:], *stages[1:]]
-    budget = dataclasses.replace(request, budget=30.0)
+    budget = dataclasses.replace(request, budget=30.0, epochs=planned.grid.epochs)
     fitted = plan_comparison(tmp_path / "other", budget, measured=False, measure=lambda *_: found)
     assert fitted.seconds is not None
     assert fitted.seconds == pytest.approx(forecast.total_s(stages, 1), abs=5)

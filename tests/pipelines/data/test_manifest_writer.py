@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -399,6 +400,38 @@ def test_the_command_writes_a_manifest_that_passes(msd: Path, tmp_path: Path) ->
     assert out.read_bytes() != before
 
 
+@pytest.mark.parametrize(
+    ("classes", "names", "regions", "order", "ignore"),
+    [
+        ("1=organ, 2=shell, 3=lesions", ["background", "organ", "shell", "lesions"], {}, (), None),
+        ("1=organ,2=shell,3=ignore", ["background", "organ", "shell"], {}, (), 3),
+        (
+            "1+2+3=whole,1+3=core,3=enhancing",
+            ["background", "class_1", "class_2", "enhancing"],
+            {"whole": (1, 2, 3), "core": (1, 3), "enhancing": (3,)},
+            (2, 1, 3),
+            None,
+        ),
+    ],
+)
+def test_classes_are_named_as_in_other_commands(
+    classes: str, names: list[str], regions: dict[str, Any], order: tuple[int, ...], ignore: int | None,
+    msd: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    out = tmp_path / "thing.yaml"
+    code, _, err = call_medloss("manifest", msd, "--out", out, "--folds", 2, "--classes", classes)
+    assert (code, err) == (0, "")
+    manifest = load_manifest(out)
+    assert (list(manifest.classes.values()), manifest.regions) == (names, regions)
+    assert (manifest.region_order, manifest.ignore, len(manifest.cases)) == (order, ignore, 4)
+    assert call_medloss("check", out, "--data-root", msd)[0] == 0
+    code, printed, _ = call_medloss("check", msd, "--classes", classes)
+    assert code == 0 and names[-1] in printed
+    # A label that has no name is no class: its cases are excluded, as with a dataset.json.
+    code, _, err = call_medloss("manifest", msd, "--out", tmp_path / "few.yaml", "--folds", 2, "--classes", "1=organ")
+    assert code == 2 and "label values without a class: 2" in err
+
+
 def test_the_commands_default_is_a_file_here_by_the_folders_name(
     msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,6 +497,9 @@ def _nothing(folder: Path) -> None:
         ),
         (_nothing, ["{msd}", "--folds", "1"], "Invalid value for '--folds'"),
         (_nothing, ["{msd}", "--folds", "2", "--name", "two words"], "name: got 'two words'; expected letters"),
+        (_nothing, ["{msd}", "--classes", "1:organ"], "--classes: got '1:organ'; expected labels with names, such as"),
+        (_nothing, ["{msd}", "--classes", "1=a,1=b"], "--classes: the label 1 has two names; expected one"),
+        (_nothing, ["{msd}", "--classes", "1=a,1+2=b"], "all labels of a are in later regions; expected larger"),
         (_nothing, ["{msd}", "--folds", "2", "--name", ""], "name: got ''; expected letters"),
         (_nothing, ["{msd}", "--folds", "2", "--patient", "("], "patient: '(' is not a valid regular expression"),
         (_nothing, ["{msd}", "--folds", "2", "--patient", r"\d+"], r"patient: '\d+' matches nothing in 'a'"),

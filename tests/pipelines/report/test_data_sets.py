@@ -79,6 +79,23 @@ def test_another_metric_and_another_reference(tmp_path: Path) -> None:
     assert not (tmp_path / "none" / "plots" / "pooled.png").exists()
 
 
+def test_a_further_primary_metric(tmp_path: Path) -> None:
+    gains = {"ref": 0, "a": 0.03, "b": -0.02}
+    folders = [_report(tmp_path, name, gains, metric="dice,iou") for name in ("liver", "heart")]
+    code, _, err = call_medloss("report", *folders, "--metric", "iou", "--out", tmp_path / "iou")
+    assert (code, err) == (0, "")
+    found = json.loads((tmp_path / "iou" / "analysis.json").read_text())["data_sets"][0]
+    liver = json.loads((folders[0] / "analysis.json").read_text())
+    of_iou = liver["several"]["analyses"]["iou"]
+    assert "iou" not in liver["secondary"]
+    compared = next(compared for compared in of_iou["comparisons"] if compared["loss"] == "a")
+    assert found["differences"]["a"][0] == compared["difference"]
+    assert found["means"] == {ranked["loss"]: ranked["mean"] for ranked in of_iou["ranking"]}
+    # What is refused names it among the metrics that the report has.
+    code, _, err = call_medloss("report", *folders, "--metric", "nsd", "--out", tmp_path / "nsd")
+    assert code == 2 and "its report has dice, iou, compared with ref; expected nsd" in err
+
+
 def test_comparisons_next_to_a_report(tmp_path: Path) -> None:
     made_comparison(tmp_path / "made", [REFERENCE, "dice", "focal"], seeds=(0, 1))
     other = _report(tmp_path, "other", {REFERENCE: 0, "dice": 0.01, "tversky": 0.02}, reference=REFERENCE)

@@ -84,6 +84,18 @@ def test_the_first_screen_has_costs_and_misses() -> None:
     assert facts["Cost"] == "Not recorded: the table has scores only."
 
 
+def test_the_first_screen_names_each_primary_metric() -> None:
+    table = long_table(_scores(3, 30))
+    table["nsd"] = table["dice"] ** 2
+    checked = check_table(table, METRICS)
+    found = analyse(checked, reference="loss_00", further={"nsd": None}, bootstraps=20)
+    assert found.several is not None
+    dice, nsd = (found.several.analyses[name].reach.difference_family for name in ("dice", "nsd"))
+    facts = _facts(found, Collected("made.csv", checked, ()))
+    expected = f"Most losses have to differ by {dice:.4f} in Dice and {nsd:.4f} in NSD to be found with 80 % power"
+    assert expected in facts["On what"]
+
+
 def test_the_table_of_a_failed_loss_counts_its_predictions() -> None:
     values = _scores(3, 10)
     values["loss_01"][:2] = np.nan

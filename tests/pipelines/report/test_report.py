@@ -20,7 +20,7 @@ from pipelines.evaluation.metrics import METRICS
 from pipelines.report.collect import Collected, Cost, from_csv, from_folder, select
 from pipelines.report.page import _pairs
 from pipelines.report.plots.forest import forest_limits
-from pipelines.report.plots.training import pareto_front
+from pipelines.report.plots.training import draw_cost, unbeaten
 from pipelines.report.write import write_report
 from pipelines.runs.comparison_folder import require_plan, run_folder
 from pipelines.runs.plan import DEFAULT_REFERENCE, PlannedRun
@@ -326,15 +326,22 @@ def test_files_of_an_older_report_are_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "r" / "tables" / "comparisons.csv").exists()
 
 
-def test_pareto_front() -> None:
-    table = check_table(
-        long_table({"slow": [0.9, 0.9], "fast": [0.5, 0.5], "bad": [0.4, 0.4], "mid": [0.8, 0.8]}), METRICS
-    )
-    analysis = analyse(table, reference=None, bootstraps=10)
-    times = {"slow": 9.0, "fast": 1.0, "bad": 2.0, "mid": 9.0}
+def test_time_and_score_is_no_ranking_within_chance() -> None:
+    random = np.random.default_rng(0)
+    means = {"slow": 0.9, "mid": 0.898, "fast": 0.5, "bad": 0.4, "late": 0.8}
+    table = check_table(long_table({loss: mean + random.normal(0, 0.02, 20) for loss, mean in means.items()}), METRICS)
+    analysis = analyse(table, reference="mid", bootstraps=10)
+    times = {"slow": 9.0, "mid": 9.9, "fast": 1.0, "bad": 2.0, "late": 8.5}
     costs = {loss: Cost(epoch_s=time, peak_mb=None, seconds=None, runs=1) for loss, time in times.items()}
-    assert pareto_front(analysis, costs) == ["fast", "slow"]
-    assert pareto_front(analysis, {"bad": costs["bad"]}) == ["bad"]
+    # The mean of mid is lower, and its time longer, but neither by more than chance; late is beaten, though faster.
+    assert sorted(unbeaten(analysis, costs)) == ["fast", "mid", "slow"]
+    assert unbeaten(analysis, {"bad": costs["bad"]}) == ["bad"]
+    collected = Collected("made.csv", table, (), costs=costs)
+    axes = draw_cost(analysis, collected).axes[0]
+    # Points and intervals alone: no line joins two losses.
+    assert all(len(set(line.get_xdata())) == 1 for line in axes.lines)
+    bold = {text.get_text() for text in axes.texts if text.get_weight() == "bold"}
+    assert bold == {"fast", "mid", "slow"}
 
 
 def test_one_wide_interval_does_not_hide_the_others() -> None:

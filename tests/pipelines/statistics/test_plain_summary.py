@@ -54,6 +54,21 @@ def test_two_sentences(gains: dict[str, float], options: dict[str, Any], first: 
     assert f"{found.primary.patients} cases" in answer
 
 
+@pytest.mark.parametrize(
+    ("gains", "noise", "first"),
+    [
+        ({"ref": 0, "top": 0.02, "poor": -0.05}, 0.05, "; top had the best mean Dice, {top}, which may be chance."),
+        ({"ref": 0, "same": 0.001}, 0.004, "; same had the best mean Dice, {same}, and is equivalent to it."),
+        ({"ref": 0, "poor": -0.05}, 0.004, "; it also had the best mean Dice, {ref}."),
+        ({"ref": 0, "twin": 0, "low": -0.1}, 0, "; ref and twin share the best mean Dice, {ref}, which may be chance."),
+    ],
+)
+def test_the_best_mean_is_named_where_none_is_better(gains: dict[str, float], noise: float, first: str) -> None:
+    found = _analysed(gains, noise=noise)
+    means = {ranked.loss: f"{ranked.mean:.4f}" for ranked in found.primary.ranking}
+    assert found.summary[0].endswith(first.format(**means))
+
+
 def test_the_interval_is_that_of_the_comparison() -> None:
     found = _analysed({"ref": 0, "good": 0.05})
     compared = found.primary.comparisons[0]

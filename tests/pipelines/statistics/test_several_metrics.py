@@ -13,6 +13,7 @@ from results_tables import long_table
 from pipelines.evaluation.metrics import METRICS
 from pipelines.statistics.analysis import analyse
 from pipelines.statistics.mean_difference import ALPHA
+from pipelines.statistics.plain_summary import next_steps
 from pipelines.statistics.results import Analysis
 from pipelines.statistics.several_metrics import over_metrics
 from pipelines.statistics.table import check_table
@@ -216,9 +217,13 @@ def test_the_plain_summary_is_of_the_family() -> None:
     table["nsd"] = long_table(nsd)["dice"].to_numpy()
     found = analyse(check_table(table, METRICS), reference="ref", further={"nsd": None}, bootstraps=20)
     assert found.summary[0].startswith("In Dice, the first of 2 primary metrics, no loss was shown to be better")
-    assert "but one was in NSD" in found.summary[0]
+    assert found.summary[0].endswith(" In NSD, a was better.") and " the best mean Dice, " in found.summary[0]
+    assert found.summary[1].startswith("In Dice: The other loss, a, is ")
+    assert " in Dice) with 80 % power" in " ".join(next_steps(found))
     first = analyse(check_table(table, METRICS), metric="nsd", reference="ref", further={"dice": None}, bootstraps=20)
     assert "over all 2 comparisons" in first.summary[1]
+    assert first.summary[0].endswith(" In Dice, no loss was shown to be better.")
     pair = analyse(check_table(table, METRICS), metric="nsd", reference=None, further={"dice": None}, bootstraps=20)
     assert pair.primary.pair is not None
+    assert pair.summary[0].endswith(" In Dice, no loss was shown to be better.")
     assert pair.primary.pair.p_adjusted == pytest.approx(pair.primary.omnibus.p_adjusted[0][1])
