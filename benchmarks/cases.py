@@ -84,7 +84,6 @@ class Row:
     Attributes:
         low, high: quartiles of `total`.
         peak: memory beyond the inputs in sizes of the logits, the gradient included; None where it was not measured.
-        step: a whole training step, in the group `training`.
         note: why nothing was measured.
     """
 
@@ -106,7 +105,6 @@ class Row:
     high: float | None = None
     rounds: int = 0
     peak: float | None = None
-    step: float | None = None
     note: str = ""
 
     @property

@@ -1,7 +1,7 @@
 """Our losses compared with MONAI's, torch's and kornia's: time and memory, in both of the allocator's regimes.
 
 python -m benchmarks.losses                      # the goals' table
-python -m benchmarks.losses --full               # all sizes, growth, training steps
+python -m benchmarks.losses --full               # all sizes, growth
 python -m benchmarks.losses --group hausdorff    # one part again
 python -m benchmarks.losses --report-only        # tables and figures from the results' file
 """

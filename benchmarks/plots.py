@@ -1,4 +1,4 @@
-"""The figures: shares of MONAI's time, the losses compared with Dice, growth, and a training step."""
+"""The figures: shares of MONAI's time, the losses compared with Dice, and growth."""
 
 from io import BytesIO
 from pathlib import Path
@@ -30,7 +30,7 @@ def draw_all(rows: list[Row], folder: Path, prefix: str) -> dict[str, str]:
     Returns:
         Group to the picture's file name.
     """
-    makers = {"goals": _goals, "others": _others, "growth": _growth, "training": _training, "grid": _grid}
+    makers = {"goals": _goals, "others": _others, "growth": _growth, "grid": _grid}
     names = {}
     for group, make in makers.items():
         chosen = [r for r in rows if r.group == group and r.total is not None]
@@ -108,29 +108,6 @@ def _growth(rows: list[Row]) -> Figure:
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xticks([], minor=True)
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return out
-
-
-def _training(rows: list[Row]) -> Figure:
-    """The loss's share of a training step, forward and backward."""
-    regimes = list(dict.fromkeys(r.regime for r in rows))
-    labels = list(dict.fromkeys((r.loss, r.library) for r in rows))
-    out = figure(4.6 * len(regimes) + 1, 1.2 + 0.24 * len(labels))
-    for axes, regime in zip(_panels(out, 1, len(regimes)), regimes, strict=True):
-        for r in rows:
-            if r.regime == regime and r.step and r.forward is not None and r.backward is not None:
-                place = labels.index((r.loss, r.library))
-                first = place == 0
-                ahead, back = 100 * r.forward / r.step, 100 * r.backward / r.step
-                axes.barh(place, ahead, color="#0072B2", label="loss, forward" if first else None)
-                axes.barh(place, back, left=ahead, color="#E69F00", hatch="//", edgecolor="white",
-                          label="loss, backward" if first else None)  # fmt: skip
-                axes.text(ahead + back + 0.5, place, f"{ahead + back:.1f}", va="center", fontsize=7.5)
-        names = [loss if library == "medloss" else f"{loss} ({library})" for loss, library in labels]
-        axes.set_yticks(range(len(labels)), names)
-        axes.set(title=EXPLAINED[regime][0], xlabel="share of the step, %", ylim=(len(labels) - 0.4, -0.6))
-        axes.margins(x=0.12)
-    _legend(out)
     return out
 
 

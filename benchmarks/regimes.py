@@ -40,7 +40,7 @@ def run_everywhere(case: Case) -> list[Row]:
     if case.device == "cuda":
         return run_in_regime(case, CACHING)
     rows = [r for regime in (FRESH, RECYCLED) for r in run_in_regime(case, regime)]
-    if case.group in ("training", "transform"):
+    if case.group == "transform":
         return rows
     exact = {_contender(r): r for r in run_in_regime(case, EXACT)}
     return [_with_peak(r, exact[_contender(r)]) if r.regime == FRESH else r for r in rows]

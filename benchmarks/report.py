@@ -9,7 +9,7 @@ from benchmarks.gpu_report import not_measured
 from benchmarks.plots import draw_all
 from benchmarks.regimes import EXPLAINED
 from benchmarks.results import Group, all_rows, read_results
-from benchmarks.tables import Reference, comparison_table, growth_table, training_table, verdict_table
+from benchmarks.tables import Reference, comparison_table, growth_table, verdict_table
 from benchmarks.transforms import bandwidth
 from pipelines.utils.files import write_text
 
@@ -30,15 +30,14 @@ _TITLES = {
     "transform": "The Euclidean transform and a copy",
     "grid": "Sizes, classes and types",
     "growth": "Growth",
-    "training": "The loss's share of a training step",
 }
 _HOW = """\
 Medians over rounds in which the sides take turns on the same tensors, forward plus backward (milliseconds; in
 brackets the two separately). Each case and regime runs in a separate process, warmed up by eight rounds (by two for
-training steps, logits of more than 100 million numbers, and the slow losses at large sizes in "Growth"). *peak*: the
-peak memory beyond logits and target, including the gradient, relative to the size of the logits, by the kernel's
-count of resident pages, in a third process in which large tensors are returned to the system at once (on a GPU by
-torch's allocator). The target is an index map of uint8; each side converts it as it needs, and ours checks it, as in
+logits of more than 100 million numbers, and the slow losses at large sizes in "Growth"). *peak*: the peak memory
+beyond logits and target, including the gradient, relative to the size of the logits, by the kernel's count of
+resident pages, in a third process in which large tensors are returned to the system at once (on a GPU by torch's
+allocator). The target is an index map of uint8; each side converts it as it needs, and ours checks it, as in
 training."""
 
 
@@ -93,8 +92,6 @@ def _lines(device: str, groups: dict[str, Group], folder: Path) -> list[str]:
 
 
 def _table(group: str, rows: list[Row]) -> list[str]:
-    if group == "training":
-        return training_table(rows)
     if group == "growth":
         return growth_table({axis: growth_slopes(rows, axis) for axis in ("voxels", "classes")})
     if group in ("goals", "grid"):

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable
 
-import medloss
 from benchmarks.cases import Case, Contender
-from benchmarks.contenders import ELSEWHERE, kernel_sets, sides_of
+from benchmarks.contenders import kernel_sets, sides_of
 
 #: Losses that are a formula a voxel, or of a region's sums.
 POINTWISE = (
@@ -122,13 +121,6 @@ def growth(device: str) -> list[Case]:
     return cases
 
 
-def training(device: str) -> list[Case]:
-    """A training step with each loss, and with MONAI's."""
-    best = kernel_sets(device, "float32")[0]
-    sides = (*_ours(tuple(medloss.LOSSES), best), *(Contender("MONAI", loss) for loss in ELSEWHERE["MONAI"]))
-    return [Case("training", sides, (64,) * 3, 3, 2, device=device, warmup=2, rounds=5)]
-
-
 def gpu(device: str) -> list[Case]:
     """What the goals for a GPU ask for."""
     if device != "cuda":
@@ -143,7 +135,7 @@ def gpu(device: str) -> list[Case]:
 
 GROUPS: dict[str, Callable[[str], list[Case]]] = {
     function.__name__: function
-    for function in (goals, entropy, others, more, lovasz, instances, mapped, hausdorff, gpu, grid, growth, training)
+    for function in (goals, entropy, others, more, lovasz, instances, mapped, hausdorff, gpu, grid, growth)
 }
 QUICK = ("goals", "entropy", "others", "more", "lovasz", "instances", "mapped", "hausdorff", "gpu")
 FULL = tuple(GROUPS)

@@ -42,23 +42,6 @@ def comparison_table(rows: list[Row], reference: Reference, of_what: str) -> lis
     return lines
 
 
-def training_table(rows: list[Row]) -> list[str]:
-    """What share of a training step the loss is."""
-    regimes = list(dict.fromkeys(r.regime for r in rows))
-    head = ["loss", "side", *(h for name in regimes for h in (f"{name}: step, ms", "loss, ms", "share"))]
-    lines = [_line(head), _line(["---"] * 2 + ["---:"] * (len(head) - 2))]
-    for loss, side in dict.fromkeys((r.loss, r.side) for r in rows):
-        cells = []
-        for name in regimes:
-            r = next((r for r in rows if (r.loss, r.side, r.regime) == (loss, side, name)), None)
-            if r is None or not r.step or r.total is None:
-                cells += ["", "" if r is None else r.note, ""]
-            else:
-                cells += [f"{1000 * r.step:.0f}", f"{1000 * r.total:.1f}", f"{r.total / r.step:.1%}"]
-        lines.append(_line([loss, side, *cells]))
-    return lines
-
-
 def growth_table(slopes: dict[str, dict[tuple[str, str], float]]) -> list[str]:
     """Fitted slopes."""
     lines = ["| loss | regime | slope over voxels | slope over classes |", "| --- | --- | ---: | ---: |"]

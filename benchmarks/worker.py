@@ -24,11 +24,6 @@ from benchmarks.scenes import scattered_lesions, scene
 
 def run_case(case: Case, regime: str) -> list[Row]:
     """A row of each contender: times, or in the regime `exact` peak memory."""
-    # Imported when asked for: the engines alone take as long to import as a small case takes to run.
-    if case.group == "training":
-        from benchmarks.training_share import training_rows
-
-        return training_rows(case, regime)
     if case.group == "transform":
         from benchmarks.transforms import transform_rows
 

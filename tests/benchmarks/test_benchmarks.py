@@ -84,11 +84,6 @@ def test_every_side_of_a_case_gets_a_row() -> None:
     assert all(r.total and r.forward and r.backward and r.rounds >= 1 for r in rows)
 
 
-def test_a_training_step_is_longer_than_its_loss() -> None:
-    rows = run_case(_case("training", (Contender("medloss", "hausdorff_dt"), Contender("MONAI", "dice"))), FRESH)
-    assert all(r.step and r.total and r.step > r.total for r in rows)
-
-
 def test_the_group_of_a_gpu_runs_on_any_device() -> None:
     rows = run_case(_case("transform", (Contender("medloss", "signed_distance_map"),)), FRESH)
     assert [r.library for r in rows] == ["medloss", "SimpleITK", "copy"]
@@ -116,8 +111,7 @@ def _made_rows() -> list[Row]:
             for regime in (FRESH, RECYCLED):
                 measured = {"forward": seconds / 2, "backward": seconds / 2, "total": seconds}
                 spread = {"low": 0.9 * seconds, "high": 1.1 * seconds, "rounds": 3, "peak": 1 + number / 10}
-                step = 4 * seconds if case.group == "training" else None
-                rows.append(row(case, side, regime, **measured, **spread, step=step))
+                rows.append(row(case, side, regime, **measured, **spread))
     return rows
 
 
@@ -138,7 +132,7 @@ def test_the_report_is_made_of_the_results_alone(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(losses.main, ["--report-only", "--device", "cpu", "--out", str(tmp_path)])
     assert outcome.exit_code == 0, outcome.output
     text = (tmp_path / "cpu.md").read_text()
-    for group in ("goals", "others", "growth", "training", "grid"):
+    for group in ("goals", "others", "growth", "grid"):
         assert f"(cpu-{group}.png)" in text
         assert (tmp_path / f"cpu-{group}.png").stat().st_size > 5000
     assert "Not measured on a GPU" in (tmp_path / "gpu.md").read_text()
