@@ -105,7 +105,7 @@ def trained_as(spec: str, schedule: str | None = None, arguments: Mapping[str, A
 
 
 def recipe_clip(spec: str, schedule: str | None = None) -> float | None:
-    """The largest norm of a step's gradient that a loss is trained with, where the training sets none itself.
+    """The largest norm of a step's gradient that a loss is trained with, if the training sets no smaller one.
 
     It is the least of those in the recipes of a balanced sum's terms; other sums and losses have none.
 

@@ -152,7 +152,8 @@ class Training:
         run = AutocastInferer(self.dtype, self.device, channels_last(manifest.dimensions))
         trained: Any = torch.compile(self.network) if config.compile else self.network
         loss = medloss.DeepSupervision(self.loss) if config.deep_supervision else self.loss
-        clip = recipe_clip(config.loss, config.loss_schedule) if config.clip is None else config.clip
+        norms = (config.clip, recipe_clip(config.loss, config.loss_schedule))
+        clip = min((norm for norm in norms if norm is not None), default=None)
         network = data_parallel(trained, self.device)
         step = TrainingStep(network, config.accumulate, clip, self.scaler, self.scheduler.step)
         self.trainer = create_trainer(

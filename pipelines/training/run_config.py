@@ -84,7 +84,7 @@ class RunConfig(BaseModel):
         warmup: fraction of all steps used for warm-up.
         weight_decay: the optimizer's.
         ema: decay of an average of the weights, used for validation and prediction; None: the weights themselves.
-        clip: largest norm of a step's gradient; None: that of the loss's recipe, else any.
+        clip: largest norm of a step's gradient; None: any. The recipe of a loss may set a smaller one.
         accumulate: batches per optimizer step.
         batch_size: items per batch, over all processes; None: 2 to 4, as memory allows.
         patch_size: voxels per axis; None: a median case, as memory allows.

@@ -280,9 +280,16 @@ def test_memory_format(dims: int, expected: torch.memory_format) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "clip", "expected"), [("dice", None, None), ("hausdorff_er", None, 1.0), ("hausdorff_er", 12.0, 12.0)]
+    ("loss", "clip", "expected"),
+    [
+        ("dice", None, None),
+        ("dice", 12.0, 12.0),
+        ("hausdorff_er", None, 1.0),
+        ("hausdorff_er", 12.0, 1.0),
+        ("hausdorff_er", 0.5, 0.5),
+    ],
 )
-def test_a_run_clips_as_its_config_or_else_its_loss_says(
+def test_a_run_clips_at_the_lesser_of_the_norms_of_its_config_and_its_loss(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loss: str, clip: float | None, expected: float | None
 ) -> None:
     seen: list[float | None] = []
