@@ -66,8 +66,8 @@ def broken(unforced: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         functions = {name: getattr(eager, name) for name in ("voxel_sums", "voxel_sums_backward", "entropy_map")}
         fake = SimpleNamespace(**functions | FAULTS[fault][0], supports=eager.supports, preferred=eager.preferred)
         monkeypatch.setattr(dispatch, "module", lambda name: fake if name == "numba" else eager)
-        monkeypatch.setattr(dispatch, "_best", dispatch._best.__wrapped__)  # what was remembered is of the real set
 
+    monkeypatch.setattr(dispatch, "_best", dispatch._best.__wrapped__)  # what was remembered is of the real set
     monkeypatch.setattr(dispatch, "_installed", lambda name: name != "triton")
     return put
 
