@@ -4,7 +4,7 @@ import ctypes
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+#: OpenMP passes an argument, which the callback has no use for.
+_BODY = ctypes.CFUNCTYPE(None)
 
 
 class Pool:
@@ -96,14 +97,20 @@ def _openmp_parallel() -> Any:
 def _run_in_team(parallel: Any, worker: Callable[[Any], None], numbers: "_Numbers", threads: int) -> None:
     errors: list[BaseException] = []
 
-    def body(_: Any) -> None:
+    def body() -> Iterator[None]:
         try:
+            yield
             worker(numbers)
-        except BaseException as error:  # an interrupt of the caller, too: nothing may leave a callback
+        except BaseException as error:
             numbers.stop()
             errors.append(error)
+        yield
 
-    parallel(_BODY(body), None, threads, 0)
+    # An interrupt of the caller that arrives as a function begins would be lost with the callback. These have begun.
+    bodies = [body() for _ in range(threads)]
+    for one in bodies:
+        next(one)
+    parallel(_BODY(map(next, bodies).__next__), None, threads, 0)
     if errors:
         raise errors[0]
 

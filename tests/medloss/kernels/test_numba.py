@@ -185,6 +185,27 @@ def test_nothing_hangs_when_the_interpreter_ends() -> None:
     assert not ran.stderr
 
 
+def test_no_interrupt_is_lost() -> None:
+    code = """if True:
+        import os, signal, threading, time
+        from medloss.kernels.thread_pool import POOL
+        POOL.run(list, 2, 2)
+        caught = 0
+        for number in range(40):
+            threading.Timer(0.01 + 0.0003 * number, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                until = time.monotonic() + 60
+                while time.monotonic() < until:
+                    POOL.run(list, 2, 2)
+            except KeyboardInterrupt:
+                caught += 1
+        print(caught)
+    """
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    assert (ran.stdout.strip(), ran.stderr) == ("40", "")
+
+
 # --- the cache -----------------------------------------------------------------------------------------------------
 
 CHILD = """if True:
