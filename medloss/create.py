@@ -82,7 +82,7 @@ def loss_class(name: str) -> type[nn.Module]:
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
             raise InputError(f"loss: '{name}' is no torch.nn.Module class; expected one")
         return found
-    raise InputError(f"loss: {unknown_loss(name)}")
+    raise InputError(unknown_loss(name))
 
 
 def accepted_arguments(cls: type[nn.Module]) -> set[str] | None:

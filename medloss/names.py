@@ -40,29 +40,91 @@ def loss_names(which: str = "all") -> tuple[str, ...]:
     return tuple(name for name, of in loss_sets().items() if which in ("all", of))
 
 
-def unknown_loss(name: str) -> str:
-    """The message for a name that no registered loss has; it contains the nearest name that one has."""
-    near = difflib.get_close_matches(name, loss_names(), n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'?" if near else f"the losses are {', '.join(loss_names())}"
-    return f"no loss '{name}'; {hint}"
+#: What other libraries and papers call a loss (in lower case, without `_` and without `loss` at the end): our name.
+_ALIASES = {
+    alias: name
+    for name, aliases in {
+        "binary_cross_entropy": "ce bce xent crossentropy log nll bcewithlogits softmaxcrossentropy "
+        "categoricalcrossentropy sparsecategoricalcrossentropy",
+        "weighted_cross_entropy": "wce weightedce wbce weightedbce",
+        "balanced_cross_entropy": "balancedce balancedbce",
+        "topk_cross_entropy": "topk topkce ohem",
+        "dice": "softdice dsc f1",
+        "generalized_dice": "gdl gdice gds generaliseddice",
+        "generalized_wasserstein_dice": "gwdl wasserstein wassersteindice",
+        "dice+binary_cross_entropy": "dicece dicebce cedice bcedice dicecrossentropy",
+        "dice+focal": "dicefocal focaldice",
+        "dice+topk_cross_entropy": "dicetopk",
+        "generalized_dice+focal": "generalizeddicefocal gdfl",
+        "tversky": "tl",
+        "focal_tversky": "ftl",
+        "focal": "fl",
+        "unified_focal": "ufl",
+        "lovasz": "iou jaccard softiou softjaccard miou lovaszsoftmax lovaszhinge",
+        "hausdorff_dt": "hd hd95 hausdorff hausdorffdistance hddt",
+        "hausdorff_er": "hder",
+        "log_hausdorff_dt": "loghausdorff loghausdorffdistance hdlog",
+        "boundary": "bd bl surface",
+        "structural_similarity": "ssim ssl",
+        "matthews_correlation": "mcc",
+        "exponential_logarithmic": "ell explog",
+        "log_cosh_dice": "logcosh lcdice",
+        "cldice": "softcldice softdicecldice centerlinedice",
+        "l1_ace": "ace",
+    }.items()
+    for alias in aliases.split()
+}
+#: What may be unclear of a suggested name.
+_EXPLAINED = {
+    "binary_cross_entropy": "is the softmax cross entropy where classes exclude each other, else a sigmoid per channel",
+    "lovasz": "extends the Jaccard index; the soft one is dice with jaccard=True",
+}
 
 
-def refuse_unknown_losses(expression: str) -> None:
-    """Refuse a sum of losses with a name in it that no registered loss has; dotted paths are not checked.
+def unknown_loss(*names: str) -> str:
+    """The message for names that no registered loss has; it contains the nearest name that one has, for each."""
+    near = {name: _nearest(name) for name in names}
+    if len(near) == 1:
+        ((name, found),) = near.items()
+        message = f"no loss '{name}'" + (f"; did you mean '{found}'?" if found else ";")
+    else:
+        shown = [f"'{name}'" + (f" (did you mean '{found}'?)" if found else "") for name, found in near.items()]
+        message = f"no losses {', '.join(shown)};"
+    suggested = {term for found in near.values() if found for term in found.split("+")}
+    notes = "".join(f" {name} {note};" for name, note in _EXPLAINED.items() if name in suggested)
+    return f"{message}{notes} `medloss losses` lists all"
+
+
+def _nearest(name: str) -> str | None:
+    """The registered loss, or the sum of some, that a name most likely means; None if there is none like it."""
+    registered = {_plain(one): one for one in loss_names()}
+    plain = _plain(name)
+    if plain in registered or plain in _ALIASES:
+        return registered.get(plain) or _ALIASES[plain]
+    return next(iter(difflib.get_close_matches(name, loss_names(), n=1, cutoff=0.4)), None)
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", "").removesuffix("loss")
+
+
+def refuse_unknown_losses(*expressions: str) -> None:
+    """Refuse sums of losses with names in them that no registered loss has; dotted paths are not checked.
 
     Args:
-        expression: as `parse_expression` reads it.
+        *expressions: as `parse_expression` reads them.
 
     Raises:
-        InputError: there is such a name, a preset that does not exist or does not have the loss, or the sum cannot be
-            read.
+        InputError: there are such names (all in one message), a preset that does not exist or does not have the loss,
+            or a sum cannot be read.
 
     Example:
         >>> from medloss.names import refuse_unknown_losses
         >>> refuse_unknown_losses("dice+0.5*monai.losses.FocalLoss")
     """
-    for term in parse_expression(expression):
-        if "." not in term.loss and term.loss not in loss_names():
-            raise InputError(f"loss: {unknown_loss(term.loss)}")
-        if term.preset and "." not in term.loss:
+    terms = [term for expression in expressions for term in parse_expression(expression) if "." not in term.loss]
+    if unknown := dict.fromkeys(term.loss for term in terms if term.loss not in loss_names()):
+        raise InputError(unknown_loss(*unknown))
+    for term in terms:
+        if term.preset:
             preset_arguments(term.preset, term.loss, softmax=True)

@@ -11,7 +11,7 @@ from medloss.voxelwise import VoxelwiseLoss, checked_label_smoothing
     "binary_cross_entropy",
     family="distribution",
     paper="Ma Yi-de et al. 2004, doi 10.1109/ISIMP.2004.1434171",
-    summary="cross entropy of each voxel",
+    summary="cross entropy per voxel: softmax where classes exclude each other, else a sigmoid per channel",
 )
 class BinaryCrossEntropyLoss(VoxelwiseLoss):
     r"""Cross entropy between the labels and the predicted distribution, per voxel.

@@ -43,6 +43,7 @@ def compare(
     """
     began = time.monotonic()
     # First the checks that do without the packages that a comparison takes seconds to import.
+    from medloss.names import refuse_unknown_losses
     from pipelines.cli.settings import refuse_untrainable, refuse_unused_rates, run_config, whole_numbers, with_settings
     from pipelines.data.manifest import load_manifest
     from pipelines.runs.comparison_folder import refuse_foreign
@@ -68,6 +69,7 @@ def compare(
     needs_engines = {"--dry-run": is_dry, **measured, "--register-model": how["register_model"] is not None}
     options = chosen_trainer(manifest, options, needs_engines | {"--schedule": schedule is not None})
     names, about = named_before(names, **verdict)
+    refuse_unknown_losses(*names)  # all wrong names in one line
     refuse_unused_rates(options.get("learning_rates"), names)
     refuse_repeated(names, folds, seeds)
     scheduled = _scheduled(names, schedule)
@@ -120,7 +122,7 @@ def compare(
         planned = plan_comparison(out, request, measured=is_dry, message=lambda line: click.echo(line, err=True))
         if is_dry:
             assert planned.forecast is not None  # a dry run is always measured
-            for line in dry_run(out, planned.plan, planned.grid, planned.forecast, jobs):
+            for line in dry_run(out, planned.plan, planned.grid, planned.forecast, jobs, planned.enough_minutes):
                 click.echo(line)
             if handover is not None:
                 click.echo(f"\nMeasured on this machine, and not where --executor {executor} would train.")

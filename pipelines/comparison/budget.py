@@ -23,6 +23,10 @@ from pipelines.utils.text import duration, listed
 _REST_STARTS = 3.0
 #: MB for small files, per run (tables, and their copy in MLflow) and in all (MLflow's empty store, logs, report).
 _RUN_MB, _REST_MB = 1.0, 10.0
+#: Below this number of steps per network, scores show how fast losses learn at first. In 20 epochs of 16 steps on the
+#: phantom, the 18 losses of the survey were, on average, 0.21 Dice below their last value after 80 steps, 0.055 after
+#: 160, and 0.007 after 240.
+LEAST_STEPS = 200
 #: The two newest checkpoints are kept.
 _CHECKPOINTS = 2
 
@@ -42,6 +46,10 @@ class Forecast:
     def optimizer_steps(self, fold: int) -> int:
         """Optimizer steps per epoch: fewer than steps where their gradients are accumulated."""
         return math.ceil(self.steps(fold) / self.measured.config.accumulate)
+
+    def epochs_of_enough_steps(self, fold: int) -> int:
+        """The least number of epochs that have `LEAST_STEPS` optimizer steps."""
+        return math.ceil(LEAST_STEPS / self.optimizer_steps(fold))
 
     def epoch_s(self, loss: str, fold: int) -> float:
         """Seconds of an epoch's steps; 0 for a loss that fails."""

@@ -41,11 +41,14 @@ def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequ
     Raises:
         UserError: the folder holds another comparison, or another process carries this one out; bad files.
     """
+    is_new = read_plan(folder) is None
+    if is_new:  # before the folder is made: where files are bad, none is left behind
+        _refuse_bad_files(plan, execution)
     folder.mkdir(parents=True, exist_ok=True)
     with held_lock(folder / "compare.lock", wait=lambda line: click.echo(line, err=True)) as held:
         if not held:
             raise UserError(f"--out: a comparison is at work in {folder}; see `medloss status {folder}`")
-        comparison = _begin(folder, plan, execution)
+        comparison = _begin(folder, plan, execution, is_new=is_new)
         try:
             comparison = screen(tune(comparison, configs), configs)
             mirror = comparison.mirror()
@@ -64,15 +67,18 @@ def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequ
     return 1 if any(state.state == "failed" for state in states) else 0
 
 
-def _begin(folder: Path, plan: Plan, execution: Execution) -> Comparison:
-    """Resume the folder's comparison, or begin it once its data are known to be good."""
-    if read_plan(folder) is not None:
-        plan = adopt_plan(folder, plan)
-    if execution.check and Comparison(folder, plan).unfinished:
+def _refuse_bad_files(plan: Plan, execution: Execution) -> None:
+    if execution.check:
         config = plan.runs[0].config
         refuse_bad_data(config.manifest, config.data_root, resample_channels=config.resample_channels)
-    # A new plan is not kept before the check: bad files are replaced, and the manifest then is another one.
+
+
+def _begin(folder: Path, plan: Plan, execution: Execution, *, is_new: bool) -> Comparison:
+    """Resume the folder's comparison, or begin a new one, whose data have been checked."""
+    # A new plan was not kept before the check: bad files are replaced, and the manifest then is another one.
     comparison = Comparison(folder, adopt_plan(folder, plan), execution)
+    if not is_new and comparison.unfinished:
+        _refuse_bad_files(comparison.plan, execution)
     if execution.retry_failed:
         comparison.forget_failures()
     return comparison
@@ -175,8 +181,9 @@ def _track(comparison: Comparison, mirror: Mirror, findings: Findings) -> None:
         server = "http://127.0.0.1:5000"
     else:
         click.echo(f"MLflow    {mirror.state['uri']}")
+    if mirror.registered is not None:
+        click.echo(f"model     {mirror.registered}, in MLflow's registry")
+    # Long addresses: last.
     for what, page in (("charts", mirror.page(server)), ("list", mirror.runs_page(server))):
         if up_to_date and page is not None:
             click.echo(f"{what:<10}{page}")
-    if mirror.registered is not None:
-        click.echo(f"model     {mirror.registered}, in MLflow's registry")

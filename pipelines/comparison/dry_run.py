@@ -1,13 +1,12 @@
 """What `--dry-run` prints: remaining runs, their time, memory and disk, and the differences they could detect."""
 
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
-from pipelines.comparison.budget import Forecast
+from pipelines.comparison.budget import LEAST_STEPS, Forecast
 from pipelines.comparison.execution import Comparison
 from pipelines.comparison.screening import begun_rungs
 from pipelines.data.manifest import Manifest
@@ -20,14 +19,19 @@ from pipelines.statistics.results import cases_needed, least_difference
 from pipelines.utils.text import Column, counted, duration, item, listed, numbers, table_lines
 
 
-def dry_run(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: int) -> Iterator[str]:
-    """The report of a dry run, line by line; `grid` has the plan's runs as if halving dropped no loss."""
+def dry_run(
+    folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: int, enough_minutes: int | None = None
+) -> Iterator[str]:
+    """The report of a dry run, line by line.
+
+    `grid` has the plan's runs as if halving dropped no loss; `enough_minutes` is that of `Planned`.
+    """
     stages = remaining_stages(folder, plan, grid, forecast)
     states = [] if read_plan(folder) is None else run_states(folder, plan)
     yield "Dry run: nothing is trained, and nothing is written."
     yield ""
     yield from plan_lines(plan, grid)
-    yield from _training(grid, forecast)
+    yield from _training(plan, grid, forecast, enough_minutes)
     yield from item("there", _existing(folder, plan, states))
     yield ""
     yield from _losses(grid, forecast, states)
@@ -39,13 +43,7 @@ def dry_run(folder: Path, plan: Plan, grid: RunGrid, forecast: Forecast, jobs: i
     yield from detectable_difference(plan, grid, forecast.manifest)
 
 
-#: Below this number of steps per network, scores show how fast losses learn at first. In 20 epochs of 16 steps on the
-#: phantom, the 18 losses of the survey were, on average, 0.21 Dice below their last value after 80 steps, 0.055 after
-#: 160, and 0.007 after 240.
-LEAST_STEPS = 200
-
-
-def _training(grid: RunGrid, forecast: Forecast) -> Iterator[str]:
+def _training(plan: Plan, grid: RunGrid, forecast: Forecast, enough_minutes: int | None) -> Iterator[str]:
     config, fold = forecast.measured.config, grid.folds[0]
     train, validate = (len(cases) for cases in forecast.manifest.split(fold))
     patch = " x ".join(map(str, config.patch_size or ()))
@@ -64,9 +62,20 @@ def _training(grid: RunGrid, forecast: Forecast) -> Iterator[str]:
         yield from item(
             "warning:",
             f"{counted(steps, 'optimizer step')} per network, fewer than {LEAST_STEPS}: the verdict would say which "
-            f"loss learns fastest at first, not which is best; take --epochs {math.ceil(LEAST_STEPS / per_epoch)} or "
-            "more",
+            f"loss learns fastest at first, not which is best; {_more_steps(plan, grid, forecast, enough_minutes)}",
         )
+
+
+def _more_steps(plan: Plan, grid: RunGrid, forecast: Forecast, enough_minutes: int | None) -> str:
+    """What to ask for to have enough steps; with a budget, more epochs alone would not fit."""
+    epochs = forecast.epochs_of_enough_steps(grid.folds[0])
+    if enough_minutes is None:
+        return f"take --epochs {epochs} or more"
+    asked = plan.asked
+    few = f"--epochs {epochs} and " if asked is not None and asked.epochs is not None and asked.epochs < epochs else ""
+    counts = {"folds": len(grid.folds) > 1, "seeds": len(grid.seeds) > 1, "losses": len(grid.losses) > 2}
+    fewer = " or ".join(noun for noun, is_reducible in counts.items() if is_reducible)
+    return f"take {few}--budget {enough_minutes}" + (f", or fewer {fewer}" if fewer else "")
 
 
 def _existing(folder: Path, plan: Plan, states: Sequence[RunState]) -> str:
@@ -221,8 +230,8 @@ def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iter
     yield from item(
         "",
         f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over {unit}s, as those of two "
-        "nnU-Nets on the hippocampus had. Yours is not known before training; the least difference grows in "
-        "proportion to it.",
+        "nnU-Nets on the hippocampus had. Yours is not known before training, and often 2 to 10 times as large; the "
+        "least difference grows in proportion to it.",
     )
     if plan.margin > 0:
         needed = cases_needed(plan.margin, sd, comparisons=correlated, level=level)

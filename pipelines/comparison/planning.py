@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.comparison.budget import Costs, Fitted, Forecast, Limits, fit
+from pipelines.comparison.budget import PLANNED_SHARE, Costs, Fitted, Forecast, Limits, fit
 from pipelines.comparison.screening import LEAST_EPOCHS, LEAST_LOSSES, plan_halving, plan_tuning, tuned
 from pipelines.comparison.step_timing import Measured, measure
 from pipelines.data.manifest import Manifest
@@ -61,6 +61,8 @@ class Planned:
     grid: RunGrid  #: with halving, as if no loss were dropped
     forecast: Forecast | None  #: None: nothing was measured
     seconds: float | None = None  #: of the whole command, where it was fitted into a budget
+    #: the least `--budget` in which everything that is asked for gets enough steps; None: there is no budget
+    enough_minutes: int | None = None
 
 
 def plan_comparison(
@@ -95,13 +97,14 @@ def plan_comparison(
         plan = _resumed(folder, begun, simple, request)
         refuse_another(folder, plan)
         forecast = _forecast(folder, request, message, measure) if measured else None
-        return Planned(plan, request.configs, _grid(plan), forecast)
+        enough = None if request.budget is None or forecast is None else _enough_minutes(request, asked, forecast)
+        return Planned(plan, request.configs, _grid(plan), forecast, enough_minutes=enough)
     # Before the measurement, which takes time.
     refuse_another(folder, simple.model_copy(update={"asked": request.asked}))
     forecast = _forecast(folder, request, message, measure) if measured or request.budget is not None else None
-    fitted = Fitted(asked, None, ())
+    fitted, enough = Fitted(asked, None, ()), None
     if request.budget is not None and forecast is not None:
-        fitted = _fitted(request, asked, forecast)
+        fitted, enough = _fitted(request, asked, forecast), _enough_minutes(request, asked, forecast)
     grid = fitted.grid
     by_loss = {config.loss: config.model_copy(update={"epochs": grid.epochs}) for config in request.configs}
     halving, tuning, _ = _before(request, grid)
@@ -110,7 +113,7 @@ def plan_comparison(
     runs = planned_runs([by_loss[loss] for loss in losses], list(grid.folds), list(grid.seeds))
     update = {"runs": runs, "asked": request.asked, "told": list(fitted.changes)}
     plan = simple.model_copy(update=update | {"halving": halving, "tuning": tuning})
-    return Planned(plan, request.configs, grid, forecast, fitted.seconds)
+    return Planned(plan, request.configs, grid, forecast, fitted.seconds, enough)
 
 
 def _forecast(
@@ -134,13 +137,26 @@ def _before(request: Request, grid: RunGrid) -> tuple[Halving | None, Tuning | N
     return halving, tuning, tuple(folds)
 
 
-def _fitted(request: Request, asked: RunGrid, forecast: Forecast) -> Fitted:
+def _total_s(request: Request, forecast: Forecast) -> Callable[[RunGrid], float]:
+    """The seconds that a grid's runs take, with all around them."""
     # Planning takes time as well, above all the measurement.
     spent = time.monotonic() - request.began
 
     def seconds(grid: RunGrid) -> float:
         halving, tuning, _ = _before(request, grid)
         return spent + forecast.total_s(forecast.stages(grid, halving, tuning), request.jobs)
+
+    return seconds
+
+
+def _enough_minutes(request: Request, asked: RunGrid, forecast: Forecast) -> int:
+    """The least budget in which everything that is asked for has `LEAST_STEPS`."""
+    grid = replace(asked, epochs=forecast.epochs_of_enough_steps(asked.folds[0]))
+    return math.ceil(_total_s(request, forecast)(grid) / 60 / PLANNED_SHARE)
+
+
+def _fitted(request: Request, asked: RunGrid, forecast: Forecast) -> Fitted:
+    seconds = _total_s(request, forecast)
 
     def patients(folds: tuple[int, ...]) -> int:
         return len({case.patient for fold in folds for case in request.manifest.split(fold)[1]})

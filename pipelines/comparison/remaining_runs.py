@@ -17,7 +17,8 @@ from pipelines.runs.comparison_folder import RunState, cache_folder, epochs_over
 from pipelines.utils.machine import available_cores
 from pipelines.utils.text import Column, counted, duration, fitted_table, numbers
 
-# The progress of a comparison: a live table on a terminal, a line per epoch elsewhere and in the log file.
+# The progress of a comparison: a live table on a terminal, elsewhere a line per run that ends; a line per event in the
+# log file.
 
 #: In a comparison's folder: a line per event.
 LOG = "compare.log"
@@ -60,9 +61,9 @@ class Display:
             self.under_way = self.done_before is not None
             self.done_before, self.started = done, time.monotonic()
         left = seconds_left(states, time.monotonic() - self.started, self.done_before)
-        for line in self._events(states, left):
+        for line, is_last in self._events(states, left):
             self._write(line)
-            if not self.console.is_terminal:
+            if is_last and not self.console.is_terminal:
                 click.echo(line, err=True)
         if not self.console.is_terminal:
             return
@@ -98,8 +99,8 @@ class Display:
             click.echo(f"warning: {self.log} cannot be written ({error.strerror}); events are not logged", err=True)
             self.log = None
 
-    def _events(self, states: list[RunState], left: float | None) -> Iterator[str]:
-        """A line per run that has begun, finished an epoch or ended since the last call."""
+    def _events(self, states: list[RunState], left: float | None) -> Iterator[tuple[str, bool]]:
+        """A line per run that has begun, finished an epoch or ended since the last call; and whether it has ended."""
         for number, state in enumerate(states, start=1):
             now, before = (state.state, state.epoch), self.shown.get(state.run.id)
             self.shown[state.run.id] = now
@@ -111,7 +112,7 @@ class Display:
             dice = "" if state.dice is None else f", dice {state.dice:.3f}"
             why = "" if state.error is None else f": {state.error}"
             rest = "" if left is None else f" ({duration(left)} left in all)"
-            yield f"[{number}/{len(states)}] {state.run.title}: {what}{dice}{why}{rest}"
+            yield f"[{number}/{len(states)}] {state.run.title}: {what}{dice}{why}{rest}", state.state != "running"
 
 
 def _bar(share: float, width: int = 20) -> str:

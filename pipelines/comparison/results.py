@@ -85,10 +85,11 @@ def print_results(comparison: Comparison, table: Table, report: Report | None) -
         click.echo(line)
     for line in _gaps(report):
         click.echo(line)
-    click.echo(f"\nruns      {folder / 'runs'}")
-    click.echo(f"table     {folder / 'table.csv'}, {folder / 'table.md'}")
+    click.echo("")
     if report is not None:
-        click.echo(f"report    {report.page}")
+        click.echo(f"report    {report.page}  (open this in a browser)")
+    click.echo(f"table     {folder / 'table.csv'}, {folder / 'table.md'}")
+    click.echo(f"runs      {folder / 'runs'}")
 
 
 def verdict_rows(table: Table, analysis: "Analysis") -> list[list[str]]:

@@ -22,6 +22,7 @@ from pipelines.data.layouts import is_label_name, nifti_files, pair_by_name, ste
 from pipelines.data.manifest import Case, Channel, Excluded, Manifest, load_manifest
 from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, digits, read_file, read_labels
 from pipelines.utils import UserError
+from pipelines.utils.text import counted
 
 # Checks of one case: problems are collected, not raised.
 
@@ -448,8 +449,13 @@ def refuse_bad_data(manifest: str, data_root: str | None, *, resample_channels: 
     more = len(report.offences) - _MAX_SHOWN
     if more > 0:
         click.echo(f"... and {more} more: `medloss check` lists them all", err=True)
-    files = len({offence.file for offence in report.offences})
-    raise UserError(
-        f"'{loaded.name}' has {'1 bad file' if files == 1 else f'{files} bad files'}: repair or exclude them, or pass "
-        "--no-check to train anyway"
-    )
+    files = {offence.file for offence in report.offences}
+    missing = {file for case in loaded.cases for file in case.files if file in files and not (root / file).exists()}
+    what = f"'{loaded.name}' has {counted(len(files), 'bad file')}"
+    if missing:  # no run could read them
+        many = "" if len(files) == 1 else f", of which {len(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        raise UserError(
+            f"{what}{many}: restore or repair {'it' if len(files) == 1 else 'them'}, or delete the case from "
+            f"{manifest}, or write the manifest again"
+        )
+    raise UserError(f"{what}: repair or exclude them, or pass --no-check to train anyway")

@@ -91,7 +91,7 @@ def hint(name: str) -> str:
     expected = f"expected weights above 0, such as 0{_POINT}5{_TIMES}{names[0]}"
     for loss, _, preset in (one.partition(_AT) for one in names):
         if loss not in loss_names():
-            expected = unknown_loss(loss)
+            expected = unknown_loss(loss).replace("+", _PLUS)
             break
         if preset and preset not in presets_of(loss):
             expected = f"no preset '{preset}' of {loss}; expected one of {', '.join(presets_of(loss))}"

@@ -89,7 +89,8 @@ def _cost(analysis: Analysis, collected: Collected) -> tuple[str, ...]:
         lines.append(f"All losses: {low if low == high else f'{low} to {high}'} per epoch.")
     if total := sum(cost.seconds or 0.0 for cost in costs.values()):
         runs = sum(cost.runs for cost in costs.values())
-        lines.append(f"{counted(runs, 'run')} took {duration(total)} together.")
+        added = "" if runs == 1 else " added up: less on the clock where several ran at a time"
+        lines.append(f"{counted(runs, 'run')} took {duration(total)}{added}.")
     return tuple(lines)
 
 

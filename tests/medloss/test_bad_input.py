@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 import medloss
 from medloss.distance.maps import distance_map
+from medloss.names import _ALIASES, _plain
 
 ONE_OF_A_FAMILY = ("focal", "dice", "hausdorff_dt", "combo")
 
@@ -289,7 +290,7 @@ CONSTRUCTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("cldice", {"smooth": -1.0}, "smooth: got -1.0; expected a number >= 0"),
     ("instance_wise", {"cells": "round"}, "cells: got 'round'; expected 'voronoi' or 'blob'"),
     ("instance_wise", {"connectivity": 5}, "connectivity: got 5; expected 26"),
-    ("instance_wise", {"loss": "dicee"}, "loss: no loss 'dicee'; did you mean 'dice'"),
+    ("instance_wise", {"loss": "dicee"}, "no loss 'dicee'; did you mean 'dice'"),
     ("instance_wise", {"loss": "dice+instance_wise"}, "loss: 'instance_wise' cannot be taken per instance"),
     ("instance_wise", {"loss": "generalized_wasserstein_dice"}, "loss: .* expected a loss of medloss for one channel"),
     ("instance_wise", {"loss": "monai.losses.DiceLoss"}, "loss: 'monai.losses.DiceLoss' cannot be taken per instance"),
@@ -418,7 +419,7 @@ def test_no_ball_that_fits_warns_and_gives_zero() -> None:
 def test_unknown_losses_name_the_nearest() -> None:
     for wrong, message in {
         "dise": "no loss 'dise'; did you mean 'dice'",
-        "xyzzy": "no loss 'xyzzy'; the losses are",
+        "xyzzy": "^no loss 'xyzzy'; `medloss losses` lists all$",
         "monai.losses.NoSuchLoss": "cannot import 'monai.losses.NoSuchLoss'",
         "no_such_package.Loss": "cannot import 'no_such_package.Loss'",
         "math.sqrt": "'math.sqrt' is no torch.nn.Module class",
@@ -427,6 +428,31 @@ def test_unknown_losses_name_the_nearest() -> None:
             medloss.create_loss(wrong)
     with pytest.raises(medloss.InputError, match="mapping without '_target_'"):
         medloss.create_loss({"gamma": 2})
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [
+    *((wrong, "binary_cross_entropy") for wrong in
+      ("cross_entropy", "crossentropy", "CrossEntropy", "CrossEntropyLoss", "ce", "CE", "bce", "BCEWithLogitsLoss")),
+    *((wrong, "dice+binary_cross_entropy") for wrong in ("dice_ce", "dicece", "DiceCELoss", "dice_cross_entropy")),
+    ("DiceFocalLoss", "dice+focal"), ("FocalTversky", "focal_tversky"), ("DiceLoss", "dice"), ("soft_dice", "dice"),
+    ("gdl", "generalized_dice"), ("hausdorff", "hausdorff_dt"), ("hd", "hausdorff_dt"), ("mcc", "matthews_correlation"),
+    ("ssim", "structural_similarity"), ("iou", "lovasz"), ("jaccard", "lovasz"), ("topk", "topk_cross_entropy"),
+])  # fmt: skip
+def test_usual_names_of_losses_lead_to_ours(wrong: str, meant: str) -> None:
+    with pytest.raises(medloss.InputError) as refusal:
+        medloss.create_loss(wrong)
+    message = str(refusal.value)
+    assert message.startswith(f"no loss '{wrong}'; did you mean '{meant}'? ")
+    assert message.endswith("`medloss losses` lists all") and "\n" not in message
+    assert ("is the softmax cross entropy" in message) == ("binary_cross_entropy" in meant)
+    medloss.CombinedLoss(meant, softmax=True)
+
+
+def test_every_alias_is_reached_and_means_losses() -> None:
+    """An alias with `_` or `loss` at its end would never be looked up; a registered name needs none."""
+    for alias, meant in _ALIASES.items():
+        assert _plain(alias) == alias and alias not in map(_plain, medloss.LOSSES)
+        assert set(meant.split("+")) <= set(medloss.LOSSES)
 
 
 def test_distance_maps_refuse_other_shapes() -> None:

@@ -133,7 +133,7 @@ REFUSED = [
     ("dice@mona", "dice@mona: no preset 'mona'; did you mean 'monai'?"),
     ("dice@x", "dice@x: no preset 'x'; the presets are survey, monai, nnunet, nnunet_nosmooth"),
     ("focal@nnunet", "focal@nnunet: nnunet has no focal; the presets that have it are survey, monai"),
-    ("dise@monai", "loss: no loss 'dise'; did you mean 'dice'?"),
+    ("dise@monai", "no loss 'dise'; did you mean 'dice'?"),
     ("dice@", "loss: cannot read 'dice@' in 'dice@'"),
     ("dice@monai@survey", "loss: cannot read 'dice@monai@survey'"),
 ]

@@ -232,7 +232,7 @@ def test_refuses_unknown_losses_before_reading_files(loss: str, tmp_path: Path) 
 def test_the_command_prints_one_line_and_exits_with_2(case: tuple[Path, Path]) -> None:
     code, out, err = call_medloss("explain", "--loss", "dise", "--image", case[0], "--label", case[1])
     assert (code, out) == (2, "")
-    assert err.splitlines() == ["error: loss: no loss 'dise'; did you mean 'dice'?"]
+    assert err.splitlines() == ["error: no loss 'dise'; did you mean 'dice'? `medloss losses` lists all"]
 
 
 def test_gallery_refuses_what_is_not_registered(tmp_path: Path) -> None:

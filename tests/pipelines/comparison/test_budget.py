@@ -10,7 +10,7 @@ import pytest
 from cli_call import call_medloss
 from tiny import tiny_manifest
 
-from pipelines.comparison.budget import PLANNED_SHARE, Costs, Fitted, Forecast, Limits, fit
+from pipelines.comparison.budget import LEAST_STEPS, PLANNED_SHARE, Costs, Fitted, Forecast, Limits, fit
 from pipelines.comparison.planning import Planned, Request, plan_comparison
 from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
@@ -218,6 +218,28 @@ def test_a_plan_once_made_is_gone_on_with(tmp_path: Path) -> None:
                         ({}, "it is planned with --budget, --tune-lr or --halving, and this one is not")):  # fmt: skip
         with pytest.raises(UserError, match=err):
             plan(**other)
+
+
+@pytest.mark.parametrize("halving", [False, True])
+def test_the_budget_that_is_named_for_enough_steps_has_them(tmp_path: Path, halving: bool) -> None:
+    manifest = tiny_manifest(tmp_path, dims=2, cases=24)
+
+    def plan(minutes: float) -> Planned:
+        request = _request(manifest, budget=minutes)
+        if halving:
+            more = [request.configs[0].model_copy(update={"loss": loss}) for loss in ("combo", "lovasz")]
+            request = replace(request, configs=[*request.configs, *more], halving=True)
+        slow = {loss: Step(4.0) for loss in ("dice", "focal", "tversky", "combo", "lovasz")}
+        return plan_comparison(tmp_path / "out", request, measured=False, measure=lambda *_: _measured(**slow))
+
+    few = plan(30.0)
+    assert few.forecast is not None and few.enough_minutes is not None and few.enough_minutes > 30
+    per_epoch = few.forecast.optimizer_steps(0)
+    assert few.grid.epochs * per_epoch < LEAST_STEPS
+    enough, less = plan(few.enough_minutes).grid, plan(few.enough_minutes - 2).grid
+    assert enough.epochs * per_epoch >= LEAST_STEPS > less.epochs * per_epoch
+    assert enough.losses == tuple(config.loss for config in plan(few.enough_minutes).configs)
+    assert plan_comparison(tmp_path / "out", _request(manifest), measured=True, measure=_measure).enough_minutes is None
 
 
 def test_the_time_that_measuring_took_is_gone(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from mirrored import history_of, stored
 from thread_workers import DIES, FAILS, FULL, WAITS, Workers, mirrored_status
 from tiny import tiny_manifest
@@ -24,6 +25,7 @@ from waiting import PROCESS_S, wait_for
 from pipelines import cli
 from pipelines.comparison.executors.local import execute
 from pipelines.comparison.worker import ending_in_order
+from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import RunState, adopt_plan, require_plan, run_folder, run_states, seconds_left
 from pipelines.runs.plan import Plan, PlannedRun, make_plan
@@ -646,7 +648,11 @@ def test_a_run_that_someone_else_has_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--losses", "dicee"], "loss: no loss 'dicee'; did you mean 'dice'?"),
+        (["--losses", "dicee"], "no loss 'dicee'; did you mean 'dice'? `medloss losses` lists all"),
+        (["--losses", "focal,ce,dice+hd", "--reference", "zzz+ce"],
+         "no losses 'zzz', 'ce' (did you mean 'binary_cross_entropy'?), 'hd' (did you mean 'hausdorff_dt'?); "
+         "binary_cross_entropy is the softmax cross entropy where classes exclude each other, else a sigmoid per "
+         "channel; `medloss losses` lists all"),
         (["--losses", "odd_module.Loss"], "loss: cannot import 'odd_module.Loss': No module named 'odd_module'"),
         (["--losses", ""], "--losses: got none; expected names by commas, or survey, more or all"),
         (["--losses", " , "], "--losses: got none; expected names by commas, or survey, more or all"),
@@ -679,6 +685,34 @@ def test_refusals(
     assert medloss(*arguments) == (2, "", f"error: {message}\n")
     left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "compare.lock"}
     assert left == before  # nothing was begun
+
+
+def test_missing_files_are_refused_and_leave_no_folder(
+    tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load(tiny_manifest(tmp_path, dims=2).read_text())
+    made = load_manifest("tiny_2d.yaml")
+    root = resolve_data(made, tmp_path)
+    del content["generator"]  # which would draw the file again
+    content["cases"] = [
+        {"id": case.id, "patient": case.patient, "image": case.images[0], "label": case.label, "fold": case.fold}
+        for case in made.cases
+    ]
+    Path("mine.yaml").write_text(yaml.safe_dump(content))
+    (root / content["cases"][0]["label"]).unlink()
+    arguments = ["compare", "mine.yaml", "--data-root", str(root), "--losses", "dice", "--epochs", "1", "--out", "out"]
+    code, _, err = medloss(*arguments)
+    assert (code, Path("out").exists()) == (2, False)
+    assert err == (
+        f"{content['cases'][0]['label']}: missing\n"
+        "error: 'tiny_2d' has 1 bad file: restore or repair it, or delete the case from "
+        f"{Path('mine.yaml').resolve()}, or write the manifest again\n"
+    )
+    image = root / content["cases"][1]["image"]
+    image.write_bytes(image.read_bytes()[:-50])
+    err = medloss(*arguments)[2]
+    assert "has 2 bad files, of which 1 is missing: restore or repair them" in err and "--no-check" not in err
 
 
 def test_status_shows_every_state(tmp_path: Path, medloss: Any) -> None:

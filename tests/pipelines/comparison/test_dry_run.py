@@ -25,7 +25,7 @@ from pipelines.comparison.step_timing import Measured
 from pipelines.comparison.step_timing_process import Common, Step
 from pipelines.data.manifest import load_manifest
 from pipelines.runs.comparison_folder import adopt_plan, run_folder
-from pipelines.runs.plan import RunGrid, RunShape, make_plan, run_shapes
+from pipelines.runs.plan import Asked, RunGrid, RunShape, make_plan, run_shapes
 from pipelines.statistics.results import least_difference
 from pipelines.training.run_config import RunConfig
 
@@ -210,6 +210,27 @@ def test_enough_steps_are_no_warning_and_patients_are_counted_where_they_are_nam
         assert f"{2 * epochs} optimizer steps per network ({epochs} epochs of 2)" in shown
         assert ("fewer than 200" in shown, "take --epochs 100 or more" in shown) == (warned, warned)
         assert "1 of 3 patients (4 cases) validate, those of fold 0, and decide the verdict" in shown
+
+
+@pytest.mark.parametrize(("folds", "losses", "epochs", "advice"), [
+    ((0, 1), 3, None, "take --budget 31, or fewer folds or losses"),
+    ((0,), 2, None, "take --budget 31"),
+    ((0,), 2, 60, "take --epochs 100 and --budget 31"),
+    ((0,), 2, 100, "take --budget 31"),
+])  # fmt: skip
+def test_with_a_budget_the_warning_of_few_steps_names_one_that_has_enough(
+    tmp_path: Path, folds: tuple[int, ...], losses: int, epochs: int | None, advice: str
+) -> None:
+    manifest = load_manifest(tiny_manifest(tmp_path, dims=2, cases=12))
+    config = RunConfig(manifest="tiny", batch_size=2, accumulate=3, patch_size=(8, 8), epochs=40)
+    names = ("dice", "focal", "tversky")[:losses]
+    forecast = Forecast(Measured(config, "cpu", {loss: Step(1.0) for loss in names}, Common(), 1.0, 1.0, 1.0), manifest)
+    asked = Asked(losses=list(names), folds=list(folds), seeds=[0], epochs=epochs, budget_minutes=14, halving=False,
+                  tune_lr=None)  # fmt: skip
+    configs = [config.model_copy(update={"loss": loss}) for loss in names]
+    plan = make_plan(configs, list(folds), [0], "tiny", "0" * 64, reference="dice").model_copy(update={"asked": asked})
+    shown = _flat("\n".join(dry_run_lines(tmp_path / "none", plan, RunGrid(names, folds, (0,), 40), forecast, 1, 31)))
+    assert f"not which is best; {advice} there nothing yet" in shown
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")

@@ -1,10 +1,13 @@
 """What a comparison prints: estimates while it runs, and at the end the verdict before the table."""
 
+import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made_comparison import made_comparison
+from rich.console import Console
 
 from pipelines.comparison.execution import Comparison
 from pipelines.comparison.remaining_runs import Display
@@ -37,7 +40,9 @@ def test_the_verdict_comes_first_and_the_table_has_its_evidence(
     shown = capsys.readouterr().out
     assert shown.startswith(f"\n{report.analysis.verdict}\n")
     assert shown.index(report.analysis.verdict) < shown.index("difference (95 %)") < shown.index("Still improving")
-    assert f"report    {tmp_path / 'report' / 'report.html'}" in shown
+    footer = shown.splitlines()[-3:]
+    assert [line.split()[0] for line in footer] == ["report", "table", "runs"]
+    assert footer[0] == f"report    {tmp_path / 'report' / 'report.html'}  (open this in a browser)"
 
     head, *rows = verdict_rows(table, report.analysis)
     hardest = min(report.analysis.classes, key=lambda name: report.analysis.classes[name].ranking[0].mean)
@@ -100,6 +105,23 @@ def test_an_estimate_per_fold_but_the_last(tmp_path: Path) -> None:
 def test_resuming_repeats_no_estimate(tmp_path: Path) -> None:
     plan = made_comparison(tmp_path, _LOSSES, lambda config: "done" if config.fold == 0 else None, folds=(0, 1))
     assert Estimates(Comparison(tmp_path, plan)).lines(run_states(tmp_path, plan)) == []
+
+
+def test_without_a_terminal_a_line_per_run_that_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = made_comparison(tmp_path, _LOSSES, lambda config: None)
+    display = Display(Console(file=io.StringIO()), log=tmp_path / "compare.log")
+    waiting = run_states(tmp_path, plan)
+    display.update(waiting)
+    for epoch in range(4):
+        display.update([replace(waiting[0], state="running", epoch=epoch), *waiting[1:]])
+    assert capsys.readouterr().err == ""
+    ended = [replace(waiting[0], state="done", epoch=4), replace(waiting[1], state="failed", error="it broke")]
+    display.update([*ended, *waiting[2:]])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        "[1/3] dice fold 0 seed 0: done", "[2/3] focal fold 0 seed 0: failed: it broke",
+    ]  # fmt: skip
+    assert (tmp_path / "compare.log").read_text().count(" epoch ") == 3  # after the line on its start
 
 
 def test_the_log_file_has_a_line_per_event_with_its_time(tmp_path: Path) -> None:

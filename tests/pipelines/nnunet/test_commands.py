@@ -93,6 +93,7 @@ def test_what_cannot_be_a_name_is_refused() -> None:
     with pytest.raises(InputError, match="too many digits"):
         str(TrainerName("0.123456789123*dice+focal"))
     assert "no loss 'focl'; did you mean 'focal'?" in hint("nnUNetTrainerMedloss_dice_plus_0p5_times_focl_3epochs")
+    assert "did you mean 'dice_plus_binary_cross_entropy'?" in hint("nnUNetTrainerMedloss_dice_ce")
     assert "no preset 'mona' of dice; expected one of survey, monai" in hint("nnUNetTrainerMedloss_dice_at_mona")
     assert hint("nnUNetTrainerMedloss_0_times_dice").endswith(": expected weights above 0, such as 0p5_times_dice")
 
