@@ -157,7 +157,10 @@ def _hardest_class(analysis: "Analysis") -> str | None:
 def _gaps(report: Report | None) -> list[str]:
     if report is None:
         return []
-    from pipelines.statistics.plain_summary import influence_notes
-    from pipelines.statistics.verdict_text import gap_notes
+    from pipelines.statistics.plain_summary import influence_notes, unlearned_notes
+    from pipelines.statistics.verdict_text import gap_notes, interval_notes
 
-    return [*gap_notes(report.analysis), *influence_notes(report.analysis)]
+    analysis = report.analysis
+    return [
+        *interval_notes(analysis), *gap_notes(analysis), *unlearned_notes(analysis), *influence_notes(analysis),
+    ]  # fmt: skip
