@@ -294,8 +294,13 @@ def word(gain: float, p_adjusted: float, *, within: bool, p_non_inferior: float 
 def _variance(
     parts: Parts, i: int, losses: tuple[str, ...], pair: tuple[int, int], patients: int, seeds: int
 ) -> VarianceParts:
-    runs = (float(parts.retraining[i]), float(parts.retraining_freedom[i])) if seeds > 1 else (None, None)
     several_folds = patients - parts.patient_freedom > 1
-    folds = (float(parts.fold[i]), float(parts.fold_freedom[i])) if several_folds else (None, None)
-    outlying = () if parts.outlying is None else tuple(losses[place] for place in pair if parts.outlying[place])
-    return VarianceParts(float(parts.patient[i]), parts.patient_freedom, *runs, *folds, outlying=outlying)
+    return VarianceParts(
+        patient=float(parts.patient[i]),
+        patient_freedom=parts.patient_freedom,
+        retraining=float(parts.retraining[i]) if seeds > 1 else None,
+        retraining_freedom=float(parts.retraining_freedom[i]) if seeds > 1 else None,
+        fold=float(parts.fold[i]) if several_folds else None,
+        fold_freedom=float(parts.fold_freedom[i]) if several_folds else None,
+        outlying=() if parts.outlying is None else tuple(losses[place] for place in pair if parts.outlying[place]),
+    )
