@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
-from pipelines.statistics.plain_summary import best_mean
+from pipelines.statistics.plain_summary import best_mean, influence_notes, unlearned_notes
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.scores import Scores
 from pipelines.statistics.table import CaseTable
@@ -231,6 +231,13 @@ def gap_notes(analysis: Analysis) -> list[str]:
             "classes that it has."
         )
     return notes
+
+
+def closing_notes(analysis: Analysis) -> tuple[str, ...]:
+    """What `compare` and `report` print below the verdict."""
+    return (
+        *interval_notes(analysis), *gap_notes(analysis), *unlearned_notes(analysis), *influence_notes(analysis),
+    )  # fmt: skip
 
 
 def _noun(metric: "Metric") -> str:
