@@ -262,21 +262,23 @@ def _size_caveats(analysis: Analysis) -> list[str]:
 
 
 def interval_notes(analysis: Analysis) -> tuple[str, ...]:
-    """Which intervals rest on their own variance between runs, which is not pooled, one sentence each."""
-    notes, reference = [], analysis.reference
-    for compared in analysis.primary.contrasts:
-        variance = compared.variance
-        if variance is None or not variance.outlying:
-            continue
-        known = [freedom for freedom in (variance.retraining_freedom, variance.fold_freedom) if freedom is not None]
-        freedom = in_words([f"{number:g}" for number in known])
-        rests = f"rests on its own variance between {analysis.trainings} runs ({freedom} degrees of freedom)"
-        since = "differ from run to run far more than those of the other losses"
-        if reference in variance.outlying:
-            # It is a part of every comparison.
-            return (f"Every interval {rests}, since the scores of the reference {reference} {since}.",)
-        notes.append(f"The interval of {compared.loss} {rests}, since its scores {since}.")
-    return tuple(notes)
+    """A sentence on the intervals that rest on their own variance between runs, which is not pooled; else none."""
+    apart = [one for one in analysis.primary.contrasts if one.variance is not None and one.variance.outlying]
+    if not apart:
+        return ()
+    variance = apart[0].variance
+    assert variance is not None
+    # The same for all of them.
+    known = [freedom for freedom in (variance.retraining_freedom, variance.fold_freedom) if freedom is not None]
+    freedom = in_words([f"{number:g}" for number in known])
+    on = f"own variance between {analysis.trainings} runs ({freedom} degrees of freedom)"
+    since = "differ from run to run far more than those of the other losses"
+    if analysis.reference in variance.outlying:  # it is a part of every comparison
+        return (f"Every interval rests on its {on}, since the scores of the reference {analysis.reference} {since}.",)
+    names = in_words([one.loss for one in apart])
+    if len(apart) == 1:
+        return (f"The interval of {names} rests on its {on}, since its scores {since}.",)
+    return (f"The intervals of {names} rest on each one's {on}, since their scores {since}.",)
 
 
 def _run_caveats(scores: Scores, analysis: Analysis) -> list[str]:

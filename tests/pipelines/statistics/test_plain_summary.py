@@ -183,6 +183,11 @@ def test_an_interval_that_rests_on_its_own_variance_says_so() -> None:
     assert interval_notes(alike) == ()
     (caveat,) = (text for text in alike.caveats if text.startswith("One seed in each of 3 folds"))
     assert "pooled over all losses;" in caveat
+    both = replace(found := _some_runs_collapsed({1}), primary=replace(found.primary, comparisons=tuple(
+        replace(one, variance=replace(one.variance, outlying=(one.loss,))) for one in found.primary.comparisons
+        if one.variance is not None)))  # fmt: skip
+    (note,) = interval_notes(both)
+    assert note.startswith("The intervals of noisy and fell rest on each one's own variance between 3 runs (2 degrees")
     # The reference is a part of every comparison.
     (note,) = interval_notes(_some_runs_collapsed({1}, reference="fell"))
     assert note.startswith("Every interval rests on") and "the scores of the reference fell differ" in note
