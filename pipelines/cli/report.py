@@ -164,9 +164,9 @@ def report(
             options |= _primary(options["metric"], options["margin"], collected)
             path, analysis = write_report(collected, out, **options)
     from pipelines.statistics.subgroups import subgroup_notes
-    from pipelines.statistics.verdict_text import gap_notes
+    from pipelines.statistics.verdict_text import closing_notes
 
-    for line in (analysis.verdict, *gap_notes(analysis), *subgroup_notes(analysis.subgroups)):
+    for line in (analysis.verdict, *closing_notes(analysis), *subgroup_notes(analysis.subgroups)):
         click.echo(line)
     click.echo(f"report    {path}")
 

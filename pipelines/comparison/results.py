@@ -83,8 +83,11 @@ def print_results(comparison: Comparison, table: Table, report: Report | None) -
     improving = still_improving_note(plan, still_improving(folder, plan))
     for line in (*plan.told, *screening_notes(plan), *stood_still_notes(plan, table.still), *improving, *failed):
         click.echo(line)
-    for line in _gaps(report):
-        click.echo(line)
+    if report is not None:
+        from pipelines.statistics.verdict_text import closing_notes
+
+        for line in closing_notes(report.analysis):
+            click.echo(line)
     click.echo("")
     if report is not None:
         click.echo(f"report    {report.page}  (open this in a browser)")
@@ -153,12 +156,3 @@ def _hardest_class(analysis: "Analysis") -> str | None:
         name: sum(one.mean for one in found.ranking) / len(found.ranking) for name, found in analysis.classes.items()
     }
     return min(means, key=lambda name: analysis.metric.sign * means[name], default=None)
-
-
-def _gaps(report: Report | None) -> list[str]:
-    if report is None:
-        return []
-    from pipelines.statistics.plain_summary import influence_notes
-    from pipelines.statistics.verdict_text import gap_notes
-
-    return [*gap_notes(report.analysis), *influence_notes(report.analysis)]

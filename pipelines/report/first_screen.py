@@ -15,6 +15,7 @@ def first_facts(analysis: Analysis, collected: Collected) -> tuple[Fact, ...]:
         ("How sure", (sureness(analysis),)),
         ("On what", _evidence(analysis)),
         ("Complete misses", (_misses(analysis),)),
+        *_false_alarms(analysis),
         ("Cost", _cost(analysis, collected)),
         ("What could change the answer", (*_more_epochs(collected), *next_steps(analysis))),
     )
@@ -55,22 +56,33 @@ def _evidence(analysis: Analysis) -> tuple[str, ...]:
 
 def _misses(analysis: Analysis) -> str:
     """Complete misses, failed and missing predictions, per loss."""
-    texts = []
     ranking = analysis.primary.ranking
-    for what, counts in (
-        ("", {ranked.loss: ranked.missed for ranked in ranking}),
-        ("Failed or missing predictions: ", {ranked.loss: ranked.failed + len(ranked.lacking) for ranked in ranking}),
-    ):
-        found = sorted(((count, loss) for loss, count in counts.items() if count), key=lambda pair: -pair[0])
-        if found:
-            others = len(counts) - len(found)
-            rest = f"; none with {'the other' if others > 1 else 'the other loss'}" if others else ""
-            rest += f" {counted(others, 'loss')}" if others > 1 else ""
-            note = "" if what else " Each is a class of a case of which nothing was found."
-            texts.append(f"{what}{in_words([f'{loss} {count}' for count, loss in found], 5)}{rest}.{note}")
-        elif not what:
-            texts.append("No loss missed a class completely.")
-    return " ".join(texts)
+    missed = _per_loss({ranked.loss: ranked.missed for ranked in ranking})
+    failed = _per_loss({ranked.loss: ranked.failed + len(ranked.lacking) for ranked in ranking})
+    text = "No loss missed a class completely."
+    if missed:
+        text = f"{missed} Each is a class of a case of which nothing was found."
+    return f"{text} Failed or missing predictions: {failed}" if failed else text
+
+
+def _false_alarms(analysis: Analysis) -> tuple[Fact, ...]:
+    """False alarms per loss; nothing where every reference has every class."""
+    if not analysis.primary.empty:
+        return ()
+    alarms = _per_loss({ranked.loss: ranked.false_alarms for ranked in analysis.primary.ranking})
+    text = f"{alarms} Each is a class of a case that was predicted although the reference has none of it."
+    return (("False alarms", (text if alarms else "No loss predicted a class where the reference has none of it.",)),)
+
+
+def _per_loss(counts: dict[str, int]) -> str:
+    """`a 4 and b 1; none with the other 2 losses.`, the highest count first; empty if all are 0."""
+    found = sorted(((count, loss) for loss, count in counts.items() if count), key=lambda pair: -pair[0])
+    if not found:
+        return ""
+    others = len(counts) - len(found)
+    rest = f"; none with {'the other' if others > 1 else 'the other loss'}" if others else ""
+    rest += f" {counted(others, 'loss')}" if others > 1 else ""
+    return f"{in_words([f'{loss} {count}' for count, loss in found], 5)}{rest}."
 
 
 def _cost(analysis: Analysis, collected: Collected) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from pipelines.report.several_metrics import agreement_rows, metric_rows, rank_t
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.verdict_text import NOT_CONTROLLED
+from pipelines.utils.text import in_words
 
 #: Every table that a report can have.
 TABLES = (
@@ -100,7 +101,9 @@ def _comparisons(analysed: MetricAnalysis) -> list[dict[str, Any]]:
         row = dict(vars(comparison))
         row |= _interval("difference", row.pop("interval"))
         variance = row.pop("variance")
-        row |= {} if variance is None else {f"variance_{name}": value for name, value in vars(variance).items()}
+        if variance is not None:
+            outlying = in_words(variance.outlying)
+            row |= {f"variance_{name}": value for name, value in (vars(variance) | {"outlying": outlying}).items()}
         rows.append(row)
     return rows
 

@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from pipelines.evaluation.metrics import METRICS
@@ -85,7 +86,7 @@ def _ratios(folder: Path, run: PlannedRun) -> dict[int, float]:
 
 # Losses whose metric was still improving: with more epochs their place may change.
 
-#: The gain is that since the last validation before this share of the epochs.
+#: The gain is that from the last validation before this share of the epochs on.
 _EARLIER = 0.75
 #: A gain of this share of the last value counts, too, though below the margin: so do losses that have hardly begun.
 _RELATIVE = 0.05
@@ -95,8 +96,10 @@ def still_improving(folder: Path, plan: Plan) -> dict[str, float]:
     """Loss -> gain of the primary metric towards the end of its finished runs, where it is large.
 
     Large is more than the plan's margin, or than a twentieth of the last value, which a low score reaches sooner.
-    The gain is the mean over runs of the last validation minus the last one within the first three quarters of the
-    epochs, with the sign that makes a better score positive. Runs that were validated less often are left out.
+    The gain is the mean over runs of the rise of a line through the validations of the last quarter of the epochs and
+    the one before, with the sign that makes a better score positive. Its slope is the median of those between any two
+    validations (Theil 1950, Sen 1968), so that no single one decides where there are many; of two it is their
+    difference. Runs that were validated less often are left out.
     """
     sign = METRICS[plan.metric].sign
     gains: dict[str, list[float]] = {loss: [] for loss in plan.losses}
@@ -108,7 +111,9 @@ def still_improving(folder: Path, plan: Plan) -> dict[str, float]:
         values = {int(row["epoch"]): row[f"val_{plan.metric}"] for row in _rows(folder, run) if _validated(row, plan)}
         earlier = [epoch for epoch in values if epoch <= _EARLIER * run.config.epochs]
         if earlier and max(values) > max(earlier):
-            gains[run.config.loss].append(sign * (values[max(values)] - values[max(earlier)]))
+            late = [epoch for epoch in values if epoch >= max(earlier)]
+            slope = statistics.median((values[b] - values[a]) / (b - a) for a, b in combinations(late, 2))
+            gains[run.config.loss].append(sign * slope * (max(late) - min(late)))
             last[run.config.loss].append(values[max(values)])
     means = {loss: statistics.fmean(found) for loss, found in gains.items() if found}
     least = {loss: min(plan.margin, _RELATIVE * abs(statistics.fmean(found))) for loss, found in last.items() if found}
@@ -122,8 +127,9 @@ def still_improving_note(plan: Plan, gains: dict[str, float]) -> tuple[str, ...]
     metric = METRICS[plan.metric]
     listed = ", ".join(f"{loss} {metric.shown(gain)}" for loss, gain in sorted(gains.items(), key=lambda one: -one[1]))
     return (
-        f"Still improving: in the last quarter of the epochs the {metric.label} of these losses improved by more than "
-        f"the margin, or than a twentieth: {listed}. With more epochs their place may change.",
+        f"Still improving: over the last quarter of the epochs, a line through the validations of each run improves in "
+        f"{metric.label}, on average, by more than the margin of {metric.shown(plan.margin)} or 5 % of the last value: "
+        f"{listed}. With more epochs the place of these losses may change.",
     )
 
 

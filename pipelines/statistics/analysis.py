@@ -15,7 +15,7 @@ from pipelines.statistics.mean_difference import least_patients
 from pipelines.statistics.paired import Comparison, Omnibus, all_pairs, compare_with
 from pipelines.statistics.plain_summary import summary
 from pipelines.statistics.results import Analysis, MetricAnalysis, Ranked, Reach, least_difference
-from pipelines.statistics.scores import DIGITS, EMPTY, Scores, misses, scores
+from pipelines.statistics.scores import DIGITS, EMPTY, Scores, misses, scores, unlearned
 from pipelines.statistics.several_metrics import as_family, several_caveats, several_verdict
 from pipelines.statistics.table import CaseTable, cases_by_class
 from pipelines.statistics.verdict_text import caveats, verdict_sentence
@@ -146,6 +146,7 @@ def analyse(
         further=dict(further or {}),
         several=several,
         influences=tuple(resting),
+        unlearned=unlearned(table),
     )
     several_first = () if several is None else several_caveats(analysis)
     return replace(

@@ -35,6 +35,8 @@ class Parts:
         retraining: variance over the seeds within folds; 0 with one seed.
         fold: variance over folds beyond the other two; 0 with one fold.
         fold_total: the whole variance as estimated from the fold means; 0 with one fold, or with several seeds.
+        outlying: `[..., L]`, losses left out of the pool, since their runs vary far more than those of the others;
+            `None` where nothing is pooled.
     """
 
     patient: Floats
@@ -44,6 +46,7 @@ class Parts:
     fold: Floats
     fold_freedom: Floats
     fold_total: Floats
+    outlying: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,12 +241,14 @@ def variance_parts(values: Floats, d: Floats, first: Indices, second: Indices, f
     freedom = {"retraining": count * (seeds - 1), "fold": count - 1}
     retraining, fold_means, patient_pooled = found.retraining, found.fold, patient
     freedoms = {name: np.full_like(patient, max(number, 1)) for name, number in freedom.items()}
+    outlying = None
     if (seeds > 1 or count > 1) and values.shape[-3] > 2:
         centred = _variances(values - np.median(values, axis=-3, keepdims=True), folds)
         kept = np.ones(centred.patient.shape, bool)
         for name, variances in (("retraining", centred.retraining), ("fold", centred.fold)):
             if freedom[name]:
                 kept &= _not_outlying(variances, freedom[name])
+        outlying = ~kept
         pooled, others = _pooled(values, kept, folds)
         both = kept[..., first] & kept[..., second] & (others[..., None] > 0)
         retraining = np.where(both, np.maximum(pooled.retraining[..., None], retraining), retraining)
@@ -262,6 +267,7 @@ def variance_parts(values: Floats, d: Floats, first: Indices, second: Indices, f
         fold=fold,
         fold_freedom=freedoms["fold"],
         fold_total=fold_means if seeds == 1 and count > 1 else nothing,
+        outlying=outlying,
     )
 
 

@@ -133,6 +133,8 @@ class VarianceParts:
         retraining: variance over the seeds within folds; `None` with one seed.
         fold: variance over folds beyond the other two (with one seed, of retraining and folds together); `None` with
             one fold.
+        outlying: those of the two losses whose runs vary far more than those of the other losses of the table: the
+            variance between runs is then this comparison's alone, and not pooled over the losses.
     """
 
     patient: float
@@ -141,6 +143,7 @@ class VarianceParts:
     retraining_freedom: float | None
     fold: float | None
     fold_freedom: float | None
+    outlying: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -262,7 +265,7 @@ def compare_with(
                 p_equivalence=None if same is None else float(same[i]),
                 p_equivalence_holm=None if same_holm is None else float(same_holm[i]),
                 p_non_inferior=None if above is None else float(above[i]),
-                variance=_variance(found.parts, i, *gain.shape) if known else None,
+                variance=_variance(found.parts, i, scores.losses, (int(other), base), *gain.shape) if known else None,
                 retraining=retraining_share(gain),
                 within_margin=within,
                 unseen=min(1.0, 3 / len(scores.patients)),
@@ -288,8 +291,16 @@ def word(gain: float, p_adjusted: float, *, within: bool, p_non_inferior: float 
     return EQUIVALENT if within else UNDECIDED
 
 
-def _variance(parts: Parts, i: int, patients: int, seeds: int) -> VarianceParts:
-    runs = (float(parts.retraining[i]), float(parts.retraining_freedom[i])) if seeds > 1 else (None, None)
+def _variance(
+    parts: Parts, i: int, losses: tuple[str, ...], pair: tuple[int, int], patients: int, seeds: int
+) -> VarianceParts:
     several_folds = patients - parts.patient_freedom > 1
-    folds = (float(parts.fold[i]), float(parts.fold_freedom[i])) if several_folds else (None, None)
-    return VarianceParts(float(parts.patient[i]), parts.patient_freedom, *runs, *folds)
+    return VarianceParts(
+        patient=float(parts.patient[i]),
+        patient_freedom=parts.patient_freedom,
+        retraining=float(parts.retraining[i]) if seeds > 1 else None,
+        retraining_freedom=float(parts.retraining_freedom[i]) if seeds > 1 else None,
+        fold=float(parts.fold[i]) if several_folds else None,
+        fold_freedom=float(parts.fold_freedom[i]) if several_folds else None,
+        outlying=() if parts.outlying is None else tuple(losses[place] for place in pair if parts.outlying[place]),
+    )

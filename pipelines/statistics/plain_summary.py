@@ -1,15 +1,13 @@
 """The answer in plain words: two sentences, how sure they are, and what could change them."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from pipelines.statistics.influence import Influence
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
 from pipelines.statistics.results import Analysis, cases_needed
+from pipelines.statistics.scores import Unlearned
 from pipelines.utils.text import counted, in_words
 
 if TYPE_CHECKING:
@@ -228,7 +226,7 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
     primary, metric, unit = analysis.primary, analysis.metric, analysis.unit
     if primary.patients < primary.reach.least_cases:
         return (f"More cases: at least {primary.reach.least_cases} {unit}s before any difference can be significant.",)
-    steps = list(influence_notes(analysis))
+    steps = [*unlearned_notes(analysis), *influence_notes(analysis)]
     of = "" if analysis.several is None else f" in {metric.label}"
     count = _tests(analysis)
     undecided = [compared for compared in primary.contrasts if compared.verdict == UNDECIDED]
@@ -248,19 +246,48 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
                     f"{unit}s detect a difference as small as the margin, {metric.shown(analysis.margin)}{of}."
                 )
     elif undecided:
-        share = runs_share(undecided)
-        between = "runs" if share is not None and share > 0.5 else f"{unit}s"
-        more, names = ("seeds or folds" if between == "runs" else between), [compared.loss for compared in undecided]
-        steps.append(
-            f"More {more}: {in_words(names, 3)} remained undecided{of}, and most of the variance of such differences "
-            f"lies between {between}."
-        )
+        between_runs = [compared.loss for compared in undecided if (runs_share(compared) or 0.0) > 0.5]
+        between_cases = [compared.loss for compared in undecided if compared.loss not in between_runs]
+        for more, between, names in (
+            ("runs (--seeds, --folds)", "runs", between_runs),
+            (f"{unit}s", f"{unit}s", between_cases),
+        ):
+            if names:
+                differences = "its difference" if len(names) == 1 else "each of their differences"
+                steps.append(
+                    f"More {more}: {in_words(names, 3)} remained undecided{of}, and most of the variance of "
+                    f"{differences} lies between {between}."
+                )
     steps.append("Other data, or other settings such as a learning rate per loss: the answer is about these.")
     return tuple(steps)
 
 
-#: Sentences on cases that a comparison rests on.
+#: Sentences on runs that did not learn a class, and on cases that a comparison rests on.
 _MOST_NAMED = 3
+
+
+def unlearned_notes(analysis: Analysis) -> tuple[str, ...]:
+    """Which runs found a class in none of their cases, one sentence per loss and class."""
+    found = analysis.unlearned
+    notes = [_unlearned(one) for one in found[:_MOST_NAMED]]
+    if len(found) > _MOST_NAMED:
+        more = counted(len(found) - _MOST_NAMED, "further pair")
+        notes.append(f"The same holds for {more} of loss and class, under unlearned in analysis.json.")
+    return tuple(notes)
+
+
+def _unlearned(found: Unlearned) -> str:
+    what = "the foreground" if found.class_name is None else found.class_name
+    start, which = found.loss, "this loss" if found.every else "these runs"
+    if len(found.runs) == 1 or not found.every:
+        runs = [
+            " ".join(f"{name} {value}" for name, value in zip(("fold", "seed"), run, strict=True) if value is not None)
+            for run in found.runs
+        ]
+        start = f"{found.loss} {in_words(runs, 5)}".rstrip()
+        which = "this run" if len(runs) == 1 else which
+    many = f" in any of its {len(found.runs)} runs" if found.every and len(found.runs) > 1 else ""
+    return f"{start}: {what} was found in none of the {found.cases} cases that have it{many}; {which} did not learn it."
 
 
 def influence_notes(analysis: Analysis) -> tuple[str, ...]:
@@ -298,11 +325,10 @@ def _needed(difference: float, sd: float | None, comparisons: int) -> int | None
     return needed if needed <= 100_000 else None
 
 
-def runs_share(comparisons: Sequence[Comparison]) -> float | None:
-    """The share of a mean difference's variance that lies between runs, median; `None` with one run per loss."""
-    shares = []
-    for variance in (compared.variance for compared in comparisons):
-        if variance is not None and (variance.retraining, variance.fold) != (None, None):
-            between = (variance.retraining or 0.0) + (variance.fold or 0.0)
-            shares.append(between / (between + variance.patient) if between + variance.patient > 0 else 0.0)
-    return float(np.median(shares)) if shares else None
+def runs_share(compared: Comparison) -> float | None:
+    """The share of a mean difference's variance that lies between runs; `None` with one run per loss."""
+    variance = compared.variance
+    if variance is None or (variance.retraining, variance.fold) == (None, None):
+        return None
+    between = (variance.retraining or 0.0) + (variance.fold or 0.0)
+    return between / (between + variance.patient) if between + variance.patient > 0 else 0.0

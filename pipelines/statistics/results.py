@@ -16,6 +16,7 @@ from pipelines.statistics.bootstrap import Bootstrap
 from pipelines.statistics.influence import Influence
 from pipelines.statistics.mean_difference import ALPHA, least_patients
 from pipelines.statistics.paired import Comparison, Omnibus
+from pipelines.statistics.scores import Unlearned
 from pipelines.statistics.subgroups import Subgroups
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ class Analysis:
         further: further primary metric -> its margin, `None` if none was named; empty with one primary metric.
         several: all primary metrics together; `None` with one.
         subgroups: the comparison by groups of patients, per variable; empty if none were named.
+        unlearned: runs that found a class in none of the cases that have it.
         influences: cases with a class that is empty in reference or prediction, and that a comparison rests on.
     """
 
@@ -248,6 +250,7 @@ class Analysis:
     several: SeveralMetrics | None = None
     subgroups: tuple[Subgroups, ...] = ()
     influences: tuple[Influence, ...] = ()
+    unlearned: tuple[Unlearned, ...] = ()
 
     @property
     def metric(self) -> "Metric":
@@ -263,7 +266,7 @@ class Analysis:
         """The analysis as dicts, lists, numbers, text and `None`, ready for JSON."""
         content = asdict(replace(self, metrics={}))
         del content["metrics"]
-        for name in ("class_cases", "subgroups", "influences"):
+        for name in ("class_cases", "subgroups", "influences", "unlearned"):
             if not content[name]:
                 del content[name]
         if self.several is None:

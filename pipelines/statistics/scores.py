@@ -171,6 +171,42 @@ def misses(table: CaseTable, class_name: str | None = None) -> dict[str, tuple[i
     return {str(loss): (int(row["missed"]), int(row["alarms"])) for loss, row in sums.iterrows()}
 
 
+@dataclass(frozen=True)
+class Unlearned:
+    """Runs of a loss that found a class in none of the cases that have it, at least two per run.
+
+    Attributes:
+        class_name: the class; `None` if the table names no classes.
+        runs: folds and seeds of these runs; `None` where the table has no such column.
+        every: whether these are all runs of the loss.
+        cases: number of cases of these runs whose reference contains the class.
+    """
+
+    loss: str
+    class_name: str | None
+    runs: tuple[tuple[str | None, str | None], ...]
+    every: bool
+    cases: int
+
+
+def unlearned(table: CaseTable) -> tuple[Unlearned, ...]:
+    """Losses and classes of which a run found nothing in any case; those that other runs of the loss found first."""
+    frame = table.frame.assign(nothing=found_nothing(table))
+    found = []
+    for (loss, class_name), rows in frame[~frame[ABSENT]].groupby(["loss", "class"]):
+        runs = rows.groupby(["fold", "seed"]).agg(nothing=("nothing", "all"), cases=("case", "nunique"))
+        lost = runs[runs["nothing"] & (runs["cases"] > 1)]
+        if len(lost):
+            names = tuple(
+                (str(fold) if "fold" in table.given else None, str(seed) if "seed" in table.given else None)
+                for fold, seed in lost.index
+            )
+            cases = rows["case"][pd.MultiIndex.from_frame(rows[["fold", "seed"]]).isin(lost.index)].nunique()
+            of_class = str(class_name) if table.classes else None
+            found.append(Unlearned(str(loss), of_class, names, len(lost) == len(runs), int(cases)))
+    return tuple(sorted(found, key=lambda one: one.every))
+
+
 def found_nothing(table: CaseTable) -> NDArray[np.bool_]:
     """Per row, whether the prediction has no overlap with the reference."""
     overlap = table.frame[of_overlap(table.metrics)]

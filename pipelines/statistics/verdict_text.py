@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.statistics.mean_difference import ALPHA
 from pipelines.statistics.paired import BETTER, EQUIVALENT, NON_INFERIOR, UNDECIDED, WORSE, Comparison
-from pipelines.statistics.plain_summary import best_mean
+from pipelines.statistics.plain_summary import best_mean, influence_notes, unlearned_notes
 from pipelines.statistics.results import Analysis, MetricAnalysis
 from pipelines.statistics.scores import Scores
 from pipelines.statistics.table import CaseTable
@@ -151,9 +151,14 @@ def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, 
         and compared.effect * analysis.metric.sign * compared.difference < 0
     ]
     if unit == "case":
+        named = table.frame["patient"].str.startswith("patient ").all()
         notes.append(
-            "Patients are not named, so every case counts as independent; a patient with several cases would be given "
-            "too much weight."
+            (
+                f"{counted(primary.patients, unit)}, each of another patient as the manifest or table names them"
+                if named
+                else "Patients are not named, so every case counts as independent"
+            )
+            + "; a patient with several cases would be given too much weight."
         )
     if analysis.folds > 1:
         notes.append("The cases are from several folds, whose networks share training data: they are not independent.")
@@ -228,6 +233,13 @@ def gap_notes(analysis: Analysis) -> list[str]:
     return notes
 
 
+def closing_notes(analysis: Analysis) -> tuple[str, ...]:
+    """What `compare` and `report` print below the verdict."""
+    return (
+        *interval_notes(analysis), *gap_notes(analysis), *unlearned_notes(analysis), *influence_notes(analysis),
+    )  # fmt: skip
+
+
 def _noun(metric: "Metric") -> str:
     return "distance" if metric.unit == "mm" else "value"
 
@@ -249,22 +261,50 @@ def _size_caveats(analysis: Analysis) -> list[str]:
     return notes
 
 
+def interval_notes(analysis: Analysis) -> tuple[str, ...]:
+    """A sentence on the intervals that rest on their own variance between runs, which is not pooled; else none."""
+    apart = [one for one in analysis.primary.contrasts if one.variance is not None and one.variance.outlying]
+    if not apart:
+        return ()
+    variance = apart[0].variance
+    assert variance is not None
+    # The same for all of them.
+    known = [freedom for freedom in (variance.retraining_freedom, variance.fold_freedom) if freedom is not None]
+    freedom = in_words([f"{number:g}" for number in known])
+    on = f"own variance between {analysis.trainings} runs ({freedom} degrees of freedom)"
+    since = "differ from run to run far more than those of the other losses"
+    if analysis.reference in variance.outlying:  # it is a part of every comparison
+        return (f"Every interval rests on its {on}, since the scores of the reference {analysis.reference} {since}.",)
+    names = in_words([one.loss for one in apart])
+    if len(apart) == 1:
+        return (f"The interval of {names} rests on its {on}, since its scores {since}.",)
+    return (f"The intervals of {names} rest on each one's {on}, since their scores {since}.",)
+
+
 def _run_caveats(scores: Scores, analysis: Analysis) -> list[str]:
     if analysis.trainings == 1:
         return [
             "One run per loss: intervals, tests and ranks do not cover what another seed would change. They describe "
             "these networks, and the losses only as far as retraining changes little."
         ]
+    apart = dict.fromkeys(
+        loss for compared in analysis.primary.contrasts if compared.variance for loss in compared.variance.outlying
+    )
+    # Without a reference the pairs may leave out losses that are not listed here.
+    pooled = "" if len(scores.losses) < 3 else f"pooled over {'all' if analysis.reference else 'the'} losses"
+    if apart:
+        pooled += f" but {in_words(list(apart))}, judged by {'its' if len(apart) == 1 else 'their'} own variance"
     notes = []
     if analysis.folds > 1 and analysis.seeds == 1:
         notes.append(
             f"One seed in each of {analysis.folds} folds: the effect of retraining is estimated from the differences "
-            "between the folds' means, pooled over all losses; more seeds would estimate it better."
+            f"between the folds' means{f', {pooled}' if pooled else ''}; more seeds would estimate it better."
         )
     elif analysis.seeds < 5 and analysis.folds * (analysis.seeds - 1) < 4:
         notes.append(
-            f"{analysis.trainings} runs per loss show little of the effect of retraining. It is pooled over all "
-            "losses, as if it were the same for all, and the intervals are wide because of it."
+            f"{analysis.trainings} runs per loss show little of the effect of retraining. "
+            + (f"It is {pooled}, as if it were the same for all, and the" if pooled else "The")
+            + " intervals are wide because of it."
         )
     if not scores.balanced:
         notes.append(

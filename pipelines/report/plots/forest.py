@@ -10,6 +10,7 @@ from pipelines.report.collect import Collected
 from pipelines.report.plots.base import GREEN, PALE, VERDICT_STYLE, WIDTH, name_rows, register
 from pipelines.statistics.paired import Comparison
 from pipelines.statistics.results import Analysis
+from pipelines.statistics.verdict_text import interval_notes
 from pipelines.utils.figures import figure
 
 #: Intervals more than this many times as wide as the median one are cut off, so that the others remain visible.
@@ -36,7 +37,7 @@ def _forest_note(analysis: Analysis) -> str:
         f"Mean over {analysis.unit}s of loss minus reference, with its 95 % interval. Better or worse: the mean "
         f"difference, tested {test}, has an adjusted p of at most 0.05 and an interval that excludes 0. {alike} "
         "Undecided: everything else, which does not mean equal. Grey strip: differences beyond the scale, with their "
-        "values. Arrow: the interval continues beyond the scale."
+        f"values. Arrow: the interval continues beyond the scale. {' '.join(interval_notes(analysis))}".rstrip()
     )
 
 

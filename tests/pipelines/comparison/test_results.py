@@ -14,7 +14,7 @@ from pipelines.comparison.remaining_runs import Display
 from pipelines.comparison.results import Estimates, Report, print_results, verdict_rows
 from pipelines.report.collect import from_folder
 from pipelines.report.write import write_report
-from pipelines.runs.comparison_folder import keep_plan, run_states
+from pipelines.runs.comparison_folder import keep_plan, run_folder, run_states
 from pipelines.runs.plan import Plan
 from pipelines.runs.summary import comparison_table
 from pipelines.training.run_config import RunConfig
@@ -55,6 +55,18 @@ def test_the_verdict_comes_first_and_the_table_has_its_evidence(
         assert row[2:4] == [f"{found.difference:+.4f} ({low:+.4f} to {high:+.4f})", "worse"]
         assert float(row[1]) == pytest.approx(table.rows.set_index("loss").loc[row[0], "dice"], abs=1e-4)
         assert re.fullmatch(r"\d+\.\d\d", row[5])
+
+
+def test_a_run_that_did_not_learn_a_class_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _named(tmp_path, made_comparison(tmp_path, _LOSSES, folds=(0, 1, 2)))
+    run = next(run for run in plan.runs if (run.config.loss, run.config.fold) == ("tversky", 1))
+    rows = run_folder(tmp_path, run).cases
+    nothing = dict.fromkeys(("dice", "iou", "sensitivity", "nsd"), 0.0)
+    run_folder(tmp_path, run).write_cases([row | (nothing if row["class"] == "shell" else {}) for row in rows])
+    print_results(Comparison(tmp_path, plan), comparison_table(tmp_path, plan), _report(tmp_path, plan))
+    shown = capsys.readouterr().out
+    assert "tversky fold 1 seed 0: shell was found in none of the 12 cases that have it; this run did not" in shown
+    assert "The interval of tversky rests on its own variance between 3 runs (2 degrees of freedom)" in shown
 
 
 def test_without_a_reference_the_ranks_that_are_possible(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_comparison import made_comparison
 from made_pictures import pictured_comparison
@@ -25,6 +26,7 @@ from pipelines.report.plots.differences import draw_differences
 from pipelines.report.plots.forest import draw_forest
 from pipelines.report.plots.significance import draw_significance
 from pipelines.report.write import every_plot, write_report
+from pipelines.runs.comparison_folder import run_folder
 from pipelines.runs.plan import DEFAULT_REFERENCE
 from pipelines.statistics.analysis import analyse
 from pipelines.statistics.results import Analysis
@@ -97,6 +99,25 @@ def test_the_first_screen_names_each_primary_metric() -> None:
     facts = _facts(found, Collected("made.csv", checked, ()))
     expected = f"Most losses have to differ by {dice:.4f} in Dice and {nsd:.4f} in NSD to be found with 80 % power"
     assert expected in facts["On what"]
+
+
+def test_false_alarms_are_next_to_the_complete_misses() -> None:
+    values = _scores(3, 30)
+    assert "False alarms" not in _facts(_analysed(values), _collected(values))  # every reference has the class
+    for loss, there in (("loss_00", [np.nan, np.nan]), ("loss_01", [0.0, 0.0]), ("loss_02", [0.0, np.nan])):
+        values[loss][:2] = there
+    table = check_table(long_table(values, specificity=0.99), METRICS)
+    facts = first_facts(analyse(table, reference="loss_00", bootstraps=20), Collected("made.csv", table, ()))
+    place = [heading for heading, _ in facts].index("Complete misses")
+    assert facts[place + 1] == (
+        "False alarms",
+        ("loss_01 2 and loss_02 1; none with the other loss. Each is a class of a case that was predicted although the "
+         "reference has none of it.",),
+    )  # fmt: skip
+    values |= {loss: np.append([np.nan, np.nan], values[loss][2:]) for loss in values}
+    table = check_table(long_table(values, specificity=0.99), METRICS)
+    facts = first_facts(analyse(table, reference="loss_00", bootstraps=20), Collected("made.csv", table, ()))
+    assert dict(facts)["False alarms"] == ("No loss predicted a class where the reference has none of it.",)
 
 
 def test_the_table_of_a_failed_loss_counts_its_predictions() -> None:
@@ -296,6 +317,37 @@ def test_a_comparison_names_its_runs_on_the_first_screen(tmp_path: Path) -> None
         "With 4 runs (2 folds x 2 seeds) per loss, the intervals allow for what another training may change."
         in page.text
     )
+
+
+def test_a_wide_interval_of_its_own_variance_is_explained_below_the_plot(tmp_path: Path) -> None:
+    losses = ["dice", DEFAULT_REFERENCE, "focal"]
+    plan = made_comparison(tmp_path, losses, folds=(0, 1, 2))
+    run = next(run for run in plan.runs if (run.config.loss, run.config.fold) == ("focal", 1))
+    nothing = dict.fromkeys(("dice", "iou", "sensitivity", "nsd"), 0.0)
+    rows = run_folder(tmp_path, run).cases
+    run_folder(tmp_path, run).write_cases([row | (nothing if row["class"] == "shell" else {}) for row in rows])
+    path, _ = write_report(from_folder(tmp_path), tmp_path / "report", bootstraps=50)
+    html = path.read_text(encoding="utf-8")
+    assert "The interval of focal rests on its own variance between 3 runs (2 degrees of freedom)" in _section(
+        html, "forest"
+    )
+    assert "focal fold 1 seed 0: shell was found in none of the 12 cases that have it" in read_page(path).text
+    assert (
+        pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv")
+        .set_index("loss")
+        .loc["focal", "variance_outlying"]
+        == "focal"
+    )
+
+
+def test_secondary_results_have_no_colours_of_verdicts(tmp_path: Path) -> None:
+    made_comparison(tmp_path, ["focal", DEFAULT_REFERENCE, "dice"])
+    path, analysis = write_report(from_folder(tmp_path), tmp_path / "report", bootstraps=50)
+    html = path.read_text(encoding="utf-8")
+    assert {one.verdict for one in analysis.secondary["specificity"].comparisons} and analysis.classes
+    for name in ("classes", "secondary"):
+        assert "worse, p " in _section(html, name) and 'class="word' not in _section(html, name)
+    assert 'class="word' in _section(html, "ranking")
 
 
 def test_more_epochs_come_first_where_losses_were_still_improving() -> None:

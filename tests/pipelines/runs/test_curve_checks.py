@@ -142,10 +142,19 @@ def test_losses_that_were_still_improving(tmp_path: Path) -> None:
     gains = still_improving(tmp_path, plan)
     assert gains == {"focal": pytest.approx(0.05)}
     (note,) = still_improving_note(plan, gains)
-    assert "focal 0.0500" in note
+    assert "by more than the margin of 0.0100 or 5 % of the last value: focal 0.0500. With more epochs" in note
     assert still_improving_note(plan, {}) == ()
     run_folder(tmp_path, plan.runs[1]).write_result({"state": "failed", "error": "x"})
     assert still_improving(tmp_path, plan) == {}
+
+
+def test_one_validation_of_many_does_not_decide(tmp_path: Path) -> None:
+    flat = {epoch: 0.7 + 0.005 * (-1) ** epoch for epoch in range(1, 101)}
+    rising = {epoch: 0.5 + 0.002 * epoch + 0.005 * (-1) ** epoch for epoch in range(1, 101)}
+    plan = _with_curves(tmp_path, {"dice": flat | {75: 0.65}, "focal": rising | {100: 0.6}}, epochs=100)
+    gains = still_improving(tmp_path, plan)
+    assert gains.keys() == {"focal"}
+    assert gains["focal"] == pytest.approx(0.05, abs=0.02)
 
 
 def test_distances_improve_downwards(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def test_a_significant_small_difference_is_within_the_margin() -> None:
 def test_the_unit_is_the_patient_if_patients_are_named() -> None:
     frame = _frame(30, {"ref": 0, "x": 0.05})
     assert _analysed(frame).unit == "case" and _has_caveat(_analysed(frame), "every case counts as independent")
-    assert _analysed(frame.assign(patient=frame["case"])).unit == "case"
+    named = _analysed(frame.assign(patient=frame["case"]))
+    assert named.unit == "case" and not _has_caveat(named, "Patients are not named")
+    assert _has_caveat(named, "30 cases, each of another patient as the manifest or table names them; a patient with")
     found = _analysed(frame.assign(patient="p" + frame["case"].str[1:-1]))
     assert (found.unit, found.primary.patients) == ("patient", 3)
     assert found.verdict.startswith("Too few cases to tell: with 3 patients no difference")

@@ -1,5 +1,6 @@
 """The answer in plain words, against the numbers of the analysis."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from results_tables import long_table
 from pipelines.evaluation.metrics import METRICS
 from pipelines.statistics.analysis import analyse
 from pipelines.statistics.paired import VarianceParts
-from pipelines.statistics.plain_summary import next_steps, runs_share, summary, sureness
+from pipelines.statistics.plain_summary import next_steps, runs_share, summary, sureness, unlearned_notes
 from pipelines.statistics.results import Analysis, cases_needed
 from pipelines.statistics.table import check_table
+from pipelines.statistics.verdict_text import interval_notes
 
 
 def _analysed(gains: dict[str, float], n: int = 60, noise: float = 0.004, **options: Any) -> Analysis:
@@ -122,16 +124,80 @@ def test_more_seeds_or_more_cases() -> None:
         assert "With 3 runs per loss, the intervals allow for what another training may change." in sureness(found)
         return " ".join(next_steps(found))
 
-    assert "More seeds or folds: " in steps(0.05, 0.01)
+    assert "More runs (--seeds, --folds): " in steps(0.05, 0.01)
     assert "More cases: " in steps(0.001, 0.1)
 
 
+def _some_runs_collapsed(nothing: set[int], reference: str = "ref", noise: float = 0.05) -> Analysis:
+    """Three folds of 20 cases; `fell` found nothing in some, and the differences of `noisy` vary by case."""
+    random = np.random.default_rng(4)
+    hard = random.normal(0.7, 0.03, 60)
+    fold = np.arange(60) // 20
+    values = {
+        "ref": hard,
+        "noisy": hard + random.normal(0, noise, 60),
+        "fell": np.where(np.isin(fold, list(nothing)), 0.0, hard + random.normal(0, 0.005, 60)),
+    }
+    table = long_table(values)
+    return analyse(check_table(table.assign(fold=np.tile(fold, 3)), METRICS), reference=reference, bootstraps=50)
+
+
+def test_each_undecided_loss_by_its_own_variance() -> None:
+    steps = " ".join(next_steps(_some_runs_collapsed({1})))
+    assert (
+        "More runs (--seeds, --folds): fell remained undecided, and most of the variance of its difference lies "
+        "between runs." in steps
+    )
+    assert (
+        "More cases: noisy remained undecided, and most of the variance of its difference lies between cases." in steps
+    )
+
+
+@pytest.mark.parametrize(
+    ("nothing", "expected"),
+    [
+        ({1}, "fell fold 1: the foreground was found in none of the 20 cases that have it; this run did not learn it."),
+        ({1, 2}, "fell fold 1 and fold 2: the foreground was found in none of the 40 cases that have it; these runs"),
+        (
+            {0, 1, 2},
+            "fell: the foreground was found in none of the 60 cases that have it in any of its 3 runs; this loss",
+        ),
+    ],
+)
+def test_runs_that_did_not_learn_a_class_are_named(nothing: set[int], expected: str) -> None:
+    found = _some_runs_collapsed(nothing)
+    assert " ".join(next_steps(found)).startswith(expected)
+    assert unlearned_notes(found)[0] in next_steps(found)
+    assert found.to_dict()["unlearned"][0]["every"] is (len(nothing) == 3)
+    assert unlearned_notes(_some_runs_collapsed(set())) == ()
+
+
+def test_an_interval_that_rests_on_its_own_variance_says_so() -> None:
+    assert interval_notes(_some_runs_collapsed({1})) == (
+        "The interval of fell rests on its own variance between 3 runs (2 degrees of freedom), since its scores differ "
+        "from run to run far more than those of the other losses.",
+    )
+    (caveat,) = (text for text in _some_runs_collapsed({1}).caveats if text.startswith("One seed in each of 3 folds"))
+    assert "pooled over all losses but fell, judged by its own variance;" in caveat
+    alike = _some_runs_collapsed(set(), noise=0.005)
+    assert interval_notes(alike) == ()
+    (caveat,) = (text for text in alike.caveats if text.startswith("One seed in each of 3 folds"))
+    assert "pooled over all losses;" in caveat
+    both = replace(found := _some_runs_collapsed({1}), primary=replace(found.primary, comparisons=tuple(
+        replace(one, variance=replace(one.variance, outlying=(one.loss,))) for one in found.primary.comparisons
+        if one.variance is not None)))  # fmt: skip
+    (note,) = interval_notes(both)
+    assert note.startswith("The intervals of noisy and fell rest on each one's own variance between 3 runs (2 degrees")
+    # The reference is a part of every comparison.
+    (note,) = interval_notes(_some_runs_collapsed({1}, reference="fell"))
+    assert note.startswith("Every interval rests on") and "the scores of the reference fell differ" in note
+
+
 def test_the_share_of_runs() -> None:
-    found = _analysed({"ref": 0, "a": 0.01}).primary.comparisons
+    (found,) = _analysed({"ref": 0, "a": 0.01}).primary.comparisons
     assert runs_share(found) is None
     parts = VarianceParts(3.0, 10, 0.5, 4.0, 0.5, 2.0)
-    object.__setattr__(found[0], "variance", parts)
-    assert runs_share(found) == pytest.approx(0.25)
+    assert runs_share(replace(found, variance=parts)) == pytest.approx(0.25)
 
 
 def test_how_sure() -> None:

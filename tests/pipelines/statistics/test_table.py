@@ -11,7 +11,7 @@ from results_tables import long_table
 
 from pipelines.evaluation.metrics import METRICS
 from pipelines.statistics.analysis import analyse
-from pipelines.statistics.scores import misses, scores
+from pipelines.statistics.scores import Unlearned, misses, scores, unlearned
 from pipelines.statistics.table import cases_by_class, check_table, in_report_order, with_failed_runs
 from pipelines.statistics.verdict_text import gap_notes
 from pipelines.utils import UserError
@@ -323,3 +323,42 @@ def test_missing_rows_of_a_repeated_fold() -> None:
     found = scores(check_table(frame[~lacks], METRICS), "dice")
     assert found.missing == {"b": tuple(f"c{number:03d}" for number in range(6, 12))}
     assert found.by_patient[1].tolist() == [0.8] * 6 + [0.4] * 6
+
+
+def _three_folds(**zero: tuple[str, list[int]]) -> pd.DataFrame:
+    """Losses a and b, three folds of four cases, classes organ and lesion; zero: loss -> class and cases without it."""
+    rows = []
+    for loss in ("a", "b"):
+        name, cases = zero.get(loss, ("", []))
+        for case in range(12):
+            for of_class in ("organ", "lesion"):
+                dice = 0.0 if of_class == name and case in cases else 0.8
+                keys = {"loss": loss, "case": f"c{case:02d}", "class": of_class, "fold": case // 4, "seed": 0}
+                rows.append(keys | {"dice": dice, "sensitivity": dice})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("cases", "expected"),
+    [
+        ([4, 5, 6, 7], [Unlearned("b", "lesion", (("1", "0"),), False, 4)]),
+        ([4, 5, 6], []),  # found in the fourth
+        (range(4, 12), [Unlearned("b", "lesion", (("1", "0"), ("2", "0")), False, 8)]),
+        (range(12), [Unlearned("b", "lesion", (("0", "0"), ("1", "0"), ("2", "0")), True, 12)]),
+    ],
+)
+def test_runs_that_found_a_class_nowhere(cases: Any, expected: list[Unlearned]) -> None:
+    assert list(unlearned(check_table(_three_folds(b=("lesion", list(cases))), METRICS))) == expected
+
+
+def test_one_case_with_the_class_or_a_failed_run_does_not_show_that_it_was_not_learned() -> None:
+    frame = _three_folds(b=("lesion", [4]))
+    others = (frame["class"] == "lesion") & frame["case"].isin(["c05", "c06", "c07"])
+    assert unlearned(check_table(frame[~others], METRICS)) == ()
+    absent = frame.copy()
+    absent.loc[others, "dice"] = 0.0  # false alarms, since no loss has a sensitivity there
+    absent.loc[others, "sensitivity"] = NAN
+    assert unlearned(check_table(absent, METRICS)) == ()
+    failed = _three_folds()
+    failed.loc[(failed["loss"] == "b") & (failed["fold"] == 1), ["dice", "sensitivity"]] = NAN
+    assert unlearned(check_table(failed, METRICS)) == ()
