@@ -101,6 +101,8 @@ def _run_in_team(parallel: Any, worker: Callable[[Any], None], numbers: "_Number
         try:
             yield
             worker(numbers)
+        except GeneratorExit:  # the team was smaller, as inside of another parallel region
+            return
         except BaseException as error:
             numbers.stop()
             errors.append(error)

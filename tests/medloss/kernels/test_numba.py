@@ -156,6 +156,12 @@ def test_pool_shares_the_threads_of_torch() -> None:
     pool.run(wait, 2, 2)
 
 
+def test_a_smaller_team_does_all_the_work() -> None:
+    numbers, drawn = thread_pool._Numbers(10), list[int]()
+    thread_pool._run_in_team(lambda body, *_: body(), drawn.extend, numbers, 3)
+    assert drawn == list(range(10))
+
+
 def test_pool_leaves_the_work_to_the_caller_where_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
