@@ -48,11 +48,12 @@ class Pool:
         if min(threads, tasks) <= 1:
             worker(range(tasks))
             return
-        parallel = None if self._forked else _openmp_parallel()
+        # The team is all of torch's threads: OpenMP would end the others, and start them again. Each enters the
+        # interpreter, one after another, so that many of them without a task would cost more than they bring.
+        parallel = None if self._forked or threads > 2 * tasks else _openmp_parallel()
         if parallel is None:
             self._run_in_helpers(worker, _Numbers(tasks), min(threads, tasks) - 1)
         else:
-            # All of torch's threads, however few the tasks are: OpenMP would end the others, and start them again.
             _run_in_team(parallel, worker, _Numbers(tasks), threads)
 
     def _run_in_helpers(self, worker: Callable[[Any], None], numbers: "_Numbers", count: int) -> None:
