@@ -61,11 +61,11 @@ def _first(analysis: Analysis) -> str:
     if first == [analysis.reference]:
         mean = analysis.metric.shown(primary.ranking[0].mean)
         return f"it also had the best mean {analysis.metric.label}, {mean}"
-    own = {EQUIVALENT: ", and is equivalent to it", NON_INFERIOR: ", and is not worse"}
+    endings = {EQUIVALENT: ", and is equivalent to it", NON_INFERIOR: ", and is not worse"}
     words = [compared.verdict for compared in primary.comparisons if compared.loss == first[0]]
-    if len(first) > 1 or words[0] not in own:
+    if len(first) > 1 or words[0] not in endings:
         return f"{best_mean(analysis)}, which may be chance"
-    return f"{best_mean(analysis)}{own[words[0]]}"
+    return f"{best_mean(analysis)}{endings[words[0]]}"
 
 
 def _elsewhere(analysis: Analysis) -> str:
@@ -78,8 +78,8 @@ def _elsewhere(analysis: Analysis) -> str:
             continue
         label = analysis.metrics[name].label
         if analysis.base is None:
-            own = replace(analysis, primary=of_metric)
-            texts.append(f"in {label}, {best_mean(own)}")
+            as_primary = replace(analysis, primary=of_metric)
+            texts.append(f"in {label}, {best_mean(as_primary)}")
             continue
         better = [one.loss for one in of_metric.contrasts if one.verdict == BETTER]
         than = f" than {of_metric.pair_base}" if analysis.reference is None else ""
