@@ -228,18 +228,17 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
         return (f"More cases: at least {primary.reach.least_cases} {unit}s before any difference can be significant.",)
     steps = [*unlearned_notes(analysis), *influence_notes(analysis)]
     of = "" if analysis.several is None else f" in {metric.label}"
-    count = _tests(analysis)
     undecided = [compared for compared in primary.contrasts if compared.verdict == UNDECIDED]
     if analysis.trainings == 1:
         steps.append("A second seed: nothing here shows what another training of the same loss would change.")
         for compared in undecided[:1]:
-            needed = _needed(compared.difference, compared.sd, count)
+            needed = _needed(analysis, compared.difference, compared.sd)
             step = f"More {unit}s: to detect a difference as large as that of {compared.loss} "
             step += f"({metric.shown(compared.difference, signed=True)}{of}) with 80 % power, "
             steps.append(step + (f"about {needed:,} are needed" if needed else "more than 100,000 are needed") + ".")
         detectable, sd = primary.reach.difference_family, primary.reach.sd
         if analysis.reference and detectable is not None and sd and 0 < analysis.margin < detectable:
-            needed = _needed(analysis.margin, sd, count)
+            needed = _needed(analysis, analysis.margin, sd)
             if needed:
                 steps.append(
                     f"For most losses, whose scores vary from {unit} to {unit} by another amount, about {needed:,} "
@@ -317,11 +316,15 @@ def _influence(analysis: Analysis, found: Influence) -> str:
     return f"{why}, {change}{others}."
 
 
-def _needed(difference: float, sd: float | None, comparisons: int) -> int | None:
+def _needed(analysis: Analysis, difference: float, sd: float | None) -> int | None:
     """The number of cases that detect a difference; `None` if it is extremely large."""
     if not sd or abs(difference) < _LEAST_EFFECT * sd:
         return None
-    needed = cases_needed(difference, sd, comparisons=comparisons)
+    tests = _tests(analysis)
+    if analysis.several is None:
+        needed = cases_needed(difference, sd, comparisons=tests)
+    else:  # one family by Holm's correction, which makes no use of correlation
+        needed = cases_needed(difference, sd, level=ALPHA / tests)
     return needed if needed <= 100_000 else None
 
 
