@@ -151,7 +151,8 @@ def _total_s(request: Request, forecast: Forecast) -> Callable[[RunGrid], float]
 
 def _enough_minutes(request: Request, asked: RunGrid, forecast: Forecast) -> int:
     """The least budget in which everything that is asked for has `LEAST_STEPS`."""
-    grid = replace(asked, epochs=forecast.epochs_of_enough_steps(asked.folds[0]))
+    epochs = forecast.epochs_of_enough_steps(asked.folds[0])
+    grid = replace(asked, epochs=max(epochs, LEAST_EPOCHS) if request.halving else epochs)
     return math.ceil(_total_s(request, forecast)(grid) / 60 / PLANNED_SHARE)
 
 

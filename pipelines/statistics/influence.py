@@ -115,7 +115,8 @@ def _groups(table: CaseTable, metric: str, empty: str) -> Iterator[tuple[Influen
     reference is empty, its score.
     """
     frame = table.frame.assign(missed=found_nothing(table) & ~table.frame[ABSENT])
-    if empty == "exclude":  # these are left out already
+    rule = table.metrics[metric].empty_reference
+    if rule == "left out" or (rule == "option" and empty == "exclude"):  # as `scores` leaves them out
         frame[ABSENT] = False
     frame = frame[frame.groupby(["case", "class"])["missed"].transform("any") | frame[ABSENT]]
     seen = frame[metric][np.isfinite(frame[metric])]

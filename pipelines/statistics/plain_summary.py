@@ -61,11 +61,11 @@ def _first(analysis: Analysis) -> str:
     if first == [analysis.reference]:
         mean = analysis.metric.shown(primary.ranking[0].mean)
         return f"it also had the best mean {analysis.metric.label}, {mean}"
-    own = {EQUIVALENT: ", and is equivalent to it", NON_INFERIOR: ", and is not worse"}
+    endings = {EQUIVALENT: ", and is equivalent to it", NON_INFERIOR: ", and is not worse"}
     words = [compared.verdict for compared in primary.comparisons if compared.loss == first[0]]
-    if len(first) > 1 or words[0] not in own:
+    if len(first) > 1 or words[0] not in endings:
         return f"{best_mean(analysis)}, which may be chance"
-    return f"{best_mean(analysis)}{own[words[0]]}"
+    return f"{best_mean(analysis)}{endings[words[0]]}"
 
 
 def _elsewhere(analysis: Analysis) -> str:
@@ -78,8 +78,8 @@ def _elsewhere(analysis: Analysis) -> str:
             continue
         label = analysis.metrics[name].label
         if analysis.base is None:
-            own = replace(analysis, primary=of_metric)
-            texts.append(f"in {label}, {best_mean(own)}")
+            as_primary = replace(analysis, primary=of_metric)
+            texts.append(f"in {label}, {best_mean(as_primary)}")
             continue
         better = [one.loss for one in of_metric.contrasts if one.verdict == BETTER]
         than = f" than {of_metric.pair_base}" if analysis.reference is None else ""
@@ -228,18 +228,17 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
         return (f"More cases: at least {primary.reach.least_cases} {unit}s before any difference can be significant.",)
     steps = [*unlearned_notes(analysis), *influence_notes(analysis)]
     of = "" if analysis.several is None else f" in {metric.label}"
-    count = _tests(analysis)
     undecided = [compared for compared in primary.contrasts if compared.verdict == UNDECIDED]
     if analysis.trainings == 1:
         steps.append("A second seed: nothing here shows what another training of the same loss would change.")
         for compared in undecided[:1]:
-            needed = _needed(compared.difference, compared.sd, count)
+            needed = _needed(analysis, compared.difference, compared.sd)
             step = f"More {unit}s: to detect a difference as large as that of {compared.loss} "
             step += f"({metric.shown(compared.difference, signed=True)}{of}) with 80 % power, "
             steps.append(step + (f"about {needed:,} are needed" if needed else "more than 100,000 are needed") + ".")
         detectable, sd = primary.reach.difference_family, primary.reach.sd
         if analysis.reference and detectable is not None and sd and 0 < analysis.margin < detectable:
-            needed = _needed(analysis.margin, sd, count)
+            needed = _needed(analysis, analysis.margin, sd)
             if needed:
                 steps.append(
                     f"For most losses, whose scores vary from {unit} to {unit} by another amount, about {needed:,} "
@@ -317,11 +316,15 @@ def _influence(analysis: Analysis, found: Influence) -> str:
     return f"{why}, {change}{others}."
 
 
-def _needed(difference: float, sd: float | None, comparisons: int) -> int | None:
+def _needed(analysis: Analysis, difference: float, sd: float | None) -> int | None:
     """The number of cases that detect a difference; `None` if it is extremely large."""
     if not sd or abs(difference) < _LEAST_EFFECT * sd:
         return None
-    needed = cases_needed(difference, sd, comparisons=comparisons)
+    tests = _tests(analysis)
+    if analysis.several is None:
+        needed = cases_needed(difference, sd, comparisons=tests)
+    else:  # one family by Holm's correction, which makes no use of correlation
+        needed = cases_needed(difference, sd, level=ALPHA / tests)
     return needed if needed <= 100_000 else None
 
 

@@ -17,7 +17,7 @@ from pipelines.utils.security import parse_yaml, refuse_code
 Positive = Annotated[int, Field(ge=1)]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Axes = tuple[Positive, ...]
-#: Told apart by the form of the value, so that an error is of the form that was meant.
+#: Distinguished by the form of the value, so that an error is of the form that was meant.
 Clips = Annotated[
     Annotated[Clip, Tag("all")] | Annotated[tuple[Clip | None, ...], Tag("each")],
     Discriminator(lambda value: "each" if isinstance(value, list | tuple) else "all"),

@@ -242,6 +242,18 @@ def test_the_budget_that_is_named_for_enough_steps_has_them(tmp_path: Path, halv
     assert plan_comparison(tmp_path / "out", _request(manifest), measured=True, measure=_measure).enough_minutes is None
 
 
+def test_halving_of_data_whose_first_epoch_has_enough_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.comparison.budget.LEAST_STEPS", 2)
+    losses = ("dice", "focal", "tversky", "combo", "lovasz")
+    request = _request(tiny_manifest(tmp_path, dims=2, cases=24), budget=60.0, halving=True)
+    request = replace(request, configs=[request.configs[0].model_copy(update={"loss": loss}) for loss in losses])
+    steps = {loss: Step(1.0) for loss in losses}
+    planned = plan_comparison(tmp_path / "out", request, measured=False, measure=lambda *_: _measured(**steps))
+    assert planned.forecast is not None and planned.forecast.epochs_of_enough_steps(0) == 1
+    # Fewer than four epochs cannot be halved.
+    assert planned.enough_minutes is not None and planned.grid.epochs >= 4
+
+
 def test_the_time_that_measuring_took_is_gone(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path, dims=2, cases=24)
     # Three losses on two folds in one worker: four epochs of 16 steps, validated each; 47 s for the rest.

@@ -91,6 +91,16 @@ def test_an_empty_reference_is_named_unless_such_cases_are_left_out() -> None:
     assert _analysed(frame, empty="exclude").influences == ()
 
 
+def test_an_empty_reference_is_not_blamed_in_a_metric_that_leaves_it_out() -> None:
+    frame = _table()
+    for loss, value in (("ref", 0.0), ("x", np.nan), ("y", np.nan)):
+        _set(frame, "c03", loss, dice=value, sensitivity=np.nan)
+    # What moves the sensitivity is the other class of this case, which is neither empty nor missed.
+    frame.loc[(frame["case"] == "c03") & (frame["class"] == "organ") & (frame["loss"] == "ref"), "sensitivity"] = 0.1
+    assert len(_analysed(frame, metric="dice").influences) == 1
+    assert _analysed(frame, metric="sensitivity").influences == ()
+
+
 def test_empty_references_that_matter_together() -> None:
     frame = _table(cases=60, noise=0.2)
     cases = [f"c{number:02d}" for number in range(6)]

@@ -109,6 +109,21 @@ def test_the_number_of_cases_that_would_be_needed() -> None:
     )
 
 
+def test_the_number_of_cases_where_several_metrics_are_one_family() -> None:
+    random = np.random.default_rng(0)
+    hard = random.normal(0.7, 0.05, 20)
+    gains = {"ref": 0.0, "a": 0.004, "b": -0.004}
+    frame = long_table({loss: hard + gain + random.normal(0, 0.02, 20) for loss, gain in gains.items()})
+    found = analyse(check_table(frame.assign(iou=frame["dice"]), METRICS), reference="ref", bootstraps=20,
+                    further={"iou": None})  # fmt: skip
+    undecided = found.primary.comparisons[0]
+    assert undecided.verdict == "undecided" and undecided.sd is not None
+    # By Holm's correction over all four tests, as the difference that these cases can detect.
+    needed = cases_needed(undecided.difference, undecided.sd, level=0.05 / 4)
+    assert needed > cases_needed(undecided.difference, undecided.sd, comparisons=4)
+    assert f"about {needed:,} are needed" in " ".join(next_steps(found))
+
+
 def test_more_seeds_or_more_cases() -> None:
     def steps(run_noise: float, case_noise: float) -> str:
         random = np.random.default_rng(1)
