@@ -95,7 +95,8 @@ _RELATIVE = 0.05
 def still_improving(folder: Path, plan: Plan) -> dict[str, float]:
     """Loss -> gain of the primary metric towards the end of its finished runs, where it is large.
 
-    Large is more than the plan's margin, or than a twentieth of the last value, which a low score reaches sooner.
+    Large is more than the plan's margin, or, where higher is better, than a twentieth of the last value, which a low
+    score reaches sooner.
     The gain is the mean over runs of the rise of a line through the validations of the last quarter of the epochs and
     the one before, with the sign that makes a better score positive. Its slope is the median of those between any two
     validations (Theil 1950, Sen 1968), so that no single one decides where there are many; of two it is their
@@ -116,7 +117,8 @@ def still_improving(folder: Path, plan: Plan) -> dict[str, float]:
             gains[run.config.loss].append(sign * slope * (max(late) - min(late)))
             last[run.config.loss].append(values[max(values)])
     means = {loss: statistics.fmean(found) for loss, found in gains.items() if found}
-    least = {loss: min(plan.margin, _RELATIVE * abs(statistics.fmean(found))) for loss, found in last.items() if found}
+    share = _RELATIVE if sign > 0 else math.inf
+    least = {loss: min(plan.margin, share * abs(statistics.fmean(found))) for loss, found in last.items() if found}
     return {loss: gain for loss, gain in means.items() if gain > least[loss]}
 
 
@@ -126,9 +128,10 @@ def still_improving_note(plan: Plan, gains: dict[str, float]) -> tuple[str, ...]
         return ()
     metric = METRICS[plan.metric]
     listed = ", ".join(f"{loss} {metric.shown(gain)}" for loss, gain in sorted(gains.items(), key=lambda one: -one[1]))
+    share = " or 5 % of the last value" if metric.sign > 0 else ""
     return (
         f"Still improving: over the last quarter of the epochs, a line through the validations of each run improves in "
-        f"{metric.label}, on average, by more than the margin of {metric.shown(plan.margin)} or 5 % of the last value: "
+        f"{metric.label}, on average, by more than the margin of {metric.shown(plan.margin)}{share}: "
         f"{listed}. With more epochs the place of these losses may change.",
     )
 
