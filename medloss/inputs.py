@@ -134,7 +134,8 @@ class LossInputs:
         channels = self.logits.shape[1]
         if self.target.shape[1] == channels:
             if self.mask is None and self.target.dtype in (torch.bool, torch.uint8):
-                return self.target.bool()  # ten times as fast as a comparison
+                # Ten times as fast as a comparison. A copy also of a bool target: the masks may be written to.
+                return self.target.to(torch.bool, copy=True)
             return self.target_maps() > 0.5
         masks = torch.empty(self.logits.shape, dtype=torch.bool, device=self.target.device)
         labels = self.target[:, 0]

@@ -353,6 +353,17 @@ def test_index_and_one_hot_targets_agree_to_the_bit(name: str, mode: str) -> Non
 
 @every_loss
 @every_mode
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.float64])
+def test_a_target_is_not_written_to(name: str, mode: str, kind: torch.dtype) -> None:
+    drawn = sample(mode, 3)
+    target = drawn.maps.to(kind)
+    before = target.clone()
+    make(name, mode, include_background=False)(drawn.logits, target)
+    assert torch.equal(target, before)
+
+
+@every_loss
+@every_mode
 def test_soft_targets(name: str, mode: str) -> None:
     drawn = sample(mode, 3)
     generator = torch.Generator().manual_seed(2)
