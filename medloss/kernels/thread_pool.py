@@ -101,6 +101,8 @@ def _run_in_team(parallel: Any, worker: Callable[[Any], None], numbers: "_Number
         try:
             yield
             worker(numbers)
+        except GeneratorExit:
+            return  # OpenMP may start fewer threads (OMP_THREAD_LIMIT, OMP_DYNAMIC): this body was not needed
         except BaseException as error:
             numbers.stop()
             errors.append(error)

@@ -185,6 +185,19 @@ def test_nothing_hangs_when_the_interpreter_ends() -> None:
     assert not ran.stderr
 
 
+def test_a_team_smaller_than_requested_does_all_work_silently(monkeypatch: Any) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    done: list[int] = []
+
+    def nested(numbers: Any) -> None:  # inside a parallel region OpenMP starts no further threads
+        for _ in numbers:
+            Pool().run(done.extend, 3, 4)
+
+    Pool().run(nested, 2, 2)
+    assert (sorted(done), reported) == ([0, 0, 1, 1, 2, 2], [])
+
+
 def test_no_interrupt_is_lost() -> None:
     code = """if True:
         import os, signal, threading, time
