@@ -117,8 +117,9 @@ def still_improving(folder: Path, plan: Plan) -> dict[str, float]:
             gains[run.config.loss].append(sign * slope * (max(late) - min(late)))
             last[run.config.loss].append(values[max(values)])
     means = {loss: statistics.fmean(found) for loss, found in gains.items() if found}
-    share = _RELATIVE if sign > 0 else math.inf
-    least = {loss: min(plan.margin, share * abs(statistics.fmean(found))) for loss, found in last.items() if found}
+    least = dict.fromkeys(means, plan.margin)
+    if sign > 0:
+        least = {loss: min(plan.margin, _RELATIVE * abs(statistics.fmean(last[loss]))) for loss in means}
     return {loss: gain for loss, gain in means.items() if gain > least[loss]}
 
 

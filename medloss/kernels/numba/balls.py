@@ -51,7 +51,8 @@ def deep_errors(
     gradients: Tensor | None,
 ) -> Tensor:
     """`ball_means.deep_errors`, `[B, C]`; the gradients go to a tensor as `p`."""
-    sums = p.new_empty(p.shape[:2])
+    # Not a tensor: inference mode is the calling thread's, and other threads must not write to its tensors.
+    sums = np.empty(p.shape[:2], p.detach().numpy().dtype)
     classes, maps = p.shape[1], p.shape[0] * p.shape[1]
     # Parts of rows cost more than rows: one map is shared between threads only where there are too few.
     threads = 1 if maps >= torch.get_num_threads() else torch.get_num_threads()
@@ -66,7 +67,7 @@ def deep_errors(
         share_out(maps, 1, work)
     else:
         work(0, maps)
-    return sums
+    return torch.from_numpy(sums)
 
 
 def _of_one_map(

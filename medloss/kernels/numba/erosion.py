@@ -20,10 +20,11 @@ def eroded_sums(
     p: Tensor, y: Tensor, mask: Tensor | None, strides: list[int], weights: list[float], gradients: Tensor | None
 ) -> Tensor:
     """`erosion.eroded_sums`, `[B, C]`, without stretching; `gradients` as `p`."""
-    sums = p.new_empty(p.shape[:2])
+    # Not a tensor: inference mode is the calling thread's, and other threads must not write to its tensors.
+    sums = np.empty(p.shape[:2], p.detach().numpy().dtype)
     classes, dims = p.shape[1], p.ndim - 2
     # A map's steps are short and wait for each other: threads share maps, and one map's planes if there are too few.
-    apart = sums.numel() >= torch.get_num_threads()
+    apart = sums.size >= torch.get_num_threads()
 
     def work(begin: int, end: int) -> None:
         for number in range(begin, end):
@@ -33,10 +34,10 @@ def eroded_sums(
             sums[b, c] = _eroded_sum(p[b, c], y[b, c], *item, out, _alone if apart else _over)
 
     if apart:
-        share_out(sums.numel(), 1, work)
+        share_out(sums.size, 1, work)
     else:
-        work(0, sums.numel())
-    return sums
+        work(0, sums.size)
+    return torch.from_numpy(sums)
 
 
 def _eroded_sum(

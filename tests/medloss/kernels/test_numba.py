@@ -191,6 +191,32 @@ def test_nothing_hangs_when_the_interpreter_ends() -> None:
     assert not ran.stderr
 
 
+@pytest.mark.parametrize("name", ["hausdorff_er", "hausdorff_cv"])
+def test_threads_that_share_maps_work_in_inference_mode(name: str, threads: Any) -> None:
+    threads(2)
+    loss = medloss.create_loss(name, softmax=True)
+    logits = torch.randn(2, 3, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+    target = (logits.roll(1, 2).argmax(1, keepdim=True) + 1) % 3
+    expected = loss(logits, target, spacing=(1.0, 1.0, 2.5))
+    for _ in range(5):  # which thread draws a map is chance
+        with torch.inference_mode():
+            found = loss(logits.clone(), target, spacing=(1.0, 1.0, 2.5))
+        assert torch.equal(found, expected)
+
+
+def test_a_team_smaller_than_requested_does_all_work_silently(monkeypatch: Any) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    done: list[int] = []
+
+    def nested(numbers: Any) -> None:  # inside a parallel region OpenMP starts no further threads
+        for _ in numbers:
+            Pool().run(done.extend, 3, 4)
+
+    Pool().run(nested, 2, 2)
+    assert (sorted(done), reported) == ([0, 0, 1, 1, 2, 2], [])
+
+
 def test_no_interrupt_is_lost() -> None:
     code = """if True:
         import os, signal, threading, time

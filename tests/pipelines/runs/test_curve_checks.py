@@ -160,7 +160,7 @@ def test_one_validation_of_many_does_not_decide(tmp_path: Path) -> None:
 def test_distances_improve_downwards(tmp_path: Path) -> None:
     plan = _with_curves(tmp_path, {"dice": {15: 0.0, 20: 0.0}}).model_copy(update={"metric": "hd95_mm", "margin": 1.0})
     (run,) = plan.runs
-    for last, expected in ((5.0, {"dice": 4.0}), (13.0, {})):
+    for last, expected in ((5.0, {"dice": 4.0}), (13.0, {}), (8.5, {})):
         rows = [{"epoch": 15, "val_hd95_mm": 9.0}, {"epoch": 20, "val_hd95_mm": last}]
         run_folder(tmp_path, run).write_epochs(rows)
         assert still_improving(tmp_path, plan) == expected
