@@ -66,7 +66,8 @@ class DistancePenaltyLoss(VoxelwiseLoss):
             return _compiled(signed[:, -kept:], inputs.categorical, inputs.dtype)
         structures = inputs.target_masks()[:, channels - kept :]
         signed = None if signed is None else signed[:, -kept:]
-        penalty = penalty_map(structures, inputs.spacing, signed_map=signed).to(inputs.dtype)
+        spacing = inputs.spacing if signed is None else None  # which may be unknown
+        penalty = penalty_map(structures, spacing, signed_map=signed).to(inputs.dtype)
         return 1 + (torch.amax(penalty, 1, keepdim=True) if inputs.categorical else penalty)
 
 

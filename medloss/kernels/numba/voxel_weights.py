@@ -116,7 +116,7 @@ def _weigh_wrong(q: Any, y: Any, factor: Any, out: Any) -> None:
 
 def keep_large(error: Tensor, threshold: float) -> int:
     """Set the errors `[B, C, *spatial]` to 0 that are at most a share of their item's largest; how many are left."""
-    lines = error.flatten(1).numpy()
+    lines = error.view(len(error), -1).numpy()
     parts = -(-lines.shape[1] // _VOXELS)
     largest, left = np.zeros((len(lines), parts), lines.dtype), np.zeros((len(lines), parts), np.int64)
 
