@@ -1,0 +1,98 @@
+"""The compiled sums over balls compute what the Fourier transforms do, wherever they leave something out."""
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from medloss.boundary.ball_means import _deep_errors
+from medloss.boundary.balls import fitting
+
+if importlib.util.find_spec("numba") is None:
+    pytest.skip("numba is not installed", allow_module_level=True)
+
+from medloss.kernels.numba import balls
+
+
+def expected(p: Tensor, y: Tensor, radii: list[float], weights: list[float], spacing: Any) -> tuple[Tensor, Tensor]:
+    sums, gradients = torch.empty(p.shape[:2], dtype=torch.float64), torch.empty(p.shape, dtype=torch.float64)
+    for place in np.ndindex(*p.shape[:2]):
+        sums[place] = _deep_errors(p[place].double(), y[place], radii, weights, spacing, gradients[place])
+    return sums, gradients
+
+
+def blobs(size: tuple[int, ...], share: float, sharpness: float, seed: int) -> Tensor:
+    """Smooth random probabilities of which a share is above a half: `[1, 2, *size]`."""
+    noise = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    pool = F.avg_pool2d if len(size) == 2 else F.avg_pool3d
+    smooth = pool(noise, 3, 1, 1)
+    return ((smooth - smooth.flatten().quantile(1 - share)) * sharpness).sigmoid()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.one_of(st.tuples(*[st.integers(3, 70)] * 2), st.tuples(*[st.integers(3, 21)] * 2, st.integers(3, 70))),
+    spacing=st.lists(st.sampled_from([0.5, 0.8, 1.0, 2.5]), min_size=3, max_size=3),
+    radii=st.lists(st.floats(0.4, 9.0), min_size=1, max_size=10, unique=True),
+    share=st.sampled_from([0.001, 0.05, 0.5, 0.9]),
+    sharpness=st.sampled_from([3.0, 30.0, 300.0]),
+    seed=st.integers(0, 2**31),
+    threads=st.sampled_from([1, 2, 5]),
+)
+def test_values_and_gradients_are_those_of_the_transforms(
+    size: tuple[int, ...],
+    spacing: list[float],
+    radii: list[float],
+    share: float,
+    sharpness: float,
+    seed: int,
+    threads: int,
+) -> None:
+    spacing = spacing[: len(size)]
+    radii = fitting(radii, spacing, size)
+    if not radii:
+        return
+    p = blobs(size, share, sharpness, seed)
+    # One class whose label is not at all where the probabilities are, one that is nearly empty.
+    y = torch.cat([p[:, :1].roll(2, -1) > 0.5, blobs(size, 0.01, 30.0, seed + 1)[:, 1:] > 0.5], 1)
+    weights = [0.3 + r for r in radii]
+    found = torch.full_like(p, 7.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sums = balls.deep_errors(p, y, radii, weights, spacing, found)
+    finally:
+        torch.set_num_threads(before)
+    reference, gradients = expected(p, y, radii, weights, spacing)
+    torch.testing.assert_close(sums, reference, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, gradients, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(balls.deep_errors(p, y, radii, weights, spacing, None), sums)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 9.0])
+def test_numbers_above_one_are_not_left_out(value: float) -> None:
+    p = torch.full((1, 1, 12, 12, 12), 0.01, dtype=torch.float64)
+    p[0, 0, 6, 6, 6] = value
+    y = torch.zeros(p.shape, dtype=torch.bool)
+    sums = balls.deep_errors(p, y, [1.0, 2.0], [1.0, 1.0], [1.0, 1.0, 1.0], None)
+    # 9 in the seven voxels of a ball: more than a half of it.
+    reference = expected(p, y, [1.0, 2.0], [1.0, 1.0], [1.0, 1.0, 1.0])[0]
+    torch.testing.assert_close(sums, reference, equal_nan=True)
+
+
+def test_a_volume_without_a_label_counts_where_balls_are_full() -> None:
+    p = torch.zeros(1, 1, 40, 40, 40, dtype=torch.float64)
+    p[..., 10:20, 12:22, 15:25] = 0.95
+    y = torch.zeros(p.shape, dtype=torch.bool)
+    found = torch.empty_like(p)
+    sums = balls.deep_errors(p, y, [2.0, 4.0], [1.0, 2.0], [1.0, 1.0, 1.0], found)
+    reference, gradients = expected(p, y, [2.0, 4.0], [1.0, 2.0], [1.0, 1.0, 1.0])
+    torch.testing.assert_close(sums, reference)
+    torch.testing.assert_close(found, gradients)
+    assert found[0, 0, 14, 16, 19] > 0.1
