@@ -98,6 +98,15 @@ def softmax_entropy_gradients(
         add_entropy(gradient, y, v, h, n, False, out)
 
 
+@numba.njit(**OPTIONS)
+def softmax_plain_gradients(y: Any, v: Any, n: Any, gradient: Any, out: Any, shared: Any) -> None:
+    """`softmax_entropy_gradients` of the plain entropy if no other row is requested, and its sum over the classes."""
+    for i in range(n):
+        value = -gradient * v[i] * y[i]
+        out[i] = value
+        shared[i] += value
+
+
 @numba.njit(**EXACT)
 def softmax_logarithms(z: Any, top: Any, partition: Any, n: Any, logs: Any) -> None:
     """`l`."""

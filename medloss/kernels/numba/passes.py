@@ -194,6 +194,7 @@ def gradient_pass(
     rows = overlap or squares or errors
     interleaved = plan[INTERLEAVED] != 0
     only_overlap = overlap and not (squares or weighted)
+    only_plain = entropy == entropies.PLAIN and not rows
     logarithms = entropy != 0 and (entropy != entropies.PLAIN or plan[MODE] == GIVEN)
     terms.fill(zeros, block, 0)
     for start in range(begin, end, block):
@@ -222,6 +223,9 @@ def gradient_pass(
                 continue
             if weights > 1:
                 load_voxel_weight(weight, plan, item, c, start, n, keep, v)
+            if softmax and only_plain:
+                entropies.softmax_plain_gradients(y, v, n, s[7], z, shared)
+                continue
             if softmax:
                 e = wide[classes + c]
                 if entropy:
@@ -250,7 +254,8 @@ def gradient_pass(
                 elif overlap:
                     terms.softmax_overlap_add(e, inverse, y, g, n, s[0], s[1], z)
                 else:
-                    z[:n] = g[:n]
+                    terms.copy_and_add(g, n, z, shared)
+                    continue
                 terms.add(z, n, shared)
                 continue
             class_probability(z, plan, n, keep, logarithms, narrow)

@@ -242,6 +242,14 @@ def probability_gradients(
 
 
 @numba.njit(**OPTIONS)
+def copy_and_add(x: Any, n: Any, out: Any, total: Any) -> None:
+    """out = x; total += x."""
+    for i in range(n):
+        out[i] = x[i]
+        total[i] += x[i]
+
+
+@numba.njit(**OPTIONS)
 def add(values: Any, n: Any, out: Any) -> None:
     """Add."""
     for i in range(n):
