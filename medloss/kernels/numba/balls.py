@@ -20,6 +20,8 @@ from medloss.kernels.thread_pool import POOL
 
 #: Planes per task of a thread.
 _PLANES = 8
+#: Maps below which threads share each of them: a row has few vectors, more threads than that wait.
+_FEW_MAPS = 4
 #: Points of the largest disc's quarter beyond which Fourier transforms are faster.
 _MANY_POINTS = 6000
 
@@ -54,10 +56,9 @@ def deep_errors(
             kernel.add_gradients(case, 0, kernel.shape[2], buffers)
             sums[order[number]] = case.sums.sum()
 
-    if maps >= threads:
+    if maps >= min(threads, _FEW_MAPS):
         POOL.run(whole_maps, maps, threads)
         return torch.from_numpy(sums)
-    # Parts of rows cost more than rows: one map is shared between threads only where there are too few.
     for place in order:
         sums[place] = _shared(kernel, kernel.map_at(place), threads)
     return torch.from_numpy(sums)
