@@ -155,7 +155,7 @@ def _made_on() -> str:
 
 
 def _is_current(known: Group, setting: Setting, made_on: str) -> bool:
-    """Whether the record is of this code and machine, and of the setting or of one with the same name and more rounds."""
+    """Whether it is of this code and machine, and of this setting or one of the same name with more rounds."""
     fuller = [s for s in settings() if s.key == setting.key and s.rounds > setting.rounds]
     codes = {_digest(s) for s in (setting, *fuller)}
     return known.complete and known.machine == made_on and known.code in codes
