@@ -716,12 +716,13 @@ def test_nan_of_a_distance_map_stays_under_a_mask(name: str, options: dict[str, 
 
 @pytest.mark.parametrize("name", READS_DISTANCES)
 @every_mode
-def test_nan_of_a_distance_map_comes_out_where_it_counts(name: str, mode: str) -> None:
+@pytest.mark.parametrize("side", [-1, 1])
+def test_nan_of_a_distance_map_comes_out_where_it_counts(name: str, mode: str, side: int) -> None:
     drawn = sample(mode, 3)
     target = drawn.index if mode == "softmax" else drawn.maps
     maps = medloss.distance.signed_distance_map(drawn.maps, drawn.spacing)
     loss = make(name, mode, reduction="none")
-    maps[0, 1, :, ::2] = torch.nan
+    maps[0, 1][side * maps[0, 1] > 0] = torch.nan
     value = loss(drawn.logits, target, spacing=drawn.spacing, distance_map=maps)
     there = maps.isnan()
 
