@@ -1,4 +1,4 @@
-"""How often the statistics are wrong in simulated worlds: false words, pairs, ranks and equivalences, and power.
+"""How often the statistics are wrong in simulated worlds: false verdicts, pairs, ranks and equivalences, and power.
 
 Every world has losses that do not differ in their true mean unless said; each patient has a deviation of its own per
 loss (standard deviation 1), each prediction one more (0.5, with several seeds), and each training one that all its
@@ -130,7 +130,7 @@ def false_words_over_metrics(
     correlation: float = 0.6,
     flips: int = FLIPS,
 ) -> tuple[Rate, Rate]:
-    """The share of tables with any false word in any of several metrics: as one family, and each metric alone.
+    """The share of tables with any false verdict in any of several metrics: as one family, and each metric alone.
 
     `correlation` is that of the metrics within a patient.
     """

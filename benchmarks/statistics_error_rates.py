@@ -33,9 +33,9 @@ SEEDS, FOLDS, COMPARISONS, PATIENTS = (1, 2, 3, 5), (1, 2, 5), (1, 5, 17), (8, 2
 
 
 def _grid(count: int) -> list[str]:
-    """False words: a row per design, a column per number of patients; the highest of the four distributions."""
+    """False verdicts: a row per design, a column per number of patients; the highest of the four distributions."""
     lines = [
-        "**False words**: share of tables with any false *better* or *worse* when no loss differs; the mean over "
+        "**False verdicts**: share of tables with any false *better* or *worse* when no loss differs; the mean over "
         f"{', '.join(DEVIATIONS)} deviations, and in brackets the highest of the four ({round(1.5 * count):,}, "
         f"{count:,} and {round(0.5 * count):,} tables of each for 1, 5 and 17 comparisons).",
         "",
@@ -57,11 +57,11 @@ def _grid(count: int) -> list[str]:
 
 
 def _over_metrics(count: int) -> list[str]:
-    """False words over several metrics: a row per family, a column per distribution."""
+    """False verdicts over several metrics: a row per family, a column per distribution."""
     names = ("normal", "bounded", "skewed", "exponential")
     lines = [
-        "**False words over several primary metrics**, with a correlation of 0.6 between metrics (one fold and seed "
-        f"unless said; {count:,} tables each): share of tables with any false word in any metric, and in brackets what "
+        "**False verdicts over several primary metrics**, with a correlation of 0.6 between metrics (one fold and seed "
+        f"unless said; {count:,} tables each): share of tables with any false verdict in any metric, and in brackets what "
         "it would be with each metric adjusted alone.",
         "",
         f"| metrics | comparisons | patients | {' | '.join(names)} |",
@@ -84,7 +84,7 @@ def _sections(scale: float) -> Iterator[list[str]]:
     count = max(20, round(1000 * scale))
     many = max(20, round(4000 * scale))
     yield _grid(count)
-    lines = ["**False words, differences that are all skewed to one side** (one seed, one fold).", ""]
+    lines = ["**False verdicts, differences that are all skewed to one side** (one seed, one fold).", ""]
     lines += [
         "| differences | comparisons | n = 8 | n = 20 | n = 50 | n = 104 |",
         "| --- | ---: | --- | --- | --- | --- |",
@@ -150,7 +150,7 @@ def _sections(scale: float) -> Iterator[list[str]]:
         "tables with any false word.",
         "",
     ]
-    lines += ["| seeds x folds | false words |", "| --- | --- |"]
+    lines += ["| seeds x folds | false verdicts |", "| --- | --- |"]
     for seeds, folds in ((1, 2), (1, 5), (2, 1), (3, 1), (2, 5)):
         lines.append(f"| {seeds} x {folds} | {unequal_trainings(count, folds, seeds)} |")
     yield lines

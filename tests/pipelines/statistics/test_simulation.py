@@ -54,7 +54,7 @@ def test_false_verdicts_over_several_metrics(
         count, deviation, metrics, comparisons, patients, seeds, folds, flips=1999
     )
     assert together.share <= scipy.stats.binom.isf(0.001, count, 0.05) / count
-    assert together.share < alone.share, "each metric alone has false words of its own"
+    assert together.share < alone.share, "each metric alone has false verdicts of its own"
 
 
 @pytest.mark.parametrize("deviation", ["heavy-tailed", "skewed", "exponential"])
