@@ -110,7 +110,7 @@ def against_reference(values: Floats, fold: Indices) -> Inference:
     return compared(values, others, np.zeros_like(others), fold)
 
 
-def false_words(count: int, deviation: str, comparisons: int, patients: int, seeds: int, folds: int) -> Rate:
+def false_verdicts(count: int, deviation: str, comparisons: int, patients: int, seeds: int, folds: int) -> Rate:
     """The share of tables with any false *better* or *worse*."""
     random = np.random.default_rng([comparisons, patients, seeds, folds, len(deviation)])
     draw = (DEVIATIONS | SKEWED_DIFFERENCES)[deviation]
@@ -119,7 +119,7 @@ def false_words(count: int, deviation: str, comparisons: int, patients: int, see
     return Rate(wrong / count, count)
 
 
-def false_words_over_metrics(
+def false_verdicts_over_metrics(
     count: int,
     deviation: str,
     metrics: int,
@@ -235,7 +235,7 @@ def false_equivalence(count: int, deviation: str, patients: int) -> tuple[Rate, 
 
 
 def rare_collapse(count: int, comparisons: int, patients: int) -> Rate:
-    """Equal means: +0.01 on 95 % of cases, -0.19 on 5 %: any false word. No method sees what the cases do not hold."""
+    """Equal means: +0.01 on 95 % of cases, -0.19 on 5 %: any false verdict. No method sees what no case shows."""
     random = np.random.default_rng([comparisons, patients, 6])
     wrong = 0
     for _ in range(10):
@@ -247,7 +247,7 @@ def rare_collapse(count: int, comparisons: int, patients: int) -> Rate:
 
 
 def unequal_trainings(count: int, folds: int, seeds: int, comparisons: int = 17) -> Rate:
-    """As `false_words`, of 104 patients, but the retraining of one loss varies three times as much as the others'."""
+    """As `false_verdicts`, of 104 patients, with one loss whose retraining varies three times as much."""
     random = np.random.default_rng([folds, seeds, 8])
     wrong = 0
     for values, fold in tables(random, DEVIATIONS["normal"], count, comparisons + 1, 104, seeds, folds):

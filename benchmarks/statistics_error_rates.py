@@ -19,8 +19,8 @@ from benchmarks.error_rate_simulations import (
     SKEWED_DIFFERENCES,
     false_equivalence,
     false_pairs,
-    false_words,
-    false_words_over_metrics,
+    false_verdicts,
+    false_verdicts_over_metrics,
     power,
     power_of_trainings,
     rank_coverage,
@@ -47,7 +47,7 @@ def _grid(count: int) -> list[str]:
         # With many comparisons each table takes longer.
         tables_each = round(count * {1: 1.5, 5: 1.0, 17: 0.5}[comparisons])
         for n in PATIENTS:
-            rates = {name: false_words(tables_each, name, comparisons, n, seeds, folds) for name in DEVIATIONS}
+            rates = {name: false_verdicts(tables_each, name, comparisons, n, seeds, folds) for name in DEVIATIONS}
             name = max(rates, key=lambda own: rates[own].share)
             mean = sum(rate.share for rate in rates.values()) / len(rates)
             cells.append(f"{mean:.3f} ({rates[name]} {name})")
@@ -61,8 +61,8 @@ def _over_metrics(count: int) -> list[str]:
     names = ("normal", "bounded", "skewed", "exponential")
     lines = [
         "**False verdicts over several primary metrics**, with a correlation of 0.6 between metrics (one fold and seed "
-        f"unless said; {count:,} tables each): share of tables with any false verdict in any metric, and in brackets what "
-        "it would be with each metric adjusted alone.",
+        f"unless said; {count:,} tables each): share of tables with any false verdict in any metric, and in brackets "
+        "what it would be with each metric adjusted alone.",
         "",
         f"| metrics | comparisons | patients | {' | '.join(names)} |",
         f"| ---: | ---: | --- | {' | '.join('---' for _ in names)} |",
@@ -72,7 +72,7 @@ def _over_metrics(count: int) -> list[str]:
     ):  # fmt: skip
         cells = []
         for name in names:
-            family, alone = false_words_over_metrics(count, name, metrics, comparisons, n, seeds, folds, flips=1999)
+            family, alone = false_verdicts_over_metrics(count, name, metrics, comparisons, n, seeds, folds, flips=1999)
             cells.append(f"{family} ({alone})")
         patients = str(n) if seeds * folds == 1 else f"{n}, {seeds} seeds x {folds} folds"
         lines.append(f"| {metrics} | {comparisons} | {patients} | {' | '.join(cells)} |")
@@ -90,7 +90,7 @@ def _sections(scale: float) -> Iterator[list[str]]:
         "| --- | ---: | --- | --- | --- | --- |",
     ]
     for name, comparisons in itertools.product(SKEWED_DIFFERENCES, COMPARISONS):
-        rates = [false_words(count, name, comparisons, n, 1, 1) for n in PATIENTS]
+        rates = [false_verdicts(count, name, comparisons, n, 1, 1) for n in PATIENTS]
         lines.append(f"| {name} | {comparisons} | {' | '.join(map(str, rates))} |")
     for comparisons in (1, 5):
         rates = [rare_collapse(count, comparisons, n) for n in PATIENTS]
@@ -147,7 +147,7 @@ def _sections(scale: float) -> Iterator[list[str]]:
     yield lines
     lines = [
         "**A loss whose retraining varies three times as much** (17 comparisons, 104 patients): share of "
-        "tables with any false word.",
+        "tables with any false verdict.",
         "",
     ]
     lines += ["| seeds x folds | false verdicts |", "| --- | --- |"]
