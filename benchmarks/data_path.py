@@ -1,7 +1,8 @@
 """The time of preparing cases and cutting patches, next to an earlier version of this package, in one run.
 
 Each round starts one process per version, in alternating order: it reads and prepares all cases of a fold, and then
-draws the patches of some epochs. Reported are the medians over the rounds, the ratio, and each process's peak memory.
+draws the patches of some epochs. Reported are the medians over the rounds, the ratio with its quartiles, and each
+process's peak memory.
 
     git worktree add /tmp/before REVISION
     python -m benchmarks.data_path --against /tmp/before --write
@@ -57,7 +58,7 @@ def measured(checkout: Path, manifest: str, root: str, epochs: int) -> tuple[flo
 @click.option("--against", type=click.Path(path_type=Path, exists=True), required=True, help="An earlier checkout.")
 @click.option("--manifest", default="phantom", show_default=True, help="A data set that both versions can read.")
 @click.option("--data-root", default="", help="Folder of its data.")
-@click.option("--rounds", default=7, show_default=True)
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=2))
 @click.option("--epochs", default=5, show_default=True)
 @click.option("--write", is_flag=True, help=f"Write {_RESULT.relative_to(_CHECKOUT)}.")
 def main(against: Path, manifest: str, data_root: str, rounds: int, epochs: int, write: bool) -> None:
@@ -71,11 +72,12 @@ def main(against: Path, manifest: str, data_root: str, rounds: int, epochs: int,
             numbers = measured(versions[name], manifest, data_root, epochs)
             if number:  # the first round fills caches of the disk
                 found[name].append(numbers)
-    lines = ["| | before | now | now / before |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| | before | now | now / before (quartiles) |", "| --- | ---: | ---: | ---: |"]
     for column, what in enumerate(("preparing all cases (s)", "drawing patches (s)", "peak memory (MB)")):
         before, now = (statistics.median(row[column] for row in found[name]) for name in versions)
         ratios = [b[column] / a[column] for a, b in zip(found["before"], found["now"], strict=True)]
-        lines.append(f"| {what} | {before:.3g} | {now:.3g} | {statistics.median(ratios):.3f} |")
+        low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        lines.append(f"| {what} | {before:.3g} | {now:.3g} | {ratio:.2f} ({low:.2f} to {high:.2f}) |")
     text = "\n".join(
         [
             "# Preparing cases and cutting patches, one channel",
@@ -84,7 +86,8 @@ def main(against: Path, manifest: str, data_root: str, rounds: int, epochs: int,
             f"    python -m benchmarks.data_path --against /tmp/before --manifest {manifest} "
             f"--rounds {rounds} --epochs {epochs}",
             "",
-            f"Medians over {rounds} rounds, both versions in each round, one thread; ratios of the same round.",
+            f"Medians over {rounds} rounds, both versions in each round, one thread; the ratio is the median of those",
+            "of single rounds, and not that of the medians.",
             f"{machine()}.",
             "",
             *lines,

@@ -1,4 +1,4 @@
-"""How often the statistics are wrong in simulated worlds: false words, pairs, ranks and equivalences, and power.
+"""How often the statistics are wrong in simulated worlds: false verdicts, pairs, ranks and equivalences, and power.
 
 Every world has losses that do not differ in their true mean unless said; each patient has a deviation of its own per
 loss (standard deviation 1), each prediction one more (0.5, with several seeds), and each training one that all its
@@ -110,7 +110,7 @@ def against_reference(values: Floats, fold: Indices) -> Inference:
     return compared(values, others, np.zeros_like(others), fold)
 
 
-def false_words(count: int, deviation: str, comparisons: int, patients: int, seeds: int, folds: int) -> Rate:
+def false_verdicts(count: int, deviation: str, comparisons: int, patients: int, seeds: int, folds: int) -> Rate:
     """The share of tables with any false *better* or *worse*."""
     random = np.random.default_rng([comparisons, patients, seeds, folds, len(deviation)])
     draw = (DEVIATIONS | SKEWED_DIFFERENCES)[deviation]
@@ -119,7 +119,7 @@ def false_words(count: int, deviation: str, comparisons: int, patients: int, see
     return Rate(wrong / count, count)
 
 
-def false_words_over_metrics(
+def false_verdicts_over_metrics(
     count: int,
     deviation: str,
     metrics: int,
@@ -130,7 +130,7 @@ def false_words_over_metrics(
     correlation: float = 0.6,
     flips: int = FLIPS,
 ) -> tuple[Rate, Rate]:
-    """The share of tables with any false word in any of several metrics: as one family, and each metric alone.
+    """The share of tables with any false verdict in any of several metrics: as one family, and each metric alone.
 
     `correlation` is that of the metrics within a patient.
     """
@@ -235,7 +235,7 @@ def false_equivalence(count: int, deviation: str, patients: int) -> tuple[Rate, 
 
 
 def rare_collapse(count: int, comparisons: int, patients: int) -> Rate:
-    """Equal means: +0.01 on 95 % of cases, -0.19 on 5 %: any false word. No method sees what the cases do not hold."""
+    """Equal means: +0.01 on 95 % of cases, -0.19 on 5 %: any false verdict. No method sees what no case shows."""
     random = np.random.default_rng([comparisons, patients, 6])
     wrong = 0
     for _ in range(10):
@@ -247,7 +247,7 @@ def rare_collapse(count: int, comparisons: int, patients: int) -> Rate:
 
 
 def unequal_trainings(count: int, folds: int, seeds: int, comparisons: int = 17) -> Rate:
-    """As `false_words`, of 104 patients, but the retraining of one loss varies three times as much as the others'."""
+    """As `false_verdicts`, of 104 patients, with one loss whose retraining varies three times as much."""
     random = np.random.default_rng([folds, seeds, 8])
     wrong = 0
     for values, fold in tables(random, DEVIATIONS["normal"], count, comparisons + 1, 104, seeds, folds):

@@ -18,7 +18,7 @@ _PROC = Path("/proc/self")
 
 
 def peak_memory(work: Callable[[], object], device: torch.device, times: int = 3) -> int | None:
-    """Bytes at the peak of `work` beyond those before it: the median of some runs; None where the system cannot tell.
+    """Bytes at the peak of `work` beyond those before it: the median of some runs; None where it is not available.
 
     Args:
         work: what to run; what it returns is dropped.

@@ -123,7 +123,7 @@ def copied_tree() -> Iterator[Path]:
             if (ROOT / file).is_file():
                 (tree / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / file, tree / file)
-        # Tests look for real data beside the checkout.
+        # Tests look for real data next to the checkout.
         if (ROOT.parent / "shared").is_dir():
             (Path(name) / "shared").symlink_to(ROOT.parent / "shared")
         yield tree

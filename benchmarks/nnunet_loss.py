@@ -107,7 +107,7 @@ def peaks(setting: Setting, names: Sequence[str] = NAMES) -> dict[str, dict[str,
 
 
 def in_regime(regime: str, what: str, options: list[str]) -> Any:
-    """Measure in a process of its own, whose memory is had in a given way."""
+    """Measure in a separate process, which allocates memory in a given way."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-m", "benchmarks.nnunet_loss", *options, "--only", what]
     done = subprocess.run(

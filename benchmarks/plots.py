@@ -16,7 +16,7 @@ from benchmarks.selections import CLASSES, SIDES
 from pipelines.utils.figures import figure, styled
 from pipelines.utils.files import write_atomically
 
-#: Okabe and Ito's colours, told apart with every kind of colour vision; and a marker each, for prints in grey.
+#: Okabe and Ito's colours, distinguishable with every kind of colour vision; and a marker each, for prints in grey.
 LOOKS = (
     ("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#D55E00", "D"),
     ("#CC79A7", "v"), ("#56B4E9", "P"), ("#000000", "X"),

@@ -1,4 +1,4 @@
-"""The ways in which memory is had, each an environment of a process of its own."""
+"""The ways of allocating memory: each is the environment of a separate process."""
 
 import dataclasses
 import json

@@ -15,7 +15,7 @@ def scene(
 
     Args:
         size: voxels, two or three axes.
-        classes: C; one class is one structure, told by a sigmoid.
+        classes: C; one class is one structure, predicted by a sigmoid.
         batch: B.
         dtype: of the logits.
         seed: of everything.

@@ -19,8 +19,8 @@ from benchmarks.error_rate_simulations import (
     SKEWED_DIFFERENCES,
     false_equivalence,
     false_pairs,
-    false_words,
-    false_words_over_metrics,
+    false_verdicts,
+    false_verdicts_over_metrics,
     power,
     power_of_trainings,
     rank_coverage,
@@ -33,9 +33,9 @@ SEEDS, FOLDS, COMPARISONS, PATIENTS = (1, 2, 3, 5), (1, 2, 5), (1, 5, 17), (8, 2
 
 
 def _grid(count: int) -> list[str]:
-    """False words: a row per design, a column per number of patients; the highest of the four distributions."""
+    """False verdicts: a row per design, a column per number of patients; the highest of the four distributions."""
     lines = [
-        "**False words**: share of tables with any false *better* or *worse* when no loss differs; the mean over "
+        "**False verdicts**: share of tables with any false *better* or *worse* when no loss differs; the mean over "
         f"{', '.join(DEVIATIONS)} deviations, and in brackets the highest of the four ({round(1.5 * count):,}, "
         f"{count:,} and {round(0.5 * count):,} tables of each for 1, 5 and 17 comparisons).",
         "",
@@ -47,7 +47,7 @@ def _grid(count: int) -> list[str]:
         # With many comparisons each table takes longer.
         tables_each = round(count * {1: 1.5, 5: 1.0, 17: 0.5}[comparisons])
         for n in PATIENTS:
-            rates = {name: false_words(tables_each, name, comparisons, n, seeds, folds) for name in DEVIATIONS}
+            rates = {name: false_verdicts(tables_each, name, comparisons, n, seeds, folds) for name in DEVIATIONS}
             name = max(rates, key=lambda own: rates[own].share)
             mean = sum(rate.share for rate in rates.values()) / len(rates)
             cells.append(f"{mean:.3f} ({rates[name]} {name})")
@@ -57,12 +57,12 @@ def _grid(count: int) -> list[str]:
 
 
 def _over_metrics(count: int) -> list[str]:
-    """False words over several metrics: a row per family, a column per distribution."""
+    """False verdicts over several metrics: a row per family, a column per distribution."""
     names = ("normal", "bounded", "skewed", "exponential")
     lines = [
-        "**False words over several primary metrics**, with a correlation of 0.6 between metrics (one fold and seed "
-        f"unless said; {count:,} tables each): share of tables with any false word in any metric, and in brackets what "
-        "it would be with each metric adjusted alone.",
+        "**False verdicts over several primary metrics**, with a correlation of 0.6 between metrics (one fold and seed "
+        f"unless said; {count:,} tables each): share of tables with any false verdict in any metric, and in brackets "
+        "what it would be with each metric adjusted alone.",
         "",
         f"| metrics | comparisons | patients | {' | '.join(names)} |",
         f"| ---: | ---: | --- | {' | '.join('---' for _ in names)} |",
@@ -72,7 +72,7 @@ def _over_metrics(count: int) -> list[str]:
     ):  # fmt: skip
         cells = []
         for name in names:
-            family, alone = false_words_over_metrics(count, name, metrics, comparisons, n, seeds, folds, flips=1999)
+            family, alone = false_verdicts_over_metrics(count, name, metrics, comparisons, n, seeds, folds, flips=1999)
             cells.append(f"{family} ({alone})")
         patients = str(n) if seeds * folds == 1 else f"{n}, {seeds} seeds x {folds} folds"
         lines.append(f"| {metrics} | {comparisons} | {patients} | {' | '.join(cells)} |")
@@ -84,13 +84,13 @@ def _sections(scale: float) -> Iterator[list[str]]:
     count = max(20, round(1000 * scale))
     many = max(20, round(4000 * scale))
     yield _grid(count)
-    lines = ["**False words, differences that are all skewed to one side** (one seed, one fold).", ""]
+    lines = ["**False verdicts, differences that are all skewed to one side** (one seed, one fold).", ""]
     lines += [
         "| differences | comparisons | n = 8 | n = 20 | n = 50 | n = 104 |",
         "| --- | ---: | --- | --- | --- | --- |",
     ]
     for name, comparisons in itertools.product(SKEWED_DIFFERENCES, COMPARISONS):
-        rates = [false_words(count, name, comparisons, n, 1, 1) for n in PATIENTS]
+        rates = [false_verdicts(count, name, comparisons, n, 1, 1) for n in PATIENTS]
         lines.append(f"| {name} | {comparisons} | {' | '.join(map(str, rates))} |")
     for comparisons in (1, 5):
         rates = [rare_collapse(count, comparisons, n) for n in PATIENTS]
@@ -147,10 +147,10 @@ def _sections(scale: float) -> Iterator[list[str]]:
     yield lines
     lines = [
         "**A loss whose retraining varies three times as much** (17 comparisons, 104 patients): share of "
-        "tables with any false word.",
+        "tables with any false verdict.",
         "",
     ]
-    lines += ["| seeds x folds | false words |", "| --- | --- |"]
+    lines += ["| seeds x folds | false verdicts |", "| --- | --- |"]
     for seeds, folds in ((1, 2), (1, 5), (2, 1), (3, 1), (2, 5)):
         lines.append(f"| {seeds} x {folds} | {unequal_trainings(count, folds, seeds)} |")
     yield lines

@@ -24,6 +24,6 @@ def added_memory(setting: Setting, losses: Losses, step: TrainingStep) -> list[F
         whole = peak(function)
         known = bare is not None and whole is not None
         memory = (whole - bare) / logits if known else None  # type: ignore[operator]
-        note = "" if known else "this system cannot tell the peak"
+        note = "" if known else "peak memory is not available on this system"
         rows.append(Found(setting.key, EXACT, loss, side, memory=memory, note=note))
     return rows

@@ -58,7 +58,7 @@ class Group:
         rows: of every side.
         code: a digest of the sources that were measured.
         machine: processor, threads and versions.
-        others: share of the cores that other processes used meanwhile; None where the system cannot tell.
+        others: share of the cores that other processes used meanwhile; None where it is unknown.
     """
 
     rows: tuple[Found, ...]

@@ -13,7 +13,7 @@ value, and from there to the output's gradient. In the regime `exact`, memory is
 
 With `--write` each setting's results are added to the results' file as soon as they are there, and those of other
 settings stay: a run that was interrupted resumes, and measures again only what another version of the code or another
-machine has measured, or what failed.
+machine has measured, or what failed. `--quick` has fewer rounds of some settings, and keeps a record of more.
 
 nnU-Net's networks take part where their package is installed, as in nnU-Net's environment. Elsewhere
 `pip install --no-deps dynamic-network-architectures` brings them (50 kB): with torch they need nothing else.
@@ -73,6 +73,11 @@ def main(
     report_only: bool,
 ) -> None:
     """Measure setting by setting, show the page or write it."""
+    if write and (rounds or kernels):
+        raise click.ClickException(
+            f"--write: got {'--rounds' if rounds else '--kernels'}; expected measurements with all rounds and kernels, "
+            "which a poorer one would replace; without --write the page is shown"
+        )
     stored = out / "step.json"
     groups = read_groups(stored) if write or report_only or only_list else {}
     if report_only and not groups:
@@ -150,7 +155,10 @@ def _made_on() -> str:
 
 
 def _is_current(known: Group, setting: Setting, made_on: str) -> bool:
-    return known.complete and (known.code, known.machine) == (_digest(setting), made_on)
+    """Whether it is of this code and machine, and of this setting or one of the same name with more rounds."""
+    fuller = [s for s in settings() if s.key == setting.key and s.rounds > setting.rounds]
+    codes = {_digest(s) for s in (setting, *fuller)}
+    return known.complete and known.machine == made_on and known.code in codes
 
 
 def _digest(setting: Setting) -> str:

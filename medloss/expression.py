@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from medloss.errors import InputError
 
-_TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE]-?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*(?:@\w+)?)")
+#: No loss has a hyphen in its name; one that is read so gets the nearest name suggested.
+_TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE]-?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_][\w.-]*(?:@\w+)?)")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def loss_names(which: str = "all") -> tuple[str, ...]:
     return tuple(name for name, of in loss_sets().items() if which in ("all", of))
 
 
-#: What other libraries and papers call a loss (in lower case, without `_` and without `loss` at the end): our name.
+#: What other libraries and papers call a loss (in lower case, without `_`, `-`, and `loss` at the end): our name.
 _ALIASES = {
     alias: name
     for name, aliases in {
@@ -105,7 +105,7 @@ def _nearest(name: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    return name.casefold().replace("_", "").removesuffix("loss")
+    return name.casefold().replace("_", "").replace("-", "").removesuffix("loss")
 
 
 def refuse_unknown_losses(*expressions: str) -> None:

@@ -91,7 +91,8 @@ class BoundaryLoss(MeanOverVoxelsLoss):
             # The overlap's sum of y p, with phi in y's place: it needs no map of p.
             sums = voxel_sums(replace(inputs, target=phi, ignore_index=None), Requested(overlap=True)).row(Row.TP)
         if self.normalize:
-            largest = inputs.included(phi).abs().amax(inputs.spatial_axes)
+            # NaN under a mask stays there.
+            largest = inputs.included(phi).abs().nan_to_num(0.0, torch.inf).amax(inputs.spatial_axes)
             sums = sums / torch.where(largest > 0, largest, 1.0)
         return sums
 

@@ -67,14 +67,14 @@ class ShapeAwareLoss(VoxelwiseLoss):
             q, y = inputs.hard_prediction(), inputs.target_masks()
             if not inputs.categorical:
                 q, y = inputs.included(q), inputs.included(y)
-                return 1 + _contour_distance(q, y, inputs) * (q != y)
+                return torch.where(q != y, 1 + _contour_distance(q, y, inputs), 1.0)
             distance = _contour_distance(q[:, 1:], y[:, 1:], inputs)
         if inputs.labelled is None:
             distance = distance.mean(1, keepdim=True)
         else:  # an unlabelled class has no contour, and a distance of 0
             number = inputs.labelled[:, 1:].sum(1).clamp(min=1).view(-1, *(1,) * (distance.ndim - 1))
             distance = distance.sum(1, keepdim=True) / number
-        return _wrong_weight(q, y, distance) if by_labels else 1 + distance * (q != y).any(1, keepdim=True)
+        return _wrong_weight(q, y, distance) if by_labels else torch.where((q != y).any(1, True), 1 + distance, 1.0)
 
 
 def _wrong_weight(q: Tensor, y: Tensor, distance: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def penalty_map(mask: Tensor, spacing: Spacing | None = None, *, signed_map: Ten
     Args:
         mask: `[B, C, *spatial]`; above 0.5 is inside.
         spacing: mm, as in `distance_map`.
-        signed_map: `signed_distance_map(mask, spacing)`, if it is available.
+        signed_map: `signed_distance_map(mask, spacing)`, if it is available. NaN stays where it is, and is not part of
+            max d.
 
     Raises:
         InputError: as `distance_map`.
@@ -108,7 +109,9 @@ def _penalty(signed: Tensor, out: Tensor) -> None:
     """`penalty_map` of one map; `out` may be `signed`."""
     if not signed.numel():
         return
-    low, high = torch.aminmax(signed)
+    if out is not signed:  # given, perhaps with NaN, of which the largest distances would be NaN
+        torch.nan_to_num(signed, 0.0, math.inf, -math.inf, out=out)
+    low, high = torch.aminmax(out)
     largest = torch.where(signed > 0, high, -low)
     on_a_side = signed != 0
     torch.sub(largest, torch.abs(signed, out=out), out=out).div_(largest)

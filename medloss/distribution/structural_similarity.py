@@ -105,9 +105,7 @@ class StructuralSimilarityLoss(SegmentationLoss):
             error = error * scale.view(-1, *(1,) * (error.ndim - 1))
         elif pairs is not None:
             error = inputs.labelled_only(error)
-        largest = error.detach().amax((1, *inputs.spatial_axes), keepdim=True)
-        # "Not at most" keeps NaN selected: NaN in the logits must come out.
-        selected = ~(error.detach() <= self.threshold * largest)
+        selected = _large(error.detach(), self.threshold)
         if inputs.mask is not None:
             selected &= inputs.mask
         weight = torch.where(selected, error, 0.0)
@@ -132,6 +130,13 @@ class StructuralSimilarityLoss(SegmentationLoss):
         return error.mean(1, keepdim=True) if inputs.categorical else error
 
 
+def _large(error: Tensor, threshold: float) -> Tensor:
+    """Which errors are above a share of their item's largest."""
+    largest = error.amax(tuple(range(1, error.ndim)), keepdim=True)
+    # "Not at most" keeps NaN selected: NaN in the logits must come out.
+    return ~(error <= threshold * largest)
+
+
 def _selected(error: Tensor, threshold: float) -> tuple[Tensor, int]:
     """The errors above a share of their item's largest, else 0, in the errors' memory; and their number."""
     from medloss.kernels.numba.voxel_weights import keep_large
@@ -145,7 +150,7 @@ def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     if dispatch.direct(error, "selection"):
         weight, number = _selected(error, 0.6)
         return [weight, torch.tensor(number, dtype=torch.float64)]
-    selected = error > 0.6 * error.amax((1, 2, 3, 4), keepdim=True)
+    selected = _large(error, 0.6)
     return [torch.where(selected, error, 0.0), selected.sum().cpu().double()]
 
 

@@ -92,9 +92,9 @@ def compare(
     refuse_foreign(out)
     refuse_unwritable_folder(out, "--out")
     if subgroups is not None:
-        from pipelines.report.subgroups import keep_groups
+        from pipelines.report.subgroups import groups_to_keep
 
-        keep_groups(subgroups, out, loaded, write=False)
+        how["groups"] = groups_to_keep(subgroups, out, loaded)
     # Before the measurements, which take minutes.
     if handover is not None:
         handover.check()
@@ -130,8 +130,6 @@ def compare(
         if planned.plan.asked is not None:
             for line in plan_lines(planned.plan, planned.grid, planned.seconds):
                 click.echo(line, err=True)
-        if subgroups is not None:
-            keep_groups(subgroups, out, loaded)
         execution = Execution(jobs, handover, **how)
         code = compare_losses(out, planned.plan, execution, planned.configs)
     sys.exit(code)

@@ -15,7 +15,7 @@ from pipelines.comparison.remaining_runs import prepare_cases, train_remaining
 from pipelines.comparison.results import Report, print_results
 from pipelines.comparison.screening import begun_rungs, screen, tune
 from pipelines.data.checks import refuse_bad_data
-from pipelines.runs.comparison_folder import adopt_plan, read_plan
+from pipelines.runs.comparison_folder import adopt_plan, keep_groups, read_plan
 from pipelines.runs.plan import Plan
 from pipelines.runs.summary import best_mean, best_run, comparison_table, state_counts, write_table
 from pipelines.tracking.findings import Findings
@@ -77,6 +77,8 @@ def _begin(folder: Path, plan: Plan, execution: Execution, *, is_new: bool) -> C
     """Resume the folder's comparison, or begin a new one, whose data have been checked."""
     # A new plan was not kept before the check: bad files are replaced, and the manifest then is another one.
     comparison = Comparison(folder, adopt_plan(folder, plan), execution)
+    if execution.groups is not None:
+        keep_groups(folder, execution.groups)
     if not is_new and comparison.unfinished:
         _refuse_bad_files(comparison.plan, execution)
     if execution.retry_failed:

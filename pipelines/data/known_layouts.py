@@ -123,7 +123,7 @@ def _images_and_labels(files: list[str], channels: Sequence[str]) -> Groups | No
 def _bids(files: list[str], channels: Sequence[str]) -> Groups | None:
     groups = Groups(named=True)
     for file in files:
-        found = re.fullmatch(r"(derivatives/.*?/)?(sub-[^/]+)/(?:(ses-[^/]+)/)?(?:([^/]+)/)?([^/]+)", file)
+        found = re.fullmatch(r"(derivatives/(?:.*?/)?)?(sub-[^/]+)/(?:(ses-[^/]+)/)?(?:([^/]+)/)?([^/]+)", file)
         if found is None:
             continue
         derived, subject, session, kind, name = found.groups()
@@ -134,7 +134,7 @@ def _bids(files: list[str], channels: Sequence[str]) -> Groups | None:
             groups.add(case, file, None)
         elif not derived and (kind not in ("func", "fmap", "dwi") or channel in channels):  # these are series
             groups.add(case, file, channel)
-    return groups if groups.images else None
+    return groups if groups.images or groups.labels else None
 
 
 @_layout("ACDC (patient*_frame*, patient*_frame*_gt)")
@@ -275,6 +275,8 @@ def _by_table(path: Path) -> Groups:
             f"--pairs: {path} has the columns {', '.join(columns) or 'none'}; expected case, image, label, and at will "
             "patient, image2, image3, ..."
         )
+    if all(re.fullmatch(r"image\d*", column) for column in images):
+        images.sort(key=lambda column: int(column.removeprefix("image") or 1))
     groups = Groups()
     for number, row in enumerate(rows, start=2):
         case = (row["case"] or "").strip()

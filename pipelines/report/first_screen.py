@@ -1,10 +1,14 @@
 """What the first screen says next to the verdict: how sure it is, on what evidence, at what cost."""
 
+import math
+
 from pipelines.report.collect import Collected, Cost
 from pipelines.statistics.plain_summary import next_steps, sureness
 from pipelines.statistics.results import Analysis
 from pipelines.utils.text import counted, duration, in_words
 
+#: A run that reports nothing for longer, between two epochs, did not run: an epoch ends with a checkpoint.
+_PAUSE_S = 60.0
 #: A heading and its sentences.
 Fact = tuple[str, tuple[str, ...]]
 
@@ -102,8 +106,39 @@ def _cost(analysis: Analysis, collected: Collected) -> tuple[str, ...]:
     if total := sum(cost.seconds or 0.0 for cost in costs.values()):
         runs = sum(cost.runs for cost in costs.values())
         added = "" if runs == 1 else " added up: less on the clock where several ran at a time"
+        if runs > 1 and (clock := _on_the_clock(collected)) is not None:
+            seconds, most = clock
+            added = " added up" + (
+                ", one run at a time" if most == 1 else f", {duration(seconds)} on the clock: up to {most} at a time"
+            )
         lines.append(f"{counted(runs, 'run')} took {duration(total)}{added}.")
     return tuple(lines)
+
+
+def _on_the_clock(collected: Collected) -> tuple[float, int] | None:
+    """Seconds during which any of the finished runs trained or validated, and the most of them at a time."""
+    events: list[tuple[float, int]] = []
+    for curve in collected.curves:
+        if curve.failed or curve.loss not in collected.costs or not curve.epochs:
+            continue
+        begun = ended = math.nan
+        for epoch in curve.epochs:
+            validated = epoch.get("val_s", math.nan)
+            start = epoch.get("time", math.nan) - epoch["epoch_s"] - (0.0 if math.isnan(validated) else validated)
+            if math.isnan(start):
+                return None
+            if start > ended + _PAUSE_S:
+                events += [(begun, 1), (ended, -1)]
+                begun = start
+            begun, ended = start if math.isnan(begun) else begun, epoch["time"]
+        events += [(begun, 1), (ended, -1)]
+    total, running, most, before = 0.0, 0, 0, 0.0
+    # To a tenth: times are rounded, and where a run ends as another begins, the end comes first.
+    for time, change in sorted((round(time, 1), change) for time, change in events):
+        total += (time - before) * (running > 0)
+        before, running = time, running + change
+        most = max(most, running)
+    return (total, most) if most else None
 
 
 def _of_one(cost: Cost) -> str:

@@ -40,6 +40,9 @@ _FINE = 90
 def loss_picture(loss: str, panels: Sequence[Panel], metric: str) -> bytes:
     """Draw the worst, median and best case of a loss, as PNG."""
     side, gap, bottom, height = 2.79, 0.215, 0.5, 3.98
+    classes = [class_text(panel, metric, 60) for panel in panels]
+    if any(classes):
+        bottom, height = bottom + 0.13, height + 0.13
 
     def draw(figure: Figure) -> None:
         figure.text(0.1 / WIDTH, 1 - 0.1 / height, short(loss, 70), fontsize=10.5, weight="bold", va="top")
@@ -51,6 +54,7 @@ def loss_picture(loss: str, panels: Sequence[Panel], metric: str) -> bytes:
                 (side + 0.27, 8.5, "black", case),
                 (side + 0.09, 8.5, "black", scores_text(panel, metric)),
                 (-0.15, 7.5, "#555555", position_text(panel, metric)),
+                (-0.28, 7.5, "#555555", classes[number]),
             ):
                 figure.text(left / WIDTH, (bottom + up) / height, text, fontsize=size, color=colour)
             _draw_panel(axes, panel, 40, 1.35)
@@ -66,23 +70,26 @@ def same_picture(panels: Sequence[Panel], metric: str) -> bytes:
     columns = ceil(count / ceil(count / min(_COLUMNS, count)))
     rows = ceil(count / columns)
     side = min((WIDTH - 0.2) / columns - 0.1, 2.86)
-    height = 0.3 + rows * (side + 0.36) + 0.3
+    classes = [class_text(panel, metric, round(22 * side)) for panel in panels]
+    head = 0.48 if any(classes) else 0.36
+    height = 0.3 + rows * (side + head) + 0.3
 
     def draw(figure: Figure) -> None:
         heading = ", ".join(filter(None, (short(panels[0].choice.predicted.case, 60), position_text(panels[0]))))
         figure.text(0.1 / WIDTH, 1 - 0.08 / height, heading, fontsize=10, va="top")
         for number, panel in enumerate([None, *panels]):
             row, column = divmod(number, columns)
-            left, bottom = 0.1 + column * (side + 0.1), 0.3 + (rows - 1 - row) * (side + 0.36)
+            left, bottom = 0.1 + column * (side + 0.1), 0.3 + (rows - 1 - row) * (side + head)
             axes = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
             if panel is None:
-                title = "reference label\n"
+                title = "reference label" + (2 if any(classes) else 1) * "\n"
                 _draw_image(axes, shown)
                 _draw_outline(axes, shown.reference, shown, REFERENCE, "solid", 1.1)
                 _finish(axes, shown)
             else:
                 score = _value(panel.choice.metrics.get(metric), metric)
                 title = f"{short(panel.choice.predicted.loss, round(18.3 * side))}\n{METRICS[metric].label} {score}"
+                title += f"\n{classes[number - 1]}" * any(classes)
                 _draw_panel(axes, panel, round(14 * side), 1.1, bare=True)
             figure.text(left / WIDTH, (bottom + side + 0.03) / height, title, fontsize=6.9, va="bottom")
         _legend(figure, panels)
@@ -97,8 +104,17 @@ def scores_text(panel: Panel, metric: str) -> str:
     return ", ".join(f"{METRICS[name].label} {_value(metrics[name], name)}" for name in names)
 
 
-def _value(value: float | None, metric: str) -> str:
-    return "–" if value is None else METRICS[metric].shown(value, decimals=METRICS[metric].decimals - 1)
+def class_text(panel: Panel, metric: str, letters: int = 300) -> str:
+    """The primary metric of each class, which shows where the errors are; empty where it is longer than `letters`."""
+    if panel.shown is None:
+        return ""
+    values = (f"{name} {_value(value, metric, less=2)}" for name, value in panel.choice.classes.items())
+    return text if len(text := ", ".join(values)) <= letters else ""
+
+
+def _value(value: float | None, metric: str, less: int = 1) -> str:
+    """The value with fewer decimals than in tables."""
+    return "–" if value is None else METRICS[metric].shown(value, decimals=max(1, METRICS[metric].decimals - less))
 
 
 def position_text(panel: Panel, metric: str | None = None) -> str:

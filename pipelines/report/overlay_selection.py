@@ -1,7 +1,7 @@
 """Selects what the pictures of individual cases show: the cases, and for each the plane, the slice and the section."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import nibabel as nib
@@ -26,6 +26,7 @@ class Choice:
         score: the primary metric of the loss for this case, averaged over the runs, as in the statistics.
         metrics: metric -> value of this run, mean over the classes; `None` if it is undefined or missing in the table.
         runs: number of predictions over which the score is averaged.
+        classes: class -> the primary metric of this run; `None` as in `metrics`. Empty if there is only one.
     """
 
     which: str
@@ -33,6 +34,7 @@ class Choice:
     score: float
     metrics: dict[str, float | None]
     runs: int
+    classes: dict[str, float | None] = field(default_factory=dict)
 
 
 def case_scores(table: CaseTable, metric: str, empty: str = "one") -> dict[str, dict[str, float]]:
@@ -103,6 +105,10 @@ def _candidates(
     counted = table.frame.assign(**{name: _as_counted(table, name, empty) for name in names})
     means = counted.groupby(["loss", "case", "fold", "seed"])[names].mean()
     of_runs: Any = means.astype(object).where(np.isfinite(means), None).to_dict("index")
+    by_class: dict[tuple[str, ...], dict[str, float | None]] = {}
+    if len(table.classes) > 1:
+        for *key, name, value in counted[["loss", "case", "fold", "seed", "class", metric]].itertuples(index=False):
+            by_class.setdefault(tuple(key), {})[name] = value if np.isfinite(value) else None
     groups: dict[tuple[str, str], list[PredictedCase]] = {}
     for one in predictions:
         if one.case in by_case.get(one.loss, {}):
@@ -116,8 +122,9 @@ def _candidates(
             return np.inf if value is None else round(abs(value - score), 9), one.fold, one.seed
 
         nearest = min(runs, key=distance)
-        metrics = of_runs.get((loss, case, nearest.fold, nearest.seed), {})
-        found.setdefault(loss, {})[case] = Choice("", nearest, score, metrics, len(runs))
+        run = (loss, case, nearest.fold, nearest.seed)
+        chosen = Choice("", nearest, score, of_runs.get(run, {}), len(runs), by_class.get(run, {}))
+        found.setdefault(loss, {})[case] = chosen
     return found
 
 

@@ -8,7 +8,7 @@ from itertools import chain, count
 import pandas as pd
 
 from pipelines.report.collect import Collected
-from pipelines.report.overlay_drawing import loss_picture, same_picture, scores_text
+from pipelines.report.overlay_drawing import class_text, loss_picture, same_picture, scores_text
 from pipelines.report.overlay_selection import Choice, choose, most_different
 from pipelines.report.overlay_slices import Panel, read_panels
 from pipelines.runs.plan import file_name
@@ -110,9 +110,14 @@ def _names(losses: Sequence[str]) -> dict[str, str]:
 
 
 def _description(panels: Sequence[Panel], metric: str, by_loss: bool = False) -> str:
+    def scored(panel: Panel) -> str:
+        if panel.shown is None:
+            return "no picture"
+        return ", ".join(filter(None, (scores_text(panel, metric), class_text(panel, metric))))
+
     return "; ".join(
         f"{panel.choice.predicted.loss if by_loss else f'{panel.choice.which}, {panel.choice.predicted.case}'}: "
-        f"{scores_text(panel, metric) if panel.shown is not None else 'no picture'}"
+        f"{scored(panel)}"
         for panel in panels
     )
 

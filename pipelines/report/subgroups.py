@@ -12,7 +12,6 @@ from pipelines.statistics.scores import scores
 from pipelines.statistics.subgroups import Subgroups, compare_in_groups
 from pipelines.statistics.table import CaseTable
 from pipelines.utils import UserError
-from pipelines.utils.files import write_atomically
 from pipelines.utils.text import abbreviated, counted
 
 #: A column with more values is no variable of groups.
@@ -75,8 +74,8 @@ def read_groups(path: Path) -> Groups:
     return Groups(path, kinds[place] == "patient", variables, tuple(left_out))
 
 
-def keep_groups(path: Path, folder: Path, manifest: Manifest, *, write: bool = True) -> None:
-    """Keep the groups of a manifest's cases in a comparison's folder, before training, for its reports.
+def groups_to_keep(path: Path, folder: Path, manifest: Manifest) -> bytes:
+    """The content of a table with groups of a manifest's cases, which a comparison's folder may keep for its reports.
 
     Raises:
         UserError: the table cannot be used, names none of the cases, or differs from the one in the folder.
@@ -92,9 +91,7 @@ def keep_groups(path: Path, folder: Path, manifest: Manifest, *, write: bool = T
     kept, content = folder / SUBGROUPS, path.read_bytes()
     if kept.is_file() and kept.read_bytes() != content:
         raise UserError(f"--subgroups: {kept} was named before, and {path} differs; pass that file, or another --out")
-    if write and not kept.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, lambda file: file.write(content))
+    return content
 
 
 def compare_groups(

@@ -8,7 +8,7 @@ from pipelines.runs.plan import Plan, PlannedRun
 from pipelines.training.run_config import INCIDENTAL, RunConfig
 from pipelines.training.run_folder import RunFolder
 from pipelines.utils import UserError
-from pipelines.utils.files import read_json, write_json
+from pipelines.utils.files import read_json, write_atomically, write_json
 from pipelines.utils.locks import is_held
 
 # `plan.json`, which is written before any run starts.
@@ -54,6 +54,12 @@ def refuse_another(folder: Path, plan: Plan) -> Plan | None:
 def keep_plan(folder: Path, plan: Plan) -> None:
     """Write the folder's plan, replacing the one that is there."""
     write_json(folder / _NAME, plan.model_dump(mode="json"))
+
+
+def keep_groups(folder: Path, content: bytes) -> None:
+    """Write the table of groups, unless the folder has one."""
+    if not (folder / SUBGROUPS).is_file():
+        write_atomically(folder / SUBGROUPS, lambda file: file.write(content))
 
 
 def refuse_foreign(folder: Path) -> None:

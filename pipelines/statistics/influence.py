@@ -15,8 +15,9 @@ from pipelines.statistics.paired import Comparison
 from pipelines.statistics.scores import Scores, found_nothing, scores
 from pipelines.statistics.table import ABSENT, RIGHTLY_EMPTY, CaseTable
 
-#: A difference rests on a case that moves it by more than this number of standard errors. A case that differs where all
-#: n others agree moves it by 1, each of four by 0.5, and a case like the others by about 1 over the square root of n.
+#: A difference rests on a case that moves it by more than this number of standard errors, and by more than twice what
+#: a case like the others does, about 1 over the square root of n. A case that differs where all n others agree moves it
+#: by 1, each of four by 0.5: of five cases or fewer none is named.
 LEAST = 0.5
 #: The most cases that are left out one by one, those whose scores differ most between losses first.
 _MOST = 20
@@ -64,10 +65,10 @@ def influences(
 ) -> tuple[Influence, ...]:
     r"""The cases with a class that is empty in the reference, or missed by a loss, and that a comparison rests on.
 
-    Leaving them out moves a difference by more than `LEAST` standard errors; or it changes the word and moves the
-    difference by more than $2 / \sqrt n$ standard errors, twice what a case like the others moves it by (Belsley, Kuh
-    and Welsch 1980), since a word may also change only because there are fewer cases. Only comparisons count in which
-    one of the two losses missed the class, or raised a false alarm, and the other did not.
+    Leaving them out moves a difference by more than $2 / \sqrt n$ standard errors, twice what a case like the others
+    moves it by (Belsley, Kuh and Welsch 1980), where n cases remain; and by more than `LEAST` standard errors, or it
+    changes the word, which may also change only because there are fewer cases. Only comparisons count in which one of
+    the two losses missed the class, or raised a false alarm, and the other did not.
 
     Args:
         table: the checked table.
@@ -97,7 +98,7 @@ def influences(
             error = 0.0 if parts is None else sqrt(parts.patient + (parts.retraining or 0.0) + (parts.fold or 0.0))
             moved = abs(without.difference - before.difference) / error if error > 0 else 0.0
             other_word = decided and without.verdict != before.verdict
-            if moved > LEAST or (other_word and moved > 2 / sqrt(len(of.patients))):
+            if moved > 2 / sqrt(len(of.patients)) and (moved > LEAST or other_word):
                 changed.append((moved, before, without))
         if changed:
             _, before, without = max(changed, key=lambda change: change[0])
@@ -112,7 +113,7 @@ def _groups(table: CaseTable, metric: str, empty: str) -> Iterator[tuple[Influen
     """What is left out and why, without what changes: case by case, and all cases with empty references.
 
     Next to it, for each loss what it did there: the share of its predictions that missed each class or, where the
-    reference is empty, its score.
+    reference is empty, its score. Without a row for the class, it missed it, or has the worst score.
     """
     frame = table.frame.assign(missed=found_nothing(table) & ~table.frame[ABSENT])
     rule = table.metrics[metric].empty_reference
@@ -133,7 +134,7 @@ def _groups(table: CaseTable, metric: str, empty: str) -> Iterator[tuple[Influen
         missed = () if absent else tuple(sorted(why["loss"].unique()))
         did = values.loc[why.index] if absent else rows["missed"].astype(float)
         of_losses = did.groupby([rows["loss"].loc[did.index], rows["class"].loc[did.index]]).mean().unstack()
-        of_losses = of_losses.reindex(list(table.losses), fill_value=worst if absent else 1.0)
+        of_losses = of_losses.reindex(list(table.losses)).fillna(worst if absent else 1.0)
         scored = {
             str(loss): tuple(row) for loss, row in zip(of_losses.index, of_losses.to_numpy().tolist(), strict=True)
         }

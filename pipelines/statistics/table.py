@@ -50,6 +50,8 @@ def having(metrics: Mapping[str, "Metric"], empty_reference: str) -> list[str]:
 KEYS = ("loss", "case", "class", "fold", "seed", "patient")
 #: The value of a key whose column is missing: one class, one fold, one seed.
 _ONE = "all"
+#: A patient may have the same name as another patient's case: the prefix of their keys keeps them apart.
+_PATIENT, _CASE = "patient ", "case "
 #: What tools write for a missing number.
 _EMPTY = ("", "nan", "na", "none")
 #: No distance within a patient is this large: some tools write such a number for a missing distance.
@@ -75,6 +77,11 @@ class CaseTable:
     losses: tuple[str, ...]
     classes: tuple[str, ...]
     given: frozenset[str]
+
+    @property
+    def patients_named(self) -> bool:
+        """Whether every row names its patient."""
+        return bool(self.frame["patient"].str.startswith(_PATIENT).all())
 
 
 def check_table(frame: "pd.DataFrame", metrics: Mapping[str, "Metric"]) -> CaseTable:
@@ -190,8 +197,7 @@ def _names(frame: "pd.DataFrame", key: str) -> "pd.Series":
     import pandas as pd
 
     if key not in frame.columns:
-        # A patient may have the same name as another patient's case: the prefix keeps them apart.
-        return "case " + _names(frame, "case") if key == "patient" else pd.Series(_ONE, frame.index, dtype=str)
+        return _CASE + _names(frame, "case") if key == "patient" else pd.Series(_ONE, frame.index, dtype=str)
     column = frame[key]
     if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
         column = column.astype("Int64")  # pandas turns whole numbers with a gap into 1.0
@@ -199,7 +205,7 @@ def _names(frame: "pd.DataFrame", key: str) -> "pd.Series":
     names = column.astype(str).str.strip()
     empty |= names == ""
     if key == "patient":
-        return ("patient " + names).where(~empty, "case " + _names(frame, "case"))
+        return (_PATIENT + names).where(~empty, _CASE + _names(frame, "case"))
     if empty.any():
         raise UserError(f"column {key}: empty in row {int(np.flatnonzero(empty)[0]) + 1}; expected a name in every row")
     return names

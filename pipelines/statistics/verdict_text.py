@@ -151,11 +151,10 @@ def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, 
         and compared.effect * analysis.metric.sign * compared.difference < 0
     ]
     if unit == "case":
-        named = table.frame["patient"].str.startswith("patient ").all()
         notes.append(
             (
                 f"{counted(primary.patients, unit)}, each of another patient as the manifest or table names them"
-                if named
+                if table.patients_named
                 else "Patients are not named, so every case counts as independent"
             )
             + "; a patient with several cases would be given too much weight."

@@ -17,10 +17,12 @@ from pipelines.utils.security import parse_yaml, refuse_code
 Positive = Annotated[int, Field(ge=1)]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Axes = tuple[Positive, ...]
+#: pydantic adds them to the place of an error; no setting is called so.
+_TAGS = _ALL, _EACH = "<all>", "<each>"
 #: Distinguished by the form of the value, so that an error is of the form that was meant.
 Clips = Annotated[
-    Annotated[Clip, Tag("all")] | Annotated[tuple[Clip | None, ...], Tag("each")],
-    Discriminator(lambda value: "each" if isinstance(value, list | tuple) else "all"),
+    Annotated[Clip, Tag(_ALL)] | Annotated[tuple[Clip | None, ...], Tag(_EACH)],
+    Discriminator(lambda value: _EACH if isinstance(value, list | tuple) else _ALL),
 ]
 
 #: Settings that nnU-Net ignores, since it plans such things itself.
@@ -214,7 +216,7 @@ def checked_config(settings: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        raise UserError("; ".join(_problem(offence, settings) for offence in error.errors())) from None
+        raise UserError("; ".join(_problem(offence) for offence in error.errors())) from None
 
 
 #: What a setting has to be, by the kind of pydantic's error, up to the first `_`; its own texts name Python's types.
@@ -226,20 +228,14 @@ _BOUNDS = {"greater_than": "more than {gt:g}", "greater_than_equal": "at least {
            "less_than_equal": "at most {le:g}", "literal_error": "{expected}"}  # fmt: skip
 
 
-def _problem(offence: Any, settings: dict[str, Any]) -> str:
+def _problem(offence: Any) -> str:
     """`epochs: got 'x'; expected a whole number`."""
-    *outer, last = offence["loc"]
-    names, at = [], settings
-    for part in outer:
-        inside = part in at if isinstance(at, dict) else isinstance(at, list | tuple) and isinstance(part, int)
-        if inside:  # pydantic also names the alternative of a type that it tried
-            names.append(part)
-            at = at[part]
-    where = ".".join(map(str, [*names, last]))
+    *outer, last = (part for part in offence["loc"] if part not in _TAGS)
+    where = ".".join(map(str, [*outer, last]))
     if offence["type"] == "missing":
         return f"{where}: missing"
     if offence["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(last), _settings_at(names), n=1)
+        near = difflib.get_close_matches(str(last), _settings_at(outer), n=1)
         return f"{where}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
     got = f"{where}: got {reprlib.repr(offence['input'])}"
     if (bound := _BOUNDS.get(offence["type"])) is not None:

@@ -68,7 +68,7 @@ def test_peak_memory_counts_what_is_allocated() -> None:
     size = 64 * 2**20
     peak = peak_memory(lambda: torch.ones(size, dtype=torch.uint8), torch.device("cpu"))
     if peak is None:
-        pytest.skip("this system cannot tell the peak: no /proc/self/clear_refs")
+        pytest.skip("peak memory is not available on this system: no /proc/self/clear_refs")
     assert peak == pytest.approx(size, rel=0.2)
 
 

@@ -126,6 +126,27 @@ def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     assert outcome.exit_code == 1 and "--setting resnet: no such setting" in outcome.output
 
 
+@pytest.mark.parametrize("option", [("--rounds", "2"), ("--kernels", "eager")])
+def test_a_record_is_not_replaced_by_a_poorer_one(option: tuple[str, str], tmp_path: Path) -> None:
+    setting = settings("tiny")[0]
+    recorded: Groups = {(setting.key, FRESH): _group(Found(setting.key, FRESH, "dice", "MONAI", place=1.0))}
+    write_groups(tmp_path / "step.json", recorded)
+    outcome = _run(tmp_path, "--tiny", "--setting", setting.key, "--regime", "fresh", "--write", *option)
+    assert outcome.exit_code == 1 and f"--write: got {option[0]}; expected" in outcome.output
+    assert read_groups(tmp_path / "step.json") == recorded
+
+
+def test_quick_keeps_a_record_of_more_rounds() -> None:
+    quick = settings("quick")[0]
+    (full,) = (s for s in settings() if s.key == quick.key)
+    assert full.rounds > quick.rounds
+    row = Found(quick.key, FRESH, "dice", "MONAI")
+    by_full, by_quick = (Group((row,), training_step._digest(s), "a machine") for s in (full, quick))
+    assert training_step._is_current(by_full, quick, "a machine")
+    assert not training_step._is_current(by_full, quick, "another machine")
+    assert not training_step._is_current(by_quick, full, "a machine")
+
+
 def test_a_setting_that_is_measured_later_joins_those_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_process(work: dict[str, Any], regime: str, seconds: float) -> tuple[list[dict[str, Any]] | None, str]:
         setting = setting_from_json(work)

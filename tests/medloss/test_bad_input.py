@@ -1,5 +1,6 @@
 """Bad input to losses: one row per case, every family, the message asserted."""
 
+import re
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.autograd import forward_ad
 
 import medloss
 from medloss.distance.maps import distance_map
-from medloss.names import _ALIASES, _plain
+from medloss.names import _ALIASES, _plain, refuse_unknown_losses
 
 ONE_OF_A_FAMILY = ("focal", "dice", "hausdorff_dt", "combo")
 
@@ -432,8 +433,10 @@ def test_unknown_losses_name_the_nearest() -> None:
 
 @pytest.mark.parametrize(("wrong", "meant"), [
     *((wrong, "binary_cross_entropy") for wrong in
-      ("cross_entropy", "crossentropy", "CrossEntropy", "CrossEntropyLoss", "ce", "CE", "bce", "BCEWithLogitsLoss")),
-    *((wrong, "dice+binary_cross_entropy") for wrong in ("dice_ce", "dicece", "DiceCELoss", "dice_cross_entropy")),
+      ("cross_entropy", "cross-entropy", "crossentropy", "CrossEntropy", "CrossEntropyLoss", "ce", "CE", "bce",
+       "BCEWithLogitsLoss")),
+    *((wrong, "dice+binary_cross_entropy") for wrong in
+      ("dice_ce", "dice-ce", "dicece", "DiceCELoss", "dice_cross_entropy", "dice-cross-entropy")),
     ("DiceFocalLoss", "dice+focal"), ("FocalTversky", "focal_tversky"), ("DiceLoss", "dice"), ("soft_dice", "dice"),
     ("gdl", "generalized_dice"), ("hausdorff", "hausdorff_dt"), ("hd", "hausdorff_dt"), ("mcc", "matthews_correlation"),
     ("ssim", "structural_similarity"), ("iou", "lovasz"), ("jaccard", "lovasz"), ("topk", "topk_cross_entropy"),
@@ -442,6 +445,8 @@ def test_usual_names_of_losses_lead_to_ours(wrong: str, meant: str) -> None:
     with pytest.raises(medloss.InputError) as refusal:
         medloss.create_loss(wrong)
     message = str(refusal.value)
+    with pytest.raises(medloss.InputError, match=f"^{re.escape(message)}$"):
+        refuse_unknown_losses(f"0.5*{wrong}+dice")  # as the command checks a sum
     assert message.startswith(f"no loss '{wrong}'; did you mean '{meant}'? ")
     assert message.endswith("`medloss losses` lists all") and "\n" not in message
     assert ("is the softmax cross entropy" in message) == ("binary_cross_entropy" in meant)
@@ -449,7 +454,7 @@ def test_usual_names_of_losses_lead_to_ours(wrong: str, meant: str) -> None:
 
 
 def test_every_alias_is_reached_and_means_losses() -> None:
-    """An alias with `_` or `loss` at its end would never be looked up; a registered name needs none."""
+    """An alias with `_` or `-`, or with `loss` at its end, would never be looked up; a registered name needs none."""
     for alias, meant in _ALIASES.items():
         assert _plain(alias) == alias and alias not in map(_plain, medloss.LOSSES)
         assert set(meant.split("+")) <= set(medloss.LOSSES)

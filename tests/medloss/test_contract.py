@@ -691,6 +691,56 @@ def test_the_distance_map_of_an_unlabelled_class_does_not_matter(name: str, mode
     assert torch.equal(*values)
 
 
+READS_DISTANCES = [name for name in LOSSES if "distance_map" in medloss.LOSSES[name].cls.reads_maps]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in READS_DISTANCES), ("boundary", {"normalize": True})],
+)
+@every_mode
+def test_nan_of_a_distance_map_stays_under_a_mask(name: str, options: dict[str, Any], mode: str) -> None:
+    drawn = sample(mode, 3)
+    mask = mask_like(drawn.index)
+    maps = medloss.distance.signed_distance_map(drawn.maps, drawn.spacing)
+    found = [
+        value_and_gradient(
+            make(name, mode, **options), drawn.logits, drawn.index if mode == "softmax" else drawn.maps, mask=mask,
+            spacing=drawn.spacing, distance_map=torch.where(mask, maps, hidden),
+        )
+        for hidden in (0.0, torch.nan)
+    ]  # fmt: skip
+    assert found[0][0].isfinite()
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", READS_DISTANCES)
+@every_mode
+@pytest.mark.parametrize("side", [-1, 1])
+def test_nan_of_a_distance_map_comes_out_where_it_counts(name: str, mode: str, side: int) -> None:
+    drawn = sample(mode, 3)
+    target = drawn.index if mode == "softmax" else drawn.maps
+    maps = medloss.distance.signed_distance_map(drawn.maps, drawn.spacing)
+    loss = make(name, mode, reduction="none")
+    maps[0, 1][side * maps[0, 1] > 0] = torch.nan
+    value = loss(drawn.logits, target, spacing=drawn.spacing, distance_map=maps)
+    there = maps.isnan()
+
+    def over_classes(found: Tensor) -> Tensor:
+        return found.any(1, True) if mode == "softmax" else found
+
+    if name == "shape_aware":  # the predicted contour runs through it, and matters where the prediction is wrong
+        if mode == "softmax":
+            hard = drawn.logits.argmax(1, True) == torch.arange(3).view(1, 3, 1, 1, 1)
+        else:
+            hard = drawn.logits > (0 if mode == "sigmoid" else 0.5)
+        expected = over_classes(there.any((2, 3, 4), True)) & over_classes(hard != drawn.maps)
+    else:
+        expected = over_classes(there) if name in VOXELWISE else there.any((2, 3, 4), True)
+    assert expected.any()
+    assert torch.equal(value.isnan(), expected)
+
+
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in CATEGORICAL_ONLY])
 def test_no_labelled_channel_at_all_is_zero(name: str) -> None:
     drawn = sample("sigmoid", 3)

@@ -131,6 +131,39 @@ def test_a_slice_of_a_volume_has_no_known_spacing(kind: str) -> None:
         assert wrapped(logits, label) == wrapped(logits, plain)
 
 
+@pytest.mark.parametrize("kernels", [name for name in ("eager", "numba") if name in medloss.kernels.available()])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("distance_penalty", "distance_map"),
+        ("boundary", "distance_map"),
+        ("hausdorff_dt", "distance_map"),
+        ("skeleton_recall", "skeleton_map"),
+        ("instance_wise", "instance_map"),
+    ],
+)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_given_map_needs_no_spacing(name: str, given: str, activation: str, kernels: str) -> None:
+    label = SLICES["indexed"]
+    if activation == "sigmoid":
+        label = torch.cat([label == 0, label == 1], 1).float()
+    plain = label.as_tensor()
+    masks = plain if activation == "sigmoid" else torch.cat([plain == 0, plain == 1], 1)
+    make_map = {
+        "distance_map": signed_distance_map,
+        "skeleton_map": medloss.maps.tube_map,
+        "instance_map": medloss.maps.instance_map,
+    }[given]
+    maps = make_map(masks, (1.0, 0.8))
+    one_sided = {"one_sided": True} if name == "hausdorff_dt" else {}  # the prediction's distances need a spacing
+    loss = medloss.create_loss(name, **{activation: True}, **one_sided)
+    logits = torch.randn(1, 2, *label.shape[2:], generator=torch.Generator().manual_seed(0))
+    with medloss.kernels.use(kernels):
+        assert loss(logits, label, **{given: maps}) == loss(logits, plain, spacing=(1.0, 0.8), **{given: maps})
+        with pytest.raises(medloss.InputError, match="spacing: the target is a MetaTensor"):
+            loss(logits, label)
+
+
 def test_slices_whose_spacing_is_known() -> None:
     for axis, left in ((1, (1.0, 0.8)), (2, (3.0, 0.8)), (3, (3.0, 1.0))):
         flat = SqueezeDim(axis)(VOLUME.narrow(axis, 2, 1))

@@ -157,11 +157,36 @@ def _read(folder: str, name: str) -> dict[str, dict[str, str]]:
         return {row["loss"]: row for row in csv.DictReader(file)}
 
 
+def _rows(folder: str, name: str) -> pd.DataFrame:
+    """A table as text; of one with classes the rows of all together."""
+    rows = pd.read_csv(RESULTS / folder / name, dtype=str, keep_default_na=False)
+    return rows[rows["class"] == ""]
+
+
+def _others(folder: str) -> dict[str, dict[str, str]]:
+    """What is recorded next to the ranking: the column of the page, without its unit, then the loss, to the number."""
+    found: dict[str, dict[str, str]] = {}
+    if (RESULTS / folder / "costs.csv").exists():
+        found["s/epoch"] = {loss: row["epoch_s"] for loss, row in _read(folder, "costs.csv").items()}
+    if (RESULTS / folder / "secondary.csv").exists():
+        for metric, rows in _rows(folder, "secondary.csv").groupby("metric"):
+            found[METRICS[str(metric)].label] = dict(zip(rows["loss"], rows["mean"], strict=True))
+    if (distances := RESULTS / folder / "claim_check_hd95.csv").exists():
+        means = pd.read_csv(distances, index_col="case_id").mean()
+        found["HD95"] = {str(name).removeprefix("alg_"): str(mean) for name, mean in means.items()}
+    return found
+
+
+def _without_unit(heading: str) -> str:
+    return re.sub(r" \(.*\)$", "", heading)
+
+
 @pytest.mark.parametrize("folder", RECORDS)
 def test_tables_of_results_are_those_recorded(folder: str) -> None:
     page, number, _ = RECORDS[folder]
     ranking, comparisons = _read(folder, "ranking.csv"), _read(folder, "comparisons.csv")
     rows = _tables((RESULTS / page).read_text(encoding="utf-8"))[number]
+    others = _others(folder)
     assert {_loss(next(iter(row.values())), set(ranking)) for row in rows} == set(ranking)
     for row in rows:
         loss = _loss(next(iter(row.values())), set(ranking))
@@ -184,6 +209,76 @@ def test_tables_of_results_are_those_recorded(folder: str) -> None:
         if compared is not None and "verdict" in row:
             within = compared["verdict"] in ("better", "worse") and compared["within_margin"] == "True"
             assert row["verdict"] == compared["verdict"] + ", within the margin" * within, loss
+        for heading, text in row.items():
+            if (numbers := others.get(_without_unit(heading))) is not None:
+                assert text == _as_shown(numbers[loss], text), (loss, heading)
+
+
+def test_the_table_of_distances_in_pet_is_that_recorded() -> None:
+    ranking, compared = _read("sts_pet", "ranking.csv"), _read("sts_pet", "comparisons_hd95.csv")
+    means = _others("sts_pet")["HD95"]
+    for row in _tables((RESULTS / "sts_pet.md").read_text(encoding="utf-8"))[1]:
+        loss = _loss(row["trained"], set(ranking))
+        assert row["HD95 (mm)"] == _as_shown(means[loss], row["HD95 (mm)"])
+        assert row["Dice"] == _as_shown(ranking[loss]["mean"], row["Dice"])
+        if loss in compared:
+            shown = re.fullmatch(r"(\S+) \((\S+) to (\S+)\)", row["difference from the reference (95 %)"])
+            assert shown is not None and row["verdict"] == compared[loss]["verdict"]
+            for text, name in zip(shown.groups(), ("", "_low", "_high"), strict=True):
+                assert text == _as_shown(compared[loss][f"difference{name}"], text), loss
+
+
+def test_the_table_of_pet_and_ct_is_that_recorded() -> None:
+    """A row per number of channels, and one of differences."""
+    pet, both, difference = _tables((RESULTS / "sts_petct.md").read_text(encoding="utf-8"))[0]
+    others, ranking = _others("sts_petct"), _read("sts_petct", "ranking.csv")
+    assert {_without_unit(heading) for heading in pet} - {
+        "channels",
+        "95 % interval",
+        "complete misses",
+        "Dice",
+    } <= set(others)
+    rows = _rows("sts_petct", "secondary.csv").to_dict("records")
+    compared = {METRICS[row["metric"]].label: row for row in rows if row["loss"] == "petct"}
+    cases = pd.read_csv(RESULTS / "sts_petct" / "cases.csv")
+    for row, loss in ((pet, "pet"), (both, "petct")):
+        low, high = row["95 % interval"].split(" to ")
+        for text, name in ((row["Dice"], "mean"), (low, "mean_low"), (high, "mean_high")):
+            assert text == _as_shown(ranking[loss][name], text)
+        missed = cases[cases["loss"] == loss]["dice"] == 0
+        assert row["complete misses"] == f"{missed.sum()} of {len(missed)}"
+        for heading, text in row.items():
+            if _without_unit(heading) in others:
+                assert text == _as_shown(others[_without_unit(heading)][loss], text), heading
+    main = _read("sts_petct", "comparisons.csv")["petct"]
+    assert difference["Dice"] == _as_shown(main["difference"], difference["Dice"])
+    for text, name in zip(difference["95 % interval"].split(" to "), ("low", "high"), strict=True):
+        assert text == _as_shown(main[f"difference_{name}"], text)
+    for heading, text in difference.items():
+        if (of := compared.get(_without_unit(heading))) is not None:
+            shown = re.fullmatch(r"(\S+) \((\S+) to (\S+)\)", text)
+            assert shown is not None
+            for number, name in zip(shown.groups(), ("", "_low", "_high"), strict=True):
+                assert number == _as_shown(of[f"difference{name}"], number), heading
+
+
+def test_the_tables_of_a_fold_of_the_hippocampus_are_those_recorded() -> None:
+    folder = RESULTS / "hippocampus_dice_fold0"
+    by_epoch, by_class = _tables((folder / "README.md").read_text(encoding="utf-8"))
+    epochs = (
+        pd.read_csv(folder / "epochs.csv").set_index("epoch").rename(columns=lambda name: name.removeprefix("val_"))
+    )
+    cases = pd.read_csv(folder / "cases.csv").groupby("class").mean(numeric_only=True)
+    columns = {"train loss": "train_loss", "training, s": "epoch_s", "validation, s": "s"}
+    assert len(by_epoch) == len(epochs) and len(by_class) == len(cases)
+    for table, first, recorded in ((by_epoch, "epoch", epochs), (by_class, "class", cases)):
+        labels = columns | {METRICS[name].label: name for name in METRICS if name in recorded}
+        for row in table:
+            key = int(row[first]) if first == "epoch" else row[first]
+            for heading, text in row.items():
+                if heading != first:
+                    number = recorded.loc[key, labels[_without_unit(heading)]]
+                    assert text == _as_shown(str(number), text), (key, heading)
 
 
 @pytest.mark.parametrize("folder", RECORDS)

@@ -156,7 +156,11 @@ def contour_distances(
                 closest = maps[item, max(c - 1, 0)] if signed is None else maps[(item, c - 1, *part[1:])]
                 of_class = q[part], y[part], contours[0][part], kept, closest, c
                 s_z, s_y, s_x = [1.0] * (3 - len(spatial)) + list(spacings[item])
-                if signed is not None and work[item, c] * math.pi / (s_z * s_y) < _PER_VOXEL * closest.size:
+                # Rows within the distances: those of discs in a volume; in an image those on both sides, at most.
+                rows = work[item, c] * math.pi / (s_z * s_y)
+                if volume[0] == 1:
+                    rows = 2 * math.sqrt(counts[item, c] * work[item, c]) / s_y
+                if signed is not None and rows < _PER_VOXEL * closest.size:
                     squares = np.array([s_z * s_z, s_y * s_y, s_x * s_x]).astype(np.float32)
                     sums[item, c] += _search(contours[1][part], *of_class, squares)
                     continue
@@ -240,7 +244,8 @@ def _collect(
                     continue
                 counts[c] += 1
                 if known and y[i, j, k] != c:
-                    sums[c] += max(signed[c - 1, i, j, k], np.float32(0))
+                    outside = signed[c - 1, i, j, k]
+                    sums[c] += np.float32(0) if outside < 0 else outside  # NaN stays
                 else:
                     _enclose(boxes[c, 1], i, j, k)
                     work[c] += signed[c - 1, i, j, k] ** 2 if known else np.float32(0)
@@ -266,7 +271,8 @@ def _total(distance: Any, q: Any, y: Any, contour: Any, counted: Any, signed: An
                 if not known:
                     total += distance[i, j, k]
                 elif y[i, j, k] == c:
-                    total += min(distance[i, j, k], abs(signed[i, j, k]))
+                    bound = abs(signed[i, j, k])
+                    total += distance[i, j, k] if distance[i, j, k] < bound else bound  # NaN stays
     return total
 
 
@@ -279,14 +285,15 @@ def _search(reference: Any, q: Any, y: Any, contour: Any, counted: Any, signed: 
     for i in range(planes):
         for j in range(rows):
             _along_row(reference[i, j], y[i, j], c, squares[2], steps, along[i, j])
-    total = 0.0
+    total: Any = 0.0
     for i in range(planes):
         for j in range(rows):
             for k in range(row):
                 kept = counted.size == 0 or counted[i, j, k] != 0
                 if contour[i, j, k] and q[i, j, k] == c and y[i, j, k] == c and kept:
                     bound = abs(signed[i, j, k])
-                    total += min(np.float32(math.sqrt(_nearest(along, i, j, k, bound * bound, squares))), bound)
+                    distance = np.float32(math.sqrt(_nearest(along, i, j, k, bound * bound, squares)))
+                    total += distance if distance < bound else bound  # NaN stays
     return total
 
 

@@ -2,18 +2,15 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from medloss.kernels.numba.compilation import OPTIONS, compiled
+from medloss.kernels.numba.compilation import compiled
 from medloss.kernels.numba.vector_ops import share_out
 
 #: Voxels per task of a thread.
 _VOXELS = 1 << 16
-#: Without NaN an extreme is one instruction; a NaN in a map still makes its own voxel's weight NaN.
-_EXTREMES = OPTIONS | {"fastmath": {"nnan", "nsz", "reassoc"}}
 
 
 def penalty_weight(signed: Tensor, joint: bool, dtype: torch.dtype) -> Tensor:
@@ -52,17 +49,13 @@ def penalty_weight(signed: Tensor, joint: bool, dtype: torch.dtype) -> Tensor:
 
 @compiled
 def _bound(signed: Any, out: Any) -> None:
-    out[0], out[1] = _extremes(signed)
-
-
-@numba.njit(**_EXTREMES)
-def _extremes(signed: Any) -> Any:
-    """The largest distance inside and outside."""
+    """The largest distance inside and outside, without NaN, which no comparison holds for."""
     low = high = signed.dtype.type(0)
     for i in range(signed.shape[0]):
-        low = min(low, signed[i])
-        high = max(high, signed[i])
-    return -low, high
+        s = signed[i]
+        low = s if s < low else low
+        high = s if s > high else high
+    out[0], out[1] = -low, high
 
 
 @compiled

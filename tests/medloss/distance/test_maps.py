@@ -217,6 +217,62 @@ def test_contours_of_labels_are_those_of_masks(size: tuple[int, ...], masked: bo
     assert torch.isclose(elsewhere, entropy)
 
 
+@pytest.mark.skipif("numba" not in medloss.kernels.available(), reason="numba is not installed")
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    spacing=st.lists(st.floats(0.2, 6.0), min_size=3, max_size=3),
+    share=st.floats(0.0, 1.0),
+    masked=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_search_finds_the_distances_of_the_transform(
+    shape: list[int], spacing: list[float], share: float, masked: bool, seed: int
+) -> None:
+    """Of any contours and any map, which bounds the distances; the search may stop there."""
+    from medloss.kernels.numba.labels import _search, _total
+
+    rng = np.random.default_rng(seed)
+    y, q = rng.integers(-1, 3, (2, *shape), dtype=np.int16)
+    reference, contour = (rng.random((2, *shape)) < share).astype(np.uint8)
+    counted = (rng.random(shape if masked else (0, 0, 0)) < 0.7).astype(np.uint8)
+    signed = rng.normal(0, 5, shape).astype(np.float32)
+    border = (reference != 0) & (y == 1)
+    exact = np.full(shape, np.inf)
+    if border.any():
+        exact = np.asarray(ndimage.distance_transform_edt(~border, sampling=spacing))
+    which = (contour != 0) & (q == 1) & (y == 1) & (counted != 0 if masked else True)
+    expected = np.minimum(exact, abs(signed))[which].sum()
+    rest = reference, q, y, contour, counted, signed, 1
+    assert _search(*rest, np.square(spacing).astype(np.float32)) == pytest.approx(expected, rel=1e-5)
+    assert _total(exact.astype(np.float32), *rest[1:]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.skipif("numba" not in medloss.kernels.available(), reason="numba is not installed")
+@pytest.mark.parametrize(("size", "radius", "shift"), [((256, 256), 100, 60), ((48, 48, 48), 12, 1)])
+def test_the_transform_is_spared_where_a_search_takes_less_time(
+    size: tuple[int, ...], radius: int, shift: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medloss.kernels.numba import labels
+
+    grid = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij")) - size[0] // 2
+    y = (grid.square().sum(0) < radius**2).short()[None]
+    q = y.roll(shift, 1)
+    maps = signed_distance_map((y == 1)[:, None], 0.8)
+    transforms = []
+
+    def transformed(*arguments: torch.Tensor) -> torch.Tensor:
+        transforms.append(arguments)
+        return outside_distance_map(*arguments)
+
+    monkeypatch.setattr(labels, "outside_distances", transformed)
+    means = []
+    for per_voxel in (labels._PER_VOXEL, 0):
+        monkeypatch.setattr(labels, "_PER_VOXEL", per_voxel)
+        means.append(labels.contour_distances(q, y, None, 2, [(0.8,) * len(size)], maps))
+        assert len(transforms) == (per_voxel == 0)
+    assert torch.allclose(*means, rtol=1e-6)
+
+
 def test_a_crop_with_the_whole_volumes_map_knows_of_borders_outside() -> None:
     label = torch.zeros(1, 1, 8, 24, 24, dtype=torch.long)
     label[..., 2:6, 2:10, 2:10] = 1

@@ -25,7 +25,8 @@ def test_expressions() -> None:
     assert parse_expression("dice") == [Term(1.0, "dice")]
     assert parse_expression(" 0.2*focal + 8e-1*dice ") == [Term(0.2, "focal"), Term(0.8, "dice")]
     assert parse_expression("monai.losses.DiceLoss+2*dice")[0].name == "monai.losses.DiceLoss"
-    for bad in ("", "dice+", "0*dice", "-1*dice", "dice-focal", "2dice", "1.2.3*dice"):
+    assert parse_expression("dice-focal") == [Term(1.0, "dice-focal")]  # no loss has this name; one is suggested
+    for bad in ("", "dice+", "0*dice", "-1*dice", "dice-2*focal", "dice - focal", "2dice", "1.2.3*dice"):
         with pytest.raises(medloss.InputError, match="expected a sum such as"):
             parse_expression(bad)
 

@@ -294,6 +294,16 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, command: str, words: list[s
     [
         ({"augmentation": {"noisy": 1}}, "augmentation.noisy: no such setting; did you mean noise?"),
         ({"augmentation": 3}, "augmentation: got 3; expected names with values"),
+        ({"intensity_clip": 3}, "intensity_clip: got 3; expected names with values"),
+        (
+            {"intensity_clip": {"low": "x", "high": 1, "mean": 0, "std": 1}},
+            "intensity_clip.low: got 'x'; expected a number",
+        ),
+        (
+            {"intensity_clip": {"low": 0, "high": 1, "mean": 0, "std": 1, "all": 2}},
+            "intensity_clip.all: no such setting",
+        ),
+        ({"intensity_clip": [None, 3]}, "intensity_clip.1: got 3; expected names with values"),
         ({"epoch": 3, "ema": 2}, "ema: got 2; expected less than 1; epoch: no such setting; did you mean epochs?"),
     ],
 )

@@ -27,7 +27,15 @@ from pipelines.comparison.executors.local import execute
 from pipelines.comparison.worker import ending_in_order
 from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import load_manifest
-from pipelines.runs.comparison_folder import RunState, adopt_plan, require_plan, run_folder, run_states, seconds_left
+from pipelines.runs.comparison_folder import (
+    SUBGROUPS,
+    RunState,
+    adopt_plan,
+    require_plan,
+    run_folder,
+    run_states,
+    seconds_left,
+)
 from pipelines.runs.plan import Plan, PlannedRun, make_plan
 from pipelines.tracking.mlflow_mirror import Mirror
 from pipelines.tracking.mlflow_store import local_uri, quiet_mlflow
@@ -711,8 +719,28 @@ def test_missing_files_are_refused_and_leave_no_folder(
     )
     image = root / content["cases"][1]["image"]
     image.write_bytes(image.read_bytes()[:-50])
-    err = medloss(*arguments)[2]
+    Path("groups.csv").write_text("case,scanner\n" + "".join(f"{c.id},{i % 2}\n" for i, c in enumerate(made.cases)))
+    err = medloss(*arguments, "--subgroups", "groups.csv")[2]
     assert "has 2 bad files, of which 1 is missing: restore or repair them" in err and "--no-check" not in err
+    assert not Path("out").exists()
+
+
+def test_groups_are_kept_once_the_comparison_begins(
+    tmp_path: Path, medloss: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDLOSS_CACHE", str(tmp_path / "cache"))
+    cases = load_manifest(tiny_manifest(tmp_path, dims=2)).cases
+    Path("groups.csv").write_text("case,scanner\n" + "".join(f"{c.id},{i % 2}\n" for i, c in enumerate(cases)))
+    arguments = ["compare", "tiny_2d.yaml", "--losses", "dice", "--executor", "none", "--out", "out"]
+    code, _, err = medloss(*arguments, "--subgroups", "groups.csv")
+    assert code == 0, err
+    assert Path("out", SUBGROUPS).read_bytes() == Path("groups.csv").read_bytes()
+    # Another one that is refused, here since the folder is in use, adds no groups to it either.
+    Path("out", SUBGROUPS).unlink()
+    with held_lock(Path("out", "compare.lock")):
+        assert medloss(*arguments, "--subgroups", "groups.csv")[0] == 2
+    assert not Path("out", SUBGROUPS).exists()
 
 
 def test_status_shows_every_state(tmp_path: Path, medloss: Any) -> None:

@@ -341,6 +341,31 @@ def test_a_table_lists_the_cases(odd: Path, tmp_path: Path) -> None:
     assert "channel 1 (T1) is missing" in printed
 
 
+def test_the_images_of_a_table_are_in_the_order_of_their_numbers(odd: Path, tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    rows = [f"truth/p{n}-mask-final.nii.gz,scans/p{n}/t1 pre.nii.gz,c{n},scans/p{n}/pet.nii.gz" for n in (2, 0, 1)]
+    for second, first in (("image2", "image"), ("image10", "image9")):
+        table.write_text("\n".join([f"label,{second},case,{first}", *rows]))
+        manifest, _ = manifest_of(odd, "--pairs", table, "--channels", "PET,T1", folds=2)
+        assert [case.id for case in manifest.cases] == ["c0", "c1", "c2"]
+        assert manifest.cases[0].images == ("scans/p0/pet.nii.gz", "scans/p0/t1 pre.nii.gz")
+
+
+def test_bids_labels_lie_in_any_folder_of_derivatives_or_next_to_the_image(folder: Path) -> None:
+    MADE["bids"](folder)
+    (folder / "derivatives/manual/sub-01").rename(folder / "derivatives/sub-01")
+    for file in sorted((folder / "derivatives/manual/sub-02").rglob("*.nii.gz")):
+        file.rename(folder / file.relative_to(folder / "derivatives/manual"))
+    for file in sorted(folder.glob("sub-03/ses-2/anat/*")):
+        file.unlink()
+    manifest, printed = manifest_of(folder, "--channels", "T1w,FLAIR", folds=2)
+    assert [case.label.rpartition("/")[0] for case in manifest.cases] == [
+        "derivatives/sub-01/ses-1/anat", "derivatives/sub-01/ses-2/anat", "sub-02/ses-1/anat", "sub-02/ses-2/anat",
+        "derivatives/manual/sub-03/ses-1/anat",
+    ]  # fmt: skip
+    assert "sub-03_ses-2_label-lesion_mask.nii.gz: label without an image\n" in printed
+
+
 def _pairs(*lines: str) -> tuple[Callable[[Path], object], list[str]]:
     return lambda folder: (folder / "p.csv").write_text("\n".join(lines)), ["--pairs", "{folder}/p.csv"]
 
@@ -467,6 +492,7 @@ NOTHING: list[tuple[Callable[[Path], object], str]] = [
     (of("side_by_side", unlinked("?.nii.gz")), "labels but no images: 3 labels, such as a_seg.nii.gz"),
     (of("brats", unlinked("*/*-seg.nii.gz")), "12 NIfTI files, such as BraTS-0/BraTS-0-t1c.nii.gz, in no known layout"),
     (of("bids", unlinked("derivatives/*/*/*/*/*")), "images but no labels: 18 images, such as sub-01/ses-1/anat/"),
+    (of("bids", unlinked("sub-*/*/*/*")), "labels but no images: 6 labels, such as derivatives/manual/sub-01/ses-1/"),
     (
         niftis("images/a.nii.gz", "images/b.nii.gz", "labels/1.nii.gz", "labels/2.nii.gz"),
         "names that do not match: no image has a label's name, for example images/a.nii.gz and labels/1.nii.gz",

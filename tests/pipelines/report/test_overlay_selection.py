@@ -65,6 +65,20 @@ def test_scores_are_those_of_the_statistics() -> None:
     assert case_scores(both, "dice") == found
 
 
+def test_a_choice_has_the_classes_of_its_run() -> None:
+    rows = pd.concat([
+        long_table({"a": [0.4 + seed / 10 + place], "b": [0.5]}, seed=seed, specificity=0.9, **{"class": name})
+        for place, name in ((0.0, "organ"), (0.2, "shell")) for seed in (0, 1, 2)
+    ], ignore_index=True)  # fmt: skip
+    predictions = [one for seed in "012" for loss in "ab" for one in _predicted(loss, ["c000"], seed=seed)]
+    found = choose(check_table(rows, METRICS), "dice", predictions)["a"][0]
+    assert found.predicted.seed == "1" and found.classes == pytest.approx({"organ": 0.5, "shell": 0.7})
+    rows.loc[rows["class"] == "shell", "dice"] = np.nan  # nobody has it
+    assert choose(check_table(rows, METRICS), "dice", predictions, "exclude")["a"][0].classes["shell"] is None
+    single = rows[rows["class"] == "organ"]
+    assert choose(check_table(single, METRICS), "dice", predictions)["a"][0].classes == {}
+
+
 def test_failed_runs_and_several_seeds() -> None:
     """The score of a case is the mean over its runs, where a failed run counts as 0; an existing one is drawn."""
     one = long_table({"a": [0.8, 0.6, 0.4], "b": [0.5, 0.5, 0.5]}, seed=0)

@@ -29,12 +29,14 @@ from pipelines.report.overlay_drawing import (
     PREDICTION,
     REFERENCE,
     _draw_panel,
+    class_text,
     loss_picture,
+    same_picture,
     scale_bar,
     tints,
 )
 from pipelines.report.overlay_selection import Choice, _candidates
-from pipelines.report.overlay_slices import read_panels
+from pipelines.report.overlay_slices import Panel, read_panels
 from pipelines.report.overlays import Overlays, _names, every_overlay
 from pipelines.report.write import write_report
 from pipelines.runs.comparison_folder import run_folder
@@ -154,6 +156,20 @@ def test_of_several_channels_in_a_file_the_first_is_drawn(tmp_path: Path, shape:
         assert panel.shown is not None and panel.shown.no_image is None and panel.shown.image is not None
         drawn.append(panel.shown.image)
     np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
+def test_the_classes_stand_below_a_picture_if_there_is_room(tmp_path: Path) -> None:
+    label = np.zeros((6, 20, 20), np.uint8)
+    label[:, 4:9, 4:9], label[:, 12:15, 12:15] = 1, 2
+    choice = _choice(tmp_path, label, label)
+    named = replace(choice, classes={"organ": 0.912345, "shell": None})
+    (plain, classes), _ = read_panels([choice, named], [])
+    assert (class_text(plain, "dice"), class_text(classes, "dice")) == ("", "organ 0.91, shell –")
+    assert class_text(classes, "hd95_mm") == "organ 0.9 mm, shell –"
+    assert class_text(classes, "dice", 18) == "" and class_text(Panel(named, None, "no file"), "dice") == ""
+    for picture in (lambda panels: loss_picture("a", panels, "dice"), lambda panels: same_picture(panels, "dice")):
+        heights = [len(_colours(picture([panel, plain]))) for panel in (plain, classes)]
+        assert heights[0] < heights[1]
 
 
 def _colours(png: bytes) -> NDArray[np.uint8]:

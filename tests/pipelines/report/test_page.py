@@ -17,7 +17,7 @@ from results_tables import long_table
 from tiny import tiny_manifest
 
 from pipelines.evaluation.metrics import METRICS
-from pipelines.report.collect import Collected, Cost, from_folder
+from pipelines.report.collect import Collected, Cost, Curve, from_folder
 from pipelines.report.first_screen import first_facts
 from pipelines.report.hardest_cases import case_rows, shown_losses
 from pipelines.report.plots.base import MOST_POINTS, drawn
@@ -87,6 +87,38 @@ def test_the_first_screen_has_costs_and_misses() -> None:
     facts = _facts(_analysed(plain), _collected(plain))
     assert facts["Complete misses"] == "No loss missed a class completely."
     assert facts["Cost"] == "Not recorded: the table has scores only."
+
+
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [
+        # Six epochs of 10 s, of which the third and the last validate for 5 s: 70 s per run.
+        ([0.0, 0.0, 70.0], "added up, 2 min 20 s on the clock: up to 2 at a time."),
+        ([0.0, 70.0, 140.0], "added up, one run at a time."),
+        # Each is interrupted for 500 s after 45 s: 0 to 75, 545 to 570, 575 to 600, 1000 to 1045, and 1545 to 1570.
+        ([0.0, 30.0, 1000.0], "added up, 3 min 15 s on the clock: up to 2 at a time."),
+        ([0.0, 0.0, float("nan")], "added up: less on the clock where several ran at a time."),
+    ],
+)
+def test_the_first_screen_has_the_time_on_the_clock(begun: list[float], expected: str) -> None:
+    values = _scores(3, 30)
+    costs = {loss: Cost(epoch_s=10.0, peak_mb=300.0, seconds=70.0, runs=1) for loss in values}
+
+    def curve(loss: str, start: float, failed: bool = False) -> Curve:
+        rows = []
+        for number in range(1, 7):
+            start += 10 + 5 * (number % 3 == 0)
+            validated = 5.0 if number % 3 == 0 else float("nan")
+            pause = 500 * (number > 4 and begun[-1] == 1000.0)
+            # Clocks are rounded.
+            rows.append({"epoch": number, "epoch_s": 10.001, "val_s": validated, "time": start + pause})
+        return Curve(loss, 0, 0, failed, tuple(rows))
+
+    curves = [curve(loss, start) for loss, start in zip(values, begun, strict=True)]
+    # Neither failed runs nor those of losses that are not compared count.
+    curves += [curve("loss_00", 5000.0, failed=True), curve("another", 6000.0)]
+    facts = _facts(_analysed(values), _collected(values, costs=costs, curves=tuple(curves)))
+    assert f"3 runs took 3 min 30 s {expected}" in facts["Cost"]
 
 
 def test_the_first_screen_names_each_primary_metric() -> None:

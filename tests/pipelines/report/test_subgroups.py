@@ -14,9 +14,9 @@ from results_tables import long_table
 
 from pipelines.data.manifest import load_manifest
 from pipelines.report.collect import from_folder
-from pipelines.report.subgroups import keep_groups, read_groups
+from pipelines.report.subgroups import groups_to_keep, read_groups
 from pipelines.report.write import write_report
-from pipelines.runs.comparison_folder import SUBGROUPS, refuse_foreign
+from pipelines.runs.comparison_folder import SUBGROUPS, keep_groups, refuse_foreign
 from pipelines.utils import UserError
 
 
@@ -120,15 +120,16 @@ def test_the_folder_keeps_one_table(tmp_path: Path) -> None:
     names = [case.id for case in manifest.cases]
     table = tmp_path / "table.csv"
     table.write_text("case,scanner\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names)))
-    keep_groups(table, folder, manifest, write=False)
+    content = groups_to_keep(table, folder, manifest)
     assert not folder.exists()
-    keep_groups(table, folder, manifest)
+    folder.mkdir()
+    keep_groups(folder, content)
     assert read_groups(folder / SUBGROUPS).variables["scanner"][names[1]] == "1"
-    refuse_foreign(folder)  # which has no plan yet, and may be given one
-    keep_groups(table, folder, manifest)
+    refuse_foreign(folder)  # an interrupted command of an earlier version left no plan next to it
+    keep_groups(folder, groups_to_keep(table, folder, manifest))
     table.write_text(table.read_text().replace(",0\n", ",2\n"))
     with pytest.raises(UserError, match=r"was named before, and .*table\.csv differs"):
-        keep_groups(table, folder, manifest)
+        groups_to_keep(table, folder, manifest)
     table.write_text("case,scanner\nq1,x\nq2,y\n")
     with pytest.raises(UserError, match="has no case of 'phantom'; got q1, for example; expected"):
-        keep_groups(table, tmp_path / "other", manifest)
+        groups_to_keep(table, tmp_path / "other", manifest)

@@ -76,6 +76,22 @@ def test_a_class_that_changes_nothing_is_not_named() -> None:
     assert _analysed(frame).influences == ()
 
 
+def test_losses_without_a_row_for_a_class_did_the_same() -> None:
+    frame = pd.concat([_table(cases=30), _table(cases=30).query("`class` == 'organ'").assign(**{"class": "vessel"})])
+    frame = frame.reset_index(drop=True)
+    for loss in ("ref", "x"):  # and y missed the organ, for which these two have no row
+        _set(frame, "c07", loss, dice=0.0, sensitivity=0.0)
+    organ = (frame["case"] == "c07") & (frame["class"] == "organ")
+    frame.loc[organ & (frame["loss"] == "y"), ["dice", "sensitivity"]] = 0.0
+    frame = frame[~organ | (frame["loss"] == "y")]
+    # What moves x is a class that both it and the reference found.
+    frame.loc[(frame["case"] == "c07") & (frame["class"] == "vessel") & (frame["loss"] == "x"), "dice"] = 0.3
+    assert [(one.loss, one.others) for one in _analysed(frame).influences] == [("y", 0)]
+    # A loss that found the class differs from one without a row.
+    frame.loc[(frame["case"] == "c07") & (frame["class"] == "lesion") & (frame["loss"] == "x"), "sensitivity"] = 0.1
+    assert [(one.loss, one.others) for one in _analysed(frame).influences] == [("y", 1)]
+
+
 def test_an_empty_reference_is_named_unless_such_cases_are_left_out() -> None:
     frame = _table()
     for loss, value in (("ref", 0.0), ("x", np.nan), ("y", np.nan)):  # the reference's loss has a false alarm
@@ -129,9 +145,19 @@ def test_a_table_without_classes_a_pair_and_several_metrics() -> None:
     assert all(one.verdict == one.verdict_without for one in several.influences)
 
 
-@pytest.mark.parametrize("cases", [1, 3])
-def test_few_cases(cases: int) -> None:
-    frame = _table(cases=cases)
+@pytest.mark.parametrize("cases", [1, 3, 5])
+def test_of_few_cases_none_stands_out(cases: int) -> None:
+    frame = _table(cases=cases, noise=0.0)
+    _set(frame, "c00", "x", dice=0.0, sensitivity=0.0)
+    assert _analysed(frame).influences == ()
+
+
+def test_a_case_that_differs_where_seven_agree_is_named() -> None:
+    frame = _table(cases=8, noise=0.001)
+    _set(frame, "c00", "x", dice=0.0, sensitivity=0.0)
+    assert [one.cases for one in _analysed(frame).influences] == [("c00",)]
+    # One of eight cases that differ as much moves the mean, too, but not twice as much as an ordinary one.
+    frame = _table(cases=8, noise=0.3)
     _set(frame, "c00", "x", dice=0.0, sensitivity=0.0)
     found = _analysed(frame)
-    assert all(one.verdict == one.verdict_without == "undecided" for one in found.influences)
+    assert [one for one in found.influences if one.loss == "x"] == []

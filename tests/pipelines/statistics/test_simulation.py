@@ -33,7 +33,7 @@ DESIGNS = [
 @pytest.mark.parametrize(("seeds", "folds", "comparisons"), DESIGNS)
 @pytest.mark.parametrize("deviation", ["normal", "bounded"])
 def test_false_verdicts_stay_at_five_per_cent(deviation: str, seeds: int, folds: int, comparisons: int) -> None:
-    assert rates.false_words(COUNT, deviation, comparisons, 20, seeds, folds).share <= MOST
+    assert rates.false_verdicts(COUNT, deviation, comparisons, 20, seeds, folds).share <= MOST
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,17 @@ def test_false_verdicts_stay_at_five_per_cent(deviation: str, seeds: int, folds:
 def test_false_verdicts_over_several_metrics(
     deviation: str, metrics: int, comparisons: int, patients: int, seeds: int, folds: int, count: int
 ) -> None:
-    together, alone = rates.false_words_over_metrics(
+    together, alone = rates.false_verdicts_over_metrics(
         count, deviation, metrics, comparisons, patients, seeds, folds, flips=1999
     )
     assert together.share <= scipy.stats.binom.isf(0.001, count, 0.05) / count
-    assert together.share < alone.share, "each metric alone has false words of its own"
+    assert together.share < alone.share, "each metric alone has false verdicts of its own"
 
 
 @pytest.mark.parametrize("deviation", ["heavy-tailed", "skewed", "exponential"])
 @pytest.mark.parametrize("comparisons", [1, 17])
 def test_false_verdicts_for_other_distributions(deviation: str, comparisons: int) -> None:
-    assert rates.false_words(COUNT, deviation, comparisons, 50, 1, 1).share <= MOST
+    assert rates.false_verdicts(COUNT, deviation, comparisons, 50, 1, 1).share <= MOST
 
 
 def test_the_simulation_would_detect_a_wrong_adjustment() -> None:

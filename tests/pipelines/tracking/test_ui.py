@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import shutil
@@ -82,10 +83,13 @@ def _assert_nothing_is_wrong(page: Page) -> None:
     assert [line for line in (*bad, *page.browser.failed) if not any(known in line for known in _NOT_OURS)] == []
 
 
-def _order(text: str) -> list[str]:
-    """The runs' names, in the order of their first place in a text."""
-    assert all(name in text for name in _NAMES), text
-    return sorted(_NAMES, key=text.index)
+def _wait_for_order(browser: Browser) -> None:
+    """Until the runs are listed, the best first: parts of the page have a loss's name before its list is there."""
+    browser.wait_for(
+        f"(() => {{ const lines = document.body.innerText.split('\\n'); const at = {json.dumps(_NAMES)}.map("
+        "name => lines.indexOf(name)); return at.every((place, i) => place > (i ? at[i - 1] : -1)); })()",
+        what=f"{', '.join(_NAMES)}, in this order",
+    )
 
 
 def _wait_for_charts(browser: Browser) -> None:
@@ -118,8 +122,7 @@ def test_the_list_of_the_comparison_has_scores_and_verdicts(page: Page) -> None:
 def test_the_charts_compare_the_losses(page: Page) -> None:
     """The address that `medloss compare` prints."""
     browser = page.open(page.charts)
-    browser.wait_for_text(_NAMES[0])
-    assert _order(browser.text()) == _NAMES
+    _wait_for_order(browser)
     assert "3 losses · " not in browser.text()  # the parent has no curves
     _wait_for_charts(browser)
     _assert_nothing_is_wrong(page)
