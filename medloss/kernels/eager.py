@@ -12,11 +12,11 @@ from torch import Tensor
 from medloss.kernels.eager_blocks import Block
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
-# Voxels per piece on a CPU, and numbers per block, at most. Torch's threads share out an operation by ranges of memory,
-# and a softmax by ranges of voxels: only in a block of several pieces, `[K, C, m]`, these are the same, and a
-# thread finds what it has computed in its own cache. They wait for each other at every operation, so that smaller
-# blocks cost more time than the cache saves, and larger ones leave the cache and cost memory. The sizes do not depend on
-# the number of threads, or sums would. A GPU needs more numbers at once.
+# Voxels per piece on a CPU, and numbers per block, at most. Torch shares out the first axis among its threads: with
+# pieces there, `[K, C, m]`, a thread gets the same voxels in every operation, and has them in its cache; of `[C, n]` a
+# softmax gives it half of the voxels, and a product or sum half of the classes. Threads wait for each other at every
+# operation, so that smaller blocks cost more time than the cache saves; larger ones leave the cache and cost memory. The
+# sizes do not depend on the number of threads, or sums would. A GPU needs more numbers at once.
 _VOXELS, _NUMBERS, _GPU_NUMBERS = 1 << 12, 1 << 19, 1 << 24
 
 
@@ -111,11 +111,10 @@ def load(
 ) -> Block:
     """A block's numbers in the type of the sums."""
     pieces = max((part.stop - part.start) // _piece(logits)[0], 1)
-    # Torch copies to another layout and to another type in turn faster than at once.
-    z = _in_pieces(logits[item, :, part], pieces).to(sum_type(logits))
-    y = _class_maps(_in_pieces(target[item, :, part], pieces), z)
+    z = _in_pieces(logits[item, :, part], pieces, sum_type(logits))
+    y = _class_maps(target[item, :, part], z)
     m = None if mask is None else mask[item, part].view(pieces, 1, -1)
-    v = None if weight is None else _in_pieces(weight[item, :, part], pieces)
+    v = None if weight is None else _in_pieces(weight[item, :, part], pieces, weight.dtype)
     if m is not None:
         # Selected, not multiplied: masked values may be NaN.
         z, y = torch.where(m, z, 0.0), torch.where(m, y, 0.0)
@@ -125,21 +124,27 @@ def load(
 
 def store(values: Tensor, out: Tensor) -> None:
     """Write a block's values `[K, C, m]` to `[C, n]`, a slice of voxels."""
-    out.unflatten(1, (len(values), -1)).copy_(values.to(out.dtype).transpose(0, 1))
+    if out.stride(0) == 1:
+        values = values.to(out.dtype)  # as in `_in_pieces`
+    out.unflatten(1, (len(values), -1)).copy_(values.transpose(0, 1))
 
 
-def _in_pieces(maps: Tensor, pieces: int) -> Tensor:
+def _in_pieces(maps: Tensor, pieces: int, dtype: torch.dtype) -> Tensor:
     """`[C, n]` as `[K, C, m]`, contiguous."""
     # Of three axes: torch transposes matrices tile by tile, which takes four times as long with few classes.
-    return maps.unflatten(1, (pieces, -1)).transpose(0, 1).contiguous()
+    parts = maps.unflatten(1, (pieces, -1)).transpose(0, 1)
+    if maps.stride(0) == 1:
+        parts = parts.contiguous()  # to another order and to another type at once takes twice as long
+    return parts.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _class_maps(target: Tensor, like: Tensor) -> Tensor:
     """One map per class in the shape and type of `like`, from a block of either kind of target."""
-    channels = like.shape[1]
-    if target.shape[1] == channels:
-        return target.to(like.dtype)
-    if target.dtype in (torch.uint8, torch.int8, torch.bool) and channels > 128:
-        target = target.short()  # the classes' numbers would not fit
-    classes = torch.arange(channels, device=target.device, dtype=target.dtype).unsqueeze(1)
-    return torch.eq(target, classes, out=like.new_empty(like.shape))
+    pieces, channels, _ = like.shape
+    if target.shape[0] == channels:
+        return _in_pieces(target, pieces, like.dtype)
+    # In bytes the classes' numbers might not fit.
+    wide = target.dtype in (torch.uint8, torch.int8, torch.bool) and channels > 128
+    labels = _in_pieces(target, pieces, torch.int16 if wide else target.dtype)
+    classes = torch.arange(channels, device=target.device, dtype=labels.dtype).unsqueeze(1)
+    return torch.eq(labels, classes, out=like.new_empty(like.shape))
