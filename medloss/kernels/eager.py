@@ -15,7 +15,7 @@ from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 # Voxels per piece on a CPU, and numbers per block, at most. Torch shares out the first axis among its threads: with
 # pieces there, `[K, C, m]`, a thread gets the same voxels in every operation, and has them in its cache; of `[C, n]` a
 # softmax gives it half of the voxels, and a product or sum half of the classes. Threads wait for each other at every
-# operation, so that smaller blocks cost more time than the cache saves; larger ones leave the cache and cost memory. The
+# operation: smaller blocks cost more time than the cache saves, and larger ones leave the cache and cost memory. The
 # sizes do not depend on the number of threads, or sums would. A GPU needs more numbers at once.
 _VOXELS, _NUMBERS, _GPU_NUMBERS = 1 << 12, 1 << 19, 1 << 24
 
