@@ -13,46 +13,46 @@ from medloss.kernels.sum_spec import LOG_FLOOR, LOWEST_LOG, POWER_FLOOR, Row, Vo
 
 @dataclass
 class Block:
-    """The voxels of a slice of one item: what the formulas read."""
+    """The voxels of a slice of one item, in K pieces of m: what the formulas read."""
 
     terms: VoxelTerms
-    logits: Tensor  # [C, n], 0 where masked
-    all_targets: Tensor  # [C, n], 0 where masked
-    mask: Tensor | None  # [n]
-    weight: Tensor | None  # [1 or C', n], 0 where masked
-    segment: Tensor | None = None  # [n], where sums are of segments
+    logits: Tensor  # [K, C, m], 0 where masked
+    all_targets: Tensor  # [K, C, m], 0 where masked
+    mask: Tensor | None  # [K, 1, m]
+    weight: Tensor | None  # [K, 1 or C', m], 0 where masked
+    segment: Tensor | None = None  # [m], where sums are of segments, of one piece
     segments: int = 0  # S
 
     @cached_property
     def all_l(self) -> Tensor:
         """ln p of a softmax."""
-        return _finite(torch.log_softmax(self.logits, 0))
+        return _finite(torch.log_softmax(self.logits, 1))
 
     @cached_property
     def all_p(self) -> Tensor:
         """p of all classes."""
         if self.terms.mode == "softmax":
             # A plain entropy's derivative is that of ln p, which needs no ln p.
-            return self.all_l.exp() if self.terms.entropy not in ("", "plain") else torch.softmax(self.logits, 0)
+            return self.all_l.exp() if self.terms.entropy not in ("", "plain") else torch.softmax(self.logits, 1)
         return torch.sigmoid(self.logits) if self.terms.mode == "sigmoid" else self.logits
 
     @property
     def p(self) -> Tensor:
         """p of the classes that count."""
-        return self.all_p[self.terms.first :]
+        return self.all_p[:, self.terms.first :]
 
     @property
     def target(self) -> Tensor:
         """y of the classes that count."""
-        return self.all_targets[self.terms.first :]
+        return self.all_targets[:, self.terms.first :]
 
     @property
     def log_p(self) -> Tensor:
         """ln p."""
         if self.terms.mode == "softmax":
-            return self.all_l[self.terms.first :]
+            return self.all_l[:, self.terms.first :]
         if self.terms.mode == "sigmoid":
-            return _finite(F.logsigmoid(self.logits[self.terms.first :]))
+            return _finite(F.logsigmoid(self.logits[:, self.terms.first :]))
         return _clamped_log(self.p)
 
     @property
@@ -61,7 +61,7 @@ class Block:
         if self.terms.mode == "softmax":
             return self.log_p  # not read: 1 - p of a softmax comes from ln p
         if self.terms.mode == "sigmoid":
-            return _finite(F.logsigmoid(-self.logits[self.terms.first :]))
+            return _finite(F.logsigmoid(-self.logits[:, self.terms.first :]))
         return _clamped_log(1 - self.p)
 
     def add_sums(self, rows: Tensor) -> None:
@@ -70,22 +70,22 @@ class Block:
         if terms.overlap:
             p = self.weighted(self.p)
             if terms.soft_overlap:
-                rows[Row.TP] += self.weighted(torch.minimum(self.p, y)).sum(1)
+                rows[Row.TP] += self.sum(self.weighted(torch.minimum(self.p, y)))
             else:
-                rows[Row.TP] += self._sum(p, y)
-            rows[Row.PREDICTION] += self._sum(self.counted(p))
+                rows[Row.TP] += self.sum(p, y)
+            rows[Row.PREDICTION] += self.sum(self.counted(p))
             if v is not None:
-                rows[Row.WEIGHTED_TARGET] += self._sum(y, v)
+                rows[Row.WEIGHTED_TARGET] += self.sum(y, v)
         if terms.squares:
             p = self.counted(self.p)
-            rows[Row.SQUARED_PREDICTION] += self._sum(p, self.weighted(p))
-            rows[Row.SQUARED_TARGET] += self._sum(y, self.weighted(y))
+            rows[Row.SQUARED_PREDICTION] += self.sum(p, self.weighted(p))
+            rows[Row.SQUARED_TARGET] += self.sum(y, self.weighted(y))
         if terms.errors:
             error = self.counted(y - self.p).square_()
             if v is not None:
                 error.mul_(v)
-            rows[Row.ERROR_INSIDE] += self._sum(error, y)
-            rows[Row.ERROR_OUTSIDE] += self._sum(error, 1 - y)
+            rows[Row.ERROR_INSIDE] += self.sum(error, y)
+            rows[Row.ERROR_OUTSIDE] += self.sum(error, 1 - y)
         if terms.entropy:
             self._add_entropy(rows[Row.POSITIVE], self.weighted(y), no=False)
             if terms.mode != "softmax":
@@ -93,20 +93,20 @@ class Block:
 
     def _add_entropy(self, row: Tensor, share: Tensor, *, no: bool) -> None:
         if self.terms.entropy == "plain":  # whose sign can wait for the sum
-            row -= self._sum(self.log_miss if no else self.log_p, share)
+            row -= self.sum(self.log_miss if no else self.log_p, share)
         else:
             logs = (self.log_miss, self.log_p) if no else (self.log_p, self.log_miss)
-            row += self._sum(self.entropy(*logs, no=no), share)
+            row += self.sum(self.entropy(*logs, no=no), share)
 
-    def _sum(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+    def sum(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         """The sum of a (times b) over the voxels, or over those of each segment."""
         if self.segment is None:
-            return a.sum(1) if b is None else torch.linalg.vecdot(a, b)
-        values = a if b is None else a * b
+            return (a.sum(2) if b is None else torch.linalg.vecdot(a, b)).sum(0)
+        values = (a if b is None else a * b)[0]
         return values.new_zeros(len(values), self.segments).index_add_(1, self.segment, values)
 
     def gradient(self, rows: Tensor) -> Tensor:
-        """dL/dz `[C, n]`, from the sums' gradients `[ROWS, C', 1]`."""
+        """dL/dz `[K, C, m]`, from the sums' gradients `[ROWS, C', 1]`, or `[ROWS, C', m]` of segments."""
         first = self.terms.first
         along_p = self.gradient_along_p(rows)
         if self.terms.mode == "softmax":
@@ -114,11 +114,11 @@ class Block:
             if along_p is not None:
                 gradient = along_p.mul_(self.p) if gradient is None else gradient.addcmul_(along_p, self.p)
             assert gradient is not None
-            result = self.all_p.mul_(gradient.sum(0, keepdim=True).neg_())  # p is not read again
-            result[first:] += gradient
+            result = F.pad(gradient, (0, 0, first, 0)) if first else gradient
+            result.addcmul_(self.all_p, gradient.sum(1, keepdim=True), value=-1)
         else:
             result = torch.zeros_like(self.logits)
-            result[first:] = self.independent_gradient(rows, along_p)
+            result[:, first:] = self.independent_gradient(rows, along_p)
         return self.counted(result)
 
     def counted(self, values: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Block:
         focal = self._focal(no)
         if focal is not None:
             softmax = self.terms.mode == "softmax"
-            h[focal] *= self._miss_power(log_p[focal], gamma) if softmax else (gamma * log_miss[focal]).exp_()
+            h[:, focal] *= self._miss_power(log_p[:, focal], gamma) if softmax else (gamma * log_miss[:, focal]).exp_()
         return h
 
     def _focal(self, no: bool) -> slice | None:
@@ -161,7 +161,7 @@ class Block:
         gradient = None
         if self.terms.overlap:
             slope = (p - y).sign_().sub_(1).mul_(-0.5) if self.terms.soft_overlap else y
-            gradient = torch.addcmul(rows[Row.PREDICTION], slope, rows[Row.TP])
+            gradient = (slope * rows[Row.TP]).add_(rows[Row.PREDICTION])  # with two broadcast, `addcmul` is slow
         if self.terms.squares:
             gradient = torch.mul(p, 2 * rows[Row.SQUARED_PREDICTION]).add_(0.0 if gradient is None else gradient)
         if gradient is not None and self.weight is not None:
@@ -185,11 +185,11 @@ class Block:
             return share.mul_(_power_derivative(self.log_p, gamma))
         focal = self._focal(no=False)
         if focal is not None:
-            log_p = self.log_p[focal]
+            log_p = self.log_p[:, focal]
             gradient = (
-                (-gamma * log_p).mul_(self.p[focal]).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
+                (-gamma * log_p).mul_(self.p[:, focal]).mul_(1.0 if gamma == 1 else self._miss_power(log_p, gamma - 1))
             )
-            share[focal] *= gradient.add_(self._miss_power(log_p, gamma))
+            share[:, focal] *= gradient.add_(self._miss_power(log_p, gamma))
         return share
 
     def independent_gradient(self, rows: Tensor, along_p: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medloss.kernels.eager import blocks, load
+from medloss.kernels.eager import blocks, load, store
 from medloss.kernels.eager_blocks import Block
 from medloss.kernels.group_spec import MASS, OFF, GroupTerms, total_type
 from medloss.kernels.sum_spec import VoxelTerms
@@ -52,8 +52,8 @@ def group_sums_backward(
                 rise = off[shares.lower + 1] - off[shares.lower]
                 value += shares.above * off[shares.lower + 1]
                 value += shares.moved * (mass[shares.lower + 1] - mass[shares.lower] + shares.off * rise)
-            along_p[c - terms.first] = value
-        gradient[item, :, part] = _gradient(terms, block, along_p)
+            along_p[:, c - terms.first] = value.view(len(along_p), -1)
+        store(_gradient(terms, block, along_p), gradient[item, :, part])
     return gradient
 
 
@@ -65,11 +65,11 @@ def _gradient(terms: GroupTerms, block: Block, along_p: Tensor) -> Tensor:
     """dL/dz, from dL/dp of the classes that count."""
     if terms.mode == "softmax":
         along_p.mul_(block.p)
-        result = torch.mul(block.all_p, along_p.sum(0, keepdim=True).neg_())
-        result[terms.first :] += along_p
+        result = torch.mul(block.all_p, along_p.sum(1, keepdim=True).neg_())
+        result[:, terms.first :] += along_p
     else:
         result = torch.zeros_like(block.logits)
-        result[terms.first :] = along_p * block.p * (1 - block.p) if terms.mode == "sigmoid" else along_p
+        result[:, terms.first :] = along_p * block.p * (1 - block.p) if terms.mode == "sigmoid" else along_p
     return block.counted(result)
 
 
@@ -85,10 +85,11 @@ class _Shares:
 
 
 def _shares(terms: GroupTerms, block: Block, target: Tensor, c: int) -> _Shares:
-    p, y = block.p[c - terms.first], block.target[c - terms.first]
-    weight = torch.ones_like(p) if block.weight is None else block.weight[0]
+    p, y = block.p[:, c - terms.first].flatten(), block.target[:, c - terms.first].flatten()
+    weight = torch.ones_like(p) if block.weight is None else block.weight[:, 0].flatten()
     if block.mask is not None:
-        p, weight = torch.where(block.mask, p, 0.0), torch.where(block.mask, weight, 0.0)
+        mask = block.mask.flatten()
+        p, weight = torch.where(mask, p, 0.0), torch.where(mask, weight, 0.0)
     off = p - y
     if terms.by == "labels":
         labels = target[0].long()

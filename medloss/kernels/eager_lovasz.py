@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medloss.kernels.eager import blocks, load
+from medloss.kernels.eager import blocks, load, store
 from medloss.kernels.lovasz_spec import LovaszTerms
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
@@ -16,7 +16,8 @@ def extensions(
     items, classes, _ = logits.shape
     slopes = torch.empty(logits.shape, dtype=sum_type(logits), device=logits.device)
     for item, part in blocks(logits):
-        slopes[item, :, part] = load(VoxelTerms(terms.mode, terms.first), logits, target, mask, None, item, part).all_p
+        block = load(VoxelTerms(terms.mode, terms.first), logits, target, mask, None, item, part)
+        store(block.all_p, slopes[item, :, part])
     regions = [slice(None)] if terms.batch else [slice(item, item + 1) for item in range(items)]
     values = slopes.new_zeros(len(regions), classes)
     positives = torch.zeros(len(regions), classes, dtype=torch.int64, device=logits.device)
@@ -44,7 +45,7 @@ def gradient_in_place(terms: LovaszTerms, logits: Tensor, mask: Tensor | None, s
     for item, part in blocks(logits):
         # The sum of y p over maps y has this gradient.
         block = load(passed, logits, slopes, mask, None, item, part)
-        result[item, :, part] = block.gradient(rows[:, item, terms.first :].unsqueeze(-1))
+        store(block.gradient(rows[:, item, terms.first :].unsqueeze(-1)), result[item, :, part])
     return result
 
 

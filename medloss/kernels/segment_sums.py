@@ -96,9 +96,9 @@ def _sums_by_segment(
         places = segment[part][kept].long()
         block = _block(terms, logits, target, voxel_weight, part, kept)
         block.segment, block.segments = places, count
-        sums[Row.TARGET, 0].index_add_(0, places, block.all_targets[0])
+        sums[Row.TARGET] += block.sum(block.all_targets)
         block.add_sums(sums)
-        voxels.index_add_(0, places, torch.ones_like(block.logits[0]))
+        voxels.index_add_(0, places, torch.ones_like(places, dtype=voxels.dtype))
     return sums[:, 0].T.contiguous(), voxels
 
 
@@ -111,7 +111,7 @@ def _gradient_by_segment(
     for _, part in blocks(logits[None, None]):
         kept = segment[part] >= 0
         block = _block(terms, logits, target, voxel_weight, part, kept)
-        gradient[part][kept] = block.gradient(rows[segment[part][kept].long()].T.unsqueeze(1))[0]
+        gradient[part][kept] = block.gradient(rows[segment[part][kept].long()].T.unsqueeze(1))[0, 0]
     return gradient
 
 
@@ -120,9 +120,9 @@ def _block(
 ) -> Any:
     from medloss.kernels.eager_blocks import Block
 
-    z = logits[part][kept][None]
-    weight = None if voxel_weight is None else voxel_weight[part][kept][None]
-    return Block(terms, z, target[part][kept][None].to(z.dtype), None, weight)
+    z = logits[part][kept][None, None]
+    weight = None if voxel_weight is None else voxel_weight[part][kept][None, None]
+    return Block(terms, z, target[part][kept][None, None].to(z.dtype), None, weight)
 
 
 def _register_small_cases(mode: str) -> None:

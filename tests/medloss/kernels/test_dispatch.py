@@ -87,17 +87,23 @@ def test_sets_agree_in_every_type(kernels: str, mode: str, wanted: dict[str, Any
 @pytest.mark.parametrize("mode", MODES)
 def test_blocks_of_voxels_add_up(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = sample(mode, 3)
-    terms = VoxelTerms(mode, overlap=True, squares=True, errors=True, entropy="plain")
+    last = drawn.logits.contiguous(memory_format=torch.channels_last_3d)
+    terms = VoxelTerms(mode, 1, overlap=True, squares=True, errors=True, entropy="focal", gamma=2.0)
+    given = {"mask": mask_like(drawn.index), "voxel_weight": 1 + drawn.maps[:, 1:2]}
+    factors = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).double()
     results = []
     with medloss.kernels.use("eager"):
-        for limits in ({}, {"_VOXELS": 32}, {"_NUMBERS": 32}, {"_NUMBERS": 1}):
-            with monkeypatch.context() as patch:
-                for name, limit in limits.items():
-                    patch.setattr(eager, name, limit)
-                results.append(sums_and_gradient(terms, drawn.logits, drawn.index, mask=mask_like(drawn.index)))
-    for sums, gradient in results[1:]:
-        assert_close(results[0][0], sums, rtol=1e-12)
-        assert_close(results[0][1], gradient, rtol=1e-12)
+        # One piece; pieces and a rest; several blocks, of several pieces, of one, of one voxel.
+        for voxels, numbers in ((1 << 12, 1 << 19), (32, 1 << 19), (16, 200), (32, 96), (32, 1)):
+            monkeypatch.setattr(eager, "_VOXELS", voxels)
+            monkeypatch.setattr(eager, "_NUMBERS", numbers)
+            for logits, target in itertools.product((drawn.logits, last), (drawn.index, drawn.maps)):
+                sums, gradient = sums_and_gradient(terms, logits, target, **given)
+                values = operators.entropy_map(terms, logits, target, given["mask"], factors, factors.flip(0))
+                results.append((sums, gradient, values))
+    for found in results[1:]:
+        for one, expected in zip(found, results[0], strict=True):
+            assert_close(one, expected, rtol=1e-12)
 
 
 @every_set
@@ -226,7 +232,10 @@ def test_negative_views_and_single_voxels_of_any_stride_are_read_right(kernels: 
 @every_set
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("channels", [2, 3, 4, 5, 8, 14])
-def test_channels_last_logits_are_read_as_they_are(kernels: str, mode: str, channels: int) -> None:
+def test_channels_last_logits_are_read_as_they_are(
+    kernels: str, mode: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eager, "_VOXELS", 32)
     drawn = sample(mode, 3, channels=channels)
     terms = VoxelTerms(mode, 1, overlap=True, squares=True, entropy="focal", gamma=2.0)
     mask = mask_like(drawn.index)
@@ -242,7 +251,7 @@ def test_channels_last_logits_are_read_as_they_are(kernels: str, mode: str, chan
         assert_close(
             other_gradient.double(), gradient.double(), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6
         )
-        if kernels == "numba":
+        if kernels != "triton":
             assert torch.equal(other_sums, sums) and torch.equal(other_gradient, gradient)
 
 

@@ -17,6 +17,7 @@ import medloss
 if importlib.util.find_spec("numba") is None:
     pytest.skip("numba is not installed", allow_module_level=True)
 
+from medloss.kernels import eager
 from medloss.kernels.numba import lovasz, sums
 
 #: More voxels than a block has, in numbers that no block divides.
@@ -44,7 +45,8 @@ every_case = pytest.mark.parametrize(("name", "options", "mode"), MODED, ids=[f"
 
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several tasks of threads, and tables of ranges, for as few voxels as these."""
+    """Several tasks of threads, tables of ranges, and pieces of a block, for as few voxels as these."""
+    monkeypatch.setattr(eager, "_VOXELS", 1 << 9)
     monkeypatch.setattr(sums, "_CHUNK_NUMBERS", 1 << 11)
     monkeypatch.setattr(lovasz, "_PART", 1 << 10)
 
