@@ -123,14 +123,14 @@ def _on_the_clock(collected: Collected) -> tuple[float, int] | None:
             continue
         begun = ended = math.nan
         for epoch in curve.epochs:
-            validated = epoch.get("val_s", math.nan)
-            start = epoch.get("time", math.nan) - epoch["epoch_s"] - (0.0 if math.isnan(validated) else validated)
+            time, trained, validated = (epoch.get(name, math.nan) for name in ("time", "epoch_s", "val_s"))
+            start = time - trained - (0.0 if math.isnan(validated) else validated)
             if math.isnan(start):
                 return None
             if start > ended + _PAUSE_S:
                 events += [(begun, 1), (ended, -1)]
                 begun = start
-            begun, ended = start if math.isnan(begun) else begun, epoch["time"]
+            begun, ended = start if math.isnan(begun) else begun, time
         events += [(begun, 1), (ended, -1)]
     total, running, most, before = 0.0, 0, 0, 0.0
     # To a tenth: times are rounded, and where a run ends as another begins, the end comes first.
