@@ -116,11 +116,16 @@ def _cost(analysis: Analysis, collected: Collected) -> tuple[str, ...]:
 
 
 def _on_the_clock(collected: Collected) -> tuple[float, int] | None:
-    """Seconds during which any of the finished runs trained or validated, and the most of them at a time."""
+    """Seconds during which any of the finished runs trained or validated, and the most of them at a time.
+
+    None if it is unknown for one of them.
+    """
     events: list[tuple[float, int]] = []
     for curve in collected.curves:
-        if curve.failed or curve.loss not in collected.costs or not curve.epochs:
+        if curve.failed or curve.loss not in collected.costs:
             continue
+        if not curve.epochs:
+            return None
         begun = ended = math.nan
         for epoch in curve.epochs:
             time, trained, validated = (epoch.get(name, math.nan) for name in ("time", "epoch_s", "val_s"))
