@@ -116,21 +116,26 @@ def _cost(analysis: Analysis, collected: Collected) -> tuple[str, ...]:
 
 
 def _on_the_clock(collected: Collected) -> tuple[float, int] | None:
-    """Seconds during which any of the finished runs trained or validated, and the most of them at a time."""
+    """Seconds during which any of the finished runs trained or validated, and the most of them at a time.
+
+    None if it is unknown for one of them.
+    """
     events: list[tuple[float, int]] = []
     for curve in collected.curves:
-        if curve.failed or curve.loss not in collected.costs or not curve.epochs:
+        if curve.failed or curve.loss not in collected.costs:
             continue
+        if not curve.epochs:
+            return None
         begun = ended = math.nan
         for epoch in curve.epochs:
-            validated = epoch.get("val_s", math.nan)
-            start = epoch.get("time", math.nan) - epoch["epoch_s"] - (0.0 if math.isnan(validated) else validated)
+            time, trained, validated = (epoch.get(name, math.nan) for name in ("time", "epoch_s", "val_s"))
+            start = time - trained - (0.0 if math.isnan(validated) else validated)
             if math.isnan(start):
                 return None
             if start > ended + _PAUSE_S:
                 events += [(begun, 1), (ended, -1)]
                 begun = start
-            begun, ended = start if math.isnan(begun) else begun, epoch["time"]
+            begun, ended = start if math.isnan(begun) else begun, time
         events += [(begun, 1), (ended, -1)]
     total, running, most, before = 0.0, 0, 0, 0.0
     # To a tenth: times are rounded, and where a run ends as another begins, the end comes first.

@@ -13,9 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -40,7 +42,7 @@ _FINE = 90
 def loss_picture(loss: str, panels: Sequence[Panel], metric: str) -> bytes:
     """Draw the worst, median and best case of a loss, as PNG."""
     side, gap, bottom, height = 2.79, 0.215, 0.5, 3.98
-    classes = [class_text(panel, metric, 60) for panel in panels]
+    classes = [_if_it_fits(class_text(panel, metric), 7.5, side + gap / 2) for panel in panels]
     if any(classes):
         bottom, height = bottom + 0.13, height + 0.13
 
@@ -70,7 +72,7 @@ def same_picture(panels: Sequence[Panel], metric: str) -> bytes:
     columns = ceil(count / ceil(count / min(_COLUMNS, count)))
     rows = ceil(count / columns)
     side = min((WIDTH - 0.2) / columns - 0.1, 2.86)
-    classes = [class_text(panel, metric, round(22 * side)) for panel in panels]
+    classes = [_if_it_fits(class_text(panel, metric), 6.9, side + 0.05) for panel in panels]
     head = 0.48 if any(classes) else 0.36
     height = 0.3 + rows * (side + head) + 0.3
 
@@ -104,12 +106,20 @@ def scores_text(panel: Panel, metric: str) -> str:
     return ", ".join(f"{METRICS[name].label} {_value(metrics[name], name)}" for name in names)
 
 
-def class_text(panel: Panel, metric: str, letters: int = 300) -> str:
-    """The primary metric of each class, which shows where the errors are; empty where it is longer than `letters`."""
+def class_text(panel: Panel, metric: str) -> str:
+    """The primary metric of each class, which shows where the errors are; empty where it is longer than 300 letters."""
     if panel.shown is None:
         return ""
     values = (f"{name} {_value(value, metric, less=2)}" for name, value in panel.choice.classes.items())
-    return text if len(text := ", ".join(values)) <= letters else ""
+    return text if len(text := ", ".join(values)) <= 300 else ""
+
+
+def _if_it_fits(text: str, size: float, width: float) -> str:
+    """A text of a size in points, unless it is wider than so many inches: the next panel's would cover its end."""
+    font = FontProperties(family="DejaVu Sans", size=size)
+    with styled(), names_as_text():
+        points, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return text if points / 72 <= width else ""
 
 
 def _value(value: float | None, metric: str, less: int = 1) -> str:

@@ -163,13 +163,15 @@ def test_the_classes_stand_below_a_picture_if_there_is_room(tmp_path: Path) -> N
     label[:, 4:9, 4:9], label[:, 12:15, 12:15] = 1, 2
     choice = _choice(tmp_path, label, label)
     named = replace(choice, classes={"organ": 0.912345, "shell": None})
-    (plain, classes), _ = read_panels([choice, named], [])
+    # Of fewer letters than others that fit, but wider than the panel.
+    wide = replace(choice, classes={"M" * 20: 0.9, "W" * 20: 0.9})
+    (plain, classes, too_wide), _ = read_panels([choice, named, wide], [])
     assert (class_text(plain, "dice"), class_text(classes, "dice")) == ("", "organ 0.91, shell –")
     assert class_text(classes, "hd95_mm") == "organ 0.9 mm, shell –"
-    assert class_text(classes, "dice", 18) == "" and class_text(Panel(named, None, "no file"), "dice") == ""
+    assert class_text(Panel(named, None, "no file"), "dice") == ""
     for picture in (lambda panels: loss_picture("a", panels, "dice"), lambda panels: same_picture(panels, "dice")):
-        heights = [len(_colours(picture([panel, plain]))) for panel in (plain, classes)]
-        assert heights[0] < heights[1]
+        heights = [len(_colours(picture([panel, plain]))) for panel in (plain, classes, too_wide)]
+        assert heights[0] == heights[2] < heights[1]
 
 
 def _colours(png: bytes) -> NDArray[np.uint8]:

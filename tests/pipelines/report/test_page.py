@@ -119,6 +119,11 @@ def test_the_first_screen_has_the_time_on_the_clock(begun: list[float], expected
     curves += [curve("loss_00", 5000.0, failed=True), curve("another", 6000.0)]
     facts = _facts(_analysed(values), _collected(values, costs=costs, curves=tuple(curves)))
     assert f"3 runs took 3 min 30 s {expected}" in facts["Cost"]
+    # Of one run an `epochs.csv` from elsewhere, or none: a damaged one is to be removed.
+    for epochs in (({"epoch": 1.0, "time": 0.0},), ()):
+        partial = (replace(curves[0], epochs=epochs), *curves[1:])
+        facts = _facts(_analysed(values), _collected(values, costs=costs, curves=partial))
+        assert "added up: less on the clock" in facts["Cost"]
 
 
 def test_the_first_screen_names_each_primary_metric() -> None:
