@@ -2,6 +2,7 @@
 
 import importlib.util
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from medloss.boundary import ball_means
 from medloss.boundary.ball_means import _deep_errors
 from medloss.boundary.balls import fitting
 
@@ -18,6 +20,7 @@ if importlib.util.find_spec("numba") is None:
     pytest.skip("numba is not installed", allow_module_level=True)
 
 from medloss.kernels.numba import balls
+from medloss.kernels.numba.vectors import LANES
 
 
 def expected(p: Tensor, y: Tensor, radii: list[float], weights: list[float], spacing: Any) -> tuple[Tensor, Tensor]:
@@ -111,3 +114,12 @@ def test_a_ball_holds_more_voxels_of_a_label_than_16_bits_count() -> None:
     reference, gradients = expected(p, y, [26.0], [1.0], [1.0, 1.0, 1.0])
     torch.testing.assert_close(sums, reference)
     torch.testing.assert_close(found, gradients)
+
+
+def test_the_check_before_the_first_use_has_whole_vectors_and_parts_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = Mock(return_value=())
+    monkeypatch.setattr(ball_means, "_operator", operator)
+    ball_means._small_case(torch.device("cpu"), torch.float32)
+    p, _, radii, _, spacing, *_ = operator.call_args.args
+    assert p.shape[-1] > LANES and p.shape[-1] % LANES > 0
+    assert fitting(radii, spacing, p.shape[2:]) == radii
