@@ -182,7 +182,8 @@ def _fast_length(n: int) -> int:
 
 
 def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    p = (torch.arange(1200, dtype=torch.float64, device="cpu") * 0.05).sin().add(1).div(2).view(1, 1, 10, 12, 10)
+    # A row holds a whole vector of the compiled kernels, and a part of one.
+    p = (torch.arange(1400, dtype=torch.float64, device="cpu") * 0.13).sin().add(1).div(2).view(1, 1, 5, 7, 40)
     p = p.to(device, dtype)
     return list(_operator(p, p.roll(3, 4) > 0.5, [1.0, 2.1], [1.0, 4.0], [1.0, 0.7, 0.8], None, True))
 

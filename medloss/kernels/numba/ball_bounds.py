@@ -67,7 +67,7 @@ def can_be_half_full(
             else:
                 add_pair(balls, ball, disc, zero, zero, n)
             tap += 1
-    # Rounding errors are smaller than a thousandth .
+    # Rounding errors are smaller than a thousandth.
     for j in range(shape[1]):
         out[j] = False
     for r in range(len(sizes)):

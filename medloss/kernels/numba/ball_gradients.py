@@ -170,7 +170,21 @@ def spread_gradients(
 ) -> None:
     """Add to the gradients in some lanes what the balls pass on: the discs, from the largest to the smallest.
 
-    `discs` has room for those of a vector of voxels of four rows, and zeros behind them; `spread` for folded planes.
+    Args:
+        p: probabilities of a map, flat.
+        y: its label, uint8.
+        shape: the map's, three axes.
+        far: `Layout.reach`.
+        places: `Layout.rows`, `pitch` and `margin`.
+        cut: `Layout.backward`.
+        begin: the first lane, a multiple of `LANES`.
+        end: the end of the lanes, another one or the row's.
+        sizes: `Layout.sizes`, as `p`.
+        weights: per radius.
+        sides: bits of the balls, as `balls._Map.sides`.
+        discs: room for the discs of a vector of voxels of four rows, and a block of zeros behind them.
+        spread: room for the folded planes.
+        out: the gradient, flat; what the balls pass on is added.
     """
     rows, pitch, margin = places
     row, real = shape[2], p.dtype.type

@@ -32,19 +32,23 @@ class Layout:
     """Where numbers lie in buffers. Rows are filled up to whole vectors.
 
     Attributes:
-        shape: of a map, three axes.
         reach: the largest ball's, per axis, in voxels.
         pitch: numbers per row.
         rows: per folded plane: the plane's, as many before and behind it as balls reach, and those that fill up.
         margin: numbers in front of a row and behind it, to which balls reach along it.
         width: of a row with its margins.
         across: points and ends of the discs, and taps of the balls, as in `medloss.boundary.balls.Discs`.
-        forward: what `sum_balls` reads.
-        backward: what `ball_gradients.spread_gradients` reads.
+        forward: `cut` of `sum_balls`; discs from the smallest to the largest. `low`, `high`: offsets in folded planes
+            of two rows at equal distances; `pair_ends`: up to which of them a disc goes; `middle`, `middle_ends`: the
+            same for single rows. `tap_discs`, `tap_heights`: a tap's disc, as an offset, and its distance along the
+            row, in the order of parts of `DISCS` discs and radii; `tap_ends`, `[part, radius]`: up to which they go.
+        backward: `cut` of `spread_gradients`; discs from the largest to the smallest. `tap_rows`, `tap_heights`: a
+            tap's radius, as an offset, and its distance along the row; `tap_sums`: where the sum of so many numbers at
+            a row's end lies; `tap_ends`: up to which a disc's go. `blocks`, `[plane, distance]`: the disc (offset)
+            that reaches a row from one at a distance of -(reach + ROWS - 1) or more; `heights`: a plane's farthest row.
         sizes: voxels per ball.
     """
 
-    shape: tuple[int, int, int]
     reach: tuple[int, int, int]
     pitch: int
     rows: int
@@ -93,7 +97,7 @@ def layout(radii: tuple[float, ...], spacing: tuple[float, float, float], shape:
     ends_of_rows = taps[back, 0] * (far[2] + 1) + taps[back, 1]
     backward = (taps[back, 0] * ROWS * width, taps[back, 1], ends_of_rows, back_ends, blocks, heights)
     return Layout(
-        shape, far, pitch, rows, margin, width, (points, ends, taps, tap_ends), tuple(map(_offsets, forward)),
+        far, pitch, rows, margin, width, (points, ends, taps, tap_ends), tuple(map(_offsets, forward)),
         tuple(map(_offsets, backward)), plan.sizes.numpy(),
     )  # fmt: skip
 

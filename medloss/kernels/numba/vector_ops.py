@@ -65,22 +65,6 @@ def add_pair(out: Any, o: Any, x: Any, a: Any, b: Any, n: Any) -> None:
         out[o + k] += x[a + k] + x[b + k]
 
 
-@numba.njit(**EXACT)
-def add_two_pairs(out: Any, o: Any, x: Any, a: Any, b: Any, c: Any, d: Any, n: Any) -> None:
-    """out += x[a] + x[b] + x[c] + x[d]."""
-    for k in range(n):
-        out[o + k] += (x[a + k] + x[b + k]) + (x[c + k] + x[d + k])
-
-
-@numba.njit(**EXACT)
-def add_four_pairs(
-    out: Any, o: Any, x: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, n: Any
-) -> None:
-    """out += x[a] + ... + x[h]."""
-    for k in range(n):
-        out[o + k] += ((x[a + k] + x[b + k]) + (x[c + k] + x[d + k])) + ((x[e + k] + x[f + k]) + (x[g + k] + x[h + k]))
-
-
 @numba.njit(**OPTIONS)
 def row_sum(x: Any, o: Any, n: Any) -> Any:
     """The sum of a row."""

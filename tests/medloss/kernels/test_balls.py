@@ -2,15 +2,17 @@
 
 import importlib.util
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from medloss.boundary import ball_means
 from medloss.boundary.ball_means import _deep_errors
 from medloss.boundary.balls import fitting
 
@@ -18,6 +20,7 @@ if importlib.util.find_spec("numba") is None:
     pytest.skip("numba is not installed", allow_module_level=True)
 
 from medloss.kernels.numba import balls
+from medloss.kernels.numba.vectors import LANES
 
 
 def expected(p: Tensor, y: Tensor, radii: list[float], weights: list[float], spacing: Any) -> tuple[Tensor, Tensor]:
@@ -31,13 +34,13 @@ def blobs(size: tuple[int, ...], share: float, sharpness: float, seed: int) -> T
     """Smooth random probabilities of which a share is above a half: `[1, 2, *size]`."""
     noise = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     pool = F.avg_pool2d if len(size) == 2 else F.avg_pool3d
-    smooth = pool(noise, 3, 1, 1)
+    smooth = pool(F.pad(noise, (1, 1) * len(size)), 3, 1)
     return ((smooth - smooth.flatten().quantile(1 - share)) * sharpness).sigmoid()
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    size=st.one_of(st.tuples(*[st.integers(3, 70)] * 2), st.tuples(*[st.integers(3, 21)] * 2, st.integers(3, 70))),
+    size=st.one_of(st.tuples(*[st.integers(1, 70)] * 2), st.tuples(*[st.integers(1, 21)] * 2, st.integers(1, 70))),
     spacing=st.lists(st.sampled_from([0.5, 0.8, 1.0, 2.5]), min_size=3, max_size=3),
     radii=st.lists(st.floats(0.4, 9.0), min_size=1, max_size=10, unique=True),
     share=st.sampled_from([0.001, 0.05, 0.5, 0.9]),
@@ -45,6 +48,10 @@ def blobs(size: tuple[int, ...], share: float, sharpness: float, seed: int) -> T
     seed=st.integers(0, 2**31),
     threads=st.sampled_from([1, 2, 5]),
 )
+# Balls that reach farther than a vector, in images that they fill; more radii than a byte has bits, and many discs.
+@example((3, 3, 75), [9.0, 9.0, 0.25], [9.2, 3.0], 0.5, 30.0, 0, 2)
+@example((75, 1), [0.25, 9.0], [9.2, 3.0], 0.5, 30.0, 0, 2)
+@example((33, 34), [1.0, 1.0], [float(r) for r in range(1, 17)], 0.5, 30.0, 0, 2)
 def test_values_and_gradients_are_those_of_the_transforms(
     size: tuple[int, ...],
     spacing: list[float],
@@ -96,3 +103,23 @@ def test_a_volume_without_a_label_counts_where_balls_are_full() -> None:
     torch.testing.assert_close(sums, reference)
     torch.testing.assert_close(found, gradients)
     assert found[0, 0, 14, 16, 19] > 0.1
+
+
+def test_a_ball_holds_more_voxels_of_a_label_than_16_bits_count() -> None:
+    p = blobs((53, 53, 53), 0.5, 30.0, 0)[:, :1]
+    y = torch.zeros(p.shape, dtype=torch.bool)
+    y[..., :26, :, :] = True
+    found = torch.empty_like(p)
+    sums = balls.deep_errors(p, y, [26.0], [1.0], [1.0, 1.0, 1.0], found)
+    reference, gradients = expected(p, y, [26.0], [1.0], [1.0, 1.0, 1.0])
+    torch.testing.assert_close(sums, reference)
+    torch.testing.assert_close(found, gradients)
+
+
+def test_the_check_before_the_first_use_has_whole_vectors_and_parts_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = Mock(return_value=())
+    monkeypatch.setattr(ball_means, "_operator", operator)
+    ball_means._small_case(torch.device("cpu"), torch.float32)
+    p, _, radii, _, spacing, *_ = operator.call_args.args
+    assert p.shape[-1] > LANES and p.shape[-1] % LANES > 0
+    assert fitting(radii, spacing, p.shape[2:]) == radii
