@@ -1,6 +1,7 @@
 """How functions are compiled and cached on disk."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -15,7 +16,20 @@ def compiled(function: Callable[..., Any]) -> Any:
     """A function that Python calls, cached on disk where a folder is writable."""
     options = OPTIONS | {"no_cpython_wrapper": False}
     try:
-        return numba.njit(cache=True, **options)(function)
+        dispatcher = numba.njit(cache=True, **options)(function)
     except RuntimeError:
         # Neither the package's folder nor the user's is writable: it is compiled in each process.
         return numba.njit(**options)(function)
+    # numba compiles again when the function's file has changed. The functions and constants that it calls are
+    # compiled into it: they may have changed too, in an editable installation after a `git pull`.
+    dispatcher._cache._cache_file._source_stamp = _STAMP
+    return dispatcher
+
+
+def source_stamp(folder: Path) -> tuple[float, int]:
+    """The newest time at which a source in a folder was changed, in seconds, and the size of all, in bytes."""
+    states = [file.stat() for file in folder.rglob("*.py")]
+    return max(state.st_mtime for state in states), sum(state.st_size for state in states)
+
+
+_STAMP = source_stamp(Path(__file__).parents[1])

@@ -268,12 +268,18 @@ CHILD = """if True:
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> Any:
+def copied(tmp_path: Path) -> Path:
     pytest_folders = [folder for folder in tmp_path.parents if "pytest-" in folder.name or "popen-" in folder.name]
     for folder in (tmp_path, *pytest_folders):
         folder.chmod(0o755)
     package = tmp_path / "site" / "medloss"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    return package
+
+
+@pytest.fixture
+def read_only(copied: Path) -> Any:
+    package = copied
     folders = [package.parent, package, *(path for path in package.rglob("*") if path.is_dir())]
     for folder in folders:
         folder.chmod(0o555)
@@ -282,8 +288,8 @@ def read_only(tmp_path: Path) -> Any:
         folder.chmod(0o755)
 
 
-def _start(site: Path, home: Path) -> "subprocess.Popen[str]":
-    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+def _start(site: Path, home: Path, **environment: str) -> "subprocess.Popen[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"} | environment
     command = [sys.executable, "-c", CHILD, str(site), str(home)]
     return subprocess.Popen(
         command, env=environment, cwd=site, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -304,6 +310,18 @@ def test_cache_of_a_read_only_installation_lies_in_the_users_folder(read_only: P
     home.chmod(0o777)
     _hits(_start(read_only, home), _start(read_only, home))  # two first calls at once
     assert _hits(_start(read_only, home)) == [1]
+
+
+@pytest.mark.slow
+def test_a_change_in_any_file_of_the_kernels_compiles_again(copied: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    for changed, expected in (("", 0), ("", 1), ("numba/terms.py", 0), ("", 1), ("sum_spec.py", 0)):
+        if changed:
+            file = copied / "kernels" / changed
+            file.write_text(file.read_text() + "# changed\n")
+        assert _hits(_start(copied.parent, tmp_path, NUMBA_CACHE_DIR=str(cache))) == [expected]
 
 
 @pytest.mark.slow
