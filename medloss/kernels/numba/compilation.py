@@ -29,7 +29,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 def source_stamp(folder: Path) -> tuple[float, int]:
     """The newest time at which a source in a folder was changed, in seconds, and the size of all, in bytes."""
     states = [file.stat() for file in folder.rglob("*.py")]
-    return max(state.st_mtime for state in states), sum(state.st_size for state in states)
+    return max((state.st_mtime for state in states), default=0.0), sum(state.st_size for state in states)
 
 
 _STAMP = source_stamp(Path(__file__).parents[1])
