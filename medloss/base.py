@@ -5,6 +5,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 import torch
@@ -191,7 +192,7 @@ class SegmentationLoss(UncastBuffers, _Loss):
         """
         tensors = tensors_of(given)
         logits, target = checked_tensors(logits, target, input=input, **tensors)
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits):
             return self.compute(self.prepare(logits, target, **given))
 
     def prepare(
@@ -309,6 +310,12 @@ class SegmentationLoss(UncastBuffers, _Loss):
         values = {"weight": None if self.class_weight is None else _shown(self.class_weight.tolist())} | vars(self)
         shown = {name: values[name] for name in usual if name in values and name not in ("validate", "to_onehot_y")}
         return ", ".join(f"{name}={value}" for name, value in shown.items() if value != usual[name])
+
+
+def without_autocast(logits: Tensor) -> AbstractContextManager[Any]:
+    """A context in which losses compute in the type of their sums."""
+    device = logits.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -199,6 +199,12 @@ class LossInputs:
             return self.logits.new_full((self.logits.shape[0], 1), voxels, dtype=self.dtype)
         return self.mask.sum(self.spatial_axes).to(self.dtype)
 
+    def total_count(self) -> Tensor | int:
+        """Number of voxels that count in all items, at least 1."""
+        if self.mask is None:
+            return max(self.logits.shape[0] * self.logits[0, 0].numel(), 1)
+        return self.counts().sum().clamp(min=1)
+
     def class_counts(self, *, weighted: bool = False) -> Tensor:
         """Number of voxels that count for a class, `[B, C]`: 0 in items that do not label it.
 

@@ -75,12 +75,19 @@ class VoxelSums:
             positive: weight of y, broadcastable to `[B, C']`; the class weights come on top.
             negative: weight of 1 - y, likewise; categorical losses do not read it.
         """
+        sums = self.class_cross_entropy(positive, negative)
+        return sums.sum(1, keepdim=True) if self.inputs.categorical else sums
+
+    def class_cross_entropy(self, positive: Tensor | float = 1.0, negative: Tensor | float = 1.0) -> Tensor:
+        """`cross_entropy` of each class, `[B, C']`; of categorical losses that of the voxels which it labels."""
         weight = self.inputs.class_weight
-        sums = self.row(Row.POSITIVE) * positive
+        sums = self.row(Row.POSITIVE)
+        # An operation on few numbers takes as long as one on many, after a step of the network much longer.
+        if isinstance(positive, Tensor) or positive != 1:
+            sums = sums * positive
         if not self.inputs.categorical:
             sums = sums + self.row(Row.NEGATIVE) * negative
-        sums = sums if weight is None else sums * weight.to(sums)
-        return sums.sum(1, keepdim=True) if self.inputs.categorical else sums
+        return sums if weight is None else sums * weight.to(sums)
 
 
 def voxel_sums(inputs: LossInputs, requested: Requested, voxel_weight: Tensor | None = None) -> VoxelSums:

@@ -30,13 +30,14 @@ class VoxelwiseLoss(SumsLoss):
 
     def from_sums(self, sums: VoxelSums) -> Tensor:
         """The sum, or the mean over all counted voxels (and channels)."""
-        values = sums.cross_entropy(*self.class_factors(sums))
+        total = sums.class_cross_entropy(*self.class_factors(sums)).sum()
         if self.reduction == "sum":
-            return values.sum()
+            return total
         inputs = sums.inputs
-        # A softmax has one value per voxel, whatever classes are labelled.
-        counts = inputs.counts() if inputs.categorical else inputs.included(inputs.class_counts())
-        return values.sum() / counts.sum().clamp(min=1)
+        if inputs.categorical:
+            # A softmax has one value per voxel, whatever classes are labelled.
+            return total / inputs.total_count()
+        return total / inputs.included(inputs.class_counts()).sum().clamp(min=1)
 
     def compute(self, inputs: LossInputs) -> Tensor:
         """The sums' formula, or with `reduction="none"` the value per voxel."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 
+from medloss.base import without_autocast
 from medloss.call_arguments import CallArguments, tensors_of
 from medloss.checks import checked_tensors
 from medloss.create import call_loss
@@ -35,7 +35,7 @@ def values_of(losses: Sequence[nn.Module], logits: Any, target: Any, **given: Un
 
 def _shared(losses: Sequence[SumsLoss], logits: Any, target: Any, **given: Unpack[CallArguments]) -> list[Tensor]:
     checked_tensors(logits, target, **tensors_of(given))
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits):
         widest = next((loss for loss in losses if loss.include_background), losses[0])
         inputs = widest.prepare(logits, target, **given)
         for loss in losses:

@@ -49,9 +49,7 @@ def voxel_sums(
 
     work.run(run)
     # Added in order, whichever thread computed them: the result does not depend on the number of threads.
-    sums = np.zeros((work.items, ROWS, work.classes))
-    for chunk in range(work.chunks):
-        sums += partial[:, chunk]
+    sums = partial.sum(1)
     # NumPy's conversion of few numbers takes a tenth of torch's.
     return torch.from_numpy(np.ascontiguousarray(sums.transpose(1, 0, 2), dtype=work.real))
 
