@@ -15,12 +15,13 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
-from pipelines.data.data_root import CHECKSUMS, recorded_checksums, refuse_other_data, resolve_data
+from pipelines.data.data_root import refuse_other_data, resolve_data
 from pipelines.data.grids import Volume, by, grid_problem, grid_shift, shift_note
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import is_label_name, nifti_files, pair_by_name, stem
 from pipelines.data.manifest import Case, Channel, Excluded, Manifest, load_manifest
 from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, digits, read_file, read_labels
+from pipelines.data.phantom import CHECKSUMS, recorded_checksums
 from pipelines.utils import UserError
 from pipelines.utils.text import counted
 

@@ -75,7 +75,7 @@ def phantom_scene() -> Scene:
 
     The prediction is shifted by 5 mm, misses the organ's end, and has an island in the background.
     """
-    from pipelines.data.data_root import phantom_case
+    from pipelines.data.phantom import phantom_case
 
     shape, spacing = (20, 56, 56), (3.0, 1.0, 1.0)
     image, label = phantom_case(shape, spacing, seed=0, index=3)

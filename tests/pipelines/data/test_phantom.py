@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from tiny import tiny_manifest
 
-from pipelines.data import data_root
-from pipelines.data.data_root import is_generated, make_phantom, phantom_case, recorded_checksums, resolve_data
+from pipelines.data import data_root, phantom
+from pipelines.data.data_root import resolve_data
 from pipelines.data.manifest import Manifest, load_manifest
+from pipelines.data.phantom import is_generated, make_phantom, phantom_case, recorded_checksums
 from pipelines.utils import UserError
 from pipelines.utils.files import sha256
 
@@ -139,7 +140,7 @@ def test_existing_data_are_not_generated_again(
 ) -> None:
     root = resolve_data(manifest, tmp_path)
     before = all_files(root)
-    monkeypatch.setattr(data_root, "phantom_case", None)  # drawing would fail
+    monkeypatch.setattr(phantom, "phantom_case", None)  # drawing would fail
     assert resolve_data(manifest, tmp_path) == root
     monkeypatch.setenv("MEDLOSS_DATA", str(tmp_path))
     assert resolve_data(manifest) == root
@@ -160,14 +161,14 @@ def test_a_shared_data_folder_without_the_phantom_is_not_changed(
 def test_a_failed_generation_leaves_no_files(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = data_root.phantom_case
+    real = phantom.phantom_case
 
     def full_disk(shape: tuple[int, ...], spacing: tuple[float, ...], seed: int, index: int) -> object:
         if index == 2:
             raise OSError(28, "No space left on device")
         return real(shape, spacing, seed, index)
 
-    monkeypatch.setattr(data_root, "phantom_case", full_disk)
+    monkeypatch.setattr(phantom, "phantom_case", full_disk)
     with pytest.raises(UserError, match="No space left on device; pass --data-root or set MEDLOSS_CACHE"):
         resolve_data(manifest, tmp_path / "root")
     assert list((tmp_path / "root").iterdir()) == []
