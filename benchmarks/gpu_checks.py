@@ -156,7 +156,7 @@ def large(machine: Machine) -> str:
     voxels = target.numel()
     with medloss.kernels.use("triton"):
         logits.requires_grad_()
-        sums = operators.voxel_sums(VoxelTerms("softmax", overlap=True), logits, target, None)
+        sums = torch.stack(operators.voxel_sums(VoxelTerms("softmax", overlap=True), logits, target, None))
         (gradient,) = torch.autograd.grad(sums[Row.PREDICTION, 0, 1], logits)
     sums = sums.detach()
     assert _far(sums[Row.TP, 0], torch.tensor([(voxels - 1) / 2, 1.0]), 1e-6) == ""

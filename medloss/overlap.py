@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from medloss.kernels.sum_spec import Row
-from medloss.voxel_sums import Requested, VoxelSums
+from medloss.voxel_sums import VoxelSums
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class OverlapStatistics:
         target: sum y.
         voxels: number of voxels that count, of the items that label the class.
         items: number of items that label the class: 0 or 1, or up to B.
-        squared_prediction: sum p^2; 0 unless requested.
-        squared_target: sum y^2; 0 unless requested.
-        squared_error_inside: sum (y - p)^2 y; 0 unless requested.
-        squared_error_outside: sum (y - p)^2 (1 - y); 0 unless requested.
+        squared_prediction: sum p^2; 0 unless it was summed.
+        squared_target: sum y^2; likewise.
+        squared_error_inside: sum (y - p)^2 y; likewise.
+        squared_error_outside: sum (y - p)^2 (1 - y); likewise.
     """
 
     tp: Tensor
@@ -36,12 +36,11 @@ class OverlapStatistics:
     squared_error_outside: Tensor
 
     @classmethod
-    def of(cls, sums: VoxelSums, requested: Requested, *, batch: bool = False) -> "OverlapStatistics":
+    def of(cls, sums: VoxelSums, *, batch: bool = False) -> "OverlapStatistics":
         """Name the sums' rows.
 
         Args:
             sums: what was summed.
-            requested: which of the sums are read.
             batch: sum over the batch as well.
         """
         inputs = sums.inputs
@@ -55,21 +54,16 @@ class OverlapStatistics:
                 values = torch.where(voxels > 0, values, 0.0)
             return values.sum(0, keepdim=True) if batch else values
 
-        nothing = torch.zeros_like(items[:1] if batch else items)
-
-        def row(number: Row, wanted: bool) -> Tensor:
-            return total(sums.row(number)) if wanted else nothing
-
         return cls(
             tp=total(sums.row(Row.TP)),
             prediction=total(sums.row(Row.PREDICTION)),
             target=total(sums.row(Row.WEIGHTED_TARGET if weighted else Row.TARGET)),
             voxels=total(voxels),
             items=items.sum(0, keepdim=True) if batch else items,
-            squared_prediction=row(Row.SQUARED_PREDICTION, requested.squares),
-            squared_target=row(Row.SQUARED_TARGET, requested.squares),
-            squared_error_inside=row(Row.ERROR_INSIDE, requested.errors),
-            squared_error_outside=row(Row.ERROR_OUTSIDE, requested.errors),
+            squared_prediction=total(sums.row(Row.SQUARED_PREDICTION)),
+            squared_target=total(sums.row(Row.SQUARED_TARGET)),
+            squared_error_inside=total(sums.row(Row.ERROR_INSIDE)),
+            squared_error_outside=total(sums.row(Row.ERROR_OUTSIDE)),
         )
 
     @property

@@ -40,7 +40,7 @@ class SumsLoss(SegmentationLoss):
 
     def overlap(self, sums: VoxelSums) -> OverlapStatistics:
         """How prediction and reference overlap, per item; with `batch=True` over the batches of all ranks."""
-        statistics = OverlapStatistics.of(sums, self.requested(), batch=self.batch)
+        statistics = OverlapStatistics.of(sums, batch=self.batch)
         if not self.batch:
             return statistics
         return OverlapStatistics(*sum_over_ranks(sums.inputs.logits, *vars(statistics).values()))

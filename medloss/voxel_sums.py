@@ -1,5 +1,6 @@
 """Primitives 1 and 2 in one pass: the sums over voxels that region and cross entropy losses are functions of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class Requested:
 class VoxelSums:
     """Sums over each item's counted voxels; `Row` defines each, `[B, C']`."""
 
-    rows: Tensor  # [ROWS, B, C]
+    rows: Sequence[Tensor]  # by `Row`, each [B, C]
     inputs: LossInputs
 
     def row(self, row: Row) -> Tensor:
@@ -107,8 +108,7 @@ def voxel_sums(inputs: LossInputs, requested: Requested, voxel_weight: Tensor | 
     rows = operators.voxel_sums(terms, inputs.logits, target, inputs.mask, weight)
     if requested.label_smoothing:
         # How rare a class is does not depend on it.
-        plain = target_sums(inputs).rows[Row.TARGET]
-        rows = torch.cat([rows[: Row.TARGET], plain[None], rows[Row.TARGET + 1 :]])
+        rows = (*rows[: Row.TARGET], target_sums(inputs).rows[Row.TARGET], *rows[Row.TARGET + 1 :])
     return VoxelSums(rows, inputs)
 
 

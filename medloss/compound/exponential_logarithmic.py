@@ -115,7 +115,7 @@ class ExponentialLogarithmicLoss(SumsLoss):
             return targets / voxels.clamp(min=1)
         if len(self.frequencies) != channels:
             raise InputError(f"frequencies: got {len(self.frequencies)} numbers; expected {channels}, one per class")
-        return sums.rows.new_tensor(self.frequencies)
+        return sums.all_targets.new_tensor(self.frequencies)
 
 
 def _rarity(frequencies: Tensor, total: Tensor) -> Tensor:

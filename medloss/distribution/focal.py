@@ -88,13 +88,14 @@ class FocalLoss(VoxelwiseLoss):
         if self.alpha is None:
             return 1.0, 1.0
         inputs = sums.inputs
-        left = sums.row(Row.TARGET).shape[1]
+        targets = sums.row(Row.TARGET)
+        left = targets.shape[1]
         if isinstance(self.alpha, tuple):
             if len(self.alpha) != left:
                 raise InputError(f"alpha: got {len(self.alpha)} numbers; expected {left}, one per class that is left")
-            alpha = sums.rows.new_tensor(self.alpha)
+            alpha = targets.new_tensor(self.alpha)
         else:
-            alpha = sums.rows.new_full((left,), self.alpha)
+            alpha = targets.new_full((left,), self.alpha)
             if inputs.categorical and inputs.include_background:
                 alpha[0] = 1 - self.alpha
         return alpha, 1 - alpha

@@ -2,6 +2,7 @@
 
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from medloss.base import CommonArguments
@@ -71,6 +72,6 @@ class WeightedCrossEntropyLoss(VoxelwiseLoss):
 
 def foreground_weights(sums: VoxelSums, background: float, foreground: float) -> Tensor:
     """`[C']`: one weight for class 0, if it counts, and another for the rest."""
-    weights = sums.rows.new_full((sums.rows.shape[-1],), foreground)
+    weights = torch.full_like(sums.all_targets[0], foreground)
     weights[0] = background
     return weights if sums.inputs.include_background else weights[1:]

@@ -21,8 +21,8 @@ RARE_ENTROPIES = {"power": 0.3, "focal_background": 0.75}
 
 def voxel_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None = None
-) -> Tensor:
-    """Sums over the counted voxels, `[ROWS, B, C]`, differentiable with respect to the logits only.
+) -> tuple[Tensor, ...]:
+    """Sums over the counted voxels, one tensor `[B, C]` per `Row`, differentiable with respect to the logits only.
 
     Args:
         terms: which sums; `Row` defines each.
@@ -36,12 +36,12 @@ def voxel_sums(
     # A custom operator costs more than a small kernel. A compiler, tracing and subclasses of tensors (fake ones) need
     # it, and it resolves negative views (`.imag` of a conjugate).
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    result: Tensor
+    rows: tuple[Tensor, ...]
     if not traced and type(logits) in (Tensor, torch.nn.Parameter) and not logits.is_neg():
-        result = _PlainSums.apply(logits, target, mask, voxel_weight, terms, kernels)
+        rows = _PlainSums.apply(logits, target, mask, voxel_weight, terms, kernels)
     else:
-        result = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels)
-    return result
+        rows = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels).unbind(0)
+    return rows
 
 
 def entropy_map(
@@ -167,7 +167,9 @@ def _call_backward(
 
 
 class _PlainSums(torch.autograd.Function):
-    """`_sums`, without what makes it an operator."""
+    """`_sums` without what makes it an operator, and row by row: selecting one would be an operation, and four more
+    in the backward pass.
+    """
 
     @staticmethod
     def forward(
@@ -178,24 +180,32 @@ class _PlainSums(torch.autograd.Function):
         voxel_weight: Tensor | None,
         terms: VoxelTerms,
         kernels: str,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         """The sums."""
         ctx.save_for_backward(logits, target, mask, voxel_weight)
         ctx.terms, ctx.kernels = terms, kernels
-        return _call_sums(terms, logits, target, mask, voxel_weight, kernels)
+        ctx.set_materialize_grads(False)
+        return _call_sums(terms, logits, target, mask, voxel_weight, kernels).unbind(0)
 
     @staticmethod
-    def backward(ctx: Any, sum_gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *row_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """The logits' gradient."""
         gradient = None
-        logits, target, mask, voxel_weight = ctx.saved_tensors
-        given = sum_gradients, logits, target, mask, voxel_weight
-        if ctx.needs_input_grad[0] and torch.is_grad_enabled():
-            # The operator refuses to be differentiated again, in our words.
-            gradient = _sums_backward(*given, *_flat(ctx.terms), ctx.kernels)
-        elif ctx.needs_input_grad[0]:
-            gradient = _call_backward(ctx.terms, *given, ctx.kernels)
+        given = ctx.saved_tensors
+        if ctx.needs_input_grad[0] and any(row is not None for row in row_gradients):
+            sum_gradients = _stacked(row_gradients)
+            if torch.is_grad_enabled():
+                # The operator refuses to be differentiated again, in our words.
+                gradient = _sums_backward(sum_gradients, *given, *_flat(ctx.terms), ctx.kernels)
+            else:
+                gradient = _call_backward(ctx.terms, sum_gradients, *given, ctx.kernels)
         return gradient, None, None, None, None, None
+
+
+def _stacked(rows: tuple[Tensor | None, ...]) -> Tensor:
+    """`[ROWS, B, C]`, with 0 for a row without a gradient."""
+    nothing = torch.zeros_like(next(row for row in rows if row is not None))
+    return torch.stack([nothing if row is None else row for row in rows])
 
 
 def _memory_format(logits: Tensor) -> torch.memory_format:
@@ -331,7 +341,7 @@ def _small_sums(
 ) -> list[Tensor]:
     logits, target, mask, weight = small_case(terms.mode, shape, device, dtype)
     given = (mask, weight) if masked else (None, None)
-    rows = voxel_sums(terms, logits.requires_grad_(), target, *given)
+    rows = torch.stack(voxel_sums(terms, logits.requires_grad_(), target, *given))
     factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
     return [*rows.detach(), *torch.autograd.grad((factors * rows).sum(), logits)]
 

@@ -14,6 +14,8 @@ import torch
 
 #: OpenMP passes an argument, which the callback has no use for.
 _BODY = ctypes.CFUNCTYPE(None)
+#: A compiled function and its argument.
+_COMPILED = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Pool:
@@ -56,6 +58,21 @@ class Pool:
         else:
             _run_in_team(parallel, worker, _Numbers(tasks), threads)
 
+    def call(self, address: int, data: int, tasks: int, threads: int) -> None:
+        """Call the compiled function `void (*)(void *)` at an address in up to `threads` threads.
+
+        They do not enter the interpreter. Each call of the function draws some of its `tasks`, until none is left.
+        """
+        if min(threads, tasks) <= 1:
+            _COMPILED(address)(data)
+            return
+        parallel = None if self._forked or threads > 2 * tasks else _openmp_parallel(ctypes.c_void_p)
+        if parallel is None:
+            function = _COMPILED(address)
+            self._run_in_helpers(lambda _: function(data), _Numbers(tasks), min(threads, tasks) - 1)
+        else:
+            parallel(address, data, threads, 0)
+
     def _run_in_helpers(self, worker: Callable[[Any], None], numbers: "_Numbers", count: int) -> None:
         helpers = self._start(worker, numbers, count)
         try:
@@ -83,14 +100,18 @@ class Pool:
 
 
 @lru_cache
-def _openmp_parallel() -> Any:
-    """GNU OpenMP's entry to a parallel region, in the library that torch runs in; None where it is another one."""
+def _openmp_parallel(body: Any = _BODY) -> Any:
+    """GNU OpenMP's entry to a parallel region, in the library that torch runs in; None where it is another one.
+
+    Args:
+        body: how the region's function is passed, as a type of ctypes.
+    """
     library = Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"
     try:
-        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+        parallel = ctypes.CDLL(str(library))["GOMP_parallel"]
     except (OSError, AttributeError):
         return None
-    parallel.argtypes = (_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.argtypes = (body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     parallel.restype = None
     return parallel
 

@@ -30,7 +30,7 @@ KINDS = {
     torch.bfloat16: 9,
     torch.float16: 10,
 }
-_SIZES = (1, 1, 2, 2, 4, 4, 8, 4, 8, 2, 2)
+SIZES = (1, 1, 2, 2, 4, 4, 8, 4, 8, 2, 2)
 
 _HALF_SCALE = np.float32(2.0**112)
 
@@ -77,7 +77,7 @@ def _short_labels(values: Any, classes: Any, half: Any, out: Any) -> None:
 @numba.njit(**OPTIONS)
 def load_labels(target: Any, kind: Any, offset: Any, n: Any, classes: Any, keep: Any, out: Any) -> None:
     """The class of each voxel of an index map, -1 for none."""
-    size = _SIZES[kind]
+    size = SIZES[kind]
     row = target[offset * size : (offset + n) * size]
     if kind == 0:
         _integer_labels(row, classes, out)
@@ -135,7 +135,7 @@ def keep_only(keep: Any, out: Any) -> None:
 @numba.njit(**OPTIONS)
 def load_map(target: Any, kind: Any, offset: Any, n: Any, keep: Any, y: Any) -> None:
     """The map of a class."""
-    size = _SIZES[kind]
+    size = SIZES[kind]
     row = target[offset * size : (offset + n) * size]
     if kind == 0:
         _convert(row, y)

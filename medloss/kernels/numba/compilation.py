@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 #: Sums may be regrouped, which vector registers need; NaN and infinities stay what they are.
 OPTIONS = {"error_model": "numpy", "fastmath": {"reassoc", "contract"}, "nogil": True, "no_cpython_wrapper": True}
@@ -24,6 +26,20 @@ def compiled(function: Callable[..., Any]) -> Any:
     # compiled into it: they may have changed too, in an editable installation after a `git pull`.
     dispatcher._cache._cache_file._source_stamp = _STAMP
     return dispatcher
+
+
+def compiled_for_c(signature: Any, function: Callable[..., Any]) -> int:
+    """The address of a function that C calls without the interpreter, cached likewise."""
+    options = {"error_model": "numpy", "fastmath": OPTIONS["fastmath"]}
+    callback = CFunc(function, normalize_signature(signature), {}, options)
+    try:
+        callback.enable_caching()
+        callback._cache._cache_file._source_stamp = _STAMP
+    except RuntimeError:
+        pass  # no folder is writable, as above
+    callback.compile()
+    address: int = callback.address
+    return address
 
 
 def source_stamp(folder: Path) -> tuple[float, int]:

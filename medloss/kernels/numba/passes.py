@@ -21,6 +21,7 @@ from medloss.kernels.numba.interleaved import load_interleaved, store_interleave
 SOFTMAX, SIGMOID, GIVEN = 0, 1, 2
 MODE, FIRST, OVERLAP, SQUARES, ERRORS, ENTROPY = 0, 1, 2, 3, 4, 5
 INDEXED, KIND, MASKED, WEIGHTS, CLASSES, VOXELS, BLOCK, INTERLEAVED = 6, 7, 8, 9, 10, 11, 12, 13
+PLAN_SIZE = 14
 
 #: The narrow buffers, a block long each.
 NARROW = 13
@@ -91,7 +92,7 @@ def class_probability(z: Any, plan: Any, n: Any, keep: Any, entropy: Any, narrow
     keep_only(keep, narrow[ROW_P])
 
 
-@compiled
+@numba.njit(**OPTIONS)
 def sums_pass(
     logits: Any, target: Any, mask: Any, weight: Any, plan: Any, gamma: Any,
     item: Any, begin: Any, end: Any, wide: Any, narrow: Any, labels: Any, sums: Any,

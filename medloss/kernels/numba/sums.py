@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medloss.kernels.numba import team
 from medloss.kernels.numba.blocks import KINDS
 from medloss.kernels.numba.entropy import ENTROPIES, FOCAL_2, PLAIN
-from medloss.kernels.numba.passes import GIVEN, NARROW, SIGMOID, SOFTMAX, entropy_pass, gradient_pass, sums_pass
+from medloss.kernels.numba.passes import GIVEN, NARROW, SIGMOID, SOFTMAX, entropy_pass
 from medloss.kernels.sum_spec import LOG_FLOOR, ROWS, VoxelTerms, sum_type
 from medloss.kernels.thread_pool import POOL
 
@@ -41,17 +43,15 @@ def voxel_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None
 ) -> Tensor:
     """The rows of `terms`, `[ROWS, B, C]`."""
-    work = Work.of(terms, logits, target, mask, voxel_weight)
-    partial = np.zeros((work.items, work.chunks, ROWS, work.classes))
-
-    def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
-        sums_pass(*work.inputs, item, begin, end, *buffers, partial[item, chunk])
-
-    work.run(run)
+    logits = _readable(logits)
+    items, classes, voxels = logits.shape
+    plan, _, chunk = _plan_of(terms, logits, target, mask, voxel_weight)
+    partial = np.zeros((items, -(-voxels // chunk), ROWS, classes))
+    _in_team(team.SUMS, terms, plan, chunk, logits, target, mask, voxel_weight, result=_address(partial))
     # Added in order, whichever thread computed them: the result does not depend on the number of threads.
     sums = partial.sum(1)
     # NumPy's conversion of few numbers takes a tenth of torch's.
-    return torch.from_numpy(np.ascontiguousarray(sums.transpose(1, 0, 2), dtype=work.real))
+    return torch.from_numpy(np.ascontiguousarray(sums.transpose(1, 0, 2), dtype=_real(logits)))
 
 
 def voxel_sums_backward(
@@ -63,20 +63,65 @@ def voxel_sums_backward(
     sum_gradients: Tensor,
 ) -> Tensor:
     """The gradient of `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]`."""
-    work = Work.of(terms, logits, target, mask, voxel_weight)
-    half = logits.dtype == torch.float16
-    gradient = torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
-    out = flat_numbers(gradient)
-    by_class = np.ascontiguousarray(sum_gradients.detach().numpy().transpose(1, 2, 0))
-    floor = log_floor(work.real)
-
-    def run(item: int, chunk: int, begin: int, end: int, buffers: tuple[Array, ...]) -> None:
-        gradient_pass(*work.inputs, item, begin, end, *buffers, by_class, floor, out)
-
-    work.run(run)
-    return gradient.to(logits.dtype)
+    given, logits = logits, _readable(logits)
+    plan, _, chunk = _plan_of(terms, logits, target, mask, voxel_weight)
+    gradient = torch.empty_like(logits)
+    by_row = np.ascontiguousarray(sum_gradients.detach().numpy().transpose(1, 2, 0))
+    _in_team(
+        team.GRADIENT, terms, plan, chunk, logits, target, mask, voxel_weight,
+        result=gradient.data_ptr(), by_row=_address(by_row), floor=log_floor(_real(logits)),
+    )  # fmt: skip
+    return gradient.to(given.dtype)
 
 
+def _in_team(
+    functions: team.Functions,
+    terms: VoxelTerms,
+    plan: Array,
+    chunk: int,
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    *,
+    result: int,
+    by_row: int = 0,
+    floor: float = 0.0,
+) -> None:
+    """Run one of the team's functions over all chunks; `result` and `by_row` are addresses."""
+    items, _, voxels = logits.shape
+    chunks = -(-voxels // chunk)
+    call = np.zeros(team.CALL_SIZE, np.int64)
+    call[team.ITEMS], call[team.CHUNKS], call[team.CHUNK] = items, chunks, chunk
+    call[team.LOGITS], call[team.TARGET] = logits.data_ptr(), target.data_ptr()
+    call[team.MASK] = 0 if mask is None else mask.data_ptr()
+    call[team.WEIGHT] = 0 if weight is None else weight.data_ptr()
+    call[team.RESULT], call[team.BY_ROW] = result, by_row
+    call.view(np.float64)[team.GAMMA : team.FLOOR + 1] = terms.gamma, floor
+    call[team.PLAN :] = plan
+    few = logits.numel() < _FEW_NUMBERS
+    function = team.compiled_address(functions[8 * logits.element_size()])
+    POOL.call(function, _address(call), items * chunks, 1 if few else torch.get_num_threads())
+    if call[team.DONE] != items * chunks:
+        raise MemoryError("a thread of the compiled kernels found no memory for its buffers")
+
+
+def _readable(logits: Tensor) -> Tensor:
+    """Processors do not compute in float16: it takes a copy, and is not selected by default."""
+    return logits.float() if logits.dtype == torch.float16 else logits
+
+
+def _real(logits: Tensor) -> Any:
+    """NumPy's type of the sums."""
+    return np.float64 if logits.dtype == torch.float64 else np.float32
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+@lru_cache
 def log_floor(real: Any) -> float:
     """The probability at and below which a logarithm has no gradient, in a type of the sums."""
     return max(math.exp(LOG_FLOOR), float(np.finfo(real).tiny))
@@ -117,35 +162,10 @@ class Work:
     ) -> "Work":
         """A call's work; `weight` is that of the voxels, or None for 1."""
         items, classes, voxels = logits.shape
-        real = np.float64 if logits.dtype == torch.float64 else np.float32
-        block = max(256, min(_MOST, _BLOCK_NUMBERS // classes // 256 * 256))
-        chunk = max(block, _CHUNK_NUMBERS // classes // block * block)
-        entropy = ENTROPIES[terms.entropy]
-        if terms.entropy == "focal" and terms.gamma in (0, 2):
-            entropy = FOCAL_2 if terms.gamma else PLAIN
-        indexed = classes > 1 and target.shape[1] == 1
-        plan = np.array(
-            [
-                _MODES[terms.mode],
-                terms.first,
-                terms.overlap,
-                terms.squares,
-                terms.errors,
-                entropy,
-                indexed,
-                KINDS[target.dtype],
-                mask is not None,
-                0 if weight is None else weight.shape[1],
-                classes,
-                voxels,
-                block,
-                not logits.is_contiguous(),
-            ],
-            dtype=np.int64,
-        )
+        real = _real(logits)
+        plan, block, chunk = _plan_of(terms, logits, target, mask, weight)
         inputs = (
-            # Processors do not compute in float16: it takes a copy, and is not selected by default.
-            flat_numbers(logits.float() if logits.dtype == torch.float16 else logits),
+            flat_numbers(_readable(logits)),
             _bytes(target),
             np.empty(0, np.uint8) if mask is None else _bytes(mask),
             np.empty(0, real) if weight is None else flat_numbers(weight),
@@ -177,16 +197,47 @@ class Work:
         POOL.run(worker, self.items * self.chunks, 1 if few else torch.get_num_threads())
 
 
+def _plan_of(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None
+) -> tuple[Array, int, int]:
+    classes, voxels = logits.shape[1:]
+    indexed = classes > 1 and target.shape[1] == 1
+    weights = 0 if weight is None else weight.shape[1]
+    kinds = indexed, KINDS[target.dtype], mask is not None, weights
+    return _plan(terms, *kinds, classes, voxels, not logits.is_contiguous())
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    terms: VoxelTerms,
+    indexed: bool,
+    kind: int,
+    masked: bool,
+    weights: int,
+    classes: int,
+    voxels: int,
+    interleaved: bool,
+) -> tuple[Array, int, int]:
+    """What the passes read as their plan, and the voxels of a block and of a chunk."""
+    block = max(256, min(_MOST, _BLOCK_NUMBERS // classes // 256 * 256))
+    chunk = max(block, _CHUNK_NUMBERS // classes // block * block)
+    entropy = ENTROPIES[terms.entropy]
+    if terms.entropy == "focal" and terms.gamma in (0, 2):
+        entropy = FOCAL_2 if terms.gamma else PLAIN
+    sums = _MODES[terms.mode], terms.first, terms.overlap, terms.squares, terms.errors, entropy
+    plan = np.array([*sums, indexed, kind, masked, weights, classes, voxels, block, interleaved], dtype=np.int64)
+    return plan, block, chunk
+
+
 def _bytes(tensor: Tensor) -> Array:
     """The bytes of a contiguous tensor."""
-    # Not `view(-1)`: a single number may have any stride, and then has no view as bytes.
-    array: Array = tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
-    return array
+    # Views of NumPy take a fraction of the time of torch's.
+    array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+    return array.reshape(-1).view(np.uint8)
 
 
 def flat_numbers(tensor: Tensor) -> Array:
     """A tensor's numbers in the order of memory, a bfloat16's as bits; `[B, C, N]` may be channels-last."""
     tensor = tensor.detach()
-    numbers = (tensor if tensor.is_contiguous() else tensor.transpose(1, 2)).view(-1)
-    array: Array = (numbers.view(torch.uint16) if numbers.dtype == torch.bfloat16 else numbers).numpy()
-    return array
+    array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return (array if array.flags.c_contiguous else array.transpose(0, 2, 1)).reshape(-1)

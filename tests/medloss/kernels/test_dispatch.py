@@ -47,7 +47,7 @@ every_set = pytest.mark.parametrize("kernels", SETS)
 
 def sums_and_gradient(terms: VoxelTerms, logits: Tensor, target: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
     logits = logits.clone().requires_grad_()
-    sums = operators.voxel_sums(terms, logits, target, more.get("mask"), more.get("voxel_weight"))
+    sums = torch.stack(operators.voxel_sums(terms, logits, target, more.get("mask"), more.get("voxel_weight")))
     generator = torch.Generator().manual_seed(0)
     sum_gradients = torch.randn(sums.shape, generator=generator, dtype=torch.float64).to(sums)
     (gradient,) = torch.autograd.grad((sum_gradients * sums).sum(), logits)
@@ -223,8 +223,10 @@ def test_negative_views_and_single_voxels_of_any_stride_are_read_right(kernels: 
     terms = VoxelTerms("softmax", overlap=True)
     strided = [torch.ones(7, dtype=kind).as_strided((1, 1, 1, 1), (7, 7, 7, 7)) for kind in (torch.int64, torch.bool)]
     with medloss.kernels.use(kernels):
-        value = operators.voxel_sums(terms, torch._neg_view(-logits), drawn.index, None)
-        assert_close(value, operators.voxel_sums(terms, logits, drawn.index, None))
+        sums, gradient = sums_and_gradient(terms, torch._neg_view(-logits), drawn.index)
+        expected = sums_and_gradient(terms, logits, drawn.index)
+        assert_close(sums, expected[0])
+        assert_close(gradient, expected[1])
         sums, _ = sums_and_gradient(terms, torch.zeros(1, 2, 1, 1), strided[0], mask=strided[1])
     assert sums[Row.TARGET].tolist() == [[0, 1]]
 

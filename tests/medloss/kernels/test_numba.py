@@ -25,6 +25,7 @@ if importlib.util.find_spec("numba") is None:
 
 from medloss.kernels import numba as kernels
 from medloss.kernels import thread_pool
+from medloss.kernels.numba import sums as sums_module
 from medloss.kernels.numba.blocks import KINDS
 from medloss.kernels.thread_pool import Pool
 
@@ -122,7 +123,7 @@ def test_forked_children_work_after_the_parent_has_and_while_it_does(threads: An
 @pytest.mark.parametrize("helpers", [False, True])
 def test_pool_draws_every_number_once_and_lets_errors_out(helpers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if helpers:
-        monkeypatch.setattr(thread_pool, "_openmp_parallel", lambda: None)
+        monkeypatch.setattr(thread_pool, "_openmp_parallel", lambda *_: None)
     pool, drawn = Pool(), list[int]()
     for workers in (1, 2, 5):
         drawn.clear()
@@ -138,6 +139,30 @@ def test_pool_draws_every_number_once_and_lets_errors_out(helpers: bool, monkeyp
         with pytest.raises(ValueError, match="seven"):
             pool.run(fail, 1000, workers)
     pool.run(drawn.extend, 10, 2)  # and still works
+
+
+@pytest.mark.parametrize("way", ["openmp", "helpers", "no thread", "forked"])
+def test_compiled_work_is_done_once_whichever_threads_there_are(
+    way: str, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = _sample(300_000)
+    threads(1)
+    expected = _both(*drawn)
+    threads(3)
+    monkeypatch.setattr(sums_module, "POOL", Pool())
+    if way == "forked":
+        sums_module.POOL._after_fork()
+    elif way != "openmp":
+        monkeypatch.setattr(thread_pool, "_openmp_parallel", lambda *_: None)
+    if way == "no thread":
+        monkeypatch.setattr(Pool, "_start", lambda *_: [])
+    assert _same(_both(*drawn), expected)
+
+
+def test_chunks_that_no_thread_had_memory_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pool, "call", lambda *_: None)
+    with pytest.raises(MemoryError, match="no memory for its buffers"):
+        _both(*_sample(1000))
 
 
 @pytest.mark.skipif(thread_pool._openmp_parallel() is None, reason="torch does not use GNU OpenMP here")
@@ -167,7 +192,7 @@ def test_pool_leaves_the_work_to_the_caller_where_no_thread_starts(monkeypatch: 
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    monkeypatch.setattr(thread_pool, "_openmp_parallel", lambda: None)
+    monkeypatch.setattr(thread_pool, "_openmp_parallel", lambda *_: None)
     drawn: list[int] = []
     Pool().run(drawn.extend, 100, 4)
     assert drawn == list(range(100))
