@@ -156,11 +156,10 @@ def large(machine: Machine) -> str:
     voxels = target.numel()
     with medloss.kernels.use("triton"):
         logits.requires_grad_()
-        sums = torch.stack(operators.voxel_sums(VoxelTerms("softmax", overlap=True), logits, target, None))
-        (gradient,) = torch.autograd.grad(sums[Row.PREDICTION, 0, 1], logits)
-    sums = sums.detach()
-    assert _far(sums[Row.TP, 0], torch.tensor([(voxels - 1) / 2, 1.0]), 1e-6) == ""
-    assert sums[Row.TARGET, 0].tolist() == [torch.tensor(voxels - 1.0).item(), 1.0]
+        sums = operators.voxel_sums(VoxelTerms("softmax", overlap=True), logits, target, None)
+        (gradient,) = torch.autograd.grad(sums[Row.PREDICTION][0, 1], logits)
+    assert _far(sums[Row.TP].detach()[0], torch.tensor([(voxels - 1) / 2, 1.0]), 1e-6) == ""
+    assert sums[Row.TARGET][0].tolist() == [torch.tensor(voxels - 1.0).item(), 1.0]
     corner = gradient[0, :, -1, -1, -2:].float().cpu()
     assert torch.allclose(corner, torch.tensor([[-0.25, 0.0], [0.25, 0.0]]), atol=1e-6), corner
     count = logits.numel()

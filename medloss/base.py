@@ -210,7 +210,9 @@ class SegmentationLoss(UncastBuffers, _Loss):
         except UnknownSpacingError as error:
             # Raised where a loss reads it. Its traceback holds this frame, and so every tensor of the step.
             item_spacing = error.with_traceback(None)
-        logits, target = _plain(logits), _plain(target).detach()
+        logits, target = _plain(logits), _plain(target)
+        if target.requires_grad:
+            target = target.detach()
         channels = logits.shape[1]
         self.check_channels(channels, target.shape[1])
         mask = None if mask is None else _plain(mask) != 0

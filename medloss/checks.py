@@ -32,11 +32,14 @@ def checked_tensors(logits: Any, target: Any, *, input: Any = None, **others: An
         **others: masks and maps, by their names; None where there is none.
     """
     logits = first_argument(logits, input)
-    for name, value in {"logits": logits, "target": target, **others}.items():
+    tensors = {"logits": logits, "target": target, **others}
+    for name, value in tensors.items():
         if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
             raise InputError(f"{name}: got {_what(value)}; expected one torch.Tensor{_hint(name, value)}")
-        if value is not None and not torch.compiler.is_compiling():
-            _check_transforms(name, value)
+    if not torch.compiler.is_compiling():
+        for name, value in tensors.items():
+            if value is not None:
+                _check_transforms(name, value)
     return logits, target
 
 
@@ -181,7 +184,7 @@ def check_values(target: Tensor, mask: Tensor | None, channels: int, soft_target
     if mask is not None:
         target = torch.where(mask, target, target.new_zeros(()))
     is_index = target.shape[1] == 1
-    low, high = (float(bound) for bound in torch.aminmax(target.detach()))
+    low, high = map(float, torch.aminmax(target))
     if low != low or high != high:
         raise InputError("target: it holds NaN; expected labels, or maps with values in [0, 1]")
     if is_index and channels > 1:

@@ -195,14 +195,14 @@ class LossInputs:
     def counts(self) -> Tensor:
         """Number of voxels that count, `[B, 1]`."""
         if self.mask is None:
-            voxels = self.logits[0, 0].numel()
+            voxels = math.prod(self.logits.shape[2:])
             return self.logits.new_full((self.logits.shape[0], 1), voxels, dtype=self.dtype)
         return self.mask.sum(self.spatial_axes).to(self.dtype)
 
     def total_count(self) -> Tensor | int:
         """Number of voxels that count in all items, at least 1."""
         if self.mask is None:
-            return max(self.logits.shape[0] * self.logits[0, 0].numel(), 1)
+            return max(self.logits.shape[0] * math.prod(self.logits.shape[2:]), 1)
         return self.counts().sum().clamp(min=1)
 
     def class_counts(self, *, weighted: bool = False) -> Tensor:

@@ -6,10 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from medloss.base import SegmentationLoss
-from medloss.distributed import sum_over_ranks
 from medloss.inputs import LossInputs
 from medloss.overlap import OverlapStatistics
-from medloss.reduction import reduce_regions
+from medloss.reduction import reduce_pairs, reduce_regions
 from medloss.voxel_sums import Requested, VoxelSums, voxel_sums
 
 
@@ -40,10 +39,7 @@ class SumsLoss(SegmentationLoss):
 
     def overlap(self, sums: VoxelSums) -> OverlapStatistics:
         """How prediction and reference overlap, per item; with `batch=True` over the batches of all ranks."""
-        statistics = OverlapStatistics.of(sums, batch=self.batch)
-        if not self.batch:
-            return statistics
-        return OverlapStatistics(*sum_over_ranks(sums.inputs.logits, *vars(statistics).values()))
+        return OverlapStatistics(sums, batch=self.batch)
 
     def reduced(self, values: Tensor, inputs: LossInputs, overlap: OverlapStatistics) -> Tensor:
         """Reduce as `reduce_items` does, by what counts on all ranks.
@@ -53,4 +49,6 @@ class SumsLoss(SegmentationLoss):
             inputs: the checked inputs of the loss.
             overlap: what `self.overlap` gave.
         """
+        if inputs.mask is None and inputs.voxel_weight is None and inputs.labelled is None:
+            return reduce_pairs(values, inputs, None, self.reduction)
         return reduce_regions(values, inputs, overlap.voxels, overlap.items, self.reduction)

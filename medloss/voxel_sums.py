@@ -1,6 +1,6 @@
 """Primitives 1 and 2 in one pass: the sums over voxels that region and cross entropy losses are functions of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -56,11 +56,11 @@ class Requested:
 class VoxelSums:
     """Sums over each item's counted voxels; `Row` defines each, `[B, C']`."""
 
-    rows: Sequence[Tensor]  # by `Row`, each [B, C]
+    rows: Mapping[Row, Tensor]  # [B, C] each; those that were requested
     inputs: LossInputs
 
     def row(self, row: Row) -> Tensor:
-        """One sum of the classes that count, `[B, C']`; 0 for the item-class pairs that do not."""
+        """One of the requested sums of the classes that count, `[B, C']`; 0 for the item-class pairs that do not."""
         return self.inputs.labelled_only(self.inputs.included(self.rows[row]))
 
     @property
@@ -108,7 +108,7 @@ def voxel_sums(inputs: LossInputs, requested: Requested, voxel_weight: Tensor | 
     rows = operators.voxel_sums(terms, inputs.logits, target, inputs.mask, weight)
     if requested.label_smoothing:
         # How rare a class is does not depend on it.
-        rows = (*rows[: Row.TARGET], target_sums(inputs).rows[Row.TARGET], *rows[Row.TARGET + 1 :])
+        rows |= target_sums(inputs).rows
     return VoxelSums(rows, inputs)
 
 

@@ -127,6 +127,7 @@ def available() -> list[str]:
     return [name for name in NAMES if _installed(name)]
 
 
+@lru_cache
 def module(name: str) -> ModuleType:
     """The module of a kernel set."""
     return importlib.import_module(f"medloss.kernels.{name}")
@@ -149,6 +150,7 @@ def _importable(name: str) -> bool:
     return True
 
 
+@lru_cache
 def _checked(name: str, argument: str) -> str:
     if name != "auto" and name not in NAMES:
         raise InputError(f"{argument}: got '{name}'; expected one of auto, {', '.join(NAMES)}")

@@ -21,8 +21,8 @@ RARE_ENTROPIES = {"power": 0.3, "focal_background": 0.75}
 
 def voxel_sums(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, voxel_weight: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """Sums over the counted voxels, one tensor `[B, C]` per `Row`, differentiable with respect to the logits only.
+) -> dict[Row, Tensor]:
+    """Sums over the counted voxels, `[B, C]` per row of `terms`, differentiable with respect to the logits only.
 
     Args:
         terms: which sums; `Row` defines each.
@@ -36,12 +36,11 @@ def voxel_sums(
     # A custom operator costs more than a small kernel. A compiler, tracing and subclasses of tensors (fake ones) need
     # it, and it resolves negative views (`.imag` of a conjugate).
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    rows: tuple[Tensor, ...]
+    rows = terms.rows(weighted=voxel_weight is not None)
     if not traced and type(logits) in (Tensor, torch.nn.Parameter) and not logits.is_neg():
-        rows = _PlainSums.apply(logits, target, mask, voxel_weight, terms, kernels)
-    else:
-        rows = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels).unbind(0)
-    return rows
+        return dict(zip(rows, _PlainSums.apply(logits, target, mask, voxel_weight, terms, kernels, rows), strict=True))
+    sums = _sums(logits, target, mask, voxel_weight, *_flat(terms), kernels)
+    return {row: sums[row] for row in rows}
 
 
 def entropy_map(
@@ -180,32 +179,35 @@ class _PlainSums(torch.autograd.Function):
         voxel_weight: Tensor | None,
         terms: VoxelTerms,
         kernels: str,
+        rows: tuple[Row, ...],
     ) -> tuple[Tensor, ...]:
         """The sums."""
         ctx.save_for_backward(logits, target, mask, voxel_weight)
-        ctx.terms, ctx.kernels = terms, kernels
+        ctx.terms, ctx.kernels, ctx.rows = terms, kernels, rows
         ctx.set_materialize_grads(False)
-        return _call_sums(terms, logits, target, mask, voxel_weight, kernels).unbind(0)
+        sums = _call_sums(terms, logits, target, mask, voxel_weight, kernels)
+        return tuple(sums[row] for row in rows)
 
     @staticmethod
     def backward(ctx: Any, *row_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """The logits' gradient."""
         gradient = None
-        given = ctx.saved_tensors
+        logits, target, mask, voxel_weight = ctx.saved_tensors
         if ctx.needs_input_grad[0] and any(row is not None for row in row_gradients):
-            sum_gradients = _stacked(row_gradients)
+            given = _stacked(dict(zip(ctx.rows, row_gradients, strict=True))), logits, target, mask, voxel_weight
             if torch.is_grad_enabled():
                 # The operator refuses to be differentiated again, in our words.
-                gradient = _sums_backward(sum_gradients, *given, *_flat(ctx.terms), ctx.kernels)
+                gradient = _sums_backward(*given, *_flat(ctx.terms), ctx.kernels)
             else:
-                gradient = _call_backward(ctx.terms, sum_gradients, *given, ctx.kernels)
-        return gradient, None, None, None, None, None
+                gradient = _call_backward(ctx.terms, *given, ctx.kernels)
+        return gradient, None, None, None, None, None, None
 
 
-def _stacked(rows: tuple[Tensor | None, ...]) -> Tensor:
-    """`[ROWS, B, C]`, with 0 for a row without a gradient."""
-    nothing = torch.zeros_like(next(row for row in rows if row is not None))
-    return torch.stack([nothing if row is None else row for row in rows])
+def _stacked(gradients: dict[Row, Tensor | None]) -> Tensor:
+    """`[ROWS, B, C]`, with 0 for a row without a gradient; at least one has one."""
+    given = {row: gradient for row, gradient in gradients.items() if gradient is not None}
+    nothing = torch.zeros_like(next(iter(given.values())))
+    return torch.stack([given.get(row, nothing) for row in Row])
 
 
 def _memory_format(logits: Tensor) -> torch.memory_format:
@@ -234,7 +236,13 @@ def empty_gradient(logits: Tensor) -> Tensor:
 
 def logit_lines(logits: Tensor) -> Tensor:
     """`[B, C, N]`, contiguous or with adjacent channels: what networks trained with channels-last images return."""
-    return logits.resolve_neg().contiguous(memory_format=_memory_format(logits)).flatten(2)
+    if logits.is_neg():
+        logits = logits.resolve_neg()
+    # Asking for what is there already would be one operation more.
+    layout = _memory_format(logits)
+    if not logits.is_contiguous(memory_format=layout):
+        logits = logits.contiguous(memory_format=layout)
+    return logits.flatten(2)
 
 
 def _lines(tensor: Any) -> Any:
@@ -341,7 +349,7 @@ def _small_sums(
 ) -> list[Tensor]:
     logits, target, mask, weight = small_case(terms.mode, shape, device, dtype)
     given = (mask, weight) if masked else (None, None)
-    rows = torch.stack(voxel_sums(terms, logits.requires_grad_(), target, *given))
+    rows = torch.stack(list(voxel_sums(terms, logits.requires_grad_(), target, *given).values()))
     factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
     return [*rows.detach(), *torch.autograd.grad((factors * rows).sum(), logits)]
 

@@ -69,6 +69,23 @@ class VoxelTerms:
     gamma: float = 0.0
     soft_overlap: bool = False
 
+    def rows(self, *, weighted: bool) -> tuple[Row, ...]:
+        """The rows that are summed.
+
+        Args:
+            weighted: whether v is given.
+        """
+        rows = [Row.TARGET]
+        if self.overlap:
+            rows += [Row.TP, Row.PREDICTION, *([Row.WEIGHTED_TARGET] if weighted else [])]
+        if self.squares:
+            rows += [Row.SQUARED_PREDICTION, Row.SQUARED_TARGET]
+        if self.errors:
+            rows += [Row.ERROR_INSIDE, Row.ERROR_OUTSIDE]
+        if self.entropy:
+            rows += [Row.POSITIVE] if self.mode == "softmax" else [Row.POSITIVE, Row.NEGATIVE]
+        return tuple(rows)
+
 
 #: The logarithm of a given probability is kept at or above this, as torch's BCELoss does; no gradient below.
 LOG_FLOOR = -100.0

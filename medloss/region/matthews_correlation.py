@@ -1,6 +1,5 @@
 """Matthews correlation coefficient loss."""
 
-from dataclasses import replace
 from typing import Unpack
 
 import torch
@@ -69,7 +68,7 @@ class MatthewsCorrelationLoss(RegionLoss):
         statistics, outside = self.overlap(sums), self._outside(sums)
         # Two sums of one class round differently. Of a full class none may be left outside.
         voxels = statistics.target.to(_wide(outside)) + outside.to(_wide(outside))
-        values = self.from_statistics(replace(statistics, voxels=voxels))
+        values = self.from_statistics(statistics.with_voxels(voxels))
         return self.reduced(weighted(values, sums.inputs), sums.inputs, statistics)
 
     def _outside(self, sums: VoxelSums) -> Tensor:

@@ -16,7 +16,7 @@ from medloss.errors import InputError
 from medloss.expression import parse_expression
 from medloss.inputs import LossInputs
 from medloss.kernels.segment_sums import segment_sums
-from medloss.kernels.sum_spec import VoxelTerms
+from medloss.kernels.sum_spec import Row, VoxelTerms
 from medloss.loss_entry import Recipe, register
 from medloss.maps.instances import check_connectivity, component_map, instance_map
 from medloss.reduction import reduce_items, weighted
@@ -194,7 +194,7 @@ class InstanceWiseLoss(SegmentationLoss):
 
         def value(rows: Tensor, voxels: Tensor, weight: Tensor) -> Tensor:
             one = replace(prepared, voxels=voxels, voxel_weight=weight.view(1, 1, 1, 1) if maps[0].weighted else None)
-            sums = VoxelSums(rows.view(-1, 1, 1), one)
+            sums = VoxelSums(dict(zip(Row, rows.view(-1, 1, 1), strict=True)), one)
             parts = [
                 self.term_weights[i]
                 * loss.from_sums(replace(sums, inputs=replace(one, class_weight=loss.class_weight)))

@@ -28,18 +28,17 @@ def compiled(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def compiled_for_c(signature: Any, function: Callable[..., Any]) -> int:
-    """The address of a function that C calls without the interpreter, cached likewise."""
+def compiled_for_c(signature: Any, function: Callable[..., Any]) -> Any:
+    """A function that C calls at its `address`, without the interpreter; cached likewise."""
     options = {"error_model": "numpy", "fastmath": OPTIONS["fastmath"]}
-    callback = CFunc(function, normalize_signature(signature), {}, options)
+    callback: Any = CFunc(function, normalize_signature(signature), {}, options)
     try:
         callback.enable_caching()
         callback._cache._cache_file._source_stamp = _STAMP
     except RuntimeError:
         pass  # no folder is writable, as above
     callback.compile()
-    address: int = callback.address
-    return address
+    return callback
 
 
 def source_stamp(folder: Path) -> tuple[float, int]:

@@ -44,14 +44,12 @@ def voxel_sums(
 ) -> Tensor:
     """The rows of `terms`, `[ROWS, B, C]`."""
     logits = _readable(logits)
-    items, classes, voxels = logits.shape
-    plan, _, chunk = _plan_of(terms, logits, target, mask, voxel_weight)
-    partial = np.zeros((items, -(-voxels // chunk), ROWS, classes))
-    _in_team(team.SUMS, terms, plan, chunk, logits, target, mask, voxel_weight, result=_address(partial))
-    # Added in order, whichever thread computed them: the result does not depend on the number of threads.
-    sums = partial.sum(1)
-    # NumPy's conversion of few numbers takes a tenth of torch's.
-    return torch.from_numpy(np.ascontiguousarray(sums.transpose(1, 0, 2), dtype=_real(logits)))
+    sums = torch.empty((ROWS, *logits.shape[:2]), dtype=sum_type(logits), device="cpu")
+    call, tasks = _prepared(terms, logits, target, mask, voxel_weight)
+    by_chunk = np.empty(tasks * ROWS * logits.shape[1])
+    call[team.ROW_NUMBERS], call[team.RESULT] = _address(by_chunk), sums.data_ptr()
+    _run(team.SUMS, call, tasks, logits)
+    return sums
 
 
 def voxel_sums_backward(
@@ -64,45 +62,35 @@ def voxel_sums_backward(
 ) -> Tensor:
     """The gradient of `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]`."""
     given, logits = logits, _readable(logits)
-    plan, _, chunk = _plan_of(terms, logits, target, mask, voxel_weight)
     gradient = torch.empty_like(logits)
-    by_row = np.ascontiguousarray(sum_gradients.detach().numpy().transpose(1, 2, 0))
-    _in_team(
-        team.GRADIENT, terms, plan, chunk, logits, target, mask, voxel_weight,
-        result=gradient.data_ptr(), by_row=_address(by_row), floor=log_floor(_real(logits)),
-    )  # fmt: skip
+    call, tasks = _prepared(terms, logits, target, mask, voxel_weight)
+    call[team.ROW_NUMBERS], call[team.RESULT] = sum_gradients.data_ptr(), gradient.data_ptr()
+    _run(team.GRADIENT, call, tasks, logits)
     return gradient.to(given.dtype)
 
 
-def _in_team(
-    functions: team.Functions,
-    terms: VoxelTerms,
-    plan: Array,
-    chunk: int,
-    logits: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    *,
-    result: int,
-    by_row: int = 0,
-    floor: float = 0.0,
-) -> None:
-    """Run one of the team's functions over all chunks; `result` and `by_row` are addresses."""
+def _prepared(
+    terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None
+) -> tuple[Array, int]:
+    """What the team reads, without the places of its results, and the number of tasks."""
     items, _, voxels = logits.shape
+    plan, _, chunk = _plan_of(terms, logits, target, mask, weight)
     chunks = -(-voxels // chunk)
     call = np.zeros(team.CALL_SIZE, np.int64)
     call[team.ITEMS], call[team.CHUNKS], call[team.CHUNK] = items, chunks, chunk
     call[team.LOGITS], call[team.TARGET] = logits.data_ptr(), target.data_ptr()
     call[team.MASK] = 0 if mask is None else mask.data_ptr()
     call[team.WEIGHT] = 0 if weight is None else weight.data_ptr()
-    call[team.RESULT], call[team.BY_ROW] = result, by_row
-    call.view(np.float64)[team.GAMMA : team.FLOOR + 1] = terms.gamma, floor
+    call.view(np.float64)[team.GAMMA : team.FLOOR + 1] = terms.gamma, log_floor(_real(logits))
     call[team.PLAN :] = plan
+    return call, items * chunks
+
+
+def _run(functions: team.Functions, call: Array, tasks: int, logits: Tensor) -> None:
     few = logits.numel() < _FEW_NUMBERS
-    function = team.compiled_address(functions[8 * logits.element_size()])
-    POOL.call(function, _address(call), items * chunks, 1 if few else torch.get_num_threads())
-    if call[team.DONE] != items * chunks:
+    function = team.compiled(functions[8 * logits.element_size()])
+    POOL.call(function.address, _address(call), tasks, 1 if few else torch.get_num_threads())
+    if call[team.DONE] != tasks:
         raise MemoryError("a thread of the compiled kernels found no memory for its buffers")
 
 
@@ -112,7 +100,7 @@ def _readable(logits: Tensor) -> Tensor:
 
 
 def _real(logits: Tensor) -> Any:
-    """NumPy's type of the sums."""
+    """NumPy's `sum_type`."""
     return np.float64 if logits.dtype == torch.float64 else np.float32
 
 

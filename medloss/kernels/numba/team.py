@@ -32,7 +32,8 @@ from medloss.kernels.numba.passes import (
 from medloss.kernels.sum_spec import ROWS
 
 #: What a call holds, in this order, as int64: two counters, sizes, addresses, the bits of two float64, and the plan.
-DRAWN, DONE, ITEMS, CHUNKS, CHUNK, LOGITS, TARGET, MASK, WEIGHT, BY_ROW, RESULT, GAMMA, FLOOR, PLAN = range(14)
+#: ROW_NUMBERS is where each chunk's sums are collected, or where the gradients of the sums are.
+DRAWN, DONE, ITEMS, CHUNKS, CHUNK, LOGITS, TARGET, MASK, WEIGHT, ROW_NUMBERS, RESULT, GAMMA, FLOOR, PLAN = range(14)
 CALL_SIZE = PLAN + PLAN_SIZE
 
 
@@ -90,15 +91,28 @@ def _add_sums(pointer: Any, number: Any, real: Any) -> None:
     logits, target, mask, weight, plan, gamma = _inputs(call, number, real)
     wide, narrow, labels = _buffers(plan, real)
     tasks = call[ITEMS] * call[CHUNKS]
-    sums = carray(_at(call[RESULT]), (tasks, ROWS, plan[CLASSES]), np.float64)
+    sums = carray(_at(call[ROW_NUMBERS]), (tasks, ROWS, plan[CLASSES]), np.float64)
     task = _next(pointer, DRAWN)
     while task < tasks:
         item, begin, end = _range(call, task)
-        sums_pass(
-            logits, target, mask, weight, plan, gamma, item, begin, end, wide, narrow, labels, sums[task]
-        )  # fmt: skip
-        _next(pointer, DONE)
+        sums[task] = 0
+        sums_pass(logits, target, mask, weight, plan, gamma, item, begin, end, wide, narrow, labels, sums[task])
+        if _next(pointer, DONE) == tasks - 1:
+            _add_chunks(call, sums, carray(_at(call[RESULT]), (ROWS, call[ITEMS], plan[CLASSES]), real))
         task = _next(pointer, DRAWN)
+
+
+@numba.njit(**OPTIONS)
+def _add_chunks(call: Any, sums: Any, result: Any) -> None:
+    """Add the chunks in their order, whichever thread computed them: the number of threads does not matter."""
+    chunks = call[CHUNKS]
+    for row in range(result.shape[0]):
+        for item in range(result.shape[1]):
+            for c in range(result.shape[2]):
+                total = 0.0
+                for chunk in range(chunks):
+                    total += sums[item * chunks + chunk, row, c]
+                result[row, item, c] = total
 
 
 @numba.njit(**OPTIONS)
@@ -107,14 +121,14 @@ def _write_gradient(pointer: Any, number: Any, real: Any) -> None:
     logits, target, mask, weight, plan, gamma = _inputs(call, number, real)
     wide, narrow, labels = _buffers(plan, real)
     gradient = carray(_at(call[RESULT]), logits.size, number)
-    by_row = carray(_at(call[BY_ROW]), (call[ITEMS], plan[CLASSES], ROWS), real)
+    by_row = carray(_at(call[ROW_NUMBERS]), (ROWS, call[ITEMS], plan[CLASSES]), real).transpose(1, 2, 0)
     floor = call.view(np.float64)[FLOOR]
     task = _next(pointer, DRAWN)
     while task < call[ITEMS] * call[CHUNKS]:
         item, begin, end = _range(call, task)
         gradient_pass(
             logits, target, mask, weight, plan, gamma, item, begin, end, wide, narrow, labels, by_row, floor, gradient
-        )  # fmt: skip
+        )
         _next(pointer, DONE)
         task = _next(pointer, DRAWN)
 
@@ -150,6 +164,6 @@ GRADIENT: Functions = {16: _gradient_16, 32: _gradient_32, 64: _gradient_64}
 
 
 @lru_cache
-def compiled_address(function: Callable[[Any], None]) -> int:
-    """The address of one of these functions, compiled when it is first asked for."""
+def compiled(function: Callable[[Any], None]) -> Any:
+    """One of these functions, compiled when it is first used."""
     return compiled_for_c(types.void(types.CPointer(types.int64)), function)

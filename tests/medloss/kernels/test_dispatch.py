@@ -47,7 +47,8 @@ every_set = pytest.mark.parametrize("kernels", SETS)
 
 def sums_and_gradient(terms: VoxelTerms, logits: Tensor, target: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
     logits = logits.clone().requires_grad_()
-    sums = torch.stack(operators.voxel_sums(terms, logits, target, more.get("mask"), more.get("voxel_weight")))
+    found = operators.voxel_sums(terms, logits, target, more.get("mask"), more.get("voxel_weight"))
+    sums = torch.stack([found.get(row, torch.zeros_like(found[Row.TARGET])) for row in Row])
     generator = torch.Generator().manual_seed(0)
     sum_gradients = torch.randn(sums.shape, generator=generator, dtype=torch.float64).to(sums)
     (gradient,) = torch.autograd.grad((sum_gradients * sums).sum(), logits)
