@@ -17,8 +17,8 @@ from pipelines.statistics.table import ABSENT, RIGHTLY_EMPTY, CaseTable
 
 #: A difference rests on a case that moves it by more than this number of standard errors, and by more than twice what
 #: a case like the others does, about 1 over the square root of n. A case that differs where all n others agree moves it
-#: by 1, each of four by 0.5: with five cases or fewer, no single case is named, though all cases with an empty reference
-#: together may be.
+#: by 1, each of four by 0.5: with five cases or fewer, no single case is named, though all cases with an empty
+#: reference together may be.
 LEAST = 0.5
 #: The most cases that are left out one by one, those whose scores differ most between losses first.
 _MOST = 20

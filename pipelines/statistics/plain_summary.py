@@ -287,7 +287,7 @@ def _unlearned(found: Unlearned) -> str:
     many = f", in any of the {len(found.runs)} runs whose cases have it" if found.every and len(found.runs) > 1 else ""
     others = "" if found.by_others is None else "; at least one other loss found it there"
     if found.by_others is False:
-        others = "; no other loss found it there, so the data or the length of training are likelier causes than the loss"
+        others = "; no other loss found it there, so data or length of training are likelier causes than the loss"
     return f"{start}: {what} was found in none of the {found.cases} cases that have it{many}{others}."
 
 

@@ -66,7 +66,7 @@ def test_a_run_that_did_not_find_a_class_is_named(tmp_path: Path, capsys: pytest
     print_results(Comparison(tmp_path, plan), comparison_table(tmp_path, plan), _report(tmp_path, plan))
     shown = capsys.readouterr().out
     assert "tversky fold 1 seed 0: shell was found in none of the 12 cases that have it; at least one other" in shown
-    assert "The interval of tversky rests on its own variance between 3 runs (2 degrees of freedom)" in shown
+    assert "The interval of tversky uses a variance between 3 runs that is estimated separately (2 degrees" in shown
 
 
 def test_without_a_reference_the_ranks_that_are_possible(tmp_path: Path) -> None:
