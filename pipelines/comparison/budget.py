@@ -23,9 +23,9 @@ from pipelines.utils.text import duration, listed
 _REST_STARTS = 3.0
 #: MB for small files, per run (tables, and their copy in MLflow) and in all (MLflow's empty store, logs, report).
 _RUN_MB, _REST_MB = 1.0, 10.0
-#: Below this number of steps per network, scores show how fast losses learn at first. In 20 epochs of 16 steps on the
-#: phantom, the 18 losses of the survey were, on average, 0.21 Dice below their last value after 80 steps, 0.055 after
-#: 160, and 0.007 after 240.
+#: Below this number of steps per network there is a warning, since scores then show how fast losses learn at first. The
+#: number is a choice between two measurements: in 20 epochs of 16 steps on the phantom, the 18 losses of the survey
+#: were, on average, 0.21 Dice below their last value after 80 steps, 0.055 after 160, and 0.007 after 240.
 LEAST_STEPS = 200
 #: The two newest checkpoints are kept.
 _CHECKPOINTS = 2

@@ -47,7 +47,9 @@ def compare_losses(folder: Path, plan: Plan, execution: Execution, configs: Sequ
     folder.mkdir(parents=True, exist_ok=True)
     with held_lock(folder / "compare.lock", wait=lambda line: click.echo(line, err=True)) as held:
         if not held:
-            raise UserError(f"--out: a comparison is at work in {folder}; see `medloss status {folder}`")
+            raise UserError(
+                f"--out: another process is running the comparison in {folder}; see `medloss status {folder}`"
+            )
         comparison = _begin(folder, plan, execution, is_new=is_new)
         try:
             comparison = screen(tune(comparison, configs), configs)

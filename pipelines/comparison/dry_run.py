@@ -230,7 +230,7 @@ def detectable_difference(plan: Plan, grid: RunGrid, manifest: Manifest) -> Iter
     yield from item(
         "",
         f"Assumed: paired differences have a standard deviation of {ASSUMED_SD} Dice over {unit}s, as those of two "
-        "nnU-Nets on the hippocampus had. Yours is not known before training, and often 2 to 10 times as large; the "
+        "nnU-Nets on the hippocampus had. Yours is not known before training, and may be several times as large; the "
         "least difference grows in proportion to it.",
     )
     if plan.margin > 0:

@@ -23,7 +23,7 @@ class Execution:
     retry_failed: bool = False
     check: bool = True  #: whether the whole data set is read, and refused if it has bad files, before anything else
     tracking_uri: str | None = None  #: an MLflow server's; None: a store in the comparison's folder
-    groups: bytes | None = None  #: content of a table with groups of cases, named before training; None: no new one
+    groups: bytes | None = None  #: content of a table with groups of cases, named before training, if there is one
     register_model: str | None = None  #: the name under which MLflow registers the best network of the best loss
 
 

@@ -17,8 +17,9 @@ from pipelines.training.run_folder import RunFolder
 from pipelines.utils import DiskFullError, TrainingError, UserError
 from pipelines.utils.files import naming_a_full_disk, write_json
 from pipelines.utils.locks import end_if_lost, held_lock
-from pipelines.utils.machine import sampled, without_mlflow
+from pipelines.utils.machine import without_mlflow
 from pipelines.utils.security import refuse_foreign_losses
+from pipelines.utils.usage import sampled
 
 #: Signals that end a worker, not its run, which resumes from its last checkpoint.
 ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -17,7 +17,8 @@ from pipelines.statistics.table import ABSENT, RIGHTLY_EMPTY, CaseTable
 
 #: A difference rests on a case that moves it by more than this number of standard errors, and by more than twice what
 #: a case like the others does, about 1 over the square root of n. A case that differs where all n others agree moves it
-#: by 1, each of four by 0.5: of five cases or fewer none is named.
+#: by 1, each of four by 0.5: with five cases or fewer, no single case is named, though all cases with an empty
+#: reference together may be.
 LEAST = 0.5
 #: The most cases that are left out one by one, those whose scores differ most between losses first.
 _MOST = 20
@@ -98,7 +99,7 @@ def influences(
             error = 0.0 if parts is None else sqrt(parts.patient + (parts.retraining or 0.0) + (parts.fold or 0.0))
             moved = abs(without.difference - before.difference) / error if error > 0 else 0.0
             other_word = decided and without.verdict != before.verdict
-            # Of five cases a single one reaches the bound, but for the last digits.
+            # With five cases, a single one reaches the bound up to rounding.
             if moved > (2 + 1e-6) / sqrt(len(of.patients)) and (moved > LEAST or other_word):
                 changed.append((moved, before, without))
         if changed:

@@ -261,7 +261,7 @@ def next_steps(analysis: Analysis) -> tuple[str, ...]:
     return tuple(steps)
 
 
-#: Sentences on runs that did not learn a class, and on cases that a comparison rests on.
+#: Sentences on runs that did not find a class, and on cases that a comparison rests on.
 _MOST_NAMED = 3
 
 
@@ -277,16 +277,18 @@ def unlearned_notes(analysis: Analysis) -> tuple[str, ...]:
 
 def _unlearned(found: Unlearned) -> str:
     what = "the foreground" if found.class_name is None else found.class_name
-    start, which = found.loss, "this loss" if found.every else "these runs"
+    start = found.loss
     if len(found.runs) == 1 or not found.every:
         runs = [
             " ".join(f"{name} {value}" for name, value in zip(("fold", "seed"), run, strict=True) if value is not None)
             for run in found.runs
         ]
         start = f"{found.loss} {in_words(runs, 5)}".rstrip()
-        which = "this run" if len(runs) == 1 else which
-    many = f" in any of its {len(found.runs)} runs" if found.every and len(found.runs) > 1 else ""
-    return f"{start}: {what} was found in none of the {found.cases} cases that have it{many}; {which} did not learn it."
+    many = f", in any of the {len(found.runs)} runs whose cases have it" if found.every and len(found.runs) > 1 else ""
+    others = "" if found.by_others is None else "; at least one other loss found it there"
+    if found.by_others is False:
+        others = "; no other loss found it there, so data or length of training are likelier causes than the loss"
+    return f"{start}: {what} was found in none of the {found.cases} cases that have it{many}{others}."
 
 
 def influence_notes(analysis: Analysis) -> tuple[str, ...]:

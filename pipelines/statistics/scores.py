@@ -178,8 +178,9 @@ class Unlearned:
     Attributes:
         class_name: the class; `None` if the table names no classes.
         runs: folds and seeds of these runs; `None` where the table has no such column.
-        every: whether these are all runs of the loss.
+        every: whether these are all runs of the loss whose cases have the class.
         cases: number of cases of these runs whose reference contains the class.
+        by_others: whether another loss found the class in one of these cases; `None` if no other loss has scores there.
     """
 
     loss: str
@@ -187,13 +188,16 @@ class Unlearned:
     runs: tuple[tuple[str | None, str | None], ...]
     every: bool
     cases: int
+    by_others: bool | None
 
 
 def unlearned(table: CaseTable) -> tuple[Unlearned, ...]:
     """Losses and classes of which a run found nothing in any case; those that other runs of the loss found first."""
-    frame = table.frame.assign(nothing=found_nothing(table))
+    overlap = table.frame[of_overlap(table.metrics)]
+    frame = table.frame.assign(nothing=found_nothing(table), scored=overlap.notna().any(axis=1))
+    frame = frame[~frame[ABSENT]]
     found = []
-    for (loss, class_name), rows in frame[~frame[ABSENT]].groupby(["loss", "class"]):
+    for (loss, class_name), rows in frame.groupby(["loss", "class"]):
         runs = rows.groupby(["fold", "seed"]).agg(nothing=("nothing", "all"), cases=("case", "nunique"))
         lost = runs[runs["nothing"] & (runs["cases"] > 1)]
         if len(lost):
@@ -201,9 +205,12 @@ def unlearned(table: CaseTable) -> tuple[Unlearned, ...]:
                 (str(fold) if "fold" in table.given else None, str(seed) if "seed" in table.given else None)
                 for fold, seed in lost.index
             )
-            cases = rows["case"][pd.MultiIndex.from_frame(rows[["fold", "seed"]]).isin(lost.index)].nunique()
+            cases = rows["case"][pd.MultiIndex.from_frame(rows[["fold", "seed"]]).isin(lost.index)].unique()
+            others = frame[frame["scored"] & (frame["loss"] != loss) & (frame["class"] == class_name)]
+            others = others[others["case"].isin(cases)]
+            by_others = None if others.empty else not others["nothing"].all()
             of_class = str(class_name) if table.classes else None
-            found.append(Unlearned(str(loss), of_class, names, len(lost) == len(runs), int(cases)))
+            found.append(Unlearned(str(loss), of_class, names, len(lost) == len(runs), len(cases), by_others))
     return tuple(sorted(found, key=lambda one: one.every))
 
 

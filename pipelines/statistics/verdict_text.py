@@ -261,7 +261,7 @@ def _size_caveats(analysis: Analysis) -> list[str]:
 
 
 def interval_notes(analysis: Analysis) -> tuple[str, ...]:
-    """A sentence on the intervals that rest on their own variance between runs, which is not pooled; else none."""
+    """A sentence on the intervals that do not use the pooled variance between runs; else none."""
     apart = [one for one in analysis.primary.contrasts if one.variance is not None and one.variance.outlying]
     if not apart:
         return ()
@@ -270,14 +270,14 @@ def interval_notes(analysis: Analysis) -> tuple[str, ...]:
     # The same for all of them.
     known = [freedom for freedom in (variance.retraining_freedom, variance.fold_freedom) if freedom is not None]
     freedom = in_words([f"{number:g}" for number in known])
-    on = f"own variance between {analysis.trainings} runs ({freedom} degrees of freedom)"
+    uses = f"a variance between {analysis.trainings} runs that is estimated separately ({freedom} degrees of freedom)"
     since = "differ from run to run far more than those of the other losses"
     if analysis.reference in variance.outlying:  # it is a part of every comparison
-        return (f"Every interval rests on its {on}, since the scores of the reference {analysis.reference} {since}.",)
+        return (f"Every interval uses {uses}, since the scores of the reference {analysis.reference} {since}.",)
     names = in_words([one.loss for one in apart])
     if len(apart) == 1:
-        return (f"The interval of {names} rests on its {on}, since its scores {since}.",)
-    return (f"The intervals of {names} rest on each one's {on}, since their scores {since}.",)
+        return (f"The interval of {names} uses {uses}, since its scores {since}.",)
+    return (f"The intervals of {names} each use {uses}, since their scores {since}.",)
 
 
 def _run_caveats(scores: Scores, analysis: Analysis) -> list[str]:
@@ -292,7 +292,7 @@ def _run_caveats(scores: Scores, analysis: Analysis) -> list[str]:
     # Without a reference the pairs may leave out losses that are not listed here.
     pooled = "" if len(scores.losses) < 3 else f"pooled over {'all' if analysis.reference else 'the'} losses"
     if apart:
-        pooled += f" but {in_words(list(apart))}, judged by {'its' if len(apart) == 1 else 'their'} own variance"
+        pooled += f" but {in_words(list(apart))}, whose variance is estimated separately"
     notes = []
     if analysis.folds > 1 and analysis.seeds == 1:
         notes.append(

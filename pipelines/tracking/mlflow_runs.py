@@ -17,7 +17,7 @@ from pipelines.runs.plan import Plan, PlannedRun
 from pipelines.runs.summary import rung_title
 from pipelines.training.run_folder import RunFolder
 from pipelines.utils import UserError
-from pipelines.utils.machine import read_samples
+from pipelines.utils.usage import read_samples
 
 # The runs: a parent for the comparison, and a child for each of its runs
 

@@ -17,8 +17,9 @@ from pipelines.utils.security import parse_yaml, refuse_code
 Positive = Annotated[int, Field(ge=1)]
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Axes = tuple[Positive, ...]
-#: pydantic adds them to the place of an error; no setting is called so.
-_TAGS = _ALL, _EACH = "<all>", "<each>"
+_ALL, _EACH = "<all>", "<each>"
+#: pydantic adds them to the place of an error, the last one where the name itself is refused; no setting is called so.
+_TAGS = _ALL, _EACH, "[key]"
 #: Distinguished by the form of the value, so that an error is of the form that was meant.
 Clips = Annotated[
     Annotated[Clip, Tag(_ALL)] | Annotated[tuple[Clip | None, ...], Tag(_EACH)],
@@ -222,7 +223,7 @@ def checked_config(settings: dict[str, Any]) -> RunConfig:
 #: What a setting has to be, by the kind of pydantic's error, up to the first `_`; its own texts name Python's types.
 _EXPECTED = {
     "int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false",
-    "string": "text", "tuple": "a list", "dict": "names with values", "model": "names with values",
+    "string": "text", "invalid": "text", "tuple": "a list", "dict": "names with values", "model": "names with values",
 }  # fmt: skip
 _BOUNDS = {"greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}", "less_than": "less than {lt:g}",
            "less_than_equal": "at most {le:g}", "literal_error": "{expected}"}  # fmt: skip

@@ -15,7 +15,7 @@ from pipelines.runs.comparison_folder import require_plan, run_folder
 from pipelines.runs.plan import PlannedRun
 from pipelines.utils.files import write_json
 from pipelines.utils.locks import held_lock
-from pipelines.utils.machine import sampled
+from pipelines.utils.usage import sampled
 
 
 def _work(folder: Path, run: PlannedRun, index: int) -> None:

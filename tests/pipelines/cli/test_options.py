@@ -304,6 +304,8 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, command: str, words: list[s
             "intensity_clip.all: no such setting",
         ),
         ({"intensity_clip": [None, 3]}, "intensity_clip.1: got 3; expected names with values"),
+        ({"learning_rates": {1: 2.0}}, "learning_rates.1: got 1; expected text"),
+        ({"augmentation": {1: 2}}, "augmentation.1: got 1; expected text"),
         ({"epoch": 3, "ema": 2}, "ema: got 2; expected less than 1; epoch: no such setting; did you mean epochs?"),
     ],
 )

@@ -254,7 +254,10 @@ def test_killed_as_a_whole_and_resumed(comparison: Any, medloss: Any, monkeypatc
     monkeypatch.syspath_prepend(str(compare.folder))
     code, shown, err = medloss(*compare.arguments)
     assert (code, shown) == (2, "")
-    assert err == (f"error: --out: a comparison is at work in {compare.out}; see `medloss status {compare.out}`\n")
+    assert err == (
+        f"error: --out: another process is running the comparison in {compare.out}; "
+        f"see `medloss status {compare.out}`\n"
+    )
     refused = medloss("worker", str(compare.out), "--index", "1")
     assert refused[0] == 2 and "it names the loss 'odd.Gated', whose import runs code" in refused[2]
     assert medloss("worker", str(compare.out), "--index", "1", "--trust")[0] == 0

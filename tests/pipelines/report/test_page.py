@@ -365,7 +365,7 @@ def test_a_wide_interval_of_its_own_variance_is_explained_below_the_plot(tmp_pat
     run_folder(tmp_path, run).write_cases([row | (nothing if row["class"] == "shell" else {}) for row in rows])
     path, _ = write_report(from_folder(tmp_path), tmp_path / "report", bootstraps=50)
     html = path.read_text(encoding="utf-8")
-    assert "The interval of focal rests on its own variance between 3 runs (2 degrees of freedom)" in _section(
+    assert "The interval of focal uses a variance between 3 runs that is estimated separately (2" in _section(
         html, "forest"
     )
     assert "focal fold 1 seed 0: shell was found in none of the 12 cases that have it" in read_page(path).text

@@ -13,6 +13,7 @@ from pipelines.statistics.analysis import analyse
 from pipelines.statistics.paired import VarianceParts
 from pipelines.statistics.plain_summary import next_steps, runs_share, summary, sureness, unlearned_notes
 from pipelines.statistics.results import Analysis, cases_needed
+from pipelines.statistics.scores import Unlearned
 from pipelines.statistics.table import check_table
 from pipelines.statistics.verdict_text import interval_notes
 
@@ -171,15 +172,23 @@ def test_each_undecided_loss_by_its_own_variance() -> None:
 @pytest.mark.parametrize(
     ("nothing", "expected"),
     [
-        ({1}, "fell fold 1: the foreground was found in none of the 20 cases that have it; this run did not learn it."),
-        ({1, 2}, "fell fold 1 and fold 2: the foreground was found in none of the 40 cases that have it; these runs"),
+        (
+            {1},
+            "fell fold 1: the foreground was found in none of the 20 cases that have it; at least one other loss found "
+            "it there.",
+        ),
+        (
+            {1, 2},
+            "fell fold 1 and fold 2: the foreground was found in none of the 40 cases that have it; at least one other",
+        ),
         (
             {0, 1, 2},
-            "fell: the foreground was found in none of the 60 cases that have it in any of its 3 runs; this loss",
+            "fell: the foreground was found in none of the 60 cases that have it, in any of the 3 runs whose cases "
+            "have it; at least one other loss found it there.",
         ),
     ],
 )
-def test_runs_that_did_not_learn_a_class_are_named(nothing: set[int], expected: str) -> None:
+def test_runs_that_did_not_find_a_class_are_named(nothing: set[int], expected: str) -> None:
     found = _some_runs_collapsed(nothing)
     assert " ".join(next_steps(found)).startswith(expected)
     assert unlearned_notes(found)[0] in next_steps(found)
@@ -187,13 +196,32 @@ def test_runs_that_did_not_learn_a_class_are_named(nothing: set[int], expected: 
     assert unlearned_notes(_some_runs_collapsed(set())) == ()
 
 
-def test_an_interval_that_rests_on_its_own_variance_says_so() -> None:
+@pytest.mark.parametrize(
+    ("runs", "by_others", "expected"),
+    [
+        (1, None, "b fold 0: lesion was found in none of the 4 cases that have it."),
+        (2, None, "b: lesion was found in none of the 4 cases that have it, in any of the 2 runs whose cases have it."),
+        (
+            1,
+            False,
+            "b fold 0: lesion was found in none of the 4 cases that have it; no other loss found it there, so data or "
+            "length of training are likelier causes than the loss.",
+        ),
+    ],
+)
+def test_a_class_that_was_not_found(runs: int, by_others: bool | None, expected: str) -> None:
+    one = Unlearned("b", "lesion", tuple((str(fold), None) for fold in range(runs)), True, 4, by_others)
+    analysis = replace(_analysed({"ref": 0, "a": 0.01}), unlearned=(one,))
+    assert unlearned_notes(analysis) == (expected,)
+
+
+def test_an_interval_that_does_not_use_the_pooled_variance_says_so() -> None:
     assert interval_notes(_some_runs_collapsed({1})) == (
-        "The interval of fell rests on its own variance between 3 runs (2 degrees of freedom), since its scores differ "
-        "from run to run far more than those of the other losses.",
+        "The interval of fell uses a variance between 3 runs that is estimated separately (2 degrees of freedom), "
+        "since its scores differ from run to run far more than those of the other losses.",
     )
     (caveat,) = (text for text in _some_runs_collapsed({1}).caveats if text.startswith("One seed in each of 3 folds"))
-    assert "pooled over all losses but fell, judged by its own variance;" in caveat
+    assert "pooled over all losses but fell, whose variance is estimated separately;" in caveat
     alike = _some_runs_collapsed(set(), noise=0.005)
     assert interval_notes(alike) == ()
     (caveat,) = (text for text in alike.caveats if text.startswith("One seed in each of 3 folds"))
@@ -202,10 +230,10 @@ def test_an_interval_that_rests_on_its_own_variance_says_so() -> None:
         replace(one, variance=replace(one.variance, outlying=(one.loss,))) for one in found.primary.comparisons
         if one.variance is not None)))  # fmt: skip
     (note,) = interval_notes(both)
-    assert note.startswith("The intervals of noisy and fell rest on each one's own variance between 3 runs (2 degrees")
+    assert note.startswith("The intervals of noisy and fell each use a variance between 3 runs that is estimated")
     # The reference is a part of every comparison.
     (note,) = interval_notes(_some_runs_collapsed({1}, reference="fell"))
-    assert note.startswith("Every interval rests on") and "the scores of the reference fell differ" in note
+    assert note.startswith("Every interval uses a variance") and "the scores of the reference fell differ" in note
 
 
 def test_the_share_of_runs() -> None:

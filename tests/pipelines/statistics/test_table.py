@@ -341,14 +341,33 @@ def _three_folds(**zero: tuple[str, list[int]]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("cases", "expected"),
     [
-        ([4, 5, 6, 7], [Unlearned("b", "lesion", (("1", "0"),), False, 4)]),
+        ([4, 5, 6, 7], [Unlearned("b", "lesion", (("1", "0"),), False, 4, True)]),
         ([4, 5, 6], []),  # found in the fourth
-        (range(4, 12), [Unlearned("b", "lesion", (("1", "0"), ("2", "0")), False, 8)]),
-        (range(12), [Unlearned("b", "lesion", (("0", "0"), ("1", "0"), ("2", "0")), True, 12)]),
+        (range(4, 12), [Unlearned("b", "lesion", (("1", "0"), ("2", "0")), False, 8, True)]),
+        (range(12), [Unlearned("b", "lesion", (("0", "0"), ("1", "0"), ("2", "0")), True, 12, True)]),
     ],
 )
 def test_runs_that_found_a_class_nowhere(cases: Any, expected: list[Unlearned]) -> None:
     assert list(unlearned(check_table(_three_folds(b=("lesion", list(cases))), METRICS))) == expected
+
+
+def test_a_class_that_no_other_loss_found() -> None:
+    def by_others(frame: pd.DataFrame) -> dict[str, bool | None]:
+        return {one.loss: one.by_others for one in unlearned(check_table(frame, METRICS))}
+
+    nowhere = _three_folds(a=("lesion", [4, 5, 6, 7]), b=("lesion", [4, 5, 6, 7]))
+    assert by_others(nowhere) == {"a": False, "b": False}
+    # The other loss found it in one case of the run, or in other runs only.
+    assert by_others(_three_folds(a=("lesion", [4, 5, 6]), b=("lesion", [4, 5, 6, 7]))) == {"b": True}
+    nowhere.loc[(nowhere["loss"] == "a") & (nowhere["fold"] == 1), ["dice", "sensitivity"]] = NAN  # failed
+    assert by_others(nowhere) == {"b": None}
+
+
+def test_runs_whose_cases_do_not_have_the_class_are_not_counted() -> None:
+    frame = _three_folds(b=("lesion", list(range(12))))
+    frame = frame[(frame["class"] == "organ") | (frame["fold"] > 0)]
+    (found,) = unlearned(check_table(frame, METRICS))
+    assert (found.runs, found.every, found.cases) == ((("1", "0"), ("2", "0")), True, 8)
 
 
 def test_one_case_with_the_class_or_a_failed_run_does_not_show_that_it_was_not_learned() -> None:

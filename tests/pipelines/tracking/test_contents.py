@@ -31,7 +31,7 @@ from pipelines.tracking.mlflow_mirror import mirroring
 from pipelines.tracking.mlflow_runs import child_name
 from pipelines.tracking.mlflow_store import local_uri, without_password
 from pipelines.training.run_config import RunConfig
-from pipelines.utils.machine import NAME as SYSTEM
+from pipelines.utils.usage import NAME as SYSTEM
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from pipelines.training.networks import create_network
 from pipelines.training.run_config import RunConfig
 from pipelines.training.saved_model import NAME as MODEL
 from pipelines.training.saved_model import save_model
-from pipelines.utils.machine import read_samples
+from pipelines.utils.usage import read_samples
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from waiting import wait_for
 
-from pipelines.utils.machine import NAME, read_samples, sampled
+from pipelines.utils.usage import NAME, read_samples, sampled
 
 _METRICS = {
     "time", "cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage",
@@ -90,7 +90,7 @@ def test_a_full_disk_does_not_stop_a_run(tmp_path: Path) -> None:
 
 def test_numbers_continue_after_a_kill(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from pipelines.utils.machine import sampled\n"
+        "import sys, time; from pathlib import Path; from pipelines.utils.usage import sampled\n"
         "with sampled(Path(sys.argv[1]), min_interval_s=0.01): time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
