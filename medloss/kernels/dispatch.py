@@ -109,7 +109,8 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _requested() -> str:
-    return self_check.kernels_under_check() or _forced or _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
+    variable = os.environ.get(VARIABLE)
+    return self_check.kernels_under_check() or _forced or (_checked(variable, VARIABLE) if variable else "auto")
 
 
 @lru_cache
@@ -150,7 +151,6 @@ def _importable(name: str) -> bool:
     return True
 
 
-@lru_cache
 def _checked(name: str, argument: str) -> str:
     if name != "auto" and name not in NAMES:
         raise InputError(f"{argument}: got '{name}'; expected one of auto, {', '.join(NAMES)}")
