@@ -137,6 +137,10 @@ class LossInputs:
                 # Ten times as fast as a comparison. A copy also of a bool target: the masks may be written to.
                 return self.target.to(torch.bool, copy=True)
             return self.target_maps() > 0.5
+        if dispatch.direct(self.logits, "labels"):
+            from medloss.kernels.numba.labels import class_masks
+
+            return class_masks(self.target, channels, self.ignore_index)
         masks = torch.empty(self.logits.shape, dtype=torch.bool, device=self.target.device)
         labels = self.target[:, 0]
         if channels > 128 and labels.dtype in (torch.uint8, torch.int8):
@@ -288,7 +292,8 @@ def _small_case(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     layouts = (logits, logits.contiguous(memory_format=torch.channels_last_3d))
     target = target - 1 + 3 * (target == 2)
     labels = LossInputs(logits, target, None, Mode.CATEGORICAL, True, None, [(1.0, 1.0, 1.0)] * 2, ignore_index=1)
-    return [_first_largest(z).to(sum_type(z)) for z in layouts] + [labels.hard_labels()[1].to(sum_type(logits))]
+    results = [*(_first_largest(z) for z in layouts), labels.hard_labels()[1], labels.target_masks()]
+    return [result.to(sum_type(logits)) for result in results]
 
 
 self_check.register("labels", _small_case)

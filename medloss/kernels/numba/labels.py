@@ -13,7 +13,7 @@ from medloss.kernels.numba.blocks import KINDS, load_labels, load_row
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 from medloss.kernels.numba.distance import outside_distances
 from medloss.kernels.numba.interleaved import load_interleaved
-from medloss.kernels.numba.sums import flat_numbers
+from medloss.kernels.numba.sums import flat_bytes, flat_numbers
 from medloss.kernels.numba.vector_ops import share_out
 
 #: Voxels per block, whose buffers fit the first cache for few classes, and per task of a thread.
@@ -77,11 +77,7 @@ def _raise_best(z: Any, c: Any, best: Any, labels: Any) -> None:
 def target_labels(target: Tensor, classes: int, ignored: int | None) -> Tensor:
     """The class of each voxel of an index map of any type, int16, in its shape; -1 for none, and where ignored."""
     out = torch.empty(target.shape, dtype=torch.int16, device="cpu")
-    values, labels, kind = (
-        target.detach().contiguous().view(-1).view(torch.uint8).numpy(),
-        out.view(-1).numpy(),
-        KINDS[target.dtype],
-    )
+    values, labels, kind = flat_bytes(target.contiguous()), out.view(-1).numpy(), KINDS[target.dtype]
     none = -1 if ignored is None or not 0 <= ignored < classes else int(ignored)
     share_out(
         labels.size, _CHUNK, lambda begin, end: _target_labels(values, kind, classes, none, begin, end, labels)
@@ -98,6 +94,37 @@ def _target_labels(target: Any, kind: Any, classes: Any, ignored: Any, begin: An
         load_labels(target, kind, start, n, classes, everything, wide[:n])
         for i in range(n):
             out[start + i] = np.int16(wide[i] if wide[i] != none else np.int32(-1))
+
+
+def class_masks(target: Tensor, classes: int, ignored: int | None) -> Tensor:
+    """Where the voxels of each class are, bool `[B, C, *spatial]`, from an index map `[B, 1, *spatial]` of any type."""
+    items, voxels = len(target), math.prod(target.shape[2:])
+    out = torch.empty(items, classes, *target.shape[2:], dtype=torch.bool, device="cpu")
+    values, masks = flat_bytes(target.contiguous()), out.view(items, classes, voxels).numpy()
+    none = -1 if ignored is None else int(ignored)
+    parts = -(-voxels // _CHUNK)
+
+    def write(begin: int, end: int) -> None:
+        for number in range(begin, end):
+            item, part = divmod(number, parts)
+            stop = min((part + 1) * _CHUNK, voxels)
+            _class_masks(values, KINDS[target.dtype], none, item * voxels, part * _CHUNK, stop, masks[item])
+
+    share_out(items * parts, 1, write)
+    return out
+
+
+@compiled
+def _class_masks(target: Any, kind: Any, ignored: Any, offset: Any, begin: Any, end: Any, out: Any) -> None:
+    everything, labels = np.empty(0, np.uint8), np.empty(_BLOCK, np.int32)
+    for start in range(begin, end, _BLOCK):
+        n = min(_BLOCK, end - start)
+        load_labels(target, kind, offset + start, n, out.shape[0], everything, labels[:n])
+        for c in range(out.shape[0]):
+            label = np.int32(c if c != ignored else -2)
+            row = out[c, start : start + n]
+            for i in range(n):
+                row[i] = labels[i] == label
 
 
 def contour_distances(
@@ -125,9 +152,10 @@ def contour_distances(
     counted = np.empty((items, 0, 0, 0), np.uint8)
     if mask is not None:
         counted = mask.contiguous().view(shape).view(torch.uint8).numpy()
-    maps = np.empty((items, classes - 1, 0, 0, 0), np.float32)
+    maps = [np.empty((classes - 1, 0, 0, 0), np.float32)] * items
     if signed is not None:
-        maps = signed.detach().float().contiguous().view(items, classes - 1, *volume).numpy()
+        # Item by item: without class 0 the whole is not contiguous, and would be copied.
+        maps = [item.contiguous().view(classes - 1, *volume).numpy() for item in signed.detach().float()]
     contours = np.empty((2, *shape), np.uint8)
     sums, counts, work = np.zeros((items, classes)), np.zeros((items, classes)), np.zeros((items, classes))
     # The corners of what is found of a class: the reference's contour, and voxels whose distance has to be computed.
@@ -153,7 +181,7 @@ def contour_distances(
                 low, high = np.minimum(found, wanted)[:3], np.maximum(found, wanted)[3:] + 1
                 part: Any = (item, *(slice(a, b) for a, b in zip(low, high, strict=True)))
                 kept = counted[item] if mask is None else counted[part]
-                closest = maps[item, max(c - 1, 0)] if signed is None else maps[(item, c - 1, *part[1:])]
+                closest = maps[item][c - 1] if signed is None else maps[item][(c - 1, *part[1:])]
                 of_class = q[part], y[part], contours[0][part], kept, closest, c
                 s_z, s_y, s_x = [1.0] * (3 - len(spatial)) + list(spacings[item])
                 # Rows within the distances: those of discs in a volume; in an image those on both sides, at most.

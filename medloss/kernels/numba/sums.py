@@ -154,8 +154,8 @@ class Work:
         plan, block, chunk = _plan_of(terms, logits, target, mask, weight)
         inputs = (
             flat_numbers(_readable(logits)),
-            _bytes(target),
-            np.empty(0, np.uint8) if mask is None else _bytes(mask),
+            flat_bytes(target),
+            np.empty(0, np.uint8) if mask is None else flat_bytes(mask),
             np.empty(0, real) if weight is None else flat_numbers(weight),
             plan,
             float(terms.gamma),
@@ -217,7 +217,7 @@ def _plan(
     return plan, block, chunk
 
 
-def _bytes(tensor: Tensor) -> Array:
+def flat_bytes(tensor: Tensor) -> Array:
     """The bytes of a contiguous tensor."""
     # Views of NumPy take a fraction of the time of torch's.
     array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 import medloss
+from medloss.checks import as_signed
+from medloss.inputs import LossInputs, Mode
 from medloss.kernels.segment_sums import segment_sums
 from medloss.kernels.sum_spec import ROWS, VoxelTerms, sum_type
 
@@ -263,6 +265,25 @@ def test_no_interrupt_is_lost() -> None:
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
     assert (ran.stdout.strip(), ran.stderr) == ("40", "")
+
+
+@pytest.mark.parametrize("ignored", [None, 1])
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_masks_of_classes_are_those_of_plain_torch(dtype: torch.dtype, ignored: int | None, threads: Any) -> None:
+    threads(2)
+    drawn = torch.randint(0, 5, (2, 1, 7, 50, 801), generator=torch.Generator().manual_seed(0))
+    target = as_signed((drawn - 1 if dtype.is_signed else drawn).to(dtype))
+    if dtype.is_floating_point:
+        target[0, 0, 0, 0, :2] = torch.tensor([1.5, torch.nan], dtype=dtype)
+    for index, classes in ((target, 3), (target.transpose(3, 4), 4), (target[:1, :, :1, :1, 1:2], 2)):
+        inputs = LossInputs(
+            torch.zeros(len(index), classes, *index.shape[2:]), index, None, Mode.CATEGORICAL, True, None,
+            [(1.0, 1.0, 1.0)] * len(index), ignore_index=ignored,
+        )  # fmt: skip
+        with medloss.kernels.use("eager"):
+            expected = inputs.target_masks()
+        with medloss.kernels.use("numba"):
+            assert torch.equal(inputs.target_masks(), expected)
 
 
 # --- the cache -----------------------------------------------------------------------------------------------------
