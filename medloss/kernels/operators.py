@@ -247,7 +247,10 @@ def logit_lines(logits: Tensor) -> Tensor:
 
 def _lines(tensor: Any) -> Any:
     """`[B, C, N]`; a copy only of what is not contiguous."""
-    return None if tensor is None else tensor.contiguous().flatten(2)
+    if tensor is None:
+        return None
+    # Kernels read the memory, in which a negative view's numbers are not negative.
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous().flatten(2)
 
 
 def _line(mask: Tensor | None) -> Tensor | None:

@@ -61,6 +61,8 @@ def voxel_sums_backward(
     sum_gradients: Tensor,
 ) -> Tensor:
     """The gradient of `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]`."""
+    assert sum_gradients.dtype == sum_type(logits)
+    assert sum_gradients.is_contiguous()
     given, logits = logits, _readable(logits)
     gradient = torch.empty_like(logits)
     call, tasks = _prepared(terms, logits, target, mask, voxel_weight)
@@ -73,6 +75,7 @@ def _prepared(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None
 ) -> tuple[Array, int]:
     """What the team reads, without the places of its results, and the number of tasks."""
+    assert weight is None or weight.dtype == sum_type(logits)  # addresses have no type
     items, _, voxels = logits.shape
     plan, _, chunk = _plan_of(terms, logits, target, mask, weight)
     chunks = -(-voxels // chunk)

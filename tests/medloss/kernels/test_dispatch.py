@@ -228,6 +228,9 @@ def test_negative_views_and_single_voxels_of_any_stride_are_read_right(kernels: 
         expected = sums_and_gradient(terms, logits, drawn.index)
         assert_close(sums, expected[0])
         assert_close(gradient, expected[1])
+        maps = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1))
+        sums, _ = sums_and_gradient(terms, logits, torch._neg_view(-maps), voxel_weight=torch._neg_view(-maps[:, :1]))
+        assert_close(sums, sums_and_gradient(terms, logits, maps, voxel_weight=maps[:, :1].clone())[0])
         sums, _ = sums_and_gradient(terms, torch.zeros(1, 2, 1, 1), strided[0], mask=strided[1])
     assert sums[Row.TARGET].tolist() == [[0, 1]]
 
