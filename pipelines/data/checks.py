@@ -451,12 +451,17 @@ def refuse_bad_data(manifest: str, data_root: str | None, *, resample_channels: 
     if more > 0:
         click.echo(f"... and {more} more: `medloss check` lists them all", err=True)
     files = {offence.file for offence in report.offences}
-    missing = {file for case in loaded.cases for file in case.files if file in files and not (root / file).exists()}
+    expected = {file for case in loaded.cases for file in case.files}
+    # Not `Path.exists`, which raises for what is in a folder that may not be searched.
+    missing = {file for file in files & expected if not os.path.exists(root / file)}
     what = f"'{loaded.name}' has {counted(len(files), 'bad file')}"
     if missing:  # no run could read them
         many = "" if len(files) == 1 else f", of which {len(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-        raise UserError(
-            f"{what}{many}: restore or repair {'it' if len(files) == 1 else 'them'}, or delete the case from "
-            f"{manifest}, or write the manifest again"
+        them = "it" if len(files) == 1 else "them"
+        instead = (
+            f"delete {'its case' if len(files) == 1 else 'their cases'} from {manifest}, or write the manifest again"
         )
+        if loaded.generator is not None:
+            instead = f"remove {root}, to generate the data again"
+        raise UserError(f"{what}{many}: restore or repair {them}, or {instead}")
     raise UserError(f"{what}: repair or exclude them, or pass --no-check to train anyway")

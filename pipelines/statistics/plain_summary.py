@@ -271,7 +271,7 @@ def unlearned_notes(analysis: Analysis) -> tuple[str, ...]:
     notes = [_unlearned(one) for one in found[:_MOST_NAMED]]
     if len(found) > _MOST_NAMED:
         more = counted(len(found) - _MOST_NAMED, "further pair")
-        notes.append(f"The same holds for {more} of loss and class, under unlearned in analysis.json.")
+        notes.append(f"Runs that did not find a class, of {more} of loss and class: unlearned in analysis.json.")
     return tuple(notes)
 
 
@@ -287,7 +287,7 @@ def _unlearned(found: Unlearned) -> str:
     many = f", in any of the {len(found.runs)} runs whose cases have it" if found.every and len(found.runs) > 1 else ""
     others = "" if found.by_others is None else "; at least one other loss found it there"
     if found.by_others is False:
-        others = "; no other loss found it there, so data or length of training are likelier causes than the loss"
+        others = "; no other loss found it there"
     return f"{start}: {what} was found in none of the {found.cases} cases that have it{many}{others}."
 
 

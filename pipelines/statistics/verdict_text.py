@@ -153,7 +153,7 @@ def caveats(table: CaseTable, scores: Scores, analysis: Analysis) -> tuple[str, 
     if unit == "case":
         notes.append(
             (
-                f"{counted(primary.patients, unit)}, each of another patient as the manifest or table names them"
+                f"{counted(primary.patients, unit)}, each from a different patient according to the manifest or table"
                 if table.patients_named
                 else "Patients are not named, so every case counts as independent"
             )
@@ -269,8 +269,11 @@ def interval_notes(analysis: Analysis) -> tuple[str, ...]:
     assert variance is not None
     # The same for all of them.
     known = [freedom for freedom in (variance.retraining_freedom, variance.fold_freedom) if freedom is not None]
-    freedom = in_words([f"{number:g}" for number in known])
-    uses = f"a variance between {analysis.trainings} runs that is estimated separately ({freedom} degrees of freedom)"
+    numbers = [f"{number:g}" for number in known]
+    freedom = f"{in_words(numbers)} degrees of freedom"
+    if len(numbers) == 2:
+        freedom = f"{numbers[0]} degrees of freedom between seeds, {numbers[1]} between folds"
+    uses = f"a variance between {analysis.trainings} runs that is estimated separately ({freedom})"
     since = "differ from run to run far more than those of the other losses"
     if analysis.reference in variance.outlying:  # it is a part of every comparison
         return (f"Every interval uses {uses}, since the scores of the reference {analysis.reference} {since}.",)
@@ -291,8 +294,11 @@ def _run_caveats(scores: Scores, analysis: Analysis) -> list[str]:
     )
     # Without a reference the pairs may leave out losses that are not listed here.
     pooled = "" if len(scores.losses) < 3 else f"pooled over {'all' if analysis.reference else 'the'} losses"
-    if apart:
-        pooled += f" but {in_words(list(apart))}, whose variance is estimated separately"
+    same = "for all"
+    if apart and analysis.reference not in apart:  # with it every interval is one of its own
+        whose = "whose variance is" if len(apart) == 1 else "whose variances are"
+        pooled += f" but {in_words(list(apart))}, {whose} estimated separately"
+        same = "for the others"
     notes = []
     if analysis.folds > 1 and analysis.seeds == 1:
         notes.append(
@@ -302,7 +308,7 @@ def _run_caveats(scores: Scores, analysis: Analysis) -> list[str]:
     elif analysis.seeds < 5 and analysis.folds * (analysis.seeds - 1) < 4:
         notes.append(
             f"{analysis.trainings} runs per loss show little of the effect of retraining. "
-            + (f"It is {pooled}, as if it were the same for all, and the" if pooled else "The")
+            + (f"It is {pooled}, as if it were the same {same}, and the" if pooled else "The")
             + " intervals are wide because of it."
         )
     if not scores.balanced:

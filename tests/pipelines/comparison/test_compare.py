@@ -717,7 +717,7 @@ def test_missing_files_are_refused_and_leave_no_folder(
     assert (code, Path("out").exists()) == (2, False)
     assert err == (
         f"{content['cases'][0]['label']}: missing\n"
-        "error: 'tiny_2d' has 1 bad file: restore or repair it, or delete the case from "
+        "error: 'tiny_2d' has 1 bad file: restore or repair it, or delete its case from "
         f"{Path('mine.yaml').resolve()}, or write the manifest again\n"
     )
     image = root / content["cases"][1]["image"]

@@ -63,7 +63,9 @@ def test_the_unit_is_the_patient_if_patients_are_named() -> None:
     assert _analysed(frame).unit == "case" and _has_caveat(_analysed(frame), "every case counts as independent")
     named = _analysed(frame.assign(patient=frame["case"]))
     assert named.unit == "case" and not _has_caveat(named, "Patients are not named")
-    assert _has_caveat(named, "30 cases, each of another patient as the manifest or table names them; a patient with")
+    assert _has_caveat(
+        named, "30 cases, each from a different patient according to the manifest or table; a patient with"
+    )
     partly = _analysed(frame.assign(patient=frame["case"].where(frame["case"] != frame["case"].iloc[0])))
     assert partly.unit == "case" and _has_caveat(partly, "Patients are not named")
     found = _analysed(frame.assign(patient="p" + frame["case"].str[1:-1]))
