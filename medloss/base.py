@@ -240,6 +240,8 @@ class SegmentationLoss(UncastBuffers, _Loss):
         if self.other_act is not None:
             # NaN under a mask would come back through the activation's gradient.
             logits = self.other_act(logits if mask is None else torch.where(mask, logits, 0.0))
+            # Whose type may be another one.
+            voxel_weight = None if voxel_weight is None else voxel_weight.to(sum_type(logits))
         tensors = tensors_of(given)
         maps = {name: self._target_map(name, tensors.get(name), logits, labelled) for name in TARGET_MAPS}
         if labelled is not None:

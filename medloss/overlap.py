@@ -1,7 +1,6 @@
 """How prediction and reference overlap: the few sums over voxels that every region loss reads."""
 
 from collections.abc import Callable
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -37,7 +36,10 @@ class OverlapStatistics:
         self._sums = sums
         self._totals: dict[Row | str, Tensor] = {}
         if batch:
-            values: dict[Row | str, Tensor] = {row: self._row(row) for row in _ROWS if row in sums.rows}
+            # Whether this rank was given weights must make no difference to the number of values.
+            unread = None if sums.inputs.voxel_weight is None else Row.TARGET
+            rows = [row for row in _ROWS if row in sums.rows and row is not unread]
+            values: dict[Row | str, Tensor] = {row: self._row(row) for row in rows}
             values |= {"voxels": self.voxels, "items": self.items}
             totals = (value.sum(0, keepdim=True) for value in values.values())
             self._totals = dict(zip(values, sum_over_ranks(sums.inputs.logits, *totals), strict=True))
@@ -95,7 +97,7 @@ class OverlapStatistics:
 
     def with_voxels(self, voxels: Tensor) -> "OverlapStatistics":
         """The same with other numbers of voxels."""
-        other = copy(self)
+        other = OverlapStatistics(self._sums)
         other._totals = self._totals | {"voxels": voxels}
         return other
 
@@ -108,7 +110,9 @@ class OverlapStatistics:
         return self._total(row, lambda: self._weighted(self._sums.row(row)))
 
     def _total(self, key: Row | str, of_items: Callable[[], Tensor]) -> Tensor:
-        return self._totals[key] if key in self._totals else of_items()
+        if key not in self._totals:
+            self._totals[key] = of_items()
+        return self._totals[key]
 
     def _weighted(self, values: Tensor) -> Tensor:
         # Where no voxel weighs anything a quotient may be 0/0, whose gradient must stay here.

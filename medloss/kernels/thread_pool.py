@@ -58,18 +58,23 @@ class Pool:
         else:
             _run_in_team(parallel, worker, _Numbers(tasks), threads)
 
-    def call(self, address: int, data: int, tasks: int, threads: int) -> None:
+    def call(self, address: int, data: int, memory: Any, tasks: int, threads: int) -> None:
         """Call the compiled function `void (*)(void *)` at an address in up to `threads` threads.
 
-        They do not enter the interpreter. Each call of the function draws some of its `tasks`, until none is left.
+        Each call of the function draws some of its `tasks`, until none is left. Torch's threads do not enter the
+        interpreter for it. `memory` owns what the function reads and writes, for as long as a helper may do so.
         """
         if min(threads, tasks) <= 1:
             _COMPILED(address)(data)
             return
-        parallel = None if self._forked or threads > 2 * tasks else _openmp_parallel(ctypes.c_void_p)
+        parallel = None if self._forked else _openmp_parallel(ctypes.c_void_p)
         if parallel is None:
             function = _COMPILED(address)
-            self._run_in_helpers(lambda _: function(data), _Numbers(tasks), min(threads, tasks) - 1)
+
+            def worker(_: Any, owner: Any = memory) -> None:
+                function(data)
+
+            self._run_in_helpers(worker, _Numbers(tasks), min(threads, tasks) - 1)
         else:
             parallel(address, data, threads, 0)
 

@@ -20,7 +20,7 @@ from pipelines.data.grids import Volume, by, grid_problem, grid_shift, shift_not
 from pipelines.data.label_scheme import LabelScheme
 from pipelines.data.layouts import is_label_name, nifti_files, pair_by_name, stem
 from pipelines.data.manifest import Case, Channel, Excluded, Manifest, load_manifest
-from pipelines.data.nifti import WRONG_CHECKSUM, BadFileError, digits, read_file, read_labels
+from pipelines.data.nifti import NOTHING_THERE, WRONG_CHECKSUM, BadFileError, digits, read_file, read_labels
 from pipelines.data.phantom import CHECKSUMS, recorded_checksums
 from pipelines.utils import UserError
 from pipelines.utils.text import counted
@@ -452,15 +452,13 @@ def refuse_bad_data(manifest: str, data_root: str | None, *, resample_channels: 
         click.echo(f"... and {more} more: `medloss check` lists them all", err=True)
     files = {offence.file for offence in report.offences}
     expected = {file for case in loaded.cases for file in case.files}
-    # Not `Path.exists`, which raises for what is in a folder that may not be searched.
-    missing = {file for file in files & expected if not os.path.exists(root / file)}
+    missing = {offence.file for offence in report.offences if offence.reason in NOTHING_THERE} & expected
     what = f"'{loaded.name}' has {counted(len(files), 'bad file')}"
     if missing:  # no run could read them
         many = "" if len(files) == 1 else f", of which {len(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         them = "it" if len(files) == 1 else "them"
-        instead = (
-            f"delete {'its case' if len(files) == 1 else 'their cases'} from {manifest}, or write the manifest again"
-        )
+        cases = "its case" if len(files) == 1 else "their cases"
+        instead = f"delete {cases} from {manifest}, or write the manifest again"
         if loaded.generator is not None:
             instead = f"remove {root}, to generate the data again"
         raise UserError(f"{what}{many}: restore or repair {them}, or {instead}")

@@ -29,6 +29,8 @@ _ANGLE = 1e-3
 _OTHER_UNITS = {1: "metres", 3: "micrometres"}
 
 
+#: Why nothing can be read: no file, and a symbolic link to none.
+NOTHING_THERE = ("missing", "a symbolic link to nothing")
 #: Why a file with another checksum than expected is bad.
 WRONG_CHECKSUM = "its SHA-256 is not the recorded one: the file is damaged or was replaced"
 
@@ -212,7 +214,7 @@ def squeezed(shape: Sequence[int], axes: int) -> tuple[int, ...]:
 def file_problem(path: Path) -> str | None:
     """Why a path is not a regular file; None if it is one."""
     if not path.exists():
-        return "a symbolic link to nothing" if path.is_symlink() else "missing"
+        return NOTHING_THERE[path.is_symlink()]
     return None if path.is_file() else "is not a regular file"
 
 

@@ -83,8 +83,11 @@ class Case:
         keywords: dict[str, Any] = {} if bool(mask.all()) else {"mask": mask}
         if self.labelled and not bool(LABELLED[items].all()):
             keywords["labelled_classes"] = LABELLED[items]
-        if self.weighted:
-            keywords["voxel_weight"] = WEIGHTS[items]
+        weights = WEIGHTS.clone()
+        if self.loss == "dice":
+            weights[:2] = 1  # of the first rank, which is then given none
+        if self.weighted and not bool((weights[items] == 1).all()):
+            keywords["voxel_weight"] = weights[items]
         if not self.compiled:
             keywords["spacing"] = SPACING[3]
         if self.loss == "skeleton_recall":  # which else needs scikit-image

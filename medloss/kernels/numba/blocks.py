@@ -30,6 +30,7 @@ KINDS = {
     torch.bfloat16: 9,
     torch.float16: 10,
 }
+#: Bytes per number, by kind.
 SIZES = (1, 1, 2, 2, 4, 4, 8, 4, 8, 2, 2)
 
 _HALF_SCALE = np.float32(2.0**112)

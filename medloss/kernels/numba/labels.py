@@ -78,7 +78,7 @@ def target_labels(target: Tensor, classes: int, ignored: int | None) -> Tensor:
     """The class of each voxel of an index map of any type, int16, in its shape; -1 for none, and where ignored."""
     out = torch.empty(target.shape, dtype=torch.int16, device="cpu")
     values, labels, kind = flat_bytes(target.contiguous()), out.view(-1).numpy(), KINDS[target.dtype]
-    none = -1 if ignored is None or not 0 <= ignored < classes else int(ignored)
+    none = _class_ignored(ignored, classes)
     share_out(
         labels.size, _CHUNK, lambda begin, end: _target_labels(values, kind, classes, none, begin, end, labels)
     )  # fmt: skip
@@ -96,12 +96,17 @@ def _target_labels(target: Any, kind: Any, classes: Any, ignored: Any, begin: An
             out[start + i] = np.int16(wide[i] if wide[i] != none else np.int32(-1))
 
 
+def _class_ignored(ignored: int | None, classes: int) -> int:
+    """The class of which no voxel counts; -1 for none."""
+    return -1 if ignored is None or not 0 <= ignored < classes else int(ignored)
+
+
 def class_masks(target: Tensor, classes: int, ignored: int | None) -> Tensor:
     """Where the voxels of each class are, bool `[B, C, *spatial]`, from an index map `[B, 1, *spatial]` of any type."""
     items, voxels = len(target), math.prod(target.shape[2:])
     out = torch.empty(items, classes, *target.shape[2:], dtype=torch.bool, device="cpu")
     values, masks = flat_bytes(target.contiguous()), out.view(items, classes, voxels).numpy()
-    none = -1 if ignored is None else int(ignored)
+    none = _class_ignored(ignored, classes)
     parts = -(-voxels // _CHUNK)
 
     def write(begin: int, end: int) -> None:

@@ -17,7 +17,7 @@ from medloss.kernels.numba.blocks import (
 from medloss.kernels.numba.compilation import OPTIONS, compiled
 from medloss.kernels.numba.interleaved import load_interleaved, store_interleaved
 
-#: What a plan holds, in this order; `Work.of` in sums.py makes it.
+#: What a plan holds, in this order; `_plan` in sums.py makes it.
 SOFTMAX, SIGMOID, GIVEN = 0, 1, 2
 MODE, FIRST, OVERLAP, SQUARES, ERRORS, ENTROPY = 0, 1, 2, 3, 4, 5
 INDEXED, KIND, MASKED, WEIGHTS, CLASSES, VOXELS, BLOCK, INTERLEAVED = 6, 7, 8, 9, 10, 11, 12, 13

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medloss.errors import InputError
 from medloss.kernels.numba import team
 from medloss.kernels.numba.blocks import KINDS
 from medloss.kernels.numba.entropy import ENTROPIES, FOCAL_2, PLAIN
-from medloss.kernels.numba.passes import GIVEN, NARROW, SIGMOID, SOFTMAX, entropy_pass
+from medloss.kernels.numba.passes import BLOCK, GIVEN, NARROW, SIGMOID, SOFTMAX, entropy_pass
 from medloss.kernels.sum_spec import LOG_FLOOR, ROWS, VoxelTerms, sum_type
 from medloss.kernels.thread_pool import POOL
 
@@ -48,8 +49,8 @@ def voxel_sums(
     call, tasks = _prepared(terms, logits, target, mask, voxel_weight)
     by_chunk = np.empty(tasks * ROWS * logits.shape[1])
     call[team.ROW_NUMBERS], call[team.RESULT] = _address(by_chunk), sums.data_ptr()
-    _run(team.SUMS, call, tasks, logits)
-    return sums
+    _run(team.SUMS, call, tasks, logits, target, mask, voxel_weight, by_chunk, sums)
+    return sums if tasks else sums.zero_()
 
 
 def voxel_sums_backward(
@@ -61,13 +62,12 @@ def voxel_sums_backward(
     sum_gradients: Tensor,
 ) -> Tensor:
     """The gradient of `(sum_gradients * voxel_sums(...)).sum()`, `[B, C, N]`."""
-    assert sum_gradients.dtype == sum_type(logits)
-    assert sum_gradients.is_contiguous()
-    given, logits = logits, _readable(logits)
+    _check("sum_gradients", sum_gradients, (ROWS, *logits.shape[:2]), sum_type(logits))
+    given, logits, sum_gradients = logits, _readable(logits), sum_gradients.contiguous()
     gradient = torch.empty_like(logits)
     call, tasks = _prepared(terms, logits, target, mask, voxel_weight)
     call[team.ROW_NUMBERS], call[team.RESULT] = sum_gradients.data_ptr(), gradient.data_ptr()
-    _run(team.GRADIENT, call, tasks, logits)
+    _run(team.GRADIENT, call, tasks, logits, target, mask, voxel_weight, sum_gradients, gradient)
     return gradient.to(given.dtype)
 
 
@@ -75,9 +75,16 @@ def _prepared(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None
 ) -> tuple[Array, int]:
     """What the team reads, without the places of its results, and the number of tasks."""
-    assert weight is None or weight.dtype == sum_type(logits)  # addresses have no type
-    items, _, voxels = logits.shape
-    plan, _, chunk = _plan_of(terms, logits, target, mask, weight)
+    items, classes, voxels = logits.shape
+    # An address has no type, size or device.
+    channels = target.shape[1] if target.shape[1] in (1, classes) else classes
+    _check("target", target, (items, channels, voxels), target.dtype)
+    if mask is not None:
+        _check("mask", mask, (items, voxels), torch.bool)
+    if weight is not None:
+        maps = weight.shape[1] if weight.shape[1] in (1, classes - terms.first) else 1
+        _check("voxel_weight", weight, (items, maps, voxels), sum_type(logits))
+    plan, chunk = _plan_of(terms, logits, target, mask, weight)
     chunks = -(-voxels // chunk)
     call = np.zeros(team.CALL_SIZE, np.int64)
     call[team.ITEMS], call[team.CHUNKS], call[team.CHUNK] = items, chunks, chunk
@@ -89,10 +96,19 @@ def _prepared(
     return call, items * chunks
 
 
-def _run(functions: team.Functions, call: Array, tasks: int, logits: Tensor) -> None:
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tensor.device.type != "cpu" or tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise InputError(
+            f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; expected {dtype} of shape "
+            f"{shape} on the CPU, where the logits are"
+        )
+
+
+def _run(functions: team.Functions, call: Array, tasks: int, logits: Tensor, *others: Any) -> None:
     few = logits.numel() < _FEW_NUMBERS
-    function = team.compiled(functions[8 * logits.element_size()])
-    POOL.call(function.address, _address(call), tasks, 1 if few else torch.get_num_threads())
+    function = team.callback(functions[8 * logits.element_size()])
+    memory = (call, logits, *others)
+    POOL.call(function.address, _address(call), memory, tasks, 1 if few else torch.get_num_threads())
     if call[team.DONE] != tasks:
         raise MemoryError("a thread of the compiled kernels found no memory for its buffers")
 
@@ -154,7 +170,8 @@ class Work:
         """A call's work; `weight` is that of the voxels, or None for 1."""
         items, classes, voxels = logits.shape
         real = _real(logits)
-        plan, block, chunk = _plan_of(terms, logits, target, mask, weight)
+        plan, chunk = _plan_of(terms, logits, target, mask, weight)
+        block = int(plan[BLOCK])
         inputs = (
             flat_numbers(_readable(logits)),
             flat_bytes(target),
@@ -190,12 +207,15 @@ class Work:
 
 def _plan_of(
     terms: VoxelTerms, logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None
-) -> tuple[Array, int, int]:
+) -> tuple[Array, int]:
+    """What the passes read as their plan, and the number of voxels of a chunk."""
     classes, voxels = logits.shape[1:]
     indexed = classes > 1 and target.shape[1] == 1
     weights = 0 if weight is None else weight.shape[1]
     kinds = indexed, KINDS[target.dtype], mask is not None, weights
-    return _plan(terms, *kinds, classes, voxels, not logits.is_contiguous())
+    plan = _plan(terms, *kinds, classes, voxels, not logits.is_contiguous())
+    block = int(plan[BLOCK])
+    return plan, max(block, _CHUNK_NUMBERS // classes // block * block)
 
 
 @lru_cache(maxsize=1024)
@@ -208,22 +228,20 @@ def _plan(
     classes: int,
     voxels: int,
     interleaved: bool,
-) -> tuple[Array, int, int]:
-    """What the passes read as their plan, and the voxels of a block and of a chunk."""
+) -> Array:
     block = max(256, min(_MOST, _BLOCK_NUMBERS // classes // 256 * 256))
-    chunk = max(block, _CHUNK_NUMBERS // classes // block * block)
     entropy = ENTROPIES[terms.entropy]
     if terms.entropy == "focal" and terms.gamma in (0, 2):
         entropy = FOCAL_2 if terms.gamma else PLAIN
     sums = _MODES[terms.mode], terms.first, terms.overlap, terms.squares, terms.errors, entropy
-    plan = np.array([*sums, indexed, kind, masked, weights, classes, voxels, block, interleaved], dtype=np.int64)
-    return plan, block, chunk
+    return np.array([*sums, indexed, kind, masked, weights, classes, voxels, block, interleaved], dtype=np.int64)
 
 
 def flat_bytes(tensor: Tensor) -> Array:
     """The bytes of a contiguous tensor."""
     # Views of NumPy take a fraction of the time of torch's.
-    array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+    tensor = tensor.detach().resolve_neg()
+    array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array.reshape(-1).view(np.uint8)
 
 
@@ -231,4 +249,6 @@ def flat_numbers(tensor: Tensor) -> Array:
     """A tensor's numbers in the order of memory, a bfloat16's as bits; `[B, C, N]` may be channels-last."""
     tensor = tensor.detach()
     array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return (array if array.flags.c_contiguous else array.transpose(0, 2, 1)).reshape(-1)
+    array = array if array.flags.c_contiguous else array.transpose(0, 2, 1)
+    assert array.flags.c_contiguous  # or what is written to the numbers would be lost
+    return array.reshape(-1)

@@ -59,12 +59,12 @@ def _at(typing: Any, address: Any) -> Any:
 
 
 @numba.njit(**OPTIONS)
-def _inputs(call: Any, number: Any, real: Any) -> Any:
-    """The first arguments of a pass: logits are of the type `number`, and weights of the type `real`."""
+def _inputs(call: Any, logit_type: Any, real: Any) -> Any:
+    """The first arguments of a pass: logits are of the type `logit_type`, and weights of the type `real`."""
     plan = call[PLAN:]
     items, classes, voxels = call[ITEMS], plan[CLASSES], plan[VOXELS]
     maps = 1 if plan[INDEXED] else classes
-    logits = carray(_at(call[LOGITS]), items * classes * voxels, number)
+    logits = carray(_at(call[LOGITS]), items * classes * voxels, logit_type)
     target = carray(_at(call[TARGET]), items * maps * voxels * SIZES[plan[KIND]], np.uint8)
     mask = carray(_at(call[MASK]), items * voxels if plan[MASKED] else 0, np.uint8)
     weight = carray(_at(call[WEIGHT]), items * plan[WEIGHTS] * voxels, real)
@@ -86,9 +86,9 @@ def _range(call: Any, task: Any) -> Any:
 
 
 @numba.njit(**OPTIONS)
-def _add_sums(pointer: Any, number: Any, real: Any) -> None:
+def _add_sums(pointer: Any, logit_type: Any, real: Any) -> None:
     call = carray(pointer, CALL_SIZE)
-    logits, target, mask, weight, plan, gamma = _inputs(call, number, real)
+    logits, target, mask, weight, plan, gamma = _inputs(call, logit_type, real)
     wide, narrow, labels = _buffers(plan, real)
     tasks = call[ITEMS] * call[CHUNKS]
     sums = carray(_at(call[ROW_NUMBERS]), (tasks, ROWS, plan[CLASSES]), np.float64)
@@ -116,11 +116,11 @@ def _add_chunks(call: Any, sums: Any, result: Any) -> None:
 
 
 @numba.njit(**OPTIONS)
-def _write_gradient(pointer: Any, number: Any, real: Any) -> None:
+def _write_gradient(pointer: Any, logit_type: Any, real: Any) -> None:
     call = carray(pointer, CALL_SIZE)
-    logits, target, mask, weight, plan, gamma = _inputs(call, number, real)
+    logits, target, mask, weight, plan, gamma = _inputs(call, logit_type, real)
     wide, narrow, labels = _buffers(plan, real)
-    gradient = carray(_at(call[RESULT]), logits.size, number)
+    gradient = carray(_at(call[RESULT]), logits.size, logit_type)
     by_row = carray(_at(call[ROW_NUMBERS]), (ROWS, call[ITEMS], plan[CLASSES]), real).transpose(1, 2, 0)
     floor = call.view(np.float64)[FLOOR]
     task = _next(pointer, DRAWN)
@@ -164,6 +164,6 @@ GRADIENT: Functions = {16: _gradient_16, 32: _gradient_32, 64: _gradient_64}
 
 
 @lru_cache
-def compiled(function: Callable[[Any], None]) -> Any:
+def callback(function: Callable[[Any], None]) -> Any:
     """One of these functions, compiled when it is first used."""
     return compiled_for_c(types.void(types.CPointer(types.int64)), function)

@@ -224,10 +224,17 @@ def test_negative_views_and_single_voxels_of_any_stride_are_read_right(kernels: 
     terms = VoxelTerms("softmax", overlap=True)
     strided = [torch.ones(7, dtype=kind).as_strided((1, 1, 1, 1), (7, 7, 7, 7)) for kind in (torch.int64, torch.bool)]
     with medloss.kernels.use(kernels):
-        sums, gradient = sums_and_gradient(terms, torch._neg_view(-logits), drawn.index)
         expected = sums_and_gradient(terms, logits, drawn.index)
-        assert_close(sums, expected[0])
-        assert_close(gradient, expected[1])
+        leaf = (-logits).requires_grad_()
+        negative = torch._neg_view(leaf)
+        assert negative.is_neg()
+        found = operators.voxel_sums(terms, negative, drawn.index, None)
+        for row, value in found.items():
+            assert_close(value.detach(), expected[0][row])
+        (gradient,) = torch.autograd.grad(found[Row.PREDICTION][:, 0].sum(), leaf)
+        alone = logits.clone().requires_grad_()
+        prediction = operators.voxel_sums(terms, alone, drawn.index, None)[Row.PREDICTION]
+        assert_close(gradient, -torch.autograd.grad(prediction[:, 0].sum(), alone)[0])
         maps = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1))
         sums, _ = sums_and_gradient(terms, logits, torch._neg_view(-maps), voxel_weight=torch._neg_view(-maps[:, :1]))
         assert_close(sums, sums_and_gradient(terms, logits, maps, voxel_weight=maps[:, :1].clone())[0])

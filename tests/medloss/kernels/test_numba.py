@@ -18,6 +18,7 @@ from torch import Tensor
 
 import medloss
 from medloss.checks import as_signed
+from medloss.errors import InputError
 from medloss.inputs import LossInputs, Mode
 from medloss.kernels.segment_sums import segment_sums
 from medloss.kernels.sum_spec import ROWS, VoxelTerms, sum_type
@@ -159,6 +160,34 @@ def test_compiled_work_is_done_once_whichever_threads_there_are(
     if way == "no thread":
         monkeypatch.setattr(Pool, "_start", lambda *_: [])
     assert _same(_both(*drawn), expected)
+
+
+@pytest.mark.parametrize(
+    ("argument", "change"),
+    [
+        ("target", lambda t: t.to("meta")),
+        ("target", lambda t: t[..., 1:].contiguous()),
+        ("target", lambda t: t.expand(-1, 3, -1).contiguous()),
+        ("mask", lambda t: t[:, 0].to("meta", torch.bool)),
+        ("mask", lambda t: t[:, 0]),
+        ("mask", lambda t: t.bool()),
+        ("voxel_weight", lambda t: t.double()),
+        ("voxel_weight", lambda t: t.expand(-1, 2, -1).float().contiguous()),
+    ],
+)
+def test_what_cannot_be_read_at_an_address_is_refused(argument: str, change: Any) -> None:
+    logits, target, sum_gradients = _sample(100)
+    given: dict[str, Any] = {"target": target, "mask": None, "voxel_weight": None} | {argument: change(target)}
+    for call, *more in ((kernels.voxel_sums,), (kernels.voxel_sums_backward, sum_gradients)):
+        with pytest.raises(InputError, match=f"^{argument}: got .* expected .* on the CPU"):
+            call(TERMS, logits, *given.values(), *more)
+    with pytest.raises(InputError, match=r"^sum_gradients: got"):
+        kernels.voxel_sums_backward(TERMS, logits, target, None, None, sum_gradients.double())
+
+
+def test_sums_of_no_voxels_are_0() -> None:
+    logits, target, _ = _sample(100)
+    assert not kernels.voxel_sums(TERMS, logits[..., :0], target[..., :0], None, None).any()
 
 
 def test_chunks_that_no_thread_had_memory_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +338,7 @@ CHILD = """if True:
     target = torch.ones(1, 1, 50, dtype=torch.uint8)
     sums = kernels.voxel_sums(VoxelTerms("softmax", overlap=True), torch.zeros(1, 2, 50), target, None, None)
     assert sums[0].tolist() == [[0, 25]]
-    print(team.compiled(team.SUMS[32]).cache_hits)
+    print(team.callback(team.SUMS[32]).cache_hits)
 """
 
 
