@@ -19,7 +19,7 @@ from medloss.kernels.numba.vector_ops import share_out
 #: Voxels per block, whose buffers fit the first cache for few classes, and per task of a thread.
 _BLOCK, _CHUNK = 1024, 1 << 17
 #: Looks at voxels that take as long as the transform of one.
-_PER_VOXEL = 8
+_PER_VOXEL = 4
 
 
 def first_largest(logits: Tensor) -> Tensor:
