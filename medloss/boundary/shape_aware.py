@@ -93,7 +93,7 @@ def _by_labels(inputs: LossInputs) -> bool:
 
 def _label_distance(q: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
     """`_contour_distance` of all classes but 0, from labels `[B, 1, *spatial]`."""
-    from medloss.kernels.numba.labels import contour_distances
+    from medloss.kernels.numba.contours import contour_distances
 
     channels = inputs.logits.shape[1]
     signed = inputs.distance_map

@@ -229,7 +229,7 @@ def test_a_search_finds_the_distances_of_the_transform(
     shape: list[int], spacing: list[float], share: float, masked: bool, seed: int
 ) -> None:
     """Of any contours and any map, which bounds the distances; the search may stop there."""
-    from medloss.kernels.numba.labels import _search, _total
+    from medloss.kernels.numba.contours import _search, _total
 
     rng = np.random.default_rng(seed)
     y, q = rng.integers(-1, 3, (2, *shape), dtype=np.int16)
@@ -252,7 +252,7 @@ def test_a_search_finds_the_distances_of_the_transform(
 def test_the_transform_is_spared_where_a_search_takes_less_time(
     size: tuple[int, ...], radius: int, shift: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medloss.kernels.numba import labels
+    from medloss.kernels.numba import contours
 
     grid = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij")) - size[0] // 2
     y = (grid.square().sum(0) < radius**2).short()[None]
@@ -264,11 +264,11 @@ def test_the_transform_is_spared_where_a_search_takes_less_time(
         transforms.append(arguments)
         return outside_distance_map(*arguments)
 
-    monkeypatch.setattr(labels, "outside_distances", transformed)
+    monkeypatch.setattr(contours, "outside_distances", transformed)
     means = []
-    for per_voxel in (labels._PER_VOXEL, 0):
-        monkeypatch.setattr(labels, "_PER_VOXEL", per_voxel)
-        means.append(labels.contour_distances(q, y, None, 2, [(0.8,) * len(size)], maps))
+    for per_voxel in (contours._PER_VOXEL, 0):
+        monkeypatch.setattr(contours, "_PER_VOXEL", per_voxel)
+        means.append(contours.contour_distances(q, y, None, 2, [(0.8,) * len(size)], maps))
         assert len(transforms) == (per_voxel == 0)
     assert torch.allclose(*means, rtol=1e-6)
 

@@ -292,8 +292,9 @@ def test_a_forked_process_does_not_wait_for_its_parents_check(broken: Any, monke
     [
         ("hausdorff_dt", "labels", "first_largest", lambda labels: 2 - labels),
         ("shape_aware", "labels", "first_largest", lambda labels: 2 - labels),
-        ("shape_aware", "labels", "contour_distances", lambda means: means * 1.01),
-        ("shape_aware", "labels", "outside_distances", lambda maps: maps * 1.01),
+        ("structural_similarity", "labels", "class_masks", torch.logical_not),
+        ("shape_aware", "contours", "contour_distances", lambda means: means * 1.01),
+        ("shape_aware", "contours", "outside_distances", lambda maps: maps * 1.01),
         ("unified_focal", "", "voxel_sums", "focal_background"),
         ("exponential_logarithmic", "", "voxel_sums", "power"),
         ("instance_wise", "segments", "sums_by_segment", "focal_background"),
@@ -325,8 +326,8 @@ def test_a_kernel_of_a_single_loss_is_checked(
 
 
 def test_a_distance_kernel_that_failed_does_not_serve_contours(unforced: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = pytest.importorskip("medloss.kernels.numba.labels")
-    monkeypatch.setattr(labels, "contour_distances", _raises)
+    contours = pytest.importorskip("medloss.kernels.numba.contours")
+    monkeypatch.setattr(contours, "contour_distances", _raises)
     keys = [self_check.Key("numba", "cpu", None, torch.float32, work) for work in ("contours", "outside distances")]
     for key, passed in zip(keys, (True, False), strict=True):
         monkeypatch.setitem(self_check._passed, key, passed)
