@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from medloss.kernels import dispatch, self_check
-from medloss.kernels.operators import logit_lines, small_case
+from medloss.kernels.operators import logit_lines
+from medloss.kernels.self_check import small_case
 from medloss.kernels.sum_spec import sum_type
 from medloss.spacing import UnknownSpacingError
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from medloss.distance.maps import outside_distance_map
 from medloss.inputs import LossInputs, Mode
 from medloss.kernels import dispatch, self_check
-from medloss.kernels.operators import small_case
+from medloss.kernels.self_check import small_case
 from medloss.kernels.sum_spec import sum_type
 from medloss.loss_entry import register
 from medloss.voxelwise import VoxelwiseLoss

@@ -4,7 +4,6 @@ Tensors have the shape of the losses' inputs, `[B, C, *spatial]`; kernel sets ge
 selected when an operator is called or traced, and is one of its arguments.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from medloss.errors import InputError
 from medloss.kernels import dispatch, self_check
+from medloss.kernels.self_check import small_case
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 #: The entropies of single losses, and the exponent with which they are checked.
@@ -355,21 +355,6 @@ def _small_sums(
     rows = torch.stack(list(voxel_sums(terms, logits.requires_grad_(), target, *given).values()))
     factors = torch.arange(rows.numel(), device=device).cos().view_as(rows).to(rows)
     return [*rows.detach(), *torch.autograd.grad((factors * rows).sum(), logits)]
-
-
-def small_case(
-    mode: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits of two items and three classes, an index map, a mask and weights, all without random numbers."""
-
-    def wave(channels: int, step: float) -> Tensor:
-        numbers = torch.arange(2 * channels * math.prod(shape), dtype=torch.float64, device="cpu")
-        return (step * numbers).sin().view(2, channels, *shape)
-
-    logits, target = 4 * wave(3, 0.37), (1.5 * (1 + wave(1, 1.3))).long().clamp(max=2)
-    logits = logits.sigmoid().clamp(0.01, 0.99) if mode == "probabilities" else logits
-    weight = (1 + wave(1, 0.7)).to(sum_type(logits.to(dtype)))
-    return logits.to(device, dtype), target.to(device), (wave(1, 0.11) > -0.5).to(device), weight.to(device)
 
 
 for _mode in ("softmax", "sigmoid", "probabilities"):

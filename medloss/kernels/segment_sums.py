@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from medloss.kernels import dispatch, self_check
-from medloss.kernels.operators import RARE_ENTROPIES, no_second_derivative, small_case, sums_work
+from medloss.kernels.operators import RARE_ENTROPIES, no_second_derivative, sums_work
+from medloss.kernels.self_check import small_case
 from medloss.kernels.sum_spec import ROWS, Row, VoxelTerms, sum_type
 
 

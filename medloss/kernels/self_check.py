@@ -5,6 +5,7 @@ its own: there no mode is active that the caller has switched on (a tracer's, au
 device), and nothing that the case does is recorded.
 """
 
+import math
 import os
 import threading
 import warnings
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from medloss.kernels.sum_spec import sum_type
 
 #: Tensors of a small case on a device, in a type, computed by the set of `kernels_under_check`.
 Case = Callable[[torch.device, torch.dtype], Sequence[Tensor]]
@@ -67,6 +70,21 @@ def register(work: str, case: Case, reference: Case | None = None) -> None:
         reference: what is expected; None for the case computed by plain torch.
     """
     _cases[work] = case, reference or case
+
+
+def small_case(
+    mode: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of two items and three classes, an index map, a mask and weights, all without random numbers."""
+
+    def wave(channels: int, step: float) -> Tensor:
+        numbers = torch.arange(2 * channels * math.prod(shape), dtype=torch.float64, device="cpu")
+        return (step * numbers).sin().view(2, channels, *shape)
+
+    logits, target = 4 * wave(3, 0.37), (1.5 * (1 + wave(1, 1.3))).long().clamp(max=2)
+    logits = logits.sigmoid().clamp(0.01, 0.99) if mode == "probabilities" else logits
+    weight = (1 + wave(1, 0.7)).to(sum_type(logits.to(dtype)))
+    return logits.to(device, dtype), target.to(device), (wave(1, 0.11) > -0.5).to(device), weight.to(device)
 
 
 def kernels_under_check() -> str | None:
